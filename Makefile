@@ -1,0 +1,39 @@
+# make demo   records calls through the whole way, in containers, and shows what became of them
+# make test   the whole suite
+#
+# Both set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
+
+.PHONY: help demo test up down setup check fmt clean
+
+CARGO ?= cargo
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+demo:
+	@docker/demo.sh
+
+# The unit tests, the house, and the promises against real servers in containers.
+test:
+	@docker/test.sh
+
+# Leaves a broker and a database running: target/services-dev.env has their addresses.
+up:
+	@docker/services.sh up
+
+down:
+	@docker/services.sh down
+
+setup:
+	@docker/engine.sh
+	@docker/images.sh
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+fmt:
+	$(CARGO) fmt --all
+
+clean: down
+	$(CARGO) clean

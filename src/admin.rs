@@ -1,0 +1,139 @@
+//! The admin port: `/livez`, `/readyz`, `/metrics`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config;
+use crate::flow::perform::Parts;
+
+/// Renders the metrics; nothing when no recorder is installed.
+pub type Metrics = Option<PrometheusHandle>;
+
+/// How long the database may take to say that it is there.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Asks the parts whether the worker can do its work.
+#[derive(Clone)]
+pub struct Readiness(Arc<Parts>);
+
+/// One thing that readiness depends on.
+struct Check {
+    name: &'static str,
+    fault: Option<String>,
+}
+
+impl Readiness {
+    pub fn new(parts: Arc<Parts>) -> Self {
+        Self(parts)
+    }
+
+    async fn checks(&self) -> Vec<Check> {
+        let parts = &self.0;
+        let check = |name, good: bool, fault: &str| Check {
+            name,
+            fault: (!good).then(|| fault.to_owned()),
+        };
+        let database = match tokio::time::timeout(PATIENCE, parts.couch.ping()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer within {PATIENCE:?}")),
+        };
+        vec![
+            check(
+                "consuming",
+                parts.consumers.state().consuming,
+                "the queues are not bound and consumed",
+            ),
+            check(
+                "publishing",
+                parts.publisher.is_connected(),
+                "there is no connection to publish on",
+            ),
+            Check {
+                name: "database",
+                fault: database,
+            },
+            check(
+                "spool",
+                parts.ingest.spool().is_writable(),
+                "the spool folder cannot be written",
+            ),
+            check("running", !parts.stop.is_cancelled(), "the worker is going down"),
+        ]
+    }
+}
+
+#[derive(Clone)]
+struct Admin {
+    readiness: Readiness,
+    metrics: Metrics,
+}
+
+/// Binds the admin port and begins to serve; returns the address that was bound.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve(
+    config: &config::Admin,
+    readiness: Readiness,
+    metrics: Metrics,
+    tasks: &TaskTracker,
+    stop: CancellationToken,
+) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind(config.listen).await?;
+    let address = listener.local_addr()?;
+    let router = Router::new()
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(render))
+        .with_state(Admin { readiness, metrics });
+    tasks.spawn(async move {
+        if let Err(error) = axum::serve(listener, router)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
+        {
+            tracing::error!(%error, "the admin port stopped");
+        }
+    });
+    Ok(address)
+}
+
+/// 200 when everything is in order, else 503; a line for each check.
+async fn ready(State(admin): State<Admin>) -> Response {
+    let checks = admin.readiness.checks().await;
+    let status = if checks.iter().all(|check| check.fault.is_none()) {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let lines: String = checks
+        .iter()
+        .map(|check| format!("{}: {}\n", check.name, check.fault.as_deref().unwrap_or("ok")))
+        .collect();
+    (status, lines).into_response()
+}
+
+async fn render(State(admin): State<Admin>) -> Response {
+    match &admin.metrics {
+        Some(handle) => {
+            handle.run_upkeep();
+            (
+                [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+                handle.render(),
+            )
+                .into_response()
+        }
+        None => (StatusCode::NOT_FOUND, "no metrics are recorded\n").into_response(),
+    }
+}

@@ -1,0 +1,58 @@
+//! Transport over RabbitMQ: supervised sessions, addresses, confirmed publishing, consuming, request and reply.
+//!
+//! lapin's own recovery is off: it left dead consumers behind. Here any error ends the session, and the supervisor begins a new one:
+//! connect, bind first, then everything else. Publishing and consuming have a connection each, so that a broker which blocks publishers
+//! does not stop acknowledgements. Every await on lapin is under a time-out. Nothing is declared or bound on a channel that consumes.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+mod consumer;
+mod delivery;
+mod link;
+mod publisher;
+mod requests;
+mod topology;
+
+pub use consumer::{Consumers, SessionState};
+pub use delivery::{Delivery, MAX_BODY_BYTES};
+pub use publisher::{PublishError, Publisher};
+pub use requests::{Pending, Requests};
+pub use topology::{Binding, QueueKind, QueueSpec};
+
+/// A lapin await that ended badly.
+#[derive(Debug, Error)]
+pub enum AmqpError {
+    #[error("{what} took longer than {limit:?}")]
+    TimedOut { what: &'static str, limit: Duration },
+    #[error("{what}: {source}")]
+    Broker { what: &'static str, source: lapin::Error },
+    #[error("the session ended: {0}")]
+    Ended(&'static str),
+}
+
+impl AmqpError {
+    /// Whether a broker answered, and would not have the connection.
+    fn is_refused_by_broker(&self) -> bool {
+        matches!(self, Self::Broker { source, .. } if source.is_amqp_error())
+    }
+
+    /// Whether the broker refused because something exists in another form, or is missing: the channel is gone, the connection lives.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Broker { source, .. } if source.is_amqp_soft_error())
+    }
+}
+
+/// Awaits `future` for at most `limit`.
+async fn within<T>(
+    limit: Duration,
+    what: &'static str,
+    future: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, AmqpError> {
+    match tokio::time::timeout(limit, future).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(source)) => Err(AmqpError::Broker { what, source }),
+        Err(_) => Err(AmqpError::TimedOut { what, limit }),
+    }
+}

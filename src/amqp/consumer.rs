@@ -1,0 +1,315 @@
+//! The consuming connection: session after session, each binding first.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config;
+use crate::telemetry::events::AmqpConnection;
+
+use super::delivery::Delivery;
+use super::link::{self, Link};
+use super::topology::{self, QueueKind, QueueSpec};
+use super::{AmqpError, within};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What the present session is good for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionState {
+    /// Counts the sessions.
+    pub epoch: u64,
+    /// Every queue is bound and consumed.
+    pub consuming: bool,
+    /// The queue that replies to this worker go to; another one in each session.
+    pub reply_queue: Option<String>,
+}
+
+/// The handle on the consuming side.
+#[derive(Debug, Clone)]
+pub struct Consumers {
+    state: watch::Receiver<SessionState>,
+}
+
+/// The two steps of an orderly end.
+#[derive(Debug, Clone, Default)]
+struct Stop {
+    /// No new deliveries.
+    consuming: CancellationToken,
+    /// The connection may go.
+    connection: CancellationToken,
+}
+
+impl Consumers {
+    /// Begins to consume `specs` in their order, the most urgent first. Deliveries come by the receivers, one for each spec.
+    ///
+    /// `stop` cancels the consumers and keeps the connection for acknowledgements; `close` ends it.
+    pub fn start(
+        config: &config::Amqp,
+        node: &str,
+        specs: Vec<QueueSpec>,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+        close: CancellationToken,
+    ) -> (Self, Vec<mpsc::Receiver<Delivery>>) {
+        let (state_sender, state) = watch::channel(SessionState::default());
+        let (senders, receivers): (Vec<_>, Vec<_>) = specs
+            .iter()
+            .map(|spec| mpsc::channel(usize::from(spec.prefetch).max(1)))
+            .unzip();
+        let side = Side {
+            specs: specs.into_iter().zip(senders).collect(),
+            state: state_sender,
+            stop: Stop {
+                consuming: stop,
+                connection: close,
+            },
+        };
+        tasks.spawn(side.supervise(Link::new("consume", node, config.clone())));
+        (Self { state }, receivers)
+    }
+
+    pub fn state(&self) -> SessionState {
+        self.state.borrow().clone()
+    }
+
+    /// Follows the sessions.
+    pub fn watch(&self) -> watch::Receiver<SessionState> {
+        self.state.clone()
+    }
+
+    /// The present reply queue, waiting up to `limit` for a session that has one.
+    pub async fn reply_queue(&self, limit: Duration) -> Option<String> {
+        let mut state = self.state.clone();
+        let found = tokio::time::timeout(limit, state.wait_for(|state| state.reply_queue.is_some())).await;
+        found.ok()?.ok()?.reply_queue.clone()
+    }
+}
+
+struct Side {
+    specs: Vec<(QueueSpec, mpsc::Sender<Delivery>)>,
+    state: watch::Sender<SessionState>,
+    stop: Stop,
+}
+
+impl Side {
+    async fn supervise(self, mut link: Link) {
+        let mut told = String::new();
+        while !self.stop.consuming.is_cancelled() {
+            let ended = match link.connect().await {
+                Ok(connection) => {
+                    let ended = self.session(&connection, &mut link).await;
+                    self.state.send_modify(|state| {
+                        state.consuming = false;
+                        state.reply_queue = None;
+                    });
+                    link::close(&connection).await;
+                    told.clear();
+                    ended
+                }
+                Err(error) => error,
+            };
+            if self.stop.consuming.is_cancelled() {
+                break;
+            }
+            // The same reason ten times a second would bury everything else.
+            let why = ended.to_string();
+            if why != told {
+                AmqpConnection {
+                    connection: link.name(),
+                    state: Err(&why),
+                }
+                .emit();
+                told = why;
+            }
+            tokio::select! {
+                () = link.pause(&ended) => {}
+                () = self.stop.consuming.cancelled() => {}
+            }
+        }
+    }
+
+    /// One session: returns when it is over, with the reason.
+    async fn session(&self, connection: &Connection, link: &mut Link) -> AmqpError {
+        let mut consuming: JoinSet<&'static str> = JoinSet::new();
+        let mut channels = Vec::new();
+        let mut reply_queue = None;
+        if let Some((first, _)) = self.specs.first()
+            && let Err(error) = topology::bind_early(connection, first).await
+        {
+            return error;
+        }
+        for (spec, sender) in &self.specs {
+            let name = spec.session_name();
+            match self.begin(connection, spec, &name, sender, &mut consuming).await {
+                Ok(channel) => channels.extend(channel),
+                Err(error) => return error,
+            }
+            if spec.bindings.iter().any(|binding| binding.key.is_none()) {
+                reply_queue = Some(name);
+            }
+        }
+        AmqpConnection {
+            connection: link.name(),
+            state: Ok(()),
+        }
+        .emit();
+        link.succeeded();
+        self.state.send_modify(|state| {
+            state.epoch += 1;
+            state.consuming = true;
+            state.reply_queue = reply_queue;
+        });
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                ended = consuming.join_next() => {
+                    return AmqpError::Ended(ended.and_then(Result::ok).unwrap_or("a consumer stopped"));
+                }
+                _ = tick.tick() => if !connection.status().connected() {
+                    return AmqpError::Ended("the connection is gone");
+                },
+                () = self.stop.consuming.cancelled() => break,
+            }
+        }
+        self.state.send_modify(|state| state.consuming = false);
+        for (channel, tag) in &channels {
+            let cancel = channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default());
+            let _ = within(LIMIT, "cancelling a consumer", cancel).await;
+        }
+        self.stop.connection.cancelled().await;
+        AmqpError::Ended("stopped")
+    }
+
+    /// Binds a queue and begins to consume it. Each consumer has a channel of its own.
+    async fn begin(
+        &self,
+        connection: &Connection,
+        spec: &QueueSpec,
+        name: &str,
+        sender: &mpsc::Sender<Delivery>,
+        consuming: &mut JoinSet<&'static str>,
+    ) -> Result<Option<(Channel, String)>, AmqpError> {
+        topology::establish(connection, spec, name).await?;
+        if matches!(spec.kind, QueueKind::DeadLetters { .. }) {
+            return Ok(None);
+        }
+        let channel = within(LIMIT, "opening a channel", connection.create_channel()).await?;
+        let qos = channel.basic_qos(spec.prefetch, BasicQosOptions::default());
+        within(LIMIT, "setting the prefetch", qos).await?;
+        let tag = format!("{name}-{}", uuid::Uuid::new_v4().simple());
+        let consumer = Consumer {
+            channel: channel.clone(),
+            queue: name.to_owned(),
+            tag: tag.clone(),
+            sender: sender.clone(),
+            by_hand: spec.kind != QueueKind::Exclusive,
+            gate: spec.gate.clone(),
+        };
+        // Consumed before the session counts as good, unless the gate says otherwise.
+        let stream = if consumer.is_open() {
+            Some(consumer.consume().await?)
+        } else {
+            None
+        };
+        consuming.spawn(consumer.run(stream));
+        Ok(Some((channel, tag)))
+    }
+}
+
+/// One consumer of a session.
+struct Consumer {
+    channel: Channel,
+    queue: String,
+    tag: String,
+    sender: mpsc::Sender<Delivery>,
+    /// Whether handlers acknowledge, each when its promise is kept.
+    by_hand: bool,
+    gate: Option<watch::Receiver<bool>>,
+}
+
+/// Why a consumer stopped.
+enum Stopped {
+    Gate,
+    Session(&'static str),
+}
+
+impl Consumer {
+    fn is_open(&self) -> bool {
+        self.gate.as_ref().is_none_or(|gate| *gate.borrow())
+    }
+
+    async fn consume(&self) -> Result<lapin::Consumer, AmqpError> {
+        let consume = self.channel.basic_consume(
+            self.queue.as_str().into(),
+            self.tag.as_str().into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        within(LIMIT, "consuming", consume).await
+    }
+
+    async fn run(mut self, mut stream: Option<lapin::Consumer>) -> &'static str {
+        loop {
+            if stream.is_none() {
+                if let Some(gate) = &mut self.gate
+                    && gate.wait_for(|open| *open).await.is_err()
+                {
+                    return "a gate is gone";
+                }
+                stream = match self.consume().await {
+                    Ok(stream) => Some(stream),
+                    Err(_) => return "a queue cannot be consumed again",
+                };
+            }
+            let Some(mut consuming) = stream.take() else { continue };
+            match self.forward(&mut consuming).await {
+                Stopped::Session(why) => return why,
+                Stopped::Gate => {
+                    let cancel = self
+                        .channel
+                        .basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
+                    if within(LIMIT, "cancelling a consumer", cancel).await.is_err() {
+                        return "a consumer could not be cancelled";
+                    }
+                    // What was on its way already goes back, or it would stay with this channel.
+                    while let Some(Ok(delivery)) = consuming.next().await {
+                        Delivery::new(delivery, true).give_back().await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn forward(&mut self, stream: &mut lapin::Consumer) -> Stopped {
+        loop {
+            let next = match &mut self.gate {
+                None => stream.next().await,
+                Some(gate) => tokio::select! {
+                    next = stream.next() => next,
+                    _ = gate.wait_for(|open| !*open) => return Stopped::Gate,
+                },
+            };
+            let delivery = match next {
+                Some(Ok(delivery)) => delivery,
+                Some(Err(_)) => return Stopped::Session("a consumer failed"),
+                // Also how lapin tells that the queue was deleted.
+                None => return Stopped::Session("a consumer was cancelled"),
+            };
+            let acker = (!self.by_hand).then(|| delivery.acker.clone());
+            if self.sender.send(Delivery::new(delivery, self.by_hand)).await.is_err() {
+                return Stopped::Session("nobody takes deliveries any more");
+            }
+            if let Some(acker) = acker {
+                let _ = within(LIMIT, "acknowledging", acker.ack(BasicAckOptions::default())).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! One connection to one of the brokers, and the pauses between attempts.
+
+use std::time::Duration;
+
+use lapin::{Connection, ConnectionProperties};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::time::Instant;
+use tracing::trace;
+
+use crate::config;
+
+use super::{AmqpError, within};
+
+/// The pause after an answer of the broker that is not a connection, such as wrong credentials.
+const CALM: Duration = Duration::from_millis(500);
+
+/// Connects to the configured brokers in turn.
+pub struct Link {
+    name: &'static str,
+    client_name: String,
+    config: config::Amqp,
+    next: usize,
+    pause: Duration,
+    failing_since: Option<Instant>,
+}
+
+/// For this long after a loss the pauses stay at their minimum: a broker that restarts is back within it, and Kazoo's callflow publishes
+/// again 500 ms after it.
+const EAGER: Duration = Duration::from_secs(60);
+
+impl Link {
+    pub fn new(name: &'static str, node: &str, config: config::Amqp) -> Self {
+        let pause = config.reconnect_min;
+        Self {
+            name,
+            client_name: format!("{node} {name}"),
+            config,
+            next: 0,
+            pause,
+            failing_since: None,
+        }
+    }
+
+    /// One attempt, at the next URI of the list.
+    pub async fn connect(&mut self) -> Result<Connection, AmqpError> {
+        let uri: &SecretString = &self.config.uris[self.next % self.config.uris.len()];
+        let properties = ConnectionProperties::default().with_connection_name(self.client_name.clone().into());
+        let connecting = Connection::connect(uri.expose_secret(), properties);
+        let begun = Instant::now();
+        let connected = within(self.config.connect_timeout, "connecting", connecting).await;
+        let (connection, took) = (self.name, begun.elapsed());
+        trace!(connection, ?took, connected = connected.is_ok(), "connect attempt");
+        if connected.is_err() {
+            self.next = self.next.wrapping_add(1);
+        }
+        connected
+    }
+
+    /// The session reached its work: the next loss is a new one.
+    pub fn succeeded(&mut self) {
+        self.pause = self.config.reconnect_min;
+        self.failing_since = None;
+    }
+
+    /// Waits before the next attempt. A broker that is not there is looked for often; one that is there, and will not have us, is not
+    /// pestered.
+    pub async fn pause(&mut self, ended: &AmqpError) {
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        let pause = if ended.is_refused_by_broker() {
+            self.pause.max(CALM)
+        } else {
+            self.pause
+        };
+        tokio::time::sleep(pause.min(self.config.reconnect_max)).await;
+        if since.elapsed() > EAGER {
+            self.pause = (self.pause * 2).min(self.config.reconnect_max);
+        }
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+/// Closes a connection that may be dead already.
+pub async fn close(connection: &Connection) {
+    // The error would only say that it is closed.
+    let _ = within(Duration::from_secs(2), "closing", connection.close(200, "bye".into())).await;
+}

@@ -1,0 +1,359 @@
+//! Publishing, each message confirmed by the broker.
+//!
+//! Each channel has one message under way at most: lapin hands a returned message to whichever confirmation comes next, so only then is
+//! it certain which message came back. The returned `message_id` is compared all the same. Width comes from a pool of channels.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use serde_json::Value;
+use thiserror::Error;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config;
+use crate::kazoo::names::{CONTENT_TYPE, DELIVER_TO_PID, Exchange};
+use crate::kazoo::outgoing::Outgoing;
+use crate::kazoo::routing_key::MAX_BYTES;
+use crate::kazoo::time::Clock;
+use crate::telemetry::events::{AmqpConnection, Published};
+
+use super::delivery::Delivery;
+use super::link::{self, Link};
+use super::{AmqpError, topology, within};
+
+/// The header that tells why a message is in the dead letters.
+const REASON: &str = "x-kz-record-call-reason";
+
+/// Why a message was not published, or may not have been.
+#[derive(Debug, Error)]
+pub enum PublishError {
+    #[error("no queue takes the message: {0}")]
+    Unroutable(String),
+    #[error("the broker refused the message")]
+    Refused,
+    #[error("the routing key is longer than {MAX_BYTES} bytes")]
+    KeyTooLong,
+    #[error("not published within {0:?}")]
+    TimedOut(Duration),
+    #[error(transparent)]
+    Amqp(#[from] AmqpError),
+}
+
+impl PublishError {
+    pub fn is_unroutable(&self) -> bool {
+        matches!(self, Self::Unroutable(_))
+    }
+}
+
+/// Publishes messages; cheap to clone.
+#[derive(Clone)]
+pub struct Publisher(Arc<Inner>);
+
+struct Inner {
+    connection: watch::Receiver<Option<Live>>,
+    permits: Semaphore,
+    idle: Mutex<Vec<(u64, Channel)>>,
+    lost: Arc<Notify>,
+    limit: Duration,
+    clock: Clock,
+}
+
+/// The present connection.
+#[derive(Clone)]
+struct Live {
+    epoch: u64,
+    connection: Arc<Connection>,
+}
+
+impl Publisher {
+    /// Begins to keep a connection for publishing. `close` ends it.
+    pub fn start(
+        config: &config::Amqp,
+        node: &str,
+        clock: Clock,
+        tasks: &TaskTracker,
+        close: CancellationToken,
+    ) -> Self {
+        let (sender, connection) = watch::channel(None);
+        let lost = Arc::new(Notify::new());
+        tasks.spawn(supervise(
+            Link::new("publish", node, config.clone()),
+            sender,
+            Arc::clone(&lost),
+            close,
+        ));
+        Self(Arc::new(Inner {
+            connection,
+            permits: Semaphore::new(usize::from(config.publish_window)),
+            idle: Mutex::new(Vec::new()),
+            lost,
+            limit: config.publish_timeout,
+            clock,
+        }))
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.0.connection.borrow().is_some()
+    }
+
+    /// Publishes, and waits until the broker has confirmed it.
+    ///
+    /// # Errors
+    /// `Unroutable` when the message is mandatory and no queue takes it. All others leave it open whether the broker has it: repeat what
+    /// is harmless when it comes twice.
+    pub async fn publish(&self, message: &Outgoing) -> Result<(), PublishError> {
+        let body = message.body.to_string();
+        let id = message.body.get("Msg-ID").and_then(Value::as_str).unwrap_or_default();
+        let mut properties = BasicProperties::default()
+            .with_content_type(CONTENT_TYPE.into())
+            .with_message_id(id.into())
+            .with_timestamp(u64::try_from(self.0.clock.now().unix_seconds()).unwrap_or(0));
+        if message.persistent {
+            properties = properties.with_delivery_mode(2);
+        }
+        if let Some(pid) = &message.deliver_to_pid {
+            let mut headers = FieldTable::default();
+            headers.insert(DELIVER_TO_PID.into(), AMQPValue::LongString(pid.as_str().into()));
+            properties = properties.with_headers(headers);
+        }
+        let exchange = message.exchange.name();
+        let result = self
+            .raw(
+                exchange,
+                &message.routing_key,
+                message.mandatory,
+                body.as_bytes(),
+                id,
+                properties,
+            )
+            .await;
+        Published {
+            exchange,
+            result: match &result {
+                Ok(()) => "confirmed",
+                Err(error) if error.is_unroutable() => "unroutable",
+                Err(_) => "failed",
+            },
+        }
+        .emit();
+        result
+    }
+
+    /// Puts a message of our own into one of our own queues, where it outlives the broker's restart.
+    ///
+    /// # Errors
+    /// As `publish`.
+    pub async fn enqueue(&self, queue: &str, id: &str, body: &Value) -> Result<(), PublishError> {
+        let properties = BasicProperties::default()
+            .with_content_type(CONTENT_TYPE.into())
+            .with_message_id(id.into())
+            .with_delivery_mode(2);
+        self.raw("", queue, true, body.to_string().as_bytes(), id, properties)
+            .await
+    }
+
+    /// Puts a copy of a delivery, byte by byte, to `queue`, with the reason in a header.
+    ///
+    /// # Errors
+    /// As `publish`; the delivery must then not be acknowledged.
+    pub async fn dead_letter(&self, delivery: &Delivery, queue: &str, reason: &str) -> Result<(), PublishError> {
+        let received = delivery.properties();
+        let mut headers = received.headers().clone().unwrap_or_default();
+        for (key, text) in [
+            (REASON, reason),
+            ("x-kz-record-call-exchange", delivery.exchange()),
+            ("x-kz-record-call-routing-key", delivery.routing_key()),
+        ] {
+            headers.insert(key.into(), AMQPValue::LongString(text.into()));
+        }
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let properties = received
+            .clone()
+            .with_headers(headers)
+            .with_delivery_mode(2)
+            .with_message_id(id.as_str().into());
+        self.raw("", queue, true, delivery.body(), &id, properties).await
+    }
+
+    async fn raw(
+        &self,
+        exchange: &str,
+        key: &str,
+        mandatory: bool,
+        body: &[u8],
+        id: &str,
+        properties: BasicProperties,
+    ) -> Result<(), PublishError> {
+        if key.len() > MAX_BYTES {
+            return Err(PublishError::KeyTooLong);
+        }
+        let limit = self.0.limit;
+        let publishing = self.on_a_channel(exchange, key, mandatory, body, id, properties);
+        match tokio::time::timeout(limit, publishing).await {
+            Ok(result) => result,
+            Err(_) => {
+                // Its channel was dropped with the future; the connection may be dead without saying so.
+                self.0.lost.notify_one();
+                Err(PublishError::TimedOut(limit))
+            }
+        }
+    }
+
+    async fn on_a_channel(
+        &self,
+        exchange: &str,
+        key: &str,
+        mandatory: bool,
+        body: &[u8],
+        id: &str,
+        properties: BasicProperties,
+    ) -> Result<(), PublishError> {
+        let _permit = self
+            .0
+            .permits
+            .acquire()
+            .await
+            .map_err(|_| AmqpError::Ended("publishing is over"))?;
+        let (epoch, channel) = self.channel().await?;
+        let options = BasicPublishOptions {
+            mandatory,
+            ..BasicPublishOptions::default()
+        };
+        let published = async {
+            channel
+                .basic_publish(exchange.into(), key.into(), options, body, properties)
+                .await?
+                .await
+        };
+        match published.await {
+            Ok(Confirmation::Ack(None)) => {
+                self.put_back(epoch, channel);
+                Ok(())
+            }
+            Ok(Confirmation::Ack(Some(returned))) => {
+                let theirs = returned.properties.message_id().as_ref().map_or("", |id| id.as_str());
+                if theirs == id {
+                    self.put_back(epoch, channel);
+                    Err(PublishError::Unroutable(returned.reply_text.as_str().to_owned()))
+                } else {
+                    // Cannot be with one message under way; the channel is not to be trusted.
+                    Err(AmqpError::Ended("a returned message was not ours").into())
+                }
+            }
+            Ok(_) => {
+                self.put_back(epoch, channel);
+                Err(PublishError::Refused)
+            }
+            Err(source) => {
+                self.0.lost.notify_one();
+                Err(AmqpError::Broker {
+                    what: "publishing",
+                    source,
+                }
+                .into())
+            }
+        }
+    }
+
+    /// An idle channel of the present connection, or a new one.
+    async fn channel(&self) -> Result<(u64, Channel), PublishError> {
+        let mut watching = self.0.connection.clone();
+        let live = match watching.wait_for(Option::is_some).await {
+            Ok(live) => live.clone(),
+            Err(_) => None,
+        };
+        let Some(Live { epoch, connection }) = live else {
+            return Err(AmqpError::Ended("publishing is over").into());
+        };
+        let idle = self.0.idle.lock().ok().and_then(|mut idle| {
+            idle.retain(|(of, channel)| *of == epoch && channel.status().connected());
+            idle.pop()
+        });
+        if let Some(channel) = idle {
+            return Ok(channel);
+        }
+        let channel = within(self.0.limit, "opening a channel", connection.create_channel()).await?;
+        let confirm = channel.confirm_select(ConfirmSelectOptions::default());
+        within(self.0.limit, "asking for confirms", confirm).await?;
+        Ok((epoch, channel))
+    }
+
+    fn put_back(&self, epoch: u64, channel: Channel) {
+        if let Ok(mut idle) = self.0.idle.lock() {
+            idle.push((epoch, channel));
+        }
+    }
+}
+
+async fn supervise(mut link: Link, state: watch::Sender<Option<Live>>, lost: Arc<Notify>, close: CancellationToken) {
+    let (mut epoch, mut told) = (0, String::new());
+    while !close.is_cancelled() {
+        let ended = match link.connect().await {
+            Ok(connection) => {
+                epoch += 1;
+                let ended = session(Arc::new(connection), epoch, &mut link, &state, &lost, &close).await;
+                told.clear();
+                ended
+            }
+            Err(error) => error,
+        };
+        if close.is_cancelled() {
+            break;
+        }
+        let why = ended.to_string();
+        if why != told {
+            AmqpConnection {
+                connection: link.name(),
+                state: Err(&why),
+            }
+            .emit();
+            told = why;
+        }
+        tokio::select! {
+            () = link.pause(&ended) => {}
+            () = close.cancelled() => {}
+        }
+    }
+}
+
+async fn session(
+    connection: Arc<Connection>,
+    epoch: u64,
+    link: &mut Link,
+    state: &watch::Sender<Option<Live>>,
+    lost: &Notify,
+    close: &CancellationToken,
+) -> AmqpError {
+    // A message to an exchange that is missing would kill its channel; one that nobody is bound to is merely returned.
+    for exchange in Exchange::ALL {
+        if let Err(error) = topology::exchange(&connection, exchange).await {
+            return error;
+        }
+    }
+    AmqpConnection {
+        connection: link.name(),
+        state: Ok(()),
+    }
+    .emit();
+    link.succeeded();
+    state.send_replace(Some(Live {
+        epoch,
+        connection: Arc::clone(&connection),
+    }));
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    while connection.status().connected() && !close.is_cancelled() {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = lost.notified() => {}
+            () = close.cancelled() => {}
+        }
+    }
+    state.send_replace(None);
+    link::close(&connection).await;
+    AmqpError::Ended("the connection is gone")
+}

@@ -1,0 +1,212 @@
+//! Exchanges, queues and bindings, declared on throw-away channels.
+//!
+//! Exchanges are Kazoo's, declared exactly as it does. Kazoo's exchanges are not durable: after a broker restart nothing is routed to us
+//! until somebody declares them and we bind again.
+
+use std::time::Duration;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ExchangeKind};
+use tokio::sync::watch;
+use tracing::{trace, warn};
+
+use crate::kazoo::names::{self, Exchange};
+
+use super::{AmqpError, within};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// `x-delivery-limit` of our quorum queues: absent means 20 from RabbitMQ 4.0 on, and -1 deletes messages on 3.10.
+const DELIVERY_LIMIT: i64 = 1_000_000;
+
+/// A queue that we consume, and what it is bound to.
+#[derive(Debug, Clone)]
+pub struct QueueSpec {
+    /// The queue's name; of an exclusive one its beginning, since each session gets a new one.
+    pub name: String,
+    pub kind: QueueKind,
+    pub bindings: Vec<Binding>,
+    pub prefetch: u16,
+    /// Consumed only while this is true; the queue gathers meanwhile. `None`: always.
+    pub gate: Option<watch::Receiver<bool>>,
+}
+
+/// What a queue is bound to.
+#[derive(Debug, Clone)]
+pub struct Binding {
+    pub exchange: Exchange,
+    /// `None`: the queue's own name, which makes it a reply queue.
+    pub key: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QueueKind {
+    /// Shared by all workers: a quorum queue, kept over restarts of everybody, bounded in bytes, with dead letters. Acknowledged by hand.
+    Shared { max_bytes: i64, dead_letters: String },
+    /// Where dead letters rest; never consumed by us.
+    DeadLetters { max_bytes: i64 },
+    /// This worker's own, gone with its connection; acknowledged on delivery.
+    Exclusive,
+}
+
+impl QueueSpec {
+    /// The name for a session.
+    pub fn session_name(&self) -> String {
+        match self.kind {
+            QueueKind::Exclusive => format!("{}-{}", self.name, uuid::Uuid::new_v4().simple()),
+            _ => self.name.clone(),
+        }
+    }
+}
+
+/// Declares and binds `spec` under `name`.
+pub async fn establish(connection: &Connection, spec: &QueueSpec, name: &str) -> Result<(), AmqpError> {
+    let (options, arguments) = declaration(&spec.kind);
+    let channel = channel(connection).await?;
+    let declared = within(
+        LIMIT,
+        "declaring a queue",
+        channel.queue_declare(name.into(), options, arguments),
+    )
+    .await;
+    let channel = match declared {
+        Ok(_) => channel,
+        Err(error) if error.is_refusal() => {
+            // It exists in another form, by an operator's hand or an older version's. Better to use it than to leave calls unanswered.
+            warn!(queue = name, %error, "the queue exists in another form; using it as it is");
+            let channel = self::channel(connection).await?;
+            let passive = QueueDeclareOptions {
+                passive: true,
+                ..options
+            };
+            within(
+                LIMIT,
+                "looking up a queue",
+                channel.queue_declare(name.into(), passive, FieldTable::default()),
+            )
+            .await?;
+            channel
+        }
+        Err(error) => return Err(error),
+    };
+    for binding in &spec.bindings {
+        let key = binding.key.as_deref().unwrap_or(name);
+        exchange(connection, binding.exchange).await?;
+        let options = QueueBindOptions::default();
+        let binding = channel.queue_bind(
+            name.into(),
+            binding.exchange.name().into(),
+            key.into(),
+            options,
+            FieldTable::default(),
+        );
+        within(LIMIT, "binding a queue", binding).await?;
+    }
+    close(&channel).await;
+    Ok(())
+}
+
+/// Binds a shared queue that an earlier session declared, in as few steps as it takes: after a broker restart every message in between is
+/// returned to its sender, and looking a quorum queue up then takes the time of an election. A queue that is not there yet is no error.
+pub async fn bind_early(connection: &Connection, spec: &QueueSpec) -> Result<(), AmqpError> {
+    let channel = channel(connection).await?;
+    for binding in &spec.bindings {
+        let Some(key) = &binding.key else { continue };
+        let (exchange, options) = (binding.exchange, options(binding.exchange));
+        let declare = channel.exchange_declare(exchange.name().into(), kind(exchange), options, FieldTable::default());
+        let bind = channel.queue_bind(
+            spec.name.as_str().into(),
+            exchange.name().into(),
+            key.as_str().into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        let both = async {
+            within(LIMIT, "declaring an exchange", declare).await?;
+            within(LIMIT, "binding a queue", bind).await
+        };
+        match both.await {
+            Ok(()) => trace!(queue = spec.name, key, "bound"),
+            Err(error) if error.is_refusal() => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+    close(&channel).await;
+    Ok(())
+}
+
+fn options(exchange: Exchange) -> ExchangeDeclareOptions {
+    ExchangeDeclareOptions {
+        durable: exchange.is_durable(),
+        ..ExchangeDeclareOptions::default()
+    }
+}
+
+fn kind(exchange: Exchange) -> ExchangeKind {
+    match exchange.kind() {
+        names::ExchangeKind::Topic => ExchangeKind::Topic,
+        names::ExchangeKind::Direct => ExchangeKind::Direct,
+    }
+}
+
+/// Declares one of Kazoo's exchanges.
+pub async fn exchange(connection: &Connection, exchange: Exchange) -> Result<(), AmqpError> {
+    let channel = channel(connection).await?;
+    let (kind, options) = (kind(exchange), options(exchange));
+    let declaring = channel.exchange_declare(exchange.name().into(), kind, options, FieldTable::default());
+    match within(LIMIT, "declaring an exchange", declaring).await {
+        Ok(()) => {
+            close(&channel).await;
+            Ok(())
+        }
+        Err(error) if error.is_refusal() => {
+            warn!(exchange = exchange.name(), %error, "the exchange exists in another form; using it as it is");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn channel(connection: &Connection) -> Result<Channel, AmqpError> {
+    within(LIMIT, "opening a channel", connection.create_channel()).await
+}
+
+async fn close(channel: &Channel) {
+    let _ = within(LIMIT, "closing a channel", channel.close(200, "done".into())).await;
+}
+
+fn declaration(kind: &QueueKind) -> (QueueDeclareOptions, FieldTable) {
+    let mut arguments = FieldTable::default();
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    match kind {
+        QueueKind::Exclusive => (
+            QueueDeclareOptions {
+                exclusive: true,
+                auto_delete: true,
+                ..QueueDeclareOptions::default()
+            },
+            arguments,
+        ),
+        QueueKind::Shared {
+            max_bytes,
+            dead_letters,
+        } => {
+            arguments.insert("x-queue-type".into(), text("quorum"));
+            arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
+            arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(*max_bytes));
+            arguments.insert("x-dead-letter-exchange".into(), text(""));
+            arguments.insert("x-dead-letter-routing-key".into(), text(dead_letters));
+            (durable, arguments)
+        }
+        QueueKind::DeadLetters { max_bytes } => {
+            arguments.insert("x-queue-type".into(), text("quorum"));
+            arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(*max_bytes));
+            (durable, arguments)
+        }
+    }
+}

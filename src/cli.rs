@@ -1,0 +1,88 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+
+mod explain;
+mod ledger;
+mod list;
+mod run;
+
+/// `EX_USAGE`: the configuration, or the command line, is wrong.
+const USAGE: u8 = 64;
+
+/// Records Kazoo calls on behalf of callflows, and loses none of them.
+///
+/// A worker beside a Kazoo cluster: it runs the record_call action of callflows whose node says "remote_execution": true, brings the
+/// audio from the media switch to where it belongs, and tells everybody who must know.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    /// A TOML file with settings; what it does not set keeps its default.
+    ///
+    /// Every setting can also be given in the environment: [amqp] uri is KZ_RECORD_CALL__AMQP__URI.
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the worker until SIGTERM or SIGINT.
+    ///
+    /// On the first signal it takes nothing new, finishes what it has in hand within flow.drain_s, and leaves the rest to other
+    /// workers; a second signal ends it at once.
+    Run,
+    /// Tell the story of a recording: what was asked, what happened and when, where its audio is, and what comes next.
+    Explain {
+        /// A call's id, a recording's id, or its document's.
+        name: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List recordings, by state, account, cause and age.
+    List(list::ListArgs),
+    /// Move recordings on that are parked: their attempts begin anew.
+    Retry(list::RetryArgs),
+    /// Give a recording up whose audio cannot, or need not, be delivered.
+    Discard(list::DiscardArgs),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    // The one crypto library, before anything asks for it.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let cli = Cli::parse();
+    let config = match Config::load(cli.config.as_deref()) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            eprintln!("kz-record-call: the configuration is wrong:");
+            for mistake in mistakes {
+                eprintln!("  {mistake}");
+            }
+            return ExitCode::from(USAGE);
+        }
+    };
+    let done = match cli.command {
+        Command::Run => return run::run(config),
+        Command::Explain { name, json } => explain::run(&config, &name, json),
+        Command::List(args) => list::list(&config, &args),
+        Command::Retry(args) => list::retry(&config, &args),
+        Command::Discard(args) => list::discard(&config, &args),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("kz-record-call: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

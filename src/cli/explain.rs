@@ -1,0 +1,290 @@
+//! `kz-record-call explain`: the story of a recording, from the ledger.
+
+use std::io::Write;
+
+use serde_json::json;
+
+use crate::config::Config;
+use crate::entry::Entry;
+use crate::entry::fact::{Destination, Fact, What};
+use crate::flow::next;
+use crate::kazoo::time::Moment;
+use crate::ledger::Record;
+use crate::recording::order::Url;
+
+use super::ledger::{Desk, block_on, duration};
+
+pub fn run(config: &Config, name: &str, json: bool) -> anyhow::Result<bool> {
+    block_on(async {
+        let desk = Desk::open(config)?;
+        let found = desk.named(name).await;
+        let now = desk.clock.now();
+        let policy = desk.policy.clone();
+        desk.close().await;
+        let found = found?;
+        let mut out = std::io::stdout().lock();
+        if json {
+            let all: Vec<_> = found.iter().map(|record| as_json(record, now, &policy)).collect();
+            writeln!(out, "{:#}", json!(all))?;
+        } else if found.is_empty() {
+            writeln!(out, "The ledger knows no recording, document or call {name:?}.")?;
+            writeln!(
+                out,
+                "A recording that another recorder made (account, endpoint, conference, a local action) is not in it."
+            )?;
+        }
+        for record in found.iter().filter(|_| !json) {
+            story(&mut out, record, now, &policy)?;
+        }
+        Ok(!found.is_empty())
+    })
+}
+
+fn as_json(record: &Record, now: Moment, policy: &next::Policy) -> serde_json::Value {
+    let entry = &record.entry;
+    json!({
+        "media_id": entry.order().map(|order| order.media_id.as_str()),
+        "call_id": entry.call_id,
+        "key": entry.key,
+        "state": entry.state(),
+        "outcome": entry.outcome().map(|(outcome, _)| outcome.name()),
+        "cause": entry.outcome().map(|(_, cause)| cause).or(entry.parked()).map(|cause| cause.name()),
+        "next": next::due(entry, now, policy).map(Moment::rfc3339),
+        "lease": record.lease,
+        "facts": entry.facts(),
+    })
+}
+
+fn story(out: &mut impl Write, record: &Record, now: Moment, policy: &next::Policy) -> std::io::Result<()> {
+    let entry = &record.entry;
+    let media_id = entry.order().map_or("unknown", |order| order.media_id.as_str());
+    writeln!(out, "\nRecording {media_id}")?;
+    writeln!(out, "  call      {}", entry.call_id)?;
+    if let Some(order) = entry.order() {
+        writeln!(out, "  account   {}", next::account(entry).unwrap_or("unknown"))?;
+        writeln!(out, "  asked     {}, {}", order.asked_at.rfc3339(), order.origin)?;
+        writeln!(
+            out,
+            "  format    {}, file {} on the switch",
+            order.format, order.file_name
+        )?;
+        match &order.url {
+            Url::None => {}
+            Url::Given(url) => writeln!(out, "  url       {}", without_secrets(url))?,
+            Url::Lost => writeln!(out, "  url       there was one, and it is not known any more")?,
+        }
+    }
+    writeln!(out, "  state     {}", verdict(entry))?;
+    writeln!(out, "\n  What happened")?;
+    let begin = entry.facts().first().map_or(now, |fact| fact.at);
+    for fact in entry.facts() {
+        let after = fact.at.since(begin).as_secs_f64();
+        writeln!(
+            out,
+            "    {}  +{after:>9.3} s  {:<18} {}",
+            clock(fact.at),
+            fact.by,
+            words(fact)
+        )?;
+    }
+    writeln!(out, "\n  Where the audio is")?;
+    for place in places(entry) {
+        writeln!(out, "    {place}")?;
+    }
+    writeln!(out, "\n  What comes next")?;
+    writeln!(out, "    {}", coming(record, now, policy))?;
+    Ok(())
+}
+
+fn clock(at: Moment) -> String {
+    let text = at.rfc3339();
+    text.get(11..23).unwrap_or(&text).trim_end_matches('Z').to_owned()
+}
+
+fn verdict(entry: &Entry) -> String {
+    match (entry.outcome(), entry.parked()) {
+        (Some((outcome, cause)), _) => format!("{outcome}: {}", cause.meaning()),
+        (None, Some(cause)) => format!("parked: {}", cause.meaning()),
+        (None, None) => entry.state().to_owned(),
+    }
+}
+
+/// What a fact says, in words.
+fn words(fact: &Fact) -> String {
+    match &fact.what {
+        What::Asked(order) => format!("asked for by a callflow, as {}", order.media_id),
+        What::Commanded => "start command delivered to the broker".into(),
+        What::CommandLost { why } => format!("start command not delivered: {why}"),
+        What::CommandRefused { why } => format!("start command refused: {why}"),
+        What::Started(told) => format!(
+            "the switch records ({}, {})",
+            told.node.as_deref().unwrap_or("unknown switch"),
+            told.path.as_deref().unwrap_or("unknown file")
+        ),
+        What::StopAsked { .. } => "a callflow wants it stopped".into(),
+        What::StopSent { n } => format!("stop command {n} delivered to the broker"),
+        What::StopUnconfirmed => "the switch has not confirmed the stop".into(),
+        What::Masked { on: true, .. } => "audio masked".into(),
+        What::Masked { on: false, .. } => "audio unmasked".into(),
+        What::ChannelSeen { alive: true, .. } => "looked for the call: it lives, or nobody can tell".into(),
+        What::ChannelSeen { alive: false, .. } => "looked for the call: it is gone".into(),
+        What::Probed { size, .. } => format!("looked at the file on the switch: {size} bytes"),
+        What::Ended(told) => format!(
+            "the switch ended it: {} ms, {}",
+            told.length_ms.unwrap_or(0),
+            told.completion_cause.as_deref().unwrap_or("no cause told")
+        ),
+        What::PresumedEnded(_) => "its end is presumed: nobody told it, and the file has not changed".into(),
+        What::Decided(destination) => format!("it is to go to {}", place_name(*destination)),
+        What::CollectFailed { attempt, why, .. } => format!("attempt {attempt}: the audio did not come: {why}"),
+        What::Collected(audio) => format!(
+            "audio received: {} bytes, sha256 {}",
+            audio.size,
+            short(&audio.digests.sha256)
+        ),
+        What::Held { holding, .. } => format!("audio put into the hold ({}/{})", holding.place, holding.name),
+        What::Unheld { .. } => "audio taken out of the hold".into(),
+        What::Documented(document) => format!("document written ({}, rev {})", document.database, short(&document.rev)),
+        What::Uploaded { url } => format!("audio delivered to {}", without_secrets(url)),
+        What::DeliveryFailed {
+            attempt,
+            destination,
+            why,
+            ..
+        } => {
+            format!(
+                "attempt {attempt}: not delivered to {}: {why}",
+                place_name(*destination)
+            )
+        }
+        What::Delivered(delivery) => format!(
+            "at {}: {} in {}, rev {}{}",
+            place_name(delivery.destination),
+            delivery.document.id,
+            delivery.document.database,
+            short(&delivery.document.rev),
+            if delivery.below_quorum {
+                ", with fewer copies than the quorum"
+            } else {
+                ""
+            }
+        ),
+        What::Parked { cause, .. } => format!("parked: {}", cause.meaning()),
+        What::Retried { .. } => "moved on by an operator".into(),
+        What::Concluded { outcome, cause } => format!("{outcome}: {}", cause.meaning()),
+        What::Announced(announcement) => format!("announced: {}", announcement.name()),
+        What::Closed => "closed".into(),
+    }
+}
+
+fn place_name(destination: Destination) -> &'static str {
+    match destination {
+        Destination::Account => "the account's monthly database",
+        Destination::ThirdParty => "the third party's database",
+        Destination::Url => "the user's url",
+        Destination::StoragePlan => "the account's storage plan",
+    }
+}
+
+fn places(entry: &Entry) -> Vec<String> {
+    let mut places = Vec::new();
+    if let Some(delivery) = entry.delivery() {
+        let document = &delivery.document;
+        places.push(match (delivery.destination, entry.uploaded()) {
+            (Destination::Url, Some(url)) => format!(
+                "{}; its document {} in {}",
+                without_secrets(url),
+                document.id,
+                document.database
+            ),
+            _ => format!(
+                "{}: document {} in {}",
+                place_name(delivery.destination),
+                document.id,
+                document.database
+            ),
+        });
+    }
+    if let Some(holding) = entry.held() {
+        places.push(format!(
+            "the hold: {}/{}, {} bytes",
+            holding.place, holding.name, holding.size
+        ));
+    }
+    if places.is_empty() {
+        let told = entry.told_end().or(entry.ended()).or(entry.started());
+        places.push(
+            match told.and_then(|told| told.node.as_deref().zip(told.path.as_deref())) {
+                Some((node, path)) => format!("on the switch {node}, {path}, as far as is known"),
+                None => "nowhere, as far as is known".into(),
+            },
+        );
+    }
+    if let Some(audio) = entry.audio() {
+        places.push(format!(
+            "{} bytes, md5 {}, sha256 {}",
+            audio.size, audio.digests.md5, audio.digests.sha256
+        ));
+        if audio.is_suspect() {
+            let names: Vec<&str> = audio.findings.iter().map(|finding| finding.name()).collect();
+            places.push(format!("something is wrong with it: {}", names.join(", ")));
+        }
+    }
+    places
+}
+
+fn coming(record: &Record, now: Moment, policy: &next::Policy) -> String {
+    let entry = &record.entry;
+    if entry.is_closed() {
+        return "nothing: it is closed".into();
+    }
+    if entry.parked().is_some() {
+        return "nothing by itself: `kz-record-call retry` moves it on, `kz-record-call discard` gives it up".into();
+    }
+    if let Some(lease) = record.lease.as_ref().filter(|lease| lease.holds(now)) {
+        return format!(
+            "{} has it in hand, until {} at the latest",
+            lease.by,
+            lease.until.rfc3339()
+        );
+    }
+    match next::due(entry, now, policy) {
+        Some(at) if at > now => format!(
+            "a worker takes it up in {} ({})",
+            duration(at.since(now).as_secs()),
+            at.rfc3339()
+        ),
+        Some(_) => "a worker takes it up now".into(),
+        None => "nothing, until something is heard of it".into(),
+    }
+}
+
+fn short(text: &str) -> &str {
+    text.get(..14).unwrap_or(text)
+}
+
+/// A URL without its credentials and the values of its query.
+fn without_secrets(url: &str) -> String {
+    match url::Url::parse(url) {
+        Ok(mut url) => {
+            let _ = url.set_password(None);
+            let _ = url.set_username("");
+            if url.query().is_some() {
+                url.set_query(Some("…"));
+            }
+            url.to_string().replace("%E2%80%A6", "…")
+        }
+        Err(_) => "(not a url)".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_credential_is_shown() {
+        assert_eq!(without_secrets("https://u:p@h/in?token=abc"), "https://h/in?…");
+        assert_eq!(without_secrets("nonsense"), "(not a url)");
+    }
+}

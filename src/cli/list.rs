@@ -1,0 +1,250 @@
+//! `kz-record-call list`, `retry` and `discard`.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use serde_json::json;
+
+use crate::config::Config;
+use crate::entry::cause::{Cause, Outcome};
+use crate::entry::fact::What;
+use crate::flow::next;
+use crate::ledger::{Filter, Record, STATES};
+
+use super::ledger::{Desk, block_on, duration};
+
+/// Which recordings are listed.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only these: asked, recording, ended, held, parked, announcing, stored, delivered, discarded or failed.
+    #[arg(long)]
+    state: Option<String>,
+    /// Only this account's: 32 hex digits.
+    #[arg(long)]
+    account: Option<String>,
+    /// Only with this cause, such as unreachable.
+    #[arg(long)]
+    cause: Option<String>,
+    /// Only those asked for longer ago than this: 90s, 15m, 6h, 2d.
+    #[arg(long, value_parser = age)]
+    older: Option<Duration>,
+    /// Only those asked for within this: 90s, 15m, 6h, 2d.
+    #[arg(long, value_parser = age)]
+    newer: Option<Duration>,
+    /// No more than this many, newest first.
+    #[arg(long, default_value_t = 100)]
+    limit: usize,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.len().saturating_sub(1));
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err("a number and s, m, h or d, such as 15m".into()),
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "a number and s, m, h or d, such as 15m".to_owned())?;
+    Ok(Duration::from_secs(number.saturating_mul(seconds)))
+}
+
+pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
+    if let Some(state) = &args.state
+        && !STATES.contains(&state.as_str())
+    {
+        bail!("{state:?} is not a state; there are {}", STATES.join(", "));
+    }
+    block_on(async {
+        let desk = Desk::open(config)?;
+        let now = desk.clock.now();
+        let filter = Filter {
+            state: args.state.clone(),
+            account_id: args.account.clone(),
+            cause: args.cause.clone(),
+            before: args.older.map(|age| now.minus(age)),
+            after: args.newer.map(|age| now.minus(age)),
+            limit: args.limit,
+            ..Filter::default()
+        };
+        let found = desk.ledger.find(&filter).await;
+        desk.close().await;
+        let found = found.context("the ledger does not tell")?;
+        let mut out = std::io::stdout().lock();
+        if !args.json {
+            writeln!(
+                out,
+                "{:<40} {:<12} {:<20} {:>12}  {:<32} CALL",
+                "MEDIA ID", "STATE", "CAUSE", "AGE", "ACCOUNT"
+            )?;
+        }
+        for record in &found {
+            let row = Row::of(record);
+            if args.json {
+                writeln!(out, "{}", row.json(record))?;
+            } else {
+                let age = record
+                    .entry
+                    .order()
+                    .map_or(0, |order| now.since(order.asked_at).as_secs());
+                writeln!(
+                    out,
+                    "{:<40} {:<12} {:<20} {:>12}  {:<32} {}",
+                    row.media_id,
+                    row.state,
+                    row.cause,
+                    duration(age),
+                    row.account,
+                    record.entry.call_id
+                )?;
+            }
+        }
+        if !args.json {
+            writeln!(
+                out,
+                "{} recording{}",
+                found.len(),
+                if found.len() == 1 { "" } else { "s" }
+            )?;
+        }
+        Ok(true)
+    })
+}
+
+struct Row<'a> {
+    media_id: &'a str,
+    state: &'static str,
+    cause: &'static str,
+    account: &'a str,
+}
+
+impl<'a> Row<'a> {
+    fn of(record: &'a Record) -> Self {
+        let entry = &record.entry;
+        let cause = entry.outcome().map(|(_, cause)| cause).or(entry.parked());
+        Self {
+            media_id: entry.order().map_or("unknown", |order| order.media_id.as_str()),
+            state: entry.state(),
+            cause: cause.map_or("-", Cause::name),
+            account: next::account(entry).unwrap_or("-"),
+        }
+    }
+
+    fn json(&self, record: &Record) -> serde_json::Value {
+        let order = record.entry.order();
+        json!({
+            "media_id": self.media_id,
+            "call_id": record.entry.call_id,
+            "account_id": self.account,
+            "state": self.state,
+            "cause": self.cause,
+            "asked_at": order.map(|order| order.asked_at.rfc3339()),
+            "attempts": record.entry.failures().count(),
+        })
+    }
+}
+
+/// Which recordings are moved on.
+#[derive(Debug, Args)]
+pub struct RetryArgs {
+    /// A recording's id, its document's, or its call's.
+    #[arg(required_unless_present = "all_parked")]
+    name: Option<String>,
+    /// Every recording that is parked.
+    #[arg(long, conflicts_with = "name")]
+    all_parked: bool,
+}
+
+pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
+    block_on(async {
+        let desk = Desk::open(config)?;
+        let records = match &args.name {
+            Some(name) => vec![desk.one(name).await?],
+            None => {
+                let filter = Filter {
+                    state: Some("parked".into()),
+                    limit: 100_000,
+                    ..Filter::default()
+                };
+                desk.ledger.find(&filter).await.context("the ledger does not tell")?
+            }
+        };
+        let mut out = std::io::stdout().lock();
+        let mut moved = 0;
+        for record in records {
+            let mut entry = record.entry;
+            let media_id = entry
+                .order()
+                .map_or("unknown", |order| order.media_id.as_str())
+                .to_owned();
+            if entry.outcome().is_some() {
+                writeln!(out, "{media_id}: it is {} already", entry.state())?;
+                continue;
+            }
+            let n = entry.next_retry();
+            desk.add(&mut entry, What::Retried { n }).await?;
+            writeln!(out, "{media_id}: moved on; a worker takes it up now")?;
+            moved += 1;
+        }
+        desk.close().await;
+        writeln!(out, "{moved} moved on")?;
+        Ok(moved > 0 || args.all_parked)
+    })
+}
+
+/// What is given up.
+#[derive(Debug, Args)]
+pub struct DiscardArgs {
+    /// A recording's id, its document's, or its call's.
+    name: String,
+    /// Yes: its audio is taken out of the hold, and no worker looks for it again.
+    #[arg(long)]
+    yes: bool,
+}
+
+pub fn discard(config: &Config, args: &DiscardArgs) -> anyhow::Result<bool> {
+    block_on(async {
+        let desk = Desk::open(config)?;
+        let mut entry = desk.one(&args.name).await?.entry;
+        let mut out = std::io::stdout().lock();
+        let media_id = entry
+            .order()
+            .map_or("unknown", |order| order.media_id.as_str())
+            .to_owned();
+        if entry.outcome().is_some() {
+            bail!("{media_id} is {} already", entry.state());
+        }
+        if entry.ended().is_none() {
+            bail!("{media_id} has not ended; stop it in its callflow, or wait for its call to end");
+        }
+        if !args.yes {
+            bail!("{media_id} would be given up, and its audio with it; say --yes if that is meant");
+        }
+        let (outcome, cause) = (Outcome::Discarded, Cause::DiscardedByOperator);
+        desk.add(&mut entry, What::Concluded { outcome, cause }).await?;
+        desk.close().await;
+        writeln!(out, "{media_id}: discarded")?;
+        Ok(true)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_have_a_unit() {
+        assert_eq!(age("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(age("2d"), Ok(Duration::from_secs(172_800)));
+        for bad in ["", "5", "m", "1w", "-1h"] {
+            assert!(age(bad).is_err(), "{bad}");
+        }
+    }
+}

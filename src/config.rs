@@ -1,0 +1,398 @@
+//! Our own settings. `config/default.toml` is the manual: compiled in, every key with its comment.
+//!
+//! Loading opens no port and no file but the given one. All mistakes are found before any is reported.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+mod destination;
+mod layers;
+mod reader;
+
+pub use destination::{Allowed, Destination, Network, NotAllowed, PrivateAddresses};
+pub use layers::{ConfigError, Layers, Origin};
+use reader::Reader;
+
+/// `config/default.toml`.
+pub const DEFAULTS: &str = include_str!("../config/default.toml");
+
+/// Everything that can be set.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `None`: made at random at start.
+    pub secret: Option<SecretString>,
+    pub amqp: Amqp,
+    pub couchdb: Couchdb,
+    pub kazoo: Kazoo,
+    pub ingest: Ingest,
+    pub admin: Admin,
+    pub spool: Spool,
+    pub flow: Flow,
+    pub ledger: Ledger,
+    pub hold: Hold,
+    pub log: Log,
+    pub destination: Destination,
+}
+
+#[derive(Debug, Clone)]
+pub struct Amqp {
+    /// At least one.
+    pub uris: Vec<SecretString>,
+    pub connect_timeout: Duration,
+    pub reconnect_min: Duration,
+    pub reconnect_max: Duration,
+    pub publish_timeout: Duration,
+    pub publish_window: u16,
+    pub prefetch_actions: u16,
+    pub prefetch_endings: u16,
+}
+
+#[derive(Debug, Clone)]
+pub struct Couchdb {
+    /// Without credentials.
+    pub url: url::Url,
+    pub username: String,
+    pub password: SecretString,
+    pub database_prefix: String,
+    pub connect_timeout: Duration,
+    pub read_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Kazoo {
+    pub zone: String,
+    pub host: String,
+    /// With a slash at its end.
+    pub recordings: String,
+    pub config_poll: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Ingest {
+    pub listen: SocketAddr,
+    /// `None`: made of the host's name and the port that was bound.
+    pub advertised_url: Option<url::Url>,
+    pub token_ttl: Duration,
+    pub max_bytes: u64,
+    pub stall_timeout: Duration,
+    pub upload_timeout: Duration,
+    pub per_switch: usize,
+    pub in_all: usize,
+    pub delivery_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Admin {
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone)]
+pub struct Spool {
+    pub dir: PathBuf,
+    pub min_free_bytes: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Flow {
+    pub upload_start_timeout: Duration,
+    /// At least one.
+    pub retry: Vec<Duration>,
+    /// Per cent, 0 to 90.
+    pub retry_jitter: u8,
+    pub max_attempts: u32,
+    pub start_timeout: Duration,
+    pub check_interval: Duration,
+    pub grace: Duration,
+    pub probe_gap: Duration,
+    pub stop_repeats: Vec<Duration>,
+    pub stop_alarm: Duration,
+    pub stale_action: Duration,
+    pub pace_per_second: u32,
+    pub drain: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    pub budget: Duration,
+    pub linger: Duration,
+    pub lease: Duration,
+    pub poll: Duration,
+    pub patience: Duration,
+    pub retention: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Hold {
+    pub kind: HoldKind,
+    /// Another server than the cluster's; credentials in it.
+    pub url: Option<SecretString>,
+    pub folder: PathBuf,
+    pub max_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldKind {
+    Couchdb,
+    Folder,
+    None,
+}
+
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Config {
+    /// Loads the defaults, then `file`, then the process' environment.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with its key and where it was set.
+    pub fn load(file: Option<&Path>) -> Result<Self, Vec<ConfigError>> {
+        Self::of(Layers::load(file, std::env::vars())?)
+    }
+
+    /// Reads the merged layers.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn of(layers: Layers) -> Result<Self, Vec<ConfigError>> {
+        let mut r = Reader::new(layers);
+        let host = match r.text("kazoo.host") {
+            host if host.is_empty() => host_name(),
+            host => host,
+        };
+        let recordings = match r.required_text("kazoo.recordings") {
+            path if path.ends_with('/') => path,
+            path => format!("{path}/"),
+        };
+        let (url, username, password) = r.couchdb();
+        let config = Self {
+            secret: r.secret("secret", 16),
+            amqp: Amqp {
+                uris: r.amqp_uris("amqp.uri"),
+                connect_timeout: r.millis("amqp.connect_timeout_ms", 100, 300_000),
+                reconnect_min: r.millis("amqp.reconnect_min_ms", 10, 10_000),
+                reconnect_max: r.millis("amqp.reconnect_max_ms", 10, 60_000),
+                publish_timeout: r.millis("amqp.publish_timeout_ms", 100, 120_000),
+                publish_window: r.number("amqp.publish_window", 1, 1024),
+                prefetch_actions: r.number("amqp.prefetch_actions", 1, 10_000),
+                prefetch_endings: r.number("amqp.prefetch_endings", 1, 10_000),
+            },
+            couchdb: Couchdb {
+                url,
+                username,
+                password,
+                database_prefix: r.database_prefix("couchdb.database_prefix"),
+                connect_timeout: r.millis("couchdb.connect_timeout_ms", 10, 60_000),
+                read_timeout: r.millis("couchdb.read_timeout_ms", 100, 600_000),
+            },
+            kazoo: Kazoo {
+                zone: r.text("kazoo.zone"),
+                host,
+                recordings,
+                config_poll: r.seconds("kazoo.config_poll_s", 1, 86_400),
+            },
+            ingest: Ingest {
+                listen: r.socket("ingest.listen"),
+                advertised_url: r.optional_url("ingest.advertised_url"),
+                token_ttl: r.seconds("ingest.token_ttl_s", 10, 604_800),
+                max_bytes: r.number("ingest.max_bytes", 1024, u64::MAX / 4),
+                stall_timeout: r.millis("ingest.stall_timeout_ms", 100, 600_000),
+                upload_timeout: r.seconds("ingest.upload_timeout_s", 1, 86_400),
+                per_switch: r.number("ingest.per_switch", 1, 64),
+                in_all: r.number("ingest.in_all", 1, 4096),
+                delivery_timeout: r.seconds("ingest.delivery_timeout_s", 1, 3600),
+            },
+            admin: Admin {
+                listen: r.socket("admin.listen"),
+            },
+            spool: Spool {
+                dir: PathBuf::from(r.required_text("spool.dir")),
+                min_free_bytes: r.number("spool.min_free_bytes", 0, u64::MAX / 4),
+            },
+            flow: Flow {
+                upload_start_timeout: r.millis("flow.upload_start_timeout_ms", 100, 600_000),
+                retry: r.millis_list("flow.retry_ms"),
+                retry_jitter: r.number("flow.retry_jitter_percent", 0, 90),
+                max_attempts: r.number("flow.max_attempts", 1, 28),
+                start_timeout: r.millis("flow.start_timeout_ms", 100, 3_600_000),
+                check_interval: r.millis("flow.check_interval_ms", 100, 86_400_000),
+                grace: r.millis("flow.grace_ms", 10, 86_400_000),
+                probe_gap: r.millis("flow.probe_gap_ms", 10, 86_400_000),
+                stop_repeats: r.millis_list("flow.stop_repeats_ms"),
+                stop_alarm: r.millis("flow.stop_alarm_ms", 10, 3_600_000),
+                stale_action: r.millis("flow.stale_action_ms", 10, 3_600_000),
+                pace_per_second: r.number("flow.pace_per_second", 1, 100_000),
+                drain: r.seconds("flow.drain_s", 0, 3600),
+            },
+            ledger: Ledger {
+                budget: r.millis("ledger.budget_ms", 1, 60_000),
+                linger: r.millis("ledger.linger_ms", 0, 60_000),
+                lease: r.seconds("ledger.lease_s", 1, 86_400),
+                poll: r.millis("ledger.poll_ms", 10, 3_600_000),
+                patience: r.millis("ledger.patience_ms", 100, 1_200_000),
+                retention: r.days("ledger.retention_days", 1, 36_500),
+            },
+            hold: Hold {
+                kind: r.one_of(
+                    "hold.kind",
+                    &[
+                        ("couchdb", HoldKind::Couchdb),
+                        ("folder", HoldKind::Folder),
+                        ("none", HoldKind::None),
+                    ],
+                ),
+                url: r
+                    .optional_url("hold.url")
+                    .map(|url| SecretString::from(url.to_string())),
+                folder: PathBuf::from(r.text("hold.folder")),
+                max_bytes: r.number("hold.max_bytes", 0, u64::MAX / 4),
+            },
+            log: Log {
+                level: r.required_text("log.level"),
+                format: r.one_of("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+            },
+            destination: Destination::read(&mut r),
+        };
+        if config.amqp.reconnect_min > config.amqp.reconnect_max {
+            r.mistake("amqp.reconnect_min_ms", "is longer than amqp.reconnect_max_ms");
+        }
+        if config.ingest.token_ttl < config.ingest.upload_timeout {
+            r.mistake(
+                "ingest.token_ttl_s",
+                "is shorter than ingest.upload_timeout_s: uploads would outlive their permission",
+            );
+        }
+        if config.hold.kind == HoldKind::Folder && config.hold.folder.as_os_str().is_empty() {
+            r.mistake("hold.folder", "is empty, and hold.kind is folder");
+        }
+        if config.ledger.lease < config.ingest.delivery_timeout {
+            r.mistake(
+                "ledger.lease_s",
+                "is shorter than ingest.delivery_timeout_s: two workers would deliver the same audio at once",
+            );
+        }
+        if config.destination.silence_timeout > config.destination.send_timeout {
+            r.mistake(
+                "destination.silence_timeout_ms",
+                "is longer than destination.send_timeout_s",
+            );
+        }
+        r.finish(config)
+    }
+}
+
+/// The host's name, as the kernel has it.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn with(env: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
+        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::of(Layers::load(None, env)?)
+    }
+
+    #[test]
+    fn the_defaults_are_good() {
+        let config = with(&[]).unwrap();
+        assert_eq!(config.amqp.uris.len(), 1);
+        assert_eq!(config.log.format, LogFormat::Text);
+        assert!(config.secret.is_none() && config.ingest.advertised_url.is_none());
+    }
+
+    #[test]
+    fn the_environment_wins_and_credentials_may_stand_in_the_url_or_apart() {
+        let config = with(&[
+            ("KZ_RECORD_CALL__AMQP__URI", "amqp://a/%2f, amqp://b/%2f"),
+            ("KZ_RECORD_CALL__COUCHDB__URL", "http://admin:p%40ss@db:5984"),
+            ("KZ_RECORD_CALL__SECRET", "0123456789abcdef"),
+            ("KZ_RECORD_CALL__LOG__FORMAT", "json"),
+            ("KZ_RECORD_CALL__INGEST__PER_SWITCH", "2"),
+            ("KZ_RECORD_CALL__FLOW__RETRY_MS", "10, 20"),
+        ])
+        .unwrap();
+        assert_eq!(config.amqp.uris.len(), 2);
+        assert_eq!(config.couchdb.url.as_str(), "http://db:5984/");
+        assert_eq!(
+            (
+                config.couchdb.username.as_str(),
+                config.couchdb.password.expose_secret()
+            ),
+            ("admin", "p@ss")
+        );
+        assert_eq!((config.log.format, config.ingest.per_switch), (LogFormat::Json, 2));
+        assert_eq!(
+            config.flow.retry,
+            [Duration::from_millis(10), Duration::from_millis(20)]
+        );
+        let apart = with(&[
+            ("KZ_RECORD_CALL__COUCHDB__USERNAME", "u"),
+            ("KZ_RECORD_CALL__COUCHDB__PASSWORD", "12345"),
+        ]);
+        assert_eq!(apart.unwrap().couchdb.password.expose_secret(), "12345");
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once_with_key_and_source() {
+        let errors = with(&[
+            ("KZ_RECORD_CALL__AMQP__URI", "http://nope"),
+            ("KZ_RECORD_CALL__LOG__FORMAT", "xml"),
+            ("KZ_RECORD_CALL__INGEST__PER_SWITCH", "many"),
+            ("KZ_RECORD_CALL__ADMIN__LISTEN", "localhost"),
+            ("KZ_RECORD_CALL__SECRET", "short"),
+            ("KZ_RECORD_CALL__AMQP__URL", "amqp://typo"),
+            ("KZ_RECORD_CALL__AMQP__PUBLISH_WINDOW", "0"),
+        ])
+        .unwrap_err();
+        let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 7, "{told:#?}");
+        assert!(told.iter().all(|line| line.contains("KZ_RECORD_CALL__")), "{told:#?}");
+        assert!(
+            told.iter().all(|line| !line.contains("short")),
+            "a secret is never printed"
+        );
+    }
+
+    #[test]
+    fn the_allow_list_is_read_from_words_and_every_bad_one_is_told() {
+        let config = with(&[
+            ("KZ_RECORD_CALL__DESTINATION__ALLOW", "10.1.0.0/16, rec.example.com"),
+            ("KZ_RECORD_CALL__DESTINATION__CREATE_DATABASES", "false"),
+            ("KZ_RECORD_CALL__DESTINATION__PRIVATE_ADDRESSES", "report"),
+        ])
+        .unwrap()
+        .destination;
+        assert_eq!(
+            (config.allow.len(), config.create_databases, config.private_addresses),
+            (2, false, PrivateAddresses::Report)
+        );
+        let errors = with(&[("KZ_RECORD_CALL__DESTINATION__ALLOW", "10.1.0.0/99 http://h ::1")]).unwrap_err();
+        assert_eq!(errors.len(), 2, "{errors:?}");
+    }
+
+    #[test]
+    fn time_outs_that_contradict_each_other_are_refused() {
+        let errors = with(&[("KZ_RECORD_CALL__INGEST__TOKEN_TTL_S", "20")]).unwrap_err();
+        assert!(errors[0].to_string().contains("ingest.token_ttl_s"));
+    }
+}

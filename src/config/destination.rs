@@ -1,0 +1,204 @@
+//! `[destination]`: how audio is brought to users' URLs, and what is done when a monthly database is missing.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::reader::Reader;
+
+/// The section.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    pub private_addresses: PrivateAddresses,
+    /// What users' URLs may lead to, whatever else is said of it.
+    pub allow: Vec<Allowed>,
+    pub connect_timeout: Duration,
+    pub silence_timeout: Duration,
+    pub send_timeout: Duration,
+    pub max_bytes: u64,
+    pub create_databases: bool,
+    pub create_databases_after: Duration,
+}
+
+/// What is done with a user's URL that leads to a private network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrivateAddresses {
+    Deny,
+    /// Let through, and told.
+    Report,
+    Allow,
+}
+
+/// An entry of the allow-list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Allowed {
+    Network(Network),
+    /// A host's name, in lower case.
+    Host(String),
+    /// All names below this one; written `*.example.com`.
+    Below(String),
+}
+
+/// A range of addresses, such as `10.1.0.0/16`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    prefix: u8,
+}
+
+/// A text that is no entry of the allow-list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("neither an address, nor a network such as 10.1.0.0/16, nor a host's name")]
+pub struct NotAllowed;
+
+impl Destination {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self {
+            private_addresses: r.one_of(
+                "destination.private_addresses",
+                &[
+                    ("deny", PrivateAddresses::Deny),
+                    ("report", PrivateAddresses::Report),
+                    ("allow", PrivateAddresses::Allow),
+                ],
+            ),
+            allow: r.list_of("destination.allow"),
+            connect_timeout: r.millis("destination.connect_timeout_ms", 10, 60_000),
+            silence_timeout: r.millis("destination.silence_timeout_ms", 100, 600_000),
+            send_timeout: r.seconds("destination.send_timeout_s", 1, 86_400),
+            max_bytes: r.number("destination.max_bytes", 1024, u64::MAX / 4),
+            create_databases: r.flag("destination.create_databases"),
+            create_databases_after: r.seconds("destination.create_databases_after_s", 0, 604_800),
+        }
+    }
+}
+
+impl Network {
+    /// Whether `address` is in it; an IPv6 form of an IPv4 address counts as that.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (mine, theirs) = (bits(self.address), bits(address.to_canonical()));
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => same(mine, theirs, self.prefix + 96),
+            (IpAddr::V6(_), IpAddr::V6(_)) => same(mine, theirs, self.prefix),
+            _ => false,
+        }
+    }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
+    }
+}
+
+/// Whether the first `prefix` bits of 128 are the same.
+fn same(a: u128, b: u128, prefix: u8) -> bool {
+    (a ^ b).checked_shr(128 - u32::from(prefix)).unwrap_or(0) == 0
+}
+
+impl FromStr for Network {
+    type Err = NotAllowed;
+
+    fn from_str(text: &str) -> Result<Self, NotAllowed> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix.parse::<u8>().map_err(|_| NotAllowed)?)),
+            None => (text, None),
+        };
+        let address: IpAddr = address
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .parse()
+            .map_err(|_| NotAllowed)?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.unwrap_or(most);
+        (prefix <= most).then_some(Self { address, prefix }).ok_or(NotAllowed)
+    }
+}
+
+impl FromStr for Allowed {
+    type Err = NotAllowed;
+
+    fn from_str(text: &str) -> Result<Self, NotAllowed> {
+        if let Ok(network) = text.parse() {
+            return Ok(Self::Network(network));
+        }
+        let name = text.trim_end_matches('.').to_ascii_lowercase();
+        let (plain, below) = match name.strip_prefix("*.") {
+            Some(rest) => (rest.to_owned(), true),
+            None => (name, false),
+        };
+        let good = !plain.is_empty()
+            && plain.parse::<Ipv6Addr>().is_err()
+            && plain.split('.').all(|label| {
+                !label.is_empty()
+                    && label
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            });
+        match (good, below) {
+            (true, true) => Ok(Self::Below(plain)),
+            (true, false) => Ok(Self::Host(plain)),
+            (false, _) => Err(NotAllowed),
+        }
+    }
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(network) => write!(f, "{}/{}", network.address, network.prefix),
+            Self::Host(name) => f.write_str(name),
+            Self::Below(name) => write!(f, "*.{name}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_the_allow_list_are_read() {
+        for (text, read) in [
+            ("10.1.0.0/16", "10.1.0.0/16"),
+            ("127.0.0.1", "127.0.0.1/32"),
+            ("::1", "::1/128"),
+            ("[::1]", "::1/128"),
+            ("fd00::/8", "fd00::/8"),
+            ("Rec.Example.com.", "rec.example.com"),
+            ("*.example.com", "*.example.com"),
+            ("rec_1", "rec_1"),
+        ] {
+            assert_eq!(text.parse::<Allowed>().unwrap().to_string(), read, "{text}");
+        }
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0.0/x",
+            "a b",
+            "http://h",
+            "*.",
+            "a..b",
+            "*",
+            "fd00::/129",
+        ] {
+            assert!(bad.parse::<Allowed>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_network_contains_what_begins_like_it() {
+        let contains =
+            |network: &str, address: &str| network.parse::<Network>().unwrap().contains(address.parse().unwrap());
+        assert!(contains("10.1.0.0/16", "10.1.255.3") && !contains("10.1.0.0/16", "10.2.0.0"));
+        assert!(contains("10.1.0.0/16", "::ffff:10.1.2.3"));
+        assert!(contains("0.0.0.0/0", "9.9.9.9") && !contains("0.0.0.0/0", "::1"));
+        assert!(contains("fd00::/8", "fdab::1") && !contains("fd00::/8", "fc00::1"));
+        assert!(contains("::/0", "2001:db8::1") && contains("127.0.0.1", "127.0.0.1"));
+        assert!(!contains("127.0.0.1", "127.0.0.2"));
+    }
+}

@@ -1,0 +1,226 @@
+//! Many small documents at once, views, and databases.
+
+use reqwest::Method;
+use reqwest::header::CONTENT_TYPE;
+use serde_json::{Value, json};
+
+use super::CouchError;
+use super::client::{Couch, answer};
+
+/// What became of one document of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Row {
+    Saved {
+        rev: String,
+    },
+    Conflict,
+    /// The server will not have this document.
+    Refused(String),
+}
+
+/// One row of a view.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ViewRow {
+    pub id: String,
+    pub key: Value,
+    pub value: Value,
+    pub doc: Option<Value>,
+}
+
+impl Couch {
+    /// Writes documents, each by its own `_id` and `_rev`. The rows come in the order of the documents.
+    ///
+    /// # Errors
+    /// When the whole was refused, or there is no answer.
+    pub async fn bulk_docs(&self, database: &str, documents: &[Value]) -> Result<Vec<Row>, CouchError> {
+        let body = json!({ "docs": documents });
+        let rows = self.post(database, &["_bulk_docs"], &[], &body).await?;
+        let rows = rows
+            .as_array()
+            .ok_or_else(|| CouchError::NoAnswer("_bulk_docs gave no rows".into()))?;
+        if rows.len() != documents.len() {
+            return Err(CouchError::NoAnswer("_bulk_docs gave other rows than were sent".into()));
+        }
+        Ok(rows.iter().map(row).collect())
+    }
+
+    /// The documents with these ids, in their order; `None` for what is not there or was deleted. Conflicting revisions are named in
+    /// `_conflicts`.
+    ///
+    /// # Errors
+    /// When the database does not tell.
+    pub async fn get_many(&self, database: &str, ids: &[String]) -> Result<Vec<Option<Value>>, CouchError> {
+        let query = [("include_docs", "true"), ("conflicts", "true")];
+        let found = self
+            .post(database, &["_all_docs"], &query, &json!({ "keys": ids }))
+            .await?;
+        let rows = rows(&found)?;
+        Ok(rows
+            .iter()
+            .map(|row| row.get("doc").filter(|doc| doc.is_object()).cloned())
+            .collect())
+    }
+
+    /// One revision of a document.
+    ///
+    /// # Errors
+    /// As `get`.
+    pub async fn get_revision(&self, database: &str, id: &str, rev: &str) -> Result<Option<Value>, CouchError> {
+        let request = self.request(Method::GET, database, &[id]).query(&[("rev", rev)]);
+        match answer(request.send().await, database).await {
+            Ok((_, document)) => Ok(Some(document)),
+            Err(CouchError::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes one revision of a document; one that is gone already is no error.
+    ///
+    /// # Errors
+    /// When it may still be there.
+    pub async fn delete(&self, database: &str, id: &str, rev: &str) -> Result<(), CouchError> {
+        let request = self.request(Method::DELETE, database, &[id]).query(&[("rev", rev)]);
+        match answer(request.send().await, database).await {
+            Ok(_) | Err(CouchError::NotFound | CouchError::DatabaseMissing(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The documents whose ids lie between two, both included.
+    ///
+    /// # Errors
+    /// When the database does not tell.
+    pub async fn id_range(&self, database: &str, from: &str, to: &str) -> Result<Vec<Value>, CouchError> {
+        let (from, to) = (json!(from).to_string(), json!(to).to_string());
+        let query = [
+            ("startkey", from.as_str()),
+            ("endkey", &to),
+            ("include_docs", "true"),
+            ("conflicts", "true"),
+        ];
+        let found = self.read(database, &["_all_docs"], &query).await?;
+        Ok(rows(&found)?
+            .iter()
+            .filter_map(|row| row.get("doc").filter(|doc| doc.is_object()).cloned())
+            .collect())
+    }
+
+    /// Rows of a view. `query` is CouchDB's own, with JSON values as text.
+    ///
+    /// # Errors
+    /// When the database does not tell.
+    pub async fn view(
+        &self,
+        database: &str,
+        design: &str,
+        view: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Vec<ViewRow>, CouchError> {
+        let found = self.read(database, &["_design", design, "_view", view], query).await?;
+        let row = |row: &Value| {
+            Some(ViewRow {
+                id: row.get("id")?.as_str()?.to_owned(),
+                key: row.get("key").cloned().unwrap_or(Value::Null),
+                value: row.get("value").cloned().unwrap_or(Value::Null),
+                doc: row.get("doc").filter(|doc| doc.is_object()).cloned(),
+            })
+        };
+        Ok(rows(&found)?.iter().filter_map(row).collect())
+    }
+
+    /// Writes a design document: a new one, unless its `_rev` says which revision it replaces.
+    ///
+    /// # Errors
+    /// `Conflict` when it exists.
+    pub async fn put_design(&self, database: &str, name: &str, design: &Value) -> Result<(), CouchError> {
+        let request = self
+            .request(Method::PUT, database, &["_design", name])
+            .header(CONTENT_TYPE, "application/json")
+            .body(design.to_string());
+        answer(request.send().await, database).await.map(drop)
+    }
+
+    /// Drops a database with all that is in it; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When it may still be there.
+    pub async fn drop_database(&self, database: &str) -> Result<(), CouchError> {
+        match answer(self.request(Method::DELETE, database, &[]).send().await, database).await {
+            Ok(_) | Err(CouchError::NotFound | CouchError::DatabaseMissing(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the server says of a database.
+    ///
+    /// # Errors
+    /// When it does not exist, or the server does not tell.
+    pub async fn database_info(&self, database: &str) -> Result<Value, CouchError> {
+        match answer(self.request(Method::GET, database, &[]).send().await, database).await {
+            Ok((_, info)) => Ok(info),
+            Err(CouchError::NotFound) => Err(CouchError::DatabaseMissing(database.to_owned())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The names of all databases that begin with `start`, without our prefix.
+    ///
+    /// # Errors
+    /// When the server does not tell.
+    pub async fn databases(&self, start: &str) -> Result<Vec<String>, CouchError> {
+        let begin = format!("{}{start}", self.prefix());
+        let (from, to) = (json!(begin).to_string(), json!(format!("{begin}\u{fff0}")).to_string());
+        let request = self
+            .server(Method::GET, "_all_dbs")
+            .query(&[("startkey", &from), ("endkey", &to)]);
+        let (_, names) = answer(request.send().await, "").await?;
+        let names = names.as_array().cloned().unwrap_or_default();
+        let mine = |name: &Value| name.as_str()?.strip_prefix(self.prefix()).map(str::to_owned);
+        // Servers that ignore the range give every name.
+        Ok(names
+            .iter()
+            .filter_map(mine)
+            .filter(|name| name.starts_with(start))
+            .collect())
+    }
+
+    async fn read(&self, database: &str, path: &[&str], query: &[(&str, &str)]) -> Result<Value, CouchError> {
+        let request = self.request(Method::GET, database, path).query(query);
+        Ok(answer(request.send().await, database).await?.1)
+    }
+
+    async fn post(
+        &self,
+        database: &str,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: &Value,
+    ) -> Result<Value, CouchError> {
+        let request = self
+            .request(Method::POST, database, path)
+            .query(query)
+            .header(CONTENT_TYPE, "application/json")
+            .body(body.to_string());
+        Ok(answer(request.send().await, database).await?.1)
+    }
+}
+
+fn rows(found: &Value) -> Result<&Vec<Value>, CouchError> {
+    found
+        .get("rows")
+        .and_then(Value::as_array)
+        .ok_or_else(|| CouchError::NoAnswer("the answer has no rows".into()))
+}
+
+fn row(row: &Value) -> Row {
+    let word = |key: &str| row.get(key).and_then(Value::as_str);
+    match (word("rev"), word("error")) {
+        (Some(rev), None) => Row::Saved { rev: rev.to_owned() },
+        (_, Some("conflict")) => Row::Conflict,
+        (_, error) => Row::Refused(format!(
+            "{}: {}",
+            error.unwrap_or("error"),
+            word("reason").unwrap_or("")
+        )),
+    }
+}

@@ -1,0 +1,219 @@
+//! Requests with small bodies.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use couch_rs::database::Database;
+use couch_rs::error::CouchError as LibraryError;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{Method, RequestBuilder, Response};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::Value;
+use url::Url;
+
+use crate::config;
+
+use super::databases::Known;
+use super::{CouchError, Server};
+
+/// What stays in a path segment; `+` does not, for CouchDB decodes it as a blank there.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// A database server. Cheap to clone.
+#[derive(Clone)]
+pub struct Couch {
+    documents: couch_rs::Client,
+    http: reqwest::Client,
+    /// Without the time-out of `http`, which would cut long uploads; see `watch`.
+    uploads: reqwest::Client,
+    url: Url,
+    username: String,
+    password: SecretString,
+    prefix: String,
+    /// The longest silence while a request or an answer is under way.
+    pub(super) silence: Duration,
+    pub(super) version: Arc<Known>,
+}
+
+impl Couch {
+    /// A client of the cluster's own server.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be built, as without any root certificate.
+    pub fn new(config: &config::Couchdb) -> Result<Self, CouchError> {
+        let failed = |error: String| CouchError::NoAnswer(error);
+        let client = || {
+            reqwest::Client::builder()
+                .connect_timeout(config.connect_timeout)
+                // Shorter than any server's keep-alive, so that an upload never begins on a connection that is being closed.
+                .pool_idle_timeout(Duration::from_secs(4))
+                .redirect(reqwest::redirect::Policy::none())
+        };
+        let http = client().read_timeout(config.read_timeout).build();
+        let http = http.map_err(|error| failed(error.to_string()))?;
+        let uploads = client().build().map_err(|error| failed(error.to_string()))?;
+        let (username, password) = (config.username.as_str(), config.password.expose_secret());
+        let seconds = config.read_timeout.as_secs().max(1);
+        let credentials = (!username.is_empty()).then_some((username, password));
+        let documents = couch_rs::Client::new_with_timeout(
+            config.url.as_str(),
+            credentials.map(|c| c.0),
+            credentials.map(|c| c.1),
+            Some(seconds),
+        )
+        .map_err(|error| failed(error.to_string()))?;
+        Ok(Self {
+            documents,
+            http,
+            uploads,
+            url: config.url.clone(),
+            username: config.username.clone(),
+            password: config.password.clone(),
+            prefix: config.database_prefix.clone(),
+            silence: config.read_timeout,
+            version: Arc::default(),
+        })
+    }
+
+    /// A client of another server than the cluster's, with the time-outs, and the prefix, of the cluster's.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn elsewhere(server: &Server, config: &config::Couchdb) -> Result<Self, CouchError> {
+        Self::new(&config::Couchdb {
+            url: server.url.clone(),
+            username: server.username.clone(),
+            password: server.password.clone(),
+            ..config.clone()
+        })
+    }
+
+    /// Whether the server answers.
+    ///
+    /// # Errors
+    /// `NoAnswer`, or what it answered instead.
+    pub async fn ping(&self) -> Result<(), CouchError> {
+        self.documents
+            .check_status()
+            .await
+            .map(drop)
+            .map_err(|error| of_library(&error, ""))
+    }
+
+    /// A document, or `None` when it, or its database, does not exist.
+    ///
+    /// # Errors
+    /// Anything else than the document or its absence.
+    pub async fn get(&self, database: &str, id: &str) -> Result<Option<Value>, CouchError> {
+        match self.database(database).get_raw(id).await {
+            Ok(document) => Ok(Some(document)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(of_library(&error, database)),
+        }
+    }
+
+    fn database(&self, name: &str) -> Database {
+        // `Client::db` would create it.
+        Database::new(segment(&format!("{}{name}", self.prefix)), self.documents.clone())
+    }
+
+    /// A request of our own to `/<database>/<path segments…>`, with credentials.
+    pub(super) fn request(&self, method: Method, database: &str, path: &[&str]) -> RequestBuilder {
+        self.authorized(self.http.request(method, self.address(database, path)))
+    }
+
+    /// As `request`, for bodies that take long.
+    pub(super) fn upload(&self, method: Method, database: &str, path: &[&str]) -> RequestBuilder {
+        self.authorized(self.uploads.request(method, self.address(database, path)))
+    }
+
+    /// A request to `/<path>`, which is no database's.
+    pub(super) fn server(&self, method: Method, path: &str) -> RequestBuilder {
+        let address = format!("{}/{path}", self.url.as_str().trim_end_matches('/'));
+        self.authorized(self.http.request(method, address))
+    }
+
+    fn address(&self, database: &str, path: &[&str]) -> String {
+        let mut address = format!("{}/", self.url.as_str().trim_end_matches('/'));
+        address.push_str(&segment(&format!("{}{database}", self.prefix)));
+        for part in path {
+            address.push('/');
+            address.push_str(&segment(part));
+        }
+        address
+    }
+
+    fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+        if self.username.is_empty() {
+            request
+        } else {
+            request.basic_auth(&self.username, Some(self.password.expose_secret()))
+        }
+    }
+
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+}
+
+fn segment(text: &str) -> String {
+    utf8_percent_encode(text, SEGMENT).to_string()
+}
+
+/// The JSON of a successful answer; the error of any other.
+pub(super) async fn answer(
+    response: Result<Response, reqwest::Error>,
+    database: &str,
+) -> Result<(u16, Value), CouchError> {
+    let response = response.map_err(|error| no_answer(&error))?;
+    let status = response.status();
+    let body = response.bytes().await.map_err(|error| no_answer(&error))?;
+    let json: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    if status.is_success() {
+        return Ok((status.as_u16(), json));
+    }
+    let word = |key: &str| json.get(key).and_then(Value::as_str).unwrap_or_default();
+    Err(CouchError::of_status(
+        status.as_u16(),
+        word("error"),
+        word("reason"),
+        database,
+    ))
+}
+
+/// A transport error in words, with its causes and without the URL, which may hold credentials.
+pub(super) fn no_answer(error: &reqwest::Error) -> CouchError {
+    let mut words = String::new();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        words = cause.to_string();
+        source = cause.source();
+    }
+    let kind = if error.is_timeout() {
+        "timed out"
+    } else if error.is_connect() {
+        "cannot connect"
+    } else {
+        "connection lost"
+    };
+    CouchError::NoAnswer(if words.is_empty() {
+        kind.to_owned()
+    } else {
+        format!("{kind}: {words}")
+    })
+}
+
+/// couch_rs hides transport errors behind status 501 and keeps only CouchDB's `error` word.
+fn of_library(error: &LibraryError, database: &str) -> CouchError {
+    let transport = error
+        .source()
+        .and_then(|source| source.downcast_ref::<reqwest::Error>());
+    match (transport, error) {
+        (Some(transport), _) => no_answer(transport),
+        (None, LibraryError::OperationFailed(details)) => {
+            CouchError::of_status(details.status.as_u16(), &details.message, "", database)
+        }
+        (None, other) => CouchError::NoAnswer(other.to_string()),
+    }
+}

@@ -1,0 +1,185 @@
+//! The places that audio goes to, and the proof that it arrived.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use thiserror::Error;
+use tokio_util::io::ReaderStream;
+
+use crate::couch::{ByteStream, CouchError};
+use crate::entry::cause::{Cause, Outcome};
+use crate::entry::fact::{DeliveryFailure, Destination, Holding};
+use crate::ingest::SpoolFile;
+use crate::recording::order::{Order, Url};
+use crate::system_config::Media;
+
+use self::http::{Failure, SendError};
+
+pub mod bigcouch;
+pub mod decide;
+pub mod guard;
+pub mod hold;
+pub mod http;
+pub mod modb;
+pub mod pending;
+pub mod proxy;
+pub mod servers;
+pub mod targets;
+pub mod url;
+
+use hold::Hold;
+
+/// What is to become of a recording, decided when it ends, from the configuration of that moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    Deliver(Destination),
+    Conclude(Outcome, Cause),
+}
+
+/// Decides, in Kazoo's order (`kapps_call_recording:should_store_recording`): the user's URL, else what `store_recordings` says.
+pub fn decide(order: &Order, media: &Media) -> Decision {
+    match &order.url {
+        Url::Given(_) | Url::Lost => Decision::Conclude(Outcome::Failed, Cause::UnusableUrl),
+        Url::None if media.store_recordings => Decision::Deliver(Destination::Account),
+        Url::None => Decision::Conclude(Outcome::Discarded, Cause::StoringDisabled),
+    }
+}
+
+/// Why a delivery failed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum DeliveryError {
+    /// The target will not have this recording, now or later.
+    #[error("the target refuses this recording: {0}")]
+    Recording(String),
+    /// The target cannot take anything now.
+    #[error("the target is not to be had: {0}")]
+    Target(String),
+    /// The audio at the target is not what was sent.
+    #[error("what arrived is not what was sent: {0}")]
+    Corrupt(String),
+    /// Our own copy cannot be read.
+    #[error("the spooled file cannot be read: {0}")]
+    Source(Arc<str>),
+    /// The monthly database does not exist.
+    #[error("the database {0} does not exist")]
+    NoDatabase(String),
+    /// An HTTP server did not take it.
+    #[error("{0}")]
+    Http(SendError),
+}
+
+/// Whose fault a failure is, and so what is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// This recording will not be taken there, now or later: it is parked, its audio kept.
+    Recording,
+    /// The target's: tried again by the schedule, and left alone when different recordings fail alike.
+    Target,
+    /// The account's monthly database is missing: see `modb`.
+    Database,
+    /// Our own copy is gone: the switch, or the hold, has another.
+    Source,
+}
+
+impl DeliveryError {
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Recording(_) => Fault::Recording,
+            Self::Http(error) if error.is_for_ever() => Fault::Recording,
+            Self::NoDatabase(_) => Fault::Database,
+            Self::Source(_) => Fault::Source,
+            Self::Target(_) | Self::Corrupt(_) | Self::Http(_) => Fault::Target,
+        }
+    }
+
+    /// How long the target wants to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Http(error) => error.retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl From<SendError> for DeliveryError {
+    fn from(error: SendError) -> Self {
+        match error.kind {
+            Failure::Source(why) => Self::Source(why),
+            _ => Self::Http(error),
+        }
+    }
+}
+
+impl DeliveryError {
+    /// What it means for the schedule.
+    pub const fn failure(&self) -> DeliveryFailure {
+        match self {
+            Self::Recording(_) => DeliveryFailure::Refused,
+            Self::Source(_) => DeliveryFailure::Source,
+            _ => DeliveryFailure::Target,
+        }
+    }
+}
+
+impl From<CouchError> for DeliveryError {
+    fn from(error: CouchError) -> Self {
+        match error {
+            CouchError::DatabaseMissing(database) => Self::NoDatabase(database),
+            CouchError::Body(why) => Self::Source(Arc::from(why)),
+            CouchError::Refused {
+                status: 400 | 413 | 415,
+                ..
+            } => Self::Recording(error.to_string()),
+            other => Self::Target(other.to_string()),
+        }
+    }
+}
+
+/// Audio that can be read from its beginning as often as a delivery needs it.
+#[derive(Clone)]
+pub struct Source(Place);
+
+#[derive(Clone)]
+enum Place {
+    Spool(SpoolFile),
+    Hold(Box<(Hold, Holding)>),
+}
+
+/// What is read from the disk at once.
+const CHUNK: usize = 64 << 10;
+
+impl Source {
+    pub fn spooled(file: SpoolFile) -> Self {
+        Self(Place::Spool(file))
+    }
+
+    pub fn held(hold: Hold, holding: Holding) -> Self {
+        Self(Place::Hold(Box::new((hold, holding))))
+    }
+
+    /// The audio as a stream, from the beginning.
+    ///
+    /// # Errors
+    /// When it cannot be opened any more.
+    pub async fn open(&self) -> Result<ByteStream, DeliveryError> {
+        let failed = |error: String| DeliveryError::Source(Arc::from(error));
+        match &self.0 {
+            Place::Spool(spooled) => {
+                let file = tokio::fs::File::open(spooled.path())
+                    .await
+                    .map_err(|error| failed(error.to_string()))?;
+                // The stream keeps the file from being removed.
+                let keep = spooled.clone();
+                let stream = ReaderStream::with_capacity(file, CHUNK).inspect(move |_| {
+                    let _ = &keep;
+                });
+                Ok(stream.boxed())
+            }
+            Place::Hold(held) => {
+                let (hold, holding) = held.as_ref();
+                hold.open(holding).await.map_err(|error| failed(error.to_string()))
+            }
+        }
+    }
+}

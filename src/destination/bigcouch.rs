@@ -1,0 +1,299 @@
+//! Monthly databases on CouchDB and BigCouch, the account's own and the third party's alike: document and audio together, then read back.
+//!
+//! The first road is one create-only request. Old servers have faults there, so there is a second one: see `second`. What belongs to another
+//! recording is never overwritten; our own document is replaced only by more audio than it has. A request without an answer is looked up
+//! before it counts as failed.
+
+use serde_json::{Map, Value};
+
+use crate::couch::{Attachment, Couch, CouchError, Version};
+use crate::kazoo::time::Moment;
+use crate::recording::audio::Audio;
+use crate::recording::document::Subject;
+use crate::recording::identity::{Key, MediaId};
+use crate::recording::progress::Progress;
+
+use super::{DeliveryError, Source};
+
+mod found;
+mod second;
+
+use found::{Found, look_up};
+pub use found::{ReadBack, find, read_back};
+pub(super) use found::{is_of, rev};
+
+/// How document and audio get there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Road {
+    /// One `multipart/related` request: no document without its audio ever exists.
+    First,
+    /// A document that no view shows, then the audio, then the document.
+    Second,
+}
+
+/// Servers before this one lose or mangle attachments of multipart requests under load.
+const GOOD_AT_MULTIPART: Version = Version(3, 3, 3);
+
+/// Failures of the first road for one recording, after which the second is tried.
+const ENOUGH: u32 = 2;
+
+impl Road {
+    /// The road for a server, `None` when it does not tell its version, and a recording that failed there `failures` times.
+    pub fn choose(version: Option<Version>, failures: u32) -> Self {
+        let old = version.is_some_and(|version| version < GOOD_AT_MULTIPART);
+        if old || failures >= ENOUGH {
+            Self::Second
+        } else {
+            Self::First
+        }
+    }
+}
+
+/// What is stored, and how.
+pub struct Job<'a, S> {
+    pub audio: &'a Audio,
+    pub source: &'a Source,
+    /// The ids that the document may have, in order: another recording may have the first.
+    pub ids: &'a [MediaId],
+    /// Makes the document for an id.
+    pub subject: S,
+    pub progress: Option<Progress<'a>>,
+    /// Attempts at this destination that failed.
+    pub failures: u32,
+    /// Whether a missing database is created there: a third party's has no views and nobody else who would.
+    pub create_database: bool,
+}
+
+/// A recording that is stored, its digest compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    pub id: MediaId,
+    /// As CouchDB names it, without our prefix.
+    pub database: String,
+    pub rev: String,
+    /// The document's `pvt_created`.
+    pub created: Moment,
+    /// The server had fewer copies than its quorum when it answered: to be read back later.
+    pub below_quorum: bool,
+    /// `None`: it was there already.
+    pub road: Option<Road>,
+}
+
+/// One id's document and where it goes.
+struct Place<'a> {
+    couch: &'a Couch,
+    database: &'a str,
+    id: &'a MediaId,
+    key: Key,
+    document: &'a Map<String, Value>,
+    /// The attachment's name and content type.
+    name: &'a str,
+    content_type: &'a str,
+    audio: &'a Audio,
+    source: &'a Source,
+}
+
+/// What came of one id.
+enum Put {
+    Stored {
+        rev: String,
+        below_quorum: bool,
+        road: Option<Road>,
+    },
+    /// Another recording has it.
+    Taken,
+}
+
+/// Stores document and audio.
+///
+/// # Errors
+/// `Recording` when neither road will take it, `NoDatabase` when the database of the last id is missing; else what is wrong now.
+pub async fn put<'a, S>(couch: &Couch, job: &Job<'a, S>) -> Result<Stored, DeliveryError>
+where
+    S: Fn(&'a MediaId) -> Subject<'a>,
+{
+    let version = couch.version().await.ok();
+    let road = Road::choose(version, job.failures);
+    let mut missing = None;
+    for id in job.ids {
+        let subject = (job.subject)(id);
+        let database = subject.database();
+        let document = match &job.progress {
+            Some(progress) => subject.document_at(progress),
+            None => subject.document(),
+        };
+        let place = Place {
+            couch,
+            database: &database,
+            id,
+            key: subject.order.key,
+            document: &document,
+            name: &subject.order.media_name,
+            content_type: subject.order.format.content_type(),
+            audio: job.audio,
+            source: job.source,
+        };
+        let mut put = place.put(road).await;
+        if job.create_database && matches!(put, Err(DeliveryError::NoDatabase(_))) {
+            couch.create_database(&database).await?;
+            put = place.put(road).await;
+        }
+        match put {
+            Ok(Put::Stored {
+                rev,
+                below_quorum,
+                road,
+            }) => {
+                return Ok(Stored {
+                    id: id.clone(),
+                    rev,
+                    created: subject.created(),
+                    below_quorum,
+                    road,
+                    database,
+                });
+            }
+            Ok(Put::Taken) => {}
+            // A month that somebody made up; the next id's is the recording's own.
+            Err(error @ DeliveryError::NoDatabase(_)) => missing = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(missing
+        .unwrap_or_else(|| DeliveryError::Recording("every id that it could have belongs to another recording".into())))
+}
+
+/// Replacements of our own document by one with more audio, before somebody must look.
+const ROUNDS: usize = 3;
+
+impl Place<'_> {
+    async fn put(&self, road: Road) -> Result<Put, DeliveryError> {
+        match road {
+            Road::Second => second::put(self).await,
+            Road::First => match self.put_together().await {
+                // Here these may mean the server's multipart reader rather than the recording.
+                Err(DeliveryError::Recording(_)) => second::put(self).await,
+                other => other,
+            },
+        }
+    }
+
+    /// The first road.
+    async fn put_together(&self) -> Result<Put, DeliveryError> {
+        let mut replaced: Option<String> = None;
+        for _ in 0..ROUNDS {
+            let mut document = self.document.clone();
+            if let Some(rev) = replaced.take() {
+                document.insert("_rev".into(), Value::String(rev));
+            }
+            let sent = self
+                .couch
+                .create_with_attachment(self.database, self.id.as_str(), document, self.attachment().await?)
+                .await;
+            let (below_quorum, failed) = match sent {
+                Ok(saved) => (saved.below_quorum, None),
+                // The server may have done it all the same; only looking tells.
+                Err(
+                    error @ (CouchError::Conflict
+                    | CouchError::NoAnswer(_)
+                    | CouchError::Failed { .. }
+                    | CouchError::Refused {
+                        status: 400 | 413 | 415,
+                        ..
+                    }),
+                ) => (false, Some(error)),
+                Err(error) => return Err(self.told(error).await),
+            };
+            match self.look_up().await? {
+                Found::Ours { rev } => {
+                    let road = failed.is_none().then_some(Road::First);
+                    return Ok(Put::Stored {
+                        rev,
+                        below_quorum,
+                        road,
+                    });
+                }
+                Found::Taken => return Ok(Put::Taken),
+                Found::Nothing => {
+                    let lost = || DeliveryError::Corrupt("the document is not to be found".into());
+                    return Err(match failed {
+                        Some(error) => self.told(error).await,
+                        None => lost(),
+                    });
+                }
+                // Only the document is missing, which the second road writes last.
+                Found::Incomplete { whole: true, .. } => return second::put(self).await,
+                found @ Found::Incomplete { .. } => replaced = Some(self.replaceable(found)?),
+            }
+        }
+        Err(DeliveryError::Target(
+            "others write the same document all the time".into(),
+        ))
+    }
+
+    /// The revision of our own document, if what we have is more than what it shows.
+    fn replaceable(&self, found: Found) -> Result<String, DeliveryError> {
+        match found {
+            Found::Incomplete {
+                rev, visible: false, ..
+            } => Ok(rev),
+            Found::Incomplete { rev, length, .. } if length.is_none_or(|length| length < self.audio.size) => Ok(rev),
+            // Stored by an earlier attempt from the same file, which has been longer or other then.
+            Found::Incomplete { why, .. } => Err(DeliveryError::Corrupt(why)),
+            _ => Err(DeliveryError::Corrupt("the document is not ours".into())),
+        }
+    }
+
+    async fn attachment(&self) -> Result<Attachment<'_>, DeliveryError> {
+        Ok(Attachment {
+            name: self.name,
+            content_type: self.content_type,
+            length: self.audio.size,
+            digest: self.digest(),
+            body: self.source.open().await?,
+        })
+    }
+
+    fn digest(&self) -> String {
+        self.audio.digests.couch().unwrap_or_default()
+    }
+
+    async fn look_up(&self) -> Result<Found, DeliveryError> {
+        look_up(self.couch, self.database, self.id, self.key, self.audio).await
+    }
+
+    /// The error, after asking whether it is only that the database is missing: a server that answers before it has read the body may
+    /// not be heard.
+    async fn told(&self, error: CouchError) -> DeliveryError {
+        let unclear = matches!(
+            error,
+            CouchError::NotFound | CouchError::NoAnswer(_) | CouchError::Failed { .. }
+        );
+        if unclear && matches!(self.couch.has_database(self.database).await, Ok(false)) {
+            return DeliveryError::NoDatabase(self.database.to_owned());
+        }
+        error.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_servers_and_repeated_failures_take_the_second_road() {
+        for (version, failures, road) in [
+            (Some(Version(3, 4, 3)), 0, Road::First),
+            (Some(Version(3, 4, 3)), 1, Road::First),
+            (Some(Version(3, 4, 3)), 2, Road::Second),
+            (Some(Version(3, 3, 3)), 0, Road::First),
+            (Some(Version(3, 3, 2)), 0, Road::Second),
+            (Some(Version(2, 3, 1)), 0, Road::Second),
+            (Some(Version(1, 1, 1)), 0, Road::Second),
+            (None, 0, Road::First),
+            (None, 2, Road::Second),
+        ] {
+            assert_eq!(Road::choose(version, failures), road, "{version:?} {failures}");
+        }
+    }
+}

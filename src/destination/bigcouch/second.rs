@@ -1,0 +1,102 @@
+//! The second road, for servers whose multipart requests cannot be relied on: a document without `pvt_type`, which no view shows, that says
+//! whose it is; the audio; when its digest is the right one, the document with the attachment's stub.
+//!
+//! Every step can be found half done, by a worker that died or another that is at it, and is gone on from there.
+
+use serde_json::{Value, json};
+
+use crate::couch::CouchError;
+
+use super::found::Found;
+use super::{DeliveryError, Place, Put, Road};
+
+/// Steps that may be taken over in vain, from others at the same recording.
+const ROUNDS: usize = 8;
+/// Uploads in one attempt: a server that mangles the audio is not fed for ever.
+const UPLOADS: usize = 2;
+
+pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
+    let (mut begun, mut below_quorum, mut uploads) = (false, false, 0);
+    for _ in 0..ROUNDS {
+        let step = match place.look_up().await? {
+            Found::Taken => return Ok(Put::Taken),
+            Found::Ours { rev } => {
+                let road = begun.then_some(Road::Second);
+                return Ok(Put::Stored {
+                    rev,
+                    below_quorum,
+                    road,
+                });
+            }
+            Found::Nothing => mark(place).await,
+            Found::Incomplete { rev, whole: true, .. } => show(place, &rev).await,
+            Found::Incomplete { why, .. } if uploads == UPLOADS => return Err(DeliveryError::Corrupt(why)),
+            found @ Found::Incomplete { .. } => {
+                uploads += 1;
+                upload(place, &place.replaceable(found)?).await
+            }
+        };
+        match step {
+            Ok(saved) => {
+                begun = true;
+                below_quorum |= saved.below_quorum;
+            }
+            // Others were faster, or nobody knows: the next look tells.
+            Err(Step::Couch(CouchError::Conflict)) => {}
+            Err(Step::Couch(error)) => return Err(place.told(error).await),
+            Err(Step::Ours(error)) => return Err(error),
+        }
+    }
+    Err(DeliveryError::Target(
+        "others write the same document all the time".into(),
+    ))
+}
+
+/// Why a step was not taken.
+enum Step {
+    Couch(CouchError),
+    Ours(DeliveryError),
+}
+
+impl From<CouchError> for Step {
+    fn from(error: CouchError) -> Self {
+        Self::Couch(error)
+    }
+}
+
+type Taken = Result<crate::couch::Saved, Step>;
+
+/// First: the document that says whose it is.
+async fn mark(place: &Place<'_>) -> Taken {
+    let mark = json!({"pvt_recording": {"key": place.key, "state": "pending"}});
+    let saved = place.couch.put_document(place.database, place.id.as_str(), &mark).await;
+    Ok(saved?)
+}
+
+/// Then: the audio.
+async fn upload(place: &Place<'_>, rev: &str) -> Taken {
+    let attachment = place.attachment().await.map_err(Step::Ours)?;
+    let saved = place
+        .couch
+        .put_attachment(place.database, place.id.as_str(), Some(rev), attachment)
+        .await;
+    Ok(saved?)
+}
+
+/// At last: the document, with the audio that is there.
+async fn show(place: &Place<'_>, rev: &str) -> Taken {
+    let stub = json!({
+        "stub": true,
+        "content_type": place.content_type,
+        "length": place.audio.size,
+        "digest": place.digest(),
+    });
+    let mut document = place.document.clone();
+    document.insert("_rev".into(), json!(rev));
+    document.insert("_attachments".into(), json!({ place.name: stub }));
+    let saved = place
+        .couch
+        .put_document(place.database, place.id.as_str(), &Value::Object(document))
+        .await;
+    Ok(saved?)
+}

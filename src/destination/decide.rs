@@ -1,0 +1,244 @@
+//! Where a recording goes: one pure decision, made when it ends, from the configuration of that moment.
+//!
+//! In this order: the action's `url`; the account's storage plan; nowhere, when `store_recordings` is off; the third party's server; the
+//! account's own monthly database. The first, second and last are Kazoo's (`kapps_call_recording:should_store_recording`), the third party is 3.22's
+//! (`wh_media_recording`). A part of the configuration that nobody could read now, or that makes no sense, is waited for if the decision
+//! depends on it: its default would throw the recording away, or put it where it must not go.
+
+use thiserror::Error;
+
+use crate::couch::{NoServer, Server};
+use crate::entry::cause::{Cause, Outcome};
+use crate::recording::order::{self, Order};
+use crate::system_config::{Media, Plan, Storage, ThirdParty};
+
+use super::url::{Target, Unusable};
+
+/// Where a recording goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// The account's own monthly database.
+    Account,
+    /// A database of the same name on another server; nothing in the cluster.
+    ThirdParty(Server),
+    /// The user's URL, the document into the account's database.
+    Url(Target),
+    /// What the account's storage plan says.
+    StoragePlan(Storage),
+    /// Nowhere.
+    Conclude(Ending),
+}
+
+/// Why a recording goes nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Ending {
+    #[error("store_recordings is off")]
+    StoringDisabled,
+    #[error("the action's url cannot be used: {0}")]
+    UnusableUrl(Unusable),
+    /// Too long to be carried through the switch, and whoever knew it forgot.
+    #[error("the action's url is not known any more")]
+    UrlLost,
+}
+
+/// What a decision waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Undecided {
+    #[error("system_config/media could not be read yet")]
+    Media,
+    #[error("the account's storage plan cannot be read")]
+    Plan,
+    #[error("third_party_bigcouch_host cannot be used: {0}")]
+    ThirdParty(NoServer),
+}
+
+/// Decides.
+///
+/// # Errors
+/// What must be known, or put right, first.
+pub fn decide(order: &Order, media: Option<&Media>, plan: &Plan) -> Result<Decision, Undecided> {
+    match &order.url {
+        order::Url::Given(given) => {
+            return Ok(match Target::parse(given) {
+                Ok(target) => Decision::Url(target),
+                Err(error) => Decision::Conclude(Ending::UnusableUrl(error)),
+            });
+        }
+        order::Url::Lost => return Ok(Decision::Conclude(Ending::UrlLost)),
+        order::Url::None => {}
+    }
+    match plan {
+        Plan::Stored(storage) => return Ok(Decision::StoragePlan(storage.clone())),
+        Plan::Unknown => return Err(Undecided::Plan),
+        Plan::None => {}
+    }
+    let media = media.ok_or(Undecided::Media)?;
+    if !media.store_recordings {
+        return Ok(Decision::Conclude(Ending::StoringDisabled));
+    }
+    match &media.third_party {
+        ThirdParty::NotSet => Ok(Decision::Account),
+        ThirdParty::Server(server) => Ok(Decision::ThirdParty(server.clone())),
+        ThirdParty::Unusable(error) => Err(Undecided::ThirdParty(*error)),
+    }
+}
+
+impl Ending {
+    /// How that is told.
+    pub const fn outcome(&self) -> (Outcome, Cause) {
+        match self {
+            Self::StoringDisabled => (Outcome::Discarded, Cause::StoringDisabled),
+            Self::UnusableUrl(_) | Self::UrlLost => (Outcome::Failed, Cause::UnusableUrl),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::kazoo::call::Parties;
+    use crate::kazoo::time::Moment;
+    use crate::recording::format::Format;
+    use crate::recording::identity::{Key, MediaId};
+    use crate::recording::settings::Method;
+
+    use super::*;
+
+    fn order(url: order::Url) -> Order {
+        let key = Key::of("call", "action");
+        let now = Moment::from_unix_seconds(1_795_386_262);
+        Order {
+            key,
+            media_id: MediaId::derived(key, now),
+            call_id: "call".into(),
+            account_id: None,
+            zone: "local".into(),
+            file_name: format!("{key}.mp3"),
+            media_name: format!("{key}.mp3"),
+            format: Format::Mp3,
+            origin: "callflow : desk".into(),
+            method: Method::Put,
+            url,
+            min_sec: 0,
+            asked_at: now,
+            parties: Parties::default(),
+            command: None,
+        }
+    }
+
+    fn media(section: Value) -> Option<Media> {
+        Some(Media::read(&json!({ "default": section }), "local"))
+    }
+
+    #[test]
+    fn every_row_of_the_table() {
+        let server = Server::parse("rec.example.com", 5984).unwrap();
+        let storage = Storage {
+            handler: Some("s3".into()),
+            connection: None,
+        };
+        let plan = || Plan::Stored(storage.clone());
+        let given = |url: &str| order::Url::Given(url.to_owned());
+        let none = || order::Url::None;
+        let on = || media(json!({"store_recordings": true}));
+        let off = || media(json!({"store_recordings": false}));
+        let third = || media(json!({"store_recordings": true, "third_party_bigcouch_host": "rec.example.com"}));
+        let third_off = || media(json!({"store_recordings": false, "third_party_bigcouch_host": "rec.example.com"}));
+        let nonsense = || media(json!({"store_recordings": true, "third_party_bigcouch_host": "http://rec/path"}));
+        let target = || Ok(Decision::Url(Target::parse("https://h/in").unwrap()));
+        let ends = |ending| Ok(Decision::Conclude(ending));
+        let disabled = || ends(Ending::StoringDisabled);
+        let unusable = |error| ends(Ending::UnusableUrl(error));
+        let no_server = Undecided::ThirdParty(NoServer::HasPath);
+        let rows = [
+            // A URL wins over everything, whatever else is known.
+            ("url", given("https://h/in"), on(), Plan::None, target()),
+            ("url, storing off", given("https://h/in"), off(), Plan::None, target()),
+            ("url, plan", given("https://h/in"), on(), plan(), target()),
+            ("url, third party", given("https://h/in"), third(), Plan::None, target()),
+            (
+                "url, nothing known",
+                given("https://h/in"),
+                None,
+                Plan::Unknown,
+                target(),
+            ),
+            (
+                "url, nonsense set",
+                given("https://h/in"),
+                nonsense(),
+                Plan::None,
+                target(),
+            ),
+            (
+                "no scheme of ours",
+                given("ftp://h/in"),
+                on(),
+                plan(),
+                unusable(Unusable::Scheme("ftp".into())),
+            ),
+            (
+                "no url at all",
+                given("nonsense"),
+                on(),
+                Plan::None,
+                unusable(Unusable::NotAUrl),
+            ),
+            ("url forgotten", order::Url::Lost, on(), plan(), ends(Ending::UrlLost)),
+            // Then the storage plan, whatever store_recordings says.
+            ("plan", none(), on(), plan(), Ok(Decision::StoragePlan(storage.clone()))),
+            (
+                "plan, storing off",
+                none(),
+                off(),
+                plan(),
+                Ok(Decision::StoragePlan(storage.clone())),
+            ),
+            (
+                "plan, third party",
+                none(),
+                third(),
+                plan(),
+                Ok(Decision::StoragePlan(storage.clone())),
+            ),
+            (
+                "plan, media unknown",
+                none(),
+                None,
+                plan(),
+                Ok(Decision::StoragePlan(storage.clone())),
+            ),
+            ("plan unknown", none(), off(), Plan::Unknown, Err(Undecided::Plan)),
+            // Then nothing.
+            ("storing off", none(), off(), Plan::None, disabled()),
+            ("nothing set", none(), media(json!({})), Plan::None, disabled()),
+            ("off, third party", none(), third_off(), Plan::None, disabled()),
+            ("media unknown", none(), None, Plan::None, Err(Undecided::Media)),
+            // Then the third party, then the account.
+            (
+                "third party",
+                none(),
+                third(),
+                Plan::None,
+                Ok(Decision::ThirdParty(server)),
+            ),
+            ("third party nonsense", none(), nonsense(), Plan::None, Err(no_server)),
+            ("account", none(), on(), Plan::None, Ok(Decision::Account)),
+        ];
+        for (what, url, media, plan, decision) in rows {
+            assert_eq!(decide(&order(url), media.as_ref(), &plan), decision, "{what}");
+        }
+    }
+
+    #[test]
+    fn no_decision_tells_a_password() {
+        let order = order(order::Url::Given("https://user:hunter2@h/in?token=hunter2".into()));
+        let decision = decide(&order, None, &Plan::None);
+        assert!(!format!("{decision:?}").contains("hunter2"));
+        let media = media(json!({"store_recordings": true, "third_party_bigcouch_host": "http://u:hunter2@rec"}));
+        let order = super::tests::order(order::Url::None);
+        let decision = decide(&order, media.as_ref(), &Plan::None);
+        assert!(!format!("{decision:?}").contains("hunter2"));
+    }
+}

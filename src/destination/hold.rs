@@ -1,0 +1,328 @@
+//! The hold: where audio waits whose destination cannot take it now. In databases of its own, one for each day, each recording one document
+//! with one attachment; or in a folder that all workers share. Never in the ledger: a bulk update that forgets an attachment's stub deletes
+//! the audio.
+
+use std::path::{Path, PathBuf};
+
+use futures_util::StreamExt as _;
+use secrecy::ExposeSecret as _;
+use serde_json::json;
+use thiserror::Error;
+use tokio::io::AsyncWriteExt as _;
+use tokio_util::io::ReaderStream;
+
+use crate::config::{self, HoldKind};
+use crate::couch::{Attachment, ByteStream, Couch, CouchError, Server};
+use crate::entry::fact::Holding;
+use crate::ingest::Upload;
+use crate::kazoo::time::{Moment, Month};
+use crate::ledger::Address;
+use crate::recording::digest::Hasher;
+
+use super::{DeliveryError, Source};
+
+/// What the hold's databases begin with; the day follows.
+const PREFIX: &str = "kz_record_call_hold-";
+
+/// The attachment's name in each document.
+const AUDIO: &str = "audio";
+
+/// Stored as it is: CouchDB compresses some types, and the digest would be another one.
+const CONTENT_TYPE: &str = "application/octet-stream";
+
+const CHUNK: usize = 256 << 10;
+
+/// Why the hold did not do what it was asked.
+#[derive(Debug, Error)]
+pub enum HoldError {
+    #[error("there is no hold")]
+    None,
+    #[error("the hold is full: {held} of {max} bytes, and {size} more do not fit")]
+    Full { held: u64, max: u64, size: u64 },
+    #[error(transparent)]
+    Database(#[from] CouchError),
+    #[error(transparent)]
+    Source(#[from] DeliveryError),
+    #[error("the hold's folder: {0}")]
+    Folder(#[from] std::io::Error),
+    #[error("what is held is not what was put in")]
+    Corrupt,
+}
+
+/// The hold, wherever it is.
+#[derive(Clone)]
+pub struct Hold {
+    place: Place,
+    max_bytes: u64,
+}
+
+#[derive(Clone)]
+enum Place {
+    None,
+    Couch(Box<Couch>),
+    Folder(PathBuf),
+}
+
+impl Hold {
+    /// The configured hold. `cluster` is the database that is used unless another one is named.
+    ///
+    /// # Errors
+    /// When the other server's client cannot be built.
+    pub fn new(config: &config::Hold, couchdb: &config::Couchdb, cluster: &Couch) -> Result<Self, CouchError> {
+        let place = match (config.kind, &config.url) {
+            (HoldKind::None, _) => Place::None,
+            (HoldKind::Folder, _) => Place::Folder(config.folder.clone()),
+            (HoldKind::Couchdb, None) => Place::Couch(Box::new(cluster.clone())),
+            (HoldKind::Couchdb, Some(url)) => {
+                let server = Server::parse(url.expose_secret(), 5984)
+                    .map_err(|error| CouchError::NoAnswer(format!("hold.url: {error}")))?;
+                Place::Couch(Box::new(Couch::elsewhere(&server, couchdb)?))
+            }
+        };
+        Ok(Self {
+            place,
+            max_bytes: config.max_bytes,
+        })
+    }
+
+    pub fn is_there(&self) -> bool {
+        !matches!(self.place, Place::None)
+    }
+
+    /// Puts an upload's audio in. Put in twice, it is there once.
+    ///
+    /// # Errors
+    /// When it is not there now, whole.
+    pub async fn put(&self, of: &Address, now: Moment, upload: &Upload) -> Result<Holding, HoldError> {
+        let (key, audio) = (of.key, &upload.audio);
+        let held = self.bytes().await?;
+        if held.saturating_add(audio.size) > self.max_bytes {
+            return Err(HoldError::Full {
+                held,
+                max: self.max_bytes,
+                size: audio.size,
+            });
+        }
+        let source = Source::spooled(upload.file.clone());
+        let holding = |place: String, name: String| Holding {
+            place,
+            name,
+            size: audio.size,
+            digests: audio.digests.clone(),
+        };
+        match &self.place {
+            Place::None => Err(HoldError::None),
+            Place::Couch(couch) => {
+                let day = format!("{PREFIX}{}", now.day());
+                let name = format!("{key}-{}", &audio.digests.sha256.get(..16).unwrap_or_default());
+                let digest = audio.digests.couch().unwrap_or_default();
+                for _ in 0..2 {
+                    let attachment = Attachment {
+                        name: AUDIO,
+                        content_type: CONTENT_TYPE,
+                        length: audio.size,
+                        digest: digest.clone(),
+                        body: source.open().await?,
+                    };
+                    let mut document = serde_json::Map::new();
+                    document.insert("held_at".into(), json!(now.rfc3339()));
+                    // Whose it is, so that what nobody needs any more can be found.
+                    document.insert("call_id".into(), json!(of.call_id));
+                    document.insert("month".into(), json!(of.month.to_string()));
+                    document.insert("key".into(), json!(key));
+                    match couch.create_with_attachment(&day, &name, document, attachment).await {
+                        // The name has the content's digest: what is there under it is the same.
+                        Ok(_) | Err(CouchError::Conflict) => break,
+                        Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {
+                            couch.create_database(&day).await?;
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                let holding = holding(day, name);
+                self.check(couch, &holding).await?;
+                Ok(holding)
+            }
+            Place::Folder(folder) => {
+                let name = format!("{key}.audio");
+                let holding = holding(folder.display().to_string(), name.clone());
+                write_file(folder, &name, source, &holding).await?;
+                Ok(holding)
+            }
+        }
+    }
+
+    /// The stub must say what we sent.
+    async fn check(&self, couch: &Couch, holding: &Holding) -> Result<(), HoldError> {
+        let document = couch
+            .get(&holding.place, &holding.name)
+            .await?
+            .ok_or(HoldError::Corrupt)?;
+        let stub = document
+            .get("_attachments")
+            .and_then(|all| all.get(AUDIO))
+            .ok_or(HoldError::Corrupt)?;
+        let same = stub.get("length").and_then(serde_json::Value::as_u64) == Some(holding.size)
+            && stub.get("digest").and_then(serde_json::Value::as_str) == holding.digests.couch().as_deref();
+        same.then_some(()).ok_or(HoldError::Corrupt)
+    }
+
+    /// The audio, from its beginning.
+    ///
+    /// # Errors
+    /// When it is not to be had.
+    pub async fn open(&self, holding: &Holding) -> Result<ByteStream, HoldError> {
+        match &self.place {
+            Place::None => Err(HoldError::None),
+            Place::Couch(couch) => Ok(couch.get_attachment(&holding.place, &holding.name, AUDIO).await?),
+            Place::Folder(folder) => {
+                let file = tokio::fs::File::open(folder.join(&holding.name)).await?;
+                Ok(ReaderStream::with_capacity(file, CHUNK).boxed())
+            }
+        }
+    }
+
+    /// Takes the audio out; what is not there any more is no error.
+    ///
+    /// # Errors
+    /// When it may still be there.
+    pub async fn remove(&self, holding: &Holding) -> Result<(), HoldError> {
+        match &self.place {
+            Place::None => Ok(()),
+            Place::Couch(_) => self.remove_named(&holding.place, &holding.name).await,
+            Place::Folder(folder) => match tokio::fs::remove_file(folder.join(&holding.name)).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Drops the databases of days that are over and have nothing in them any more; that is what gives the disk back.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn drop_empty_days(&self, now: Moment) -> Result<(), HoldError> {
+        let Place::Couch(couch) = &self.place else {
+            return Ok(());
+        };
+        let today = format!("{PREFIX}{}", now.day());
+        for name in couch.databases(PREFIX).await? {
+            let info = couch.database_info(&name).await?;
+            if name < today && info.get("doc_count").and_then(serde_json::Value::as_u64) == Some(0) {
+                couch.drop_database(&name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is held since before today, and for whom. A folder does not tell.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn older(&self, now: Moment) -> Result<Vec<(Address, String, String)>, HoldError> {
+        let Place::Couch(couch) = &self.place else {
+            return Ok(Vec::new());
+        };
+        let today = format!("{PREFIX}{}", now.day());
+        let mut all = Vec::new();
+        for day in couch.databases(PREFIX).await?.into_iter().filter(|day| *day < today) {
+            for document in couch.id_range(&day, "0", "g").await? {
+                let text = |key: &str| document.get(key).and_then(serde_json::Value::as_str);
+                let address = || {
+                    let month = Month::of_id(text("month")?)?;
+                    Some(Address {
+                        month,
+                        call_id: text("call_id")?.to_owned(),
+                        key: text("key")?.parse().ok()?,
+                    })
+                };
+                if let (Some(address), Some(name)) = (address(), text("_id")) {
+                    all.push((address, day.clone(), name.to_owned()));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Takes something out by its place and name.
+    ///
+    /// # Errors
+    /// As `remove`.
+    pub async fn remove_named(&self, place: &str, name: &str) -> Result<(), HoldError> {
+        let Place::Couch(couch) = &self.place else {
+            return Ok(());
+        };
+        if let Some(document) = couch.get(place, name).await? {
+            let rev = document
+                .get("_rev")
+                .and_then(serde_json::Value::as_str)
+                .unwrap_or_default();
+            couch.delete(place, name, rev).await?;
+        }
+        Ok(())
+    }
+
+    /// Bytes that are held now.
+    ///
+    /// # Errors
+    /// When it does not tell.
+    pub async fn bytes(&self) -> Result<u64, HoldError> {
+        let mut bytes = 0u64;
+        match &self.place {
+            Place::None => {}
+            Place::Couch(couch) => {
+                for name in couch.databases(PREFIX).await? {
+                    let info = couch.database_info(&name).await?;
+                    let size = |kind: &str| {
+                        info.get("sizes")
+                            .and_then(|sizes| sizes.get(kind))
+                            .and_then(serde_json::Value::as_u64)
+                    };
+                    bytes += size("active")
+                        .or_else(|| size("external"))
+                        .or_else(|| size("file"))
+                        .unwrap_or(0);
+                }
+            }
+            Place::Folder(folder) => {
+                let Ok(mut entries) = tokio::fs::read_dir(folder).await else {
+                    return Ok(0);
+                };
+                while let Some(entry) = entries.next_entry().await? {
+                    bytes += entry.metadata().await.map_or(0, |meta| meta.len());
+                }
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Writes a file that is there whole or not at all, and on the disk when this returns.
+async fn write_file(folder: &Path, name: &str, source: Source, holding: &Holding) -> Result<(), HoldError> {
+    tokio::fs::create_dir_all(folder).await?;
+    let part = folder.join(format!("{name}.part-{}", uuid::Uuid::new_v4().simple()));
+    let mut file = tokio::fs::File::create(&part).await?;
+    let written = async {
+        let (mut stream, mut hasher) = (source.open().await?, Hasher::default());
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk?;
+            hasher.update(&chunk);
+            file.write_all(&chunk).await?;
+        }
+        file.sync_all().await?;
+        if hasher.finish() == holding.digests {
+            Ok(())
+        } else {
+            Err(HoldError::Corrupt)
+        }
+    };
+    let written: Result<(), HoldError> = written.await;
+    match written {
+        Ok(()) => Ok(tokio::fs::rename(&part, folder.join(name)).await?),
+        Err(error) => {
+            // A part that stays is not counted as held by anybody.
+            let _ = tokio::fs::remove_file(&part).await;
+            Err(error)
+        }
+    }
+}

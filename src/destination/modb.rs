@@ -1,0 +1,306 @@
+//! The monthly database that is not there.
+//!
+//! Kazoo creates it when it first stores something for the account in that month (`kazoo_modb:maybe_create`), which any CDR does. So a recording
+//! waits, and its file on the switch with it; after a time the database is created here as Kazoo would: with the views that are registered
+//! for such databases, and announced. One without its views would be worse than none: Kazoo adds them only when it creates it.
+
+use serde_json::Value;
+
+use crate::config;
+use crate::couch::{Couch, CouchError};
+use crate::kazoo::change;
+use crate::kazoo::envelope::Sender;
+use crate::kazoo::json::boolean_at;
+use crate::kazoo::outgoing::Outgoing;
+use crate::kazoo::time::{Moment, Month};
+use crate::recording::names;
+use crate::telemetry::events::DatabaseCreated;
+
+const ACCOUNTS: &str = "accounts";
+const SYSTEM_DATA: &str = "system_data";
+/// The kind of database, as views are registered for (`kzs_util:db_classification`).
+const CLASSIFICATION: &str = "modb";
+
+/// Whether there is an account at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Account {
+    There,
+    /// Never existed, or is deleted: nobody will create its databases.
+    Gone,
+}
+
+/// What is to be done about a missing database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Store again when the schedule says so; nothing else happens before `until`.
+    Wait { until: Option<Moment> },
+    /// Create it.
+    Create,
+    /// The account does not exist, so its database never will.
+    NoSuchAccount,
+}
+
+/// Decides. `missing_since` is when this recording first met the missing database, `month` the database's.
+pub fn step(account: Account, month: Month, missing_since: Moment, now: Moment, config: &config::Destination) -> Step {
+    let until = missing_since.plus(config.create_databases_after);
+    match account {
+        Account::Gone => Step::NoSuchAccount,
+        Account::There if !config.create_databases => Step::Wait { until: None },
+        // Kazoo's own nodes may stand in a later month already, or still in an earlier one; a month that nobody is in is none of ours.
+        Account::There if !is_about(month, now) => Step::Wait { until: None },
+        Account::There if now < until => Step::Wait { until: Some(until) },
+        Account::There => Step::Create,
+    }
+}
+
+/// Whether a month is the present one, or one that a recording of ours can still belong to, waiting and retries included.
+fn is_about(month: Month, now: Moment) -> bool {
+    let present = now.month();
+    month == present || month.next() == present || present.next() == month
+}
+
+/// Whether the account is there (`kazoo_modb:is_account_deleted`).
+///
+/// # Errors
+/// When the database does not tell; Kazoo takes that for deleted, we do not.
+pub async fn account(couch: &Couch, account_id: &str) -> Result<Account, CouchError> {
+    match couch.get(ACCOUNTS, account_id).await? {
+        Some(document) if boolean_at(&document, "pvt_deleted") == Some(true) => Ok(Account::Gone),
+        Some(_) => Ok(Account::There),
+        // A server without the database knows of no account, and says nothing about any.
+        None if !couch.has_database(ACCOUNTS).await? => Err(CouchError::DatabaseMissing(ACCOUNTS.into())),
+        None => Ok(Account::Gone),
+    }
+}
+
+/// A database that is there now, with its views.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Created {
+    pub account_id: String,
+    /// As CouchDB names it, without our prefix.
+    pub database: String,
+    /// Whether it was us who created it: only then it is announced.
+    pub by_us: bool,
+    /// Views that were written.
+    pub views: usize,
+}
+
+impl Created {
+    /// Kazoo's notice, if one is due.
+    pub fn notice(&self, sender: &Sender, msg_id: &str) -> Option<Outgoing> {
+        let database = names::encoded(&self.database);
+        self.by_us
+            .then(|| change::database_created(sender, msg_id, &database, &self.account_id))
+    }
+}
+
+/// Creates the database with all its views. Harmless when done twice, by whomever; what somebody interrupted is completed.
+///
+/// # Errors
+/// When the views cannot be read, there are none, or the database cannot be written.
+pub async fn create(couch: &Couch, account_id: &str, month: Month) -> Result<Created, CouchError> {
+    let database = names::modb(account_id, month);
+    // First, so that a database without views is not made in vain.
+    let views = registered_views(couch, &database).await?;
+    if views.is_empty() {
+        return Err(CouchError::NoAnswer(
+            "system_data has no views for monthly databases".into(),
+        ));
+    }
+    let by_us = couch.create_database(&database).await?;
+    let written = couch.create_all(&database, &views).await?;
+    let created = Created {
+        account_id: account_id.to_owned(),
+        database,
+        by_us,
+        views: written,
+    };
+    if by_us {
+        DatabaseCreated {
+            account_id,
+            database: &created.database,
+            views: written,
+        }
+        .emit();
+    }
+    Ok(created)
+}
+
+/// The design documents that are registered for the database (`kz_datamgr:refresh_views`).
+async fn registered_views(couch: &Couch, database: &str) -> Result<Vec<Value>, CouchError> {
+    let view = ("views", "views_by_classification");
+    let found = couch
+        .documents_by_view(SYSTEM_DATA, view, &[database, CLASSIFICATION])
+        .await;
+    let registered = match found {
+        Ok(registered) => registered,
+        // The view itself is registered by Kazoo; where it is missing its content is still in the documents.
+        Err(CouchError::NotFound) => {
+            couch
+                .documents_where(SYSTEM_DATA, |document| is_registered(document, database))
+                .await?
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(registered.iter().filter_map(design_document).collect())
+}
+
+/// What the view selects.
+fn is_registered(document: &Value, database: &str) -> bool {
+    let kind = document.get("pvt_type").and_then(Value::as_str);
+    let deleted = boolean_at(document, "pvt_deleted") == Some(true);
+    let maps = document.pointer("/kazoo/view_map").and_then(Value::as_array);
+    let meant = |map: &Value| {
+        let names = |key: &str, wanted: &str| map.get(key).and_then(Value::as_str) == Some(wanted);
+        names("classification", CLASSIFICATION) || names("database", database)
+    };
+    kind == Some("view_definition") && !deleted && maps.is_some_and(|maps| maps.iter().any(meant))
+}
+
+/// The design document of a registration: without a revision, its functions in one piece each (they may be written as lists of lines).
+fn design_document(registration: &Value) -> Option<Value> {
+    let mut design = registration.get("view_definition")?.clone();
+    let object = design.as_object_mut()?;
+    object.remove("_rev");
+    object.remove("kazoo");
+    let is_design = object
+        .get("_id")
+        .and_then(Value::as_str)
+        .is_some_and(|id| id.starts_with("_design/"));
+    let views = object.get_mut("views").and_then(Value::as_object_mut);
+    for view in views.into_iter().flat_map(|views| views.values_mut()) {
+        for part in view.as_object_mut().into_iter().flat_map(|view| view.values_mut()) {
+            join_lines(part);
+        }
+    }
+    is_design.then_some(design)
+}
+
+fn join_lines(part: &mut Value) {
+    let joined = part.as_array().and_then(|lines| {
+        let lines: Option<Vec<&str>> = lines.iter().map(Value::as_str).collect();
+        lines.map(|lines| lines.join("\n"))
+    });
+    if let Some(joined) = joined {
+        *part = Value::String(joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(create: bool) -> config::Destination {
+        let environment = [(
+            "KZ_RECORD_CALL__DESTINATION__CREATE_DATABASES".to_owned(),
+            create.to_string(),
+        )];
+        let layers = config::Layers::load(None, environment.into_iter()).unwrap();
+        config::Config::of(layers).unwrap().destination
+    }
+
+    #[test]
+    fn a_missing_database_is_waited_for_then_created_but_not_for_nobody() {
+        let (since, hour) = (Moment::from_unix_seconds(1_795_386_262), Duration::from_secs(3600));
+        let (on, off) = (config(true), config(false));
+        let november = since.month();
+        let wait = Step::Wait {
+            until: Some(since.plus(hour)),
+        };
+        let never = Step::Wait { until: None };
+        let minute = Duration::from_secs(60);
+        for (what, account, month, later, config, expected) in [
+            ("just missing", Account::There, november, Duration::ZERO, &on, wait),
+            ("nearly", Account::There, november, hour - minute, &on, wait),
+            ("long missing", Account::There, november, hour, &on, Step::Create),
+            ("switched off", Account::There, november, hour * 9, &off, never),
+            (
+                "nobody's",
+                Account::Gone,
+                november,
+                Duration::ZERO,
+                &on,
+                Step::NoSuchAccount,
+            ),
+            (
+                "nobody's, off",
+                Account::Gone,
+                november,
+                hour,
+                &off,
+                Step::NoSuchAccount,
+            ),
+            (
+                "the month to come",
+                Account::There,
+                november.next(),
+                hour,
+                &on,
+                Step::Create,
+            ),
+            (
+                "a month nobody is in",
+                Account::There,
+                november.next().next(),
+                hour,
+                &on,
+                never,
+            ),
+            (
+                "last month's, after the turn",
+                Account::There,
+                november,
+                Duration::from_secs(15 * 86_400),
+                &on,
+                Step::Create,
+            ),
+            (
+                "older",
+                Account::There,
+                november,
+                Duration::from_secs(45 * 86_400),
+                &on,
+                never,
+            ),
+        ] {
+            assert_eq!(
+                step(account, month, since, since.plus(later), config),
+                expected,
+                "{what}"
+            );
+        }
+    }
+
+    #[test]
+    fn registered_views_become_design_documents() {
+        let registration = |map: Value| {
+            json!({
+                "pvt_type": "view_definition", "kazoo": {"view_map": [map]},
+                "view_definition": {"_id": "_design/recordings", "_rev": "4-x", "views": {"all": {"map": ["function(doc) {", "}"], "reduce": "_count"}}},
+            })
+        };
+        let database = "account/ab/cd/ef-202611";
+        let good = registration(json!({"classification": "modb"}));
+        assert!(is_registered(&good, database));
+        assert!(is_registered(&registration(json!({"database": database})), database));
+        assert!(!is_registered(
+            &registration(json!({"classification": "account"})),
+            database
+        ));
+        let mut deleted = good.clone();
+        deleted["pvt_deleted"] = json!(true);
+        assert!(!is_registered(&deleted, database));
+        assert_eq!(
+            design_document(&good),
+            Some(
+                json!({"_id": "_design/recordings", "views": {"all": {"map": "function(doc) {\n}", "reduce": "_count"}}})
+            )
+        );
+        assert_eq!(design_document(&json!({"view_definition": {"_id": "x"}})), None);
+        assert_eq!(design_document(&json!({})), None);
+    }
+}

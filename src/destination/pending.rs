@@ -1,0 +1,184 @@
+//! Documents of recordings whose audio is somewhere else, at a URL or where a storage plan puts it. As in Kazoo the document is there before the
+//! first attempt, and is completed after the one that succeeded.
+
+use serde_json::{Map, Value};
+
+use crate::couch::{Couch, CouchError};
+use crate::kazoo::time::Moment;
+use crate::recording::document::Subject;
+use crate::recording::identity::{Key, MediaId};
+use crate::recording::progress::{Elsewhere, Progress, State, completed, edited};
+
+use super::DeliveryError;
+use super::bigcouch::{is_of, rev};
+
+/// A document that is there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Placed {
+    pub id: MediaId,
+    /// As CouchDB names it, without our prefix.
+    pub database: String,
+    pub rev: String,
+    /// Its `pvt_created`.
+    pub created: Moment,
+    pub key: Key,
+    pub document: Map<String, Value>,
+}
+
+impl Placed {
+    /// A document as it was read; `None` when it is another recording's.
+    fn of(id: &MediaId, database: &str, key: Key, document: Value) -> Option<Self> {
+        if !is_of(&document, key) {
+            return None;
+        }
+        let created = document.get("pvt_created").and_then(Value::as_i64)?;
+        let rev = rev(&document);
+        let Value::Object(document) = document else { return None };
+        Some(Self {
+            id: id.clone(),
+            database: database.to_owned(),
+            rev,
+            created: Moment::from_gregorian_seconds(created),
+            key,
+            document,
+        })
+    }
+
+    /// Whether the audio is where it belongs already, whoever brought it there.
+    pub fn is_complete(&self) -> bool {
+        let state = self
+            .document
+            .get("pvt_recording")
+            .and_then(|private| private.get("state"));
+        state.and_then(Value::as_str) == Some(State::Complete.name())
+    }
+}
+
+/// Tries of an edit that others may be faster at.
+const ROUNDS: usize = 5;
+
+/// Creates the document, or finds it created. `subject` makes it for an id: another recording may have the first.
+///
+/// # Errors
+/// `NoDatabase` when the database of the last id is missing; else what is wrong now.
+pub async fn create<'a>(
+    couch: &Couch,
+    ids: &'a [MediaId],
+    subject: impl Fn(&'a MediaId) -> Subject<'a>,
+    progress: &Progress<'_>,
+) -> Result<Placed, DeliveryError> {
+    let mut missing = None;
+    for id in ids {
+        let subject = subject(id);
+        let (database, key) = (subject.database(), subject.order.key);
+        let document = subject.document_at(progress);
+        let put = couch
+            .put_document(&database, id.as_str(), &Value::Object(document.clone()))
+            .await;
+        let failed = match put {
+            Ok(saved) => {
+                return Ok(Placed {
+                    id: id.clone(),
+                    rev: saved.rev,
+                    created: subject.created(),
+                    database,
+                    key,
+                    document,
+                });
+            }
+            Err(CouchError::DatabaseMissing(database)) => {
+                // A month that somebody made up; the next id's is the recording's own.
+                missing = Some(DeliveryError::NoDatabase(database));
+                continue;
+            }
+            // The server may have done it all the same; only looking tells.
+            Err(error @ (CouchError::Conflict | CouchError::NoAnswer(_) | CouchError::Failed { .. })) => error,
+            Err(error) => return Err(error.into()),
+        };
+        let Some(document) = couch.get(&database, id.as_str()).await? else {
+            return Err(failed.into());
+        };
+        if let Some(placed) = Placed::of(id, &database, key, document) {
+            return Ok(placed);
+        }
+    }
+    Err(missing
+        .unwrap_or_else(|| DeliveryError::Recording("every id that it could have belongs to another recording".into())))
+}
+
+/// The document, if it is there and this recording's.
+///
+/// # Errors
+/// When the database does not tell.
+pub async fn find(couch: &Couch, database: &str, id: &MediaId, key: Key) -> Result<Option<Placed>, DeliveryError> {
+    let document = couch.get(database, id.as_str()).await?;
+    Ok(document.and_then(|document| Placed::of(id, database, key, document)))
+}
+
+/// Writes into the document that the audio has arrived at a URL, and where.
+///
+/// # Errors
+/// When it is not written, or nobody can tell.
+pub async fn complete(
+    couch: &Couch,
+    placed: &Placed,
+    at: &Elsewhere<'_>,
+    progress: &Progress<'_>,
+    now: Moment,
+) -> Result<Placed, DeliveryError> {
+    edit(couch, placed, |document| completed(document, at, progress, now)).await
+}
+
+/// Writes into the document how far the audio has come: parked with its cause, say, or where a storage plan put it.
+///
+/// # Errors
+/// As `complete`.
+pub async fn note(
+    couch: &Couch,
+    placed: &Placed,
+    progress: &Progress<'_>,
+    now: Moment,
+) -> Result<Placed, DeliveryError> {
+    edit(couch, placed, |document| edited(document, progress, now)).await
+}
+
+/// Changes the document as it is now. `change` may be called several times.
+async fn edit(
+    couch: &Couch,
+    placed: &Placed,
+    change: impl Fn(Map<String, Value>) -> Map<String, Value>,
+) -> Result<Placed, DeliveryError> {
+    let mut failed = CouchError::Conflict;
+    for _ in 0..ROUNDS {
+        let present = look(couch, placed).await?;
+        let changed = Value::Object(change(present));
+        match couch.put_document(&placed.database, placed.id.as_str(), &changed).await {
+            Ok(saved) => {
+                let Value::Object(document) = changed else { break };
+                return Ok(Placed {
+                    rev: saved.rev,
+                    document,
+                    ..placed.clone()
+                });
+            }
+            // Done by now, perhaps, or by somebody else: doing it once more harms nobody.
+            Err(error @ (CouchError::Conflict | CouchError::NoAnswer(_) | CouchError::Failed { .. })) => failed = error,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(failed.into())
+}
+
+/// The document as it is now.
+///
+/// # Errors
+/// When it is gone, or another recording's.
+pub(super) async fn look(couch: &Couch, placed: &Placed) -> Result<Map<String, Value>, DeliveryError> {
+    match couch.get(&placed.database, placed.id.as_str()).await? {
+        Some(document) if !is_of(&document, placed.key) => {
+            Err(DeliveryError::Corrupt("its document is another recording's now".into()))
+        }
+        Some(Value::Object(document)) => Ok(document),
+        _ => Err(DeliveryError::Corrupt("its document is gone".into())),
+    }
+}

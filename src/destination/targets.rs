@@ -1,0 +1,241 @@
+//! Targets that take nothing now: one dead host must not use up everybody's attempts, and its operators must see it.
+//!
+//! A target is paused when two different recordings failed there with nothing delivered in between. When the pause is over one delivery is let
+//! through; if it fails the next pause is longer. Only this worker's own view: another finds out by itself.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::kazoo::time::{Clock, Moment};
+use crate::recording::identity::Key;
+use crate::telemetry::events::{TargetPaused, TargetResumed};
+
+/// The first pause; each further one is twice as long.
+const FIRST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Targets that are remembered; users' URLs could name any number.
+const MOST: usize = 1024;
+
+/// What is known of the targets.
+pub struct Targets {
+    clock: Clock,
+    known: Mutex<HashMap<String, Target>>,
+}
+
+/// One target, pure.
+#[derive(Debug, Clone, PartialEq)]
+struct Target {
+    /// The recording that failed last, and why.
+    failed: Key,
+    why: String,
+    paused: Option<Pause>,
+    at: Moment,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Pause {
+    length: Duration,
+    until: Moment,
+    /// A delivery is under way that will tell.
+    probing: bool,
+}
+
+impl Targets {
+    pub fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            known: Mutex::default(),
+        }
+    }
+
+    /// Whether a delivery to `target` may begin now.
+    ///
+    /// # Errors
+    /// Until when it is paused. One caller in each pause is let through when it is over, and must tell how it went.
+    pub fn may_begin(&self, target: &str) -> Result<(), Moment> {
+        let (now, mut known) = (self.clock.now(), self.lock());
+        match known.get_mut(target).and_then(|known| known.paused.as_mut()) {
+            Some(pause) if pause.until > now => Err(pause.until),
+            Some(pause) if pause.probing => {
+                // Nobody told: perhaps it was never begun after all. Another tries after as long again.
+                pause.until = now.plus(pause.length);
+                pause.probing = false;
+                Err(pause.until)
+            }
+            Some(pause) => {
+                pause.probing = true;
+                pause.until = now.plus(pause.length);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A delivery arrived.
+    pub fn delivered(&self, target: &str) {
+        if self.lock().remove(target).is_some_and(|known| known.paused.is_some()) {
+            TargetResumed { target }.emit();
+        }
+    }
+
+    /// A delivery failed, and it was the target's fault.
+    pub fn failed(&self, target: &str, key: Key, why: &str) {
+        let (now, mut known) = (self.clock.now(), self.lock());
+        if known.len() >= MOST && !known.contains_key(target) {
+            forget(&mut known);
+        }
+        let before = known.remove(target);
+        let paused = before.as_ref().and_then(|before| before.paused);
+        let after = next(before, key, why, now);
+        if let Some(pause) = after.paused.filter(|pause| paused != Some(*pause)) {
+            TargetPaused {
+                target,
+                why,
+                pause_s: pause.length.as_secs(),
+            }
+            .emit();
+        }
+        known.insert(target.to_owned(), after);
+    }
+
+    /// The targets that are paused now, and why: for `/readyz` and people.
+    pub fn paused(&self) -> Vec<(String, String)> {
+        let known = self.lock();
+        let mut paused: Vec<(String, String)> = known
+            .iter()
+            .filter(|(_, known)| known.paused.is_some())
+            .map(|(name, known)| (name.clone(), known.why.clone()))
+            .collect();
+        paused.sort();
+        paused
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Target>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn next(before: Option<Target>, key: Key, why: &str, now: Moment) -> Target {
+    let length = match &before {
+        None => None,
+        // One recording may fail for reasons of its own.
+        Some(before) if before.paused.is_none() && before.failed == key => None,
+        Some(before) => Some(before.paused.map_or(FIRST, |pause| (pause.length * 2).min(LONGEST))),
+    };
+    // What was under way when the pause began tells nothing new.
+    let running = before.and_then(|before| before.paused.filter(|pause| !pause.probing && pause.until > now));
+    Target {
+        failed: key,
+        why: why.to_owned(),
+        paused: running.or_else(|| {
+            length.map(|length| Pause {
+                length,
+                until: now.plus(length),
+                probing: false,
+            })
+        }),
+        at: now,
+    }
+}
+
+/// Makes room: the one that failed longest ago and is not paused, else whichever failed longest ago.
+fn forget(known: &mut HashMap<String, Target>) {
+    let oldest = known
+        .iter()
+        .min_by_key(|(_, target)| (target.paused.is_some(), target.at))
+        .map(|(name, _)| name.clone());
+    if let Some(oldest) = oldest {
+        known.remove(&oldest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: usize) -> Key {
+        Key::of("call", &n.to_string())
+    }
+
+    fn targets() -> (Targets, Clock) {
+        let clock = Clock::fixed(Moment::from_unix_seconds(1_795_386_262));
+        (Targets::new(clock.clone()), clock)
+    }
+
+    fn later(clock: &Clock, seconds: u64) {
+        clock.set(clock.now().plus(Duration::from_secs(seconds)));
+    }
+
+    #[test]
+    fn two_recordings_that_fail_alike_pause_a_target_and_one_alone_does_not() {
+        let (targets, _) = targets();
+        for _ in 0..5 {
+            targets.failed("h", key(1), "answered 503");
+            assert_eq!(targets.may_begin("h"), Ok(()));
+        }
+        targets.failed("h", key(2), "answered 503");
+        assert!(targets.may_begin("h").is_err());
+        assert_eq!(targets.may_begin("other"), Ok(()));
+        assert_eq!(targets.paused(), [("h".to_owned(), "answered 503".to_owned())]);
+    }
+
+    #[test]
+    fn a_success_in_between_forgives() {
+        let (targets, _) = targets();
+        targets.failed("h", key(1), "x");
+        targets.delivered("h");
+        targets.failed("h", key(2), "x");
+        assert_eq!(targets.may_begin("h"), Ok(()));
+    }
+
+    #[test]
+    fn after_a_pause_one_goes_ahead_and_pauses_grow_until_it_succeeds() {
+        let (targets, clock) = targets();
+        targets.failed("h", key(1), "x");
+        targets.failed("h", key(2), "x");
+        for pause in [5, 10, 20, 40, 80, 160, 300, 300] {
+            // Those that were under way fail too, and change nothing.
+            targets.failed("h", key(3), "x");
+            assert!(targets.may_begin("h").is_err());
+            later(&clock, pause - 1);
+            assert!(targets.may_begin("h").is_err(), "{pause}");
+            later(&clock, 1);
+            assert_eq!(targets.may_begin("h"), Ok(()), "{pause}");
+            assert!(targets.may_begin("h").is_err(), "only one");
+            targets.failed("h", key(4), "x");
+        }
+        later(&clock, 300);
+        assert_eq!(targets.may_begin("h"), Ok(()));
+        targets.delivered("h");
+        assert_eq!(targets.may_begin("h"), Ok(()));
+        assert_eq!(targets.paused(), []);
+    }
+
+    #[test]
+    fn one_that_never_tells_does_not_keep_a_target_paused_for_ever() {
+        let (targets, clock) = targets();
+        targets.failed("h", key(1), "x");
+        targets.failed("h", key(2), "x");
+        later(&clock, 5);
+        assert_eq!(targets.may_begin("h"), Ok(()));
+        later(&clock, 5);
+        assert!(targets.may_begin("h").is_err());
+        later(&clock, 5);
+        assert_eq!(targets.may_begin("h"), Ok(()));
+    }
+
+    #[test]
+    fn a_thousand_hosts_are_remembered_and_the_paused_ones_longest() {
+        let (targets, clock) = targets();
+        targets.failed("paused", key(1), "x");
+        targets.failed("paused", key(2), "x");
+        for n in 0..2 * MOST {
+            later(&clock, 1);
+            targets.failed(&format!("h{n}"), key(n), "x");
+        }
+        assert!(targets.lock().len() <= MOST);
+        assert_eq!(targets.paused().len(), 1);
+    }
+}

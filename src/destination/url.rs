@@ -1,0 +1,296 @@
+//! The user's URL: what it must be, and what is made of it. Pure.
+//!
+//! Name and query are Kazoo's (`media_recording:handler_fields_for_protocol`, `kz_att_http`), with one dot before the extension, correct
+//! percent-encoding, and the parameters of 4.3 and later at the end. Where Kazoo's rule gives nonsense (`/in?`, a trailing `&`, a fragment in
+//! the middle) ours gives what the author must have meant.
+
+use std::fmt;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Map, Value};
+use thiserror::Error;
+use url::Url;
+
+/// RFC 3986's unreserved characters stay as they are.
+const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// The query's parameters, in their order; all but the account's are fields of the document. A field that the document lacks stays empty.
+const KAZOOS: [&str; 7] = [
+    "from",
+    "to",
+    "caller_id_name",
+    "caller_id_number",
+    "call_id",
+    "cdr_id",
+    "interaction_id",
+];
+/// What follows on `account_id`.
+const LATER: [&str; 3] = ["owner_id", "start", "duration_ms"];
+
+/// Why a URL cannot be served, now or later.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Unusable {
+    #[error("it is not a URL with a host")]
+    NotAUrl,
+    /// Kazoo knows ftp and ftps too, some versions sftp; we do not yet.
+    #[error("its scheme {0} is not served; http and https are")]
+    Scheme(String),
+}
+
+/// A URL that audio can be sent to. Neither its `Debug` nor its `Display` tells more than the host: users put keys into paths and queries.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Target(Url);
+
+impl Target {
+    /// Takes the URL of an action.
+    ///
+    /// # Errors
+    /// When it can never be served.
+    pub fn parse(given: &str) -> Result<Self, Unusable> {
+        let mut url = Url::parse(given.trim()).map_err(|_| Unusable::NotAUrl)?;
+        if !matches!(url.scheme(), "http" | "https") {
+            let scheme = crate::kazoo::call::clip(url.scheme(), 16).to_owned();
+            // `host:8080/x` parses, with `host` for its scheme.
+            let known = matches!(url.scheme(), "ftp" | "ftps" | "sftp") || url.has_host();
+            return Err(if known {
+                Unusable::Scheme(scheme)
+            } else {
+                Unusable::NotAUrl
+            });
+        }
+        if url.host_str().is_none_or(str::is_empty) {
+            return Err(Unusable::NotAUrl);
+        }
+        url.set_fragment(None);
+        Ok(Self(url))
+    }
+
+    /// The URL that a recording is sent to: this one, with the recording's name and the fields of its document. `extension` has no dot.
+    #[must_use]
+    pub fn of_recording(&self, document: &Map<String, Value>, account_id: &str, extension: &str) -> Self {
+        let name = format!("call_recording_{}.{extension}", field(document, "call_id"));
+        let parameters = parameters(document, account_id);
+        let mut url = self.0.clone();
+        match asked(url.query()) {
+            None => {
+                let path = format!("{}/{name}", url.path().trim_end_matches('/'));
+                url.set_path(&path);
+                url.set_query(Some(&parameters));
+            }
+            Some(query) => {
+                let last = query.rsplit('&').next().unwrap_or_default();
+                let joint = match last.split_once('=') {
+                    None => "=",
+                    Some((_, "")) => "",
+                    Some(_) => "&recording=",
+                };
+                let query = format!("{query}{joint}{name}&{parameters}");
+                url.set_query(Some(&query));
+            }
+        }
+        Self(url)
+    }
+
+    /// The whole URL, credentials included: for the request and the document, never for a text that people read.
+    pub fn expose(&self) -> &Url {
+        &self.0
+    }
+
+    /// The host, with the port if it is not the scheme's.
+    pub fn host(&self) -> String {
+        let host = self.0.host_str().unwrap_or_default();
+        match self.0.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        }
+    }
+
+    /// Where a redirect leads. `None` when it leads nowhere that audio can be sent to, or from https to http.
+    pub(super) fn redirected(&self, location: &str) -> Option<Self> {
+        let mut next = self.0.join(location).ok()?;
+        next.set_fragment(None);
+        if !matches!(next.scheme(), "http" | "https") || (self.0.scheme() == "https" && next.scheme() != "https") {
+            return None;
+        }
+        // `join` keeps them only for a path; another place must not learn them.
+        let same = next.origin() == self.0.origin();
+        if same && next.username().is_empty() && next.password().is_none() {
+            let _ = next.set_username(self.0.username());
+            let _ = next.set_password(self.0.password());
+        }
+        Some(Self(next))
+    }
+}
+
+/// The query that there is to extend: without empty parameters and, as Kazoo does to the whole URL, slashes at its end.
+fn asked(query: Option<&str>) -> Option<&str> {
+    query
+        .map(|query| query.trim_end_matches('/').trim_end_matches('&'))
+        .filter(|query| !query.is_empty())
+}
+
+fn parameters(document: &Map<String, Value>, account_id: &str) -> String {
+    let of_document = |name: &&str| format!("{name}={}", field(document, name));
+    KAZOOS
+        .iter()
+        .map(of_document)
+        .chain(std::iter::once(format!("account_id={}", encoded(account_id))))
+        .chain(LATER.iter().map(of_document))
+        .chain(std::iter::once(format!("recording_id={}", field(document, "_id"))))
+        .collect::<Vec<_>>()
+        .join("&")
+}
+
+fn field(document: &Map<String, Value>, name: &str) -> String {
+    match document.get(name) {
+        Some(Value::String(text)) => encoded(text),
+        Some(Value::Number(number)) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, COMPONENT).to_string()
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.host())
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Target({}://{})", self.0.scheme(), self.host())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const ACCOUNT: &str = "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4";
+
+    fn document() -> Map<String, Value> {
+        let document = json!({
+            "_id": "202611-7c9e", "from": "1001@acme.example.com", "to": "2000@acme.example.com", "caller_id_name": "Zoë & Co",
+            "call_id": "a84b@pc33", "cdr_id": "202611-a84b@pc33", "start": 63_962_610_332_i64, "duration_ms": 59_840,
+        });
+        document.as_object().unwrap().clone()
+    }
+
+    fn sent(given: &str) -> String {
+        let target = Target::parse(given).unwrap();
+        target.of_recording(&document(), ACCOUNT, "mp3").expose().to_string()
+    }
+
+    const QUERY: &str = "from=1001%40acme.example.com&to=2000%40acme.example.com&caller_id_name=Zo%C3%AB%20%26%20Co&caller_id_number=\
+                         &call_id=a84b%40pc33&cdr_id=202611-a84b%40pc33&interaction_id=&account_id=4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4\
+                         &owner_id=&start=63962610332&duration_ms=59840&recording_id=202611-7c9e";
+
+    #[test]
+    fn name_and_query_are_put_where_kazoo_puts_them() {
+        const NAME: &str = "call_recording_a84b%40pc33.mp3";
+        for (given, sent_to) in [
+            ("https://h/in", format!("https://h/in/{NAME}?{QUERY}")),
+            ("https://h/in///", format!("https://h/in/{NAME}?{QUERY}")),
+            ("https://h", format!("https://h/{NAME}?{QUERY}")),
+            ("https://h/in?f=", format!("https://h/in?f={NAME}&{QUERY}")),
+            ("https://h/in?a=b&f=", format!("https://h/in?a=b&f={NAME}&{QUERY}")),
+            ("https://h/in?k=v", format!("https://h/in?k=v&recording={NAME}&{QUERY}")),
+            ("https://h/in?raw", format!("https://h/in?raw={NAME}&{QUERY}")),
+            ("https://h/in?k=v&raw", format!("https://h/in?k=v&raw={NAME}&{QUERY}")),
+            ("https://h/in?d=/", format!("https://h/in?d={NAME}&{QUERY}")),
+            // Kazoo makes nonsense of these.
+            ("https://h/in?", format!("https://h/in/{NAME}?{QUERY}")),
+            (
+                "https://h/in?k=v&",
+                format!("https://h/in?k=v&recording={NAME}&{QUERY}"),
+            ),
+            ("https://h/in#top", format!("https://h/in/{NAME}?{QUERY}")),
+            ("HTTPS://H/in", format!("https://h/in/{NAME}?{QUERY}")),
+            (
+                "https://u:p@h/a b/é",
+                format!("https://u:p@h/a%20b/%C3%A9/{NAME}?{QUERY}"),
+            ),
+            ("https://h/a%2Fb", format!("https://h/a%2Fb/{NAME}?{QUERY}")),
+        ] {
+            assert_eq!(sent(given), sent_to, "{given}");
+        }
+    }
+
+    #[test]
+    fn a_scheme_that_is_not_served_is_told_from_what_is_no_url() {
+        for (given, error) in [
+            ("ftp://h/in", Unusable::Scheme("ftp".into())),
+            ("FTPS://h/in", Unusable::Scheme("ftps".into())),
+            ("s3://bucket/x", Unusable::Scheme("s3".into())),
+            ("h/in", Unusable::NotAUrl),
+            ("host:8080/in", Unusable::NotAUrl),
+            ("mailto:a@b", Unusable::NotAUrl),
+            ("http://", Unusable::NotAUrl),
+            ("https://h:99999/", Unusable::NotAUrl),
+            ("", Unusable::NotAUrl),
+        ] {
+            assert_eq!(Target::parse(given), Err(error), "{given}");
+        }
+    }
+
+    #[test]
+    fn nobody_reads_credentials_or_keys_in_a_log() {
+        let target = Target::parse("https://user:pass@h:8443/key123?token=abc").unwrap();
+        for text in [format!("{target:?}"), target.to_string()] {
+            assert!(text.contains("h:8443"), "{text}");
+            for secret in ["user", "pass", "key123", "abc"] {
+                assert!(!text.contains(secret), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_redirect_keeps_credentials_at_home_and_does_not_give_up_tls() {
+        let target = Target::parse("https://user:pass@h/in?x=1").unwrap();
+        let to = |location: &str| target.redirected(location).map(|next| next.expose().to_string());
+        assert_eq!(to("/other").unwrap(), "https://user:pass@h/other");
+        assert_eq!(to("https://h/other#f").unwrap(), "https://user:pass@h/other");
+        assert_eq!(to("https://else/other").unwrap(), "https://else/other");
+        assert_eq!(to("https://h:8443/other").unwrap(), "https://h:8443/other");
+        assert_eq!(to("//else/x").unwrap(), "https://else/x");
+        assert_eq!(to("https://a:b@else/x").unwrap(), "https://a:b@else/x");
+        for nowhere in ["http://h/other", "ftp://h/", "https://", "javascript:1"] {
+            assert_eq!(to(nowhere), None, "{nowhere}");
+        }
+        let plain = Target::parse("http://h/in").unwrap();
+        assert!(plain.redirected("https://h/in").is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn any_call_and_names_come_back_from_the_url_as_they_were(call_id in ".{1,80}", name in ".{0,80}", path in "[a-z/]{0,20}") {
+            let mut document = document();
+            document.insert("call_id".into(), json!(call_id));
+            document.insert("caller_id_name".into(), json!(name));
+            let target = Target::parse(&format!("https://h/{path}")).unwrap().of_recording(&document, ACCOUNT, "wav");
+            let url = target.expose();
+            let last = url.path().rsplit('/').next().unwrap();
+            let decoded = percent_encoding::percent_decode_str(last).decode_utf8().unwrap();
+            prop_assert_eq!(decoded.as_ref(), format!("call_recording_{call_id}.wav"));
+            let pairs: std::collections::HashMap<_, _> = url.query_pairs().into_owned().collect();
+            prop_assert_eq!(&pairs["call_id"], &call_id);
+            prop_assert_eq!(&pairs["caller_id_name"], &name);
+            prop_assert_eq!(url.host_str(), Some("h"));
+        }
+
+        #[test]
+        fn any_text_is_a_target_or_none(given in ".{0,100}") {
+            if let Ok(target) = Target::parse(&given) {
+                let sent = target.of_recording(&document(), ACCOUNT, "mp3");
+                prop_assert_eq!(sent.expose().host(), target.expose().host());
+                prop_assert!(sent.expose().as_str().contains("call_recording_a84b%40pc33.mp3"));
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The one closed table of how a recording can end, and why. The document, the event, the metric, the log and the docs use it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What became of a recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Document and audio are in a database, or where the account's storage plan says.
+    Stored,
+    /// The audio is at the user's URL, the document in the account's database.
+    Delivered,
+    /// Nothing was to be kept.
+    Discarded,
+    /// There is no audio to keep.
+    Failed,
+    /// It rests, its audio kept, until somebody moves it on.
+    Parked,
+}
+
+/// Why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The audio is what its name says.
+    Complete,
+    /// The audio was kept as it came, but something is wrong with it; the document's findings tell what.
+    SuspectAudio,
+    /// `store_recordings` is false.
+    StoringDisabled,
+    /// Shorter than `record_min_sec`.
+    TooShort,
+    /// It was to begin at an answer or a bridge that never came.
+    NeverTriggered,
+    /// An operator said so.
+    DiscardedByOperator,
+    /// The switch never said that it began, and nothing else was heard of it.
+    NeverStarted,
+    /// Call control refused the start command.
+    StartRefused,
+    /// The call's control process was gone before the start command.
+    CallGone,
+    /// The switch has no such file any more.
+    FileGone,
+    /// The user's URL cannot be used.
+    UnusableUrl,
+    /// No account: neither the action nor an event named one.
+    NoAccount,
+    /// The account does not exist.
+    UnknownAccount,
+    /// The target refuses this recording.
+    Refused,
+    /// The target could not be reached, attempt after attempt.
+    Unreachable,
+    /// The switch did not bring its file, attempt after attempt.
+    NotCollected,
+    /// The URL was too long to be carried through the switch, and the ledger does not know it.
+    SettingsLost,
+    /// Kazoo's store proxy, which the account's storage plan needs, cannot be used.
+    NoStoreProxy,
+}
+
+impl Outcome {
+    pub const ALL: [Self; 5] = [
+        Self::Stored,
+        Self::Delivered,
+        Self::Discarded,
+        Self::Failed,
+        Self::Parked,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Delivered => "delivered",
+            Self::Discarded => "discarded",
+            Self::Failed => "failed",
+            Self::Parked => "parked",
+        }
+    }
+
+    /// The causes that an outcome can have.
+    pub const fn causes(self) -> &'static [Cause] {
+        match self {
+            Self::Stored | Self::Delivered => &[Cause::Complete, Cause::SuspectAudio],
+            Self::Discarded => &[
+                Cause::StoringDisabled,
+                Cause::TooShort,
+                Cause::NeverTriggered,
+                Cause::DiscardedByOperator,
+            ],
+            Self::Failed => &[
+                Cause::NeverStarted,
+                Cause::StartRefused,
+                Cause::CallGone,
+                Cause::FileGone,
+                Cause::UnusableUrl,
+            ],
+            Self::Parked => &[
+                Cause::NoAccount,
+                Cause::UnknownAccount,
+                Cause::Refused,
+                Cause::Unreachable,
+                Cause::NotCollected,
+                Cause::SettingsLost,
+                Cause::NoStoreProxy,
+            ],
+        }
+    }
+}
+
+impl Cause {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::SuspectAudio => "suspect_audio",
+            Self::StoringDisabled => "storing_disabled",
+            Self::TooShort => "too_short",
+            Self::NeverTriggered => "never_triggered",
+            Self::DiscardedByOperator => "discarded_by_operator",
+            Self::NeverStarted => "never_started",
+            Self::StartRefused => "start_refused",
+            Self::CallGone => "call_gone",
+            Self::FileGone => "file_gone",
+            Self::UnusableUrl => "unusable_url",
+            Self::NoAccount => "no_account",
+            Self::UnknownAccount => "unknown_account",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::NotCollected => "not_collected",
+            Self::SettingsLost => "settings_lost",
+            Self::NoStoreProxy => "no_store_proxy",
+        }
+    }
+
+    /// Whether it was concluded because nothing was heard of the recording: void when something is heard after all.
+    pub const fn is_silence(self) -> bool {
+        matches!(
+            self,
+            Self::NeverTriggered | Self::NeverStarted | Self::StartRefused | Self::CallGone
+        )
+    }
+
+    /// What it means, for people.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Complete => "the audio arrived whole and is what its name says",
+            Self::SuspectAudio => "the audio was kept as it came, but something is wrong with it; see the findings",
+            Self::StoringDisabled => "store_recordings is false in system_config/media; the file stays on the switch",
+            Self::TooShort => "the recording is shorter than its record_min_sec",
+            Self::NeverTriggered => "the call ended before the answer or bridge that the recording was to begin at",
+            Self::DiscardedByOperator => "an operator discarded it",
+            Self::NeverStarted => "the switch never said that it began to record",
+            Self::StartRefused => "call control refused the start command",
+            Self::CallGone => "the call was over before it could be recorded",
+            Self::FileGone => "the switch has no such file, and it is not at its destination either",
+            Self::UnusableUrl => "the url of the action is not one that can be served",
+            Self::NoAccount => "neither the action nor an event named the account",
+            Self::UnknownAccount => "the account does not exist, or is deleted",
+            Self::Refused => "the target refuses this recording, now and later",
+            Self::Unreachable => "the target could not be reached, attempt after attempt",
+            Self::NotCollected => "the switch did not bring its file, attempt after attempt",
+            Self::SettingsLost => {
+                "the url was too long to travel with the recording, and the ledger never heard of the start"
+            }
+            Self::NoStoreProxy => "the account's storage plan needs Kazoo's store proxy, which cannot be used",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_closed_and_every_cause_belongs_to_one_outcome_at_least() {
+        let pairs: Vec<_> = Outcome::ALL
+            .iter()
+            .flat_map(|o| o.causes().iter().map(move |c| (*o, *c)))
+            .collect();
+        assert!(pairs.len() <= 32, "{}", pairs.len());
+        let mut names: Vec<_> = pairs.iter().map(|(o, c)| format!("{o}/{c}")).collect();
+        names.sort();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

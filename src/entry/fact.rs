@@ -1,0 +1,275 @@
+//! The facts of an entry.
+
+use std::cmp::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kazoo::time::Moment;
+use crate::recording::audio::Audio;
+use crate::recording::digest::Digests;
+use crate::recording::ending::Told;
+use crate::recording::identity::MediaId;
+use crate::recording::order::Order;
+
+use super::cause::{Cause, Outcome};
+
+/// Something that happened, when, and which worker saw it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fact {
+    pub at: Moment,
+    pub by: String,
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What happened. Things that can happen again carry a number, so that each time is a fact of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "fact", content = "of", rename_all = "snake_case")]
+pub enum What {
+    /// An action ordered the recording.
+    Asked(Box<Order>),
+    /// The broker has the start command.
+    Commanded,
+    /// The start command could not be delivered: the call's control queue is gone.
+    CommandLost { why: String },
+    /// Call control refused the start command.
+    CommandRefused { why: String },
+    /// The switch began to record.
+    Started(Box<Told>),
+    /// An action wants the recording ended. Named by the action, so that its repeat is the same fact.
+    StopAsked { action: String },
+    /// The broker has the n-th stop command.
+    StopSent { n: u32 },
+    /// The switch has not ended the recording although it was told to.
+    StopUnconfirmed,
+    /// An action masked (`on`) or unmasked the audio.
+    Masked { action: String, on: bool },
+    /// The channel was looked for; `alive` when an ecallmgr knows it.
+    ChannelSeen { n: u32, alive: bool },
+    /// The file on the switch was read whole, and left there.
+    Probed { n: u32, size: u64, md5: String },
+    /// The switch ended the recording.
+    Ended(Box<Told>),
+    /// Nobody told of the end, but it must have come.
+    PresumedEnded(Box<Told>),
+    /// Where the audio goes.
+    Decided(Destination),
+    /// The switch did not bring its file.
+    CollectFailed {
+        attempt: u32,
+        failure: CollectFailure,
+        why: String,
+    },
+    /// The whole file passed through our hands.
+    Collected(Audio),
+    /// The audio is in the hold: off the switch, and off this host.
+    Held { n: u32, holding: Holding },
+    /// The document is there, without audio: its destination is elsewhere.
+    Documented(Document),
+    /// The audio is where its destination wants it; its document still has to say so.
+    Uploaded { url: String },
+    /// An attempt to deliver failed.
+    DeliveryFailed {
+        attempt: u32,
+        destination: Destination,
+        failure: DeliveryFailure,
+        why: String,
+        /// The target asked for this pause, in seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_after_s: Option<u64>,
+    },
+    /// Document and audio are at their destination.
+    Delivered(Delivery),
+    /// Attempts are over until somebody moves it on.
+    Parked { n: u32, cause: Cause },
+    /// An operator moves it on: attempts begin anew.
+    Retried { n: u32 },
+    /// The story ends without a delivery.
+    Concluded { outcome: Outcome, cause: Cause },
+    /// A notice is confirmed by the broker.
+    Announced(Announcement),
+    /// The audio's copy in the hold is gone again.
+    Unheld { n: u32 },
+    /// Nothing is left to do.
+    Closed,
+}
+
+/// How a collect failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CollectFailure {
+    /// Nobody serves that switch now, or it did not answer.
+    Unreachable,
+    /// The switch says that it has no such file, and the audio is not at its destination either.
+    Missing,
+    /// It began, and broke off; or the switch could not do it.
+    Broken,
+    /// We could not take it: no room, no session, or going down.
+    NotNow,
+}
+
+/// How a delivery failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeliveryFailure {
+    /// The target will not have this recording, now or later.
+    Refused,
+    /// The target cannot take anything now.
+    Target,
+    /// Our own copy is not there any more.
+    Source,
+}
+
+/// Where audio can go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Destination {
+    /// The account's own monthly database.
+    Account,
+    /// The other cluster that `third_party_bigcouch_host` names.
+    ThirdParty,
+    /// The user's URL.
+    Url,
+    /// What the account's storage plan names, through Kazoo's store proxy.
+    StoragePlan,
+}
+
+/// Audio in the hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// The hold's database, or folder.
+    pub place: String,
+    /// The document, or file.
+    pub name: String,
+    pub size: u64,
+    #[serde(flatten)]
+    pub digests: Digests,
+}
+
+/// A document that was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    /// The order's id, unless another recording had that one.
+    pub id: MediaId,
+    /// As CouchDB names it, without our prefix.
+    pub database: String,
+    pub rev: String,
+    /// `pvt_created`.
+    pub created: Moment,
+}
+
+/// A delivery that was confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    pub destination: Destination,
+    #[serde(flatten)]
+    pub document: Document,
+    /// The server had fewer copies than its quorum when it answered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub below_quorum: bool,
+}
+
+/// A notice that somebody depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Announcement {
+    /// Kazoo's `doc_created`.
+    DocumentCreated,
+    /// Kazoo's `doc_edited`, once a document that came first is complete.
+    DocumentEdited,
+    /// Our own event, for this outcome.
+    Outcome(Outcome),
+}
+
+impl Destination {
+    pub const ALL: [Self; 4] = [Self::Account, Self::ThirdParty, Self::Url, Self::StoragePlan];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Account => "account",
+            Self::ThirdParty => "third_party",
+            Self::Url => "url",
+            Self::StoragePlan => "storage_plan",
+        }
+    }
+
+    /// Whether the document comes before the audio, and is completed after it, as Kazoo does for destinations outside of the cluster.
+    pub const fn documents_first(self) -> bool {
+        matches!(self, Self::Url | Self::StoragePlan)
+    }
+
+    /// Whether the document is in this cluster, so that its caches and webhooks must be told.
+    pub const fn is_documented_here(self) -> bool {
+        !matches!(self, Self::ThirdParty)
+    }
+
+    /// Whether audio that cannot be delivered now goes into the hold. The account's own database needs none: when it is down, the file
+    /// stays on the switch.
+    pub const fn is_held(self) -> bool {
+        !matches!(self, Self::Account)
+    }
+}
+
+impl Announcement {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DocumentCreated => "doc_created",
+            Self::DocumentEdited => "doc_edited",
+            Self::Outcome(_) => "outcome",
+        }
+    }
+}
+
+impl What {
+    /// The number of a failed attempt to bring the audio to its destination.
+    pub const fn attempt(&self) -> Option<u32> {
+        match self {
+            Self::CollectFailed { attempt, .. } | Self::DeliveryFailed { attempt, .. } => Some(*attempt),
+            _ => None,
+        }
+    }
+
+    /// The kind, for bounding and for people.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Asked(_) => "asked",
+            Self::Commanded => "commanded",
+            Self::CommandLost { .. } => "command_lost",
+            Self::CommandRefused { .. } => "command_refused",
+            Self::Started(_) => "started",
+            Self::StopAsked { .. } => "stop_asked",
+            Self::StopSent { .. } => "stop_sent",
+            Self::StopUnconfirmed => "stop_unconfirmed",
+            Self::Masked { .. } => "masked",
+            Self::ChannelSeen { .. } => "channel_seen",
+            Self::Probed { .. } => "probed",
+            Self::Ended(_) => "ended",
+            Self::PresumedEnded(_) => "presumed_ended",
+            Self::Decided(_) => "decided",
+            Self::CollectFailed { .. } => "collect_failed",
+            Self::Collected(_) => "collected",
+            Self::Held { .. } => "held",
+            Self::Documented(_) => "documented",
+            Self::Uploaded { .. } => "uploaded",
+            Self::DeliveryFailed { .. } => "delivery_failed",
+            Self::Delivered(_) => "delivered",
+            Self::Parked { .. } => "parked",
+            Self::Retried { .. } => "retried",
+            Self::Concluded { .. } => "concluded",
+            Self::Announced(_) => "announced",
+            Self::Unheld { .. } => "unheld",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl Fact {
+    /// A total order: by time, then kind, then content, so that every worker sorts alike.
+    pub fn order(&self, other: &Self) -> Ordering {
+        self.at
+            .cmp(&other.at)
+            .then_with(|| self.what.kind().cmp(other.what.kind()))
+            .then_with(|| self.by.cmp(&other.by))
+            .then_with(|| format!("{:?}", self.what).cmp(&format!("{:?}", other.what)))
+    }
+}

@@ -1,0 +1,21 @@
+//! The way of a recording. Messages become facts, `next` decides what is to be done about them, `perform` does it.
+//!
+//! `next` is pure, so every decision can be tested without a socket. Every effect is harmless when it is done twice: a worker can be killed
+//! before or after any of them, and another one goes on.
+
+mod announce;
+mod collect;
+mod command;
+mod deliver;
+pub mod drive;
+pub mod end;
+pub mod hands;
+pub mod journal;
+pub mod next;
+pub mod notices;
+pub mod pace;
+pub mod perform;
+pub mod registry;
+pub mod start;
+mod stop;
+pub mod sweep;

@@ -1,0 +1,126 @@
+//! ⑤ Announce: everybody who must know is told, and the broker has confirmed it.
+
+use serde_json::{Value, json};
+
+use crate::entry::Entry;
+use crate::entry::cause::{Cause, Outcome};
+use crate::entry::fact::{Announcement, Destination, What};
+use crate::kazoo::change::{self, Change, DocumentChange};
+use crate::kazoo::outgoing::Outgoing;
+use crate::recording::document::DOCUMENT_TYPE;
+use crate::recording::names;
+use crate::telemetry::events::Announced;
+
+use super::next::{self, Case, Input};
+use super::perform::{AGAIN, Parts};
+
+impl Parts {
+    /// Publishes a notice until the broker has confirmed it.
+    pub(super) async fn announce(&self, case: &Case, announcement: Announcement) -> Option<Input> {
+        let Some(message) = self.notice(case, announcement) else {
+            return Some(Input::Fact(What::Announced(announcement)));
+        };
+        loop {
+            match self.publisher.publish(&message).await {
+                Ok(()) => {
+                    let media_id = case.entry.order().map_or("", |order| order.media_id.as_str());
+                    Announced {
+                        media_id,
+                        kind: announcement.name(),
+                    }
+                    .emit();
+                    return Some(Input::Fact(What::Announced(announcement)));
+                }
+                Err(error) => tracing::warn!(call_id = case.entry.call_id, %error, "a notice is not published yet"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(AGAIN) => {}
+                () = self.stop.cancelled() => return None,
+            }
+        }
+    }
+
+    fn notice(&self, case: &Case, announcement: Announcement) -> Option<Outgoing> {
+        let entry = &case.entry;
+        let order = entry.order()?;
+        // Always the same, so that a consumer can drop a repeat.
+        let msg_id = |what: &str| order.key.derived(what);
+        let changed = match announcement {
+            Announcement::Outcome(outcome) => {
+                let body = outcome_body(entry, outcome);
+                let id = msg_id(&format!("outcome {outcome}"));
+                return Some(change::recording_outcome(
+                    &self.sender,
+                    &id,
+                    outcome.name(),
+                    next::account(entry),
+                    body,
+                ));
+            }
+            Announcement::DocumentCreated => Change::Created,
+            Announcement::DocumentEdited => Change::Edited,
+        };
+        let document = match changed {
+            // As it was when it came.
+            Change::Created => entry
+                .documented()
+                .or_else(|| entry.delivery().map(|delivery| &delivery.document))?,
+            Change::Edited => entry.delivery().map(|delivery| &delivery.document)?,
+        };
+        let modified = match changed {
+            Change::Created => document.created,
+            Change::Edited => self.now().max(document.created),
+        };
+        let notice = DocumentChange {
+            change: changed,
+            database: &names::encoded(&document.database),
+            document_type: DOCUMENT_TYPE,
+            id: document.id.as_str(),
+            rev: &document.rev,
+            account_id: next::account(entry)?,
+            created: document.created,
+            modified,
+        };
+        Some(change::document_change(
+            &self.sender,
+            &msg_id(announcement.name()),
+            &notice,
+        ))
+    }
+}
+
+/// The body of our own event.
+fn outcome_body(entry: &Entry, outcome: Outcome) -> Value {
+    let order = entry.order();
+    let cause = match outcome {
+        Outcome::Parked => entry.parked(),
+        _ => entry.outcome().map(|(_, cause)| cause),
+    };
+    let (audio, ended) = (entry.audio(), entry.ended());
+    let document = entry
+        .delivery()
+        .map(|delivery| &delivery.document)
+        .or(entry.documented());
+    let ordered = order.map(|order| order.media_id.as_str());
+    json!({
+        "Outcome": outcome.name(),
+        "Cause": cause.map(Cause::name),
+        "Call-ID": entry.call_id,
+        "Account-ID": next::account(entry),
+        "Media-ID": document.map(|document| document.id.as_str()).or(ordered),
+        "Media-Name": order.map(|order| order.media_name.as_str()),
+        "Recording-Key": entry.key,
+        "Origin": order.map(|order| order.origin.as_str()),
+        "Destination": entry.destination().map(Destination::name),
+        "Database": document.map(|document| names::encoded(&document.database)),
+        "Rev": document.map(|document| document.rev.as_str()),
+        "Size": audio.map(|audio| audio.size),
+        "MD5": audio.map(|audio| audio.digests.md5.as_str()),
+        "SHA256": audio.map(|audio| audio.digests.sha256.as_str()),
+        "Findings": audio.filter(|audio| audio.is_suspect()).map(|audio| json!(audio.findings)),
+        "Duration-MS": ended.and_then(|told| told.length_ms).or_else(|| audio.and_then(|audio| audio.duration_ms)),
+        "Completion-Cause": ended.and_then(|told| told.completion_cause.as_deref()),
+        "Ended-At": ended.map(|told| told.at.gregorian_seconds()),
+        "End-Presumed": ended.is_some().then(|| entry.told_end().is_none()).filter(|presumed| *presumed),
+    })
+}

@@ -1,0 +1,192 @@
+//! ③ Collect: the switch is asked for its file, and uploads it to our ingest.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::entry::fact::{CollectFailure, What};
+use crate::ingest::{Answer, Progress, Upload, Wanted};
+use crate::kazoo::switch::{self, SendHttpReply};
+use crate::recording::order::Order;
+use crate::telemetry::events::{AudioSuspect, CollectEnded};
+
+use super::next::{Case, Input};
+use super::perform::{AGAIN, InHand, Parts};
+
+impl Parts {
+    /// Asks the switch for the file, and waits for what comes.
+    pub(super) async fn collect(
+        &self,
+        case: &Case,
+        attempt: u32,
+        node: &str,
+        path: &str,
+        hand: &mut Option<InHand>,
+    ) -> Option<Input> {
+        let order = case.entry.order()?;
+        let slot = tokio::select! {
+            slot = self.switches.slot(node) => slot?,
+            () = self.stop.cancelled() => return None,
+        };
+        let result = tokio::select! {
+            result = self.fetch(case, order, node, path) => result,
+            () = self.stop.cancelled() => return None,
+        };
+        let told = result
+            .as_ref()
+            .map(|upload| upload.audio.size)
+            .map_err(|(_, why)| why.as_str());
+        CollectEnded {
+            call_id: &order.call_id,
+            media_id: order.media_id.as_str(),
+            switch: node,
+            result: told,
+        }
+        .emit();
+        match result {
+            Ok(upload) => {
+                let audio = upload.audio.clone();
+                for finding in &audio.findings {
+                    AudioSuspect {
+                        call_id: &order.call_id,
+                        media_id: order.media_id.as_str(),
+                        finding: finding.name(),
+                        size: audio.size,
+                    }
+                    .emit();
+                }
+                *hand = Some(InHand::new(upload, slot));
+                Some(Input::Received(audio))
+            }
+            // Before it counts as missing: another worker may have stored it, and the switch deleted it.
+            Err((CollectFailure::Missing, why)) => Some(match self.stored_already(case, order).await {
+                Ok(Some(delivered)) => Input::Fact(What::Delivered(delivered)),
+                Ok(None) => Input::Fact(What::CollectFailed {
+                    attempt,
+                    failure: CollectFailure::Missing,
+                    why,
+                }),
+                Err(error) => Input::Fact(What::CollectFailed {
+                    attempt,
+                    failure: CollectFailure::Broken,
+                    why: format!("{why}; and the database does not tell whether it is stored: {error}"),
+                }),
+            }),
+            Err((failure, why)) => Some(Input::Fact(What::CollectFailed { attempt, failure, why })),
+        }
+    }
+
+    /// Asks for the file to look at it, and leaves it on the switch: an end that nobody told is proved by two equal looks.
+    pub(super) async fn probe(&self, case: &Case, n: u32, attempt: u32, node: &str, path: &str) -> Option<Input> {
+        let order = case.entry.order()?;
+        let _slot = tokio::select! {
+            slot = self.switches.slot(node) => slot?,
+            () = self.stop.cancelled() => return None,
+        };
+        let result = tokio::select! {
+            result = self.fetch(case, order, node, path) => result,
+            () = self.stop.cancelled() => return None,
+        };
+        Some(Input::Fact(match result {
+            Ok(upload) => {
+                let (size, md5) = (upload.audio.size, upload.audio.digests.md5.clone());
+                upload.answer(Answer::Keep);
+                What::Probed { n, size, md5 }
+            }
+            Err((CollectFailure::Missing, why)) => match self.stored_already(case, order).await {
+                Ok(Some(delivered)) => What::Delivered(delivered),
+                _ => What::CollectFailed {
+                    attempt,
+                    failure: CollectFailure::Missing,
+                    why,
+                },
+            },
+            Err((failure, why)) => What::CollectFailed { attempt, failure, why },
+        }))
+    }
+
+    /// The outcome is what our ingest received, never what the reply says.
+    async fn fetch(
+        &self,
+        case: &Case,
+        order: &Order,
+        node: &str,
+        path: &str,
+    ) -> Result<Upload, (CollectFailure, String)> {
+        if !self.ingest.spool().has_room(0) {
+            return Err((CollectFailure::NotNow, "the spool's disk has too little room".into()));
+        }
+        let limits = &self.config.flow;
+        let wanted = Wanted {
+            key: order.key,
+            media_id: order.media_id.clone(),
+            format: order.format,
+            told_ms: case.entry.ended().and_then(|told| told.length_ms),
+        };
+        let mut expected = self.ingest.expect(wanted);
+        let reply_to = self
+            .consumers
+            .reply_queue(self.config.amqp.publish_timeout)
+            .await
+            .ok_or((CollectFailure::NotNow, "there is no AMQP session".to_owned()))?;
+        let msg_id = uuid::Uuid::new_v4().simple().to_string();
+        let request = switch::send_http(&self.sender, &msg_id, &reply_to, node, path, &expected.url)
+            .map_err(|error| (CollectFailure::Broken, error.to_string()))?;
+        let mut replies = self.requests.expect(&msg_id);
+        self.publisher.publish(&request).await.map_err(|error| {
+            (
+                CollectFailure::Unreachable,
+                if error.is_unroutable() {
+                    "no ecallmgr serves the switch".to_owned()
+                } else {
+                    error.to_string()
+                },
+            )
+        })?;
+        let mut progress = expected.progress();
+        let mut patience = Instant::now() + limits.upload_start_timeout;
+        let mut said = None;
+        loop {
+            let receiving = matches!(*progress.borrow_and_update(), Progress::Receiving(_));
+            tokio::select! {
+                upload = expected.upload() => match upload {
+                    Some(upload) => return Ok(upload),
+                    None => return Err((CollectFailure::Broken, "the upload was lost".into())),
+                },
+                changed = progress.changed() => {
+                    if changed.is_err() {
+                        return Err((CollectFailure::Broken, "the upload was lost".into()));
+                    }
+                    if let Progress::Failed(error) = &*progress.borrow() {
+                        // The switch still has to say so; another zone's upload may come too.
+                        said = Some((CollectFailure::Broken, error.to_string()));
+                        patience = Instant::now() + limits.upload_start_timeout.min(AGAIN);
+                    }
+                }
+                reply = replies.next() => {
+                    let reply = reply.and_then(|envelope| SendHttpReply::of(&envelope).ok());
+                    let failure = match &reply {
+                        Some(reply) if reply.says_file_missing() => CollectFailure::Missing,
+                        _ => CollectFailure::Broken,
+                    };
+                    let why = match reply {
+                        Some(SendHttpReply { success: true, .. }) => "the switch says success, but uploaded nothing".to_owned(),
+                        Some(reply) => format!("the switch says: {}", reply.error.unwrap_or_else(|| "error".into())),
+                        None => "the reply cannot be read".to_owned(),
+                    };
+                    if said.is_none() || failure == CollectFailure::Missing {
+                        said = Some((failure, why));
+                    }
+                    // A PUT that is under way decides, whatever the reply says; without one this is the end of it.
+                    patience = patience.min(Instant::now() + Duration::from_millis(200));
+                }
+                () = tokio::time::sleep_until(patience), if !receiving => {
+                    return Err(said.unwrap_or((
+                        CollectFailure::Unreachable,
+                        format!("the switch did not begin to upload within {:?}", limits.upload_start_timeout),
+                    )));
+                }
+            }
+        }
+    }
+}

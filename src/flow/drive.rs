@@ -1,0 +1,223 @@
+//! Drives one recording: what happened goes into `next`, what it asks for is performed, until nothing is to be done now. Every step is noted
+//! in the ledger.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::entry::Entry;
+use crate::entry::cause::{Cause, Outcome};
+use crate::entry::fact::What;
+use crate::ingest::Answer;
+use crate::ledger::Lease;
+use crate::telemetry::events::{RecordingClosed, RecordingParked, RecordingsInHand, StopUnconfirmed};
+
+use super::hands::Mailbox;
+use super::next::{self, Case, Effect, Hand, Input, next};
+use super::perform::{InHand, Parts};
+
+/// Hands `input` to whoever has the recording in hand, or begins to drive it.
+pub fn go_on(parts: &Arc<Parts>, entry: Entry, input: Input) {
+    let key = entry.key;
+    let Err(input) = parts.hands.tell(key, input) else {
+        return;
+    };
+    match parts.hands.take(key) {
+        Some(mailbox) => {
+            let parts = Arc::clone(parts);
+            parts
+                .tasks
+                .clone()
+                .spawn(async move { drive(&parts, entry, input, mailbox).await });
+        }
+        // Somebody took it in between.
+        None => drop(parts.hands.tell(key, input)),
+    }
+}
+
+/// Drives the recording on from `input` until nothing is to be done now, or the worker is going down.
+pub async fn drive(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) {
+    let _counted = Counted::new();
+    let mut driver = Driver {
+        parts,
+        case: Case {
+            entry,
+            hand: Hand::Empty,
+        },
+        lease: None,
+    };
+    let mut hand: Option<InHand> = None;
+    let mut mailbox = Box::new(mailbox);
+    let mut effects = driver.step(input).await;
+    loop {
+        while let Some(input) = mailbox.take_next() {
+            effects = driver.step(input).await;
+        }
+        // What is to be done follows from all that is known, so the list is made anew after each effect.
+        match effects.first().cloned() {
+            Some(Effect::Wait { .. }) | None => {
+                if !driver.rest(effects.is_empty()).await {
+                    return;
+                }
+                match mailbox.let_go() {
+                    Ok(()) => return,
+                    Err((same, input)) => {
+                        mailbox = same;
+                        effects = driver.step(input).await;
+                    }
+                }
+            }
+            Some(effect) => match parts.perform(&driver.case, driver.safe(effect).await, &mut hand).await {
+                Some(input) => effects = driver.step(input).await,
+                None => {
+                    driver.give_back().await;
+                    return;
+                }
+            },
+        }
+    }
+}
+
+/// How long the ledger has before the switch is told to keep its file.
+const NO_RETURN: Duration = Duration::from_secs(5);
+
+struct Driver<'a> {
+    parts: &'a Parts,
+    case: Case,
+    lease: Option<Lease>,
+}
+
+impl Driver<'_> {
+    /// Takes in what happened, tells what came of it, and notes it.
+    async fn step(&mut self, input: Input) -> Vec<Effect> {
+        let (parts, before) = (self.parts, self.case.entry.clone());
+        let effects = next(&mut self.case, input, parts.now(), &parts.policy);
+        let entry = &self.case.entry;
+        if *entry != before {
+            tell(parts, &before, entry);
+        }
+        let now = parts.now();
+        let held = self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.until.since(now) > parts.config.ledger.lease / 2);
+        if *entry != before || !held {
+            self.lease = Some(parts.ledger.lease(parts.config.ledger.lease));
+            // Nobody waits for this: what counts is noted once more at the rest.
+            drop(
+                parts
+                    .ledger
+                    .note(entry, self.lease.clone(), parts.config.ledger.linger)
+                    .await,
+            );
+        }
+        effects
+    }
+
+    /// The point of no return is the switch's deleting its file. Where only the ledger would tell what became of the audio, it must know
+    /// before; where a look at the destination tells it too, nobody waits.
+    async fn safe(&self, effect: Effect) -> Effect {
+        let entry = &self.case.entry;
+        let plain = entry
+            .delivery()
+            .is_some_and(|delivery| !delivery.destination.documents_first());
+        if effect != Effect::Answer(Answer::Release) || plain {
+            return effect;
+        }
+        let receipt = self.parts.ledger.note(entry, self.lease.clone(), Duration::ZERO).await;
+        if receipt.within(NO_RETURN).await {
+            effect
+        } else {
+            Effect::Answer(Answer::Keep)
+        }
+    }
+
+    /// Lets the ledger have everything before the recording is let go. `false` when the worker is going down before.
+    async fn rest(&self, nothing_to_wait_for: bool) -> bool {
+        let linger = if nothing_to_wait_for {
+            self.parts.config.ledger.linger
+        } else {
+            Duration::ZERO
+        };
+        let receipt = self
+            .parts
+            .ledger
+            .note(&self.case.entry, Some(self.parts.ledger.no_lease()), linger)
+            .await;
+        tokio::select! {
+            durable = receipt.durable() => durable,
+            // The writer writes what it has before it ends.
+            () = self.parts.stop.cancelled() => false,
+        }
+    }
+
+    /// The worker is going down: others may go on at once.
+    async fn give_back(&self) {
+        let note = self
+            .parts
+            .ledger
+            .note(&self.case.entry, Some(self.parts.ledger.no_lease()), Duration::ZERO);
+        note.await.within(Duration::from_secs(2)).await;
+    }
+}
+
+/// Tells what a step brought about.
+fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
+    let call_id = &entry.call_id;
+    let account_id = next::account(entry).unwrap_or("");
+    let media_id = entry.order().map_or("", |order| order.media_id.as_str());
+    let alarmed = |entry: &Entry| entry.facts().iter().any(|fact| fact.what == What::StopUnconfirmed);
+    if alarmed(entry) && !alarmed(before) {
+        StopUnconfirmed {
+            call_id,
+            account_id,
+            media_id,
+        }
+        .emit();
+    }
+    if let (Some(cause), None) = (entry.parked(), before.parked()) {
+        RecordingParked {
+            call_id,
+            account_id,
+            media_id,
+            cause: cause.name(),
+        }
+        .emit();
+    }
+    if let (true, false, Some((outcome, cause))) = (entry.is_closed(), before.is_closed(), entry.outcome()) {
+        parts.registry.close(entry.key);
+        RecordingClosed {
+            call_id,
+            account_id,
+            media_id,
+            outcome: outcome.name(),
+            cause: cause.name(),
+            took: entry
+                .ended_at()
+                .map_or_else(Default::default, |at| parts.now().since(at)),
+            alarming: is_alarming(outcome, cause),
+        }
+        .emit();
+    }
+}
+
+/// Whether an outcome means that audio which should be there is not.
+fn is_alarming(outcome: Outcome, cause: Cause) -> bool {
+    // A call that was over before it could be recorded is nobody's fault.
+    outcome == Outcome::Failed && cause != Cause::CallGone
+}
+
+/// A recording that is counted while this worker has it in hand.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        RecordingsInHand { by: 1 }.emit();
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        RecordingsInHand { by: -1 }.emit();
+    }
+}

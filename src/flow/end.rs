@@ -1,0 +1,177 @@
+//! ② Starts and ends, as the switches tell them. Acknowledged when the ledger has them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::warn;
+
+use crate::amqp::Delivery;
+use crate::entry::Entry;
+use crate::entry::fact::{Fact, What};
+use crate::kazoo::dialplan::Control;
+use crate::kazoo::event::{EventName, RecordEvent};
+use crate::ledger::{Receipt, address};
+use crate::recording::carry::OpenError;
+use crate::recording::ending::Told;
+use crate::recording::format::Format;
+use crate::recording::identity::{Key, MediaId};
+use crate::recording::order::{Order, Url};
+use crate::telemetry::events::{RecordingEnded, RecordingStarted};
+
+use super::command::control_address;
+use super::next::Input;
+use super::perform::Parts;
+use super::registry::Open;
+use super::start::reject;
+use super::{drive, notices};
+
+/// How long the ledger has to tell what it knows before what the recording carried must do.
+const KNOWLEDGE: Duration = Duration::from_secs(3);
+
+/// Handles one delivery of the endings' queue.
+pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
+    let event = match delivery.envelope().and_then(|envelope| RecordEvent::of(&envelope)) {
+        Ok(event) => event,
+        Err(error) => return reject(parts, delivery, "endings", "", &error.to_string()).await,
+    };
+    if !event.recording.is_ours() {
+        return delivery.ack().await;
+    }
+    let order = match parts.seal.open(event.recording.carry.as_deref()) {
+        Ok(order) => order,
+        Err(why) => match without_carry(parts, &event, why) {
+            Some(order) => order,
+            None => return reject(parts, delivery, "endings", &event.call_id, &why.to_string()).await,
+        },
+    };
+    let told = Told::of(&event, parts.now());
+    let mut entry = known(parts, order).await;
+    let what = match event.name {
+        EventName::RecordStart => What::Started(Box::new(told)),
+        EventName::RecordStop => What::Ended(Box::new(told)),
+    };
+    emit(&event, &entry);
+    entry.add(Fact {
+        at: parts.now(),
+        by: parts.policy.worker.clone(),
+        what: what.clone(),
+    });
+    parts.registry.remember(&entry);
+    // Lingers: a short recording's whole story becomes one write.
+    let ended = event.name == EventName::RecordStop;
+    let lease = ended.then(|| parts.ledger.lease(parts.config.ledger.lease));
+    let receipt = parts.ledger.note(&entry, lease, parts.config.ledger.linger).await;
+    if ended {
+        parts.registry.close(entry.key);
+        notices::closed(parts, &entry);
+    } else if let Some(open) = Open::of(&entry) {
+        parts.registry.open(open);
+    }
+    if !ended && entry.is_masked() {
+        mask(parts, &entry);
+    }
+    if ended || entry.stop_asked_at().is_some() {
+        drive::go_on(parts, entry, Input::Fact(what));
+    }
+    settle(parts, delivery, receipt).await;
+}
+
+/// Acknowledges when it is durable; gives back what the ledger does not take, so that no delivery nears the broker's time-out.
+async fn settle(parts: &Parts, delivery: Delivery, receipt: Receipt) {
+    let going_down = async {
+        parts.stop.cancelled().await;
+        tokio::time::sleep(parts.config.ledger.linger * 2).await;
+    };
+    let durable = tokio::select! {
+        durable = receipt.within(parts.config.ledger.patience) => durable,
+        () = going_down => false,
+    };
+    if durable {
+        delivery.ack().await;
+    } else {
+        delivery.give_back().await;
+    }
+}
+
+/// The audio was masked before it began: that is applied now.
+fn mask(parts: &Arc<Parts>, entry: &Entry) {
+    let Some(order) = entry.order().cloned() else { return };
+    let Some(to) = control_address(&order) else { return };
+    let call_id = parts
+        .replaced
+        .current(entry.started().map_or(&order.call_id, |told| &told.call_id));
+    let parts = Arc::clone(parts);
+    parts.tasks.clone().spawn(async move {
+        // What it came to is told by the command's own event.
+        let _ = parts
+            .send_control(&to, &call_id, order.media_id.as_str(), &order.file_name, Control::Mask)
+            .await;
+    });
+}
+
+/// What is known of the recording beside what it carried: this worker's memory, else the ledger.
+async fn known(parts: &Parts, order: Order) -> Entry {
+    if let Some(entry) = parts.registry.entry(order.key) {
+        return entry;
+    }
+    let entry = Entry::of_order(order, &parts.policy.worker);
+    if !parts.ledger.is_up() {
+        return entry;
+    }
+    match tokio::time::timeout(KNOWLEDGE, parts.ledger.load(&address(&entry))).await {
+        Ok(Ok(Some(record))) if record.entry.order().is_some() => record.entry,
+        Ok(Ok(Some(record))) => record.entry.merge(entry),
+        _ => entry,
+    }
+}
+
+/// What the recording carried cannot be read: made with another secret, or damaged. Its file's name still has its key, and nothing is lost; but
+/// where its audio is to go only the ledger may know.
+fn without_carry(parts: &Parts, event: &RecordEvent, why: OpenError) -> Option<Order> {
+    let recording = &event.recording;
+    let name = recording.name.as_deref()?;
+    let (stem, _) = name.rsplit_once('.')?;
+    let (key, format): (Key, Format) = (stem.parse().ok()?, Format::of_file(name)?);
+    if let Some(order) = parts.registry.entry(key).and_then(|entry| entry.order().cloned()) {
+        return Some(order);
+    }
+    warn!(call_id = event.call_id, media_id = recording.id, %why, "what the recording carried cannot be read; the ledger must know it");
+    let at = event.at.unwrap_or_else(|| parts.now());
+    let media_id = recording.id.as_deref().and_then(|id| id.parse().ok());
+    Some(Order {
+        key,
+        media_id: media_id.unwrap_or_else(|| MediaId::derived(key, at)),
+        call_id: event.call_id.clone(),
+        account_id: event.account_id.clone(),
+        zone: parts.config.kazoo.zone.clone(),
+        file_name: name.to_owned(),
+        media_name: name.to_owned(),
+        format,
+        origin: "callflow : unnamed".into(),
+        method: crate::recording::settings::Method::Put,
+        url: Url::Lost,
+        min_sec: 0,
+        asked_at: at,
+        parties: event.parties.clone(),
+        command: None,
+    })
+}
+
+fn emit(event: &RecordEvent, entry: &Entry) {
+    let media_id = entry.order().map_or("", |order| order.media_id.as_str());
+    match event.name {
+        EventName::RecordStart => RecordingStarted {
+            call_id: &event.call_id,
+            media_id,
+        }
+        .emit(),
+        EventName::RecordStop => RecordingEnded {
+            call_id: &event.call_id,
+            account_id: super::next::account(entry).unwrap_or(""),
+            media_id,
+            length_ms: event.length_ms.unwrap_or(0),
+            completion_cause: event.recording.completion_cause.as_deref().unwrap_or(""),
+        }
+        .emit(),
+    }
+}

@@ -1,0 +1,59 @@
+//! The journal: where a start is written when the ledger does not take it in time. A quorum queue of our own, persistent and confirmed, whose
+//! messages are moved into the ledger when that is back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::amqp::Delivery;
+use crate::entry::Entry;
+use crate::telemetry::events::Journalled;
+
+use super::perform::Parts;
+use super::start::reject;
+
+/// The queue.
+pub const JOURNAL: &str = "kz_record_call.journal";
+
+/// Writes what is known of a recording somewhere durable: the ledger, else the journal. `false` when neither took it.
+pub async fn write(parts: &Parts, entry: &Entry) -> bool {
+    let budget = parts.config.ledger.budget;
+    if parts.ledger.is_up() {
+        let noted = async { parts.ledger.note(entry, None, Duration::ZERO).await.durable().await };
+        if tokio::time::timeout(budget, noted).await.unwrap_or(false) {
+            return true;
+        }
+    }
+    let Ok(body) = serde_json::to_value(entry) else {
+        return false;
+    };
+    let written = parts.publisher.enqueue(JOURNAL, &entry.key.to_string(), &body).await;
+    let why = written.as_ref().err().map(ToString::to_string);
+    let media_id = entry.order().map_or("", |order| order.media_id.as_str());
+    Journalled {
+        call_id: &entry.call_id,
+        media_id,
+        result: why.as_deref().map_or(Ok(()), Err),
+    }
+    .emit();
+    written.is_ok()
+}
+
+/// Moves one message of the journal into the ledger.
+pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
+    let entry: Entry = match serde_json::from_slice(delivery.body()) {
+        Ok(entry) => entry,
+        Err(error) => return reject(parts, delivery, "journal", "", &error.to_string()).await,
+    };
+    let noted = async {
+        parts
+            .ledger
+            .note(&entry, None, parts.config.ledger.budget)
+            .await
+            .durable()
+            .await
+    };
+    match tokio::time::timeout(parts.config.ledger.patience, noted).await {
+        Ok(true) => delivery.ack().await,
+        _ => delivery.give_back().await,
+    }
+}

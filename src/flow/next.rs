@@ -1,0 +1,284 @@
+//! Every decision about a recording, pure: what is known and what just happened in, what is to be done out.
+//!
+//! What is to be done follows from the entry alone, and from whether this worker has the audio in hand. So it does not matter which worker
+//! goes on with a recording, or how often it was begun.
+
+use std::time::Duration;
+
+use crate::destination::Decision;
+use crate::entry::Entry;
+use crate::entry::cause::{Cause, Outcome};
+use crate::entry::fact::{Announcement, CollectFailure, DeliveryFailure, Destination, Fact, What};
+use crate::ingest::Answer;
+use crate::kazoo::dialplan::{Control, Trigger};
+use crate::kazoo::time::Moment;
+use crate::recording::audio::Audio;
+use crate::recording::ending::Told;
+
+mod ending;
+mod running;
+
+#[cfg(test)]
+mod tests;
+
+/// A recording in hand: its entry, and what only this worker has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Case {
+    pub entry: Entry,
+    pub hand: Hand,
+}
+
+/// Whether this worker holds the audio of an upload that its switch awaits an answer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hand {
+    Empty,
+    Holding,
+    /// Held, and a delivery from it failed.
+    Tried,
+    /// Held, and the hold would not take it.
+    NotHeld,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    Fact(What),
+    /// An upload is in hand.
+    Received(Audio),
+    /// The upload in hand was answered.
+    Answered,
+    /// The hold did not take the audio in hand.
+    NotHeld,
+    /// What is to become of it.
+    Decided(Decision),
+    /// Time has passed.
+    Due,
+    /// Events may have been missed: the channel is to be looked for now.
+    Doubt,
+}
+
+/// Something to be done. Harmless when done twice.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Send the start command.
+    Command,
+    /// Send the n-th command that stops the recording.
+    Control { what: Control, n: u32 },
+    /// Look for the call's channels.
+    LookForChannel { n: u32 },
+    /// Ask the switch for the file, and leave it there.
+    Probe {
+        n: u32,
+        attempt: u32,
+        node: String,
+        path: String,
+    },
+    /// Ask the switch for the file.
+    Collect { attempt: u32, node: String, path: String },
+    /// Decide where the audio goes, from the configuration as it is now.
+    Decide,
+    /// Write the document that comes before the audio.
+    Document { attempt: u32, destination: Destination },
+    /// Bring the audio to its destination, from the hand or the hold.
+    Deliver { attempt: u32, destination: Destination },
+    /// Complete the document that came before the audio.
+    Complete { attempt: u32, destination: Destination },
+    /// Put the audio in hand into the hold.
+    Hold,
+    /// Take the audio out of the hold: it is not needed there any more.
+    Unhold,
+    /// Tell the switch what becomes of its file.
+    Answer(Answer),
+    /// Publish a notice.
+    Announce(Announcement),
+    /// Nothing is to be done before then.
+    Wait { until: Moment },
+}
+
+/// What decisions depend on beside the recording.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Who we are, in facts.
+    pub worker: String,
+    /// Pauses after the first, second … failure; the last repeats.
+    pub retry: Vec<Duration>,
+    /// Pauses are varied by up to this share, in per cent.
+    pub jitter: u8,
+    /// After so many failures the recording is parked.
+    pub max_attempts: u32,
+    /// There is a hold.
+    pub hold: bool,
+    /// How long the switch has to confirm a start.
+    pub start_timeout: Duration,
+    /// How often the channel of a recording that runs is looked for.
+    pub check_interval: Duration,
+    /// How long a channel must be gone, and how long after its time limit a recording must be over, before its end is presumed.
+    pub grace: Duration,
+    /// Between two probes that must be equal.
+    pub probe_gap: Duration,
+    /// Pauses between stop commands.
+    pub stop_repeats: Vec<Duration>,
+    /// An operator is told of a stop that is not confirmed by then.
+    pub stop_alarm: Duration,
+}
+
+/// Takes in what happened, and says what is to be done next. An empty answer means: nothing, until something else happens.
+pub fn next(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Vec<Effect> {
+    let doubt = input == Input::Doubt;
+    take(case, input, now, policy);
+    while let Some(what) = follows(case, now, policy) {
+        if !add(&mut case.entry, what, now, policy) {
+            break;
+        }
+    }
+    if doubt && case.entry.is_open() && case.entry.order().is_some() {
+        return vec![Effect::LookForChannel {
+            n: case.entry.next_number("channel_seen"),
+        }];
+    }
+    to_do(case, now, policy)
+}
+
+/// When something is to be done about an entry that nobody has in hand; `None`: not before something happens.
+pub fn due(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
+    let mut case = Case {
+        entry: entry.clone(),
+        hand: Hand::Empty,
+    };
+    match next(&mut case, Input::Due, now, policy).first() {
+        Some(Effect::Wait { until }) => Some(*until),
+        Some(_) => Some(now),
+        None => None,
+    }
+}
+
+fn add(entry: &mut Entry, what: What, now: Moment, policy: &Policy) -> bool {
+    entry.add(Fact {
+        at: now,
+        by: policy.worker.clone(),
+        what,
+    })
+}
+
+fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
+    let what = match input {
+        Input::Fact(what) => {
+            if matches!(what, What::DeliveryFailed { .. }) && case.hand == Hand::Holding {
+                case.hand = Hand::Tried;
+            }
+            what
+        }
+        Input::Received(audio) => {
+            case.hand = Hand::Holding;
+            What::Collected(audio)
+        }
+        Input::Answered => {
+            case.hand = Hand::Empty;
+            return;
+        }
+        Input::NotHeld => {
+            case.hand = Hand::NotHeld;
+            return;
+        }
+        Input::Decided(Decision::Deliver(destination)) => What::Decided(destination),
+        Input::Decided(Decision::Conclude(Outcome::Parked, cause)) => What::Parked {
+            n: case.entry.next_rest(),
+            cause,
+        },
+        Input::Decided(Decision::Conclude(outcome, cause)) => What::Concluded { outcome, cause },
+        Input::Due | Input::Doubt => return,
+    };
+    add(&mut case.entry, what, now, policy);
+}
+
+/// A fact that follows from the others.
+fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
+    let entry = &case.entry;
+    if entry.outcome().is_some() {
+        return None;
+    }
+    if entry.parked().is_some() {
+        return None;
+    }
+    if entry.ended().is_some() {
+        ending::follows(case, policy)
+    } else {
+        running::follows(entry, now, policy)
+    }
+}
+
+/// The switch that has the file, and its path there.
+fn source(entry: &Entry) -> Option<(&str, &str)> {
+    let told: Vec<&Told> = [entry.told_end(), entry.ended(), entry.started()]
+        .into_iter()
+        .flatten()
+        .collect();
+    let node = told.iter().find_map(|told| told.node.as_deref());
+    let path = told.iter().find_map(|told| told.path.as_deref());
+    if told.is_empty() { guess(entry) } else { node.zip(path) }
+}
+
+/// Where the file should be, if it was made and nobody told.
+fn guess(entry: &Entry) -> Option<(&str, &str)> {
+    let command = entry.order()?.command.as_ref()?;
+    let path = Some(command.path.as_str()).filter(|path| !path.is_empty());
+    command.node.as_deref().zip(path)
+}
+
+/// The account that the recording belongs to: the order's, else the one that an event named.
+pub fn account(entry: &Entry) -> Option<&str> {
+    let told = || {
+        [entry.started(), entry.ended()]
+            .into_iter()
+            .flatten()
+            .find_map(|told| told.account_id.as_deref())
+    };
+    entry
+        .order()
+        .and_then(|order| order.account_id.as_deref())
+        .or_else(told)
+}
+
+fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
+    let entry = &case.entry;
+    if entry.outcome().is_some() || entry.parked().is_some() {
+        return ending::settle(case);
+    }
+    if entry.ended().is_some() {
+        return ending::to_do(case, now, policy);
+    }
+    running::to_do(entry, now, policy)
+}
+
+/// Until when the last failure lets the recording rest. Varied by the recording's key, so that a thousand that failed together do not come
+/// back together.
+fn paused(entry: &Entry, policy: &Policy) -> Option<Moment> {
+    let last = entry.failures().next_back()?;
+    let index = entry
+        .failures()
+        .count()
+        .saturating_sub(1)
+        .min(policy.retry.len().saturating_sub(1));
+    let pause = policy.retry.get(index).copied().unwrap_or(Duration::from_secs(5));
+    let bytes = entry.key.bytes();
+    let spread = u64::from(bytes[0]) * 256 + u64::from(bytes[1]);
+    let attempt = u64::from(last.what.attempt().unwrap_or(1));
+    // From -jitter to +jitter per cent, turning with the attempts.
+    let turn = (spread + attempt * 7919) % 2001;
+    #[allow(clippy::cast_precision_loss)] // at most 2000
+    let factor = 1.0 + (turn as f64 / 1000.0 - 1.0) * f64::from(policy.jitter) / 100.0;
+    let asked = match last.what {
+        What::DeliveryFailed {
+            retry_after_s: Some(seconds),
+            ..
+        } => Duration::from_secs(seconds),
+        _ => Duration::ZERO,
+    };
+    Some(last.at.plus(pause.mul_f64(factor.max(0.0)).max(asked)))
+}
+
+/// The first of these moments that lies ahead, as a wait.
+fn wait(candidates: impl IntoIterator<Item = Option<Moment>>, now: Moment) -> Vec<Effect> {
+    let until = candidates.into_iter().flatten().map(|at| at.max(now)).min();
+    until.map(|until| Effect::Wait { until }).into_iter().collect()
+}

@@ -1,0 +1,180 @@
+//! Decisions about a recording that has ended: where its audio goes, and what is still owed once it is there.
+
+use super::{
+    Answer, Case, Cause, CollectFailure, DeliveryFailure, Destination, Effect, Entry, Hand, Moment, Outcome, Policy,
+    What, account, paused, source,
+};
+
+/// A file that is missing this often is gone.
+pub(super) const MISSING_IS_GONE: usize = 3;
+
+/// What follows once the end is known.
+pub(super) fn follows(case: &Case, policy: &Policy) -> Option<What> {
+    let entry = &case.entry;
+    let order = entry.order()?;
+    let conclude = |outcome, cause| Some(What::Concluded { outcome, cause });
+    let park = |cause| {
+        Some(What::Parked {
+            n: entry.next_rest(),
+            cause,
+        })
+    };
+    if account(entry).is_none() {
+        return park(Cause::NoAccount);
+    }
+    if source(entry).is_none() {
+        return conclude(Outcome::Failed, Cause::FileGone);
+    }
+    let min_ms = u64::from(order.min_sec) * 1000;
+    let told_short = min_ms > 0
+        && entry
+            .ended()
+            .and_then(|told| told.length_ms)
+            .is_some_and(|ms| ms < min_ms);
+    if min_ms > 0 && case.hand == Hand::Holding {
+        // The length that the switch told is a channel's variable and may be another recording's: the audio decides.
+        let counted = entry.audio().and_then(|audio| audio.duration_ms);
+        if counted.map_or(told_short, |ms| ms < min_ms) {
+            return conclude(Outcome::Discarded, Cause::TooShort);
+        }
+    }
+    let missing = entry
+        .failures()
+        .filter(|fact| {
+            matches!(
+                fact.what,
+                What::CollectFailed {
+                    failure: CollectFailure::Missing,
+                    ..
+                }
+            )
+        })
+        .count();
+    if missing > 0 && told_short {
+        // Switches that enforce the minimum themselves delete what is shorter.
+        return conclude(Outcome::Discarded, Cause::TooShort);
+    }
+    if missing >= MISSING_IS_GONE && entry.held().is_none() {
+        return conclude(Outcome::Failed, Cause::FileGone);
+    }
+    // Before it rests the audio goes into the hold, if there is one: the switch's disk is not ours.
+    let in_hand = matches!(case.hand, Hand::Holding | Hand::Tried);
+    if in_hand && policy.hold && entry.held().is_none() {
+        return None;
+    }
+    let refused = entry.failures().any(|fact| {
+        matches!(
+            fact.what,
+            What::DeliveryFailed {
+                failure: DeliveryFailure::Refused,
+                ..
+            }
+        )
+    });
+    if refused {
+        return park(Cause::Refused);
+    }
+    let failures = entry.failures().count();
+    if u32::try_from(failures).unwrap_or(u32::MAX) >= policy.max_attempts {
+        let delivering = entry
+            .failures()
+            .next_back()
+            .is_some_and(|f| matches!(f.what, What::DeliveryFailed { .. }));
+        return park(if delivering {
+            Cause::Unreachable
+        } else {
+            Cause::NotCollected
+        });
+    }
+    None
+}
+
+/// What is to be done once the end is known, and nothing is concluded.
+pub(super) fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
+    let entry = &case.entry;
+    let Some((node, path)) = source(entry) else {
+        return Vec::new();
+    };
+    let Some(destination) = entry.destination() else {
+        return match paused(entry, policy).filter(|until| *until > now) {
+            Some(until) => vec![Effect::Wait { until }],
+            None => vec![Effect::Decide],
+        };
+    };
+    let attempt = entry.next_attempt();
+    if entry.uploaded().is_some() {
+        // The audio is where it belongs; whatever is left concerns its document.
+        if case.hand != Hand::Empty {
+            return vec![Effect::Answer(Answer::Release)];
+        }
+        return rested(entry, now, policy, || Effect::Complete { attempt, destination });
+    }
+    match case.hand {
+        Hand::Holding => vec![deliver(entry, attempt, destination)],
+        Hand::Tried => {
+            let refused = entry.failures().next_back().is_some_and(|fact| {
+                matches!(
+                    fact.what,
+                    What::DeliveryFailed {
+                        failure: DeliveryFailure::Refused,
+                        ..
+                    }
+                )
+            });
+            let keep = policy.hold && (destination.is_held() || refused);
+            match entry.held() {
+                Some(_) => vec![Effect::Answer(Answer::Release)],
+                None if keep => vec![Effect::Hold],
+                None => vec![Effect::Answer(Answer::Keep)],
+            }
+        }
+        Hand::NotHeld => vec![Effect::Answer(Answer::Keep)],
+        Hand::Empty if entry.held().is_some() => rested(entry, now, policy, || deliver(entry, attempt, destination)),
+        Hand::Empty => rested(entry, now, policy, || Effect::Collect {
+            attempt,
+            node: node.to_owned(),
+            path: path.to_owned(),
+        }),
+    }
+}
+
+/// The next step of a delivery. Where the document comes first, as in Kazoo, it is written, and told, before the audio moves.
+fn deliver(entry: &Entry, attempt: u32, destination: Destination) -> Effect {
+    if destination.documents_first() {
+        if entry.documented().is_none() {
+            return Effect::Document { attempt, destination };
+        }
+        if let Some(announcement) = entry.open_announcements().next() {
+            return Effect::Announce(announcement);
+        }
+    }
+    Effect::Deliver { attempt, destination }
+}
+
+fn rested(entry: &Entry, now: Moment, policy: &Policy, act: impl FnOnce() -> Effect) -> Vec<Effect> {
+    match paused(entry, policy).filter(|until| *until > now) {
+        Some(until) => vec![Effect::Wait { until }],
+        None => vec![act()],
+    }
+}
+
+/// What is owed when an outcome is certain, or the recording rests.
+pub(super) fn settle(case: &Case) -> Vec<Effect> {
+    let entry = &case.entry;
+    let mut effects = Vec::new();
+    if case.hand != Hand::Empty {
+        // The switch first: it holds a thread, and a call's file on a disk that fills, until it is answered.
+        let safe = match entry.outcome() {
+            Some((Outcome::Stored | Outcome::Delivered, _)) => true,
+            // What nobody wants any more need not stay there either.
+            Some((Outcome::Discarded, Cause::TooShort | Cause::DiscardedByOperator)) => true,
+            _ => entry.held().is_some(),
+        };
+        effects.push(Effect::Answer(if safe { Answer::Release } else { Answer::Keep }));
+    }
+    effects.extend(entry.open_announcements().map(Effect::Announce));
+    if entry.outcome().is_some() && entry.held().is_some() {
+        effects.push(Effect::Unhold);
+    }
+    effects
+}

@@ -1,0 +1,245 @@
+//! Decisions about a recording that has not ended: is it confirmed, is it to be stopped, does its call still live.
+
+use super::{Cause, Control, Effect, Entry, Moment, Outcome, Policy, Told, Trigger, What, source, wait};
+
+/// What follows while nobody told of an end.
+pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<What> {
+    let conclude = |outcome, cause| Some(What::Concluded { outcome, cause });
+    if entry.started().is_none() {
+        let said = entry.facts().iter().find_map(|fact| match fact.what {
+            What::CommandLost { .. } => Some(Cause::CallGone),
+            What::CommandRefused { .. } => Some(Cause::StartRefused),
+            _ => None,
+        });
+        if let Some(cause) = said {
+            return conclude(Outcome::Failed, cause);
+        }
+        if let (Some(probe), Some((node, path))) = (entry.probes().next(), super::guess(entry)) {
+            // It does record, and only the event that would have told so is lost.
+            return Some(What::Started(Box::new(Told::presumed(
+                &entry.call_id,
+                probe.0,
+                node,
+                path,
+            ))));
+        }
+        let overdue = entry.is_commanded() && confirm_by(entry, policy).is_some_and(|by| by <= now);
+        let gone = gone_for_good(entry, policy);
+        let looked = missing(entry) > 0 || super::guess(entry).is_none() || exhausted(entry, policy);
+        return match trigger(entry) {
+            // The answer or bridge may come as long as the call lives.
+            Trigger::Answer | Trigger::Bridge if overdue && gone && looked => {
+                conclude(Outcome::Discarded, Cause::NeverTriggered)
+            }
+            Trigger::Now if overdue && looked => conclude(Outcome::Failed, Cause::NeverStarted),
+            // Too late to command it: by now the call may be over, and a wrong command disturbs one that is not.
+            _ if !entry.is_commanded() && gone => conclude(Outcome::Failed, Cause::CallGone),
+            _ => None,
+        };
+    }
+    if missing(entry) >= super::ending::MISSING_IS_GONE {
+        return conclude(Outcome::Failed, Cause::FileGone);
+    }
+    if let Some(end) = presumed_end(entry, policy) {
+        return Some(What::PresumedEnded(Box::new(end)));
+    }
+    let asked = entry.stop_asked_at()?;
+    let alarmed = entry.facts().iter().any(|fact| fact.what == What::StopUnconfirmed);
+    (!alarmed && asked.plus(policy.stop_alarm) <= now).then_some(What::StopUnconfirmed)
+}
+
+/// What is to be done while nobody told of an end.
+pub(super) fn to_do(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> {
+    let Some(order) = entry.order() else { return Vec::new() };
+    let look = || {
+        vec![Effect::LookForChannel {
+            n: entry.next_number("channel_seen"),
+        }]
+    };
+    let looked = entry.channel_seen();
+    if entry.started().is_none() {
+        if !entry.is_commanded() {
+            // Only the action's own handler commands at once. Whoever finds an uncommanded order later makes sure of the call first: a
+            // command that meets a call which is not there disturbs others.
+            if order.command.is_none() {
+                return Vec::new();
+            }
+            return match looked {
+                Some((at, true)) if now.since(at) <= policy.start_timeout => vec![Effect::Command],
+                Some((at, false)) => wait_or(at.plus(policy.grace), now, look),
+                _ => look(),
+            };
+        }
+        let by = confirm_by(entry, policy).unwrap_or(now);
+        if by > now {
+            return vec![Effect::Wait { until: by }];
+        }
+        // Events can be lost. Before a start counts as failed its file is looked for; a delayed one may come as long as its call lives.
+        if trigger(entry) == Trigger::Now || gone_for_good(entry, policy) {
+            return probe(entry, now, policy);
+        }
+        return match looked {
+            Some((at, alive)) => {
+                let pause = if alive { policy.check_interval } else { policy.grace };
+                wait_or(at.plus(pause), now, look)
+            }
+            None => look(),
+        };
+    }
+    let mut moments = Vec::new();
+    if let Some(asked) = entry.stop_asked_at() {
+        match next_stop(entry, asked, policy) {
+            Some((n, at)) if at <= now => return vec![Effect::Control { what: Control::Stop, n }],
+            Some((_, at)) => moments.push(Some(at)),
+            None => {}
+        }
+        let alarm = asked.plus(policy.stop_alarm);
+        if alarm > now {
+            moments.push(Some(alarm));
+        }
+    }
+    if suspected_end(entry, now, policy) {
+        return probe(entry, now, policy);
+    }
+    // Looked for every now and then, and again once it has been gone for long enough.
+    let started = entry.started().map_or(order.asked_at, |told| told.at);
+    let next_look = match looked {
+        Some((at, true)) => at.plus(policy.check_interval),
+        Some((at, false)) => entry.gone_since().unwrap_or(at).plus(policy.grace).max(at),
+        None => started.plus(policy.check_interval),
+    };
+    if next_look <= now {
+        return look();
+    }
+    moments.push(Some(next_look));
+    moments.push(limit(entry, policy));
+    wait(moments, now)
+}
+
+/// How often the switch said that it has no such file.
+fn missing(entry: &Entry) -> usize {
+    let is_missing = |what: &What| {
+        matches!(
+            what,
+            What::CollectFailed {
+                failure: super::CollectFailure::Missing,
+                ..
+            }
+        )
+    };
+    entry.failures().filter(|fact| is_missing(&fact.what)).count()
+}
+
+fn exhausted(entry: &Entry, policy: &Policy) -> bool {
+    u32::try_from(entry.failures().count()).unwrap_or(u32::MAX) >= policy.max_attempts
+}
+
+fn wait_or(until: Moment, now: Moment, otherwise: impl FnOnce() -> Vec<Effect>) -> Vec<Effect> {
+    if until > now {
+        vec![Effect::Wait { until }]
+    } else {
+        otherwise()
+    }
+}
+
+fn trigger(entry: &Entry) -> Trigger {
+    entry
+        .order()
+        .and_then(|order| order.command.as_ref())
+        .map_or(Trigger::Now, |command| command.trigger)
+}
+
+/// By when the switch should have confirmed the start.
+fn confirm_by(entry: &Entry, policy: &Policy) -> Option<Moment> {
+    let commanded = entry.facts().iter().find(|fact| fact.what == What::Commanded)?;
+    Some(commanded.at.plus(policy.start_timeout))
+}
+
+/// The next stop command: its number, and when it is due.
+fn next_stop(entry: &Entry, asked: Moment, policy: &Policy) -> Option<(u32, Moment)> {
+    let (sent, last) = entry.stops_sent();
+    // A start that came after the stop: the stop is applied to it at once.
+    let heard = entry
+        .facts()
+        .iter()
+        .find(|fact| matches!(fact.what, What::Started(_)))
+        .map(|fact| fact.at);
+    match last.filter(|at| heard.is_none_or(|heard| *at >= heard)) {
+        None if sent > 0 => Some((sent + 1, asked)),
+        None => Some((sent + 1, asked)),
+        Some(at) => {
+            let pause = policy.stop_repeats.get(usize::try_from(sent).ok()?.checked_sub(1)?)?;
+            Some((sent + 1, at.plus(*pause)))
+        }
+    }
+}
+
+/// When the time limit, and the grace after it, have passed.
+fn limit(entry: &Entry, policy: &Policy) -> Option<Moment> {
+    let seconds = entry
+        .order()?
+        .command
+        .as_ref()
+        .map_or(10_800, |command| command.time_limit);
+    Some(
+        entry
+            .started()?
+            .at
+            .plus(std::time::Duration::from_secs(u64::from(seconds)))
+            .plus(policy.grace),
+    )
+}
+
+/// The channel has been gone for the grace time, as at least two looks say.
+fn gone_for_good(entry: &Entry, policy: &Policy) -> bool {
+    let (Some(since), Some((last, false))) = (entry.gone_since(), entry.channel_seen()) else {
+        return false;
+    };
+    last.since(since) >= policy.grace
+}
+
+/// Nobody told of the end, and yet it must have come.
+fn suspected_end(entry: &Entry, now: Moment, policy: &Policy) -> bool {
+    limit(entry, policy).is_some_and(|at| at <= now) || gone_for_good(entry, policy)
+}
+
+/// Reads the file twice; if it has not changed in between, the recording is over.
+fn probe(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> {
+    let Some((node, path)) = source(entry) else {
+        return Vec::new();
+    };
+    let rested = super::paused(entry, policy).filter(|until| *until > now);
+    let next = entry.probes().next().map(|(at, ..)| at.plus(policy.probe_gap));
+    if let Some(until) = rested.into_iter().chain(next).max().filter(|until| *until > now) {
+        return vec![Effect::Wait { until }];
+    }
+    vec![Effect::Probe {
+        n: entry.next_number("probed"),
+        attempt: entry.next_attempt(),
+        node: node.to_owned(),
+        path: path.to_owned(),
+    }]
+}
+
+/// The end that two equal probes, far enough apart, prove.
+fn presumed_end(entry: &Entry, policy: &Policy) -> Option<Told> {
+    let mut probes = entry.probes();
+    let (last, before) = (probes.next()?, probes.next()?);
+    let equal = last.1 == before.1 && last.2 == before.2;
+    // A little patience with clocks that count in other steps than ours.
+    let apart = last.0.since(before.0) >= policy.probe_gap.mul_f64(0.9);
+    let started = entry.started()?;
+    // When it ended nobody knows: no later than the channel was first found gone, or its limit.
+    let limit = limit(entry, policy).map(|at| at.minus(policy.grace));
+    let at = [entry.gone_since(), limit, Some(before.0)]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(before.0);
+    (equal && apart).then(|| Told {
+        at: at.max(started.at),
+        length_ms: None,
+        completion_cause: None,
+        ..started.clone()
+    })
+}

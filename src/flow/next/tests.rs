@@ -1,0 +1,175 @@
+use crate::entry::fact::{Delivery, Document, Holding};
+use crate::kazoo::call::Parties;
+use crate::recording::digest::Digests;
+use crate::recording::format::Format;
+use crate::recording::identity::{Key, MediaId};
+use crate::recording::order::{Command, Order, Url};
+use crate::recording::settings::Method;
+
+use super::*;
+
+mod ended;
+mod running;
+
+const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
+
+fn after(seconds: u64) -> Moment {
+    NOW.plus(Duration::from_secs(seconds))
+}
+
+fn policy() -> Policy {
+    Policy {
+        worker: "w".into(),
+        retry: vec![Duration::from_secs(5), Duration::from_secs(30)],
+        jitter: 20,
+        max_attempts: 12,
+        hold: true,
+        start_timeout: Duration::from_secs(30),
+        check_interval: Duration::from_secs(300),
+        grace: Duration::from_secs(60),
+        probe_gap: Duration::from_secs(60),
+        stop_repeats: [2, 5, 15].map(Duration::from_secs).to_vec(),
+        stop_alarm: Duration::from_secs(30),
+    }
+}
+
+fn order() -> Order {
+    let key = Key::of("call", "action");
+    Order {
+        key,
+        media_id: MediaId::derived(key, NOW),
+        call_id: "call".into(),
+        account_id: Some("4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4".into()),
+        zone: "local".into(),
+        file_name: format!("{key}.mp3"),
+        media_name: format!("{key}.mp3"),
+        format: Format::Mp3,
+        origin: "callflow : desk".into(),
+        method: Method::Put,
+        url: Url::None,
+        min_sec: 0,
+        asked_at: NOW,
+        parties: Parties::default(),
+        command: Some(Command {
+            control: "q".into(),
+            fetch_id: None,
+            trigger: Trigger::Now,
+            time_limit: 600,
+            follow_transfer: true,
+            sample_rate: None,
+            silence: None,
+            carry: "c".into(),
+            node: Some("freeswitch@fs1".into()),
+            path: "/tmp/a.mp3".into(),
+        }),
+    }
+}
+
+fn told(length_ms: u64) -> Box<Told> {
+    Box::new(Told {
+        call_id: "call".into(),
+        at: NOW,
+        node: Some("freeswitch@fs1".into()),
+        path: Some("/tmp/a.mp3".into()),
+        length_ms: Some(length_ms),
+        completion_cause: None,
+        account_id: None,
+        other_leg_call_id: None,
+        parties: Parties::default(),
+        variables: serde_json::Value::Null,
+    })
+}
+
+fn audio(duration_ms: u64) -> Audio {
+    Audio {
+        size: 7,
+        digests: Digests {
+            md5: "0".into(),
+            sha256: "1".into(),
+        },
+        duration_ms: Some(duration_ms),
+        findings: vec![],
+    }
+}
+
+fn asked(order: Order) -> Case {
+    Case {
+        entry: Entry::of_order(order, "w"),
+        hand: Hand::Empty,
+    }
+}
+
+fn started(order: Order) -> Case {
+    let mut case = asked(order);
+    step(&mut case, Input::Fact(What::Commanded));
+    step(&mut case, Input::Fact(What::Started(told(0))));
+    case
+}
+
+fn ended_as(order: Order, destination: Destination) -> Case {
+    let mut case = started(order);
+    assert_eq!(step(&mut case, Input::Fact(What::Ended(told(5000)))), [Effect::Decide]);
+    assert_eq!(
+        step(&mut case, Input::Decided(Decision::Deliver(destination))),
+        [collect(1)]
+    );
+    case
+}
+
+fn step(case: &mut Case, input: Input) -> Vec<Effect> {
+    next(case, input, NOW, &policy())
+}
+
+fn collect(attempt: u32) -> Effect {
+    Effect::Collect {
+        attempt,
+        node: "freeswitch@fs1".into(),
+        path: "/tmp/a.mp3".into(),
+    }
+}
+
+fn document() -> Document {
+    Document {
+        id: order().media_id,
+        database: "db".into(),
+        rev: "1-a".into(),
+        created: NOW,
+    }
+}
+
+fn delivered(destination: Destination) -> What {
+    What::Delivered(Delivery {
+        destination,
+        document: document(),
+        below_quorum: false,
+    })
+}
+
+fn failed(attempt: u32, destination: Destination, failure: DeliveryFailure) -> What {
+    What::DeliveryFailed {
+        attempt,
+        destination,
+        failure,
+        why: "x".into(),
+        retry_after_s: None,
+    }
+}
+
+fn holding() -> What {
+    What::Held {
+        n: 1,
+        holding: Holding {
+            place: "hold".into(),
+            name: "n".into(),
+            size: 7,
+            digests: Digests {
+                md5: "0".into(),
+                sha256: "1".into(),
+            },
+        },
+    }
+}
+
+fn announce(announcement: Announcement) -> Effect {
+    Effect::Announce(announcement)
+}

@@ -1,0 +1,266 @@
+//! Once the end is known.
+
+use super::*;
+
+#[test]
+fn the_way_of_a_recording_step_by_step() {
+    let mut case = ended_as(order(), Destination::Account);
+    let deliver = Effect::Deliver {
+        attempt: 1,
+        destination: Destination::Account,
+    };
+    assert_eq!(step(&mut case, Input::Received(audio(5000))), [deliver]);
+    let stored = Announcement::Outcome(Outcome::Stored);
+    assert_eq!(
+        step(&mut case, Input::Fact(delivered(Destination::Account))),
+        [
+            Effect::Answer(Answer::Release),
+            announce(Announcement::DocumentCreated),
+            announce(stored)
+        ]
+    );
+    step(&mut case, Input::Answered);
+    step(&mut case, Input::Fact(What::Announced(Announcement::DocumentCreated)));
+    assert!(!case.entry.is_closed());
+    assert_eq!(step(&mut case, Input::Fact(What::Announced(stored))), []);
+    assert!(case.entry.is_closed());
+    assert_eq!(case.entry.outcome(), Some((Outcome::Stored, Cause::Complete)));
+    assert_eq!(due(&case.entry, after(1_000_000), &policy()), None);
+}
+
+#[test]
+fn a_url_gets_its_document_first_and_it_is_completed_after() {
+    let mut case = ended_as(order(), Destination::Url);
+    let destination = Destination::Url;
+    assert_eq!(
+        step(&mut case, Input::Received(audio(5000))),
+        [Effect::Document {
+            attempt: 1,
+            destination
+        }]
+    );
+    let created = Announcement::DocumentCreated;
+    assert_eq!(
+        step(&mut case, Input::Fact(What::Documented(document()))),
+        [announce(created)]
+    );
+    assert_eq!(
+        step(&mut case, Input::Fact(What::Announced(created))),
+        [Effect::Deliver {
+            attempt: 1,
+            destination
+        }]
+    );
+    let uploaded = What::Uploaded {
+        url: "https://h/x".into(),
+    };
+    assert_eq!(
+        step(&mut case, Input::Fact(uploaded)),
+        [Effect::Answer(Answer::Release)]
+    );
+    assert_eq!(
+        step(&mut case, Input::Answered),
+        [Effect::Complete {
+            attempt: 1,
+            destination
+        }]
+    );
+    assert_eq!(
+        step(&mut case, Input::Fact(delivered(destination))),
+        [
+            announce(Announcement::DocumentEdited),
+            announce(Announcement::Outcome(Outcome::Delivered))
+        ]
+    );
+}
+
+#[test]
+fn a_url_that_is_down_costs_no_audio_and_no_thread_of_the_switch() {
+    let mut case = ended_as(order(), Destination::Url);
+    step(&mut case, Input::Received(audio(5000)));
+    step(&mut case, Input::Fact(What::Documented(document())));
+    step(&mut case, Input::Fact(What::Announced(Announcement::DocumentCreated)));
+    let down = failed(1, Destination::Url, DeliveryFailure::Target);
+    assert_eq!(step(&mut case, Input::Fact(down)), [Effect::Hold]);
+    assert_eq!(
+        step(&mut case, Input::Fact(holding())),
+        [Effect::Answer(Answer::Release)]
+    );
+    let waiting = step(&mut case, Input::Answered);
+    let [Effect::Wait { until }] = waiting[..] else {
+        panic!("{waiting:?}")
+    };
+    let again = next(&mut case, Input::Due, until, &policy());
+    assert_eq!(
+        again,
+        [Effect::Deliver {
+            attempt: 2,
+            destination: Destination::Url
+        }],
+        "from the hold"
+    );
+    let uploaded = What::Uploaded {
+        url: "https://h/x".into(),
+    };
+    next(&mut case, Input::Fact(uploaded), until, &policy());
+    let settled = next(&mut case, Input::Fact(delivered(Destination::Url)), until, &policy());
+    assert_eq!(settled.last(), Some(&Effect::Unhold));
+}
+
+#[test]
+fn a_hold_that_does_not_take_it_leaves_the_file_on_the_switch() {
+    let mut case = ended_as(order(), Destination::ThirdParty);
+    step(&mut case, Input::Received(audio(5000)));
+    let down = failed(1, Destination::ThirdParty, DeliveryFailure::Target);
+    assert_eq!(step(&mut case, Input::Fact(down)), [Effect::Hold]);
+    assert_eq!(step(&mut case, Input::NotHeld), [Effect::Answer(Answer::Keep)]);
+    let waiting = step(&mut case, Input::Answered);
+    assert!(matches!(waiting[..], [Effect::Wait { .. }]), "{waiting:?}");
+    assert_eq!(next(&mut case, Input::Due, after(60), &policy()), [collect(2)]);
+}
+
+#[test]
+fn a_database_that_is_down_keeps_the_file_on_the_switch() {
+    let mut case = ended_as(order(), Destination::Account);
+    step(&mut case, Input::Received(audio(5000)));
+    let down = failed(1, Destination::Account, DeliveryFailure::Target);
+    assert_eq!(step(&mut case, Input::Fact(down)), [Effect::Answer(Answer::Keep)]);
+    let waiting = step(&mut case, Input::Answered);
+    let [Effect::Wait { until }] = waiting[..] else {
+        panic!("{waiting:?}")
+    };
+    let pause = until.since(NOW).as_secs_f64();
+    assert!((4.0..=6.0).contains(&pause), "{pause}");
+    assert_eq!(next(&mut case, Input::Due, until, &policy()), [collect(2)]);
+}
+
+#[test]
+fn a_target_that_refuses_parks_it_with_its_audio_held() {
+    let mut case = ended_as(order(), Destination::Account);
+    step(&mut case, Input::Received(audio(5000)));
+    let refused = failed(1, Destination::Account, DeliveryFailure::Refused);
+    assert_eq!(step(&mut case, Input::Fact(refused)), [Effect::Hold]);
+    let settled = step(&mut case, Input::Fact(holding()));
+    assert_eq!(case.entry.parked(), Some(Cause::Refused));
+    assert_eq!(
+        settled,
+        [
+            Effect::Answer(Answer::Release),
+            announce(Announcement::Outcome(Outcome::Parked))
+        ]
+    );
+    step(&mut case, Input::Answered);
+    assert_eq!(
+        step(
+            &mut case,
+            Input::Fact(What::Announced(Announcement::Outcome(Outcome::Parked)))
+        ),
+        []
+    );
+    assert!(!case.entry.is_closed());
+    let moved_on = next(&mut case, Input::Fact(What::Retried { n: 1 }), after(9), &policy());
+    assert_eq!(
+        moved_on,
+        [Effect::Deliver {
+            attempt: 2,
+            destination: Destination::Account
+        }]
+    );
+}
+
+#[test]
+fn attempts_end_at_their_number_and_begin_anew_when_somebody_says_so() {
+    let mut case = ended_as(order(), Destination::Account);
+    for attempt in 1..=12 {
+        assert_eq!(case.entry.parked(), None, "{attempt}");
+        let what = What::CollectFailed {
+            attempt,
+            failure: CollectFailure::Unreachable,
+            why: "x".into(),
+        };
+        next(&mut case, Input::Fact(what), after(u64::from(attempt) * 100), &policy());
+    }
+    assert_eq!(case.entry.parked(), Some(Cause::NotCollected));
+    let again = next(&mut case, Input::Fact(What::Retried { n: 1 }), after(5000), &policy());
+    assert_eq!(again, [collect(13)]);
+}
+
+#[test]
+fn a_pause_that_the_target_asks_for_is_kept() {
+    let mut case = ended_as(order(), Destination::Url);
+    step(&mut case, Input::Received(audio(5000)));
+    step(&mut case, Input::Fact(What::Documented(document())));
+    step(&mut case, Input::Fact(What::Announced(Announcement::DocumentCreated)));
+    let busy = What::DeliveryFailed {
+        attempt: 1,
+        destination: Destination::Url,
+        failure: DeliveryFailure::Target,
+        why: "429".into(),
+        retry_after_s: Some(900),
+    };
+    step(&mut case, Input::Fact(busy));
+    step(&mut case, Input::Fact(holding()));
+    assert_eq!(step(&mut case, Input::Answered), [Effect::Wait { until: after(900) }]);
+}
+
+#[test]
+fn a_file_that_is_missing_three_times_is_gone() {
+    let mut case = ended_as(order(), Destination::Account);
+    for attempt in 1..=3 {
+        assert_eq!(case.entry.outcome(), None);
+        let what = What::CollectFailed {
+            attempt,
+            failure: CollectFailure::Missing,
+            why: "no file".into(),
+        };
+        next(&mut case, Input::Fact(what), after(u64::from(attempt) * 100), &policy());
+    }
+    assert_eq!(case.entry.outcome(), Some((Outcome::Failed, Cause::FileGone)));
+}
+
+#[test]
+fn too_short_is_what_the_audio_says_not_what_a_channel_variable_says() {
+    let short = Order { min_sec: 6, ..order() };
+    // The switch told 5 s, the audio has 7.
+    let mut case = ended_as(short.clone(), Destination::Account);
+    assert!(matches!(
+        step(&mut case, Input::Received(audio(7000)))[..],
+        [Effect::Deliver { .. }]
+    ));
+    let mut case = ended_as(short.clone(), Destination::Account);
+    let settled = step(&mut case, Input::Received(audio(5000)));
+    assert_eq!(case.entry.outcome(), Some((Outcome::Discarded, Cause::TooShort)));
+    assert_eq!(settled[0], Effect::Answer(Answer::Release), "the switch may delete it");
+    // A switch that enforces the minimum itself has no file any more.
+    let mut case = ended_as(short, Destination::Account);
+    let missing = What::CollectFailed {
+        attempt: 1,
+        failure: CollectFailure::Missing,
+        why: "no file".into(),
+    };
+    step(&mut case, Input::Fact(missing));
+    assert_eq!(case.entry.outcome(), Some((Outcome::Discarded, Cause::TooShort)));
+}
+
+#[test]
+fn storing_disabled_leaves_the_file_alone() {
+    let mut case = started(order());
+    step(&mut case, Input::Fact(What::Ended(told(5000))));
+    let decision = Decision::Conclude(Outcome::Discarded, Cause::StoringDisabled);
+    assert_eq!(
+        step(&mut case, Input::Decided(decision)),
+        [announce(Announcement::Outcome(Outcome::Discarded))]
+    );
+}
+
+#[test]
+fn an_ending_that_is_told_twice_changes_nothing() {
+    let mut case = started(order());
+    step(&mut case, Input::Fact(What::Ended(told(5000))));
+    let before = case.clone();
+    assert_eq!(
+        next(&mut case, Input::Fact(What::Ended(told(5000))), after(9), &policy()),
+        [Effect::Decide]
+    );
+    assert_eq!(case, before);
+}

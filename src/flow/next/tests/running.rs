@@ -1,0 +1,214 @@
+//! While nobody told of an end.
+
+use super::*;
+
+#[test]
+fn a_start_that_is_never_confirmed_fails_and_is_taken_up_if_it_starts_after_all() {
+    let mut case = asked(order());
+    assert_eq!(
+        step(&mut case, Input::Fact(What::Commanded)),
+        [Effect::Wait { until: after(30) }]
+    );
+    let probe = Effect::Probe {
+        n: 1,
+        attempt: 1,
+        node: "freeswitch@fs1".into(),
+        path: "/tmp/a.mp3".into(),
+    };
+    assert_eq!(
+        next(&mut case, Input::Due, after(30), &policy()),
+        [probe],
+        "events can be lost: its file is looked for"
+    );
+    let missing = What::CollectFailed {
+        attempt: 1,
+        failure: CollectFailure::Missing,
+        why: "no file".into(),
+    };
+    let failed = announce(Announcement::Outcome(Outcome::Failed));
+    assert_eq!(next(&mut case, Input::Fact(missing), after(30), &policy()), [failed]);
+    assert_eq!(case.entry.outcome(), Some((Outcome::Failed, Cause::NeverStarted)));
+    next(
+        &mut case,
+        Input::Fact(What::Announced(Announcement::Outcome(Outcome::Failed))),
+        after(30),
+        &policy(),
+    );
+    assert!(case.entry.is_closed());
+    let again = next(&mut case, Input::Fact(What::Ended(told(5000))), after(90), &policy());
+    assert_eq!(again, [Effect::Decide]);
+    assert!(!case.entry.is_closed());
+}
+
+#[test]
+fn a_start_that_nobody_told_is_found_by_its_file() {
+    let mut case = asked(order());
+    step(&mut case, Input::Fact(What::Commanded));
+    next(&mut case, Input::Due, after(30), &policy());
+    next(
+        &mut case,
+        Input::Fact(What::Probed {
+            n: 1,
+            size: 7,
+            md5: "a".into(),
+        }),
+        after(31),
+        &policy(),
+    );
+    assert!(case.entry.started().is_some() && case.entry.outcome().is_none());
+}
+
+#[test]
+fn a_refused_or_lost_start_has_its_cause() {
+    for (what, cause) in [
+        (What::CommandRefused { why: "throw".into() }, Cause::StartRefused),
+        (What::CommandLost { why: "gone".into() }, Cause::CallGone),
+    ] {
+        let mut case = asked(order());
+        step(&mut case, Input::Fact(what));
+        assert_eq!(case.entry.outcome(), Some((Outcome::Failed, cause)));
+    }
+}
+
+#[test]
+fn a_delayed_start_is_not_overdue_while_its_channel_lives() {
+    let mut delayed = order();
+    if let Some(command) = &mut delayed.command {
+        command.trigger = Trigger::Answer;
+    }
+    let mut case = asked(delayed);
+    step(&mut case, Input::Fact(What::Commanded));
+    assert_eq!(
+        next(&mut case, Input::Due, after(30), &policy()),
+        [Effect::LookForChannel { n: 1 }]
+    );
+    let alive = What::ChannelSeen { n: 1, alive: true };
+    assert_eq!(
+        next(&mut case, Input::Fact(alive), after(30), &policy()),
+        [Effect::Wait { until: after(330) }]
+    );
+    let gone = What::ChannelSeen { n: 2, alive: false };
+    assert_eq!(
+        next(&mut case, Input::Fact(gone), after(330), &policy()),
+        [Effect::Wait { until: after(390) }]
+    );
+    assert_eq!(
+        next(&mut case, Input::Due, after(390), &policy()),
+        [Effect::LookForChannel { n: 3 }]
+    );
+    let gone = What::ChannelSeen { n: 3, alive: false };
+    let probing = next(&mut case, Input::Fact(gone), after(390), &policy());
+    assert!(matches!(probing[..], [Effect::Probe { .. }]), "{probing:?}");
+    let missing = What::CollectFailed {
+        attempt: 1,
+        failure: CollectFailure::Missing,
+        why: "no file".into(),
+    };
+    next(&mut case, Input::Fact(missing), after(390), &policy());
+    assert_eq!(case.entry.outcome(), Some((Outcome::Discarded, Cause::NeverTriggered)));
+}
+
+#[test]
+fn an_order_that_was_never_commanded_makes_sure_of_its_call_first() {
+    let mut case = asked(order());
+    assert_eq!(
+        next(&mut case, Input::Due, after(60), &policy()),
+        [Effect::LookForChannel { n: 1 }]
+    );
+    let alive = What::ChannelSeen { n: 1, alive: true };
+    assert_eq!(
+        next(&mut case, Input::Fact(alive), after(60), &policy()),
+        [Effect::Command]
+    );
+}
+
+#[test]
+fn a_stop_is_repeated_until_the_recording_ends_and_told_when_it_does_not() {
+    let mut case = started(order());
+    let stop = |n| Effect::Control { what: Control::Stop, n };
+    let asked = What::StopAsked { action: "a".into() };
+    assert_eq!(step(&mut case, Input::Fact(asked)), [stop(1)]);
+    assert_eq!(
+        step(&mut case, Input::Fact(What::StopSent { n: 1 })),
+        [Effect::Wait { until: after(2) }]
+    );
+    assert_eq!(next(&mut case, Input::Due, after(2), &policy()), [stop(2)]);
+    next(&mut case, Input::Fact(What::StopSent { n: 2 }), after(2), &policy());
+    assert_eq!(next(&mut case, Input::Due, after(7), &policy()), [stop(3)]);
+    next(&mut case, Input::Fact(What::StopSent { n: 3 }), after(7), &policy());
+    assert_eq!(next(&mut case, Input::Due, after(22), &policy()), [stop(4)]);
+    next(&mut case, Input::Fact(What::StopSent { n: 4 }), after(22), &policy());
+    next(&mut case, Input::Due, after(30), &policy());
+    assert!(case.entry.facts().iter().any(|fact| fact.what == What::StopUnconfirmed));
+}
+
+#[test]
+fn a_stop_that_comes_before_the_start_is_applied_to_it() {
+    let mut case = asked(order());
+    step(&mut case, Input::Fact(What::Commanded));
+    let waiting = step(&mut case, Input::Fact(What::StopAsked { action: "a".into() }));
+    assert!(matches!(waiting[..], [Effect::Wait { .. }]), "{waiting:?}");
+    let stop = next(&mut case, Input::Fact(What::Started(told(0))), after(3), &policy());
+    assert_eq!(
+        stop,
+        [Effect::Control {
+            what: Control::Stop,
+            n: 1
+        }]
+    );
+}
+
+#[test]
+fn an_end_that_nobody_told_is_presumed_when_the_channel_is_gone_and_the_file_rests() {
+    let mut case = started(order());
+    let look = |n| Effect::LookForChannel { n };
+    assert_eq!(next(&mut case, Input::Doubt, after(10), &policy()), [look(1)]);
+    let seen = |n, alive| Input::Fact(What::ChannelSeen { n, alive });
+    let waiting = next(&mut case, seen(1, false), after(10), &policy());
+    assert_eq!(waiting, [Effect::Wait { until: after(70) }]);
+    assert_eq!(next(&mut case, Input::Due, after(70), &policy()), [look(2)]);
+    let probe = |n| Effect::Probe {
+        n,
+        attempt: 1,
+        node: "freeswitch@fs1".into(),
+        path: "/tmp/a.mp3".into(),
+    };
+    assert_eq!(next(&mut case, seen(2, false), after(70), &policy()), [probe(1)]);
+    let probed = |n, md5: &str| {
+        Input::Fact(What::Probed {
+            n,
+            size: 7,
+            md5: md5.into(),
+        })
+    };
+    let waiting = next(&mut case, probed(1, "a"), after(71), &policy());
+    assert_eq!(waiting, [Effect::Wait { until: after(131) }]);
+    assert_eq!(next(&mut case, Input::Due, after(131), &policy()), [probe(2)]);
+    // It has grown: the recording lives on somewhere.
+    next(&mut case, probed(2, "b"), after(132), &policy());
+    assert!(case.entry.ended().is_none());
+    assert_eq!(next(&mut case, Input::Due, after(192), &policy()), [probe(3)]);
+    assert_eq!(next(&mut case, probed(3, "b"), after(193), &policy()), [Effect::Decide]);
+    assert!(case.entry.ended().is_some() && case.entry.told_end().is_none());
+}
+
+#[test]
+fn a_channel_that_lives_is_not_presumed_dead() {
+    let mut case = started(order());
+    let seen = |n, alive| Input::Fact(What::ChannelSeen { n, alive });
+    next(&mut case, seen(1, false), after(10), &policy());
+    let waiting = next(&mut case, seen(2, true), after(70), &policy());
+    assert_eq!(waiting, [Effect::Wait { until: after(370) }]);
+}
+
+#[test]
+fn a_recording_over_its_limit_is_probed_too() {
+    let mut case = started(order());
+    let seen = Input::Fact(What::ChannelSeen { n: 1, alive: true });
+    let waiting = next(&mut case, seen, after(500), &policy());
+    assert_eq!(waiting, [Effect::Wait { until: after(660) }]);
+    assert!(matches!(
+        next(&mut case, Input::Due, after(660), &policy())[..],
+        [Effect::Probe { .. }]
+    ));
+}

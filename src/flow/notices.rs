@@ -1,0 +1,176 @@
+//! What comes to this worker alone: what other workers tell of their recordings, errors of commands, and changes of the configuration; and
+//! what it tells them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Value, json};
+use tracing::debug;
+
+use crate::amqp::Delivery;
+use crate::entry::Entry;
+use crate::entry::fact::What;
+use crate::kazoo::action::ReplyTo;
+use crate::kazoo::dialplan::DialplanError;
+use crate::kazoo::event::replaced_by;
+use crate::kazoo::names::Exchange;
+use crate::kazoo::outgoing::Outgoing;
+use crate::telemetry::events::CommandRefused;
+
+use super::drive;
+use super::next::Input;
+use super::perform::Parts;
+use super::registry::Open;
+
+/// The key, on our own exchange, of what workers tell each other.
+pub const MEMORY_KEY: &str = "kz_record_call.memory";
+
+const CATEGORY: &str = "kz_record_call";
+
+/// Tells the other workers of a recording that is open, so that a `stop` finds it wherever it comes.
+pub fn opened(parts: &Arc<Parts>, entry: &Entry) {
+    if let Some(open) = Open::of(entry) {
+        publish(parts, "opened", &open);
+    }
+}
+
+pub fn stopping(parts: &Arc<Parts>, open: &Open) {
+    publish(
+        parts,
+        "opened",
+        &Open {
+            stopping: true,
+            ..open.clone()
+        },
+    );
+}
+
+pub fn closed(parts: &Arc<Parts>, entry: &Entry) {
+    if let Some(open) = Open::of(entry) {
+        publish(parts, "closed", &open);
+    }
+}
+
+fn publish(parts: &Arc<Parts>, name: &'static str, open: &Open) {
+    let msg_id = uuid::Uuid::new_v4().simple().to_string();
+    let body = parts
+        .sender
+        .message(CATEGORY, name, &msg_id, json!({ "Recording": open }));
+    let message = Outgoing::topic(Exchange::Unrouted, MEMORY_KEY.to_owned(), body);
+    let parts = Arc::clone(parts);
+    parts.tasks.clone().spawn(async move {
+        // Memory spares reads; nothing depends on it.
+        if let Err(error) = parts.publisher.publish(&message).await {
+            debug!(%error, "the other workers were not told");
+        }
+    });
+}
+
+/// Handles one delivery of this worker's own queue of notices.
+pub fn handle(parts: &Arc<Parts>, delivery: &Delivery) {
+    tracing::trace!(exchange = delivery.exchange(), key = delivery.routing_key(), "notice");
+    match delivery.exchange() {
+        "configuration" => parts.system_config.notice(),
+        "callevt" => event(parts, delivery),
+        _ => memory(parts, delivery),
+    }
+}
+
+fn memory(parts: &Parts, delivery: &Delivery) {
+    let Ok(envelope) = delivery.envelope() else { return };
+    let recording = envelope.body.get("Recording").cloned().unwrap_or(Value::Null);
+    let Ok(open) = serde_json::from_value::<Open>(recording) else {
+        return;
+    };
+    match envelope.name.as_str() {
+        "opened" => parts.registry.open(open),
+        "closed" => parts.registry.close(open.key),
+        _ => {}
+    }
+}
+
+fn event(parts: &Arc<Parts>, delivery: &Delivery) {
+    let Ok(envelope) = delivery.envelope() else { return };
+    if let Some((old, new)) = replaced_by(&envelope) {
+        parts.replaced.replace(&old, &new);
+        return;
+    }
+    let Ok(error) = DialplanError::of(&envelope) else {
+        return;
+    };
+    let Some(key) = parts.registry.of_command(&error.msg_id) else {
+        return;
+    };
+    let Some(entry) = parts.registry.entry(key) else { return };
+    let media_id = entry.order().map_or("", |order| order.media_id.as_str());
+    CommandRefused {
+        call_id: &entry.call_id,
+        media_id,
+        why: &error.message,
+    }
+    .emit();
+    if entry.started().is_none() {
+        drive::go_on(
+            parts,
+            entry.clone(),
+            Input::Fact(What::CommandRefused { why: error.message }),
+        );
+    }
+}
+
+/// Calls whose id was replaced lately: an answer under the old id would be ignored.
+#[derive(Debug, Default)]
+pub struct Replaced(Mutex<HashMap<String, String>>);
+
+/// Replacements that are remembered.
+const REMEMBERED: usize = 10_000;
+
+impl Replaced {
+    fn replace(&self, old: &str, new: &str) {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if map.len() >= REMEMBERED {
+            map.clear();
+        }
+        map.insert(old.to_owned(), new.to_owned());
+    }
+
+    /// The call's id as it is now.
+    pub fn current(&self, call_id: &str) -> String {
+        let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = call_id;
+        // A call can be replaced again; a circle cannot be excluded.
+        for _ in 0..8 {
+            match map.get(now) {
+                Some(next) => now = next,
+                None => break,
+            }
+        }
+        now.to_owned()
+    }
+}
+
+impl Parts {
+    /// The same address, with the call's id as it is now.
+    pub fn current(&self, to: &ReplyTo) -> ReplyTo {
+        ReplyTo {
+            call_id: self.replaced.current(&to.call_id),
+            ..to.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_followed_through_its_replacements() {
+        let replaced = Replaced::default();
+        replaced.replace("a", "b");
+        replaced.replace("b", "c");
+        assert_eq!(replaced.current("a"), "c");
+        assert_eq!(replaced.current("x"), "x");
+        replaced.replace("c", "a");
+        let _ = replaced.current("a");
+    }
+}

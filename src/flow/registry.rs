@@ -1,0 +1,269 @@
+//! What this worker remembers of the recordings of its zone: what a `stop` is looked up in, and what spares the ledger a read. Nothing that
+//! depends on it alone is promised; it is bounded, and another worker's memory differs.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::Hash;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::entry::Entry;
+use crate::kazoo::time::Moment;
+use crate::recording::identity::Key;
+
+/// An open recording, as far as controlling it goes. Also what workers tell each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    pub key: Key,
+    pub call_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetch_id: Option<String>,
+    pub media_id: String,
+    /// The file on the switch, by which the switch knows the recording.
+    pub file_name: String,
+    pub asked_at: Moment,
+    /// A stop was sent; another stop means the one before.
+    #[serde(default)]
+    pub stopping: bool,
+}
+
+impl Open {
+    /// What there is to know of an open entry.
+    pub fn of(entry: &Entry) -> Option<Self> {
+        let order = entry.order()?;
+        Some(Self {
+            key: order.key,
+            call_id: order.call_id.clone(),
+            fetch_id: order.command.as_ref().and_then(|command| command.fetch_id.clone()),
+            media_id: order.media_id.to_string(),
+            file_name: order.file_name.clone(),
+            asked_at: order.asked_at,
+            stopping: entry.stop_asked_at().is_some(),
+        })
+    }
+}
+
+/// Entries that are remembered whole.
+const ENTRIES: usize = 5_000;
+/// Recordings that are remembered to have been commanded, and open ones.
+const KEYS: usize = 50_000;
+
+#[derive(Debug, Default)]
+struct Memory {
+    open: Bounded<Key, Open>,
+    by_call: HashMap<String, HashSet<Key>>,
+    by_fetch: HashMap<String, HashSet<Key>>,
+    entries: Bounded<Key, Entry>,
+    commanded: Bounded<Key, ()>,
+    /// From the start command's id to its recording.
+    commands: Bounded<String, Key>,
+}
+
+/// The memory. One for each worker.
+#[derive(Debug, Default)]
+pub struct Registry(Mutex<Memory>);
+
+impl Registry {
+    /// A recording is open, as this worker or another one says.
+    pub fn open(&self, open: Open) {
+        let mut memory = self.lock();
+        if let Some(known) = memory.open.get_mut(&open.key) {
+            known.stopping |= open.stopping;
+            return;
+        }
+        memory.by_call.entry(open.call_id.clone()).or_default().insert(open.key);
+        if let Some(fetch_id) = &open.fetch_id {
+            memory.by_fetch.entry(fetch_id.clone()).or_default().insert(open.key);
+        }
+        memory.commanded.insert(open.key, (), KEYS);
+        if let Some(forgotten) = memory.open.insert(open.key, open, KEYS) {
+            memory.unlink(&forgotten);
+        }
+    }
+
+    /// The recording ended.
+    pub fn close(&self, key: Key) {
+        let mut memory = self.lock();
+        if let Some(open) = memory.open.remove(&key) {
+            memory.unlink(&open);
+        }
+        memory.entries.remove(&key);
+    }
+
+    /// Remembers all that is known of an open recording.
+    pub fn remember(&self, entry: &Entry) {
+        let mut memory = self.lock();
+        if let Some(order) = entry.order() {
+            memory.commands.insert(order.command_id(), order.key, KEYS);
+        }
+        if let Some(known) = memory.entries.get_mut(&entry.key) {
+            *known = known.clone().merge(entry.clone());
+        } else {
+            memory.entries.insert(entry.key, entry.clone(), ENTRIES);
+        }
+    }
+
+    /// What is remembered of a recording.
+    pub fn entry(&self, key: Key) -> Option<Entry> {
+        self.lock().entries.get(&key).cloned()
+    }
+
+    /// Whether the recording was commanded, as far as is remembered.
+    pub fn is_commanded(&self, key: Key) -> bool {
+        self.lock().commanded.get(&key).is_some()
+    }
+
+    /// The recording that a start command's id belongs to.
+    pub fn of_command(&self, msg_id: &str) -> Option<Key> {
+        self.lock().commands.get(&msg_id.to_owned()).copied()
+    }
+
+    /// The newest recording of the call that is open and not being stopped; by what stays when the call's id is replaced, else by its id.
+    pub fn newest(&self, fetch_id: Option<&str>, call_id: &str) -> Option<Open> {
+        let memory = self.lock();
+        let of = |keys: Option<&HashSet<Key>>| {
+            let open = keys?
+                .iter()
+                .filter_map(|key| memory.open.get(key))
+                .filter(|open| !open.stopping);
+            open.max_by_key(|open| open.asked_at).cloned()
+        };
+        fetch_id
+            .and_then(|id| of(memory.by_fetch.get(id)))
+            .or_else(|| of(memory.by_call.get(call_id)))
+    }
+
+    /// A stop of it was sent.
+    pub fn stopping(&self, key: Key) {
+        if let Some(open) = self.lock().open.get_mut(&key) {
+            open.stopping = true;
+        }
+    }
+
+    /// Every recording that is open, as far as is remembered.
+    pub fn all_open(&self) -> Vec<Open> {
+        self.lock().open.values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Memory> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Memory {
+    fn unlink(&mut self, open: &Open) {
+        fn take(map: &mut HashMap<String, HashSet<Key>>, id: &str, key: Key) {
+            if let Some(keys) = map.get_mut(id) {
+                keys.remove(&key);
+                if keys.is_empty() {
+                    map.remove(id);
+                }
+            }
+        }
+        take(&mut self.by_call, &open.call_id, open.key);
+        if let Some(fetch_id) = &open.fetch_id {
+            take(&mut self.by_fetch, fetch_id, open.key);
+        }
+    }
+}
+
+/// A map that forgets what was put in first.
+#[derive(Debug)]
+struct Bounded<K, V> {
+    map: HashMap<K, V>,
+    order: VecDeque<K>,
+}
+
+impl<K, V> Default for Bounded<K, V> {
+    fn default() -> Self {
+        Self {
+            map: HashMap::new(),
+            order: VecDeque::new(),
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash, V> Bounded<K, V> {
+    fn get(&self, key: &K) -> Option<&V> {
+        self.map.get(key)
+    }
+
+    fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        self.map.get_mut(key)
+    }
+
+    fn values(&self) -> impl Iterator<Item = &V> {
+        self.map.values()
+    }
+
+    fn remove(&mut self, key: &K) -> Option<V> {
+        self.map.remove(key)
+    }
+
+    /// Puts one in; returns what had to be forgotten for it.
+    fn insert(&mut self, key: K, value: V, bound: usize) -> Option<V> {
+        if self.map.insert(key.clone(), value).is_none() {
+            self.order.push_back(key);
+        }
+        let mut forgotten = None;
+        // What was taken out in between still stands in the order.
+        while self.map.len() > bound || self.order.len() > bound * 2 {
+            let Some(oldest) = self.order.pop_front() else { break };
+            if let Some(value) = self.map.remove(&oldest) {
+                forgotten = Some(value);
+            }
+        }
+        forgotten
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(action: &str, at: i64) -> Open {
+        Open {
+            key: Key::of("call", action),
+            call_id: "call".into(),
+            fetch_id: Some("fetch".into()),
+            media_id: "202611-a".into(),
+            file_name: "a.mp3".into(),
+            asked_at: Moment::from_unix_seconds(at),
+            stopping: false,
+        }
+    }
+
+    #[test]
+    fn a_stop_finds_the_newest_and_the_next_one_the_one_before() {
+        let registry = Registry::default();
+        registry.open(open("1", 1));
+        registry.open(open("2", 2));
+        let newest = registry.newest(None, "call").unwrap();
+        assert_eq!(newest.key, Key::of("call", "2"));
+        registry.stopping(newest.key);
+        assert_eq!(registry.newest(None, "call").unwrap().key, Key::of("call", "1"));
+        assert_eq!(
+            registry.newest(Some("fetch"), "another id now").unwrap().key,
+            Key::of("call", "1")
+        );
+        registry.close(Key::of("call", "1"));
+        assert_eq!(registry.newest(Some("fetch"), "call"), None);
+        assert!(
+            registry.is_commanded(Key::of("call", "1")),
+            "it is still known to have been commanded"
+        );
+    }
+
+    #[test]
+    fn the_memory_is_bounded() {
+        let mut bounded = Bounded::default();
+        for n in 0..1000 {
+            bounded.insert(n, n, 10);
+            if n % 2 == 0 {
+                bounded.remove(&n);
+            }
+        }
+        assert!(bounded.map.len() <= 10 && bounded.order.len() <= 20);
+        assert_eq!(bounded.get(&999), Some(&999));
+    }
+}

@@ -1,0 +1,332 @@
+//! ① Actions: every one is answered, whatever happens, for a call waits for the answer without a time-out.
+//!
+//! An action is acknowledged when what it started is written somewhere durable: the ledger, or, when that does not answer in time, the
+//! journal. The answers wait for neither.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use crate::amqp::Delivery;
+use crate::entry::Entry;
+use crate::entry::fact::{Fact, What};
+use crate::kazoo::action::{self, Execute, ReplyTo};
+use crate::kazoo::dialplan::Trigger;
+use crate::kazoo::envelope::Envelope;
+use crate::kazoo::time::message_time;
+use crate::ledger::address;
+use crate::recording::order::Order;
+use crate::recording::plan::{Circumstances, Plan, plan};
+use crate::recording::settings::Correction;
+use crate::telemetry::events::{ActionHandled, ActionRefused, MessageRejected, SettingCorrected};
+
+use super::next::Input;
+use super::perform::Parts;
+use super::registry::Open;
+use super::{drive, journal, notices};
+
+/// Where messages go that nobody can read.
+pub const DEAD_LETTERS: &str = "kz_record_call.dead";
+
+/// A result must get through: so often it is tried, each try as long as a publish may take.
+const RESULT_TRIES: u32 = 12;
+
+/// A result that was part of a burst is sent once more after this: a repeat is ignored, one that was dropped is not missed.
+const ONCE_MORE: Duration = Duration::from_secs(2);
+
+/// How long the ledger has to tell what it knows of a repeated action.
+const KNOWLEDGE: Duration = Duration::from_secs(2);
+
+/// An action in hand.
+pub(super) struct Job<'a> {
+    pub parts: &'a Arc<Parts>,
+    pub action: &'a Execute,
+    /// Whom to answer, if there is anybody.
+    pub reply_to: Option<&'a ReplyTo>,
+    /// It may have been handled before, or its call may be over: the message comes again, or is old.
+    pub doubtful: bool,
+}
+
+/// Handles one delivery of the actions' queue.
+pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
+    let begun = Instant::now();
+    let envelope = match delivery.envelope() {
+        Ok(envelope) => envelope,
+        Err(error) => return reject(parts, delivery, "actions", "", &error.to_string()).await,
+    };
+    let reply_to = ReplyTo::of(&envelope);
+    let done = match Execute::of(&envelope) {
+        Ok(action) => {
+            let age = delivery
+                .timestamp()
+                .and_then(|t| message_time(t, parts.now()))
+                .map(|at| parts.now().since(at));
+            let job = Job {
+                parts,
+                action: &action,
+                reply_to: reply_to.as_ref().ok(),
+                doubtful: delivery.redelivered() || age.is_some_and(|age| age > parts.config.flow.stale_action),
+            };
+            run(&job, &delivery, &envelope, begun).await
+        }
+        Err(refusal) => {
+            let answered = match &reply_to {
+                Ok(to) => {
+                    accept(parts, to).await;
+                    result(parts, to).await
+                }
+                Err(_) => true,
+            };
+            let call_id = reply_to.as_ref().map_or("", |to| to.call_id.as_str());
+            ActionRefused {
+                call_id,
+                why: &refusal.to_string(),
+                answered: reply_to.is_ok() && answered,
+            }
+            .emit();
+            answered
+        }
+    };
+    if done {
+        delivery.ack().await;
+    }
+    // Otherwise it is durable nowhere: the broker keeps it, and delivers it again when this session is over.
+}
+
+async fn run(job: &Job<'_>, delivery: &Delivery, envelope: &Envelope, begun: Instant) -> bool {
+    let (parts, action) = (job.parts, job.action);
+    let defaults = parts.system_config.defaults();
+    let (plan, corrections) = plan(
+        action,
+        &Circumstances {
+            defaults: &defaults,
+            seal: &parts.seal,
+            zone: &parts.config.kazoo.zone,
+            recordings: &parts.config.kazoo.recordings,
+            timestamp: delivery.timestamp(),
+            now: parts.now(),
+        },
+    );
+    if job.reply_to.is_none() {
+        let server_id = envelope.server_id.as_deref().unwrap_or("");
+        warn!(
+            call_id = action.call_id,
+            server_id, "nobody can be answered; the recording goes on"
+        );
+    }
+    let (what, media_id, done) = match &plan {
+        Plan::Skip => ("skip", String::new(), job.answer_at_once().await),
+        Plan::Start(order) => ("start", order.media_id.to_string(), start(job, order).await),
+        Plan::Control(what) => {
+            let (media_id, done) = super::stop::control(job, *what).await;
+            (what.name(), media_id, done)
+        }
+    };
+    tell(&action.call_id, &media_id, &corrections);
+    ActionHandled {
+        call_id: &action.call_id,
+        account_id: action.call.account_id.as_deref().unwrap_or(""),
+        media_id: &media_id,
+        what,
+        redelivered: delivery.redelivered(),
+        took: begun.elapsed(),
+    }
+    .emit();
+    done
+}
+
+impl Job<'_> {
+    /// `action.accepted`, if there is anybody to tell.
+    pub async fn accept(&self) {
+        if let Some(to) = self.reply_to {
+            accept(self.parts, to).await;
+        }
+    }
+
+    /// `action.result`, likewise; `false` when it could not be delivered.
+    pub async fn result(&self) -> bool {
+        match self.reply_to {
+            Some(to) => result(self.parts, to).await,
+            None => true,
+        }
+    }
+
+    pub async fn answer_at_once(&self) -> bool {
+        self.accept().await;
+        self.result().await
+    }
+}
+
+/// Starts a recording. `true` when it is answered, and durable.
+async fn start(job: &Job<'_>, order: &Order) -> bool {
+    let (parts, action) = (job.parts, job.action);
+    if parts.registry.is_commanded(order.key) {
+        // Handled already, here or by another worker; whoever did it acknowledges it when it is durable.
+        return job.answer_at_once().await;
+    }
+    let mut entry = Entry::of_order(order.clone(), &parts.policy.worker);
+    if job.doubtful {
+        let answered = job.answer_at_once().await;
+        return start_in_doubt(parts, entry).await && answered;
+    }
+    let trigger = order.command.as_ref().map_or(Trigger::Now, |command| command.trigger);
+    if let Some(open) = Open::of(&entry) {
+        parts.registry.open(open);
+    }
+    // Before the command goes out: its error may be back before its confirmation.
+    parts.registry.remember(&entry);
+    job.accept().await;
+    let sent = parts.send_start(order, &action.call_id, trigger).await;
+    let answered = job.result().await;
+    let mut add = |what| {
+        entry.add(Fact {
+            at: parts.now(),
+            by: parts.policy.worker.clone(),
+            what,
+        })
+    };
+    match sent {
+        Ok(()) => drop(add(What::Commanded)),
+        Err(error) if error.is_unroutable() => drop(add(What::CommandLost { why: error.to_string() })),
+        // Left uncommanded: whoever goes on with it makes sure of the call first.
+        Err(_) => {}
+    }
+    parts.registry.remember(&entry);
+    notices::opened(parts, &entry);
+    let durable = journal::write(parts, &entry).await;
+    if !entry.is_commanded() {
+        drive::go_on(parts, entry, Input::Due);
+    } else if trigger != Trigger::Now {
+        let (parts, order, call_id) = (Arc::clone(parts), order.clone(), action.call_id.clone());
+        parts
+            .tasks
+            .clone()
+            .spawn(async move { start_if_so_already(&parts, &order, &call_id).await });
+    }
+    answered && durable
+}
+
+/// An action that was perhaps handled before, or whose call is perhaps over. It is answered; now what is known of it decides.
+async fn start_in_doubt(parts: &Arc<Parts>, entry: Entry) -> bool {
+    let known = match parts.ledger.is_up() {
+        true => tokio::time::timeout(KNOWLEDGE, parts.ledger.load(&address(&entry))).await,
+        false => Ok(Ok(None)),
+    };
+    if let Ok(Ok(Some(record))) = known {
+        if let Some(open) = Open::of(&record.entry).filter(|_| record.entry.is_open()) {
+            parts.registry.open(open);
+        }
+        parts.registry.remember(&record.entry);
+        if !record.entry.is_commanded() {
+            drive::go_on(parts, record.entry, Input::Due);
+        }
+        return true;
+    }
+    if let Some(open) = Open::of(&entry) {
+        parts.registry.open(open);
+    }
+    let durable = journal::write(parts, &entry).await;
+    notices::opened(parts, &entry);
+    // Uncommanded as it is, its call is looked for first.
+    drive::go_on(parts, entry, Input::Due);
+    durable
+}
+
+/// A delayed start never fires on a channel that is answered, or bridged, already: then a plain start with the same name and id follows. The
+/// switch ignores the second of the two.
+async fn start_if_so_already(parts: &Parts, order: &Order, call_id: &str) {
+    let Some(state) = parts.channel_state(call_id).await else {
+        return;
+    };
+    let so = match order.command.as_ref().map(|command| command.trigger) {
+        Some(Trigger::Answer) => state.answered,
+        Some(Trigger::Bridge) => state.answered && state.other_leg_call_id.is_some(),
+        _ => false,
+    };
+    if so && let Err(error) = parts.send_start(order, call_id, Trigger::Now).await {
+        warn!(call_id, %error, "the call is answered already, and the plain start was not delivered");
+    }
+}
+
+async fn accept(parts: &Parts, to: &ReplyTo) {
+    parts.pace.keep(to.address.queue()).await;
+    // The callflow only logs it; what counts is the result.
+    if let Err(error) = parts
+        .publisher
+        .publish(&action::accepted(&parts.sender, &parts.current(to)))
+        .await
+    {
+        warn!(call_id = to.call_id, %error, "action.accepted was not delivered");
+    }
+}
+
+/// Sends the result until the broker has it. A result that no queue takes has nobody waiting for it.
+async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
+    let waited = parts.pace.keep(to.address.queue()).await;
+    for _ in 0..RESULT_TRIES {
+        let message = action::continues(&parts.sender, &parts.current(to));
+        match parts.publisher.publish(&message).await {
+            Ok(()) => {
+                if waited {
+                    once_more(parts, to);
+                }
+                return true;
+            }
+            Err(error) if error.is_unroutable() => {
+                warn!(call_id = to.call_id, %error, "nobody waits for the result: its callflow node is gone");
+                return true;
+            }
+            Err(error) => warn!(call_id = to.call_id, %error, "action.result is not delivered yet"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    error!(
+        call_id = to.call_id,
+        "action.result could not be delivered: its call may hang"
+    );
+    false
+}
+
+fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
+    let (parts, to) = (Arc::clone(parts), to.clone());
+    parts.tasks.clone().spawn(async move {
+        tokio::select! {
+            () = tokio::time::sleep(ONCE_MORE) => {}
+            () = parts.stop.cancelled() => {}
+        }
+        parts.pace.keep(to.address.queue()).await;
+        // The first one was confirmed; this one is for a queue that dropped it.
+        let _ = parts
+            .publisher
+            .publish(&action::continues(&parts.sender, &parts.current(&to)))
+            .await;
+    });
+}
+
+fn tell(call_id: &str, media_id: &str, corrections: &[Correction]) {
+    for Correction { key, given, used, why } in corrections {
+        SettingCorrected {
+            call_id,
+            media_id,
+            key,
+            given,
+            used,
+            why,
+        }
+        .emit();
+    }
+}
+
+/// Puts a message that cannot be read to the dead letters, with its reason.
+pub async fn reject(parts: &Parts, delivery: Delivery, queue: &'static str, call_id: &str, why: &str) {
+    MessageRejected { queue, call_id, why }.emit();
+    match parts.publisher.dead_letter(&delivery, DEAD_LETTERS, why).await {
+        Ok(()) => delivery.ack().await,
+        Err(error) => {
+            // It stays unacknowledged, and comes again when this session is over.
+            error!(queue, %error, "the dead letters do not take it");
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Looks at audio while it passes: is it what its name says, is it whole, how long is it. Holds a few hundred bytes at most.
+
+use crate::recording::audio::Finding;
+use crate::recording::format::Format;
+
+/// Looks at one file.
+#[derive(Debug)]
+pub struct Inspector {
+    size: u64,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Wav(Wav),
+    Mp3(Mp3),
+}
+
+impl Inspector {
+    pub fn new(format: Format) -> Self {
+        let kind = match format {
+            Format::Wav => Kind::Wav(Wav::default()),
+            Format::Mp3 => Kind::Mp3(Mp3::default()),
+        };
+        Self { size: 0, kind }
+    }
+
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.size += bytes.len() as u64;
+        match &mut self.kind {
+            Kind::Wav(wav) => wav.update(bytes),
+            Kind::Mp3(mp3) => mp3.update(bytes),
+        }
+    }
+
+    /// Milliseconds of audio, if it is a file of its format, and what is wrong with it.
+    pub fn finish(self) -> (Option<u64>, Option<Finding>) {
+        if self.size == 0 {
+            return (None, Some(Finding::Empty));
+        }
+        match self.kind {
+            Kind::Wav(wav) => wav.finish(),
+            Kind::Mp3(mp3) => mp3.finish(),
+        }
+    }
+}
+
+/// RIFF/WAVE: chunks until `data`, then samples.
+#[derive(Debug, Default)]
+struct Wav {
+    head: Vec<u8>,
+    /// Bytes per second, once `fmt ` was read.
+    rate: Option<u32>,
+    data: Option<Data>,
+    /// Not a WAV file.
+    other: bool,
+}
+
+#[derive(Debug, Default)]
+struct Data {
+    told: u32,
+    got: u64,
+}
+
+/// A header that has no `data` chunk in this many bytes is none.
+const MAX_HEAD: usize = 64 << 10;
+
+impl Wav {
+    fn update(&mut self, bytes: &[u8]) {
+        if self.other {
+            return;
+        }
+        if let Some(data) = &mut self.data {
+            data.got += bytes.len() as u64;
+            return;
+        }
+        let room = MAX_HEAD - self.head.len();
+        let taken = bytes.len().min(room);
+        self.head.extend_from_slice(&bytes[..taken]);
+        self.read_head();
+        match &mut self.data {
+            Some(data) => {
+                data.got += (bytes.len() - taken) as u64;
+                self.head = Vec::new();
+            }
+            None if self.head.len() == MAX_HEAD => self.other = true,
+            None => {}
+        }
+    }
+
+    fn read_head(&mut self) {
+        let head = &self.head;
+        if head.len() < 12 {
+            return;
+        }
+        if !(head.starts_with(b"RIFF") || head.starts_with(b"RF64")) || &head[8..12] != b"WAVE" {
+            self.other = true;
+            return;
+        }
+        let long = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let mut at = 12;
+        while head.len() >= at + 8 {
+            let (name, size) = (&head[at..at + 4], long(at + 4));
+            let body = at + 8;
+            if name == b"data" {
+                self.data = Some(Data {
+                    told: size,
+                    got: (head.len() - body) as u64,
+                });
+                return;
+            }
+            if name == b"fmt " {
+                if head.len() < body + 12 {
+                    return;
+                }
+                self.rate = Some(long(body + 8));
+            }
+            // Chunks are padded to even lengths.
+            at = body.saturating_add(size as usize).saturating_add((size & 1) as usize);
+        }
+    }
+
+    fn finish(self) -> (Option<u64>, Option<Finding>) {
+        if self.other {
+            return (None, Some(Finding::OtherFormat));
+        }
+        let Some(data) = self.data else {
+            return (None, Some(Finding::HeaderOnly));
+        };
+        let Some(rate) = self.rate.filter(|rate| *rate > 0) else {
+            return (None, Some(Finding::OtherFormat));
+        };
+        if data.got == 0 {
+            return (Some(0), Some(Finding::HeaderOnly));
+        }
+        let duration = data.got.saturating_mul(1000) / u64::from(rate);
+        // Writers that could not go back to the header leave 0 or all ones there.
+        let told = data.told != 0 && data.told != u32::MAX;
+        let short = told && u64::from(data.told) > data.got;
+        (Some(duration), short.then_some(Finding::Truncated))
+    }
+}
+
+/// MPEG audio, layer III: an ID3v2 tag perhaps, then frames one after the other.
+#[derive(Debug, Default)]
+struct Mp3 {
+    /// The beginning of a header that is not whole yet.
+    pending: Vec<u8>,
+    /// Bytes of the present frame, or tag, that are still to come.
+    skip: u64,
+    frames: u64,
+    micros: u64,
+    /// Bytes that belong to no frame.
+    stray: u64,
+    begun: bool,
+    in_frame: bool,
+}
+
+impl Mp3 {
+    fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let step = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+                self.skip -= step as u64;
+                bytes = &bytes[step..];
+                continue;
+            }
+            self.pending.push(bytes[0]);
+            bytes = &bytes[1..];
+            self.header();
+        }
+    }
+
+    fn header(&mut self) {
+        let head = &self.pending;
+        if !self.begun && b"ID3".starts_with(&head[..head.len().min(3)]) {
+            if head.len() < 10 {
+                return;
+            }
+            // Four times seven bits.
+            let size = head[6..10]
+                .iter()
+                .fold(0u64, |size, byte| (size << 7) | u64::from(byte & 0x7f));
+            self.skip = size;
+            self.begun = true;
+            self.in_frame = false;
+            self.pending.clear();
+            return;
+        }
+        if head.len() < 4 {
+            return;
+        }
+        self.begun = true;
+        match frame(&[head[0], head[1], head[2], head[3]]) {
+            Some((length, micros)) => {
+                self.frames += 1;
+                self.micros += micros;
+                self.skip = length - 4;
+                self.in_frame = true;
+                self.pending.clear();
+            }
+            None => {
+                self.in_frame = false;
+                self.stray += 1;
+                self.pending.remove(0);
+            }
+        }
+    }
+
+    fn finish(self) -> (Option<u64>, Option<Finding>) {
+        let stray = self.stray + self.pending.len() as u64;
+        if self.frames == 0 {
+            return (
+                None,
+                Some(if stray == 0 {
+                    Finding::HeaderOnly
+                } else {
+                    Finding::OtherFormat
+                }),
+            );
+        }
+        // Random bytes have a frame's header here and there; audio is nearly all frames.
+        if self.frames < 3 && stray > 1024 || stray > self.frames * 128 {
+            return (None, Some(Finding::OtherFormat));
+        }
+        let truncated = self.in_frame && self.skip > 0;
+        (Some(self.micros / 1000), truncated.then_some(Finding::Truncated))
+    }
+}
+
+/// Length in bytes and duration in microseconds of the layer III frame with this header.
+fn frame(head: &[u8; 4]) -> Option<(u64, u64)> {
+    const BITRATES_1: [u64; 15] = [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320];
+    const BITRATES_2: [u64; 15] = [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160];
+    if head[0] != 0xff || head[1] & 0xe0 != 0xe0 || (head[1] >> 1) & 3 != 1 {
+        return None;
+    }
+    let version = (head[1] >> 3) & 3; // 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
+    let (bitrates, samples, divisor) = match version {
+        3 => (&BITRATES_1, 1152, 1),
+        2 => (&BITRATES_2, 576, 2),
+        0 => (&BITRATES_2, 576, 4),
+        _ => return None,
+    };
+    let bitrate = *bitrates.get(usize::from(head[2] >> 4)).filter(|rate| **rate > 0)? * 1000;
+    let rate = *[44_100u64, 48_000, 32_000].get(usize::from((head[2] >> 2) & 3))? / divisor;
+    let padding = u64::from((head[2] >> 1) & 1);
+    Some((samples / 8 * bitrate / rate + padding, samples * 1_000_000 / rate))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn wav(samples: usize, told: u32) -> Vec<u8> {
+        let mut out = b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0".to_vec();
+        out.extend(8000u32.to_le_bytes());
+        out.extend(16_000u32.to_le_bytes());
+        out.extend([2, 0, 16, 0]);
+        out.extend(b"data");
+        out.extend(told.to_le_bytes());
+        out.extend(std::iter::repeat_n(7u8, samples * 2));
+        out
+    }
+
+    /// Frames of 128 kbit/s at 44.1 kHz: 417 bytes, 26.122 ms.
+    fn mp3(frames: usize) -> Vec<u8> {
+        (0..frames)
+            .flat_map(|_| [0xff, 0xfb, 0x90, 0x64].into_iter().chain(std::iter::repeat_n(0, 413)))
+            .collect()
+    }
+
+    fn inspect(format: Format, bytes: &[u8], step: usize) -> (Option<u64>, Option<Finding>) {
+        let mut inspector = Inspector::new(format);
+        for chunk in bytes.chunks(step.max(1)) {
+            inspector.update(chunk);
+        }
+        inspector.finish()
+    }
+
+    #[test]
+    fn good_files_have_a_length_and_no_finding() {
+        for step in [1, 7, 4096] {
+            assert_eq!(inspect(Format::Wav, &wav(8000, 16_000), step), (Some(1000), None));
+            assert_eq!(inspect(Format::Wav, &wav(8000, 0), step), (Some(1000), None));
+            assert_eq!(inspect(Format::Mp3, &mp3(100), step), (Some(2612), None));
+            let tagged: Vec<u8> = b"ID3\x04\0\0\0\0\x01\x00"
+                .iter()
+                .copied()
+                .chain(std::iter::repeat_n(1, 128))
+                .chain(mp3(3))
+                .collect();
+            assert_eq!(inspect(Format::Mp3, &tagged, step), (Some(78), None));
+        }
+    }
+
+    #[test]
+    fn each_fault_has_its_finding() {
+        for step in [1, 4096] {
+            assert_eq!(inspect(Format::Wav, b"", step).1, Some(Finding::Empty));
+            assert_eq!(inspect(Format::Wav, &wav(0, 0), step).1, Some(Finding::HeaderOnly));
+            assert_eq!(
+                inspect(Format::Wav, &wav(0, 0)[..20], step).1,
+                Some(Finding::HeaderOnly)
+            );
+            assert_eq!(
+                inspect(Format::Wav, &wav(4000, 16_000), step),
+                (Some(500), Some(Finding::Truncated))
+            );
+            assert_eq!(inspect(Format::Wav, &mp3(10), step).1, Some(Finding::OtherFormat));
+            assert_eq!(inspect(Format::Mp3, b"", step).1, Some(Finding::Empty));
+            assert_eq!(
+                inspect(Format::Mp3, &mp3(10)[..4000], step),
+                (Some(261), Some(Finding::Truncated))
+            );
+            assert_eq!(
+                inspect(Format::Mp3, &wav(8000, 16_000), step).1,
+                Some(Finding::OtherFormat)
+            );
+            assert_eq!(
+                inspect(Format::Mp3, b"<html>not found</html>", step).1,
+                Some(Finding::OtherFormat)
+            );
+            assert_eq!(
+                inspect(Format::Mp3, b"ID3\x04\0\0\0\0\0\0", step).1,
+                Some(Finding::HeaderOnly)
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_any_pieces_give_the_same_answer(bytes in prop::collection::vec(any::<u8>(), 0..3000), step in 1usize..97) {
+            for format in [Format::Wav, Format::Mp3] {
+                prop_assert_eq!(inspect(format, &bytes, step), inspect(format, &bytes, 4096));
+            }
+        }
+    }
+}

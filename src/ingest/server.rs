@@ -1,0 +1,322 @@
+//! The HTTP server.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+use url::Url;
+
+use crate::config;
+use crate::kazoo::time::Clock;
+use crate::recording::carry::derive_key;
+use crate::recording::identity::Key;
+use crate::telemetry::events::{UploadAnswered, UploadsInProgress};
+
+use super::receive::receive;
+use super::slots::{Answer, Expected, Slots, Wanted};
+use super::spool::Spool;
+use super::token::{Token, TokenError};
+
+/// The path that uploads come to: `/recordings/<token>/<file name>`.
+const PREFIX: &str = "/recordings/";
+
+/// A connection that has not sent its request's head by then is closed.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The receiver of uploads. Cheap to clone.
+#[derive(Clone)]
+pub struct Ingest(Arc<Inner>);
+
+struct Inner {
+    config: config::Ingest,
+    base: Url,
+    instance: u64,
+    tokens: hmac::Key,
+    clock: Clock,
+    slots: Slots,
+    spool: Spool,
+    uploads: Semaphore,
+}
+
+impl Ingest {
+    /// Binds the listener and begins to serve. `host` names us where no URL is configured.
+    ///
+    /// # Errors
+    /// When the address cannot be bound, or the advertised URL cannot be used.
+    pub async fn start(
+        config: &config::Ingest,
+        host: &str,
+        secret: &[u8],
+        spool: Spool,
+        clock: Clock,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(config.listen).await?;
+        let base = match &config.advertised_url {
+            Some(url) => url.clone(),
+            None => Url::parse(&format!("http://{host}:{}", listener.local_addr()?.port()))
+                .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))?,
+        };
+        let ingest = Self(Arc::new(Inner {
+            config: config.clone(),
+            base,
+            instance: fastrand::u64(..),
+            tokens: hmac::Key::new(hmac::HMAC_SHA256, &derive_key(secret, "kz_record_call upload token 1")),
+            clock,
+            slots: Slots::default(),
+            spool,
+            uploads: Semaphore::new(config.in_all),
+        }));
+        tasks.spawn(ingest.clone().serve(listener, tasks.clone(), stop));
+        Ok(ingest)
+    }
+
+    /// Expects an upload: the result names the URL to PUT it to.
+    pub fn expect(&self, wanted: Wanted) -> Expected {
+        let attempt = fastrand::u64(..);
+        let token = Token {
+            instance: self.0.instance,
+            key: wanted.key,
+            attempt,
+            expires: self.0.clock.now().plus(self.0.config.token_ttl),
+        };
+        let base = self.0.base.as_str().trim_end_matches('/');
+        let name = format!("{}.{}", wanted.key, wanted.format);
+        let url = format!("{base}{PREFIX}{}/{name}", token.sign(&self.0.tokens));
+        self.0.slots.expect(wanted, attempt, url)
+    }
+
+    /// The recording's audio is safe off this host.
+    pub fn remember_safe(&self, key: Key) {
+        self.0.slots.remember_safe(key);
+    }
+
+    pub fn spool(&self) -> &Spool {
+        &self.0.spool
+    }
+
+    /// The URL that switches are given, without a token.
+    pub fn base(&self) -> &Url {
+        &self.0.base
+    }
+
+    async fn serve(self, listener: TcpListener, tasks: TaskTracker, stop: CancellationToken) {
+        let connections = Arc::new(Semaphore::new(self.0.config.in_all * 2 + 64));
+        let router = Router::new().fallback(answer).with_state(self);
+        loop {
+            let permit = tokio::select! {
+                permit = Arc::clone(&connections).acquire_owned() => permit,
+                () = stop.cancelled() => return,
+            };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let (router, stop) = (router.clone(), stop.clone());
+                    tasks.spawn(async move {
+                        let _permit = permit;
+                        connection(stream, peer, router, stop).await;
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn put(&self, path: &str, request: Request) -> Outcome {
+        let inner = &self.0;
+        let token = path.split('/').next().unwrap_or_default();
+        let token = match Token::verify(token, &inner.tokens, inner.clock.now()) {
+            Ok(token) if token.instance == inner.instance => token,
+            Ok(_) => return Outcome::refused(StatusCode::MISDIRECTED_REQUEST, "this permission is another worker's"),
+            Err(error @ TokenError::Forged) => return Outcome::refused(StatusCode::FORBIDDEN, &error.to_string()),
+            Err(error @ TokenError::Expired) => return Outcome::refused(StatusCode::GONE, &error.to_string()),
+        };
+        let Some(slot) = inner.slots.find((token.key, token.attempt)) else {
+            return self.late(token.key, request).await;
+        };
+        let media_id = slot.wanted.media_id.to_string();
+        let Ok(_permit) = inner.uploads.try_acquire() else {
+            return Outcome::refused(StatusCode::SERVICE_UNAVAILABLE, "too many uploads at once").of(media_id);
+        };
+        let length = match content_length(&request) {
+            Ok(length) => length,
+            Err(()) => return Outcome::refused(StatusCode::BAD_REQUEST, "Content-Length is not a number").of(media_id),
+        };
+        let receiving = slot.begin();
+        let _counted = Counted::new();
+        let received = receive(request.into_body(), length, &slot.wanted, &inner.spool, &inner.config).await;
+        let (audio, file) = match received {
+            Ok(received) => received,
+            Err(error) => {
+                let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+                let outcome = Outcome::refused(status, &error.to_string()).of(media_id);
+                receiving.fail(error);
+                return outcome;
+            }
+        };
+        let bytes = audio.size;
+        let first = slot.hand_over(audio, file);
+        let answered = tokio::time::timeout(inner.config.delivery_timeout, slot.answered()).await;
+        drop(receiving);
+        let outcome = match answered {
+            Ok(Answer::Release) => Outcome {
+                status: StatusCode::OK,
+                bytes,
+                why: "safe".into(),
+                media_id,
+            },
+            Ok(Answer::Keep) => {
+                Outcome::refused(StatusCode::SERVICE_UNAVAILABLE, "not delivered yet; keep it").of(media_id)
+            }
+            Err(_) => {
+                Outcome::refused(StatusCode::SERVICE_UNAVAILABLE, "the delivery takes too long; keep it").of(media_id)
+            }
+        };
+        debug!(
+            media_id = outcome.media_id,
+            first,
+            status = outcome.status.as_u16(),
+            "upload through"
+        );
+        Outcome { bytes, ..outcome }
+    }
+
+    /// A PUT that nobody waits for any more. If the audio is known to be safe the switch may forget it.
+    async fn late(&self, key: Key, request: Request) -> Outcome {
+        if !self.0.slots.is_safe(key) {
+            return Outcome::refused(StatusCode::SERVICE_UNAVAILABLE, "nobody waits for this upload; keep it");
+        }
+        let mut stream = request.into_body().into_data_stream();
+        let drained = async {
+            use futures_util::StreamExt as _;
+            let mut bytes = 0u64;
+            while let Some(Ok(chunk)) = stream.next().await {
+                bytes += chunk.len() as u64;
+            }
+            bytes
+        };
+        match tokio::time::timeout(self.0.config.upload_timeout, drained).await {
+            Ok(bytes) => Outcome {
+                status: StatusCode::OK,
+                bytes,
+                why: "safe already".into(),
+                media_id: key.to_string(),
+            },
+            Err(_) => Outcome::refused(StatusCode::REQUEST_TIMEOUT, "too slow"),
+        }
+    }
+}
+
+struct Outcome {
+    status: StatusCode,
+    bytes: u64,
+    why: String,
+    media_id: String,
+}
+
+impl Outcome {
+    fn refused(status: StatusCode, why: &str) -> Self {
+        Self {
+            status,
+            bytes: 0,
+            why: why.to_owned(),
+            media_id: String::new(),
+        }
+    }
+
+    fn of(self, media_id: String) -> Self {
+        Self { media_id, ..self }
+    }
+}
+
+/// An upload that is counted while it lasts.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        UploadsInProgress { by: 1 }.emit();
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        UploadsInProgress { by: -1 }.emit();
+    }
+}
+
+async fn answer(State(ingest): State<Ingest>, request: Request) -> Response {
+    let path = request.uri().path().to_owned();
+    let outcome = match (path.strip_prefix(PREFIX), request.method()) {
+        (Some(rest), &Method::PUT) => ingest.put(rest, request).await,
+        (Some(_), _) => Outcome::refused(StatusCode::METHOD_NOT_ALLOWED, "only PUT is served here"),
+        (None, _) => Outcome::refused(StatusCode::NOT_FOUND, "nothing is here"),
+    };
+    UploadAnswered {
+        media_id: &outcome.media_id,
+        status: outcome.status.as_u16(),
+        bytes: outcome.bytes,
+        why: &outcome.why,
+    }
+    .emit();
+    let mut response = (outcome.status, format!("{}\n", outcome.why)).into_response();
+    if !outcome.status.is_success() {
+        // The body may not have been read: the connection is of no more use.
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn content_length(request: &Request) -> Result<Option<u64>, ()> {
+    let Some(value) = request.headers().get(header::CONTENT_LENGTH) else {
+        return Ok(None);
+    };
+    value
+        .to_str()
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .map(Some)
+        .ok_or(())
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+    let _ = stream.set_nodelay(true);
+    let service = TowerToHyperService::new(router);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%peer, %error, "a connection ended badly");
+    }
+}

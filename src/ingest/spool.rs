@@ -1,0 +1,154 @@
+//! The spool: where an upload rests while it is checked and delivered. Never the only place that has the audio.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tracing::warn;
+
+/// A folder of this worker's own, locked for as long as the value lives.
+#[derive(Debug)]
+pub struct Spool {
+    dir: PathBuf,
+    min_free: u64,
+    serial: AtomicU64,
+    _lock: File,
+}
+
+const LOCK: &str = "lock";
+const SUFFIX: &str = "upload";
+
+impl Spool {
+    /// Opens the folder, creating it if need be, and removes what an earlier process left: those files are still on their switches.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, or another worker uses it.
+    pub fn open(dir: &Path, min_free: u64) -> io::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let lock = File::create(dir.join(LOCK))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    "another worker uses this spool folder",
+                ));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == SUFFIX) {
+                std::fs::remove_file(path)?;
+            }
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            min_free,
+            serial: AtomicU64::new(0),
+            _lock: lock,
+        })
+    }
+
+    /// Whether there is room for `bytes` more, and the minimum after that.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        match rustix::fs::statvfs(&self.dir) {
+            Ok(stat) => stat.f_bavail.saturating_mul(stat.f_frsize) >= self.min_free.saturating_add(bytes),
+            // The folder may have been removed; the next file creates it again.
+            Err(_) => self.dir.parent().is_some_and(Path::exists),
+        }
+    }
+
+    /// Whether a file can be written now.
+    pub fn is_writable(&self) -> bool {
+        self.create().is_ok()
+    }
+
+    /// A new, empty file. Its folder is created again if somebody removed it.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn create(&self) -> io::Result<(File, SpoolFile)> {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join(format!("{}-{serial}.{SUFFIX}", std::process::id()));
+        let open = || File::options().write(true).create_new(true).open(&path);
+        let file = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(&self.dir)?;
+                open()?
+            }
+            other => other?,
+        };
+        Ok((
+            file,
+            SpoolFile {
+                path: Arc::new(Remove(path)),
+            },
+        ))
+    }
+}
+
+/// A file in the spool; removed when the last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct SpoolFile {
+    path: Arc<Remove>,
+}
+
+#[derive(Debug)]
+struct Remove(PathBuf);
+
+impl SpoolFile {
+    pub fn path(&self) -> &Path {
+        &self.path.0
+    }
+}
+
+impl Drop for Remove {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            warn!(path = %self.0.display(), %error, "a spool file cannot be removed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("kz-record-call-spool-{name}-{}", uuid::Uuid::new_v4().simple()))
+    }
+
+    #[test]
+    fn a_spool_is_one_workers_and_empty_at_start() {
+        let dir = folder("lock");
+        let spool = Spool::open(&dir, 0).unwrap();
+        assert!(Spool::open(&dir, 0).is_err(), "a second worker is refused");
+        let (_, file) = spool.create().unwrap();
+        let path = file.path().to_owned();
+        std::mem::forget(file); // as a killed process would
+        drop(spool);
+        assert!(path.exists());
+        let spool = Spool::open(&dir, 0).unwrap();
+        assert!(!path.exists());
+        let (_, file) = spool.create().unwrap();
+        let path = file.path().to_owned();
+        drop(file);
+        assert!(!path.exists());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_was_removed_is_made_again() {
+        let dir = folder("gone");
+        let spool = Spool::open(&dir, 0).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(spool.is_writable());
+        assert!(!spool.has_room(u64::MAX / 2));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

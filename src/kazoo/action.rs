@@ -1,0 +1,269 @@
+//! The callflow's remote action (`kapi_callflow`, `cf_remote_action`): what we are asked, and how we answer.
+
+use serde_json::{Value, json};
+
+use super::address::{Address, AddressError};
+use super::call::Call;
+use super::envelope::{Envelope, MessageError, Sender};
+use super::json::{owned_text, text};
+use super::names::Exchange;
+use super::outgoing::Outgoing;
+use super::term::{Term, TermError};
+
+const CATEGORY: &str = "callflow";
+
+/// Where an answer goes, and what makes the callflow take it for its own: it ignores a result whose `Msg-ID` is not the
+/// action's, or whose `Call-ID` is not the call's id at that moment (`cf_remote_action:wait_for_result`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplyTo {
+    pub address: Address,
+    pub msg_id: String,
+    pub call_id: String,
+}
+
+/// An `action.execute`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Execute {
+    /// The action's id. Missing in no message that Kazoo's validator let through; then nobody can be answered either.
+    pub msg_id: Option<String>,
+    pub call_id: String,
+    pub call: Call,
+    /// The address of the call's control process.
+    pub control: Address,
+    /// The action's data, whatever it is.
+    pub data: Value,
+}
+
+/// Why an action cannot be run. The call is answered all the same, if there is anyone to answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExecuteError {
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error("the call's Control-Queue cannot be used: {0}")]
+    ControlQueue(AddressError),
+}
+
+impl ReplyTo {
+    /// Reads where to answer from any message, as far as it can be read. The flow's own address in the call object stands in for
+    /// a `Server-ID` that is missing or not addressable: a call that waits for our answer must get it.
+    ///
+    /// # Errors
+    /// What is missing, in words for the log.
+    pub fn of(envelope: &Envelope) -> Result<Self, String> {
+        let call = envelope.body.get("Call").unwrap_or(&Value::Null);
+        let msg_id = envelope.msg_id.clone().ok_or("the message has no Msg-ID")?;
+        let call_id = owned_text(&envelope.body, "Call-ID")
+            .or_else(|| owned_text(call, "Call-ID"))
+            .ok_or("the message has no Call-ID")?;
+        let from_server = match &envelope.server_id {
+            Some(written) => Address::parse(written).map_err(|error| format!("the Server-ID cannot be used: {error}")),
+            None => Err("the message has no Server-ID".to_owned()),
+        };
+        let address = from_server.or_else(|why| {
+            text(call, "Controller-Queue")
+                .and_then(|written| Address::parse(written).ok())
+                .ok_or(why)
+        })?;
+        Ok(Self {
+            address,
+            msg_id,
+            call_id,
+        })
+    }
+}
+
+impl Execute {
+    /// Reads an `action.execute`. `Data` may be anything: the domain sorts it out.
+    ///
+    /// # Errors
+    /// When there is no call to act on: another kind of message, no `Call-ID`, no `Call` object, or a control queue that is missing or
+    /// not addressable.
+    pub fn of(envelope: &Envelope) -> Result<Self, ExecuteError> {
+        if !envelope.is(CATEGORY, "action.execute") {
+            return Err(envelope.unexpected().into());
+        }
+        let json = envelope
+            .body
+            .get("Call")
+            .filter(|call| call.is_object())
+            .ok_or(MessageError::Missing("Call"))?;
+        let call = Call::of(json);
+        let call_id = owned_text(&envelope.body, "Call-ID")
+            .or_else(|| call.call_id.clone())
+            .ok_or(MessageError::Missing("Call-ID"))?;
+        let written = call
+            .control_queue
+            .as_deref()
+            .ok_or(MessageError::Missing("Control-Queue"))?;
+        let control = Address::parse(written).map_err(ExecuteError::ControlQueue)?;
+        let data = envelope.body.get("Data").cloned().unwrap_or(Value::Null);
+        Ok(Self {
+            msg_id: envelope.msg_id.clone(),
+            call_id,
+            call,
+            control,
+            data,
+        })
+    }
+}
+
+/// `action.accepted`: the callflow logs it and waits on.
+pub fn accepted(sender: &Sender, to: &ReplyTo) -> Outgoing {
+    reply(sender, to, "action.accepted", json!({ "Call-ID": to.call_id }))
+}
+
+/// What the flow does next. `record_call` always goes on, whatever became of the recording (`cf_record_call:handle`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    Continue,
+    /// Go to the child with this key, if there is one.
+    ContinueTo(String),
+    Stop,
+}
+
+impl Verdict {
+    fn term(&self) -> Term {
+        match self {
+            Self::Continue => Term::atom("continue"),
+            Self::ContinueTo(key) => Term::Tuple(vec![Term::atom("continue"), Term::binary(key)]),
+            Self::Stop => Term::atom("stop"),
+        }
+    }
+}
+
+/// `action.result`: ends the callflow's wait. A repeat is ignored there.
+///
+/// # Errors
+/// When the verdict's key cannot be written as a term.
+pub fn result(sender: &Sender, to: &ReplyTo, verdict: &Verdict) -> Result<Outgoing, TermError> {
+    let result = verdict.term().to_base64()?;
+    Ok(reply(
+        sender,
+        to,
+        "action.result",
+        json!({ "Call-ID": to.call_id, "Result": result }),
+    ))
+}
+
+/// `action.result` with `continue`, which can always be written.
+pub fn continues(sender: &Sender, to: &ReplyTo) -> Outgoing {
+    /// `term_to_binary(continue)` in base64.
+    const CONTINUE: &str = "g2QACGNvbnRpbnVl";
+    reply(
+        sender,
+        to,
+        "action.result",
+        json!({ "Call-ID": to.call_id, "Result": CONTINUE }),
+    )
+}
+
+fn reply(sender: &Sender, to: &ReplyTo, name: &str, body: Value) -> Outgoing {
+    Outgoing::to(
+        Exchange::Targeted,
+        &to.address,
+        sender.message(CATEGORY, name, &to.msg_id, body),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sender() -> Sender {
+        Sender {
+            node: "kz_record_call@rec1".into(),
+        }
+    }
+
+    fn envelope(name: &str) -> Envelope {
+        let path = format!(
+            "{}/tests/fixtures/action_execute/{name}.json",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        Envelope::read(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_true_action_is_read() {
+        let envelope = envelope("02-start-all-keys");
+        let action = Execute::of(&envelope).unwrap();
+        assert_eq!(action.call_id, "8dfb1e20-6a3e-4b0c-8d7e-1d0f5a6b7c02");
+        assert_eq!(action.control.pid(), Some("<0.9182.3>"));
+        assert_eq!(action.call.flow_name.as_deref(), Some("Main Number"));
+        assert_eq!(
+            action.call.account_id.as_deref(),
+            Some("4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4")
+        );
+        assert_eq!(
+            action.call.parties.owner_id.as_deref(),
+            Some("9d8c7b6a5f4e3d2c1b0a998877665544")
+        );
+        assert_eq!(action.data["format"], "wav");
+        let to = ReplyTo::of(&envelope).unwrap();
+        assert_eq!(to.address.queue(), "callflow_route_2");
+        assert_eq!(to.address.pid(), Some("<0.25657.8>"));
+    }
+
+    #[test]
+    fn the_answers_have_kazoos_form_and_bytes() {
+        let to = ReplyTo::of(&envelope("01-start-minimal")).unwrap();
+        let accepted = accepted(&sender(), &to);
+        assert_eq!(
+            (accepted.exchange, accepted.routing_key.as_str()),
+            (Exchange::Targeted, "callflow_route_2")
+        );
+        assert_eq!(accepted.deliver_to_pid.as_deref(), Some("<0.25391.3>"));
+        assert_eq!(accepted.body["Event-Name"], "action.accepted");
+        assert_eq!(accepted.body["Msg-ID"], "6858b97a27545b8292f323cecb0932c8");
+        for (verdict, bytes) in [
+            (Verdict::Continue, "g2QACGNvbnRpbnVl"),
+            (Verdict::ContinueTo("key".into()), "g2gCZAAIY29udGludWVtAAAAA2tleQ=="),
+            (Verdict::ContinueTo("_".into()), "g2gCZAAIY29udGludWVtAAAAAV8="),
+            (Verdict::Stop, "g2QABHN0b3A="),
+        ] {
+            assert_eq!(result(&sender(), &to, &verdict).unwrap().body["Result"], bytes);
+        }
+        assert_eq!(
+            continues(&sender(), &to),
+            result(&sender(), &to, &Verdict::Continue).unwrap()
+        );
+    }
+
+    #[test]
+    fn the_flows_own_address_stands_in_for_a_server_id_that_cannot_be_used() {
+        let mut body = envelope("01-start-minimal").body;
+        for bad in [json!(""), json!("consumer://<0.1.2>/q"), Value::Null, json!(7)] {
+            body["Server-ID"] = bad;
+            let envelope = Envelope::of(body.clone()).unwrap();
+            assert_eq!(ReplyTo::of(&envelope).unwrap().address.queue(), "callflow_route_2");
+        }
+        body["Call"] = json!({});
+        assert!(ReplyTo::of(&Envelope::of(body).unwrap()).is_err());
+    }
+
+    #[test]
+    fn an_action_without_a_call_to_act_on_is_refused() {
+        let body = envelope("01-start-minimal").body;
+        let refused = |change: fn(&mut Value)| {
+            let mut body = body.clone();
+            change(&mut body);
+            Execute::of(&Envelope::of(body).unwrap()).unwrap_err()
+        };
+        assert_eq!(
+            refused(|b| b["Call"] = Value::Null),
+            MessageError::Missing("Call").into()
+        );
+        assert_eq!(
+            refused(|b| b["Call"]["Control-Queue"] = json!("")),
+            MessageError::Missing("Control-Queue").into()
+        );
+        assert_eq!(
+            refused(|b| b["Call"]["Control-Queue"] = json!("sip://x/y")),
+            ExecuteError::ControlQueue(AddressError::UnknownScheme)
+        );
+        assert!(matches!(
+            refused(|b| b["Event-Name"] = json!("action.result")),
+            ExecuteError::Message(MessageError::Unexpected { .. })
+        ));
+    }
+}

@@ -1,0 +1,131 @@
+//! Asking for a channel's state (`kapi_call:channel_status_req`, `query_channels_req`; answered by `ecallmgr_fs_channels`).
+//!
+//! Every ecallmgr answers, each for the channels that it knows. The first `active` wins; `terminated` from one does not prove that the
+//! channel is gone, for another may know it.
+
+use serde_json::{Value, json};
+
+use super::envelope::{Envelope, MessageError, Sender};
+use super::json::{boolean_at, owned_text};
+use super::names::Exchange;
+use super::outgoing::Outgoing;
+use super::routing_key::{self, MAX_BYTES};
+
+/// The request for one channel's status; `None` for a call id that no routing key can carry.
+pub fn status_request(sender: &Sender, msg_id: &str, reply_to: &str, call_id: &str) -> Option<Outgoing> {
+    let key = format!("call.status_req.{}", routing_key::encode(call_id));
+    if key.len() > MAX_BYTES {
+        return None;
+    }
+    let body = json!({ "Call-ID": call_id, "Server-ID": reply_to });
+    Some(Outgoing::topic(
+        Exchange::Callevt,
+        key,
+        sender.message("call_event", "channel_status_req", msg_id, body),
+    ))
+}
+
+/// The request whether one channel is answered, and what its other leg is.
+pub fn answered_request(sender: &Sender, msg_id: &str, reply_to: &str, call_id: &str) -> Outgoing {
+    let body = json!({
+        "Call-ID": call_id,
+        "Active-Only": false,
+        "Fields": ["Answered", "Other-Leg-Call-ID"],
+        "Server-ID": reply_to,
+    });
+    let message = sender.message("call_event", "query_channels_req", msg_id, body);
+    Outgoing::topic(Exchange::Callevt, "call.status_req.channels".to_owned(), message)
+}
+
+/// One ecallmgr's word on one channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    Active,
+    /// That ecallmgr does not know the channel.
+    Terminated,
+}
+
+/// An answer to `status_request`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusReply {
+    pub status: Status,
+    pub other_leg_call_id: Option<String>,
+    pub switch_node: Option<String>,
+}
+
+impl StatusReply {
+    /// # Errors
+    /// When the message is not `call_event`/`channel_status_resp`.
+    pub fn of(envelope: &Envelope) -> Result<Self, MessageError> {
+        if !envelope.is("call_event", "channel_status_resp") {
+            return Err(envelope.unexpected());
+        }
+        let active = owned_text(&envelope.body, "Status").as_deref() == Some("active");
+        Ok(Self {
+            status: if active { Status::Active } else { Status::Terminated },
+            other_leg_call_id: owned_text(&envelope.body, "Other-Leg-Call-ID"),
+            switch_node: owned_text(&envelope.body, "Switch-Nodename"),
+        })
+    }
+}
+
+/// What `answered_request` asks of one channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelState {
+    pub answered: bool,
+    pub other_leg_call_id: Option<String>,
+}
+
+/// The state of `call_id` in an answer to `answered_request`, if that ecallmgr knows the channel.
+///
+/// # Errors
+/// When the message is not `call_event`/`query_channels_resp`.
+pub fn channel_state(envelope: &Envelope, call_id: &str) -> Result<Option<ChannelState>, MessageError> {
+    if !envelope.is("call_event", "query_channels_resp") {
+        return Err(envelope.unexpected());
+    }
+    let channel = envelope
+        .body
+        .get("Channels")
+        .and_then(|channels| channels.get(call_id))
+        .filter(|c| c.is_object());
+    Ok(channel.map(|channel: &Value| ChannelState {
+        answered: boolean_at(channel, "Answered").unwrap_or(false),
+        other_leg_call_id: owned_text(channel, "Other-Leg-Call-ID"),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_request_names_the_call_in_its_key_and_where_answers_go() {
+        let sender = Sender {
+            node: "kz_record_call@rec1".into(),
+        };
+        let sent = status_request(&sender, "5a0f", "replies", "a@b.c").unwrap();
+        assert_eq!(
+            (sent.exchange, sent.routing_key.as_str()),
+            (Exchange::Callevt, "call.status_req.a%40b%2Ec")
+        );
+        assert_eq!(sent.body["Server-ID"], "replies");
+        assert_eq!(status_request(&sender, "5a0f", "replies", &"@".repeat(100)), None);
+    }
+
+    #[test]
+    fn the_answers_are_read() {
+        let read = |body: Value| StatusReply::of(&Envelope::of(body).unwrap());
+        let active = json!({"Event-Category": "call_event", "Event-Name": "channel_status_resp", "Status": "active",
+            "Other-Leg-Call-ID": "b"});
+        assert_eq!(read(active).unwrap().status, Status::Active);
+        let gone = json!({"Event-Category": "call_event", "Event-Name": "channel_status_resp", "Status": "terminated",
+            "Error-Msg": "no node found with channel"});
+        assert_eq!(read(gone).unwrap().status, Status::Terminated);
+        let channels = json!({"Event-Category": "call_event", "Event-Name": "query_channels_resp",
+            "Channels": {"a@b.c": {"Answered": true, "Other-Leg-Call-ID": "b"}}});
+        let envelope = Envelope::of(channels).unwrap();
+        assert!(channel_state(&envelope, "a@b.c").unwrap().unwrap().answered);
+        assert_eq!(channel_state(&envelope, "other").unwrap(), None);
+    }
+}

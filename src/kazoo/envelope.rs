@@ -1,0 +1,174 @@
+//! The headers that every message has (`kz_api`: `DEFAULT_HEADERS`), read and written.
+
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use super::json::{owned_text, text};
+use super::names::{APP_NAME, APP_VERSION};
+
+/// Why a body is not a Kazoo message.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum MessageError {
+    #[error("the body is not JSON: {0}")]
+    NotJson(String),
+    #[error("the body is JSON, but not an object")]
+    NotAnObject,
+    #[error("the header {0} is missing, empty or not text")]
+    Missing(&'static str),
+    #[error("the header {header} is not usable: {why}")]
+    Unusable { header: &'static str, why: String },
+    #[error("the message is {category}/{name}, which does not belong here")]
+    Unexpected { category: String, name: String },
+    #[error("content type {0:?} with encoding {1:?} is not one that we read")]
+    ContentType(String, String),
+    #[error("the body has more than {0} bytes")]
+    TooLarge(usize),
+}
+
+/// A message as received: its default headers, and the whole.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    pub category: String,
+    pub name: String,
+    pub msg_id: Option<String>,
+    /// Where replies go, as written; see `Address::parse`.
+    pub server_id: Option<String>,
+    pub app_name: Option<String>,
+    pub node: Option<String>,
+    pub body: Value,
+}
+
+impl Envelope {
+    /// Reads the envelope of a JSON body.
+    ///
+    /// # Errors
+    /// `NotJson`, `NotAnObject`, or a missing category or name. Other default headers may be missing: we read more than
+    /// Kazoo's validators would let through.
+    pub fn read(bytes: &[u8]) -> Result<Self, MessageError> {
+        let body: Value = serde_json::from_slice(bytes).map_err(|error| MessageError::NotJson(error.to_string()))?;
+        Self::of(body)
+    }
+
+    /// As `read`, of JSON that is parsed already.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub fn of(body: Value) -> Result<Self, MessageError> {
+        if !body.is_object() {
+            return Err(MessageError::NotAnObject);
+        }
+        Ok(Self {
+            category: required(&body, "Event-Category")?.to_owned(),
+            name: required(&body, "Event-Name")?.to_owned(),
+            msg_id: owned_text(&body, "Msg-ID"),
+            server_id: owned_text(&body, "Server-ID"),
+            app_name: owned_text(&body, "App-Name"),
+            node: owned_text(&body, "Node"),
+            body,
+        })
+    }
+
+    pub fn is(&self, category: &str, name: &str) -> bool {
+        self.category == category && self.name == name
+    }
+
+    /// The error for a message that a queue of ours should not have.
+    pub fn unexpected(&self) -> MessageError {
+        MessageError::Unexpected {
+            category: self.category.clone(),
+            name: self.name.clone(),
+        }
+    }
+}
+
+/// The text at a header that must be there.
+///
+/// # Errors
+/// `Missing`.
+pub fn required<'a>(body: &'a Value, header: &'static str) -> Result<&'a str, MessageError> {
+    text(body, header).ok_or(MessageError::Missing(header))
+}
+
+/// Who we are on the wire: the default headers of what we send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sender {
+    /// `kz_record_call@<host>`.
+    pub node: String,
+}
+
+impl Sender {
+    /// The default headers, all five of them, with our node. `msg_id` is 32 lower-case hex digits, or the request's in a reply.
+    pub fn headers(&self, category: &str, name: &str, msg_id: &str) -> Map<String, Value> {
+        object(json!({
+            "App-Name": APP_NAME,
+            "App-Version": APP_VERSION,
+            "Event-Category": category,
+            "Event-Name": name,
+            "Msg-ID": msg_id,
+            "Node": self.node,
+        }))
+    }
+
+    /// A whole message: the default headers and `body`'s, where null and empty text count as absent (`kz_api:remove_empty_values`).
+    pub fn message(&self, category: &str, name: &str, msg_id: &str, body: Value) -> Value {
+        let mut headers = self.headers(category, name, msg_id);
+        for (key, value) in object(body) {
+            if !(value.is_null() || value.as_str() == Some("")) {
+                headers.insert(key, value);
+            }
+        }
+        Value::Object(headers)
+    }
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_has_the_five_default_headers_and_nothing_empty() {
+        let sender = Sender {
+            node: "kz_record_call@rec1".into(),
+        };
+        let message = sender.message(
+            "call",
+            "command",
+            "0f",
+            json!({"Call-ID": "c", "Media-Name": "", "Url": null}),
+        );
+        for header in [
+            "App-Name",
+            "App-Version",
+            "Event-Category",
+            "Event-Name",
+            "Msg-ID",
+            "Node",
+            "Call-ID",
+        ] {
+            assert!(text(&message, header).is_some(), "{header}");
+        }
+        assert!(message.get("Media-Name").is_none() && message.get("Url").is_none());
+    }
+
+    #[test]
+    fn a_body_that_is_no_message_is_refused_with_its_reason() {
+        assert!(matches!(Envelope::read(b"{"), Err(MessageError::NotJson(_))));
+        assert!(matches!(Envelope::read(b""), Err(MessageError::NotJson(_))));
+        assert_eq!(Envelope::read(b"[1]").unwrap_err(), MessageError::NotAnObject);
+        assert_eq!(
+            Envelope::read(b"{}").unwrap_err(),
+            MessageError::Missing("Event-Category")
+        );
+        assert_eq!(
+            Envelope::read(br#"{"Event-Category":"callflow","Event-Name":7}"#).unwrap_err(),
+            MessageError::Missing("Event-Name")
+        );
+    }
+}

@@ -1,0 +1,181 @@
+//! Call events (`kapi_call:event`), as ecallmgr publishes them on `callevt` for the switch.
+
+use serde_json::Value;
+
+use super::call::{Parties, bounded_variables, is_account_id};
+use super::envelope::{Envelope, MessageError};
+use super::json::{integer_at, owned_text, text_or_number};
+use super::names::RECORDER;
+use super::time::Moment;
+
+/// Which of the events that we bind an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventName {
+    RecordStart,
+    RecordStop,
+}
+
+/// `RECORD_START` or `RECORD_STOP` of one recording, anybody's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordEvent {
+    pub name: EventName,
+    /// The leg that the recording is on at that moment; not always the one that it was started on.
+    pub call_id: String,
+    /// When it happened, by the event's `Timestamp` (Gregorian seconds, rounded up).
+    pub at: Option<Moment>,
+    pub recording: Recording,
+    /// The Erlang-side name of the switch (`Switch-Nodename`), to which `send_http` is addressed.
+    pub switch_node: Option<String>,
+    /// Milliseconds recorded (`Length`, else `Recording.File-MilliSeconds`); a channel variable, so it may be another recording's.
+    pub length_ms: Option<u64>,
+    pub other_leg_call_id: Option<String>,
+    pub account_id: Option<String>,
+    pub fetch_id: Option<String>,
+    pub parties: Parties,
+    /// The channel variables, bounded.
+    pub variables: Value,
+}
+
+/// The `Recording` object of an event (`kz_recording`): what was given at the start, and what the switch adds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recording {
+    pub id: Option<String>,
+    /// The file's base name, as given at the start.
+    pub name: Option<String>,
+    pub recorder: Option<String>,
+    /// What we gave the recording to carry.
+    pub carry: Option<String>,
+    /// Path on the switch (`File-Path`, else the event's `Application-Response`).
+    pub file_path: Option<String>,
+    /// A hint only: it is a channel variable.
+    pub completion_cause: Option<String>,
+}
+
+impl Recording {
+    /// Whether we started it.
+    pub fn is_ours(&self) -> bool {
+        self.recorder.as_deref() == Some(RECORDER)
+    }
+}
+
+impl RecordEvent {
+    /// Reads a `RECORD_START` or `RECORD_STOP`. Lenient: fields may be missing or of another type.
+    ///
+    /// # Errors
+    /// Another kind of message, or one without `Call-ID`.
+    pub fn of(envelope: &Envelope) -> Result<Self, MessageError> {
+        let name = match (envelope.category.as_str(), envelope.name.as_str()) {
+            ("call_event", "RECORD_START") => EventName::RecordStart,
+            ("call_event", "RECORD_STOP") => EventName::RecordStop,
+            _ => return Err(envelope.unexpected()),
+        };
+        let body = &envelope.body;
+        let recording = body.get("Recording").unwrap_or(&Value::Null);
+        let variables = body.get("Custom-Channel-Vars").unwrap_or(&Value::Null);
+        let length = integer_at(body, "Length").or_else(|| integer_at(recording, "File-MilliSeconds"));
+        Ok(Self {
+            name,
+            call_id: owned_text(body, "Call-ID").ok_or(MessageError::Missing("Call-ID"))?,
+            at: event_time(body),
+            recording: Recording {
+                id: owned_text(recording, "ID"),
+                name: owned_text(recording, "Name"),
+                recorder: owned_text(recording, "Recorder"),
+                carry: owned_text(recording, "Carry"),
+                file_path: owned_text(recording, "File-Path").or_else(|| owned_text(body, "Application-Response")),
+                completion_cause: owned_text(recording, "Completion-Cause"),
+            },
+            switch_node: owned_text(body, "Switch-Nodename"),
+            length_ms: length.and_then(|ms| u64::try_from(ms).ok()),
+            other_leg_call_id: owned_text(body, "Other-Leg-Call-ID"),
+            account_id: owned_text(variables, "Account-ID").filter(|id| is_account_id(id)),
+            fetch_id: owned_text(variables, "Fetch-ID"),
+            parties: Parties::of(body),
+            variables: bounded_variables(Some(variables)),
+        })
+    }
+}
+
+/// The old and the new id, if the event tells that a call's id was replaced (`CHANNEL_REPLACED`, and `CHANNEL_DIRECT`, where Kazoo follows to
+/// the B leg of the connection; `cf_exe:handle_channel_replaced`, `handle_channel_direct`).
+pub fn replaced_by(envelope: &Envelope) -> Option<(String, String)> {
+    let body = &envelope.body;
+    let new = match (envelope.category.as_str(), envelope.name.as_str()) {
+        ("call_event", "CHANNEL_REPLACED") => owned_text(body, "Replaced-By"),
+        ("call_event", "CHANNEL_DIRECT") => {
+            owned_text(body, "Connecting-Leg-B-UUID").or_else(|| owned_text(body, "Replaced-By"))
+        }
+        _ => None,
+    };
+    owned_text(body, "Call-ID").zip(new).filter(|(old, new)| old != new)
+}
+
+/// `Timestamp` (Gregorian seconds), else `Msg-ID`, which on call events is the switch's Unix microseconds.
+fn event_time(body: &Value) -> Option<Moment> {
+    const YEAR_2000: i64 = 946_684_800;
+    const YEAR_2100: i64 = 4_102_444_800;
+    let stamped = integer_at(body, "Timestamp").map(Moment::from_gregorian_seconds);
+    let numbered = text_or_number(body, "Msg-ID")
+        .and_then(|id| id.parse().ok())
+        .map(Moment::from_unix_micros);
+    [stamped, numbered]
+        .into_iter()
+        .flatten()
+        .find(|at| (YEAR_2000..YEAR_2100).contains(&at.unix_seconds()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(name: &str) -> Result<RecordEvent, MessageError> {
+        let path = format!("{}/tests/fixtures/call_events/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        RecordEvent::of(&Envelope::read(&std::fs::read(path).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn a_true_stop_is_read() {
+        let stop = event("02-record-stop").unwrap();
+        assert_eq!(stop.name, EventName::RecordStop);
+        assert_eq!(stop.length_ms, Some(59_840));
+        assert_eq!(stop.switch_node.as_deref(), Some("freeswitch@fs1.example.com"));
+        assert_eq!(
+            stop.recording.id.as_deref(),
+            Some("202611-7ade19929b4c2e2293edf5eb03af1497")
+        );
+        assert!(!stop.recording.is_ours());
+        assert_eq!(stop.at.unwrap().gregorian_seconds(), 63_962_610_391);
+        assert_eq!(stop.parties.caller_id_number.as_deref(), Some("1000"));
+        assert_eq!(event("01-record-start").unwrap().name, EventName::RecordStart);
+        assert!(matches!(
+            event("07-channel-destroy"),
+            Err(MessageError::Unexpected { .. })
+        ));
+    }
+
+    #[test]
+    fn the_path_may_stand_in_either_of_two_places_and_the_length_too() {
+        let body = json!({
+            "Event-Category": "call_event", "Event-Name": "RECORD_STOP", "Call-ID": "c", "Msg-ID": "1795382731123456",
+            "Application-Response": "/tmp/a.mp3", "Recording": {"File-MilliSeconds": 61020, "Recorder": "kz_record_call"},
+        });
+        let stop = RecordEvent::of(&Envelope::of(body).unwrap()).unwrap();
+        assert_eq!(stop.recording.file_path.as_deref(), Some("/tmp/a.mp3"));
+        assert_eq!(stop.length_ms, Some(61_020));
+        assert_eq!(stop.at, Some(Moment::from_unix_micros(1_795_382_731_123_456)));
+        assert!(stop.recording.is_ours());
+    }
+
+    #[test]
+    fn nonsense_fields_are_absent_not_fatal() {
+        let body = json!({
+            "Event-Category": "call_event", "Event-Name": "RECORD_STOP", "Call-ID": "c", "Length": {"x": 1},
+            "Timestamp": "soon", "Recording": [1, 2], "Custom-Channel-Vars": "none", "Switch-Nodename": 3,
+        });
+        let stop = RecordEvent::of(&Envelope::of(body).unwrap()).unwrap();
+        assert_eq!((stop.length_ms, stop.at, stop.switch_node), (None, None, None));
+        assert_eq!(stop.recording, Recording::default());
+    }
+}

@@ -1,0 +1,282 @@
+//! Time, in the one form that the whole daemon uses, and the only place that reads the clock.
+//!
+//! Kazoo counts Gregorian seconds (`calendar:datetime_to_gregorian_seconds`): Unix seconds plus 62,167,219,200. Months are
+//! UTC months, wherever the servers stand.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use time::format_description::well_known::Rfc3339;
+use time::{Date, OffsetDateTime, UtcOffset};
+
+/// Seconds between the year 0 and 1970 in the proleptic Gregorian calendar.
+pub const GREGORIAN_OFFSET_S: i64 = 62_167_219_200;
+
+const MICROS: i64 = 1_000_000;
+
+/// A moment: microseconds since 1970-01-01T00:00:00Z. Serialised as that integer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Moment(i64);
+
+impl Moment {
+    pub const fn from_unix_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
+    /// Saturates far outside of the years that a `Month` can name.
+    pub const fn from_unix_seconds(seconds: i64) -> Self {
+        Self(seconds.saturating_mul(MICROS))
+    }
+
+    pub const fn from_gregorian_seconds(seconds: i64) -> Self {
+        Self::from_unix_seconds(seconds.saturating_sub(GREGORIAN_OFFSET_S))
+    }
+
+    pub const fn unix_micros(self) -> i64 {
+        self.0
+    }
+
+    pub const fn unix_seconds(self) -> i64 {
+        self.0.div_euclid(MICROS)
+    }
+
+    /// Gregorian seconds, the unit of `pvt_created`, `start` and an event's `Timestamp`.
+    pub const fn gregorian_seconds(self) -> i64 {
+        self.unix_seconds() + GREGORIAN_OFFSET_S
+    }
+
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)),
+        )
+    }
+
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)),
+        )
+    }
+
+    /// How long after `earlier` this is; zero when it is before it.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// The UTC month that this moment is in.
+    pub fn month(self) -> Month {
+        let date = self.date_time().date();
+        Month {
+            year: u16::try_from(date.year()).unwrap_or(0),
+            month: u8::from(date.month()),
+        }
+    }
+
+    /// The UTC day, `YYYYMMDD`.
+    pub fn day(self) -> String {
+        format!("{}{:02}", self.month(), self.date_time().day())
+    }
+
+    /// RFC 3339 in UTC, for people and logs.
+    pub fn rfc3339(self) -> String {
+        self.date_time().format(&Rfc3339).unwrap_or_else(|_| self.0.to_string())
+    }
+
+    fn date_time(self) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1000)
+            .ok()
+            .filter(|at| (0..=9999).contains(&at.year()))
+            .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+}
+
+/// A UTC month, written `YYYYMM`: the prefix of a recording's id and the suffix of its database (MODB).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Month {
+    year: u16,
+    month: u8,
+}
+
+impl Month {
+    /// Reads the `YYYYMM` at the start of a recording's id. `None` for anything else, and for months 00 and 13 to 99.
+    pub fn of_id(id: &str) -> Option<Self> {
+        let digits = id.get(..6).filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?;
+        let (year, month) = (digits.get(..4)?.parse().ok()?, digits.get(4..)?.parse().ok()?);
+        (1..=12).contains(&month).then_some(Self { year, month })
+    }
+
+    /// The first moment of the month.
+    pub fn start(self) -> Moment {
+        let month = time::Month::try_from(self.month).unwrap_or(time::Month::January);
+        Date::from_calendar_date(i32::from(self.year), month, 1)
+            .map(|date| date.midnight().assume_offset(UtcOffset::UTC))
+            .map_or(Moment(0), |at| Moment::from_unix_seconds(at.unix_timestamp()))
+    }
+
+    pub fn next(self) -> Self {
+        if self.month == 12 {
+            Self {
+                year: self.year + 1,
+                month: 1,
+            }
+        } else {
+            Self {
+                month: self.month + 1,
+                ..self
+            }
+        }
+    }
+
+    pub fn previous(self) -> Self {
+        if self.month == 1 {
+            Self {
+                year: self.year.saturating_sub(1),
+                month: 12,
+            }
+        } else {
+            Self {
+                month: self.month - 1,
+                ..self
+            }
+        }
+    }
+
+    /// `moment`, moved to the nearest second inside of this month when it is outside.
+    ///
+    /// Crossbar lists a recording by `pvt_created` in the database of the id's month (`cb_recordings`), so a recording that
+    /// ends after the turn of the month must still be created inside of the month of its id.
+    pub fn clamp(self, moment: Moment) -> Moment {
+        let last = Moment::from_unix_seconds(self.next().start().unix_seconds() - 1);
+        moment.clamp(self.start(), last)
+    }
+}
+
+impl fmt::Display for Month {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04}{:02}", self.year, self.month)
+    }
+}
+
+/// The moment that a message's AMQP `timestamp` property means, if it is within a day of `now`.
+///
+/// Kazoo writes Gregorian microseconds there (`kz_amqp_util:basic_publish`), AMQP asks for Unix seconds, others write Unix
+/// microseconds: whichever of these lands near our clock is meant, anything else is ignored.
+pub fn message_time(timestamp: u64, now: Moment) -> Option<Moment> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let value = i64::try_from(timestamp).ok()?;
+    let readings = [
+        Moment::from_unix_micros(value.saturating_sub(GREGORIAN_OFFSET_S * MICROS)),
+        Moment::from_unix_micros(value),
+        Moment::from_unix_seconds(value),
+    ];
+    readings
+        .into_iter()
+        .find(|at| at.since(now) <= DAY && now.since(*at) <= DAY)
+}
+
+/// The clock. Cheap to clone; tests give one that they set by hand.
+#[derive(Debug, Clone, Default)]
+pub struct Clock(Option<Arc<AtomicI64>>);
+
+impl Clock {
+    pub fn system() -> Self {
+        Self(None)
+    }
+
+    /// A clock that stands at `start` until `set` moves it.
+    pub fn fixed(start: Moment) -> Self {
+        Self(Some(Arc::new(AtomicI64::new(start.0))))
+    }
+
+    pub fn now(&self) -> Moment {
+        #[allow(clippy::disallowed_methods)] // the one place
+        match &self.0 {
+            Some(fixed) => Moment(fixed.load(Ordering::SeqCst)),
+            None => Moment(
+                std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX)),
+            ),
+        }
+    }
+
+    /// Moves a fixed clock; the system's clock does not move.
+    pub fn set(&self, to: Moment) {
+        if let Some(fixed) = &self.0 {
+            fixed.store(to.0, Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOVEMBER_END: i64 = 1_796_083_199; // 2026-11-30T23:59:59Z
+
+    #[test]
+    fn gregorian_seconds_are_kazoos() {
+        // calendar:datetime_to_gregorian_seconds({{1970,1,1},{0,0,0}})
+        assert_eq!(Moment::from_unix_seconds(0).gregorian_seconds(), 62_167_219_200);
+        let at = Moment::from_gregorian_seconds(63_962_610_391);
+        assert_eq!(at.gregorian_seconds(), 63_962_610_391);
+        assert_eq!(at.unix_seconds(), 1_795_391_191);
+    }
+
+    #[test]
+    fn the_month_turns_at_midnight_utc() {
+        assert_eq!(Moment::from_unix_seconds(NOVEMBER_END).month().to_string(), "202611");
+        assert_eq!(
+            Moment::from_unix_seconds(NOVEMBER_END + 1).month().to_string(),
+            "202612"
+        );
+        let december = Moment::from_unix_seconds(NOVEMBER_END + 1).month();
+        assert_eq!(december.start(), Moment::from_unix_seconds(NOVEMBER_END + 1));
+        assert_eq!(december.next().to_string(), "202701");
+        assert_eq!(december.next().previous(), december);
+        assert_eq!(december.previous().to_string(), "202611");
+    }
+
+    #[test]
+    fn a_late_end_is_created_inside_of_the_ids_month() {
+        let november = Month::of_id("202611-abc").unwrap();
+        let late = Moment::from_unix_seconds(NOVEMBER_END + 3600);
+        assert_eq!(november.clamp(late), Moment::from_unix_seconds(NOVEMBER_END));
+        let inside = Moment::from_unix_seconds(NOVEMBER_END - 5);
+        assert_eq!(november.clamp(inside), inside);
+        assert_eq!(november.clamp(Moment::from_unix_seconds(0)), november.start());
+    }
+
+    #[test]
+    fn only_real_months_are_read_from_an_id() {
+        for bad in ["", "2026", "202600-x", "202613-x", "2026aa-x", "２０２６１１-x"] {
+            assert_eq!(Month::of_id(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_messages_time_is_read_in_each_unit_that_is_used() {
+        let now = Moment::from_unix_seconds(1_795_386_262);
+        let kazoo = 63_962_605_462_493_562;
+        assert_eq!(
+            message_time(kazoo, now),
+            Some(Moment::from_unix_micros(1_795_386_262_493_562))
+        );
+        assert_eq!(
+            message_time(1_795_386_262_000_001, now),
+            Some(Moment::from_unix_micros(1_795_386_262_000_001))
+        );
+        assert_eq!(
+            message_time(1_795_386_000, now),
+            Some(Moment::from_unix_seconds(1_795_386_000))
+        );
+        assert_eq!(message_time(1_795_386_262 - 90_000, now), None);
+        assert_eq!(message_time(u64::MAX, now), None);
+        assert_eq!(message_time(0, now), None);
+    }
+}

@@ -1,0 +1,220 @@
+//! An entry as it is written down: pure forms.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::entry::Entry;
+use crate::kazoo::time::{Moment, Month};
+use crate::recording::digest::hex;
+use crate::recording::identity::Key;
+
+/// Where an entry is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+    /// The month of the action.
+    pub month: Month,
+    pub call_id: String,
+    pub key: Key,
+}
+
+/// Which worker has a recording in hand, and until when. A hint, not a lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Empty: nobody has it.
+    pub by: String,
+    pub until: Moment,
+    /// When it was written; of two the later counts.
+    pub stamped: Moment,
+}
+
+/// An entry, as it is in the ledger.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    pub entry: Entry,
+    pub lease: Option<Lease>,
+    pub rev: Option<String>,
+}
+
+/// What stays in a document's id.
+const SAFE: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~')
+    .remove(b'@');
+
+/// Call ids longer than this, encoded, are shortened in the id of the document.
+const MAX_CALL: usize = 200;
+const KEPT_CALL: usize = 120;
+
+/// What the ids of all entries of a call begin with. No clock in it.
+pub fn call_prefix(call_id: &str) -> String {
+    let encoded = utf8_percent_encode(call_id, SAFE).to_string();
+    if encoded.len() <= MAX_CALL {
+        return format!("c{encoded}!");
+    }
+    let sum = digest(&SHA256, call_id.as_bytes());
+    format!("c{}~{}!", &encoded[..KEPT_CALL], hex(sum.as_ref()))
+}
+
+impl Address {
+    pub fn id(&self) -> String {
+        format!("{}{}", call_prefix(&self.call_id), self.key)
+    }
+}
+
+impl Lease {
+    /// Whether somebody has it at that moment.
+    pub fn holds(&self, now: Moment) -> bool {
+        !self.by.is_empty() && self.until > now
+    }
+
+    /// Of two, the one that was written later.
+    pub fn later(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(one), Some(other)) => Some(if one.stamped >= other.stamped { one } else { other }),
+            (one, other) => one.or(other),
+        }
+    }
+}
+
+impl Record {
+    /// Reads a document; `None` when it is not an entry.
+    pub fn read(document: &Value) -> Option<Self> {
+        let entry = serde_json::from_value(json!({
+            "key": document.get("key")?,
+            "call_id": document.get("call_id")?,
+            "facts": document.get("facts")?,
+        }))
+        .ok()?;
+        let lease = document
+            .get("lease")
+            .and_then(|lease| serde_json::from_value(lease.clone()).ok());
+        let rev = document.get("_rev").and_then(Value::as_str).map(str::to_owned);
+        Some(Self { entry, lease, rev })
+    }
+
+    /// The union of two versions. The revision is this one's.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        Self {
+            entry: self.entry.merge(other.entry),
+            lease: Lease::later(self.lease, other.lease),
+            rev: self.rev.or(other.rev),
+        }
+    }
+
+    /// Whether everything that `other` knows is known here.
+    pub fn knows(&self, other: &Entry) -> bool {
+        other
+            .facts()
+            .iter()
+            .all(|fact| self.entry.facts().iter().any(|known| known.what == fact.what))
+    }
+
+    /// The document. `due` is when something is to be done about it, were it in nobody's hand. The fields beside the facts are for the views
+    /// only, and made anew at every write.
+    pub fn document(&self, id: &str, due: Option<Moment>) -> Value {
+        let entry = &self.entry;
+        let order = entry.order();
+        let leased = self.lease.as_ref().filter(|lease| !lease.by.is_empty());
+        // In somebody's hand it is due when the lease runs out.
+        let due = due.map(|due| leased.map_or(due, |lease| due.max(lease.until)));
+        let outcome = entry.outcome();
+        let mut document = json!({
+            "_id": id,
+            "key": entry.key,
+            "call_id": entry.call_id,
+            "facts": entry.facts(),
+            "zone": order.map_or("", |order| order.zone.as_str()),
+            "account_id": order.and_then(|order| order.account_id.as_deref()),
+            "media_id": order.map(|order| order.media_id.as_str()),
+            "document_id": entry.delivery().map(|delivery| delivery.document.id.as_str()),
+            "fetch_id": order.and_then(|order| order.command.as_ref()).and_then(|command| command.fetch_id.as_deref()),
+            "asked_at": order.map(|order| order.asked_at),
+            "state": entry.state(),
+            "cause": outcome.map(|(_, cause)| cause).or_else(|| entry.parked()),
+            "open": entry.is_open(),
+            "due": due,
+        });
+        if let Some(map) = document.as_object_mut() {
+            map.retain(|_, value| !value.is_null());
+            if let Some(rev) = &self.rev {
+                map.insert("_rev".into(), json!(rev));
+            }
+            if let Some(lease) = leased {
+                map.insert("lease".into(), json!(lease));
+            }
+        }
+        document
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn address(call_id: &str) -> Address {
+        Address {
+            month: Moment::from_unix_seconds(0).month(),
+            call_id: call_id.into(),
+            key: Key::of(call_id, "a"),
+        }
+    }
+
+    #[test]
+    fn the_entries_of_a_call_are_one_range_of_ids() {
+        let id = address("a84b@pc33.example.com").id();
+        assert!(id.starts_with("ca84b@pc33.example.com!"), "{id}");
+        assert_eq!(call_prefix("a b/c!"), "ca%20b%2Fc%21!");
+        let long = "x".repeat(900);
+        let prefix = call_prefix(&long);
+        assert!(prefix.len() <= MAX_CALL && prefix != call_prefix(&"x".repeat(901)));
+    }
+
+    #[test]
+    fn the_later_lease_counts() {
+        let lease = |by: &str, stamped| Lease {
+            by: by.into(),
+            until: Moment::from_unix_seconds(100),
+            stamped: Moment::from_unix_seconds(stamped),
+        };
+        assert_eq!(
+            Lease::later(Some(lease("a", 1)), Some(lease("b", 2))),
+            Some(lease("b", 2))
+        );
+        assert_eq!(
+            Lease::later(Some(lease("", 3)), Some(lease("b", 2))),
+            Some(lease("", 3))
+        );
+        assert!(lease("a", 1).holds(Moment::from_unix_seconds(99)));
+        assert!(!lease("a", 1).holds(Moment::from_unix_seconds(100)));
+        assert!(!lease("", 1).holds(Moment::from_unix_seconds(99)));
+    }
+
+    #[test]
+    fn a_record_survives_its_document() {
+        let entry = Entry::new(Key::of("call", "a"), "call");
+        let record = Record {
+            entry,
+            lease: None,
+            rev: Some("1-a".into()),
+        };
+        let document = record.document("id", None);
+        assert_eq!(Record::read(&document), Some(record));
+        assert_eq!(Record::read(&json!({"_id": "_design/x"})), None);
+    }
+
+    proptest! {
+        #[test]
+        fn two_calls_never_share_an_id(one in ".{0,300}", other in ".{0,300}") {
+            prop_assume!(one != other);
+            prop_assert_ne!(call_prefix(&one), call_prefix(&other));
+            prop_assert!(call_prefix(&one).len() <= MAX_CALL + 2 && call_prefix(&one).is_ascii());
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The ledger's databases: their names, views, and reads.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+
+use crate::couch::{Couch, CouchError, Row};
+use crate::kazoo::time::{Moment, Month};
+
+use super::record::{Address, Lease, Record, call_prefix};
+use super::{PREFIX, database};
+
+/// The design document that workers read all the time. Small: it is updated with every write.
+const DESIGN: &str = "kz_record_call";
+/// The one that only commands read.
+pub(super) const LOOKUP: &str = "kz_record_call_lookup";
+
+pub struct Store {
+    pub(super) couch: Couch,
+    /// Databases that are there, with their views.
+    ready: Mutex<BTreeSet<Month>>,
+}
+
+fn designs() -> [(&'static str, Value); 2] {
+    let due = "function(doc) { if (typeof doc.due === 'number') { emit([doc.zone, doc.due], null); } }";
+    let open = "function(doc) { if (doc.open) { emit(doc.zone, null); } }";
+    let fetch = "function(doc) { if (doc.open && doc.fetch_id) { emit(doc.fetch_id, null); } }";
+    let media = "function(doc) { if (doc.media_id) { emit(doc.media_id, null); } \
+                 if (doc.document_id && doc.document_id !== doc.media_id) { emit(doc.document_id, null); } }";
+    let state = "function(doc) { if (doc.state) { emit([doc.state, doc.asked_at], null); } }";
+    [
+        (
+            DESIGN,
+            json!({"due": {"map": due}, "open": {"map": open}, "fetch": {"map": fetch}}),
+        ),
+        (LOOKUP, json!({"media": {"map": media}, "state": {"map": state}})),
+    ]
+}
+
+impl Store {
+    pub fn new(couch: Couch) -> Self {
+        Self {
+            couch,
+            ready: Mutex::default(),
+        }
+    }
+
+    /// Makes sure of a month's database and its views.
+    pub async fn ensure(&self, month: Month) -> Result<(), CouchError> {
+        if self.ready.lock().is_ok_and(|ready| ready.contains(&month)) {
+            return Ok(());
+        }
+        let name = database(month);
+        self.couch.create_database(&name).await?;
+        for (design, views) in designs() {
+            let id = format!("_design/{design}");
+            let wanted = json!({"language": "javascript", "views": views});
+            match self.couch.put_design(&name, design, &wanted).await {
+                Ok(()) => {}
+                Err(CouchError::Conflict) => self.renew(&name, design, &id, wanted).await?,
+                Err(error) => return Err(error),
+            }
+        }
+        if let Ok(mut ready) = self.ready.lock() {
+            ready.insert(month);
+        }
+        Ok(())
+    }
+
+    /// Replaces views that an older version wrote.
+    async fn renew(&self, name: &str, design: &str, id: &str, mut wanted: Value) -> Result<(), CouchError> {
+        let Some(present) = self
+            .couch
+            .get_many(name, &[id.to_owned()])
+            .await?
+            .into_iter()
+            .flatten()
+            .next()
+        else {
+            return Ok(());
+        };
+        if present.get("views") == wanted.get("views") {
+            return Ok(());
+        }
+        if let Some(map) = wanted.as_object_mut() {
+            map.insert("_rev".into(), present.get("_rev").cloned().unwrap_or(Value::Null));
+        }
+        match self.couch.put_design(name, design, &wanted).await {
+            // Another worker was first.
+            Err(CouchError::Conflict) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Forgets that a database was there: somebody dropped it.
+    pub fn forget(&self, month: Month) {
+        if let Ok(mut ready) = self.ready.lock() {
+            ready.remove(&month);
+        }
+    }
+
+    pub async fn load(&self, address: &Address) -> Result<Option<Record>, CouchError> {
+        Ok(self
+            .load_many(address.month, &[address.id()])
+            .await?
+            .into_values()
+            .next())
+    }
+
+    /// The records with these document ids. Conflicting revisions are merged, and the losers deleted.
+    pub async fn load_many(&self, month: Month, ids: &[String]) -> Result<HashMap<String, Record>, CouchError> {
+        let name = database(month);
+        let found = match self.couch.get_many(&name, ids).await {
+            Ok(found) => found,
+            Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {
+                self.forget(month);
+                return Ok(HashMap::new());
+            }
+            Err(error) => return Err(error),
+        };
+        let mut records = HashMap::new();
+        for (id, document) in ids.iter().zip(found) {
+            if let Some(record) = self.whole(&name, id, document).await? {
+                records.insert(id.clone(), record);
+            }
+        }
+        Ok(records)
+    }
+
+    /// A record, with all its conflicting versions merged into it.
+    async fn whole(&self, name: &str, id: &str, document: Option<Value>) -> Result<Option<Record>, CouchError> {
+        let Some(document) = document else { return Ok(None) };
+        let Some(mut record) = Record::read(&document) else {
+            return Ok(None);
+        };
+        let losers = document
+            .get("_conflicts")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        for rev in losers.iter().filter_map(Value::as_str) {
+            if let Some(other) = self
+                .couch
+                .get_revision(name, id, rev)
+                .await?
+                .as_ref()
+                .and_then(Record::read)
+            {
+                record = record.merge(other);
+            }
+        }
+        if !losers.is_empty() {
+            // The union first, the losers after: a crash in between leaves nothing out.
+            let document = record.document(id, None);
+            if let [Row::Saved { rev }] = &self.couch.bulk_docs(name, &[document]).await?[..] {
+                record.rev = Some(rev.clone());
+                for rev in losers.iter().filter_map(Value::as_str) {
+                    self.couch.delete(name, id, rev).await?;
+                }
+            }
+        }
+        Ok(Some(record))
+    }
+
+    pub async fn of_call(&self, months: &[Month], call_id: &str) -> Result<Vec<Record>, CouchError> {
+        let prefix = call_prefix(call_id);
+        let mut records = Vec::new();
+        for month in months {
+            match self
+                .couch
+                .id_range(&database(*month), &prefix, &format!("{prefix}g"))
+                .await
+            {
+                Ok(found) => records.extend(found.iter().filter_map(Record::read)),
+                Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // A shortened call id could stand for another one.
+        records.retain(|record| record.entry.call_id == call_id);
+        Ok(records)
+    }
+
+    pub async fn of_fetch(&self, months: &[Month], fetch_id: &str) -> Result<Vec<Record>, CouchError> {
+        let key = json!(fetch_id).to_string();
+        let mut records = Vec::new();
+        for month in months {
+            let query = [("key", key.as_str()), ("include_docs", "true")];
+            let rows = self.rows(*month, DESIGN, "fetch", &query).await?;
+            records.extend(rows.iter().filter_map(|row| row.doc.as_ref()).filter_map(Record::read));
+        }
+        Ok(records)
+    }
+
+    pub async fn due(&self, zone: &str, now: Moment, limit: usize) -> Result<Vec<Address>, CouchError> {
+        let (from, to) = (json!([zone, 0]).to_string(), json!([zone, now]).to_string());
+        let limit = limit.to_string();
+        let mut due = Vec::new();
+        for month in self.months().await? {
+            let query = [
+                ("startkey", from.as_str()),
+                ("endkey", &to),
+                ("limit", &limit),
+                ("include_docs", "true"),
+            ];
+            let rows = self.rows(month, DESIGN, "due", &query).await?;
+            due.extend(rows.into_iter().filter_map(|row| address(month, row.doc.as_ref()?)));
+        }
+        Ok(due)
+    }
+
+    pub async fn open(&self, zone: &str) -> Result<Vec<Address>, CouchError> {
+        let key = json!(zone).to_string();
+        let mut open = Vec::new();
+        for month in self.months().await? {
+            let query = [("key", key.as_str()), ("include_docs", "true")];
+            let rows = self.rows(month, DESIGN, "open", &query).await?;
+            open.extend(rows.into_iter().filter_map(|row| address(month, row.doc.as_ref()?)));
+        }
+        Ok(open)
+    }
+
+    /// Writes a lease, if nobody holds one and something is to be done. The revision makes sure that of two workers one gets it; a database
+    /// in two parts may give it twice.
+    pub async fn take(&self, address: &Address, lease: Lease) -> Result<Option<Record>, CouchError> {
+        let id = address.id();
+        let Some(mut record) = self.load(address).await? else {
+            return Ok(None);
+        };
+        if record
+            .lease
+            .as_ref()
+            .is_some_and(|held| held.holds(lease.stamped) && held.by != lease.by)
+        {
+            return Ok(None);
+        }
+        let until = lease.until;
+        record.lease = Some(lease);
+        let document = record.document(&id, Some(until));
+        match &self.couch.bulk_docs(&database(address.month), &[document]).await?[..] {
+            [Row::Saved { rev }] => {
+                record.rev = Some(rev.clone());
+                Ok(Some(record))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The months that have a database.
+    pub async fn months(&self) -> Result<Vec<Month>, CouchError> {
+        let names = self.couch.databases(PREFIX).await?;
+        let month = |name: &String| {
+            name.strip_prefix(PREFIX)
+                .filter(|rest| rest.len() == 6)
+                .and_then(Month::of_id)
+        };
+        Ok(names.iter().filter_map(month).collect())
+    }
+
+    pub(super) async fn rows(
+        &self,
+        month: Month,
+        design: &str,
+        view: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Vec<crate::couch::ViewRow>, CouchError> {
+        match self.couch.view(&database(month), design, view, query).await {
+            Ok(rows) => Ok(rows),
+            // A database that another worker is just making has no views yet.
+            Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn address(month: Month, document: &Value) -> Option<Address> {
+    let text = |key: &str| document.get(key).and_then(Value::as_str);
+    Some(Address {
+        month,
+        call_id: text("call_id")?.to_owned(),
+        key: text("key")?.parse().ok()?,
+    })
+}

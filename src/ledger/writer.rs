@@ -1,0 +1,419 @@
+//! The writer: all writes of a worker go out together, one request at a time, and everything that gathered meanwhile goes into the next.
+//!
+//! Facts of one entry that wait together become one write. A row that meets another version is read, merged, and written again. While the
+//! database is down, notes that somebody waits for are kept; those that nobody waits for any more are in the journal already.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use crate::couch::{CouchError, Row};
+use crate::entry::Entry;
+use crate::kazoo::time::{Clock, Month};
+use crate::telemetry::events::{LedgerBatch, LedgerState};
+
+use super::record::{Lease, Record};
+use super::store::Store;
+use super::{DueOf, address, database};
+
+/// Something to write down.
+pub struct Note {
+    pub entry: Entry,
+    pub lease: Option<Lease>,
+    pub linger: Duration,
+    pub done: oneshot::Sender<()>,
+}
+
+/// Documents in one request.
+const BATCH: usize = 200;
+
+/// Pauses between tries while the database is down.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// A request that takes longer counts as a database that is down.
+const LATE: Duration = Duration::from_secs(2);
+
+/// Revisions that are remembered, so that a write needs no read before it.
+const REMEMBERED: usize = 20_000;
+
+/// A database that is down when the worker ends has this long to come back.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+struct Pending {
+    month: Month,
+    record: Record,
+    deadline: Instant,
+    waiters: Vec<oneshot::Sender<()>>,
+}
+
+pub struct Writer {
+    store: Arc<Store>,
+    clock: Clock,
+    due: DueOf,
+    notes: mpsc::Receiver<Note>,
+    up: watch::Sender<bool>,
+    pending: HashMap<String, Pending>,
+    revs: Revs,
+    /// While the database is down: when to try again.
+    resting: Option<Instant>,
+}
+
+impl Writer {
+    pub fn new(
+        store: Arc<Store>,
+        clock: Clock,
+        due: DueOf,
+        notes: mpsc::Receiver<Note>,
+        up: watch::Sender<bool>,
+    ) -> Self {
+        Self {
+            store,
+            clock,
+            due,
+            notes,
+            up,
+            pending: HashMap::new(),
+            revs: Revs::default(),
+            resting: None,
+        }
+    }
+
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let next = self.next_write();
+            tokio::select! {
+                biased;
+                note = self.notes.recv() => match note {
+                    Some(note) => self.take(note),
+                    None => break,
+                },
+                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.write().await,
+                () = stop.cancelled() => break,
+            }
+        }
+        self.last_words().await;
+    }
+
+    /// What is noted when the worker ends is written too.
+    async fn last_words(&mut self) {
+        let end = Instant::now() + LAST_WORDS;
+        while let Ok(note) = self.notes.try_recv() {
+            self.take(note);
+        }
+        while !self.pending.is_empty() && Instant::now() < end {
+            for pending in self.pending.values_mut() {
+                pending.deadline = Instant::now();
+            }
+            self.resting = None;
+            self.write().await;
+            if !*self.up.borrow() {
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+        if !self.pending.is_empty() {
+            error!(
+                entries = self.pending.len(),
+                "the ledger is down; what was not written comes again from the broker"
+            );
+        }
+    }
+
+    fn take(&mut self, note: Note) {
+        let address = address(&note.entry);
+        let (id, deadline) = (address.id(), Instant::now() + note.linger);
+        let record = Record {
+            entry: note.entry,
+            lease: note.lease,
+            rev: None,
+        };
+        match self.pending.remove(&id) {
+            Some(mut pending) => {
+                pending.record = pending.record.merge(record);
+                pending.deadline = pending.deadline.min(deadline);
+                pending.waiters.push(note.done);
+                self.pending.insert(id, pending);
+            }
+            None => {
+                let pending = Pending {
+                    month: address.month,
+                    record,
+                    deadline,
+                    waiters: vec![note.done],
+                };
+                self.pending.insert(id, pending);
+            }
+        }
+        // More may wait behind it; it is cheaper to take all of it now.
+        while self.pending.len() < BATCH * 4 {
+            let Ok(note) = self.notes.try_recv() else { break };
+            self.take(note);
+        }
+    }
+
+    /// When the next request is to go out.
+    fn next_write(&self) -> Option<Instant> {
+        let first = self.pending.values().map(|pending| pending.deadline).min();
+        match self.resting {
+            // Down: looked for in any case, so that everybody learns when it is back.
+            Some(rest) => Some(rest),
+            None => first,
+        }
+    }
+
+    async fn write(&mut self) {
+        let now = Instant::now();
+        let ripe = |pending: &Pending| pending.deadline <= now;
+        let Some(month) = self
+            .pending
+            .values()
+            .find(|pending| ripe(pending))
+            .map(|pending| pending.month)
+        else {
+            if self.resting.is_some() {
+                self.look().await;
+            }
+            return;
+        };
+        let mut ids: Vec<String> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.month == month && ripe(pending))
+            .map(|(id, _)| id.clone())
+            .collect();
+        ids.truncate(BATCH);
+        let batch: Vec<(String, Pending)> = ids
+            .into_iter()
+            .filter_map(|id| self.pending.remove_entry(&id))
+            .collect();
+        match self.send(month, &batch).await {
+            Ok(rows) => {
+                self.is_up();
+                self.settle(month, batch, rows).await;
+            }
+            Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {
+                self.store.forget(month);
+                self.put_back(batch);
+                if let Err(error) = self.store.ensure(month).await {
+                    self.is_down(&error);
+                }
+            }
+            // What was asked is at fault: one bad row must not hold up the others.
+            Err(CouchError::Refused { .. }) if batch.len() > 1 => self.one_by_one(month, batch).await,
+            Err(error @ CouchError::Refused { .. }) => self.give_up(batch, &error.to_string()),
+            Err(error) => {
+                self.put_back(batch);
+                self.is_down(&error);
+            }
+        }
+    }
+
+    /// Sends one request. Notes are taken in meanwhile, and a database that lets us wait counts as down before it says so.
+    async fn send(&mut self, month: Month, batch: &[(String, Pending)]) -> Result<Vec<Row>, CouchError> {
+        let now = self.clock.now();
+        let documents: Vec<Value> = batch
+            .iter()
+            .map(|(id, pending)| {
+                let mut record = pending.record.clone();
+                record.rev = record.rev.or_else(|| self.revs.get(id));
+                record.document(id, (self.due)(&record.entry, now))
+            })
+            .collect();
+        let (store, begun) = (Arc::clone(&self.store), Instant::now());
+        let sending = async move {
+            store.ensure(month).await?;
+            store.couch.bulk_docs(&database(month), &documents).await
+        };
+        tokio::pin!(sending);
+        let late = tokio::time::sleep(LATE);
+        tokio::pin!(late);
+        let (mut is_late, mut open) = (false, true);
+        let rows = loop {
+            tokio::select! {
+                rows = &mut sending => break rows,
+                note = self.notes.recv(), if open => match note {
+                    Some(note) => self.take(note),
+                    None => open = false,
+                },
+                () = &mut late, if !is_late => {
+                    is_late = true;
+                    if self.up.send_if_modified(|up| std::mem::replace(up, false)) {
+                        LedgerState { state: Err("it does not answer") }.emit();
+                    }
+                }
+            }
+        };
+        LedgerBatch {
+            entries: batch.len(),
+            took: begun.elapsed(),
+            good: rows.is_ok(),
+        }
+        .emit();
+        rows
+    }
+
+    async fn settle(&mut self, month: Month, batch: Vec<(String, Pending)>, rows: Vec<Row>) {
+        let mut met = Vec::new();
+        for ((id, pending), row) in batch.into_iter().zip(rows) {
+            match row {
+                Row::Saved { rev } => {
+                    self.revs.remember(&id, &rev);
+                    durable(pending);
+                }
+                Row::Conflict => met.push((id, pending)),
+                Row::Refused(why) => self.give_up(vec![(id, pending)], &why),
+            }
+        }
+        if met.is_empty() {
+            return;
+        }
+        let ids: Vec<String> = met.iter().map(|(id, _)| id.clone()).collect();
+        match self.store.load_many(month, &ids).await {
+            Ok(mut stored) => {
+                for (id, mut pending) in met {
+                    let Some(there) = stored.remove(&id) else {
+                        // Deleted meanwhile: written anew.
+                        self.revs.forget(&id);
+                        pending.record.rev = None;
+                        self.put_back(vec![(id, pending)]);
+                        continue;
+                    };
+                    if let Some(rev) = &there.rev {
+                        self.revs.remember(&id, rev);
+                    }
+                    if there.knows(&pending.record.entry) && pending.record.lease.is_none() {
+                        durable(pending);
+                    } else {
+                        debug!(id, "another worker wrote too; merging");
+                        let mine = Record {
+                            rev: None,
+                            ..pending.record
+                        };
+                        pending.record = there.merge(mine);
+                        pending.deadline = Instant::now();
+                        self.put_back(vec![(id, pending)]);
+                    }
+                }
+            }
+            Err(error) => {
+                self.put_back(met);
+                self.is_down(&error);
+            }
+        }
+    }
+
+    async fn one_by_one(&mut self, month: Month, batch: Vec<(String, Pending)>) {
+        for row in batch {
+            let single = [row];
+            let sent = self.send(month, &single).await;
+            let single = Vec::from(single);
+            match sent {
+                Ok(rows) => self.settle(month, single, rows).await,
+                Err(error @ CouchError::Refused { .. }) => self.give_up(single, &error.to_string()),
+                Err(error) => {
+                    self.put_back(single);
+                    self.is_down(&error);
+                }
+            }
+        }
+    }
+
+    /// What the database will never have. Its waiters are told nothing: their messages stay with the broker, or go to the dead letters.
+    fn give_up(&mut self, batch: Vec<(String, Pending)>, why: &str) {
+        for (id, pending) in batch {
+            error!(
+                id,
+                call_id = pending.record.entry.call_id,
+                why,
+                "the ledger refuses an entry; it is not written"
+            );
+        }
+    }
+
+    fn put_back(&mut self, batch: Vec<(String, Pending)>) {
+        for (id, mut pending) in batch {
+            if let Some(newer) = self.pending.remove(&id) {
+                let rev = pending.record.rev.clone();
+                pending.record = pending.record.merge(newer.record);
+                pending.record.rev = rev;
+                pending.waiters.extend(newer.waiters);
+            }
+            self.pending.insert(id, pending);
+        }
+    }
+
+    async fn look(&mut self) {
+        match self.store.couch.ping().await {
+            Ok(()) => self.is_up(),
+            Err(error) => self.is_down(&error),
+        }
+    }
+
+    fn is_up(&mut self) {
+        self.resting = None;
+        if self.up.send_if_modified(|up| !std::mem::replace(up, true)) {
+            LedgerState { state: Ok(()) }.emit();
+        }
+    }
+
+    fn is_down(&mut self, error: &CouchError) {
+        self.resting = Some(Instant::now() + AGAIN);
+        self.revs.clear();
+        if self.up.send_if_modified(|up| std::mem::replace(up, false)) {
+            LedgerState {
+                state: Err(&error.to_string()),
+            }
+            .emit();
+        }
+        // Notes that nobody waits for any more have found another place, or come again.
+        self.pending.retain(|_, pending| {
+            pending.waiters.retain(|waiter| !waiter.is_closed());
+            !pending.waiters.is_empty()
+        });
+    }
+}
+
+fn durable(pending: Pending) {
+    for waiter in pending.waiters {
+        // Whoever does not wait any more does not need to know.
+        let _ = waiter.send(());
+    }
+}
+
+/// The last revisions that were seen.
+#[derive(Default)]
+struct Revs {
+    known: HashMap<String, String>,
+    order: VecDeque<String>,
+}
+
+impl Revs {
+    fn get(&self, id: &str) -> Option<String> {
+        self.known.get(id).cloned()
+    }
+
+    fn remember(&mut self, id: &str, rev: &str) {
+        if self.known.insert(id.to_owned(), rev.to_owned()).is_none() {
+            self.order.push_back(id.to_owned());
+            if self.order.len() > REMEMBERED
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.known.remove(&oldest);
+            }
+        }
+    }
+
+    fn forget(&mut self, id: &str) {
+        self.known.remove(id);
+    }
+
+    fn clear(&mut self) {
+        self.known.clear();
+        self.order.clear();
+    }
+}

@@ -1,0 +1,35 @@
+//! A daemon beside a Kazoo cluster that runs the `record_call` callflow action, and loses none of the recordings.
+//!
+//! The crate is a house of rooms. A room may import from the rooms below it, never from those above; `tests/rooms.rs`
+//! reads the `use` lines and holds us to it. From top to bottom:
+#![forbid(unsafe_code)]
+#![warn(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::todo,
+    clippy::unimplemented
+)]
+
+pub mod cli;
+
+pub mod admin;
+pub mod worker;
+
+pub mod flow;
+
+pub mod destination;
+pub mod ingest;
+pub mod ledger;
+pub mod system_config;
+
+pub mod amqp;
+pub mod couch;
+
+pub mod entry;
+pub mod recording;
+
+pub mod kazoo;
+
+pub mod config;
+pub mod telemetry;

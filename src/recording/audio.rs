@@ -1,0 +1,92 @@
+//! What we know of a recording's audio once we have received it.
+
+use serde::{Deserialize, Serialize};
+
+use super::digest::Digests;
+
+/// Audio that arrived whole, as far as the transport can tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audio {
+    /// Bytes.
+    pub size: u64,
+    #[serde(flatten)]
+    pub digests: Digests,
+    /// Milliseconds of audio, counted in the file itself; absent when it is not a file of its format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    /// What is wrong with it. Empty means: it is what its name says, and as long as the switch said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
+}
+
+impl Audio {
+    pub fn is_suspect(&self) -> bool {
+        !self.findings.is_empty()
+    }
+}
+
+/// Something wrong with a file of audio. It is kept all the same, and told: in the document, the event, a metric and the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// No bytes at all.
+    Empty,
+    /// A header, and no audio after it.
+    HeaderOnly,
+    /// Not of the format that its name says.
+    OtherFormat,
+    /// The file ends in the middle of a frame, or before the length that its header tells.
+    Truncated,
+    /// Much shorter than the switch said that it recorded.
+    ShorterThanTold,
+    /// Much longer than the switch said that it recorded.
+    LongerThanTold,
+}
+
+impl Finding {
+    pub const ALL: [Self; 6] = [
+        Self::Empty,
+        Self::HeaderOnly,
+        Self::OtherFormat,
+        Self::Truncated,
+        Self::ShorterThanTold,
+        Self::LongerThanTold,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::HeaderOnly => "header_only",
+            Self::OtherFormat => "other_format",
+            Self::Truncated => "truncated",
+            Self::ShorterThanTold => "shorter_than_told",
+            Self::LongerThanTold => "longer_than_told",
+        }
+    }
+}
+
+/// Compares the length counted in the file with the one that the switch told. The switch counts the whole session, the file starts a
+/// little later and codecs pad: two seconds and a tenth are no finding.
+pub fn compare_lengths(counted_ms: u64, told_ms: u64) -> Option<Finding> {
+    let tolerance = 2000 + told_ms / 10;
+    if counted_ms + tolerance < told_ms {
+        Some(Finding::ShorterThanTold)
+    } else if counted_ms > told_ms + tolerance {
+        Some(Finding::LongerThanTold)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_compared_with_patience() {
+        assert_eq!(compare_lengths(60_000, 61_020), None);
+        assert_eq!(compare_lengths(40_000, 61_020), Some(Finding::ShorterThanTold));
+        assert_eq!(compare_lengths(90_000, 61_020), Some(Finding::LongerThanTold));
+        assert_eq!(compare_lengths(0, 1500), None);
+    }
+}

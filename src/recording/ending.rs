@@ -1,0 +1,71 @@
+//! What the switch told of a recording: that it started, and that it ended.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::kazoo::call::Parties;
+use crate::kazoo::event::RecordEvent;
+use crate::kazoo::time::Moment;
+
+/// What a `RECORD_START` or `RECORD_STOP` told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    /// The leg that the recording was on.
+    pub call_id: String,
+    /// When, by the switch's clock; else when we heard of it.
+    pub at: Moment,
+    /// The switch that has the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The file's path there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Milliseconds recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length_ms: Option<u64>,
+    /// The switch's completion cause: a hint, never the only reason to give audio up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_cause: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_leg_call_id: Option<String>,
+    #[serde(default)]
+    pub parties: Parties,
+    /// The channel variables, bounded.
+    #[serde(default)]
+    pub variables: Value,
+}
+
+impl Told {
+    /// What an event would have told, had one come.
+    pub fn presumed(call_id: &str, at: Moment, node: &str, path: &str) -> Self {
+        Self {
+            call_id: call_id.to_owned(),
+            at,
+            node: Some(node.to_owned()),
+            path: Some(path.to_owned()),
+            length_ms: None,
+            completion_cause: None,
+            account_id: None,
+            other_leg_call_id: None,
+            parties: Parties::default(),
+            variables: Value::Object(serde_json::Map::new()),
+        }
+    }
+
+    pub fn of(event: &RecordEvent, heard: Moment) -> Self {
+        Self {
+            call_id: event.call_id.clone(),
+            at: event.at.unwrap_or(heard),
+            node: event.switch_node.clone(),
+            path: event.recording.file_path.clone(),
+            length_ms: event.length_ms,
+            completion_cause: event.recording.completion_cause.clone(),
+            account_id: event.account_id.clone(),
+            other_leg_call_id: event.other_leg_call_id.clone(),
+            parties: event.parties.clone(),
+            variables: event.variables.clone(),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The names of databases and files.
+
+use crate::kazoo::time::Month;
+
+use super::format::Format;
+use super::identity::Key;
+
+/// Longest name that a document or an attachment gets, in bytes, extension included.
+pub const MAX_MEDIA_NAME: usize = 128;
+
+/// The account's database of a month (MODB), as CouchDB knows it: `account/ab/cd/<28 hex>-YYYYMM`. `account_id` is 32 hex digits.
+pub fn modb(account_id: &str, month: Month) -> String {
+    format!("{}-{month}", account_db(account_id))
+}
+
+/// The account's database, as CouchDB knows it.
+pub fn account_db(account_id: &str) -> String {
+    let part = |range: std::ops::Range<usize>| account_id.get(range).unwrap_or_default();
+    format!(
+        "account/{}/{}/{}",
+        part(0..2),
+        part(2..4),
+        account_id.get(4..).unwrap_or_default()
+    )
+}
+
+/// A database's name as Kazoo writes it, in documents, messages and URLs: slashes as `%2F`.
+pub fn encoded(database: &str) -> String {
+    database.replace('/', "%2F")
+}
+
+/// The file on the switch: always unique, whatever the user's `media_name` is, for the switch records with append on.
+pub fn file_name(key: Key, format: Format) -> String {
+    format!("{key}.{format}")
+}
+
+/// The user's `media_name`, flattened to `[A-Za-z0-9._-]`, without a leading `_`, `.` or `-`, and with the format's extension. `None` when
+/// nothing is left of it.
+///
+/// CouchDB refuses attachment names with a leading `_`; the name also becomes a file name in downloads (`cb_recordings`).
+pub fn media_name(given: &str, format: Format) -> Option<String> {
+    let given = given.trim().trim_start_matches("local_stream://");
+    let mut flat = String::with_capacity(given.len());
+    for c in given.chars() {
+        if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') {
+            flat.push(c);
+        } else if !flat.ends_with('_') {
+            flat.push('_');
+        }
+    }
+    let stem = match flat.rsplit_once('.') {
+        Some((stem, extension)) if is_audio(extension) => stem,
+        _ => &flat,
+    };
+    let stem = stem.trim_start_matches(['_', '.', '-']).trim_end_matches(['_', '.']);
+    let room = MAX_MEDIA_NAME - 1 - format.extension().len();
+    let stem = stem.get(..stem.len().min(room))?;
+    (!stem.is_empty()).then(|| format!("{stem}.{format}"))
+}
+
+fn is_audio(extension: &str) -> bool {
+    ["mp3", "mp4", "wav"]
+        .iter()
+        .any(|known| extension.eq_ignore_ascii_case(known))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn databases_are_named_as_kazoo_names_them() {
+        let account = "0123456789abcdef0123456789abcdef";
+        let month = Month::of_id("202506-x").unwrap();
+        assert_eq!(
+            modb(account, month),
+            "account/01/23/456789abcdef0123456789abcdef-202506"
+        );
+        assert_eq!(
+            encoded(&modb(account, month)),
+            "account%2F01%2F23%2F456789abcdef0123456789abcdef-202506"
+        );
+    }
+
+    #[test]
+    fn a_media_name_is_flattened_and_gets_the_right_extension() {
+        for (given, format, name) in [
+            ("front-desk-0001.wav", Format::Wav, Some("front-desk-0001.wav")),
+            ("front-desk-0001.wav", Format::Mp3, Some("front-desk-0001.mp3")),
+            ("call 1@home", Format::Mp3, Some("call_1_home.mp3")),
+            ("/etc/passwd", Format::Mp3, Some("etc_passwd.mp3")),
+            ("../../x.MP3", Format::Mp3, Some("x.mp3")),
+            ("_private.mp3", Format::Mp3, Some("private.mp3")),
+            ("обзор вызова №7.mp3", Format::Mp3, Some("7.mp3")),
+            ("${system id}.mp3", Format::Mp3, Some("system_id.mp3")),
+            ("v1.2", Format::Wav, Some("v1.2.wav")),
+            ("電話", Format::Mp3, None),
+            (".mp3", Format::Mp3, None),
+            ("", Format::Mp3, None),
+        ] {
+            assert_eq!(media_name(given, format).as_deref(), name, "{given}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_becomes_a_safe_one(given in any::<String>()) {
+            if let Some(name) = media_name(&given, Format::Mp3) {
+                prop_assert!(name.len() <= MAX_MEDIA_NAME && !name.starts_with(['_', '.', '-']) && name.ends_with(".mp3"));
+                prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')));
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The order: all that an action fixed about its recording, kept until the recording is closed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::kazoo::call::Parties;
+use crate::kazoo::dialplan::{RecordStart, Silence, Trigger};
+use crate::kazoo::time::Moment;
+
+use super::format::Format;
+use super::identity::{Key, MediaId};
+use super::settings::Method;
+
+/// What was ordered. Made by `plan` from an action, or read back from what the recording carried through the switch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    pub key: Key,
+    /// The id that the recording has on the switch, and its document unless another recording has that id already.
+    pub media_id: MediaId,
+    /// The call's id when the action ran.
+    pub call_id: String,
+    /// The raw account id; absent when the action named none that can be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account_id: Option<String>,
+    /// Our zone when the action ran: the one whose broker the call lives on.
+    #[serde(default)]
+    pub zone: String,
+    /// The file's base name on the switch.
+    pub file_name: String,
+    /// The document's and the attachment's name.
+    pub media_name: String,
+    pub format: Format,
+    /// `callflow : <label>`.
+    pub origin: String,
+    #[serde(default)]
+    pub method: Method,
+    #[serde(default)]
+    pub url: Url,
+    /// Seconds; a shorter recording is discarded.
+    #[serde(default)]
+    pub min_sec: u32,
+    pub asked_at: Moment,
+    #[serde(default)]
+    pub parties: Parties,
+    /// What it takes to command the recording; absent in an order that came back from the switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Command>,
+}
+
+/// The user's URL.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Url {
+    #[default]
+    None,
+    Given(String),
+    /// There was one, too long to be carried through the switch, and nobody else remembers it.
+    Lost,
+}
+
+/// How the recording is commanded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// The control process' address, as written in the action.
+    pub control: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetch_id: Option<String>,
+    pub trigger: Trigger,
+    /// Seconds.
+    pub time_limit: u32,
+    pub follow_transfer: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_rate: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silence: Option<Silence>,
+    /// The sealed field that the recording carries.
+    pub carry: String,
+    /// The switch that the call was on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Where the file should be on it, should nobody ever tell.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub path: String,
+}
+
+impl Order {
+    /// The start command for the call's id as it is now; `None` when the order came back from the switch.
+    pub fn start(&self, call_id: &str) -> Option<RecordStart> {
+        let command = self.command.as_ref()?;
+        Some(RecordStart {
+            call_id: call_id.to_owned(),
+            media_name: self.file_name.clone(),
+            media_id: self.media_id.to_string(),
+            time_limit: command.time_limit,
+            follow_transfer: command.follow_transfer,
+            min_sec: self.min_sec,
+            sample_rate: command.sample_rate,
+            silence: command.silence,
+            carry: command.carry.clone(),
+        })
+    }
+
+    /// The `Msg-ID` of the start command: the same at every repeat, so that an error finds its recording.
+    pub fn command_id(&self) -> String {
+        self.key.derived("command")
+    }
+}

@@ -1,0 +1,183 @@
+//! What a recording's document says of the way of its audio: pending, until it is where it belongs; then where that is.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::kazoo::time::Moment;
+
+use super::document::Subject;
+
+/// How far the audio of a document has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// On its way to a URL or a storage plan's place.
+    Pending,
+    /// Where it belongs.
+    Complete,
+    /// Kept elsewhere, until somebody decides.
+    Parked,
+}
+
+impl State {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Complete => "complete",
+            Self::Parked => "parked",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What is written of it into `pvt_recording`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress<'a> {
+    pub state: State,
+    /// Deliveries begun so far, this one included.
+    pub attempts: u32,
+    /// From the table of causes; none while it is open how it ends.
+    pub cause: Option<&'a str>,
+}
+
+/// Audio that is somewhere else than in the document's database, as Crossbar fetches it (`kzs_attachments:attachment_from_handler`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elsewhere<'a> {
+    /// The attachment's name.
+    pub name: &'a str,
+    /// The URL after redirects, exactly as it was requested.
+    pub url: &'a str,
+    pub content_type: &'a str,
+    /// Bytes.
+    pub length: u64,
+}
+
+impl Subject<'_> {
+    /// The document without attachments, and how far its audio has come.
+    pub fn document_at(&self, progress: &Progress<'_>) -> Map<String, Value> {
+        let mut document = self.document();
+        mark(&mut document, progress);
+        document
+    }
+}
+
+/// Writes into a document how far its audio has come.
+pub fn mark(document: &mut Map<String, Value>, progress: &Progress<'_>) {
+    let private = document.entry("pvt_recording").or_insert_with(|| json!({}));
+    if let Some(private) = private.as_object_mut() {
+        private.insert("state".into(), json!(progress.state));
+        private.insert("attempts".into(), json!(progress.attempts));
+        match progress.cause {
+            Some(cause) => private.insert("cause".into(), json!(cause)),
+            None => private.remove("cause"),
+        };
+    }
+}
+
+/// As `mark`, in a document that was stored before.
+pub fn edited(mut document: Map<String, Value>, progress: &Progress<'_>, now: Moment) -> Map<String, Value> {
+    mark(&mut document, progress);
+    let created = document.get("pvt_created").and_then(Value::as_i64).unwrap_or(0);
+    // Events' times are rounded up: the end may lie in our future.
+    document.insert("pvt_modified".into(), json!(now.gregorian_seconds().max(created)));
+    document
+}
+
+/// The document of a recording whose audio has arrived at a URL. It has this one attachment, whatever it had before.
+pub fn completed(
+    document: Map<String, Value>,
+    at: &Elsewhere<'_>,
+    progress: &Progress<'_>,
+    now: Moment,
+) -> Map<String, Value> {
+    let mut document = edited(document, progress, now);
+    let stub = json!({
+        "content_type": at.content_type,
+        "length": at.length,
+        "stub": false,
+        "handler": {"kz_att_http": {"url": fetchable(at.url)}},
+    });
+    document.insert("pvt_attachments".into(), json!({ at.name: stub }));
+    document
+}
+
+/// The same URL, for Kazoo to fetch from. `kz_att_http:fetch_attachment` appends ids and a name to whatever it finds, which would name another file,
+/// or spoil the last value of the query. Behind a `#` they are part of a fragment, and no fragment is ever sent.
+fn fetchable(url: &str) -> String {
+    if url.contains('#') {
+        url.to_owned()
+    } else {
+        format!("{url}#")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending() -> Map<String, Value> {
+        let document = json!({
+            "_id": "202611-a", "_rev": "1-x", "pvt_created": 63_962_610_391_i64, "pvt_modified": 63_962_610_391_i64,
+            "pvt_recording": {"key": "k", "state": "pending", "attempts": 1},
+        });
+        document.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn a_completed_document_tells_kazoo_where_the_audio_is() {
+        let at = Elsewhere {
+            name: "desk.mp3",
+            url: "https://h/in/call_recording_a.mp3?from=1",
+            content_type: "audio/mpeg",
+            length: 7,
+        };
+        let progress = Progress {
+            state: State::Complete,
+            attempts: 3,
+            cause: Some("complete"),
+        };
+        let now = Moment::from_gregorian_seconds(63_962_610_500);
+        let done = Value::Object(completed(pending(), &at, &progress, now));
+        assert_eq!(
+            done["pvt_attachments"],
+            json!({"desk.mp3": {
+                "content_type": "audio/mpeg", "length": 7, "stub": false,
+                "handler": {"kz_att_http": {"url": "https://h/in/call_recording_a.mp3?from=1#"}},
+            }})
+        );
+        assert_eq!(
+            done["pvt_recording"],
+            json!({"key": "k", "state": "complete", "attempts": 3, "cause": "complete"})
+        );
+        assert_eq!(
+            (&done["_rev"], &done["pvt_modified"]),
+            (&json!("1-x"), &json!(63_962_610_500_i64))
+        );
+    }
+
+    #[test]
+    fn a_document_is_never_modified_before_it_was_created() {
+        let progress = Progress {
+            state: State::Parked,
+            attempts: 12,
+            cause: Some("url_refuses"),
+        };
+        let early = Moment::from_gregorian_seconds(63_962_610_000);
+        let parked = edited(pending(), &progress, early);
+        assert_eq!(parked["pvt_modified"], json!(63_962_610_391_i64));
+        assert_eq!(parked["pvt_recording"]["cause"], "url_refuses");
+        let again = Progress {
+            state: State::Pending,
+            attempts: 13,
+            cause: None,
+        };
+        assert!(edited(parked, &again, early)["pvt_recording"].get("cause").is_none());
+    }
+}

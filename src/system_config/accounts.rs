@@ -1,0 +1,175 @@
+//! What an account has of its own: its storage plan, and how often a delivery is tried. Remembered for a minute.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::couch::{Couch, CouchError};
+use crate::kazoo::json::owned_text;
+use crate::recording::names::account_db;
+
+use super::media::Media;
+use super::storage::{Plan, is_alive};
+
+/// How long an answer is good for.
+const GOOD_FOR: Duration = Duration::from_secs(60);
+/// Accounts that are remembered; past that everything is forgotten.
+const MOST: usize = 4096;
+
+const SYSTEM_DATA: &str = "system_data";
+const SERVICES: &str = "services";
+/// The account's own `system_config/media` (`kapps_config_util:account_doc_id`).
+const CONFIG: &str = "configs_media";
+
+/// Reads accounts' own settings. Cheap to clone.
+#[derive(Clone)]
+pub struct Accounts {
+    couch: Couch,
+    plans: Arc<Memory<Plan>>,
+    /// What the account, or its reseller, sets; `None`: neither does.
+    retries: Arc<Memory<Option<u32>>>,
+}
+
+impl Accounts {
+    pub fn new(couch: Couch) -> Self {
+        Self {
+            couch,
+            plans: Arc::default(),
+            retries: Arc::default(),
+        }
+    }
+
+    /// The storage plan of an account; `Unknown` while the database does not tell.
+    pub async fn plan(&self, account_id: &str) -> Plan {
+        if let Some(plan) = self.plans.get(account_id) {
+            return plan;
+        }
+        match self.read_plan(account_id).await {
+            Ok(plan) => self.plans.put(account_id, plan),
+            Err(error) => {
+                warn!(account_id, %error, "the account's storage plan cannot be read");
+                Plan::Unknown
+            }
+        }
+    }
+
+    async fn read_plan(&self, account_id: &str) -> Result<Plan, CouchError> {
+        let read = async |id: &str| {
+            let document = self.couch.get(SYSTEM_DATA, id).await?;
+            Ok::<_, CouchError>(document.filter(is_alive))
+        };
+        let system = read("system").await?;
+        let account = read(account_id).await?;
+        let named = match account.as_ref().and_then(|account| owned_text(account, "pvt_plan_id")) {
+            Some(id) => read(&id).await?,
+            None => None,
+        };
+        Ok(Plan::read([&system, &named, &account].into_iter().flatten()))
+    }
+
+    /// How often a delivery is tried again for an account. The system's value while the database does not tell.
+    pub async fn storage_retry_times(&self, account_id: &str, media: &Media) -> u32 {
+        let own = match self.retries.get(account_id) {
+            Some(own) => own,
+            None => match self.read_retries(account_id).await {
+                Ok(own) => self.retries.put(account_id, own),
+                Err(error) => {
+                    warn!(account_id, %error, "the account's configuration cannot be read");
+                    None
+                }
+            },
+        };
+        own.unwrap_or(media.storage_retry_times)
+    }
+
+    async fn read_retries(&self, account_id: &str) -> Result<Option<u32>, CouchError> {
+        if let Some(own) = self.couch.get(&account_db(account_id), CONFIG).await? {
+            return Ok(retry_times(&own));
+        }
+        let services = self.couch.get(SERVICES, account_id).await?;
+        let reseller = services.and_then(|services| owned_text(&services, "pvt_reseller_id"));
+        match reseller.filter(|reseller| reseller != account_id) {
+            Some(reseller) => {
+                let theirs = self.couch.get(&account_db(&reseller), CONFIG).await?;
+                Ok(theirs.as_ref().and_then(retry_times))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Forgets what is remembered: somebody changed it.
+    pub fn forget(&self) {
+        self.plans.clear();
+        self.retries.clear();
+    }
+}
+
+/// An account's document that lacks the key takes the system's value; its reseller is not asked then (`kapps_account_config:get_global`).
+fn retry_times(document: &Value) -> Option<u32> {
+    let value = document.pointer("/call_recording/storage_retry_times")?;
+    crate::kazoo::json::integer(value).and_then(|times| u32::try_from(times).ok())
+}
+
+struct Memory<T>(Mutex<HashMap<String, (T, Instant)>>);
+
+impl<T> Default for Memory<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Clone> Memory<T> {
+    fn get(&self, account_id: &str) -> Option<T> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (value, at) = known.get(account_id)?;
+        (at.elapsed() < GOOD_FOR).then(|| value.clone())
+    }
+
+    fn put(&self, account_id: &str, value: T) -> T {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST {
+            known.clear();
+        }
+        known.insert(account_id.to_owned(), (value.clone(), Instant::now()));
+        value
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_accounts_number_of_attempts_is_read_leniently() {
+        let read = |value| retry_times(&json!({"call_recording": {"storage_retry_times": value}}));
+        assert_eq!(read(json!(7)), Some(7));
+        assert_eq!(read(json!("7")), Some(7));
+        assert_eq!(read(json!(-1)), None);
+        assert_eq!(read(json!("many")), None);
+        assert_eq!(retry_times(&json!({})), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_good_for_a_minute() {
+        let memory = Memory::default();
+        memory.put("a", 1);
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert_eq!(memory.get("a"), Some(1));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(memory.get("a"), None);
+        for n in 0..10_000 {
+            memory.put(&n.to_string(), n);
+        }
+        assert!(memory.0.lock().unwrap().len() <= MOST);
+    }
+}

@@ -1,0 +1,207 @@
+//! What `system_config/media` says, read purely.
+
+use serde_json::Value;
+
+use crate::couch::{NoServer, Server};
+use crate::kazoo::json::{boolean, integer};
+use crate::recording::format::Format;
+use crate::recording::plan::Defaults;
+
+use super::proxy::Proxy;
+
+/// Kazoo's own default of `call_recording.storage_retry_times` (`kz_media_config`).
+pub const STORAGE_RETRY_TIMES: u32 = 5;
+
+/// Port of a third party's server that has none in its value (`third_party_bigcouch_port`).
+const THIRD_PARTY_PORT: u16 = 5984;
+
+/// The settings that concern recordings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Media {
+    /// `store_recordings`: whether recordings without a URL of their own are kept at all.
+    pub store_recordings: bool,
+    pub defaults: Defaults,
+    pub third_party: ThirdParty,
+    /// Kazoo's store proxy, which serves accounts with a storage plan.
+    pub proxy: Proxy,
+    /// `call_recording.storage_retry_times`, which accounts may override.
+    pub storage_retry_times: u32,
+}
+
+/// `third_party_bigcouch_host`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ThirdParty {
+    NotSet,
+    Server(Server),
+    /// It is set, to something that names no server. Nothing may go to our own cluster then.
+    Unusable(NoServer),
+}
+
+/// The sections of a configuration document: the zone's, then `default`. Key by key, the first that has it wins.
+pub(super) struct Sections<'a>(Vec<&'a Value>);
+
+impl<'a> Sections<'a> {
+    pub(super) fn of(document: &'a Value, zone: &str) -> Self {
+        let found = [zone, "default"].into_iter().filter_map(|name| document.get(name));
+        Self(found.collect())
+    }
+
+    pub(super) fn find(&self, path: &[&str]) -> Option<&'a Value> {
+        self.0.iter().find_map(|section| {
+            let found = path.iter().try_fold(*section, |at, key| at.get(key))?;
+            (!found.is_null()).then_some(found)
+        })
+    }
+
+    pub(super) fn flag(&self, key: &str, default: bool) -> bool {
+        self.find(&[key]).and_then(boolean).unwrap_or(default)
+    }
+
+    /// Text; a number stands for its decimal form, the text `undefined` (which Kazoo's tools leave behind) and the empty one for nothing.
+    pub(super) fn text(&self, key: &str) -> Option<String> {
+        let text = match self.find(&[key])? {
+            Value::String(text) => text.trim().to_owned(),
+            Value::Number(number) => number.to_string(),
+            _ => return None,
+        };
+        (!matches!(text.as_str(), "" | "undefined" | "null")).then_some(text)
+    }
+
+    pub(super) fn number<T: TryFrom<i64>>(&self, path: &[&str]) -> Option<T> {
+        self.find(path)
+            .and_then(integer)
+            .and_then(|value| T::try_from(value).ok())
+    }
+}
+
+impl Media {
+    /// Reads the document's sections; absent keys and nonsense have Kazoo's defaults (`kz_media_config`, `kz_media_util`).
+    pub fn read(document: &Value, zone: &str) -> Self {
+        let sections = Sections::of(document, zone);
+        let number = |key: &str, default: u32| sections.number(&[key]).unwrap_or(default);
+        let fallback = Defaults::default();
+        Self {
+            store_recordings: sections.flag("store_recordings", false),
+            defaults: Defaults {
+                format: sections
+                    .find(&["call_recording", "extension"])
+                    .and_then(Value::as_str)
+                    .and_then(Format::named)
+                    .unwrap_or(fallback.format),
+                min_sec: number("record_min_sec", fallback.min_sec),
+                max_time_limit: number("max_recording_time_limit", fallback.max_time_limit),
+            },
+            third_party: third_party(&sections),
+            proxy: Proxy::read(&sections),
+            storage_retry_times: sections
+                .number(&["call_recording", "storage_retry_times"])
+                .unwrap_or(STORAGE_RETRY_TIMES),
+        }
+    }
+}
+
+fn third_party(sections: &Sections<'_>) -> ThirdParty {
+    let port = sections.number(&["third_party_bigcouch_port"]).filter(|port| *port > 0);
+    match sections.text("third_party_bigcouch_host") {
+        None => ThirdParty::NotSet,
+        Some(text) => match Server::parse(&text, port.unwrap_or(THIRD_PARTY_PORT)) {
+            Ok(server) => ThirdParty::Server(server),
+            Err(error) => ThirdParty::Unusable(error),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_zones_section_wins_over_default_key_by_key() {
+        let document = json!({
+            "default": {"store_recordings": "true", "record_min_sec": 2, "call_recording": {"extension": "wav"}},
+            "zone-a": {"record_min_sec": "4", "max_recording_time_limit": 600},
+        });
+        let media = Media::read(&document, "zone-a");
+        assert!(media.store_recordings);
+        assert_eq!(
+            media.defaults,
+            Defaults {
+                format: Format::Wav,
+                min_sec: 4,
+                max_time_limit: 600
+            }
+        );
+        assert_eq!(Media::read(&document, "elsewhere").defaults.min_sec, 2);
+    }
+
+    #[test]
+    fn nothing_and_nonsense_have_kazoos_defaults() {
+        for document in [
+            json!(null),
+            json!({}),
+            json!({"default": {"store_recordings": 7, "record_min_sec": -1, "call_recording": {"extension": "ogg"}}}),
+        ] {
+            let media = Media::read(&document, "local");
+            assert!(!media.store_recordings);
+            assert_eq!(media.defaults, Defaults::default());
+            assert_eq!(media.third_party, ThirdParty::NotSet);
+            assert_eq!(media.storage_retry_times, 5);
+        }
+    }
+
+    #[test]
+    fn a_third_party_is_set_only_by_a_value_that_means_something() {
+        let read = |section| Media::read(&json!({ "default": section }), "local").third_party;
+        for unset in [
+            json!(null),
+            json!(""),
+            json!(" "),
+            json!("undefined"),
+            json!("null"),
+            json!(false),
+            json!({}),
+        ] {
+            let section = json!({ "third_party_bigcouch_host": unset });
+            assert_eq!(read(section), ThirdParty::NotSet, "{unset}");
+        }
+        let url = |section| match read(section) {
+            ThirdParty::Server(server) => server.url.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(url(json!({"third_party_bigcouch_host": "rec"})), "http://rec:5984/");
+        for port in [json!(6984), json!("6984")] {
+            let section = json!({"third_party_bigcouch_host": "rec", "third_party_bigcouch_port": port});
+            assert_eq!(url(section), "http://rec:6984/");
+        }
+        let section = json!({"third_party_bigcouch_host": "https://u:p@rec", "third_party_bigcouch_port": 6984});
+        assert_eq!(url(section), "https://rec/");
+        let unusable = read(json!({"third_party_bigcouch_host": "http://rec/couch"}));
+        assert_eq!(unusable, ThirdParty::Unusable(NoServer::HasPath));
+    }
+
+    #[test]
+    fn a_zone_can_take_back_what_default_sets() {
+        let document = json!({
+            "default": {"third_party_bigcouch_host": "rec"},
+            "zone-a": {"third_party_bigcouch_host": ""},
+            "zone-b": {"third_party_bigcouch_host": null},
+        });
+        // As Kazoo: an empty text is a value, null is none.
+        let of_zone = |zone| Media::read(&document, zone).third_party;
+        assert_eq!(of_zone("zone-a"), ThirdParty::NotSet);
+        assert!(matches!(of_zone("zone-b"), ThirdParty::Server(_)));
+    }
+
+    #[test]
+    fn no_password_is_logged_with_the_settings() {
+        let media = Media::read(
+            &json!({"default": {
+                "third_party_bigcouch_host": "http://u:hunter2@rec", "proxy_hostname": "m1", "proxy_username": "p", "proxy_password": "hunter2",
+            }}),
+            "local",
+        );
+        assert!(!format!("{media:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,245 @@
+//! An account's storage plan (`kzs_plan`), read purely from its documents in `system_data`.
+//!
+//! Kazoo merges the document `system`, the plan that the account's document names in `pvt_plan_id`, and the account's document itself,
+//! then looks up what concerns the type `call_recording` in monthly databases.
+
+use serde_json::{Map, Value};
+
+use crate::couch::Server;
+use crate::kazoo::json::{boolean_at, integer_at, owned_text, text};
+
+/// The connection that is the cluster itself.
+const LOCAL: &str = "local";
+
+/// What the storage plan says of an account's recordings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// Nothing: they are stored like everything else.
+    None,
+    Stored(Storage),
+    /// Nobody could read it now.
+    Unknown,
+}
+
+/// Where a plan puts recordings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Storage {
+    /// The kind of the attachments' handler, such as `s3`, `google_drive` or `http`: Kazoo's store proxy runs it.
+    pub handler: Option<String>,
+    /// The other connection that documents of this type are kept on, if any.
+    pub connection: Option<Connection>,
+}
+
+/// A connection that is not the cluster's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connection {
+    pub tag: String,
+    /// `None`: the plan does not describe it, or not as a CouchDB server.
+    pub server: Option<Server>,
+}
+
+impl Plan {
+    /// Reads the plan that the documents make together, the most general first.
+    pub fn read<'a>(documents: impl IntoIterator<Item = &'a Value>) -> Self {
+        let mut whole = Value::Object(Map::new());
+        for document in documents {
+            merge(&mut whole, document);
+        }
+        let empty = Value::Null;
+        let at = |value: &Value, key: &str| value.get(key).cloned().unwrap_or(Value::Null);
+        let monthly = whole.pointer("/plan/modb").unwrap_or(&empty);
+        let of_type = monthly.pointer("/types/call_recording").unwrap_or(&empty);
+        let tag = text(of_type, "connection")
+            .or_else(|| text(monthly, "connection"))
+            .unwrap_or(LOCAL);
+        // Not merged any deeper: a type's `attachments` replace the parts of the database's that they name.
+        let mut attachments = at(monthly, "attachments");
+        if let Value::Object(own) = at(of_type, "attachments") {
+            match &mut attachments {
+                Value::Object(all) => all.extend(own),
+                other => *other = Value::Object(own),
+            }
+        }
+        let handler = text(&attachments, "handler").map(|id| {
+            // Whatever it names: Kazoo's proxy decides, and tells when it knows no such handler.
+            let described = whole.pointer(&format!("/attachments/{}", pointer(id)));
+            described
+                .and_then(|handler| owned_text(handler, "handler"))
+                .unwrap_or_else(|| id.to_owned())
+        });
+        let connection = (tag != LOCAL).then(|| Connection {
+            tag: tag.to_owned(),
+            server: whole
+                .pointer(&format!("/connections/{}", pointer(tag)))
+                .and_then(server),
+        });
+        if handler.is_none() && connection.is_none() {
+            return Self::None;
+        }
+        Self::Stored(Storage { handler, connection })
+    }
+}
+
+/// Whether a document of `system_data` counts; one that was deleted softly does not.
+pub(super) fn is_alive(document: &Value) -> bool {
+    boolean_at(document, "pvt_deleted") != Some(true)
+}
+
+/// A plan's connection as a server (`kz_couch_util:new_connection`): host or ip, port, credentials, beside or inside of `settings`.
+fn server(connection: &Value) -> Option<Server> {
+    let driver = text(connection, "driver").unwrap_or("kazoo_couch");
+    if driver != "kazoo_couch" {
+        return None;
+    }
+    let settings = connection
+        .get("settings")
+        .filter(|settings| settings.is_object())
+        .unwrap_or(connection);
+    let host = text(settings, "ip").or_else(|| text(settings, "host"))?;
+    let port = integer_at(settings, "port").and_then(|port| u16::try_from(port).ok())?;
+    let mut server = Server::parse(host, port).ok()?;
+    let credentials = settings.get("credentials").unwrap_or(settings);
+    if let Some(username) = text(credentials, "username") {
+        server.username = username.to_owned();
+        let password = crate::kazoo::json::text_or_number(credentials, "password").unwrap_or_default();
+        server.password = password.into();
+    }
+    Some(server)
+}
+
+/// Objects are merged key by key, everything else is replaced; null replaces nothing.
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (_, Value::Null) => {}
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+/// A key as part of a JSON pointer.
+fn pointer(key: &str) -> String {
+    key.replace('~', "~0").replace('/', "~1")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// What Kazoo has when nobody ever wrote one.
+    fn system() -> Value {
+        json!({
+            "_id": "system", "attachments": {}, "connections": {"local": {}},
+            "plan": {"modb": {"attachments": {}, "connection": "local", "types": {}}}, "pvt_type": "storage",
+        })
+    }
+
+    fn handler(kind: &str) -> Plan {
+        Plan::Stored(Storage {
+            handler: Some(kind.to_owned()),
+            connection: None,
+        })
+    }
+
+    #[test]
+    fn the_plan_is_found_where_kazoo_finds_it() {
+        let s3 = json!({"a1b2": {"handler": "s3", "settings": {"bucket": "x"}}});
+        for (what, account, plan) in [
+            ("nothing", json!({}), Plan::None),
+            ("a handler that no type names", json!({"attachments": s3}), Plan::None),
+            (
+                "the type names one",
+                json!({"attachments": s3, "plan": {"modb": {"types": {"call_recording": {"attachments": {"handler": "a1b2"}}}}}}),
+                handler("s3"),
+            ),
+            (
+                "another type names one",
+                json!({"attachments": s3, "plan": {"modb": {"types": {"mailbox_message": {"attachments": {"handler": "a1b2"}}}}}}),
+                Plan::None,
+            ),
+            (
+                "the whole database names one",
+                json!({"attachments": s3, "plan": {"modb": {"attachments": {"handler": "a1b2"}}}}),
+                handler("s3"),
+            ),
+            (
+                "the account's own database names one",
+                json!({"attachments": s3, "plan": {"account": {"attachments": {"handler": "a1b2"}}}}),
+                Plan::None,
+            ),
+            (
+                "it names one that is not described",
+                json!({"plan": {"modb": {"attachments": {"handler": "a1b2"}}}}),
+                handler("a1b2"),
+            ),
+            (
+                "a connection of its own",
+                json!({
+                    "connections": {"c1": {"driver": "kazoo_couch", "settings": {
+                        "ip": "10.0.0.9", "port": 5984, "credentials": {"username": "u", "password": "p"},
+                    }}},
+                    "plan": {"modb": {"types": {"call_recording": {"connection": "c1"}}}},
+                }),
+                Plan::Stored(Storage {
+                    handler: None,
+                    connection: Some(Connection {
+                        tag: "c1".into(),
+                        server: Some(Server::parse("http://u:p@10.0.0.9:5984", 0).unwrap()),
+                    }),
+                }),
+            ),
+            (
+                "a connection that is not described",
+                json!({"plan": {"modb": {"connection": "c1"}}}),
+                Plan::Stored(Storage {
+                    handler: None,
+                    connection: Some(Connection {
+                        tag: "c1".into(),
+                        server: None,
+                    }),
+                }),
+            ),
+            (
+                "the type goes back to the cluster",
+                json!({"plan": {"modb": {"connection": "c1", "types": {"call_recording": {"connection": "local"}}}}}),
+                Plan::None,
+            ),
+            (
+                "nonsense",
+                json!({"plan": {"modb": {"types": [], "attachments": 7}}, "attachments": "x"}),
+                Plan::None,
+            ),
+        ] {
+            assert_eq!(Plan::read([&system(), &account]), plan, "{what}");
+        }
+        assert_eq!(Plan::read([]), Plan::None);
+    }
+
+    #[test]
+    fn the_more_special_document_wins() {
+        let general = json!({
+            "attachments": {"h": {"handler": "s3", "settings": {"bucket": "x"}}},
+            "plan": {"modb": {"types": {"call_recording": {"attachments": {"handler": "h"}}}}},
+        });
+        let special = json!({"attachments": {"h": {"handler": "azure", "settings": null}}});
+        assert_eq!(Plan::read([&system(), &general]), handler("s3"));
+        assert_eq!(Plan::read([&system(), &general, &special]), handler("azure"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_handler_id_is_looked_up_literally(id in "[a-z/~%]{1,8}") {
+            let plan = json!({
+                "attachments": {&id: {"handler": "s3"}},
+                "plan": {"modb": {"attachments": {"handler": &id}}},
+            });
+            prop_assert_eq!(Plan::read([&plan]), handler("s3"));
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! One event, one struct: what happened, with an `emit` that logs and counts together. The only place that knows metric names.
+//!
+//! Labels are from closed sets; a call, an account or a URL never becomes one.
+#![allow(clippy::disallowed_macros)] // the one place
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+mod action;
+mod destination;
+mod recording;
+mod transport;
+
+pub use action::*;
+pub use destination::*;
+pub use recording::*;
+pub use transport::*;
+
+/// Every metric, with its help text and unit. A test of the docs walks it.
+pub const METRICS: &[(&str, &str)] = &[
+    (
+        "kz_record_call_actions_total",
+        "Callflow actions received, by what was done: start, stop, mask, unmask, skip, refused.",
+    ),
+    (
+        "kz_record_call_action_seconds",
+        "From receiving an action to its result being confirmed by the broker.",
+    ),
+    (
+        "kz_record_call_corrections_total",
+        "Values of an action's data that were corrected, by key.",
+    ),
+    (
+        "kz_record_call_commands_total",
+        "Dialplan commands, by command and result: sent, unroutable, failed.",
+    ),
+    (
+        "kz_record_call_recordings_started_total",
+        "RECORD_START events of own recordings.",
+    ),
+    (
+        "kz_record_call_recordings_ended_total",
+        "RECORD_STOP events of own recordings, repeats included.",
+    ),
+    (
+        "kz_record_call_recordings_closed_total",
+        "Recordings closed, by outcome and cause.",
+    ),
+    (
+        "kz_record_call_recording_seconds",
+        "From a recording's end to its being closed.",
+    ),
+    ("kz_record_call_collects_total", "Uploads asked of switches, by result."),
+    ("kz_record_call_uploads_total", "Uploads received, by HTTP status."),
+    ("kz_record_call_upload_bytes_total", "Bytes of audio received."),
+    ("kz_record_call_uploads_in_progress", "Uploads under way now."),
+    (
+        "kz_record_call_findings_total",
+        "Things found wrong with audio, by finding.",
+    ),
+    (
+        "kz_record_call_deliveries_total",
+        "Attempts to deliver audio, by destination and result.",
+    ),
+    (
+        "kz_record_call_delivery_seconds",
+        "Duration of successful deliveries, by destination.",
+    ),
+    ("kz_record_call_announcements_total", "Notices published, by kind."),
+    (
+        "kz_record_call_messages_rejected_total",
+        "Messages that could not be read, by queue.",
+    ),
+    (
+        "kz_record_call_amqp_connected",
+        "1 while consuming or publishing is connected, by connection.",
+    ),
+    (
+        "kz_record_call_amqp_sessions_total",
+        "AMQP sessions begun, by connection.",
+    ),
+    (
+        "kz_record_call_publishes_total",
+        "Messages published, by exchange and result.",
+    ),
+    (
+        "kz_record_call_config_reads_total",
+        "Reads of system_config/media, by result.",
+    ),
+    (
+        "kz_record_call_addresses_total",
+        "Addresses that recordings' URLs led to and that are no public ones, by result: reported, refused.",
+    ),
+    (
+        "kz_record_call_databases_created_total",
+        "Monthly databases that were missing and were created.",
+    ),
+    (
+        "kz_record_call_target_pauses_total",
+        "Times that a target was left alone because different recordings failed there alike.",
+    ),
+    (
+        "kz_record_call_recordings_in_hand",
+        "Recordings that this worker is working on now.",
+    ),
+];
+
+/// Registers the help texts.
+pub fn describe() {
+    for (name, help) in METRICS {
+        if name.ends_with("_seconds") {
+            describe_histogram!(*name, Unit::Seconds, *help);
+        } else if name.ends_with("_total") {
+            describe_counter!(*name, *help);
+        } else {
+            describe_gauge!(*name, *help);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The places that audio goes to.
+
+use metrics::counter;
+use tracing::{error, info, warn};
+
+/// A user's URL led to an address that the policy lets through, but wants told.
+pub struct AddressReported<'a> {
+    pub host: &'a str,
+    pub address: &'a str,
+    pub kind: &'static str,
+}
+
+impl AddressReported<'_> {
+    pub fn emit(self) {
+        warn!(
+            host = self.host,
+            address = self.address,
+            kind = self.kind,
+            "a recording's URL leads into a private network; destination.private_addresses = \"deny\" would refuse it"
+        );
+        counter!("kz_record_call_addresses_total", "result" => "reported").increment(1);
+    }
+}
+
+/// A user's URL led to an address that must not be connected to.
+pub struct AddressRefused<'a> {
+    pub host: &'a str,
+    pub address: &'a str,
+    pub kind: &'static str,
+}
+
+impl AddressRefused<'_> {
+    pub fn emit(self) {
+        warn!(
+            host = self.host,
+            address = self.address,
+            kind = self.kind,
+            "a recording's URL leads to an address that is not connected to; see destination.allow"
+        );
+        counter!("kz_record_call_addresses_total", "result" => "refused").increment(1);
+    }
+}
+
+/// A monthly database was missing, and was created with its views.
+pub struct DatabaseCreated<'a> {
+    pub account_id: &'a str,
+    pub database: &'a str,
+    pub views: usize,
+}
+
+impl DatabaseCreated<'_> {
+    pub fn emit(self) {
+        info!(
+            account_id = self.account_id,
+            database = self.database,
+            views = self.views,
+            "a missing monthly database was created"
+        );
+        counter!("kz_record_call_databases_created_total").increment(1);
+    }
+}
+
+/// A target failed for two different recordings alike; it is left alone for a while.
+pub struct TargetPaused<'a> {
+    pub target: &'a str,
+    pub why: &'a str,
+    pub pause_s: u64,
+}
+
+impl TargetPaused<'_> {
+    pub fn emit(self) {
+        error!(
+            target_name = self.target,
+            why = self.why,
+            pause_s = self.pause_s,
+            "a target takes no recordings; nothing is sent there for a while"
+        );
+        counter!("kz_record_call_target_pauses_total").increment(1);
+    }
+}
+
+/// A target that had been paused takes recordings again.
+pub struct TargetResumed<'a> {
+    pub target: &'a str,
+}
+
+impl TargetResumed<'_> {
+    pub fn emit(self) {
+        info!(target_name = self.target, "a target takes recordings again");
+    }
+}

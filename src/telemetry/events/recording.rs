@@ -1,0 +1,264 @@
+//! Recordings on their way.
+
+use std::time::Duration;
+
+use metrics::{counter, gauge, histogram};
+use tracing::{debug, error, info, warn};
+
+/// The switch confirmed a start.
+pub struct RecordingStarted<'a> {
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+}
+
+impl RecordingStarted<'_> {
+    pub fn emit(self) {
+        info!(call_id = self.call_id, media_id = self.media_id, "recording started");
+        counter!("kz_record_call_recordings_started_total").increment(1);
+    }
+}
+
+/// The switch ended a recording.
+pub struct RecordingEnded<'a> {
+    pub call_id: &'a str,
+    pub account_id: &'a str,
+    pub media_id: &'a str,
+    pub length_ms: u64,
+    pub completion_cause: &'a str,
+}
+
+impl RecordingEnded<'_> {
+    pub fn emit(self) {
+        info!(
+            call_id = self.call_id,
+            account_id = self.account_id,
+            media_id = self.media_id,
+            length_ms = self.length_ms,
+            completion_cause = self.completion_cause,
+            "recording ended"
+        );
+        counter!("kz_record_call_recordings_ended_total").increment(1);
+    }
+}
+
+/// A recording is closed: its outcome is final, and told.
+pub struct RecordingClosed<'a> {
+    pub call_id: &'a str,
+    pub account_id: &'a str,
+    pub media_id: &'a str,
+    pub outcome: &'static str,
+    pub cause: &'static str,
+    /// Since the end of the recording.
+    pub took: Duration,
+    /// Whether an operator should look: audio was lost or never made.
+    pub alarming: bool,
+}
+
+impl RecordingClosed<'_> {
+    pub fn emit(self) {
+        let (call_id, account_id, media_id) = (self.call_id, self.account_id, self.media_id);
+        let (outcome, cause, took_s) = (self.outcome, self.cause, self.took.as_secs_f64());
+        if self.alarming {
+            error!(
+                call_id,
+                account_id, media_id, outcome, cause, took_s, "recording closed without its audio"
+            );
+        } else {
+            info!(
+                call_id,
+                account_id, media_id, outcome, cause, took_s, "recording closed"
+            );
+        }
+        counter!("kz_record_call_recordings_closed_total", "outcome" => outcome, "cause" => cause).increment(1);
+        histogram!("kz_record_call_recording_seconds").record(self.took);
+    }
+}
+
+/// A switch was asked for a file, and this came of it.
+pub struct CollectEnded<'a> {
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+    pub switch: &'a str,
+    pub result: Result<u64, &'a str>,
+}
+
+impl CollectEnded<'_> {
+    pub fn emit(self) {
+        let (call_id, media_id, switch) = (self.call_id, self.media_id, self.switch);
+        let result = match self.result {
+            Ok(bytes) => {
+                debug!(call_id, media_id, switch, bytes, "audio received");
+                "received"
+            }
+            Err(why) => {
+                warn!(
+                    call_id,
+                    media_id, switch, why, "no audio received; the file stays on the switch"
+                );
+                "failed"
+            }
+        };
+        counter!("kz_record_call_collects_total", "result" => result).increment(1);
+    }
+}
+
+/// An upload to our ingest was answered.
+pub struct UploadAnswered<'a> {
+    pub media_id: &'a str,
+    pub status: u16,
+    pub bytes: u64,
+    pub why: &'a str,
+}
+
+impl UploadAnswered<'_> {
+    pub fn emit(self) {
+        if self.status < 300 {
+            debug!(
+                media_id = self.media_id,
+                status = self.status,
+                bytes = self.bytes,
+                why = self.why,
+                "upload answered"
+            );
+        } else {
+            info!(
+                media_id = self.media_id,
+                status = self.status,
+                bytes = self.bytes,
+                why = self.why,
+                "upload refused"
+            );
+        }
+        counter!("kz_record_call_uploads_total", "status" => self.status.to_string()).increment(1);
+        counter!("kz_record_call_upload_bytes_total").increment(self.bytes);
+    }
+}
+
+/// The number of uploads under way changed by `by`.
+pub struct UploadsInProgress {
+    pub by: i32,
+}
+
+impl UploadsInProgress {
+    pub fn emit(self) {
+        gauge!("kz_record_call_uploads_in_progress").increment(f64::from(self.by));
+    }
+}
+
+/// The number of recordings in this worker's hands changed by `by`.
+pub struct RecordingsInHand {
+    pub by: i32,
+}
+
+impl RecordingsInHand {
+    pub fn emit(self) {
+        gauge!("kz_record_call_recordings_in_hand").increment(f64::from(self.by));
+    }
+}
+
+/// Something is wrong with audio that was received.
+pub struct AudioSuspect<'a> {
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+    pub finding: &'static str,
+    pub size: u64,
+}
+
+impl AudioSuspect<'_> {
+    pub fn emit(self) {
+        warn!(
+            call_id = self.call_id,
+            media_id = self.media_id,
+            finding = self.finding,
+            size = self.size,
+            "the audio is not what it should be; it is kept as it is"
+        );
+        counter!("kz_record_call_findings_total", "finding" => self.finding).increment(1);
+    }
+}
+
+/// An attempt to deliver ended.
+pub struct DeliveryEnded<'a> {
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+    pub destination: &'static str,
+    pub result: Result<(), &'a str>,
+    pub took: Duration,
+}
+
+impl DeliveryEnded<'_> {
+    pub fn emit(self) {
+        let (call_id, media_id, destination) = (self.call_id, self.media_id, self.destination);
+        let result = match self.result {
+            Ok(()) => {
+                info!(
+                    call_id,
+                    media_id,
+                    destination,
+                    took_s = self.took.as_secs_f64(),
+                    "delivered"
+                );
+                histogram!("kz_record_call_delivery_seconds", "destination" => destination).record(self.took);
+                "delivered"
+            }
+            Err(why) => {
+                warn!(call_id, media_id, destination, why, "not delivered");
+                "failed"
+            }
+        };
+        counter!("kz_record_call_deliveries_total", "destination" => destination, "result" => result).increment(1);
+    }
+}
+
+/// A notice was published and confirmed.
+pub struct Announced<'a> {
+    pub media_id: &'a str,
+    pub kind: &'static str,
+}
+
+impl Announced<'_> {
+    pub fn emit(self) {
+        debug!(media_id = self.media_id, kind = self.kind, "announced");
+        counter!("kz_record_call_announcements_total", "kind" => self.kind).increment(1);
+    }
+}
+
+/// Attempts are over: the recording rests, its audio kept, until somebody moves it on.
+pub struct RecordingParked<'a> {
+    pub call_id: &'a str,
+    pub account_id: &'a str,
+    pub media_id: &'a str,
+    pub cause: &'static str,
+}
+
+impl RecordingParked<'_> {
+    pub fn emit(self) {
+        error!(
+            call_id = self.call_id,
+            account_id = self.account_id,
+            media_id = self.media_id,
+            cause = self.cause,
+            "recording parked: its audio is kept, and somebody must move it on"
+        );
+        counter!("kz_record_call_recordings_parked_total", "cause" => self.cause).increment(1);
+    }
+}
+
+/// The switch did not confirm that a recording was stopped. What is said may still be recorded.
+pub struct StopUnconfirmed<'a> {
+    pub call_id: &'a str,
+    pub account_id: &'a str,
+    pub media_id: &'a str,
+}
+
+impl StopUnconfirmed<'_> {
+    pub fn emit(self) {
+        error!(
+            call_id = self.call_id,
+            account_id = self.account_id,
+            media_id = self.media_id,
+            "the switch did not confirm that the recording was stopped: it may go on"
+        );
+        counter!("kz_record_call_stops_unconfirmed_total").increment(1);
+    }
+}

@@ -1,0 +1,161 @@
+//! The broker, its messages, the configuration.
+
+use std::time::Duration;
+
+use metrics::{counter, gauge, histogram};
+use tracing::{debug, error, info, warn};
+
+/// A message could not be read; it is in the dead letters with its reason.
+pub struct MessageRejected<'a> {
+    pub queue: &'static str,
+    pub call_id: &'a str,
+    pub why: &'a str,
+}
+
+impl MessageRejected<'_> {
+    pub fn emit(self) {
+        error!(
+            queue = self.queue,
+            call_id = self.call_id,
+            why = self.why,
+            "message cannot be read; put to the dead letters"
+        );
+        counter!("kz_record_call_messages_rejected_total", "queue" => self.queue).increment(1);
+    }
+}
+
+/// An AMQP connection came up or went down.
+pub struct AmqpConnection<'a> {
+    pub connection: &'static str,
+    /// `Err` tells why it went down.
+    pub state: Result<(), &'a str>,
+}
+
+impl AmqpConnection<'_> {
+    pub fn emit(self) {
+        let connection = self.connection;
+        match self.state {
+            Ok(()) => {
+                info!(connection, "AMQP connected");
+                counter!("kz_record_call_amqp_sessions_total", "connection" => connection).increment(1);
+                gauge!("kz_record_call_amqp_connected", "connection" => connection).set(1.0);
+            }
+            Err(why) => {
+                warn!(connection, why, "AMQP not connected");
+                gauge!("kz_record_call_amqp_connected", "connection" => connection).set(0.0);
+            }
+        }
+    }
+}
+
+/// A message was published, or not.
+pub struct Published {
+    pub exchange: &'static str,
+    /// `confirmed`, `unroutable` or `failed`.
+    pub result: &'static str,
+}
+
+impl Published {
+    pub fn emit(self) {
+        counter!("kz_record_call_publishes_total", "exchange" => self.exchange, "result" => self.result).increment(1);
+    }
+}
+
+/// `system_config/media` was read, or not.
+pub struct ConfigRead<'a> {
+    pub result: Result<(), &'a str>,
+}
+
+impl ConfigRead<'_> {
+    pub fn emit(self) {
+        let result = match self.result {
+            Ok(()) => "ok",
+            Err(why) => {
+                warn!(
+                    why,
+                    "system_config/media cannot be read; what was read before stays in force"
+                );
+                "failed"
+            }
+        };
+        counter!("kz_record_call_config_reads_total", "result" => result).increment(1);
+    }
+}
+
+/// A request with entries went to the ledger.
+pub struct LedgerBatch {
+    pub entries: usize,
+    pub took: Duration,
+    pub good: bool,
+}
+
+impl LedgerBatch {
+    pub fn emit(self) {
+        let result = if self.good { "written" } else { "failed" };
+        let entries = u64::try_from(self.entries).unwrap_or(u64::MAX);
+        counter!("kz_record_call_ledger_writes_total", "result" => result).increment(entries);
+        counter!("kz_record_call_ledger_batches_total", "result" => result).increment(1);
+        histogram!("kz_record_call_ledger_batch_seconds").record(self.took);
+    }
+}
+
+/// The ledger went down, or came back.
+pub struct LedgerState<'a> {
+    pub state: Result<(), &'a str>,
+}
+
+impl LedgerState<'_> {
+    pub fn emit(self) {
+        match self.state {
+            Ok(()) => info!("the ledger is back"),
+            Err(why) => error!(
+                why,
+                "the ledger is down: starts go to the journal, ends wait in their queue"
+            ),
+        }
+        gauge!("kz_record_call_ledger_up").set(if self.state.is_ok() { 1.0 } else { 0.0 });
+    }
+}
+
+/// A start that the ledger did not take in time went to the journal.
+pub struct Journalled<'a> {
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+    pub result: Result<(), &'a str>,
+}
+
+impl Journalled<'_> {
+    pub fn emit(self) {
+        let (call_id, media_id) = (self.call_id, self.media_id);
+        let result = match self.result {
+            Ok(()) => {
+                debug!(call_id, media_id, "start written to the journal");
+                "written"
+            }
+            Err(why) => {
+                error!(
+                    call_id,
+                    media_id, why, "start written nowhere yet; its action stays with the broker"
+                );
+                "failed"
+            }
+        };
+        counter!("kz_record_call_journal_writes_total", "result" => result).increment(1);
+    }
+}
+
+/// A look for what is due ended.
+pub struct SweepEnded {
+    pub due: usize,
+    pub taken: usize,
+}
+
+impl SweepEnded {
+    pub fn emit(self) {
+        if self.due > 0 {
+            debug!(due = self.due, taken = self.taken, "recordings were due");
+        }
+        let taken = u64::try_from(self.taken).unwrap_or(u64::MAX);
+        counter!("kz_record_call_sweep_taken_total").increment(taken);
+    }
+}

@@ -1,0 +1,417 @@
+//! The composition: builds the parts, spawns, supervises, drains. The only file that knows them all.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::ExposeSecret as _;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::admin::{self, Readiness};
+use crate::amqp::{Binding, Consumers, Delivery, Publisher, QueueKind, QueueSpec, Requests};
+use crate::config::{Config, HoldKind};
+use crate::couch::{Couch, CouchError};
+use crate::destination::hold::Hold;
+use crate::flow::hands::Hands;
+use crate::flow::next::{self, Policy};
+use crate::flow::notices::{self, Replaced};
+use crate::flow::pace::Pace;
+use crate::flow::perform::{Parts, Switches};
+use crate::flow::registry::Registry;
+use crate::flow::{end, journal, start, sweep};
+use crate::ingest::{Ingest, Spool};
+use crate::kazoo::change::MEDIA_CONFIG_KEYS;
+use crate::kazoo::envelope::Sender;
+use crate::kazoo::names::{ACTION_KEY, APP_NAME, Exchange};
+use crate::kazoo::time::Clock;
+use crate::ledger::{DueOf, Ledger};
+use crate::recording::carry::Seal;
+use crate::system_config::SystemConfig;
+
+/// The queues that all workers share.
+pub const ACTIONS: &str = "kz_record_call.actions";
+pub const ENDINGS: &str = "kz_record_call.endings";
+
+/// Bounds of the shared queues, in bytes.
+const ACTIONS_MAX_BYTES: i64 = 256 << 20;
+const ENDINGS_MAX_BYTES: i64 = 1 << 30;
+const JOURNAL_MAX_BYTES: i64 = 1 << 30;
+const DEAD_MAX_BYTES: i64 = 256 << 20;
+
+/// Why a worker did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error("the spool folder {dir} cannot be used: {source}")]
+    Spool { dir: String, source: std::io::Error },
+    #[error("{what} cannot listen on {address}: {source}")]
+    Listen {
+        what: &'static str,
+        address: String,
+        source: std::io::Error,
+    },
+    #[error("the HTTP client cannot be built: {0}")]
+    Http(CouchError),
+}
+
+/// A worker that runs.
+pub struct Worker {
+    parts: Arc<Parts>,
+    tasks: TaskTracker,
+    handlers: TaskTracker,
+    stop: CancellationToken,
+    close: CancellationToken,
+    admin: std::net::SocketAddr,
+}
+
+impl Worker {
+    /// Builds the parts and starts them. Neither RabbitMQ nor CouchDB need to be there yet.
+    ///
+    /// # Errors
+    /// What this host itself does not allow: a port, the spool.
+    pub async fn start(config: Config, clock: Clock, metrics: admin::Metrics) -> Result<Self, StartError> {
+        let (tasks, handlers) = (TaskTracker::new(), TaskTracker::new());
+        let (stop, close) = (CancellationToken::new(), CancellationToken::new());
+        let sender = Sender {
+            node: format!("{APP_NAME}@{}", config.kazoo.host),
+        };
+        let secret = secret(&config);
+
+        let gates = Gates::default();
+        // Bound before anything else: an action that nobody is bound for crashes its callflow listener.
+        let (consumers, receivers) = Consumers::start(
+            &config.amqp,
+            &sender.node,
+            queues(&config, &gates),
+            &tasks,
+            stop.clone(),
+            close.clone(),
+        );
+        let publisher = Publisher::start(&config.amqp, &sender.node, clock.clone(), &tasks, close.clone());
+
+        let spool =
+            Spool::open(&config.spool.dir, config.spool.min_free_bytes).map_err(|source| StartError::Spool {
+                dir: config.spool.dir.display().to_string(),
+                source,
+            })?;
+        let ingest = Ingest::start(
+            &config.ingest,
+            &config.kazoo.host,
+            &secret,
+            spool,
+            clock.clone(),
+            &tasks,
+            close.clone(),
+        )
+        .await
+        .map_err(|source| StartError::Listen {
+            what: "ingest",
+            address: config.ingest.listen.to_string(),
+            source,
+        })?;
+        let couch = Couch::new(&config.couchdb).map_err(StartError::Http)?;
+        let system_config = SystemConfig::start(
+            couch.clone(),
+            config.kazoo.zone.clone(),
+            config.kazoo.config_poll,
+            &tasks,
+            stop.clone(),
+        );
+        let hold = Hold::new(&config.hold, &config.couchdb, &couch).map_err(StartError::Http)?;
+        let policy = policy(&config);
+        let policy_worker = policy.worker.clone();
+        let ledger = {
+            let policy = policy.clone();
+            let due: DueOf = Arc::new(move |entry, now| next::due(entry, now, &policy));
+            Ledger::start(couch.clone(), clock.clone(), &policy_worker, due, &tasks, close.clone())
+        };
+        gates.open(&ledger, config.ledger.patience, &tasks, stop.clone());
+        let parts = Arc::new(Parts {
+            sender,
+            clock,
+            seal: Seal::new(&secret),
+            policy,
+            publisher,
+            consumers,
+            requests: Requests::default(),
+            couch,
+            system_config,
+            ingest,
+            ledger,
+            hold,
+            registry: Registry::default(),
+            replaced: Replaced::default(),
+            hands: Hands::default(),
+            pace: Pace::new(config.flow.pace_per_second),
+            switches: Switches::new(config.ingest.per_switch),
+            tasks: handlers.clone(),
+            stop: stop.clone(),
+            config,
+        });
+        let admin = admin::serve(
+            &parts.config.admin,
+            Readiness::new(Arc::clone(&parts)),
+            metrics,
+            &tasks,
+            close.clone(),
+        )
+        .await
+        .map_err(|source| StartError::Listen {
+            what: "admin",
+            address: parts.config.admin.listen.to_string(),
+            source,
+        })?;
+        let worker = Self {
+            parts,
+            tasks,
+            handlers,
+            stop,
+            close,
+            admin,
+        };
+        worker.consume(receivers);
+        worker.tasks.spawn(sweep::run(Arc::clone(&worker.parts)));
+        worker.tasks.spawn(sweep::reconcile(Arc::clone(&worker.parts)));
+        worker.tasks.spawn(sweep::retain(Arc::clone(&worker.parts)));
+        info!(
+            node = worker.parts.sender.node,
+            ingest = %worker.parts.ingest.base(),
+            admin = %worker.admin,
+            zone = worker.parts.config.kazoo.zone,
+            "worker started"
+        );
+        Ok(worker)
+    }
+
+    /// Where `/livez`, `/readyz` and `/metrics` are.
+    pub fn admin(&self) -> std::net::SocketAddr {
+        self.admin
+    }
+
+    /// Ends in good order: no new deliveries, what is in hand is finished or given back within `grace`, then the connections close.
+    pub async fn drain(self, grace: Duration) {
+        info!(grace_s = grace.as_secs(), "draining");
+        self.stop.cancel();
+        self.handlers.close();
+        if tokio::time::timeout(grace, self.handlers.wait()).await.is_err() {
+            warn!(
+                left = self.handlers.len(),
+                "the grace time is over; what is left goes to other workers"
+            );
+        }
+        self.close.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait())
+            .await
+            .is_err()
+        {
+            warn!(left = self.tasks.len(), "some connections did not close in time");
+        }
+        info!("stopped");
+    }
+
+    fn consume(&self, receivers: Vec<mpsc::Receiver<Delivery>>) {
+        let mut receivers = receivers.into_iter();
+        let mut next = || receivers.next();
+        if let Some(actions) = next() {
+            self.each(actions, |parts, delivery| async move {
+                start::handle(&parts, delivery).await
+            });
+        }
+        if let Some(endings) = next() {
+            self.each(
+                endings,
+                |parts, delivery| async move { end::handle(&parts, delivery).await },
+            );
+        }
+        if let Some(replies) = next() {
+            let parts = Arc::clone(&self.parts);
+            self.tasks.spawn(receive(replies, move |delivery| {
+                if let Ok(envelope) = delivery.envelope() {
+                    parts.requests.reply(envelope);
+                }
+            }));
+        }
+        if let Some(notices) = next() {
+            let parts = Arc::clone(&self.parts);
+            self.tasks
+                .spawn(receive(notices, move |delivery| notices::handle(&parts, &delivery)));
+        }
+        if let Some(journal) = next() {
+            self.each(journal, |parts, delivery| async move {
+                journal::handle(&parts, delivery).await
+            });
+        }
+    }
+
+    /// A task for each delivery: one that waits holds up no other, and the prefetch bounds their number.
+    fn each<F, T>(&self, mut deliveries: mpsc::Receiver<Delivery>, handle: F)
+    where
+        F: Fn(Arc<Parts>, Delivery) -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let (parts, handlers) = (Arc::clone(&self.parts), self.handlers.clone());
+        self.tasks.spawn(async move {
+            while let Some(delivery) = deliveries.recv().await {
+                handlers.spawn(handle(Arc::clone(&parts), delivery));
+            }
+        });
+    }
+}
+
+async fn receive(mut deliveries: mpsc::Receiver<Delivery>, handle: impl Fn(Delivery)) {
+    while let Some(delivery) = deliveries.recv().await {
+        handle(delivery);
+    }
+}
+
+/// What decisions depend on, from the configuration.
+pub fn policy(config: &Config) -> Policy {
+    let flow = &config.flow;
+    Policy {
+        worker: format!("{}#{}", config.kazoo.host, std::process::id()),
+        retry: flow.retry.clone(),
+        jitter: flow.retry_jitter,
+        max_attempts: flow.max_attempts,
+        hold: config.hold.kind != HoldKind::None,
+        start_timeout: flow.start_timeout,
+        check_interval: flow.check_interval,
+        grace: flow.grace,
+        probe_gap: flow.probe_gap,
+        stop_repeats: flow.stop_repeats.clone(),
+        stop_alarm: flow.stop_alarm,
+    }
+}
+
+/// Queues that are left alone while the ledger is down: the journal at once, the endings after a while.
+struct Gates {
+    journal: watch::Sender<bool>,
+    endings: watch::Sender<bool>,
+}
+
+impl Default for Gates {
+    fn default() -> Self {
+        Self {
+            journal: watch::channel(true).0,
+            endings: watch::channel(true).0,
+        }
+    }
+}
+
+impl Gates {
+    /// Follows the ledger from now on.
+    fn open(self, ledger: &Ledger, patience: Duration, tasks: &TaskTracker, stop: CancellationToken) {
+        let mut up = ledger.watch();
+        tasks.spawn(async move {
+            loop {
+                let is_up = *up.borrow_and_update();
+                self.journal.send_replace(is_up);
+                if is_up {
+                    self.endings.send_replace(true);
+                }
+                tokio::select! {
+                    changed = up.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(patience), if !is_up && *self.endings.borrow() => {
+                        warn!("the ledger has been down for a while: ends of recordings are left in their queue");
+                        self.endings.send_replace(false);
+                    }
+                    () = stop.cancelled() => return,
+                }
+            }
+        });
+    }
+}
+
+/// The queues, the most urgent first; `consume` takes their deliveries in this order.
+fn queues(config: &Config, gates: &Gates) -> Vec<QueueSpec> {
+    let bound = |exchange, key: &str| Binding {
+        exchange,
+        key: Some(key.to_owned()),
+    };
+    let shared = |max_bytes| QueueKind::Shared {
+        max_bytes,
+        dead_letters: start::DEAD_LETTERS.to_owned(),
+    };
+    let notices = MEDIA_CONFIG_KEYS
+        .iter()
+        .map(|key| bound(Exchange::Configuration, key))
+        .chain([
+            bound(Exchange::Callevt, "call.dialplan.*"),
+            bound(Exchange::Callevt, "call.CHANNEL_REPLACED.*"),
+            bound(Exchange::Callevt, "call.CHANNEL_DIRECT.*"),
+            bound(Exchange::Unrouted, notices::MEMORY_KEY),
+        ]);
+    vec![
+        QueueSpec {
+            name: ACTIONS.into(),
+            kind: shared(ACTIONS_MAX_BYTES),
+            bindings: vec![
+                bound(Exchange::Kapps, ACTION_KEY),
+                bound(Exchange::Unrouted, ACTION_KEY),
+            ],
+            prefetch: config.amqp.prefetch_actions,
+            gate: None,
+        },
+        QueueSpec {
+            name: ENDINGS.into(),
+            kind: shared(ENDINGS_MAX_BYTES),
+            bindings: ["RECORD_START", "RECORD_STOP"]
+                .map(|event| bound(Exchange::Callevt, &format!("call.{event}.*")))
+                .to_vec(),
+            prefetch: config.amqp.prefetch_endings,
+            gate: Some(gates.endings.subscribe()),
+        },
+        QueueSpec {
+            name: "kz_record_call.replies".into(),
+            kind: QueueKind::Exclusive,
+            bindings: vec![Binding {
+                exchange: Exchange::Targeted,
+                key: None,
+            }],
+            prefetch: 256,
+            gate: None,
+        },
+        QueueSpec {
+            name: "kz_record_call.notices".into(),
+            kind: QueueKind::Exclusive,
+            bindings: notices.collect(),
+            prefetch: 256,
+            gate: None,
+        },
+        QueueSpec {
+            name: journal::JOURNAL.into(),
+            kind: shared(JOURNAL_MAX_BYTES),
+            bindings: Vec::new(),
+            prefetch: 200,
+            gate: Some(gates.journal.subscribe()),
+        },
+        QueueSpec {
+            name: start::DEAD_LETTERS.into(),
+            kind: QueueKind::DeadLetters {
+                max_bytes: DEAD_MAX_BYTES,
+            },
+            bindings: Vec::new(),
+            prefetch: 1,
+            gate: None,
+        },
+    ]
+}
+
+/// The cluster's secret, or one made up for this process.
+fn secret(config: &Config) -> Vec<u8> {
+    match &config.secret {
+        Some(secret) => secret.expose_secret().as_bytes().to_vec(),
+        None => {
+            warn!(
+                "no secret is set, so one was made at random: good for trying out one worker. After a restart, or with another \
+                 worker, what recordings carry cannot be read. Set KZ_RECORD_CALL__SECRET"
+            );
+            let mut secret = uuid::Uuid::new_v4().into_bytes().to_vec();
+            secret.extend(uuid::Uuid::new_v4().into_bytes());
+            secret
+        }
+    }
+}

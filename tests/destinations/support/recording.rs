@@ -1,0 +1,143 @@
+//! A recording with its audio in a spool, as the flow has it when it delivers.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use kz_record_call::destination::Source;
+use kz_record_call::ingest::Spool;
+use kz_record_call::kazoo::envelope::Envelope;
+use kz_record_call::kazoo::event::RecordEvent;
+use kz_record_call::kazoo::time::Moment;
+use kz_record_call::recording::audio::Audio;
+use kz_record_call::recording::digest::Hasher;
+use kz_record_call::recording::document::Subject;
+use kz_record_call::recording::ending::Told;
+use kz_record_call::recording::format::Format;
+use kz_record_call::recording::identity::{Key, MediaId};
+use kz_record_call::recording::order::{Order, Url};
+use kz_record_call::recording::settings::Method;
+
+pub const ACCOUNT: &str = "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4";
+
+/// When the recording of the fixture ended.
+pub const ENDED: Moment = Moment::from_gregorian_seconds(63_962_610_391);
+
+pub struct Recording {
+    pub order: Order,
+    pub told: Told,
+    pub audio: Audio,
+    pub source: Source,
+    pub bytes: Vec<u8>,
+    pub ids: Vec<MediaId>,
+    dir: PathBuf,
+    _spool: Spool,
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Recording {
+    /// A recording of `size` bytes, of a call of its own.
+    pub fn of(size: usize) -> Self {
+        Self::of_call(&uuid::Uuid::new_v4().to_string(), size)
+    }
+
+    /// The recording of that call, whose file has `size` bytes: the same bytes for every size, the longer ones going on.
+    pub fn of_call(call_id: &str, size: usize) -> Self {
+        let key = Key::of(call_id, "action");
+        let order = Order {
+            key,
+            media_id: MediaId::derived(key, ENDED),
+            call_id: call_id.into(),
+            account_id: Some(ACCOUNT.into()),
+            zone: "local".into(),
+            file_name: format!("{key}.mp3"),
+            media_name: "front-desk.mp3".into(),
+            format: Format::Mp3,
+            origin: "callflow : desk".into(),
+            method: Method::Put,
+            url: Url::None,
+            min_sec: 0,
+            asked_at: ENDED,
+            parties: kz_record_call::kazoo::call::Parties::default(),
+            command: None,
+        };
+        let dir = std::env::temp_dir().join(format!("kz-record-call-{}", uuid::Uuid::new_v4().simple()));
+        let spool = Spool::open(&dir, 0).unwrap();
+        let (mut file, spooled) = spool.create().unwrap();
+        let mut random = fastrand::Rng::with_seed(u64::from(key.bytes()[0]));
+        let mut bytes = vec![0; size];
+        random.fill(&mut bytes);
+        file.write_all(&bytes).unwrap();
+        let mut hasher = Hasher::default();
+        hasher.update(&bytes);
+        let ids = vec![order.media_id.clone()];
+        Self {
+            order,
+            told: told(),
+            audio: Audio {
+                size: size as u64,
+                digests: hasher.finish(),
+                duration_ms: Some(59_000),
+                findings: vec![],
+            },
+            source: Source::spooled(spooled),
+            bytes,
+            ids,
+            dir,
+            _spool: spool,
+        }
+    }
+
+    /// As if the user had chosen the id.
+    pub fn with_id(mut self, id: &str) -> Self {
+        let derived = self.order.media_id.clone();
+        self.order.media_id = id.parse().unwrap();
+        self.ids = vec![self.order.media_id.clone(), derived];
+        self
+    }
+
+    pub fn id(&self) -> &MediaId {
+        &self.ids[0]
+    }
+
+    pub fn subject<'a>(&'a self, id: &'a MediaId, destination: &'static str) -> Subject<'a> {
+        Subject {
+            order: &self.order,
+            id,
+            account_id: ACCOUNT,
+            started: None,
+            ended: &self.told,
+            audio: Some(&self.audio),
+            destination,
+            node: "kz_record_call@rec1",
+            now: ENDED,
+        }
+    }
+
+    pub fn database(&self) -> String {
+        self.subject(self.id(), "account").database()
+    }
+
+    /// The spool's folder.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
+    /// Takes the spool away, as a lost disk would.
+    pub fn lose_spool(&self) {
+        std::fs::remove_dir_all(&self.dir).unwrap();
+    }
+}
+
+fn told() -> Told {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/fixtures/call_events/02-record-stop.json"
+    );
+    let event = RecordEvent::of(&Envelope::read(&std::fs::read(path).unwrap()).unwrap()).unwrap();
+    Told::of(&event, ENDED)
+}

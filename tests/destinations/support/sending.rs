@@ -1,0 +1,65 @@
+//! Sending to users' URLs.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use kz_record_call::destination::guard::Guard;
+use kz_record_call::destination::guard::resolve::{Answer, Lookup};
+use kz_record_call::destination::http::{Http, SendError, Sent, Upload};
+use kz_record_call::destination::url::Target;
+use kz_record_call::kazoo::time::Clock;
+use kz_record_call::recording::settings::Method;
+
+use super::{Recording, settings};
+
+/// Names that only a test knows.
+#[derive(Default, Clone)]
+pub struct Names(HashMap<String, Vec<IpAddr>>);
+
+impl Names {
+    pub fn of(names: &[(&str, &[&str])]) -> Self {
+        let parsed = names.iter().map(|(name, addresses)| {
+            let addresses = addresses.iter().map(|address| address.parse().unwrap());
+            ((*name).to_owned(), addresses.collect())
+        });
+        Self(parsed.collect())
+    }
+}
+
+impl Lookup for Names {
+    fn lookup(&self, name: String) -> Answer {
+        let found = self.0.get(&name).cloned();
+        Box::pin(async move { found.ok_or_else(|| std::io::Error::other("no such name")) })
+    }
+}
+
+/// A guarded client that knows `names` and has these settings.
+pub fn http(changes: &[(&str, &str)], names: &[(&str, &[&str])]) -> Http {
+    let settings = settings(changes);
+    let guard = Guard::new(&settings);
+    Http::guarded(&settings, guard, Arc::new(Names::of(names)), Clock::system()).unwrap()
+}
+
+/// A guarded client that operators let reach this host.
+pub fn http_here(changes: &[(&str, &str)]) -> Http {
+    let mut all = vec![("ALLOW", "127.0.0.1")];
+    all.extend_from_slice(changes);
+    http(&all, &[])
+}
+
+/// Sends a recording to a URL as it stands, with the method.
+pub async fn send_by(http: &Http, url: &str, recording: &Recording, method: Method) -> Result<Sent, SendError> {
+    let upload = Upload {
+        source: &recording.source,
+        length: recording.audio.size,
+        content_type: recording.order.format.content_type(),
+        method,
+        key: recording.id().as_str(),
+    };
+    http.send(&Target::parse(url).unwrap(), &upload).await
+}
+
+pub async fn send(http: &Http, url: &str, recording: &Recording) -> Result<Sent, SendError> {
+    send_by(http, url, recording, Method::Put).await
+}

@@ -1,0 +1,403 @@
+//! Nothing lost, nothing silent.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+
+use crate::promises;
+use crate::simulator::sim::{CallOptions, EventFault, Mistreat};
+use crate::support::{Mode, SOON, Services, TestResult, World};
+
+promises![
+    the_ledger_has_the_whole_story_in_three_writes,
+    a_ledger_that_is_away_delays_no_answer_and_loses_no_recording,
+    a_ledger_that_hangs_delays_no_answer,
+    a_stop_works_on_another_worker_than_the_start,
+    a_stop_that_the_switch_ignores_is_repeated_and_told,
+    an_end_that_nobody_told_is_presumed,
+    a_recording_that_never_starts_fails_with_its_cause,
+    a_dialplan_error_fails_the_recording_with_its_cause,
+    a_control_queue_that_is_gone_fails_the_recording_with_its_cause,
+    events_that_come_twice_change_nothing,
+    an_action_that_comes_twice_makes_one_recording,
+    a_recording_is_taken_up_again_when_its_workers_lease_runs_out,
+    what_is_parked_is_listed_explained_and_moved_on,
+    what_is_given_up_is_never_asked_for_again,
+];
+
+async fn the_ledger_has_the_whole_story_in_three_writes(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker_with(&[("LEDGER__LINGER_MS", "1000")]).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world.state(&call.id(), "recording", SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    let entry = world.state(&call.id(), "stored", SOON).await?;
+    let facts: Vec<&str> = entry["facts"]
+        .as_array()
+        .context("facts")?
+        .iter()
+        .filter_map(|f| f["fact"].as_str())
+        .collect();
+    for fact in [
+        "asked",
+        "commanded",
+        "started",
+        "ended",
+        "decided",
+        "collected",
+        "delivered",
+    ] {
+        ensure!(facts.contains(&fact), "{fact} is missing: {facts:?}");
+    }
+    ensure!(
+        facts.iter().filter(|fact| **fact == "announced").count() == 2,
+        "{facts:?}"
+    );
+    ensure!(entry.get("due").is_none() && entry.get("lease").is_none(), "{entry:#}");
+    let generation = entry["_rev"]
+        .as_str()
+        .and_then(|rev| rev.split('-').next())
+        .context("rev")?
+        .to_owned();
+    // Every session looks after what is open once; on a slow machine that comes in between.
+    let looks = facts.iter().filter(|fact| **fact == "channel_seen").count();
+    ensure!(
+        generation.parse::<usize>()? <= 3 + 2 * looks,
+        "{generation} writes: {facts:?}"
+    );
+    ensure!(entry.to_string().len() < 16_000, "{} bytes", entry.to_string().len());
+    world.finish().await
+}
+
+async fn a_ledger_that_is_away_delays_no_answer_and_loses_no_recording(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let (proxy, (key, url)) = world.database_proxy().await?;
+    let worker = world
+        .worker_with(&[(key, &url), ("LEDGER__PATIENCE_MS", "1000")])
+        .await?;
+    proxy.set(Mode::Refuse);
+    let mut calls = Vec::new();
+    let mut answers = Vec::new();
+    for _ in 0..20 {
+        let call = world.kazoo.new_call(CallOptions::talking());
+        let answered = call.execute(json!({"action": "start"})).await?.continued(SOON).await?;
+        answers.push(answered);
+        let recording = call.wait_recording_started(SOON).await?;
+        calls.push((call, recording));
+    }
+    // The machine is shared with other tests; what waited for the database would be late every time.
+    answers.sort_unstable();
+    ensure!(answers[10] < Duration::from_millis(240), "answers took {answers:?}");
+    // A stop too.
+    let (call, _) = &calls[0];
+    call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+    call.wait_recording_ended(SOON).await?;
+    for (call, _) in &calls {
+        call.hangup("NORMAL_CLEARING").await;
+    }
+    let down = |line: &Value| {
+        line["message"]
+            .as_str()
+            .is_some_and(|m| m.starts_with("the ledger has been down"))
+    };
+    worker.logged("the endings' consumer stepping back", down, SOON).await?;
+    let metrics = worker.metrics().await?;
+    ensure!(
+        metrics.contains("kz_record_call_journal_writes_total{result=\"written\"}"),
+        "{metrics}"
+    );
+    proxy.set(Mode::Pass);
+    for (call, recording) in &calls {
+        world.stored(recording).await?;
+        world.state(&call.id(), "stored", SOON).await?;
+    }
+    world.finish().await
+}
+
+async fn a_ledger_that_hangs_delays_no_answer(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let (proxy, (key, url)) = world.database_proxy().await?;
+    let _worker = world
+        .worker_with(&[(key, &url), ("COUCHDB__READ_TIMEOUT_MS", "3000")])
+        .await?;
+    proxy.set(Mode::Hang);
+    let mut calls = Vec::new();
+    for _ in 0..10 {
+        let call = world.kazoo.new_call(CallOptions::talking());
+        let answered = call.execute(json!({})).await?.continued(SOON).await?;
+        ensure!(answered < Duration::from_secs(2), "an answer took {answered:?}");
+        calls.push((call.wait_recording_started(SOON).await?, call));
+    }
+    for (_, call) in &calls {
+        call.hangup("NORMAL_CLEARING").await;
+    }
+    proxy.set(Mode::Pass);
+    for (recording, _) in &calls {
+        world.stored(recording).await?;
+    }
+    world.finish().await
+}
+
+async fn a_stop_works_on_another_worker_than_the_start(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let mut first = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world.state(&call.id(), "recording", SOON).await?;
+    // What the first remembers is gone with it.
+    first.kill().await?;
+    let _second = world.worker().await?;
+    call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+    call.wait_recording_ended(SOON).await?;
+    world.stored(&recording).await?;
+    world.finish().await
+}
+
+async fn a_stop_that_the_switch_ignores_is_repeated_and_told(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let settings = [
+        ("FLOW__STOP_REPEATS_MS", "100,200,300"),
+        ("FLOW__STOP_ALARM_MS", "4000"),
+    ];
+    let worker = world.worker_with(&settings).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world.kazoo.faults(|faults| faults.ignore_commands = true);
+    call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+    let told = |line: &Value| {
+        line["message"].as_str().is_some_and(|m| m.contains("did not confirm")) && line["level"] == "ERROR"
+    };
+    let line = worker.logged("the alarm", told, SOON).await?;
+    ensure!(line["media_id"] == recording.id, "{line:#}");
+    let stops = world
+        .kazoo
+        .tap()
+        .messages()
+        .iter()
+        .filter(|m| m.header("Record-Action") == "stop")
+        .count();
+    ensure!(stops == 4, "{stops} stops");
+    world.kazoo.faults(|faults| faults.ignore_commands = false);
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    world.finish().await
+}
+
+/// Settings with which the slow rules pass in a second.
+const FAST: [(&str, &str); 4] = [
+    ("FLOW__CHECK_INTERVAL_MS", "500"),
+    ("FLOW__GRACE_MS", "500"),
+    ("FLOW__PROBE_GAP_MS", "500"),
+    ("FLOW__START_TIMEOUT_MS", "3000"),
+];
+
+async fn an_end_that_nobody_told_is_presumed(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker_with(&FAST).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world
+        .kazoo
+        .faults(|faults| faults.events = vec![EventFault::new("RECORD_STOP", Mistreat::Drop)]);
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(outcome["End-Presumed"] == true, "{outcome:#}");
+    world.finish().await
+}
+
+async fn fails_with(world: &World<'_>, call_id: &str, cause: &str) -> TestResult {
+    let entry = world.state(call_id, "failed", SOON).await?;
+    ensure!(entry["cause"] == cause, "{entry:#}");
+    let told = |m: &crate::simulator::sim::Observed| m.category == "recording" && m.header("Call-ID") == call_id;
+    let seen = world.kazoo.tap().wait(told, SOON).await?;
+    ensure!(
+        seen.header("Outcome") == "failed" && seen.header("Cause") == cause,
+        "{seen:?}"
+    );
+    Ok(())
+}
+
+async fn a_recording_that_never_starts_fails_with_its_cause(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker_with(&FAST).await?;
+    world.kazoo.faults(|faults| faults.ignore_starts = 1);
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    fails_with(&world, &call.id(), "never_started").await?;
+    world.finish().await
+}
+
+async fn a_dialplan_error_fails_the_recording_with_its_cause(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    world
+        .kazoo
+        .faults(|faults| faults.dialplan_errors = vec!["something is wrong".into()]);
+    let call = world.kazoo.new_call(CallOptions::talking());
+    let begun = Instant::now();
+    call.execute(json!({})).await?.continued(SOON).await?;
+    fails_with(&world, &call.id(), "start_refused").await?;
+    ensure!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    world.finish().await
+}
+
+async fn a_control_queue_that_is_gone_fails_the_recording_with_its_cause(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    let mut body = Value::Object(call.action(json!({}))?);
+    body["Call"]["Control-Queue"] = json!("pid://<0.1.2>/ecallmgr@gone-<0.3.4>-abcdef");
+    let raw = crate::simulator::sim::RawExecute::new(body.to_string());
+    call.execute_raw(raw).await?.continued(SOON).await?;
+    fails_with(&world, &call.id(), "call_gone").await?;
+    world.finish().await
+}
+
+async fn events_that_come_twice_change_nothing(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    world.kazoo.faults(|faults| {
+        faults.events = vec![
+            EventFault::new("RECORD_START", Mistreat::Duplicate(2)),
+            EventFault::new("RECORD_STOP", Mistreat::Duplicate(3)),
+        ];
+    });
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    let entry = world.state(&call.id(), "stored", SOON).await?;
+    let ends = entry["facts"]
+        .as_array()
+        .context("facts")?
+        .iter()
+        .filter(|f| f["fact"] == "ended")
+        .count();
+    ensure!(ends == 1, "{ends} ends");
+    let ids = world.couch.ids(&world.modb(&recording.id)).await?;
+    ensure!(ids.iter().filter(|id| !id.starts_with('_')).count() == 1, "{ids:?}");
+    world.finish().await
+}
+
+async fn an_action_that_comes_twice_makes_one_recording(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let _other = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    let run = call.execute(json!({})).await?;
+    run.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    for _ in 0..4 {
+        run.again().await?;
+    }
+    let answered = |s: &crate::simulator::sim::State| (s.recordings().len() == 1).then_some(());
+    world.kazoo.wait_for("one recording", SOON, answered).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    // Also after it has ended.
+    run.again().await?;
+    run.results(6, SOON).await?;
+    ensure!(world.kazoo.recordings().len() == 1, "{:?}", world.kazoo.recordings());
+    world.finish().await
+}
+
+async fn a_recording_is_taken_up_again_when_its_workers_lease_runs_out(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let mut first = world.worker().await?;
+    let second = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    // Nobody serves the switch, so the end is written down and rests.
+    world.kazoo.serve_switch(false).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.state(&call.id(), "ended", SOON).await?;
+    first.kill().await?;
+    world.kazoo.serve_switch(true).await?;
+    world.stored(&recording).await?;
+    ensure!(second.spooled().is_empty());
+    world.finish().await
+}
+
+/// Parks a recording: nobody serves its switch, and its attempts are over.
+async fn park(world: &World<'_>) -> anyhow::Result<(crate::simulator::sim::Call, crate::simulator::sim::Recording)> {
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world.kazoo.serve_switch(false).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(
+        outcome["Outcome"] == "parked" && outcome["Cause"] == "not_collected",
+        "{outcome:#}"
+    );
+    world.state(&call.id(), "parked", SOON).await?;
+    Ok((call, recording))
+}
+
+async fn what_is_parked_is_listed_explained_and_moved_on(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker_with(&[("FLOW__MAX_ATTEMPTS", "2")]).await?;
+    let (call, recording) = park(&world).await?;
+    let (good, listed) = world.command(&["list", "--state", "parked"]).await?;
+    ensure!(
+        good && listed.contains(&recording.id) && listed.contains("not_collected"),
+        "{listed}"
+    );
+    let (_, listed) = world
+        .command(&["list", "--state", "parked", "--json", "--older", "1h"])
+        .await?;
+    ensure!(listed.is_empty(), "{listed}");
+    for name in [recording.id.as_str(), &call.id()] {
+        let (good, story) = world.command(&["explain", name]).await?;
+        ensure!(good, "{story}");
+        for words in [
+            "asked for by a callflow",
+            "the switch ended it",
+            "attempt 2",
+            "no ecallmgr serves the switch",
+            "parked",
+            "retry",
+        ] {
+            ensure!(story.contains(words), "{words:?} is not in\n{story}");
+        }
+    }
+    world.kazoo.serve_switch(true).await?;
+    let (good, said) = world.command(&["retry", &recording.id]).await?;
+    ensure!(good, "{said}");
+    world.state(&call.id(), "stored", SOON).await?;
+    let (_, story) = world.command(&["explain", &recording.id]).await?;
+    ensure!(
+        story.contains("nothing: it is closed") && story.contains("moved on by an operator"),
+        "{story}"
+    );
+    let (good, said) = world.command(&["explain", "no such call"]).await?;
+    ensure!(!good && said.contains("knows no recording"), "{said}");
+    world.finish().await
+}
+
+async fn what_is_given_up_is_never_asked_for_again(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker_with(&[("FLOW__MAX_ATTEMPTS", "1")]).await?;
+    let (call, recording) = park(&world).await?;
+    let (good, said) = world.command(&["discard", &recording.id]).await?;
+    ensure!(!good && said.contains("--yes"), "{said}");
+    let (good, said) = world.command(&["discard", "--yes", &recording.id]).await?;
+    ensure!(good, "{said}");
+    let entry = world.state(&call.id(), "discarded", SOON).await?;
+    ensure!(entry["cause"] == "discarded_by_operator", "{entry:#}");
+    let (good, said) = world.command(&["retry", &recording.id]).await?;
+    ensure!(!good && said.contains("already"), "{said}");
+    ensure!(recording.path.exists(), "nobody asked for the file");
+    world.finish().await
+}

@@ -1,0 +1,40 @@
+//! What every promise stands on.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+mod proxy;
+mod schemas;
+mod services;
+mod worker;
+mod world;
+
+pub use proxy::{Mode, Proxy};
+pub use services::{Broker, Services};
+pub use worker::Worker;
+pub use world::World;
+
+pub type TestResult = anyhow::Result<()>;
+
+type Running = Pin<Box<dyn Future<Output = TestResult> + Send>>;
+
+/// A promise: its name, and how it is kept.
+#[derive(Clone, Copy)]
+pub struct Test {
+    pub name: &'static str,
+    pub run: fn(Arc<Services>) -> Running,
+}
+
+/// Lists async functions as tests, by their names.
+#[macro_export]
+macro_rules! promises {
+    ($($name:ident),* $(,)?) => {
+        pub const TESTS: &[$crate::support::Test] = &[
+            $($crate::support::Test { name: stringify!($name), run: |services| Box::pin($name(services)) }),*
+        ];
+    };
+}
+
+/// Patience for things that take milliseconds, on a machine that is busy with something else.
+pub const SOON: std::time::Duration = std::time::Duration::from_secs(20);

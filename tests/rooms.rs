@@ -1,0 +1,194 @@
+//! The house: a room may import from the rooms below it, never from those above. Reads the `use` lines and the paths of `src`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// From top to bottom, as in `src/lib.rs`. Rooms on one line are neighbours: they may not know each other.
+const HOUSE: &[&[&str]] = &[
+    &["cli"],
+    &["worker"],
+    &["admin"],
+    &["flow"],
+    &["destination"],
+    &["ingest", "ledger", "system_config"],
+    &["amqp", "couch"],
+    &["entry"],
+    &["recording"],
+    &["kazoo"],
+    &["telemetry"],
+    &["config"],
+];
+
+/// Rooms that do no I/O: what they must not name.
+const PURE: &[&str] = &["entry", "recording", "kazoo"];
+/// Files of other rooms that do none either.
+const PURE_FILES: &[&str] = &[
+    "flow/next.rs",
+    "destination/decide.rs",
+    "destination/url.rs",
+    "system_config/media.rs",
+    "system_config/proxy.rs",
+    "system_config/storage.rs",
+];
+const IMPURE: &[&str] = &[
+    "tokio::",
+    "std::fs",
+    "std::net",
+    "reqwest::",
+    "lapin::",
+    "couch_rs::",
+    "uuid::Uuid::new_v4",
+    "fastrand::",
+];
+
+fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            if !path.ends_with("bin") {
+                sources(&path, into);
+            }
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+fn files() -> BTreeMap<String, String> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    sources(&src, &mut paths);
+    paths
+        .into_iter()
+        .map(|path| {
+            (
+                path.strip_prefix(&src).unwrap().display().to_string(),
+                fs::read_to_string(&path).unwrap(),
+            )
+        })
+        .collect()
+}
+
+fn room_of(file: &str) -> &str {
+    file.split(['/', '.']).next().unwrap()
+}
+
+/// The code, without its tests and comments.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap();
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn level(room: &str) -> Option<usize> {
+    HOUSE.iter().position(|level| level.contains(&room))
+}
+
+#[test]
+fn every_room_has_its_place() {
+    for file in files().keys() {
+        let room = room_of(file);
+        assert!(
+            matches!(room, "lib" | "main") || level(room).is_some(),
+            "{file} is in no room of the house"
+        );
+    }
+}
+
+#[test]
+fn no_room_imports_from_above() {
+    let mut breaks = Vec::new();
+    for (file, text) in files() {
+        let Some(from) = level(room_of(&file)) else { continue };
+        for part in code(&text).split("crate::").skip(1) {
+            let name: String = part
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+                .collect();
+            match level(&name) {
+                Some(to) if to > from || name == room_of(&file) => {}
+                Some(_) => breaks.push(format!("{file} imports crate::{name}")),
+                None => {}
+            }
+        }
+    }
+    assert!(breaks.is_empty(), "{}", breaks.join("\n"));
+}
+
+#[test]
+fn the_pure_rooms_do_no_io() {
+    let mut breaks = Vec::new();
+    for (file, text) in files() {
+        if PURE.contains(&room_of(&file)) || PURE_FILES.contains(&file.as_str()) {
+            let code = code(&text);
+            breaks.extend(
+                IMPURE
+                    .iter()
+                    .filter(|word| code.contains(**word))
+                    .map(|word| format!("{file} names {word}")),
+            );
+        }
+    }
+    assert!(breaks.is_empty(), "{}", breaks.join("\n"));
+}
+
+#[test]
+fn files_stay_small_enough_to_be_read() {
+    let long: Vec<String> = files()
+        .into_iter()
+        .map(|(file, text)| (file, code(&text).lines().count()))
+        .filter(|(_, lines)| *lines > 420)
+        .map(|(file, lines)| format!("{file}: {lines}"))
+        .collect();
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
+/// One HTTP client, one TLS library, none of the crates that we banned with a reason.
+#[test]
+fn the_heavy_dependencies_are_there_once() {
+    let tree = std::process::Command::new(env!("CARGO"))
+        .args([
+            "tree",
+            "--offline",
+            "--edges",
+            "normal,build",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    let versions = |name: &str| {
+        let mut found: Vec<&str> = tree
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.strip_prefix(" v"))
+            .collect();
+        found.sort_unstable();
+        found.dedup_by_key(|version| version.split(' ').next());
+        found.len()
+    };
+    for once in [
+        "reqwest",
+        "rustls",
+        "hyper",
+        "aws-lc-rs",
+        "lapin",
+        "tokio",
+        "couch_rs",
+        "serde_json",
+        "uuid",
+        "tracing",
+    ] {
+        assert_eq!(versions(once), 1, "{once}");
+    }
+    for never in ["openssl-sys", "openssl", "native-tls", "ring", "eetf"] {
+        assert_eq!(versions(never), 0, "{never}");
+    }
+}
