@@ -225,7 +225,8 @@ pub fn on_switch_command(world: &Arc<World>, ecallmgr: usize, message: &Received
         );
     }
     let file = PathBuf::from(argument("File-Name"));
-    if !world.look(|s| s.at(&file).is_some()) {
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if !world.look(|s| s.at(&file).is_some() || s.ordered.contains(name)) {
         world.violate(
             "file-name",
             format!("no recording was ever made at {}", file.display()),

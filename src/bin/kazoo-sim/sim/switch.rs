@@ -91,6 +91,9 @@ pub fn start(world: &Arc<World>, leg: &str, command: &Object) {
         return;
     };
     let ignored = world.with(|s| {
+        if let Some(name) = text(command, "Media-Name") {
+            s.ordered.insert(name.to_owned());
+        }
         let ignored = s.faults.ignore_starts > 0;
         s.faults.ignore_starts = s.faults.ignore_starts.saturating_sub(1);
         ignored
