@@ -117,10 +117,14 @@ async fn ready(State(admin): State<Admin>) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let lines: String = checks
+    let mut lines: String = checks
         .iter()
         .map(|check| format!("{}: {}\n", check.name, check.fault.as_deref().unwrap_or("ok")))
         .collect();
+    // What goes elsewhere still goes, so this worker is needed all the same.
+    for (target, why) in admin.readiness.0.targets.paused() {
+        lines.push_str(&format!("target {target}: paused: {why}\n"));
+    }
     (status, lines).into_response()
 }
 

@@ -131,6 +131,8 @@ pub struct Hold {
     pub url: Option<SecretString>,
     pub folder: PathBuf,
     pub max_bytes: u64,
+    /// How long a recording waits that the hold did not take.
+    pub pause: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,6 +259,7 @@ impl Config {
                     .map(|url| SecretString::from(url.to_string())),
                 folder: PathBuf::from(r.text("hold.folder")),
                 max_bytes: r.number("hold.max_bytes", 0, u64::MAX / 4),
+                pause: r.millis("hold.pause_ms", 1, 3_600_000),
             },
             log: Log {
                 level: r.required_text("log.level"),

@@ -8,11 +8,8 @@ use thiserror::Error;
 use tokio_util::io::ReaderStream;
 
 use crate::couch::{ByteStream, CouchError};
-use crate::entry::cause::{Cause, Outcome};
-use crate::entry::fact::{DeliveryFailure, Destination, Holding};
+use crate::entry::fact::{DeliveryFailure, Holding};
 use crate::ingest::SpoolFile;
-use crate::recording::order::{Order, Url};
-use crate::system_config::Media;
 
 use self::http::{Failure, SendError};
 
@@ -29,22 +26,6 @@ pub mod targets;
 pub mod url;
 
 use hold::Hold;
-
-/// What is to become of a recording, decided when it ends, from the configuration of that moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    Deliver(Destination),
-    Conclude(Outcome, Cause),
-}
-
-/// Decides, in Kazoo's order (`kapps_call_recording:should_store_recording`): the user's URL, else what `store_recordings` says.
-pub fn decide(order: &Order, media: &Media) -> Decision {
-    match &order.url {
-        Url::Given(_) | Url::Lost => Decision::Conclude(Outcome::Failed, Cause::UnusableUrl),
-        Url::None if media.store_recordings => Decision::Deliver(Destination::Account),
-        Url::None => Decision::Conclude(Outcome::Discarded, Cause::StoringDisabled),
-    }
-}
 
 /// Why a delivery failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -67,6 +48,26 @@ pub enum DeliveryError {
     /// An HTTP server did not take it.
     #[error("{0}")]
     Http(SendError),
+    /// There is nowhere to bring it, and another attempt would end alike.
+    #[error("{0}")]
+    Never(Failed),
+}
+
+/// A failure that another attempt would meet again.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{why}")]
+pub struct Failed {
+    pub kind: DeliveryFailure,
+    pub why: String,
+}
+
+impl Failed {
+    pub fn new(kind: DeliveryFailure, why: impl ToString) -> Self {
+        Self {
+            kind,
+            why: why.to_string(),
+        }
+    }
 }
 
 /// Whose fault a failure is, and so what is to be done.
@@ -85,7 +86,7 @@ pub enum Fault {
 impl DeliveryError {
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Recording(_) => Fault::Recording,
+            Self::Recording(_) | Self::Never(_) => Fault::Recording,
             Self::Http(error) if error.is_for_ever() => Fault::Recording,
             Self::NoDatabase(_) => Fault::Database,
             Self::Source(_) => Fault::Source,
@@ -113,11 +114,13 @@ impl From<SendError> for DeliveryError {
 
 impl DeliveryError {
     /// What it means for the schedule.
-    pub const fn failure(&self) -> DeliveryFailure {
-        match self {
-            Self::Recording(_) => DeliveryFailure::Refused,
-            Self::Source(_) => DeliveryFailure::Source,
-            _ => DeliveryFailure::Target,
+    pub fn failure(&self) -> DeliveryFailure {
+        match (self, self.fault()) {
+            (Self::Never(failed), _) => failed.kind,
+            (_, Fault::Recording) => DeliveryFailure::Refused,
+            (_, Fault::Target) => DeliveryFailure::Target,
+            (_, Fault::Database) => DeliveryFailure::Database,
+            (_, Fault::Source) => DeliveryFailure::Source,
         }
     }
 }

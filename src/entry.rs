@@ -11,6 +11,7 @@ use crate::recording::ending::Told;
 use crate::recording::identity::Key;
 use crate::recording::order::Order;
 
+mod attempts;
 pub mod cause;
 pub mod fact;
 
@@ -29,6 +30,9 @@ pub struct Entry {
 /// Facts of one kind that are kept: the first of them and the last.
 const KEPT_FIRST: usize = 4;
 const KEPT_LAST: usize = 28;
+
+/// Looks at what a server with too few copies had taken, before somebody else must look.
+pub const LOOKS: usize = 6;
 
 impl Entry {
     pub fn new(key: Key, call_id: &str) -> Self {
@@ -227,6 +231,10 @@ impl Entry {
                 | What::Held { n, .. }
                 | What::Unheld { n }
                 | What::Parked { n, .. }
+                | What::Decided { n, .. }
+                | What::Postponed { n, .. }
+                | What::Looked { n, .. }
+                | What::Marked { n }
                 | What::Retried { n } => n,
                 _ => 0,
             })
@@ -249,14 +257,6 @@ impl Entry {
     pub fn probes(&self) -> impl Iterator<Item = (Moment, u64, &str)> {
         self.facts.iter().rev().filter_map(|fact| match &fact.what {
             What::Probed { size, md5, .. } => Some((fact.at, *size, md5.as_str())),
-            _ => None,
-        })
-    }
-
-    /// Where the audio goes, as decided when the recording ended.
-    pub fn destination(&self) -> Option<Destination> {
-        self.first(|what| match what {
-            What::Decided(destination) => Some(*destination),
             _ => None,
         })
     }
@@ -304,45 +304,6 @@ impl Entry {
             What::Delivered(delivery) => Some(delivery),
             _ => None,
         })
-    }
-
-    /// When an operator last moved it on.
-    fn retried_at(&self) -> Option<Moment> {
-        self.facts
-            .iter()
-            .rev()
-            .find(|fact| matches!(fact.what, What::Retried { .. }))
-            .map(|fact| fact.at)
-    }
-
-    /// The failures to collect or deliver since an operator last moved it on, in order.
-    pub fn failures(&self) -> impl DoubleEndedIterator<Item = &Fact> {
-        let since = self.retried_at();
-        self.facts
-            .iter()
-            .filter(|fact| fact.what.attempt().is_some())
-            .filter(move |fact| since.is_none_or(|since| fact.at > since))
-    }
-
-    /// The number of the next attempt to bring the audio to its destination; counts from 1, and goes on over everything.
-    pub fn next_attempt(&self) -> u32 {
-        self.facts
-            .iter()
-            .filter_map(|fact| fact.what.attempt())
-            .max()
-            .unwrap_or(0)
-            + 1
-    }
-
-    /// Why it rests, if it does.
-    pub fn parked(&self) -> Option<Cause> {
-        let highest = |kind| self.next_number(kind);
-        (highest("parked") > highest("retried")).then(|| {
-            self.last(|what| match what {
-                What::Parked { cause, .. } => Some(*cause),
-                _ => None,
-            })
-        })?
     }
 
     /// How the recording ended up, if it did. A delivery beats every other conclusion: the audio is where it belongs. And what was concluded
@@ -396,7 +357,10 @@ impl Entry {
 
     /// Nothing is left to do: it has an outcome, and everybody who must know was told.
     pub fn is_closed(&self) -> bool {
-        self.outcome().is_some() && self.open_announcements().next().is_none() && self.held().is_none()
+        self.outcome().is_some()
+            && self.open_announcements().next().is_none()
+            && self.held().is_none()
+            && !self.is_unverified()
     }
 
     /// The recording runs, as far as is known.
@@ -408,6 +372,7 @@ impl Entry {
     pub fn state(&self) -> &'static str {
         match self.outcome() {
             Some((outcome, _)) if self.is_closed() => outcome.name(),
+            Some(_) if self.open_announcements().next().is_none() && self.is_unverified() => "unverified",
             Some(_) => "announcing",
             None if self.parked().is_some() => "parked",
             None if self.held().is_some() => "held",

@@ -22,7 +22,7 @@ mod proxy;
 mod storage;
 
 pub use accounts::Accounts;
-pub use media::{Media, STORAGE_RETRY_TIMES, ThirdParty};
+pub use media::{Media, ThirdParty};
 pub use proxy::Proxy;
 pub use storage::{Connection, Plan, Storage};
 

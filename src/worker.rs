@@ -13,14 +13,17 @@ use tracing::{info, warn};
 
 use crate::admin::{self, Readiness};
 use crate::amqp::{Binding, Consumers, Delivery, Publisher, QueueKind, QueueSpec, Requests};
-use crate::config::{Config, HoldKind};
+use crate::config::Config;
 use crate::couch::{Couch, CouchError};
 use crate::destination::hold::Hold;
+use crate::destination::http::{Http, NoClient};
+use crate::destination::servers::Servers;
+use crate::destination::targets::{Pauses, Targets};
 use crate::flow::hands::Hands;
 use crate::flow::next::{self, Policy};
 use crate::flow::notices::{self, Replaced};
 use crate::flow::pace::Pace;
-use crate::flow::perform::{Parts, Switches};
+use crate::flow::perform::{Parts, Slots};
 use crate::flow::registry::Registry;
 use crate::flow::{end, journal, start, sweep};
 use crate::ingest::{Ingest, Spool};
@@ -30,7 +33,7 @@ use crate::kazoo::names::{ACTION_KEY, APP_NAME, Exchange};
 use crate::kazoo::time::Clock;
 use crate::ledger::{DueOf, Ledger};
 use crate::recording::carry::Seal;
-use crate::system_config::SystemConfig;
+use crate::system_config::{Accounts, SystemConfig};
 
 /// The queues that all workers share.
 pub const ACTIONS: &str = "kz_record_call.actions";
@@ -121,7 +124,17 @@ impl Worker {
             stop.clone(),
         );
         let hold = Hold::new(&config.hold, &config.couchdb, &couch).map_err(StartError::Http)?;
-        let policy = policy(&config);
+        let upload = |error: NoClient| StartError::Http(CouchError::NoAnswer(error.to_string()));
+        let users = Http::for_users(&config.destination, clock.clone()).map_err(upload)?;
+        let cluster = Http::trusting(&config.destination, clock.clone()).map_err(upload)?;
+        let accounts = Accounts::new(couch.clone());
+        let servers = Servers::new(config.couchdb.clone());
+        let pauses = Pauses {
+            first: config.destination.first_pause,
+            longest: config.destination.longest_pause,
+        };
+        let targets = Targets::new(clock.clone(), pauses);
+        let policy = Policy::of(&config);
         let policy_worker = policy.worker.clone();
         let ledger = {
             let policy = policy.clone();
@@ -146,7 +159,13 @@ impl Worker {
             replaced: Replaced::default(),
             hands: Hands::default(),
             pace: Pace::new(config.flow.pace_per_second),
-            switches: Switches::new(config.ingest.per_switch),
+            switches: Slots::new(config.ingest.per_switch),
+            hosts: Slots::new(config.destination.per_host),
+            users,
+            cluster,
+            accounts,
+            servers,
+            targets,
             tasks: handlers.clone(),
             stop: stop.clone(),
             config,
@@ -265,24 +284,6 @@ impl Worker {
 async fn receive(mut deliveries: mpsc::Receiver<Delivery>, handle: impl Fn(Delivery)) {
     while let Some(delivery) = deliveries.recv().await {
         handle(delivery);
-    }
-}
-
-/// What decisions depend on, from the configuration.
-pub fn policy(config: &Config) -> Policy {
-    let flow = &config.flow;
-    Policy {
-        worker: format!("{}#{}", config.kazoo.host, std::process::id()),
-        retry: flow.retry.clone(),
-        jitter: flow.retry_jitter,
-        max_attempts: flow.max_attempts,
-        hold: config.hold.kind != HoldKind::None,
-        start_timeout: flow.start_timeout,
-        check_interval: flow.check_interval,
-        grace: flow.grace,
-        probe_gap: flow.probe_gap,
-        stop_repeats: flow.stop_repeats.clone(),
-        stop_alarm: flow.stop_alarm,
     }
 }
 

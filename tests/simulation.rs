@@ -11,7 +11,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use kz_record_call::destination::Decision;
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::entry::fact::{
@@ -40,6 +39,8 @@ fn policy() -> Policy {
         jitter: 20,
         max_attempts: 12,
         hold: true,
+        hold_pause: Duration::from_secs(60),
+        looks: [60, 300, 900, 3600].map(Duration::from_secs).to_vec(),
         start_timeout: Duration::from_secs(30),
         check_interval: Duration::from_secs(300),
         grace: Duration::from_secs(60),
@@ -546,7 +547,12 @@ impl World {
                 let alive = self.switch_down || self.files.get(&key).is_some_and(|file| file.alive);
                 Input::Fact(What::ChannelSeen { n: *n, alive })
             }
-            Effect::Decide => Input::Decided(Decision::Deliver(destination)),
+            Effect::Decide if self.chance(150) => self.postponed(entry),
+            Effect::Decide => Input::Fact(What::Decided {
+                n: entry.next_number("retried"),
+                destination,
+                attempts: None,
+            }),
             Effect::Probe { attempt, .. } | Effect::Collect { attempt, .. } if self.switch_down => {
                 collect_failed(*attempt, CollectFailure::Unreachable)
             }
@@ -585,6 +591,9 @@ impl World {
                 } else {
                     self.target_down
                 };
+                if self.chance(50) {
+                    return self.postponed(entry);
+                }
                 let Some(size) = size.filter(|_| !down) else {
                     return Self::failed(*attempt, *destination, DeliveryFailure::Target);
                 };
@@ -596,8 +605,14 @@ impl World {
                     });
                 }
                 self.documents.insert(key, 1);
-                Self::done(key, *destination)
+                let below = self.chance(100);
+                Self::done_with(key, *destination, below)
             }
+            Effect::ReadBack { n } => {
+                let why = (self.store_down || self.chance(100)).then(|| "not there".to_owned());
+                Input::Fact(What::Looked { n: *n, why })
+            }
+            Effect::Mark { n, .. } => Input::Fact(What::Marked { n: *n }),
             Effect::Complete { attempt, destination } => {
                 if self.store_down {
                     return Self::failed(*attempt, *destination, DeliveryFailure::Target);
@@ -654,12 +669,24 @@ impl World {
         })
     }
 
+    fn postponed(&self, entry: &Entry) -> Input {
+        Input::Fact(What::Postponed {
+            n: entry.next_number("postponed"),
+            until: self.now.plus(Duration::from_secs(10)),
+            why: "x".into(),
+        })
+    }
+
     fn done(key: Key, destination: Destination) -> Input {
+        Self::done_with(key, destination, false)
+    }
+
+    fn done_with(key: Key, destination: Destination, below_quorum: bool) -> Input {
         let document = Self::document(key);
         Input::Fact(What::Delivered(Delivery {
             destination,
             document,
-            below_quorum: false,
+            below_quorum,
         }))
     }
 

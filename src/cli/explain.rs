@@ -135,7 +135,11 @@ fn words(fact: &Fact) -> String {
             told.completion_cause.as_deref().unwrap_or("no cause told")
         ),
         What::PresumedEnded(_) => "its end is presumed: nobody told it, and the file has not changed".into(),
-        What::Decided(destination) => format!("it is to go to {}", place_name(*destination)),
+        What::Decided { destination, .. } => format!("it is to go to {}", place_name(*destination)),
+        What::Postponed { until, why, .. } => format!("nothing is tried before {}: {why}", until.rfc3339()),
+        What::Looked { why: None, .. } => "read back: it is there, whole".into(),
+        What::Looked { why: Some(why), .. } => format!("read back, and not whole: {why}"),
+        What::Marked { .. } => "its document says that it rests".into(),
         What::CollectFailed { attempt, why, .. } => format!("attempt {attempt}: the audio did not come: {why}"),
         What::Collected(audio) => format!(
             "audio received: {} bytes, sha256 {}",

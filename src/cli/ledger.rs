@@ -13,7 +13,6 @@ use crate::entry::fact::{Fact, What};
 use crate::flow::next::{self, Policy};
 use crate::kazoo::time::Clock;
 use crate::ledger::{Filter, Ledger, Record};
-use crate::worker;
 
 /// The ledger, from a command: it writes at once, and waits until it is written.
 pub struct Desk {
@@ -30,7 +29,7 @@ impl Desk {
         let (clock, tasks, stop) = (Clock::system(), TaskTracker::new(), CancellationToken::new());
         let policy = Policy {
             worker: format!("operator@{}", config.kazoo.host),
-            ..worker::policy(config)
+            ..Policy::of(config)
         };
         let due = {
             let policy = policy.clone();

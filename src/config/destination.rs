@@ -21,6 +21,11 @@ pub struct Destination {
     pub max_bytes: u64,
     pub create_databases: bool,
     pub create_databases_after: Duration,
+    /// Uploads to one host at once.
+    pub per_host: usize,
+    pub first_pause: Duration,
+    pub longest_pause: Duration,
+    pub read_back_after: Duration,
 }
 
 /// What is done with a user's URL that leads to a private network.
@@ -72,6 +77,10 @@ impl Destination {
             max_bytes: r.number("destination.max_bytes", 1024, u64::MAX / 4),
             create_databases: r.flag("destination.create_databases"),
             create_databases_after: r.seconds("destination.create_databases_after_s", 0, 604_800),
+            per_host: r.number("destination.per_host", 1, 1000),
+            first_pause: r.millis("destination.first_pause_ms", 1, 3_600_000),
+            longest_pause: r.millis("destination.longest_pause_ms", 1, 86_400_000),
+            read_back_after: r.millis("destination.read_back_after_ms", 1, 86_400_000),
         }
     }
 }

@@ -8,7 +8,6 @@
 use thiserror::Error;
 
 use crate::couch::{NoServer, Server};
-use crate::entry::cause::{Cause, Outcome};
 use crate::recording::order::{self, Order};
 use crate::system_config::{Media, Plan, Storage, ThirdParty};
 
@@ -80,16 +79,6 @@ pub fn decide(order: &Order, media: Option<&Media>, plan: &Plan) -> Result<Decis
         ThirdParty::NotSet => Ok(Decision::Account),
         ThirdParty::Server(server) => Ok(Decision::ThirdParty(server.clone())),
         ThirdParty::Unusable(error) => Err(Undecided::ThirdParty(*error)),
-    }
-}
-
-impl Ending {
-    /// How that is told.
-    pub const fn outcome(&self) -> (Outcome, Cause) {
-        match self {
-            Self::StoringDisabled => (Outcome::Discarded, Cause::StoringDisabled),
-            Self::UnusableUrl(_) | Self::UrlLost => (Outcome::Failed, Cause::UnusableUrl),
-        }
     }
 }
 

@@ -11,17 +11,22 @@ use crate::kazoo::time::{Clock, Moment};
 use crate::recording::identity::Key;
 use crate::telemetry::events::{TargetPaused, TargetResumed};
 
-/// The first pause; each further one is twice as long.
-const FIRST: Duration = Duration::from_secs(5);
-const LONGEST: Duration = Duration::from_secs(300);
-
 /// Targets that are remembered; users' URLs could name any number.
 const MOST: usize = 1024;
 
 /// What is known of the targets.
 pub struct Targets {
     clock: Clock,
+    pauses: Pauses,
     known: Mutex<HashMap<String, Target>>,
+}
+
+/// How long a target is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pauses {
+    /// The first pause; each further one is twice as long.
+    pub first: Duration,
+    pub longest: Duration,
 }
 
 /// One target, pure.
@@ -43,9 +48,10 @@ struct Pause {
 }
 
 impl Targets {
-    pub fn new(clock: Clock) -> Self {
+    pub fn new(clock: Clock, pauses: Pauses) -> Self {
         Self {
             clock,
+            pauses,
             known: Mutex::default(),
         }
     }
@@ -73,6 +79,13 @@ impl Targets {
         }
     }
 
+    /// Until when `target` is paused, for somebody who has yet to fetch what would go there.
+    pub fn rests(&self, target: &str) -> Option<Moment> {
+        let (now, known) = (self.clock.now(), self.lock());
+        let pause = known.get(target)?.paused?;
+        (pause.until > now).then_some(pause.until)
+    }
+
     /// A delivery arrived.
     pub fn delivered(&self, target: &str) {
         if self.lock().remove(target).is_some_and(|known| known.paused.is_some()) {
@@ -88,7 +101,7 @@ impl Targets {
         }
         let before = known.remove(target);
         let paused = before.as_ref().and_then(|before| before.paused);
-        let after = next(before, key, why, now);
+        let after = next(before, key, why, now, self.pauses);
         if let Some(pause) = after.paused.filter(|pause| paused != Some(*pause)) {
             TargetPaused {
                 target,
@@ -117,12 +130,16 @@ impl Targets {
     }
 }
 
-fn next(before: Option<Target>, key: Key, why: &str, now: Moment) -> Target {
+fn next(before: Option<Target>, key: Key, why: &str, now: Moment, pauses: Pauses) -> Target {
     let length = match &before {
         None => None,
         // One recording may fail for reasons of its own.
         Some(before) if before.paused.is_none() && before.failed == key => None,
-        Some(before) => Some(before.paused.map_or(FIRST, |pause| (pause.length * 2).min(LONGEST))),
+        Some(before) => Some(
+            before
+                .paused
+                .map_or(pauses.first, |pause| (pause.length * 2).min(pauses.longest)),
+        ),
     };
     // What was under way when the pause began tells nothing new.
     let running = before.and_then(|before| before.paused.filter(|pause| !pause.probing && pause.until > now));
@@ -159,9 +176,14 @@ mod tests {
         Key::of("call", &n.to_string())
     }
 
+    const PAUSES: Pauses = Pauses {
+        first: Duration::from_secs(5),
+        longest: Duration::from_secs(300),
+    };
+
     fn targets() -> (Targets, Clock) {
         let clock = Clock::fixed(Moment::from_unix_seconds(1_795_386_262));
-        (Targets::new(clock.clone()), clock)
+        (Targets::new(clock.clone(), PAUSES), clock)
     }
 
     fn later(clock: &Clock, seconds: u64) {

@@ -44,8 +44,10 @@ pub enum Cause {
     CallGone,
     /// The switch has no such file any more.
     FileGone,
-    /// The user's URL cannot be used.
+    /// The user's URL cannot be served.
     UnusableUrl,
+    /// It could not be decided where it goes, attempt after attempt: a part of the configuration could not be read, or makes no sense.
+    Undecided,
     /// No account: neither the action nor an event named one.
     NoAccount,
     /// The account does not exist.
@@ -96,7 +98,6 @@ impl Outcome {
                 Cause::StartRefused,
                 Cause::CallGone,
                 Cause::FileGone,
-                Cause::UnusableUrl,
             ],
             Self::Parked => &[
                 Cause::NoAccount,
@@ -104,8 +105,10 @@ impl Outcome {
                 Cause::Refused,
                 Cause::Unreachable,
                 Cause::NotCollected,
+                Cause::UnusableUrl,
                 Cause::SettingsLost,
                 Cause::NoStoreProxy,
+                Cause::Undecided,
             ],
         }
     }
@@ -125,6 +128,7 @@ impl Cause {
             Self::CallGone => "call_gone",
             Self::FileGone => "file_gone",
             Self::UnusableUrl => "unusable_url",
+            Self::Undecided => "undecided",
             Self::NoAccount => "no_account",
             Self::UnknownAccount => "unknown_account",
             Self::Refused => "refused",
@@ -157,6 +161,9 @@ impl Cause {
             Self::CallGone => "the call was over before it could be recorded",
             Self::FileGone => "the switch has no such file, and it is not at its destination either",
             Self::UnusableUrl => "the url of the action is not one that can be served",
+            Self::Undecided => {
+                "where it goes could not be decided: system_config/media or the account's storage plan cannot be read, or names no server"
+            }
             Self::NoAccount => "neither the action nor an event named the account",
             Self::UnknownAccount => "the account does not exist, or is deleted",
             Self::Refused => "the target refuses this recording, now and later",

@@ -52,8 +52,16 @@ pub enum What {
     Ended(Box<Told>),
     /// Nobody told of the end, but it must have come.
     PresumedEnded(Box<Told>),
-    /// Where the audio goes.
-    Decided(Destination),
+    /// Where the audio goes; decided anew when an operator moves the recording on.
+    Decided {
+        n: u32,
+        destination: Destination,
+        /// Attempts that the account, or the system, allows it; `None`: as many as the daemon's own schedule has.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attempts: Option<u32>,
+    },
+    /// Nothing is attempted before `until`, and that counts as no failure: the target rests, or it cannot be decided yet where the audio goes.
+    Postponed { n: u32, until: Moment, why: String },
     /// The switch did not bring its file.
     CollectFailed {
         attempt: u32,
@@ -80,8 +88,16 @@ pub enum What {
     },
     /// Document and audio are at their destination.
     Delivered(Delivery),
+    /// What a server with too few copies had taken was read back: it is there, or `why` tells what is wrong.
+    Looked {
+        n: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
+    },
     /// Attempts are over until somebody moves it on.
     Parked { n: u32, cause: Cause },
+    /// The document that came before the audio says that the recording rests.
+    Marked { n: u32 },
     /// An operator moves it on: attempts begin anew.
     Retried { n: u32 },
     /// The story ends without a delivery.
@@ -118,6 +134,30 @@ pub enum DeliveryFailure {
     Target,
     /// Our own copy is not there any more.
     Source,
+    /// The account's monthly database does not exist yet.
+    Database,
+    /// The account does not exist, so its databases never will.
+    NoAccount,
+    /// The action's URL cannot be served.
+    Unusable,
+    /// The action's URL is not known any more.
+    Lost,
+    /// Nobody said where Kazoo's store proxy is.
+    NoProxy,
+}
+
+impl DeliveryFailure {
+    /// The cause for which a recording rests at once: another attempt would end alike.
+    pub const fn parks(self) -> Option<Cause> {
+        match self {
+            Self::Refused => Some(Cause::Refused),
+            Self::NoAccount => Some(Cause::UnknownAccount),
+            Self::Unusable => Some(Cause::UnusableUrl),
+            Self::Lost => Some(Cause::SettingsLost),
+            Self::NoProxy => Some(Cause::NoStoreProxy),
+            Self::Target | Self::Source | Self::Database => None,
+        }
+    }
 }
 
 /// Where audio can go.
@@ -245,7 +285,8 @@ impl What {
             Self::Probed { .. } => "probed",
             Self::Ended(_) => "ended",
             Self::PresumedEnded(_) => "presumed_ended",
-            Self::Decided(_) => "decided",
+            Self::Decided { .. } => "decided",
+            Self::Postponed { .. } => "postponed",
             Self::CollectFailed { .. } => "collect_failed",
             Self::Collected(_) => "collected",
             Self::Held { .. } => "held",
@@ -253,7 +294,9 @@ impl What {
             Self::Uploaded { .. } => "uploaded",
             Self::DeliveryFailed { .. } => "delivery_failed",
             Self::Delivered(_) => "delivered",
+            Self::Looked { .. } => "looked",
             Self::Parked { .. } => "parked",
+            Self::Marked { .. } => "marked",
             Self::Retried { .. } => "retried",
             Self::Concluded { .. } => "concluded",
             Self::Announced(_) => "announced",

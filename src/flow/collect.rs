@@ -24,6 +24,9 @@ impl Parts {
         hand: &mut Option<InHand>,
     ) -> Option<Input> {
         let order = case.entry.order()?;
+        if let Some(input) = self.in_vain(case, attempt).await {
+            return Some(input);
+        }
         let slot = tokio::select! {
             slot = self.switches.slot(node) => slot?,
             () = self.stop.cancelled() => return None,
@@ -60,7 +63,7 @@ impl Parts {
             }
             // Before it counts as missing: another worker may have stored it, and the switch deleted it.
             Err((CollectFailure::Missing, why)) => Some(match self.stored_already(case, order).await {
-                Ok(Some(delivered)) => Input::Fact(What::Delivered(delivered)),
+                Ok(Some(delivered)) => Input::Fact(delivered),
                 Ok(None) => Input::Fact(What::CollectFailed {
                     attempt,
                     failure: CollectFailure::Missing,
@@ -94,7 +97,7 @@ impl Parts {
                 What::Probed { n, size, md5 }
             }
             Err((CollectFailure::Missing, why)) => match self.stored_already(case, order).await {
-                Ok(Some(delivered)) => What::Delivered(delivered),
+                Ok(Some(delivered)) => delivered,
                 _ => What::CollectFailed {
                     attempt,
                     failure: CollectFailure::Missing,

@@ -1,22 +1,32 @@
 //! ④ Deliver: the audio, in hand or in the hold, goes to its destination.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::destination::{DeliveryError, Source, bigcouch};
-use crate::entry::fact::{Delivery, Destination, Document, What};
+use crate::couch::Couch;
+use crate::destination::http::Upload;
+use crate::destination::pending::{self, Placed};
+use crate::destination::{DeliveryError, Fault, Source, bigcouch, proxy};
+use crate::entry::cause::Cause;
+use crate::entry::fact::{Delivery, DeliveryFailure, Destination, Document, What};
 use crate::recording::audio::Audio;
 use crate::recording::document::Subject;
 use crate::recording::identity::MediaId;
-use crate::recording::names;
 use crate::recording::order::Order;
+use crate::recording::progress::{Elsewhere, Progress, State};
 use crate::telemetry::events::DeliveryEnded;
 
 use super::next::{self, Case, Input};
 use super::perform::{InHand, Parts};
+use super::way::{By, Way};
+
+/// How soon a recording comes back that found all slots of its host taken.
+const BUSY: Duration = Duration::from_secs(1);
 
 impl Parts {
+    /// Brings the audio to its destination, unless that rests or is busy.
     pub(super) async fn deliver(
         &self,
         case: &Case,
@@ -25,66 +35,201 @@ impl Parts {
         hand: Option<&InHand>,
     ) -> Input {
         let begun = Instant::now();
-        let delivering = self.store(case, destination, hand);
-        // Past this the switch has been told to keep its file.
-        let result = tokio::time::timeout(self.config.ingest.delivery_timeout, delivering)
-            .await
-            .unwrap_or_else(|_| Err(DeliveryError::Target("it takes too long".into())));
-        let why = result.as_ref().err().map(ToString::to_string);
-        DeliveryEnded {
-            call_id: &case.entry.call_id,
-            media_id: case.entry.order().map_or("", |order| order.media_id.as_str()),
-            destination: destination.name(),
-            result: why.as_deref().map_or(Ok(()), Err),
-            took: begun.elapsed(),
-        }
-        .emit();
-        Input::Fact(match result {
-            Ok(what) => what,
-            Err(error) => failed(attempt, destination, &error),
-        })
-    }
-
-    async fn store(&self, case: &Case, destination: Destination, hand: Option<&InHand>) -> Result<What, DeliveryError> {
-        let (audio, source) = self.audio(case, hand)?;
-        let ids = case.entry.order().map(ids).unwrap_or_default();
-        let (_, subject) = self.subject(case, destination, &audio)?;
-        let job = bigcouch::Job {
-            audio: &audio,
-            source: &source,
-            ids: &ids,
-            subject,
-            progress: None,
-            failures: 0,
-            create_database: false,
+        let way = match self.way(case, destination).await {
+            Ok(way) => way,
+            Err(error) => return self.failed(case, attempt, destination, &error, begun),
         };
-        let stored = bigcouch::put(&self.couch, &job).await?;
-        Ok(What::Delivered(Delivery {
-            destination,
-            document: Document {
-                id: stored.id,
-                database: stored.database,
-                rev: stored.rev,
-                created: stored.created,
-            },
-            below_quorum: stored.below_quorum,
-        }))
+        let slot = match (destination, self.hosts.free_slot(&way.host)) {
+            // Uploads from switches are bounded already, and a file brought here in vain costs more than it spares.
+            (Destination::Account, slot) => slot,
+            (_, None) => return self.postponed(case, self.now().plus(BUSY), format!("{} is busy", way.host)),
+            (_, slot) => slot,
+        };
+        if let Err(until) = self.targets.may_begin(&way.host) {
+            return self.postponed(case, until, format!("{} takes nothing now", way.host));
+        }
+        // Past this the switch has been told to keep its file.
+        let limit = match hand {
+            Some(_) => self.config.ingest.delivery_timeout,
+            None => self.config.destination.send_timeout,
+        };
+        let result = tokio::time::timeout(limit, self.bring(case, attempt, destination, &way, hand)).await;
+        drop(slot);
+        match &result {
+            Ok(Ok(_)) => self.targets.delivered(&way.host),
+            Ok(Err(error)) if error.fault() == Fault::Target => {
+                self.targets.failed(&way.host, case.entry.key, &error.to_string());
+            }
+            _ => {}
+        }
+        match result.unwrap_or_else(|_| Err(DeliveryError::Target("it takes too long".into()))) {
+            Ok(what) => {
+                self.ended(case, destination, Ok(()), begun);
+                Input::Fact(what)
+            }
+            Err(error) => self.failed(case, attempt, destination, &error, begun),
+        }
     }
 
-    pub(super) async fn document(&self, _case: &Case, attempt: u32, destination: Destination) -> Input {
-        Input::Fact(failed(
-            attempt,
-            destination,
-            &DeliveryError::Target("not served".into()),
-        ))
+    async fn bring(
+        &self,
+        case: &Case,
+        attempt: u32,
+        destination: Destination,
+        way: &Way,
+        hand: Option<&InHand>,
+    ) -> Result<What, DeliveryError> {
+        let (audio, source) = self.audio(case, hand)?;
+        let order = order(case)?;
+        let progress = complete(&audio, attempt);
+        match &way.by {
+            By::Database { couch, create } => {
+                let ids = ids(order);
+                let job = bigcouch::Job {
+                    audio: &audio,
+                    source: &source,
+                    ids: &ids,
+                    subject: self.subject(case, destination, &audio)?,
+                    progress: Some(progress),
+                    failures: failures_there(case, destination),
+                    create_database: *create,
+                };
+                let mut put = bigcouch::put(couch, &job).await;
+                if let (Destination::Account, Err(DeliveryError::NoDatabase(database))) = (destination, &put) {
+                    self.create_missing(case, database).await?;
+                    put = bigcouch::put(couch, &job).await;
+                }
+                let stored = put?;
+                Ok(What::Delivered(Delivery {
+                    destination,
+                    document: Document {
+                        id: stored.id,
+                        database: stored.database,
+                        rev: stored.rev,
+                        created: stored.created,
+                    },
+                    below_quorum: stored.below_quorum,
+                }))
+            }
+            By::Url(target) => {
+                let placed = self.placed(&self.couch, case, destination, &audio).await?;
+                if placed.is_complete() {
+                    return Ok(delivered(destination, placed));
+                }
+                let account_id = next::account(&case.entry).unwrap_or_default();
+                let target = target.of_recording(&placed.document, account_id, order.format.extension());
+                let upload = Upload {
+                    source: &source,
+                    length: audio.size,
+                    content_type: order.format.content_type(),
+                    method: order.method,
+                    key: order.media_id.as_str(),
+                };
+                let sent = self.users.send(&target, &upload).await?;
+                Ok(What::Uploaded {
+                    url: sent.to.expose().to_string(),
+                })
+            }
+            By::Proxy { couch, proxy } => {
+                let placed = self.placed(couch, case, destination, &audio).await?;
+                let job = proxy::Job {
+                    placed: &placed,
+                    name: &order.media_name,
+                    content_type: order.format.content_type(),
+                    audio: &audio,
+                    source: &source,
+                };
+                proxy::store(couch, &self.cluster, proxy, &job).await?;
+                let noted = pending::note(couch, &placed, &progress, self.now()).await?;
+                Ok(delivered(destination, noted))
+            }
+        }
     }
 
-    pub(super) async fn complete(&self, _case: &Case, attempt: u32, destination: Destination) -> Input {
-        Input::Fact(failed(
-            attempt,
-            destination,
-            &DeliveryError::Target("not served".into()),
-        ))
+    /// Writes the document that comes before the audio.
+    pub(super) async fn document(&self, case: &Case, attempt: u32, destination: Destination) -> Input {
+        let begun = Instant::now();
+        let placed = async {
+            let couch = self.documents(case, destination).await?;
+            let audio = seen(case)?;
+            self.placed(&couch, case, destination, &audio).await
+        };
+        match placed.await {
+            Ok(placed) => Input::Fact(What::Documented(document_of(placed))),
+            Err(error) => self.failed(case, attempt, destination, &error, begun),
+        }
+    }
+
+    /// Completes the document that came before the audio.
+    pub(super) async fn complete(&self, case: &Case, attempt: u32, destination: Destination) -> Input {
+        let begun = Instant::now();
+        let completed = async {
+            let couch = self.documents(case, destination).await?;
+            let (audio, order) = (seen(case)?, order(case)?);
+            let placed = self.placed(&couch, case, destination, &audio).await?;
+            let at = Elsewhere {
+                name: &order.media_name,
+                url: case.entry.uploaded().unwrap_or_default(),
+                content_type: order.format.content_type(),
+                length: audio.size,
+            };
+            pending::complete(&couch, &placed, &at, &complete(&audio, attempt), self.now()).await
+        };
+        match completed.await {
+            Ok(placed) => Input::Fact(delivered(destination, placed)),
+            Err(error) => self.failed(case, attempt, destination, &error, begun),
+        }
+    }
+
+    /// Writes into the document that came before the audio that the recording rests. The ledger knows it anyway: it is tried once.
+    pub(super) async fn mark(&self, case: &Case, n: u32, cause: Cause) -> Input {
+        let marked = async {
+            let destination = case.entry.destination().unwrap_or(Destination::Url);
+            let couch = self.documents(case, destination).await?;
+            let audio = seen(case)?;
+            let placed = self.placed(&couch, case, destination, &audio).await?;
+            let progress = Progress {
+                state: State::Parked,
+                attempts: case.entry.next_attempt() - 1,
+                cause: Some(cause.name()),
+            };
+            pending::note(&couch, &placed, &progress, self.now()).await
+        };
+        if let Err(error) = marked.await {
+            tracing::warn!(call_id = case.entry.call_id, %error, "the document does not say yet that the recording rests");
+        }
+        Input::Fact(What::Marked { n })
+    }
+
+    /// The document, found or made.
+    async fn placed(
+        &self,
+        couch: &Couch,
+        case: &Case,
+        destination: Destination,
+        audio: &Audio,
+    ) -> Result<Placed, DeliveryError> {
+        let order = order(case)?;
+        if let Some(known) = case.entry.documented()
+            && let Some(placed) = pending::find(couch, &known.database, &known.id, order.key).await?
+        {
+            return Ok(placed);
+        }
+        let ids = ids(order);
+        let progress = Progress {
+            state: State::Pending,
+            attempts: 0,
+            cause: None,
+        };
+        let subject = self.subject(case, destination, audio)?;
+        let created = pending::create(couch, &ids, &subject, &progress).await;
+        match created {
+            Err(DeliveryError::NoDatabase(database)) if destination == Destination::Url => {
+                self.create_missing(case, &database).await?;
+                pending::create(couch, &ids, &subject, &progress).await
+            }
+            other => other,
+        }
     }
 
     /// The audio, and where it can be read: the upload in hand, else the hold.
@@ -94,18 +239,7 @@ impl Parts {
         }
         let nowhere = || DeliveryError::Source(Arc::from("the audio is neither in hand nor in the hold"));
         let holding = case.entry.held().ok_or_else(nowhere)?;
-        let seen = case
-            .entry
-            .audio()
-            .filter(|audio| audio.digests == holding.digests)
-            .cloned();
-        let audio = seen.unwrap_or_else(|| Audio {
-            size: holding.size,
-            digests: holding.digests.clone(),
-            duration_ms: None,
-            findings: Vec::new(),
-        });
-        Ok((audio, Source::held(self.hold.clone(), holding.clone())))
+        Ok((seen(case)?, Source::held(self.hold.clone(), holding.clone())))
     }
 
     /// What makes the document, for whichever id it gets.
@@ -114,14 +248,14 @@ impl Parts {
         case: &'a Case,
         destination: Destination,
         audio: &'a Audio,
-    ) -> Result<(&'a Order, impl Fn(&'a MediaId) -> Subject<'a>), DeliveryError> {
+    ) -> Result<impl Fn(&'a MediaId) -> Subject<'a>, DeliveryError> {
         let entry = &case.entry;
         let (Some(order), Some(ended), Some(account_id)) = (entry.order(), entry.ended(), next::account(entry)) else {
             return Err(DeliveryError::Source(Arc::from(
                 "the recording has no order, end or account",
             )));
         };
-        let subject = move |id| Subject {
+        Ok(move |id| Subject {
             order,
             id,
             account_id,
@@ -131,47 +265,115 @@ impl Parts {
             destination: destination.name(),
             node: &self.sender.node,
             now: self.now(),
-        };
-        Ok((order, subject))
+            masks: entry.masks().collect(),
+        })
     }
 
-    /// The delivery that an earlier attempt, or another worker, made already.
-    pub(super) async fn stored_already(&self, case: &Case, order: &Order) -> Result<Option<Delivery>, DeliveryError> {
-        let Some(account_id) = next::account(&case.entry) else {
-            return Ok(None);
-        };
-        for id in ids(order) {
-            let database = names::modb(account_id, id.month());
-            if let Some(rev) = bigcouch::find(&self.couch, &database, &id, order.key).await? {
-                let created = id.month().clamp(case.entry.ended_at().unwrap_or_else(|| self.now()));
-                return Ok(Some(Delivery {
-                    destination: Destination::Account,
-                    document: Document {
-                        id,
-                        database,
-                        rev,
-                        created,
-                    },
-                    below_quorum: false,
-                }));
-            }
+    fn failed(
+        &self,
+        case: &Case,
+        attempt: u32,
+        destination: Destination,
+        error: &DeliveryError,
+        begun: Instant,
+    ) -> Input {
+        self.ended(case, destination, Err(&error.to_string()), begun);
+        Input::Fact(failure(attempt, destination, error))
+    }
+
+    fn ended(&self, case: &Case, destination: Destination, result: Result<(), &str>, begun: Instant) {
+        DeliveryEnded {
+            call_id: &case.entry.call_id,
+            media_id: case.entry.order().map_or("", |order| order.media_id.as_str()),
+            destination: destination.name(),
+            result,
+            took: begun.elapsed(),
         }
-        Ok(None)
+        .emit();
     }
 }
 
-fn failed(attempt: u32, destination: Destination, error: &DeliveryError) -> What {
+/// A failed attempt, as the entry has it.
+pub(super) fn failure(attempt: u32, destination: Destination, error: &DeliveryError) -> What {
     What::DeliveryFailed {
         attempt,
         destination,
         failure: error.failure(),
         why: error.to_string(),
-        retry_after_s: None,
+        retry_after_s: error.retry_after().map(|after| after.as_secs()),
     }
 }
 
+fn order(case: &Case) -> Result<&Order, DeliveryError> {
+    let unknown = || DeliveryError::Source(Arc::from("nobody knows what was ordered"));
+    case.entry.order().ok_or_else(unknown)
+}
+
+/// The audio as it last passed through our hands.
+fn seen(case: &Case) -> Result<Audio, DeliveryError> {
+    let held = case.entry.held();
+    let audio = case.entry.audio();
+    let same = |audio: &&Audio| held.is_none_or(|held| held.digests == audio.digests);
+    if let Some(audio) = audio.filter(same) {
+        return Ok(audio.clone());
+    }
+    let unseen = || DeliveryError::Source(Arc::from("the audio was never here"));
+    held.map(|holding| Audio {
+        size: holding.size,
+        digests: holding.digests.clone(),
+        duration_ms: None,
+        findings: Vec::new(),
+    })
+    .ok_or_else(unseen)
+}
+
+fn complete(audio: &Audio, attempt: u32) -> Progress<'static> {
+    let cause = if audio.is_suspect() {
+        Cause::SuspectAudio
+    } else {
+        Cause::Complete
+    };
+    Progress {
+        state: State::Complete,
+        attempts: attempt,
+        cause: Some(cause.name()),
+    }
+}
+
+fn document_of(placed: Placed) -> Document {
+    Document {
+        id: placed.id,
+        database: placed.database,
+        rev: placed.rev,
+        created: placed.created,
+    }
+}
+
+pub(super) fn delivered(destination: Destination, placed: Placed) -> What {
+    What::Delivered(Delivery {
+        destination,
+        document: document_of(placed),
+        below_quorum: false,
+    })
+}
+
+/// How often a server failed to take the recording.
+fn failures_there(case: &Case, at: Destination) -> u32 {
+    let there = case.entry.failures().filter(|fact| {
+        matches!(
+            fact.what,
+            What::DeliveryFailed {
+                destination,
+                failure: DeliveryFailure::Target | DeliveryFailure::Refused,
+                ..
+            } if destination == at
+        )
+    });
+    u32::try_from(there.count()).unwrap_or(u32::MAX)
+}
+
 /// The ids that the document may have, in order: the ordered one, then the derived one.
-fn ids(order: &Order) -> Vec<MediaId> {
+pub(super) fn ids(order: &Order) -> Vec<MediaId> {
     let derived = MediaId::derived(order.key, order.asked_at);
     let ordered = order.media_id.clone();
     if ordered == derived {

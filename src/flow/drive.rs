@@ -66,7 +66,7 @@ pub async fn drive(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) 
                     }
                 }
             }
-            Some(effect) => match parts.perform(&driver.case, driver.safe(effect).await, &mut hand).await {
+            Some(effect) => match driver.perform(driver.safe(effect).await, &mut hand).await {
                 Some(input) => effects = driver.step(input).await,
                 None => {
                     driver.give_back().await;
@@ -111,6 +111,22 @@ impl Driver<'_> {
             );
         }
         effects
+    }
+
+    /// Performs `effect`; while that takes its time, others are told that the recording is in hand.
+    async fn perform(&self, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
+        let parts = self.parts;
+        let lease = parts.config.ledger.lease;
+        let mut performed = std::pin::pin!(parts.perform(&self.case, effect, hand));
+        loop {
+            tokio::select! {
+                input = &mut performed => return input,
+                () = tokio::time::sleep(lease / 3) => {
+                    let lease = Some(parts.ledger.lease(lease));
+                    drop(parts.ledger.note(&self.case.entry, lease, parts.config.ledger.linger).await);
+                }
+            }
+        }
     }
 
     /// The point of no return is the switch's deleting its file. Where only the ledger would tell what became of the audio, it must know

@@ -5,10 +5,9 @@
 
 use std::time::Duration;
 
-use crate::destination::Decision;
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
-use crate::entry::fact::{Announcement, CollectFailure, DeliveryFailure, Destination, Fact, What};
+use crate::entry::fact::{Announcement, CollectFailure, Destination, Fact, What};
 use crate::ingest::Answer;
 use crate::kazoo::dialplan::{Control, Trigger};
 use crate::kazoo::time::Moment;
@@ -49,8 +48,6 @@ pub enum Input {
     Answered,
     /// The hold did not take the audio in hand.
     NotHeld,
-    /// What is to become of it.
-    Decided(Decision),
     /// Time has passed.
     Due,
     /// Events may have been missed: the channel is to be looked for now.
@@ -83,6 +80,10 @@ pub enum Effect {
     Deliver { attempt: u32, destination: Destination },
     /// Complete the document that came before the audio.
     Complete { attempt: u32, destination: Destination },
+    /// Read back what a server with too few copies had taken.
+    ReadBack { n: u32 },
+    /// Write into the document that came before the audio that the recording rests.
+    Mark { n: u32, cause: Cause },
     /// Put the audio in hand into the hold.
     Hold,
     /// Take the audio out of the hold: it is not needed there any more.
@@ -108,6 +109,10 @@ pub struct Policy {
     pub max_attempts: u32,
     /// There is a hold.
     pub hold: bool,
+    /// How long a recording waits after the hold did not take its audio.
+    pub hold_pause: Duration,
+    /// Pauses before the first, second … look at what a server with too few copies had taken; the last repeats.
+    pub looks: Vec<Duration>,
     /// How long the switch has to confirm a start.
     pub start_timeout: Duration,
     /// How often the channel of a recording that runs is looked for.
@@ -163,7 +168,8 @@ fn add(entry: &mut Entry, what: What, now: Moment, policy: &Policy) -> bool {
 fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
     let what = match input {
         Input::Fact(what) => {
-            if matches!(what, What::DeliveryFailed { .. }) && case.hand == Hand::Holding {
+            let not_now = matches!(what, What::DeliveryFailed { .. } | What::Postponed { .. });
+            if not_now && case.hand == Hand::Holding {
                 case.hand = Hand::Tried;
             }
             what
@@ -178,14 +184,13 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
         }
         Input::NotHeld => {
             case.hand = Hand::NotHeld;
-            return;
+            // The switch keeps its file. Asking for it again at once would only bring it here once more.
+            What::Postponed {
+                n: case.entry.next_number("postponed"),
+                until: now.plus(policy.hold_pause),
+                why: "the hold does not take the audio".into(),
+            }
         }
-        Input::Decided(Decision::Deliver(destination)) => What::Decided(destination),
-        Input::Decided(Decision::Conclude(Outcome::Parked, cause)) => What::Parked {
-            n: case.entry.next_rest(),
-            cause,
-        },
-        Input::Decided(Decision::Conclude(outcome, cause)) => What::Concluded { outcome, cause },
         Input::Due | Input::Doubt => return,
     };
     add(&mut case.entry, what, now, policy);
@@ -201,7 +206,7 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
         return None;
     }
     if entry.ended().is_some() {
-        ending::follows(case, policy)
+        ending::follows(case, now, policy)
     } else {
         running::follows(entry, now, policy)
     }
@@ -242,7 +247,7 @@ pub fn account(entry: &Entry) -> Option<&str> {
 fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     let entry = &case.entry;
     if entry.outcome().is_some() || entry.parked().is_some() {
-        return ending::settle(case);
+        return ending::settle(case, now, policy);
     }
     if entry.ended().is_some() {
         return ending::to_do(case, now, policy);
@@ -250,16 +255,20 @@ fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     running::to_do(entry, now, policy)
 }
 
-/// Until when the last failure lets the recording rest. Varied by the recording's key, so that a thousand that failed together do not come
-/// back together.
+/// Until when the last failure, or the last postponement, lets the recording rest. Varied by the recording's key, so that a thousand that
+/// failed together do not come back together.
 fn paused(entry: &Entry, policy: &Policy) -> Option<Moment> {
+    let postponed = entry.postponed().next_back().map(|(_, until)| until);
+    failed(entry, policy).into_iter().chain(postponed).max()
+}
+
+/// Until when the last failure lets the recording rest.
+fn failed(entry: &Entry, policy: &Policy) -> Option<Moment> {
     let last = entry.failures().next_back()?;
-    let index = entry
-        .failures()
-        .count()
-        .saturating_sub(1)
-        .min(policy.retry.len().saturating_sub(1));
-    let pause = policy.retry.get(index).copied().unwrap_or(Duration::from_secs(5));
+    let pause = policy.pause(
+        entry.failures().count(),
+        entry.decided().and_then(|(_, attempts)| attempts),
+    );
     let bytes = entry.key.bytes();
     let spread = u64::from(bytes[0]) * 256 + u64::from(bytes[1]);
     let attempt = u64::from(last.what.attempt().unwrap_or(1));
@@ -276,6 +285,45 @@ fn paused(entry: &Entry, policy: &Policy) -> Option<Moment> {
     };
     Some(last.at.plus(pause.mul_f64(factor.max(0.0)).max(asked)))
 }
+
+impl Policy {
+    /// Attempts that a recording has before it rests.
+    fn attempts(&self, said: Option<u32>) -> usize {
+        let attempts = said.unwrap_or(self.max_attempts).clamp(1, MOST_ATTEMPTS);
+        usize::try_from(attempts).unwrap_or(1)
+    }
+
+    /// The pause after failure number `failures`, counted from 1. Fewer, or more, attempts than the schedule has are spread over the same time.
+    fn pause(&self, failures: usize, said: Option<u32>) -> Duration {
+        let usual = |n: usize| {
+            let last = self.retry.last().copied().unwrap_or(Duration::from_secs(5));
+            self.retry.get(n).copied().unwrap_or(last)
+        };
+        let index = failures.saturating_sub(1);
+        let Some(_) = said else { return usual(index) };
+        // When the usual schedule has come as far as ours.
+        let (mine, theirs) = (
+            self.attempts(said).saturating_sub(1).max(1),
+            self.attempts(None).saturating_sub(1),
+        );
+        let total = |steps: usize| (0..steps).map(usual).sum::<Duration>();
+        let at = |n: usize| {
+            let (whole, part) = (n * theirs / mine, n * theirs % mine);
+            #[allow(clippy::cast_precision_loss)] // at most 28
+            let share = part as f64 / mine as f64;
+            total(whole) + usual(whole).mul_f64(share)
+        };
+        at(index + 1).saturating_sub(at(index))
+    }
+
+    /// The time that the schedule takes in all.
+    fn whole(&self) -> Duration {
+        (0..self.attempts(None)).map(|n| self.pause(n + 1, None)).sum()
+    }
+}
+
+/// More would not all be kept in the entry.
+const MOST_ATTEMPTS: u32 = 28;
 
 /// The first of these moments that lies ahead, as a wait.
 fn wait(candidates: impl IntoIterator<Item = Option<Moment>>, now: Moment) -> Vec<Effect> {

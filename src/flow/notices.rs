@@ -70,7 +70,10 @@ fn publish(parts: &Arc<Parts>, name: &'static str, open: &Open) {
 pub fn handle(parts: &Arc<Parts>, delivery: &Delivery) {
     tracing::trace!(exchange = delivery.exchange(), key = delivery.routing_key(), "notice");
     match delivery.exchange() {
-        "configuration" => parts.system_config.notice(),
+        "configuration" => {
+            parts.accounts.forget();
+            parts.system_config.notice();
+        }
         "callevt" => event(parts, delivery),
         _ => memory(parts, delivery),
     }

@@ -11,18 +11,23 @@ use tokio_util::task::TaskTracker;
 use crate::amqp::{Consumers, Publisher, Requests};
 use crate::config::Config;
 use crate::couch::Couch;
-use crate::destination;
+use crate::destination::decide::{Decision, Ending, Undecided, decide};
 use crate::destination::hold::Hold;
-use crate::entry::fact::What;
+use crate::destination::http::Http;
+use crate::destination::servers::Servers;
+use crate::destination::targets::Targets;
+use crate::entry::cause::{Cause, Outcome};
+use crate::entry::fact::{Destination, What};
 use crate::ingest::{Answer, Ingest, Upload};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::time::{Clock, Moment};
 use crate::ledger::{Ledger, address};
 use crate::recording::carry::Seal;
-use crate::system_config::SystemConfig;
+use crate::recording::order::Url;
+use crate::system_config::{Accounts, Plan, SystemConfig};
 
 use super::hands::Hands;
-use super::next::{Case, Effect, Input, Policy};
+use super::next::{self, Case, Effect, Input, Policy};
 use super::notices::Replaced;
 use super::pace::Pace;
 use super::registry::Registry;
@@ -46,37 +51,61 @@ pub struct Parts {
     pub replaced: Replaced,
     pub hands: Hands,
     pub pace: Pace,
-    pub switches: Switches,
+    /// Uploads from each switch: every one holds a thread of a live media server.
+    pub switches: Slots,
+    /// Uploads to each host.
+    pub hosts: Slots,
+    /// Uploads to users' URLs, guarded.
+    pub users: Http,
+    /// Uploads to servers that the operator named.
+    pub cluster: Http,
+    pub accounts: Accounts,
+    pub servers: Servers,
+    pub targets: Targets,
     /// Tasks that have a recording in hand.
     pub tasks: TaskTracker,
     /// Going down: nothing new is begun, and nobody waits for later.
     pub stop: CancellationToken,
 }
 
-/// The slots of each switch: every upload holds a thread of a live media server.
-pub struct Switches {
-    per_switch: usize,
+/// So many at once, of each name.
+pub struct Slots {
+    each: usize,
     gates: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
-impl Switches {
-    pub fn new(per_switch: usize) -> Self {
+/// Names that are remembered: users' URLs could name any number of hosts.
+const MOST_NAMES: usize = 1024;
+
+impl Slots {
+    pub fn new(each: usize) -> Self {
         Self {
-            per_switch,
+            each,
             gates: Mutex::default(),
         }
     }
 
-    pub async fn slot(&self, node: &str) -> Option<OwnedSemaphorePermit> {
-        let gate = {
-            let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(
-                gates
-                    .entry(node.to_owned())
-                    .or_insert_with(|| Arc::new(Semaphore::new(self.per_switch))),
-            )
-        };
-        gate.acquire_owned().await.ok()
+    /// A slot, when there is one.
+    pub async fn slot(&self, name: &str) -> Option<OwnedSemaphorePermit> {
+        self.gate(name).acquire_owned().await.ok()
+    }
+
+    /// A slot, if there is one now.
+    pub fn free_slot(&self, name: &str) -> Option<OwnedSemaphorePermit> {
+        self.gate(name).try_acquire_owned().ok()
+    }
+
+    fn gate(&self, name: &str) -> Arc<Semaphore> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        if gates.len() >= MOST_NAMES && !gates.contains_key(name) {
+            // Those that nobody uses or awaits now.
+            gates.retain(|_, gate| Arc::strong_count(gate) > 1);
+        }
+        Arc::clone(
+            gates
+                .entry(name.to_owned())
+                .or_insert_with(|| Arc::new(Semaphore::new(self.each))),
+        )
     }
 }
 
@@ -114,6 +143,8 @@ impl Parts {
                 Some(self.deliver(case, attempt, destination, hand.as_ref()).await)
             }
             Effect::Complete { attempt, destination } => Some(self.complete(case, attempt, destination).await),
+            Effect::ReadBack { n } => Some(self.read_back(case, n).await),
+            Effect::Mark { n, cause } => Some(self.mark(case, n, cause).await),
             Effect::Hold => Some(self.put_into_hold(case, hand.as_ref()).await),
             Effect::Unhold => Some(self.take_out_of_hold(case).await),
             Effect::Answer(answer) => {
@@ -132,14 +163,52 @@ impl Parts {
     }
 
     async fn decide(&self, case: &Case) -> Option<Input> {
-        let order = case.entry.order()?;
-        loop {
-            // What nobody has told is not decided: the default would throw the recording away.
-            if let Some(media) = self.system_config.current() {
-                return Some(Input::Decided(destination::decide(order, &media)));
-            }
-            self.rest().await?;
+        let entry = &case.entry;
+        let mut order = entry.order()?.clone();
+        let account_id = next::account(entry).unwrap_or_default();
+        let n = entry.next_number("retried");
+        if n > 1 && order.url == Url::Lost {
+            // Somebody who knows that its URL is lost moved it on: it goes where it would have gone without one.
+            order.url = Url::None;
         }
+        let media = self.system_config.current();
+        let plan = match order.url {
+            Url::None => self.accounts.plan(account_id).await,
+            Url::Given(_) | Url::Lost => Plan::None,
+        };
+        let destination = match decide(&order, media.as_ref(), &plan) {
+            Ok(Decision::Account) => Destination::Account,
+            Ok(Decision::ThirdParty(_)) => Destination::ThirdParty,
+            Ok(Decision::StoragePlan(_)) => Destination::StoragePlan,
+            // One that cannot be served is refused when it is tried: its audio is kept by then.
+            Ok(Decision::Url(_) | Decision::Conclude(Ending::UnusableUrl(_) | Ending::UrlLost)) => Destination::Url,
+            Ok(Decision::Conclude(Ending::StoringDisabled)) => {
+                return Some(Input::Fact(What::Concluded {
+                    outcome: Outcome::Discarded,
+                    cause: Cause::StoringDisabled,
+                }));
+            }
+            Err(undecided) => return Some(self.undecided(case, &undecided)),
+        };
+        // Our own database being away is no attempt that Kazoo would count.
+        let attempts = match (destination, &media) {
+            (Destination::Account, _) | (_, None) => None,
+            (_, Some(media)) => self.accounts.storage_retry_times(account_id, media).await,
+        };
+        Some(Input::Fact(What::Decided {
+            n,
+            destination,
+            attempts,
+        }))
+    }
+
+    /// What nobody has told is not decided: the default would throw the recording away, or put it where it must not go.
+    fn undecided(&self, case: &Case, why: &Undecided) -> Input {
+        let before = case.entry.postponed().count();
+        let pause = self.policy.retry.get(before).or(self.policy.retry.last());
+        let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
+        tracing::warn!(call_id = case.entry.call_id, %why, "it cannot be decided yet where a recording goes");
+        self.postponed(case, until, why.to_string())
     }
 
     async fn put_into_hold(&self, case: &Case, hand: Option<&InHand>) -> Input {

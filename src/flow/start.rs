@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::amqp::Delivery;
+use crate::destination::url::Target;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::action::{self, Execute, ReplyTo};
@@ -17,7 +18,7 @@ use crate::kazoo::dialplan::Trigger;
 use crate::kazoo::envelope::Envelope;
 use crate::kazoo::time::message_time;
 use crate::ledger::address;
-use crate::recording::order::Order;
+use crate::recording::order::{Order, Url};
 use crate::recording::plan::{Circumstances, Plan, plan};
 use crate::recording::settings::Correction;
 use crate::telemetry::events::{ActionHandled, ActionRefused, MessageRejected, SettingCorrected};
@@ -125,6 +126,15 @@ async fn run(job: &Job<'_>, delivery: &Delivery, envelope: &Envelope, begun: Ins
         }
     };
     tell(&action.call_id, &media_id, &corrections);
+    if let Plan::Start(order) = &plan
+        && let Url::Given(url) = &order.url
+        && let Err(why) = Target::parse(url)
+    {
+        warn!(
+            call_id = action.call_id,
+            media_id, %why, "the recording's url cannot be served; its audio will be kept, and parked"
+        );
+    }
     ActionHandled {
         call_id: &action.call_id,
         account_id: action.call.account_id.as_deref().unwrap_or(""),

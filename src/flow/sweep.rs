@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::destination::hold::HoldError;
@@ -25,6 +26,9 @@ const RECONCILE_STEP: Duration = Duration::from_millis(20);
 
 /// Sweeps until the worker goes down.
 pub async fn run(parts: Arc<Parts>) {
+    // Events that came while the ledger was away wait in their queue, and are read only now.
+    let mut behind_until: Option<Instant> = None;
+    let mut was_up = true;
     loop {
         // Not all workers at once.
         let poll = parts.config.ledger.poll;
@@ -33,15 +37,22 @@ pub async fn run(parts: Arc<Parts>) {
             () = tokio::time::sleep(pause) => {}
             () = parts.stop.cancelled() => return,
         }
-        if !parts.ledger.is_up() || parts.hands.count() >= IN_HAND {
+        let is_up = parts.ledger.is_up();
+        if is_up && !was_up {
+            behind_until = Some(Instant::now() + parts.config.flow.start_timeout);
+            parts.targets.delivered(&parts.home().host);
+        }
+        was_up = is_up;
+        if !is_up || parts.hands.count() >= IN_HAND {
             continue;
         }
+        let behind = behind_until.is_some_and(|until| Instant::now() < until);
         match parts.ledger.due(&parts.config.kazoo.zone, TAKE * 2).await {
             Ok(mut due) => {
                 fastrand::shuffle(&mut due);
                 let mut taken = 0;
                 for address in due.iter().take(TAKE) {
-                    taken += usize::from(take(&parts, address, Input::Due).await);
+                    taken += usize::from(take(&parts, address, Input::Due, behind).await);
                 }
                 SweepEnded { due: due.len(), taken }.emit();
             }
@@ -50,8 +61,8 @@ pub async fn run(parts: Arc<Parts>) {
     }
 }
 
-/// Takes a recording in hand, if nobody has it.
-async fn take(parts: &Arc<Parts>, address: &Address, input: Input) -> bool {
+/// Takes a recording in hand, if nobody has it; one that nothing was heard of yet not while events are `behind`.
+async fn take(parts: &Arc<Parts>, address: &Address, input: Input, behind: bool) -> bool {
     let Some(mailbox) = parts.hands.take(address.key) else {
         return false;
     };
@@ -60,6 +71,9 @@ async fn take(parts: &Arc<Parts>, address: &Address, input: Input) -> bool {
             // What this worker heard lately may not be written yet.
             let known = parts.registry.entry(address.key);
             let entry = known.map_or_else(|| record.entry.clone(), |known| record.entry.clone().merge(known));
+            if behind && entry.started().is_none() && entry.ended().is_none() {
+                return false;
+            }
             let parts = Arc::clone(parts);
             parts
                 .tasks
@@ -107,7 +121,7 @@ pub async fn reconcile(parts: Arc<Parts>) {
             if parts.stop.is_cancelled() {
                 return;
             }
-            take(&parts, &address, Input::Doubt).await;
+            take(&parts, &address, Input::Doubt, false).await;
             tokio::time::sleep(RECONCILE_STEP).await;
         }
     }

@@ -30,6 +30,8 @@ pub struct Subject<'a> {
     /// Our node's name.
     pub node: &'a str,
     pub now: Moment,
+    /// When the audio was masked (`true`) and unmasked.
+    pub masks: Vec<(Moment, bool)>,
 }
 
 impl Subject<'_> {
@@ -117,6 +119,14 @@ impl Subject<'_> {
             map.insert("findings".into(), json!(audio.findings));
         }
         if let Some(map) = private.as_object_mut() {
+            if !self.masks.is_empty() {
+                let masks: Vec<Value> = self
+                    .masks
+                    .iter()
+                    .map(|(at, on)| json!({"at": at.rfc3339(), "masked": on}))
+                    .collect();
+                map.insert("masks".into(), json!(masks));
+            }
             map.retain(|_, value| !value.is_null());
         }
         private
@@ -225,6 +235,7 @@ mod tests {
             destination: "ours",
             node: "kz_record_call@rec1",
             now: Moment::from_gregorian_seconds(63_962_610_400),
+            masks: Vec::new(),
         };
         Value::Object(subject.document())
     }

@@ -71,8 +71,8 @@ impl Accounts {
         Ok(Plan::read([&system, &named, &account].into_iter().flatten()))
     }
 
-    /// How often a delivery is tried again for an account. The system's value while the database does not tell.
-    pub async fn storage_retry_times(&self, account_id: &str, media: &Media) -> u32 {
+    /// How often a delivery is tried for an account. The system's value while the database does not tell; `None`: nobody says.
+    pub async fn storage_retry_times(&self, account_id: &str, media: &Media) -> Option<u32> {
         let own = match self.retries.get(account_id) {
             Some(own) => own,
             None => match self.read_retries(account_id).await {
@@ -83,7 +83,7 @@ impl Accounts {
                 }
             },
         };
-        own.unwrap_or(media.storage_retry_times)
+        own.or(media.storage_retry_times)
     }
 
     async fn read_retries(&self, account_id: &str) -> Result<Option<u32>, CouchError> {

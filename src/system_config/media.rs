@@ -9,9 +9,6 @@ use crate::recording::plan::Defaults;
 
 use super::proxy::Proxy;
 
-/// Kazoo's own default of `call_recording.storage_retry_times` (`kz_media_config`).
-pub const STORAGE_RETRY_TIMES: u32 = 5;
-
 /// Port of a third party's server that has none in its value (`third_party_bigcouch_port`).
 const THIRD_PARTY_PORT: u16 = 5984;
 
@@ -24,8 +21,8 @@ pub struct Media {
     pub third_party: ThirdParty,
     /// Kazoo's store proxy, which serves accounts with a storage plan.
     pub proxy: Proxy,
-    /// `call_recording.storage_retry_times`, which accounts may override.
-    pub storage_retry_times: u32,
+    /// `call_recording.storage_retry_times` (`kz_media_config`), which accounts may override; `None`: the daemon's own schedule.
+    pub storage_retry_times: Option<u32>,
 }
 
 /// `third_party_bigcouch_host`.
@@ -93,9 +90,7 @@ impl Media {
             },
             third_party: third_party(&sections),
             proxy: Proxy::read(&sections),
-            storage_retry_times: sections
-                .number(&["call_recording", "storage_retry_times"])
-                .unwrap_or(STORAGE_RETRY_TIMES),
+            storage_retry_times: sections.number(&["call_recording", "storage_retry_times"]),
         }
     }
 }
@@ -147,7 +142,7 @@ mod tests {
             assert!(!media.store_recordings);
             assert_eq!(media.defaults, Defaults::default());
             assert_eq!(media.third_party, ThirdParty::NotSet);
-            assert_eq!(media.storage_retry_times, 5);
+            assert_eq!(media.storage_retry_times, None);
         }
     }
 

@@ -99,6 +99,10 @@ pub const METRICS: &[(&str, &str)] = &[
         "Times that a target was left alone because different recordings failed there alike.",
     ),
     (
+        "kz_record_call_read_backs_failed_total",
+        "Looks at recordings stored with too few copies (202) that did not find them whole.",
+    ),
+    (
         "kz_record_call_recordings_in_hand",
         "Recordings that this worker is working on now.",
     ),

@@ -25,6 +25,7 @@ mod actions;
 mod crashes;
 mod ledger;
 mod main_job;
+mod places;
 mod support;
 
 use support::{Services, Test};
@@ -48,7 +49,14 @@ fn main() -> ExitCode {
         Some(Arc::new(services))
     };
     let mut tests: Vec<Test> = Vec::new();
-    for list in [main_job::TESTS, actions::TESTS, crashes::TESTS, ledger::TESTS] {
+    let lists = [
+        main_job::TESTS,
+        actions::TESTS,
+        crashes::TESTS,
+        ledger::TESTS,
+        places::TESTS,
+    ];
+    for list in lists {
         tests.extend_from_slice(list);
     }
     let trials = tests

@@ -4,8 +4,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+#[allow(dead_code)] // the destinations' own tests use more of it
+#[path = "../destinations/support/server.rs"]
+pub mod http;
 mod proxy;
-mod schemas;
+pub mod schemas;
 mod services;
 mod worker;
 mod world;

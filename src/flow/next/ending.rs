@@ -1,15 +1,18 @@
 //! Decisions about a recording that has ended: where its audio goes, and what is still owed once it is there.
 
 use super::{
-    Answer, Case, Cause, CollectFailure, DeliveryFailure, Destination, Effect, Entry, Hand, Moment, Outcome, Policy,
-    What, account, paused, source,
+    Answer, Case, Cause, CollectFailure, Destination, Effect, Entry, Fact, Hand, Moment, Outcome, Policy, What,
+    account, paused, source,
 };
 
 /// A file that is missing this often is gone.
 pub(super) const MISSING_IS_GONE: usize = 3;
 
+/// After so many postponements of the decision the audio is taken off the switch.
+const UNDECIDED_IS_LONG: usize = 3;
+
 /// What follows once the end is known.
-pub(super) fn follows(case: &Case, policy: &Policy) -> Option<What> {
+pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
     let entry = &case.entry;
     let order = entry.order()?;
     let conclude = |outcome, cause| Some(What::Concluded { outcome, cause });
@@ -62,31 +65,35 @@ pub(super) fn follows(case: &Case, policy: &Policy) -> Option<What> {
     if in_hand && policy.hold && entry.held().is_none() {
         return None;
     }
-    let refused = entry.failures().any(|fact| {
-        matches!(
-            fact.what,
-            What::DeliveryFailed {
-                failure: DeliveryFailure::Refused,
-                ..
-            }
-        )
-    });
-    if refused {
-        return park(Cause::Refused);
+    if let Some(cause) = entry.failures().find_map(parks) {
+        return park(cause);
     }
-    let failures = entry.failures().count();
-    if u32::try_from(failures).unwrap_or(u32::MAX) >= policy.max_attempts {
-        let delivering = entry
-            .failures()
-            .next_back()
-            .is_some_and(|f| matches!(f.what, What::DeliveryFailed { .. }));
-        return park(if delivering {
-            Cause::Unreachable
-        } else {
-            Cause::NotCollected
-        });
+    let decided = entry.decided();
+    let worn_out = |last: Option<&What>| match (decided, last) {
+        (None, _) => Cause::Undecided,
+        (_, Some(What::CollectFailed { .. })) => Cause::NotCollected,
+        (Some((Destination::StoragePlan, _)), _) => Cause::NoStoreProxy,
+        _ => Cause::Unreachable,
+    };
+    let last = || entry.failures().next_back().map(|fact| &fact.what);
+    let attempts = policy.attempts(decided.and_then(|(_, attempts)| attempts));
+    if entry.failures().count() >= attempts {
+        return park(worn_out(last()));
     }
-    None
+    // Nothing was even tried all that time.
+    let since = entry.postponed().next().map(|(at, _)| at)?;
+    (now.since(since) >= policy.whole()).then(|| What::Parked {
+        n: entry.next_rest(),
+        cause: worn_out(last()),
+    })
+}
+
+/// The cause for which this failure lets a recording rest at once.
+fn parks(fact: &Fact) -> Option<Cause> {
+    match fact.what {
+        What::DeliveryFailed { failure, .. } => failure.parks(),
+        _ => None,
+    }
 }
 
 /// What is to be done once the end is known, and nothing is concluded.
@@ -95,13 +102,31 @@ pub(super) fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     let Some((node, path)) = source(entry) else {
         return Vec::new();
     };
+    let attempt = entry.next_attempt();
+    let collect = || Effect::Collect {
+        attempt,
+        node: node.to_owned(),
+        path: path.to_owned(),
+    };
     let Some(destination) = entry.destination() else {
-        return match paused(entry, policy).filter(|until| *until > now) {
-            Some(until) => vec![Effect::Wait { until }],
-            None => vec![Effect::Decide],
+        let held = entry.held().is_some();
+        return match case.hand {
+            // Where it goes may long be open; the switch's disk is not ours.
+            Hand::Holding | Hand::Tried if policy.hold && !held => vec![Effect::Hold],
+            Hand::Holding | Hand::Tried if held => vec![Effect::Answer(Answer::Release)],
+            Hand::Holding | Hand::Tried | Hand::NotHeld => vec![Effect::Answer(Answer::Keep)],
+            Hand::Empty => rested(entry, now, policy, || {
+                let open_for_long = entry.postponed().count() >= UNDECIDED_IS_LONG;
+                // Once it could not be brought, or kept, that is left for later.
+                let tried = entry.failures().next().is_some();
+                if open_for_long && policy.hold && !held && !tried {
+                    collect()
+                } else {
+                    Effect::Decide
+                }
+            }),
         };
     };
-    let attempt = entry.next_attempt();
     if entry.uploaded().is_some() {
         // The audio is where it belongs; whatever is left concerns its document.
         if case.hand != Hand::Empty {
@@ -112,16 +137,8 @@ pub(super) fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     match case.hand {
         Hand::Holding => vec![deliver(entry, attempt, destination)],
         Hand::Tried => {
-            let refused = entry.failures().next_back().is_some_and(|fact| {
-                matches!(
-                    fact.what,
-                    What::DeliveryFailed {
-                        failure: DeliveryFailure::Refused,
-                        ..
-                    }
-                )
-            });
-            let keep = policy.hold && (destination.is_held() || refused);
+            let rests = entry.failures().next_back().is_some_and(|fact| parks(fact).is_some());
+            let keep = policy.hold && (destination.is_held() || rests);
             match entry.held() {
                 Some(_) => vec![Effect::Answer(Answer::Release)],
                 None if keep => vec![Effect::Hold],
@@ -130,11 +147,7 @@ pub(super) fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
         }
         Hand::NotHeld => vec![Effect::Answer(Answer::Keep)],
         Hand::Empty if entry.held().is_some() => rested(entry, now, policy, || deliver(entry, attempt, destination)),
-        Hand::Empty => rested(entry, now, policy, || Effect::Collect {
-            attempt,
-            node: node.to_owned(),
-            path: path.to_owned(),
-        }),
+        Hand::Empty => rested(entry, now, policy, collect),
     }
 }
 
@@ -159,7 +172,7 @@ fn rested(entry: &Entry, now: Moment, policy: &Policy, act: impl FnOnce() -> Eff
 }
 
 /// What is owed when an outcome is certain, or the recording rests.
-pub(super) fn settle(case: &Case) -> Vec<Effect> {
+pub(super) fn settle(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     let entry = &case.entry;
     let mut effects = Vec::new();
     if case.hand != Hand::Empty {
@@ -173,8 +186,32 @@ pub(super) fn settle(case: &Case) -> Vec<Effect> {
         effects.push(Effect::Answer(if safe { Answer::Release } else { Answer::Keep }));
     }
     effects.extend(entry.open_announcements().map(Effect::Announce));
-    if entry.outcome().is_some() && entry.held().is_some() {
+    if let Some(cause) = entry.parked().filter(|_| entry.is_unmarked()) {
+        let n = entry.next_number("parked") - 1;
+        effects.push(Effect::Mark { n, cause });
+    }
+    if entry.is_unverified() {
+        let n = entry.next_number("looked");
+        let index = entry.looks().count().min(policy.looks.len().saturating_sub(1));
+        let pause = policy.looks.get(index).copied().unwrap_or_default();
+        let last = entry.looks().next_back().map(|(at, _)| at).or(delivered_at(entry));
+        let until = last.unwrap_or(now).plus(pause);
+        // The hold's copy stays until then.
+        effects.push(if until > now {
+            Effect::Wait { until }
+        } else {
+            Effect::ReadBack { n }
+        });
+    } else if entry.outcome().is_some() && entry.held().is_some() {
         effects.push(Effect::Unhold);
     }
     effects
+}
+
+fn delivered_at(entry: &Entry) -> Option<Moment> {
+    let mut delivered = entry
+        .facts()
+        .iter()
+        .filter(|fact| matches!(fact.what, What::Delivered(_)));
+    delivered.next().map(|fact| fact.at)
 }

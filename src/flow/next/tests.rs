@@ -1,4 +1,4 @@
-use crate::entry::fact::{Delivery, Document, Holding};
+use crate::entry::fact::{Delivery, DeliveryFailure, Document, Holding};
 use crate::kazoo::call::Parties;
 use crate::recording::digest::Digests;
 use crate::recording::format::Format;
@@ -9,6 +9,7 @@ use crate::recording::settings::Method;
 use super::*;
 
 mod ended;
+mod resting;
 mod running;
 
 const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
@@ -24,6 +25,8 @@ fn policy() -> Policy {
         jitter: 20,
         max_attempts: 12,
         hold: true,
+        hold_pause: Duration::from_secs(60),
+        looks: [60, 300, 900, 3600].map(Duration::from_secs).to_vec(),
         start_timeout: Duration::from_secs(30),
         check_interval: Duration::from_secs(300),
         grace: Duration::from_secs(60),
@@ -106,13 +109,18 @@ fn started(order: Order) -> Case {
     case
 }
 
+fn decided(destination: Destination) -> Input {
+    Input::Fact(What::Decided {
+        n: 1,
+        destination,
+        attempts: None,
+    })
+}
+
 fn ended_as(order: Order, destination: Destination) -> Case {
     let mut case = started(order);
     assert_eq!(step(&mut case, Input::Fact(What::Ended(told(5000)))), [Effect::Decide]);
-    assert_eq!(
-        step(&mut case, Input::Decided(Decision::Deliver(destination))),
-        [collect(1)]
-    );
+    assert_eq!(step(&mut case, decided(destination)), [collect(1)]);
     case
 }
 

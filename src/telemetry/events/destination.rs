@@ -60,6 +60,33 @@ impl DatabaseCreated<'_> {
     }
 }
 
+/// What a server with too few copies had taken was looked for, and is not there whole.
+pub struct ReadBackFailed<'a> {
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+    pub why: &'a str,
+    /// Nobody looks again.
+    pub last: bool,
+}
+
+impl ReadBackFailed<'_> {
+    pub fn emit(self) {
+        let (call_id, media_id, why) = (self.call_id, self.media_id, self.why);
+        if self.last {
+            error!(
+                call_id,
+                media_id, why, "a stored recording is not to be found; nobody looks for it again"
+            );
+        } else {
+            warn!(
+                call_id,
+                media_id, why, "a recording that was stored with too few copies does not show yet"
+            );
+        }
+        counter!("kz_record_call_read_backs_failed_total").increment(1);
+    }
+}
+
 /// A target failed for two different recordings alike; it is left alone for a while.
 pub struct TargetPaused<'a> {
     pub target: &'a str,

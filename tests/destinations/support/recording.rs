@@ -115,6 +115,7 @@ impl Recording {
             destination,
             node: "kz_record_call@rec1",
             now: ENDED,
+            masks: Vec::new(),
         }
     }
 

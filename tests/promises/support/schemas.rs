@@ -36,6 +36,7 @@ fn schema_of(message: &Observed) -> anyhow::Result<&'static str> {
         ("call", "command") => "record_call.control",
         ("switch_event", "command") => "send_http",
         ("configuration", "doc_created" | "doc_edited") => "doc_change",
+        ("configuration", "db_created") => "db_created",
         ("call_event", "channel_status_req") => "channel_status_req",
         ("call_event", "query_channels_req") => "query_channels_req",
         ("recording", _) => "recording.outcome",

@@ -169,6 +169,15 @@ impl<'a> World<'a> {
         Ok((output.status.success(), format!("{out}{err}")))
     }
 
+    pub fn account(&self) -> &'static str {
+        ACCOUNT
+    }
+
+    /// The month that it is for Kazoo, as ids begin with it.
+    pub fn month(&self) -> String {
+        crate::simulator::sim::wire::Clock::default().month()
+    }
+
     /// The database that a recording belongs to.
     pub fn modb(&self, media_id: &str) -> String {
         modb_of(ACCOUNT, media_id)

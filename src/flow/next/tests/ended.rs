@@ -159,13 +159,7 @@ fn a_target_that_refuses_parks_it_with_its_audio_held() {
     );
     assert!(!case.entry.is_closed());
     let moved_on = next(&mut case, Input::Fact(What::Retried { n: 1 }), after(9), &policy());
-    assert_eq!(
-        moved_on,
-        [Effect::Deliver {
-            attempt: 2,
-            destination: Destination::Account
-        }]
-    );
+    assert_eq!(moved_on, [Effect::Decide]);
 }
 
 #[test]
@@ -182,7 +176,8 @@ fn attempts_end_at_their_number_and_begin_anew_when_somebody_says_so() {
     }
     assert_eq!(case.entry.parked(), Some(Cause::NotCollected));
     let again = next(&mut case, Input::Fact(What::Retried { n: 1 }), after(5000), &policy());
-    assert_eq!(again, [collect(13)]);
+    assert_eq!(again, [Effect::Decide]);
+    assert_eq!(case.entry.next_attempt(), 13);
 }
 
 #[test]
@@ -246,9 +241,12 @@ fn too_short_is_what_the_audio_says_not_what_a_channel_variable_says() {
 fn storing_disabled_leaves_the_file_alone() {
     let mut case = started(order());
     step(&mut case, Input::Fact(What::Ended(told(5000))));
-    let decision = Decision::Conclude(Outcome::Discarded, Cause::StoringDisabled);
+    let decision = What::Concluded {
+        outcome: Outcome::Discarded,
+        cause: Cause::StoringDisabled,
+    };
     assert_eq!(
-        step(&mut case, Input::Decided(decision)),
+        step(&mut case, Input::Fact(decision)),
         [announce(Announcement::Outcome(Outcome::Discarded))]
     );
 }

@@ -1,0 +1,96 @@
+//! What an entry tells of the attempts to bring its audio where it belongs.
+
+use crate::kazoo::time::Moment;
+
+use super::cause::Cause;
+use super::fact::{Destination, Fact, What};
+use super::{Entry, LOOKS};
+
+impl Entry {
+    /// Where the audio goes, as decided when the recording ended, or when an operator last moved it on.
+    pub fn destination(&self) -> Option<Destination> {
+        self.decided().map(|(destination, _)| destination)
+    }
+
+    /// Where the audio goes, and how many attempts it has if that was said.
+    pub fn decided(&self) -> Option<(Destination, Option<u32>)> {
+        let current = self.next_number("retried");
+        self.first(|what| match what {
+            What::Decided {
+                n,
+                destination,
+                attempts,
+            } if *n == current => Some((*destination, *attempts)),
+            _ => None,
+        })
+    }
+
+    /// The postponements since an operator last moved it on, in order: when, and until when.
+    pub fn postponed(&self) -> impl DoubleEndedIterator<Item = (Moment, Moment)> {
+        let since = self.retried_at();
+        self.facts.iter().filter_map(move |fact| match fact.what {
+            What::Postponed { until, .. } if since.is_none_or(|since| fact.at > since) => Some((fact.at, until)),
+            _ => None,
+        })
+    }
+
+    /// Looks at a delivery that a server with too few copies had taken: when, and whether it was there.
+    pub fn looks(&self) -> impl DoubleEndedIterator<Item = (Moment, bool)> {
+        self.facts.iter().filter_map(|fact| match &fact.what {
+            What::Looked { why, .. } => Some((fact.at, why.is_none())),
+            _ => None,
+        })
+    }
+
+    /// Whether what was delivered is still to be read back: the server had too few copies when it took it.
+    pub fn is_unverified(&self) -> bool {
+        let below = self.delivery().is_some_and(|delivery| delivery.below_quorum);
+        below && !self.looks().any(|(_, there)| there) && self.looks().count() < LOOKS
+    }
+
+    /// Whether the rest is still to be written into the document that came before the audio.
+    pub fn is_unmarked(&self) -> bool {
+        self.parked().is_some()
+            && self.documented().is_some()
+            && self.next_number("marked") < self.next_number("parked")
+    }
+
+    /// When an operator last moved it on.
+    fn retried_at(&self) -> Option<Moment> {
+        self.facts
+            .iter()
+            .rev()
+            .find(|fact| matches!(fact.what, What::Retried { .. }))
+            .map(|fact| fact.at)
+    }
+
+    /// The failures to collect or deliver since an operator last moved it on, in order.
+    pub fn failures(&self) -> impl DoubleEndedIterator<Item = &Fact> {
+        let since = self.retried_at();
+        self.facts
+            .iter()
+            .filter(|fact| fact.what.attempt().is_some())
+            .filter(move |fact| since.is_none_or(|since| fact.at > since))
+    }
+
+    /// The number of the next attempt to bring the audio to its destination; counts from 1, and goes on over everything.
+    pub fn next_attempt(&self) -> u32 {
+        self.facts
+            .iter()
+            .filter_map(|fact| fact.what.attempt())
+            .max()
+            .unwrap_or(0)
+            + 1
+    }
+
+    /// Why it rests, if it does.
+    pub fn parked(&self) -> Option<Cause> {
+        let highest = |kind| self.next_number(kind);
+        (highest("parked") > highest("retried")).then(|| {
+            self.last(|what| match what {
+                What::Parked { cause, .. } => Some(*cause),
+                _ => None,
+            })
+        })?
+    }
+}

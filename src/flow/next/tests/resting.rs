@@ -1,0 +1,161 @@
+//! Recordings that wait: for a decision, for a target, for an operator.
+
+use super::*;
+
+#[test]
+fn what_cannot_be_decided_is_taken_off_the_switch_and_waits_in_the_hold() {
+    let mut case = started(order());
+    assert_eq!(step(&mut case, Input::Fact(What::Ended(told(5000)))), [Effect::Decide]);
+    let postponed = |n: u32, until: u64| {
+        Input::Fact(What::Postponed {
+            n,
+            until: after(until),
+            why: "unread".into(),
+        })
+    };
+    let at = |case: &mut Case, input: Input, seconds: u64| next(case, input, after(seconds), &policy());
+    assert_eq!(at(&mut case, postponed(1, 10), 1), [Effect::Wait { until: after(10) }]);
+    assert_eq!(at(&mut case, Input::Due, 10), [Effect::Decide]);
+    at(&mut case, postponed(2, 20), 11);
+    at(&mut case, postponed(3, 30), 21);
+    assert_eq!(at(&mut case, Input::Due, 30), [collect(1)]);
+    assert_eq!(at(&mut case, Input::Received(audio(5000)), 31), [Effect::Hold]);
+    let held = at(&mut case, Input::Fact(holding()), 32);
+    assert_eq!(held, [Effect::Answer(Answer::Release)]);
+    assert_eq!(at(&mut case, Input::Answered, 33), [Effect::Decide]);
+    let delivers = at(&mut case, decided(Destination::ThirdParty), 34);
+    let wanted = Effect::Deliver {
+        attempt: 1,
+        destination: Destination::ThirdParty,
+    };
+    assert_eq!(delivers, [wanted]);
+}
+
+#[test]
+fn what_is_never_decided_is_parked_with_its_cause() {
+    let mut case = started(order());
+    let mut now = 1;
+    next(&mut case, Input::Fact(What::Ended(told(5000))), after(now), &policy());
+    while case.entry.parked().is_none() {
+        assert!(now < 10_000, "it is never parked");
+        let n = case.entry.next_number("postponed");
+        let until = after(now + 10);
+        let why = "unread".into();
+        next(
+            &mut case,
+            Input::Fact(What::Postponed { n, until, why }),
+            after(now),
+            &policy(),
+        );
+        if case.hand == Hand::Empty && case.entry.held().is_none() && n > 3 {
+            next(&mut case, Input::Received(audio(5000)), after(now), &policy());
+            next(&mut case, Input::Fact(holding()), after(now), &policy());
+            next(&mut case, Input::Answered, after(now), &policy());
+        }
+        now += 10;
+    }
+    assert_eq!(case.entry.parked(), Some(Cause::Undecided));
+    assert!(case.entry.held().is_some());
+}
+
+#[test]
+fn a_paused_target_costs_no_attempt() {
+    let mut case = ended_as(order(), Destination::ThirdParty);
+    step(&mut case, Input::Received(audio(5000)));
+    let paused = What::Postponed {
+        n: 1,
+        until: after(100),
+        why: "paused".into(),
+    };
+    assert_eq!(step(&mut case, Input::Fact(paused)), [Effect::Hold]);
+    assert_eq!(
+        step(&mut case, Input::Fact(holding())),
+        [Effect::Answer(Answer::Release)]
+    );
+    assert_eq!(step(&mut case, Input::Answered), [Effect::Wait { until: after(100) }]);
+    assert_eq!(case.entry.next_attempt(), 1);
+}
+
+#[test]
+fn a_url_that_cannot_be_served_is_parked_and_its_document_says_so() {
+    let mut case = ended_as(order(), Destination::Url);
+    step(&mut case, Input::Received(audio(5000)));
+    step(&mut case, Input::Fact(What::Documented(document())));
+    step(&mut case, Input::Fact(What::Announced(Announcement::DocumentCreated)));
+    let unusable = failed(1, Destination::Url, DeliveryFailure::Unusable);
+    assert_eq!(step(&mut case, Input::Fact(unusable)), [Effect::Hold]);
+    let effects = step(&mut case, Input::Fact(holding()));
+    assert_eq!(case.entry.parked(), Some(Cause::UnusableUrl));
+    let mark = Effect::Mark {
+        n: 1,
+        cause: Cause::UnusableUrl,
+    };
+    assert!(effects.contains(&mark), "{effects:?}");
+    let effects = step(&mut case, Input::Fact(What::Marked { n: 1 }));
+    assert!(!effects.contains(&mark), "{effects:?}");
+}
+
+#[test]
+fn an_operators_retry_decides_anew() {
+    let mut case = ended_as(order(), Destination::ThirdParty);
+    step(&mut case, Input::Received(audio(5000)));
+    step(
+        &mut case,
+        Input::Fact(failed(1, Destination::ThirdParty, DeliveryFailure::Refused)),
+    );
+    step(&mut case, Input::Fact(holding()));
+    assert_eq!(case.entry.parked(), Some(Cause::Refused));
+    step(&mut case, Input::Answered);
+    let n = case.entry.next_retry();
+    assert_eq!(case.entry.destination(), Some(Destination::ThirdParty));
+    let effects = next(&mut case, Input::Fact(What::Retried { n }), after(50), &policy());
+    assert_eq!(case.entry.destination(), None);
+    assert_eq!(effects, [Effect::Decide]);
+}
+
+#[test]
+fn what_a_server_with_too_few_copies_took_is_read_back_before_the_story_ends() {
+    let mut case = ended_as(order(), Destination::Account);
+    step(&mut case, Input::Received(audio(5000)));
+    let What::Delivered(mut delivery) = delivered(Destination::Account) else {
+        unreachable!()
+    };
+    delivery.below_quorum = true;
+    step(&mut case, Input::Fact(What::Delivered(delivery)));
+    step(&mut case, Input::Answered);
+    for announcement in [Announcement::DocumentCreated, Announcement::Outcome(Outcome::Stored)] {
+        step(&mut case, Input::Fact(What::Announced(announcement)));
+    }
+    assert!(!case.entry.is_closed());
+    assert_eq!(case.entry.state(), "unverified");
+    let due = due(&case.entry, after(0), &policy()).expect("it is due");
+    assert_eq!(next(&mut case, Input::Due, due, &policy()), [Effect::ReadBack { n: 1 }]);
+    let lost = What::Looked {
+        n: 1,
+        why: Some("not there".into()),
+    };
+    let waits = next(&mut case, Input::Fact(lost), due, &policy());
+    assert!(matches!(waits[..], [Effect::Wait { .. }]), "{waits:?}");
+    next(
+        &mut case,
+        Input::Fact(What::Looked { n: 2, why: None }),
+        due.plus(Duration::from_secs(300)),
+        &policy(),
+    );
+    assert!(case.entry.is_closed());
+}
+
+#[test]
+fn fewer_attempts_are_spread_over_the_same_time() {
+    let policy = policy();
+    let total = |said: Option<u32>| -> Duration {
+        let attempts = policy.attempts(said);
+        (1..attempts).map(|n| policy.pause(n, said)).sum()
+    };
+    for said in [2, 5, 20, 28] {
+        let (ours, usual) = (total(Some(said)).as_secs_f64(), total(None).as_secs_f64());
+        assert!((ours - usual).abs() < 1.0, "{said}: {ours} {usual}");
+    }
+    assert_eq!(policy.attempts(Some(0)), 1);
+    assert_eq!(policy.attempts(Some(1000)), 28);
+}

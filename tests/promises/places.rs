@@ -1,0 +1,373 @@
+//! Every place that a recording can go to, the whole way: ordered by an action, collected from the switch, delivered, documented, told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::put;
+use serde_json::{Value, json};
+
+use crate::promises;
+use crate::simulator::sim::couch::Couch;
+use crate::simulator::sim::{CallOptions, Recording};
+use crate::support::http::{Reply, Server};
+use crate::support::{SOON, Services, TestResult, World, schemas};
+
+promises![
+    a_users_url_gets_the_audio_and_the_account_its_document,
+    a_url_that_is_down_is_delivered_when_it_is_back_though_the_switch_lost_its_file,
+    a_url_that_cannot_be_served_is_parked_with_its_audio,
+    a_url_into_our_own_network_is_never_connected_to,
+    a_third_party_gets_document_and_audio_and_nobody_else_is_told,
+    a_third_party_that_is_set_while_running_takes_the_next_recording,
+    a_storage_plan_goes_through_the_store_proxy,
+    a_storage_plan_without_a_proxy_is_parked_and_moved_on,
+    a_missing_monthly_database_is_created_and_told,
+    an_account_that_does_not_exist_is_a_cause,
+];
+
+/// The test's own server is on this host.
+const HERE: (&str, &str) = ("DESTINATION__ALLOW", "127.0.0.1");
+
+/// Records a call whose action has this data, to its end.
+async fn record(world: &World<'_>, data: Value) -> anyhow::Result<Recording> {
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(data).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.ended(&recording).await
+}
+
+async fn media(world: &World<'_>, key: &str, value: Value) -> anyhow::Result<()> {
+    let change = |doc: &mut Value| doc["default"][key] = value;
+    world.couch.edit("system_config", "media", change).await
+}
+
+async fn document(world: &World<'_>, id: &str) -> anyhow::Result<Value> {
+    let found = world.couch.get(&world.modb(id), id).await?;
+    let document = found.with_context(|| format!("{id} is not there"))?;
+    schemas::check("call_recording", &document)?;
+    Ok(document)
+}
+
+fn changes(world: &World<'_>, id: &str) -> Vec<String> {
+    let all = world.kazoo.tap().messages();
+    let ours = all
+        .iter()
+        .filter(|m| m.header("ID") == id && m.category == "configuration");
+    ours.map(|m| m.name.clone()).collect()
+}
+
+async fn a_users_url_gets_the_audio_and_the_account_its_document(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker_with(&[HERE]).await?;
+    let server = Server::always(Reply::Status(201)).await;
+    let recording = record(&world, json!({"url": server.url("/in?customer=7"), "method": "post"})).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(
+        outcome["Outcome"] == "delivered" && outcome["Destination"] == "url",
+        "{outcome:#}"
+    );
+    let received = server.received();
+    ensure!(received.len() == 1, "{received:?}");
+    let upload = &received[0];
+    ensure!(upload.method == "POST", "{upload:?}");
+    ensure!(
+        upload.digests.couch() == Some(format!("md5-{}", recording.audio.md5())),
+        "the audio is not the switch's"
+    );
+    ensure!(upload.header("idempotency-key") == recording.id, "{upload:?}");
+    ensure!(
+        upload.path.starts_with("/in") && upload.path.contains("customer=7"),
+        "{}",
+        upload.path
+    );
+    let document = document(&world, &recording.id).await?;
+    let stubs = document["pvt_attachments"].as_object().context("no attachments")?;
+    ensure!(stubs.len() == 1, "{document:#}");
+    let url = stubs.values().next().context("none")?["handler"]["kz_att_http"]["url"].clone();
+    ensure!(
+        url.as_str().is_some_and(|url| url.starts_with(&server.url("/in"))),
+        "{url}"
+    );
+    ensure!(
+        document["pvt_recording"]["state"] == "complete" && document["_attachments"].is_null(),
+        "{document:#}"
+    );
+    let told = changes(&world, &recording.id);
+    ensure!(told == ["doc_created", "doc_edited"], "{told:?}");
+    ensure!(!recording.path.exists(), "the switch still has its file");
+    world.finish().await
+}
+
+async fn a_url_that_is_down_is_delivered_when_it_is_back_though_the_switch_lost_its_file(
+    services: Arc<Services>,
+) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world
+        .worker_with(&[
+            HERE,
+            ("FLOW__MAX_ATTEMPTS", "28"),
+            ("DESTINATION__FIRST_PAUSE_MS", "200"),
+        ])
+        .await?;
+    media(&world, "call_recording", json!({"storage_retry_times": 28})).await?;
+    let up = Arc::new(AtomicBool::new(false));
+    let is_up = Arc::clone(&up);
+    let server = Server::with(move |_, _, _| Reply::Status(if is_up.load(Ordering::SeqCst) { 200 } else { 503 })).await;
+    let mut recordings = Vec::new();
+    for n in 0..3 {
+        let recording = record(&world, json!({"url": server.url(&format!("/{n}"))})).await?;
+        // The switch is told to delete its file once the audio is in the hold.
+        let path = recording.path.clone();
+        let deleted = move |s: &crate::simulator::sim::State| {
+            let file = s.recordings().iter().find(|r| r.path == path);
+            file.filter(|file| file.deleted).map(drop)
+        };
+        world.kazoo.wait_for("the file to be deleted", SOON, deleted).await?;
+        let pending = document(&world, &recording.id).await?;
+        ensure!(pending["pvt_recording"]["state"] == "pending", "{pending:#}");
+        recordings.push(recording);
+    }
+    up.store(true, Ordering::SeqCst);
+    for recording in &recordings {
+        let outcome = world.outcome(&recording.id).await?;
+        ensure!(outcome["Outcome"] == "delivered", "{outcome:#}");
+        let arrived = server.received().iter().any(|upload| {
+            upload.header("idempotency-key") == recording.id
+                && upload.digests.couch() == Some(format!("md5-{}", recording.audio.md5()))
+        });
+        ensure!(arrived, "{} never arrived whole", recording.id);
+        let document = document(&world, &recording.id).await?;
+        ensure!(document["pvt_recording"]["state"] == "complete", "{document:#}");
+    }
+    world.finish().await
+}
+
+async fn a_url_that_cannot_be_served_is_parked_with_its_audio(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    for url in ["ftp://example.com/in", "no url at all"] {
+        let recording = record(&world, json!({"url": url})).await?;
+        let outcome = world.outcome(&recording.id).await?;
+        ensure!(
+            outcome["Outcome"] == "parked" && outcome["Cause"] == "unusable_url",
+            "{outcome:#}"
+        );
+        let entry = world.state(&recording.call_id, "parked", SOON).await?;
+        ensure!(
+            entry.to_string().contains("kz_record_call_hold-"),
+            "it is not held: {entry:#}"
+        );
+        let document = marked(&world, &recording.id).await?;
+        ensure!(document["pvt_recording"]["cause"] == "unusable_url", "{document:#}");
+    }
+    world.finish().await
+}
+
+/// The document, once it says that its recording rests.
+async fn marked(world: &World<'_>, id: &str) -> anyhow::Result<Value> {
+    let begun = std::time::Instant::now();
+    loop {
+        let document = document(world, id).await?;
+        if document["pvt_recording"]["state"] == "parked" {
+            return Ok(document);
+        }
+        ensure!(begun.elapsed() < SOON, "{document:#}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn a_url_into_our_own_network_is_never_connected_to(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let server = Server::always(Reply::Status(200)).await;
+    let recording = record(&world, json!({"url": server.url("/in")})).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(
+        outcome["Outcome"] == "parked" && outcome["Cause"] == "refused",
+        "{outcome:#}"
+    );
+    ensure!(server.asked() == 0, "it was connected to");
+    world.finish().await
+}
+
+async fn a_third_party_gets_document_and_audio_and_nobody_else_is_told(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let (_proxy, (_, url)) = world.database_proxy().await?;
+    // Its database is created there.
+    let modb = world.modb(&format!("{}-x", world.month()));
+    world.couch.delete_database(&modb).await?;
+    media(&world, "third_party_bigcouch_host", json!(url)).await?;
+    let _worker = world.worker().await?;
+    let recording = record(&world, json!({})).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(
+        outcome["Outcome"] == "stored" && outcome["Destination"] == "third_party",
+        "{outcome:#}"
+    );
+    let stored = world.couch.stored(&modb, &recording.id, &recording.audio).await?;
+    ensure!(stored.difference.is_none(), "{:?}", stored.difference);
+    ensure!(stored.document["pvt_recording"]["destination"] == "third_party");
+    let told = changes(&world, &recording.id);
+    ensure!(told.is_empty(), "{told:?}");
+    world.finish().await
+}
+
+async fn a_third_party_that_is_set_while_running_takes_the_next_recording(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let (_proxy, (_, url)) = world.database_proxy().await?;
+    let worker = world.worker().await?;
+    for nothing in [json!(null), json!(""), json!("undefined")] {
+        media(&world, "third_party_bigcouch_host", nothing).await?;
+        let recording = record(&world, json!({})).await?;
+        world.stored(&recording).await?;
+    }
+    let reads = |line: &Value| line.to_string().contains("third_party: Server");
+    media(&world, "third_party_bigcouch_host", json!(url)).await?;
+    worker.logged("the changed configuration", reads, SOON).await?;
+    let recording = record(&world, json!({})).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(outcome["Destination"] == "third_party", "{outcome:#}");
+    world.finish().await
+}
+
+/// Kazoo's store proxy: it takes the audio and writes into the document where it is.
+async fn store_proxy(couch: Couch, modb: String) -> anyhow::Result<(u16, tokio::task::JoinHandle<()>)> {
+    type Shared = State<Arc<(Couch, String)>>;
+    async fn take(State(shared): Shared, Path((_, name)): Path<(String, String)>, body: Bytes) -> StatusCode {
+        let (couch, modb) = shared.as_ref();
+        for id in couch.ids(modb).await.unwrap() {
+            let named = couch.get(modb, &id).await.unwrap().unwrap();
+            if named["name"] == name.as_str() {
+                let stub = json!({"length": body.len(), "content_type": "audio/mpeg", "stub": false, "handler": {"kz_att_s3": {"key": name}}});
+                let change = |doc: &mut Value| doc["pvt_attachments"] = json!({ &name: stub });
+                couch.edit(modb, &id, change).await.unwrap();
+                return StatusCode::OK;
+            }
+        }
+        StatusCode::NOT_FOUND
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    let router = Router::new()
+        .route("/store/{blob}/{name}", put(take))
+        .layer(axum::extract::DefaultBodyLimit::disable())
+        .with_state(Arc::new((couch, modb)));
+    Ok((
+        port,
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }),
+    ))
+}
+
+/// A plan that puts recordings on S3.
+async fn plan(world: &World<'_>) -> anyhow::Result<()> {
+    let plan = json!({
+        "plan": {"modb": {"types": {"call_recording": {"attachments": {"handler": "9b1c"}}}}},
+        "attachments": {"9b1c": {"handler": "s3", "settings": {"bucket": "b"}}},
+    });
+    world.couch.create("system_data", world.account(), &plan).await
+}
+
+async fn a_storage_plan_goes_through_the_store_proxy(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let modb = world.modb(&format!("{}-x", world.month()));
+    let (port, serving) = store_proxy(world.couch.clone(), modb).await?;
+    plan(&world).await?;
+    media(&world, "proxy_hostname", json!("127.0.0.1")).await?;
+    media(&world, "proxy_port", json!(port)).await?;
+    // A plan wins over it.
+    media(&world, "store_recordings", json!(false)).await?;
+    let _worker = world.worker().await?;
+    let recording = record(&world, json!({})).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(
+        outcome["Outcome"] == "stored" && outcome["Destination"] == "storage_plan",
+        "{outcome:#}"
+    );
+    let document = document(&world, &recording.id).await?;
+    let stub = &document["pvt_attachments"][document["name"].as_str().context("name")?];
+    ensure!(stub["length"] == recording.audio.len(), "{document:#}");
+    ensure!(document["pvt_recording"]["state"] == "complete", "{document:#}");
+    let told = changes(&world, &recording.id);
+    ensure!(told == ["doc_created", "doc_edited"], "{told:?}");
+    serving.abort();
+    world.finish().await
+}
+
+async fn a_storage_plan_without_a_proxy_is_parked_and_moved_on(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    plan(&world).await?;
+    let _worker = world.worker().await?;
+    let recording = record(&world, json!({})).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(
+        outcome["Outcome"] == "parked" && outcome["Cause"] == "no_store_proxy",
+        "{outcome:#}"
+    );
+    marked(&world, &recording.id).await?;
+    let modb = world.modb(&recording.id);
+    let (port, serving) = store_proxy(world.couch.clone(), modb).await?;
+    media(&world, "proxy_hostname", json!("127.0.0.1")).await?;
+    media(&world, "proxy_port", json!(port)).await?;
+    // Until the worker has read it, a retry would only be parked again.
+    let begun = std::time::Instant::now();
+    loop {
+        let (good, said) = world.command(&["retry", &recording.id]).await?;
+        ensure!(good, "{said}");
+        if world
+            .state(&recording.call_id, "stored", Duration::from_secs(3))
+            .await
+            .is_ok()
+        {
+            break;
+        }
+        ensure!(
+            begun.elapsed() < SOON,
+            "{}",
+            world.command(&["explain", &recording.id]).await?.1
+        );
+    }
+    let document = document(&world, &recording.id).await?;
+    ensure!(document["pvt_recording"]["state"] == "complete", "{document:#}");
+    serving.abort();
+    world.finish().await
+}
+
+async fn a_missing_monthly_database_is_created_and_told(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let modb = world.modb(&format!("{}-x", world.month()));
+    world.couch.delete_database(&modb).await?;
+    let _worker = world
+        .worker_with(&[("DESTINATION__CREATE_DATABASES_AFTER_S", "1")])
+        .await?;
+    let recording = record(&world, json!({})).await?;
+    world.stored(&recording).await?;
+    let listed = world.couch.listed(&modb).await?;
+    ensure!(listed == [recording.id.clone()], "{listed:?}");
+    let all = world.kazoo.tap().messages();
+    let created = all.iter().filter(|m| m.name == "db_created").count();
+    ensure!(created == 1, "{created} times db_created");
+    world.finish().await
+}
+
+async fn an_account_that_does_not_exist_is_a_cause(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let modb = world.modb(&format!("{}-x", world.month()));
+    world.couch.delete_database(&modb).await?;
+    let gone = |doc: &mut Value| doc["pvt_deleted"] = json!(true);
+    world.couch.edit("accounts", world.account(), gone).await?;
+    let _worker = world.worker().await?;
+    let recording = record(&world, json!({})).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(
+        outcome["Outcome"] == "parked" && outcome["Cause"] == "unknown_account",
+        "{outcome:#}"
+    );
+    world.finish().await
+}
