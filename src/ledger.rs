@@ -19,6 +19,7 @@ use crate::kazoo::time::{Clock, Moment, Month};
 mod lookup;
 mod record;
 pub mod retention;
+mod revs;
 mod store;
 mod writer;
 

@@ -3,7 +3,7 @@
 //! Facts of one entry that wait together become one write. A row that meets another version is read, merged, and written again. While the
 //! database is down, notes that somebody waits for are kept; those that nobody waits for any more are in the journal already.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::kazoo::time::{Clock, Month};
 use crate::telemetry::events::{LedgerBatch, LedgerState};
 
 use super::record::{Lease, Record};
+use super::revs::Revs;
 use super::store::Store;
 use super::{DueOf, address, database};
 
@@ -38,9 +39,6 @@ const AGAIN: Duration = Duration::from_millis(500);
 
 /// A request that takes longer counts as a database that is down.
 const LATE: Duration = Duration::from_secs(2);
-
-/// Revisions that are remembered, so that a write needs no read before it.
-const REMEMBERED: usize = 20_000;
 
 /// A database that is down when the worker ends has this long to come back.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -220,7 +218,7 @@ impl Writer {
             .iter()
             .map(|(id, pending)| {
                 let mut record = pending.record.clone();
-                record.rev = record.rev.or_else(|| self.revs.get(id));
+                record.rev = record.rev.or_else(|| self.revs.get(id, &record.entry));
                 record.document(id, (self.due)(&record.entry, now))
             })
             .collect();
@@ -262,7 +260,7 @@ impl Writer {
         for ((id, pending), row) in batch.into_iter().zip(rows) {
             match row {
                 Row::Saved { rev } => {
-                    self.revs.remember(&id, &rev);
+                    self.revs.remember(&id, &rev, &pending.record.entry);
                     durable(pending);
                 }
                 Row::Conflict => met.push((id, pending)),
@@ -284,7 +282,7 @@ impl Writer {
                         continue;
                     };
                     if let Some(rev) = &there.rev {
-                        self.revs.remember(&id, rev);
+                        self.revs.remember(&id, rev, &there.entry);
                     }
                     if there.knows(&pending.record.entry) && pending.record.lease.is_none() {
                         durable(pending);
@@ -382,38 +380,5 @@ fn durable(pending: Pending) {
     for waiter in pending.waiters {
         // Whoever does not wait any more does not need to know.
         let _ = waiter.send(());
-    }
-}
-
-/// The last revisions that were seen.
-#[derive(Default)]
-struct Revs {
-    known: HashMap<String, String>,
-    order: VecDeque<String>,
-}
-
-impl Revs {
-    fn get(&self, id: &str) -> Option<String> {
-        self.known.get(id).cloned()
-    }
-
-    fn remember(&mut self, id: &str, rev: &str) {
-        if self.known.insert(id.to_owned(), rev.to_owned()).is_none() {
-            self.order.push_back(id.to_owned());
-            if self.order.len() > REMEMBERED
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.known.remove(&oldest);
-            }
-        }
-    }
-
-    fn forget(&mut self, id: &str) {
-        self.known.remove(id);
-    }
-
-    fn clear(&mut self) {
-        self.known.clear();
-        self.order.clear();
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use lapin::options::QueueDeleteOptions;
 use lapin::{Connection, ConnectionProperties};
 use serde_json::Value;
@@ -197,7 +197,10 @@ impl<'a> World<'a> {
     /// and the switch's file gone.
     pub async fn stored(&self, recording: &Recording) -> anyhow::Result<Stored> {
         let outcome = self.outcome(&recording.id).await?;
-        ensure!(outcome["Outcome"] == "stored", "{outcome:#}");
+        if outcome["Outcome"] != "stored" {
+            let (_, story) = self.command(&["explain", &recording.id]).await?;
+            bail!("{outcome:#}\n{story}");
+        }
         let id = outcome["Media-ID"].as_str().context("no Media-ID")?.to_owned();
         self.kazoo.tap().document(&id, SOON).await?;
         let whole = self.ended(recording).await?;

@@ -1,0 +1,106 @@
+//! The last revisions that were seen, so that a write needs no read before it.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use crate::entry::Entry;
+
+/// Revisions that are remembered.
+const REMEMBERED: usize = 20_000;
+
+/// What is known of the entries that were written or read last.
+#[derive(Default)]
+pub struct Revs {
+    known: HashMap<String, Known>,
+    order: VecDeque<String>,
+}
+
+/// A revision, and which facts it has.
+struct Known {
+    rev: String,
+    facts: Vec<u64>,
+}
+
+impl Revs {
+    /// The revision that `entry` may replace: one that knows nothing else. What came by another way, as from the journal, may know less
+    /// than was written already, and would take it back.
+    pub fn get(&self, id: &str, entry: &Entry) -> Option<String> {
+        let known = self.known.get(id)?;
+        let has = fingerprints(entry);
+        known
+            .facts
+            .iter()
+            .all(|fact| has.contains(fact))
+            .then(|| known.rev.clone())
+    }
+
+    pub fn remember(&mut self, id: &str, rev: &str, entry: &Entry) {
+        let known = Known {
+            rev: rev.to_owned(),
+            facts: fingerprints(entry),
+        };
+        if self.known.insert(id.to_owned(), known).is_none() {
+            self.order.push_back(id.to_owned());
+            if self.order.len() > REMEMBERED
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.known.remove(&oldest);
+            }
+        }
+    }
+
+    pub fn forget(&mut self, id: &str) {
+        self.known.remove(id);
+    }
+
+    pub fn clear(&mut self) {
+        self.known.clear();
+        self.order.clear();
+    }
+}
+
+/// A number for each fact; the same for facts that say the same.
+fn fingerprints(entry: &Entry) -> Vec<u64> {
+    let facts = entry.facts().iter();
+    facts
+        .map(|fact| {
+            let mut hasher = DefaultHasher::new();
+            serde_json::to_vec(&fact.what).unwrap_or_default().hash(&mut hasher);
+            hasher.finish()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::entry::fact::{Fact, What};
+    use crate::kazoo::time::Moment;
+    use crate::recording::identity::Key;
+
+    use super::*;
+
+    fn entry(facts: &[What]) -> Entry {
+        let mut entry = Entry::new(Key::of("call", "action"), "call");
+        for what in facts {
+            entry.add(Fact {
+                at: Moment::from_unix_seconds(1_795_386_262),
+                by: "w".into(),
+                what: what.clone(),
+            });
+        }
+        entry
+    }
+
+    #[test]
+    fn an_entry_that_knows_less_than_what_is_written_replaces_nothing() {
+        let less = entry(&[What::Commanded]);
+        let more = entry(&[What::Commanded, What::StopUnconfirmed]);
+        let mut revs = Revs::default();
+        assert_eq!(revs.get("id", &more), None);
+        revs.remember("id", "1-a", &less);
+        assert_eq!(revs.get("id", &more).as_deref(), Some("1-a"));
+        revs.remember("id", "2-b", &more);
+        assert_eq!(revs.get("id", &less), None);
+        assert_eq!(revs.get("id", &more).as_deref(), Some("2-b"));
+    }
+}
