@@ -337,7 +337,12 @@ fn spawn(
     }
     let run = async move {
         let on = move |message: Received| on(&hears, &message);
-        runner.run(specs, on, move |why| notes.note(role, None, why)).await;
+        runner
+            .run(specs, on, move |why| {
+                notes.with(|s| s.broker_lost = true);
+                notes.note(role, None, why);
+            })
+            .await;
     };
     tokio::spawn(run)
 }

@@ -202,6 +202,8 @@ pub struct State {
     pub(super) timeline: VecDeque<Entry>,
     pub(super) observed: Vec<Observed>,
     pub(super) observer_queue: String,
+    /// Somebody of the cluster lost the broker, and perhaps messages with it.
+    pub(super) broker_lost: bool,
     /// `Msg-ID`s of channel questions seen: every ecallmgr gets each.
     pub(super) questions: HashSet<String>,
 }
