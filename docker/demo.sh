@@ -21,6 +21,7 @@ stop() {
         tail -n 20 "$SCRATCH/worker.log" >&2
     fi
     docker/services.sh down "$NAME" >/dev/null 2>&1 || true
+    docker/services.sh down "$NAME-third" >/dev/null 2>&1 || true
     rm -rf "$SCRATCH"
     exit "$status"
 }
@@ -34,6 +35,14 @@ say "building (the first time takes some minutes) ..."
 SERVICES_ENV="$SCRATCH/services.env" docker/services.sh up "$NAME" >/dev/null
 # shellcheck disable=SC1091
 source "$SCRATCH/services.env"
+# A third party's database, beside the same broker.
+TEST_AMQP_URI="$AMQP_URI" SERVICES_ENV="$SCRATCH/third.env" docker/services.sh up "$NAME-third" >/dev/null
+THIRD_PARTY_URL="$(
+    # shellcheck disable=SC1091
+    source "$SCRATCH/third.env"
+    printf '%s' "$COUCHDB_URL"
+)"
+export THIRD_PARTY_URL
 
 target="${CARGO_TARGET_DIR:-target}/debug"
 ingest="$(free_port)"
@@ -45,6 +54,8 @@ KZ_RECORD_CALL__AMQP__URI="$AMQP_URI" \
     KZ_RECORD_CALL__INGEST__ADVERTISED_URL="http://127.0.0.1:$ingest" \
     KZ_RECORD_CALL__ADMIN__LISTEN="127.0.0.1:$admin" \
     KZ_RECORD_CALL__SPOOL__DIR="$SCRATCH/spool" \
+    KZ_RECORD_CALL__KAZOO__CONFIG_POLL_S=1 \
+    KZ_RECORD_CALL__DESTINATION__ALLOW="127.0.0.1" \
     KZ_RECORD_CALL__SECRET="only good for the demo" \
     "$target/kz-record-call" run >"$SCRATCH/worker.log" 2>&1 &
 WORKER=$!

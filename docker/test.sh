@@ -7,6 +7,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$REPO_DIR"
 CARGO="${CARGO:-cargo}"
+# Errors that are waited away need no stack each.
+export RUST_LIB_BACKTRACE="${RUST_LIB_BACKTRACE:-0}"
 
 # Some promises restart a broker or stop a database, which nobody may do to servers that were lent to us: those always use containers.
 "$REPO_DIR/docker/engine.sh"

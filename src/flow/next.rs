@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
-use crate::entry::fact::{Announcement, CollectFailure, Destination, Fact, What};
+use crate::entry::fact::{Announcement, CollectFailure, DeliveryFailure, Destination, Fact, What};
 use crate::ingest::Answer;
 use crate::kazoo::dialplan::{Control, Trigger};
 use crate::kazoo::time::Moment;

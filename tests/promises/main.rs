@@ -26,6 +26,7 @@ mod crashes;
 mod ledger;
 mod main_job;
 mod places;
+mod sizes;
 mod support;
 
 use support::{Services, Test};
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         crashes::TESTS,
         ledger::TESTS,
         places::TESTS,
+        sizes::TESTS,
     ];
     for list in lists {
         tests.extend_from_slice(list);

@@ -32,7 +32,7 @@ promises![
 ];
 
 /// The test's own server is on this host.
-const HERE: (&str, &str) = ("DESTINATION__ALLOW", "127.0.0.1");
+pub const HERE: (&str, &str) = ("DESTINATION__ALLOW", "127.0.0.1");
 
 /// Records a call whose action has this data, to its end.
 async fn record(world: &World<'_>, data: Value) -> anyhow::Result<Recording> {

@@ -58,9 +58,12 @@ struct DemoArgs {
     amqp_uri: String,
     #[command(flatten)]
     couch: CouchArgs,
-    /// How many calls; they take turns in MP3 and WAV.
+    /// How many calls into the account's database; they take turns in MP3 and WAV. One more goes to a user's URL.
     #[arg(long, default_value_t = 2)]
     calls: usize,
+    /// Another CouchDB, credentials in it: the last call goes there, by third_party_bigcouch_host.
+    #[arg(long, env = "THIRD_PARTY_URL", hide_env_values = true)]
+    third_party_url: Option<String>,
     /// The worker's admin address, e.g. http://127.0.0.1:24531; its /readyz is waited for first.
     #[arg(long, env = "WORKER_ADMIN_URL")]
     worker_admin_url: Option<String>,
@@ -102,6 +105,7 @@ async fn run_demo(args: DemoArgs) -> anyhow::Result<bool> {
         database_prefix: args.couch.database_prefix,
         account: args.couch.account,
         calls: args.calls,
+        third_party_url: args.third_party_url,
         worker_admin_url: args.worker_admin_url,
         recordings: args.recordings,
         durable_queues: args.durable_queues,

@@ -1,8 +1,8 @@
 //! Decisions about a recording that has ended: where its audio goes, and what is still owed once it is there.
 
 use super::{
-    Answer, Case, Cause, CollectFailure, Destination, Effect, Entry, Fact, Hand, Moment, Outcome, Policy, What,
-    account, paused, source,
+    Answer, Case, Cause, CollectFailure, DeliveryFailure, Destination, Effect, Entry, Fact, Hand, Moment, Outcome,
+    Policy, What, account, paused, source,
 };
 
 /// A file that is missing this often is gone.
@@ -139,8 +139,19 @@ pub(super) fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
         Hand::Tried => {
             let rests = entry.failures().next_back().is_some_and(|fact| parks(fact).is_some());
             let keep = policy.hold && (destination.is_held() || rests);
+            let lost = entry.failures().next_back().is_some_and(|fact| {
+                matches!(
+                    fact.what,
+                    What::DeliveryFailed {
+                        failure: DeliveryFailure::Source,
+                        ..
+                    }
+                )
+            });
             match entry.held() {
                 Some(_) => vec![Effect::Answer(Answer::Release)],
+                // Our copy cannot be read; the switch's still can.
+                None if lost => vec![Effect::Answer(Answer::Keep)],
                 None if keep => vec![Effect::Hold],
                 None => vec![Effect::Answer(Answer::Keep)],
             }

@@ -1,4 +1,4 @@
-use crate::entry::fact::{Delivery, DeliveryFailure, Document, Holding};
+use crate::entry::fact::{Delivery, Document, Holding};
 use crate::kazoo::call::Parties;
 use crate::recording::digest::Digests;
 use crate::recording::format::Format;

@@ -132,6 +132,20 @@ impl Worker {
             .context("it does not end")??)
     }
 
+    /// The most memory that it ever had, in KiB.
+    pub fn peak_memory(&self) -> anyhow::Result<u64> {
+        let id = self.child.id().context("it runs no more")?;
+        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        Ok(number.context("no VmHWM")?.parse()?)
+    }
+
+    /// Takes its spool folder away, as a lost disk would.
+    pub fn lose_spool(&self) -> std::io::Result<()> {
+        std::fs::remove_dir_all(self.dir.join("spool"))
+    }
+
     /// Files that rest in its spool folder now.
     pub fn spooled(&self) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(self.dir.join("spool")) else {

@@ -1,15 +1,22 @@
-//! `kazoo-sim demo`: two calls through a running worker, from the flow's action to the stored document.
+//! `kazoo-sim demo`: calls through a running worker, from the flow's action to the stored document: into the account's database, to a user's
+//! URL, and to a third party's database.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use super::{
-    audio::Size,
+    audio::{Audio, Size},
     call::Call,
     callflow::{Outcome, Run},
-    couch::{self, Seeded},
+    couch::{self, Couch, Seeded},
     kazoo::Kazoo,
     options::{CallOptions, KazooOptions, QueueStyle},
     report::{CallReport, Paint, say, verdict},
@@ -26,6 +33,7 @@ pub struct DemoOptions {
     pub database_prefix: String,
     pub account: String,
     pub calls: usize,
+    pub third_party_url: Option<String>,
     pub worker_admin_url: Option<String>,
     pub recordings: Option<std::path::PathBuf>,
     pub durable_queues: bool,
@@ -68,9 +76,14 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<bool> {
         wait_ready(url, options.patience).await?;
         say(paint.dim("   the worker says that it is ready"));
     }
+    let mut places = vec![Place::Account; options.calls];
+    places.push(Place::Url(Receiver::start().await.context("the user's server")?));
+    if let Some(url) = &options.third_party_url {
+        places.push(Place::ThirdParty(Couch::new(url, &options.database_prefix)?));
+    }
     let mut reports = Vec::new();
-    for i in 0..options.calls {
-        let report = one_call(&kazoo, &seeded, &options, i, paint).await;
+    for (i, place) in places.iter().enumerate() {
+        let report = one_call(&kazoo, &seeded, &options, (i, place), paint).await;
         report.print(paint, &kazoo.timeline());
         reports.push(report);
     }
@@ -103,13 +116,43 @@ const PARTIES: [(Party, Party); 3] = [
     (("Dave", "1004"), ("Erin", "+4930123456")),
 ];
 
-async fn one_call(kazoo: &Kazoo, seeded: &Seeded, options: &DemoOptions, i: usize, paint: Paint) -> CallReport {
+/// Where a call's recording is to go.
+#[derive(Clone)]
+enum Place {
+    Account,
+    Url(Receiver),
+    ThirdParty(Couch),
+}
+
+impl Place {
+    const fn words(&self) -> &'static str {
+        match self {
+            Self::Account => "into the account's database",
+            Self::Url(_) => "to a user's URL",
+            Self::ThirdParty(_) => "into a third party's database",
+        }
+    }
+}
+
+async fn one_call(
+    kazoo: &Kazoo,
+    seeded: &Seeded,
+    options: &DemoOptions,
+    (i, place): (usize, &Place),
+    paint: Paint,
+) -> CallReport {
     let (caller, callee) = PARTIES[i % PARTIES.len()];
     let format = if i.is_multiple_of(2) { "mp3" } else { "wav" };
     let size = Size::Millis(4_000 + 1_500 * i as u64);
     let call = kazoo.new_call(CallOptions::talking().parties(caller, callee).size(size));
     let mut report = CallReport {
-        title: format!("call {}: {} calls {}, recorded as {format}", i + 1, caller.0, callee.0),
+        title: format!(
+            "call {}: {} calls {}, recorded as {format} {}",
+            i + 1,
+            caller.0,
+            callee.0,
+            place.words()
+        ),
         began: Instant::now(),
         call_id: call.id(),
         recording: None,
@@ -117,12 +160,13 @@ async fn one_call(kazoo: &Kazoo, seeded: &Seeded, options: &DemoOptions, i: usiz
         database: String::new(),
         outcome: None,
         notices: Vec::new(),
-        listed: false,
+        listed: None,
+        arrived: None,
         failures: Vec::new(),
     };
     say("");
     say(format!("   {} calls {}", caller.0, callee.0));
-    if let Err(e) = story(kazoo, seeded, options, &call, (format, paint), &mut report).await {
+    if let Err(e) = story(kazoo, seeded, options, (&call, place), (format, paint), &mut report).await {
         report.failures.push(format!("{e:#}"));
     }
     report
@@ -132,13 +176,30 @@ async fn story(
     kazoo: &Kazoo,
     seeded: &Seeded,
     options: &DemoOptions,
-    call: &Call,
+    (call, place): (&Call, &Place),
     (format, paint): (&str, Paint),
     report: &mut CallReport,
 ) -> anyhow::Result<()> {
     let report_began = report.began;
     let step = |text: &str| say(paint.dim(&format!("     {:>6.2} s  {text}", report_began.elapsed().as_secs_f64())));
-    let data = json!({"action": "start", "format": format, "label": "demonstration", "time_limit": 600});
+    let mut data = json!({"action": "start", "format": format, "label": "demonstration", "time_limit": 600});
+    if let Place::Url(receiver) = place {
+        data["url"] = json!(receiver.url);
+    }
+    let third_party = match place {
+        Place::ThirdParty(_) => options.third_party_url.clone(),
+        _ => None,
+    };
+    seeded
+        .couch
+        .edit("system_config", "media", |media| {
+            media["default"]["third_party_bigcouch_host"] = json!(third_party);
+        })
+        .await?;
+    if third_party.is_some() {
+        step("third_party_bigcouch_host is set; the worker polls system_config");
+        tokio::time::sleep(CONFIGURED).await;
+    }
     decided(&bound(call, data, options.patience).await?)
         .await
         .context("the start")?;
@@ -164,14 +225,16 @@ async fn story(
         .await
         .context("the worker's last word")?;
     report.outcome = Some(told.key.clone());
-    let notice = kazoo
-        .tap()
-        .document(&recording.id, PATIENCE)
-        .await
-        .context("the notice of the document")?;
-    report
-        .notices
-        .push(format!("{} {}", notice.name, notice.header("Database")));
+    if !matches!(place, Place::ThirdParty(_)) {
+        let notice = kazoo
+            .tap()
+            .document(&recording.id, PATIENCE)
+            .await
+            .context("the notice of the document")?;
+        report
+            .notices
+            .push(format!("{} {}", notice.name, notice.header("Database")));
+    }
     report.recording = Some(
         call.wait_file_deleted(PATIENCE)
             .await
@@ -181,9 +244,52 @@ async fn story(
     step("done, hung up; looking at the database");
     report.database = couch::modb_of(&options.account, &recording.id);
     let audio = &report.recording.as_ref().unwrap_or(&recording).audio;
-    report.stored = Some(seeded.couch.stored(&report.database, &recording.id, audio).await?);
-    report.listed = seeded.couch.listed(&report.database).await?.contains(&recording.id);
+    match place {
+        Place::Account => report.stored = Some(seeded.couch.stored(&report.database, &recording.id, audio).await?),
+        Place::ThirdParty(couch) => report.stored = Some(couch.stored(&report.database, &recording.id, audio).await?),
+        Place::Url(receiver) => report.arrived = Some(receiver.has(audio)),
+    }
+    if !matches!(place, Place::ThirdParty(_)) {
+        report.listed = Some(seeded.couch.listed(&report.database).await?.contains(&recording.id));
+    }
     Ok(())
+}
+
+/// How long the demonstration's worker has to notice a changed configuration; it polls every second.
+const CONFIGURED: Duration = Duration::from_millis(2500);
+
+/// A user's server, which takes what is uploaded to it.
+#[derive(Clone)]
+struct Receiver {
+    url: String,
+    bodies: Arc<Mutex<Vec<Bytes>>>,
+}
+
+impl Receiver {
+    async fn start() -> anyhow::Result<Self> {
+        let bodies = Arc::new(Mutex::<Vec<Bytes>>::default());
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}/recordings", listener.local_addr()?);
+        let taken = Arc::clone(&bodies);
+        let take = move |body: Bytes| async move {
+            taken.lock().unwrap_or_else(PoisonError::into_inner).push(body);
+            StatusCode::CREATED
+        };
+        let router = Router::new().fallback(take).layer(DefaultBodyLimit::disable());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Ok(Self { url, bodies })
+    }
+
+    fn has(&self, audio: &Audio) -> Result<String, String> {
+        let bodies = self.bodies.lock().unwrap_or_else(PoisonError::into_inner);
+        let body = bodies.last().ok_or_else(|| "nothing was uploaded".to_owned())?;
+        audio.check(&body[..])?;
+        Ok(format!(
+            "{} bytes at {}, as the switch wrote them",
+            body.len(),
+            self.url
+        ))
+    }
 }
 
 /// Executes, and again while no worker is bound.

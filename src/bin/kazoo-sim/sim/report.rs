@@ -78,7 +78,10 @@ pub struct CallReport {
     pub database: String,
     pub outcome: Option<String>,
     pub notices: Vec<String>,
-    pub listed: bool,
+    /// Whether Kazoo's API lists it, where it should.
+    pub listed: Option<bool>,
+    /// What a user's server says of an upload, or what is wrong with it.
+    pub arrived: Option<Result<String, String>>,
     /// What went wrong, in order.
     pub failures: Vec<String>,
 }
@@ -180,12 +183,12 @@ impl CallReport {
                 "still there"
             };
             self.check(paint, recording.deleted, "file", words);
-            let words = if self.listed {
-                "listed by Kazoo's API view"
-            } else {
-                "missing from Kazoo's API view"
-            };
-            self.check(paint, self.listed, "listing", words);
+            self.print_listing(paint);
+        }
+        match &self.arrived {
+            Some(Ok(words)) => self.check(paint, true, "upload", words),
+            Some(Err(words)) => self.check(paint, false, "upload", words),
+            None => {}
         }
         let told = self.outcome.as_deref().unwrap_or("never told");
         self.check(paint, self.outcome.is_some(), "event", told);
@@ -194,6 +197,17 @@ impl CallReport {
         }
         for failure in &self.failures {
             self.check(paint, false, "failure", failure);
+        }
+    }
+
+    fn print_listing(&self, paint: Paint) {
+        if let Some(listed) = self.listed {
+            let words = if listed {
+                "listed by Kazoo's API view"
+            } else {
+                "missing from Kazoo's API view"
+            };
+            self.check(paint, listed, "listing", words);
         }
     }
 
@@ -210,7 +224,8 @@ impl CallReport {
             .is_some_and(|(stored, recording)| {
                 stored.difference.is_none() && stored.digest == recording.audio.md5() && recording.deleted
             });
-        stored && self.listed && self.outcome.is_some() && self.failures.is_empty()
+        let arrived = self.arrived.as_ref().map_or(stored, Result::is_ok);
+        arrived && self.listed != Some(false) && self.outcome.is_some() && self.failures.is_empty()
     }
 }
 
@@ -267,7 +282,7 @@ pub fn verdict(paint: Paint, calls: &[CallReport], violations: &[Violation]) -> 
     let passed = calls.iter().filter(|c| c.passed()).count();
     let well = passed == calls.len() && !calls.is_empty() && violations.is_empty();
     let words = format!(
-        "{passed} of {} recordings stored, announced and cleared from the switch; {} violation(s) of Kazoo's contract",
+        "{passed} of {} recordings stored or delivered, announced and cleared from the switch; {} violation(s) of Kazoo's contract",
         calls.len(),
         violations.len()
     );
