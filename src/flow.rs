@@ -6,6 +6,7 @@
 mod announce;
 mod collect;
 mod command;
+pub mod crash;
 mod deliver;
 pub mod drive;
 pub mod end;

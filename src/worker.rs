@@ -19,6 +19,7 @@ use crate::destination::hold::Hold;
 use crate::destination::http::{Http, NoClient};
 use crate::destination::servers::Servers;
 use crate::destination::targets::{Pauses, Targets};
+use crate::flow::crash::Crash;
 use crate::flow::hands::Hands;
 use crate::flow::next::{self, Policy};
 use crate::flow::notices::{self, Replaced};
@@ -166,6 +167,7 @@ impl Worker {
             accounts,
             servers,
             targets,
+            crash: Crash::from_environment(),
             tasks: handlers.clone(),
             stop: stop.clone(),
             config,

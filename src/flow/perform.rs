@@ -26,6 +26,7 @@ use crate::recording::carry::Seal;
 use crate::recording::order::Url;
 use crate::system_config::{Accounts, Plan, SystemConfig};
 
+use super::crash::Crash;
 use super::hands::Hands;
 use super::next::{self, Case, Effect, Input, Policy};
 use super::notices::Replaced;
@@ -62,6 +63,7 @@ pub struct Parts {
     pub accounts: Accounts,
     pub servers: Servers,
     pub targets: Targets,
+    pub crash: Crash,
     /// Tasks that have a recording in hand.
     pub tasks: TaskTracker,
     /// Going down: nothing new is begun, and nobody waits for later.
@@ -131,6 +133,13 @@ impl Parts {
 
     /// Does `effect`. `None`: the worker is going down, and it was left undone.
     pub async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
+        let step = self.crash.before();
+        let input = self.act(case, effect, hand).await;
+        self.crash.after(step);
+        input
+    }
+
+    async fn act(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
         match effect {
             Effect::Command => self.command(&case.entry).await,
             Effect::Control { what, n } => self.control(&case.entry, what, n).await,

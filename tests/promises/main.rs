@@ -23,6 +23,7 @@ mod simulator {
 
 mod actions;
 mod crashes;
+mod killed;
 mod ledger;
 mod main_job;
 mod places;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         ledger::TESTS,
         places::TESTS,
         sizes::TESTS,
+        killed::TESTS,
     ];
     for list in lists {
         tests.extend_from_slice(list);

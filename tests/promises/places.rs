@@ -43,7 +43,7 @@ async fn record(world: &World<'_>, data: Value) -> anyhow::Result<Recording> {
     world.ended(&recording).await
 }
 
-async fn media(world: &World<'_>, key: &str, value: Value) -> anyhow::Result<()> {
+pub async fn media(world: &World<'_>, key: &str, value: Value) -> anyhow::Result<()> {
     let change = |doc: &mut Value| doc["default"][key] = value;
     world.couch.edit("system_config", "media", change).await
 }
@@ -238,7 +238,7 @@ async fn a_third_party_that_is_set_while_running_takes_the_next_recording(servic
 }
 
 /// Kazoo's store proxy: it takes the audio and writes into the document where it is.
-async fn store_proxy(couch: Couch, modb: String) -> anyhow::Result<(u16, tokio::task::JoinHandle<()>)> {
+pub async fn store_proxy(couch: Couch, modb: String) -> anyhow::Result<(u16, tokio::task::JoinHandle<()>)> {
     type Shared = State<Arc<(Couch, String)>>;
     async fn take(State(shared): Shared, Path((_, name)): Path<(String, String)>, body: Bytes) -> StatusCode {
         let (couch, modb) = shared.as_ref();
@@ -266,7 +266,7 @@ async fn store_proxy(couch: Couch, modb: String) -> anyhow::Result<(u16, tokio::
 }
 
 /// A plan that puts recordings on S3.
-async fn plan(world: &World<'_>) -> anyhow::Result<()> {
+pub async fn plan(world: &World<'_>) -> anyhow::Result<()> {
     let plan = json!({
         "plan": {"modb": {"types": {"call_recording": {"attachments": {"handler": "9b1c"}}}}},
         "attachments": {"9b1c": {"handler": "s3", "settings": {"bucket": "b"}}},

@@ -34,7 +34,10 @@ impl Worker {
             }
         }
         for (key, value) in settings {
-            command.env(format!("KZ_RECORD_CALL__{key}"), value);
+            match key.starts_with("KZ_RECORD_CALL") {
+                true => command.env(key, value),
+                false => command.env(format!("KZ_RECORD_CALL__{key}"), value),
+            };
         }
         let child = command
             .kill_on_drop(true)
@@ -116,6 +119,12 @@ impl Worker {
     /// SIGKILL: nothing of it is finished.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill().await.context("killing the worker")
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn exited(&mut self) -> anyhow::Result<()> {
+        self.child.wait().await?;
+        Ok(())
     }
 
     /// SIGTERM, and its end.

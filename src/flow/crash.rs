@@ -1,0 +1,72 @@
+//! For tests that kill the worker at each of its steps. Only debug builds have it; in a release build it is nothing.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// `before:<n>` or `after:<n>`: the process kills itself there, counted over all its steps.
+const VARIABLE: &str = "KZ_RECORD_CALL_TEST_CRASH";
+
+/// Where the process kills itself, if it does.
+#[derive(Debug, Default)]
+pub struct Crash {
+    at: Option<(Side, u32)>,
+    begun: AtomicU32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Before,
+    After,
+}
+
+impl Crash {
+    pub fn from_environment() -> Self {
+        let given = cfg!(debug_assertions).then(|| std::env::var(VARIABLE).ok()).flatten();
+        Self {
+            at: given.as_deref().and_then(parse),
+            begun: AtomicU32::new(0),
+        }
+    }
+
+    /// A step begins; the answer is its number.
+    pub fn before(&self) -> u32 {
+        let n = self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        self.die_at(Side::Before, n);
+        n
+    }
+
+    /// The step is done.
+    pub fn after(&self, n: u32) {
+        self.die_at(Side::After, n);
+    }
+
+    fn die_at(&self, side: Side, n: u32) {
+        if self.at == Some((side, n)) {
+            // As SIGKILL would: nothing is finished, nothing is given back.
+            std::process::abort();
+        }
+    }
+}
+
+fn parse(text: &str) -> Option<(Side, u32)> {
+    let (side, n) = text.split_once(':')?;
+    let side = match side {
+        "before" => Side::Before,
+        "after" => Side::After,
+        _ => return None,
+    };
+    Some((side, n.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_has_a_side_and_a_number() {
+        assert_eq!(parse("before:3"), Some((Side::Before, 3)));
+        assert_eq!(parse("after:12"), Some((Side::After, 12)));
+        for wrong in ["", "before", "after:", "during:1", "before:-1"] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The documents say what the code does.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use kz_record_call::entry::cause::Outcome;
+use kz_record_call::recording::settings;
+use kz_record_call::telemetry::events::METRICS;
+use serde_json::Value;
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The rows of a document's tables, cell by cell.
+fn rows(text: &str) -> Vec<Vec<String>> {
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with('|') && !line.starts_with("|---"));
+    lines
+        .map(|line| {
+            let cells = line.trim_matches('|').split('|');
+            cells.map(|cell| cell.trim().to_owned()).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn every_cause_is_documented_with_its_outcomes() {
+    let rows = rows(&read("docs/when-it-goes-wrong.md"));
+    for outcome in Outcome::ALL {
+        for cause in outcome.causes() {
+            let named = format!("`{}`", cause.name());
+            let row = rows.iter().find(|row| row.get(1) == Some(&named));
+            let row = row.unwrap_or_else(|| panic!("{named} is not documented"));
+            assert!(
+                row[0].split(", ").any(|known| known == outcome.name()),
+                "{named}: {outcome} is not in {}",
+                row[0]
+            );
+            assert!(row.len() == 4 && !row[2].is_empty() && !row[3].is_empty(), "{row:?}");
+        }
+    }
+}
+
+#[test]
+fn every_cause_is_in_the_schema_of_the_event_and_nothing_else() {
+    let schema: Value = serde_json::from_str(&read("schemas/messages/recording.outcome.json")).unwrap();
+    let listed = schema["properties"]["Cause"]["enum"].as_array().unwrap();
+    let listed: BTreeSet<&str> = listed.iter().filter_map(Value::as_str).collect();
+    let known: BTreeSet<&str> = Outcome::ALL
+        .iter()
+        .flat_map(|outcome| outcome.causes())
+        .map(|cause| cause.name())
+        .collect();
+    assert_eq!(listed, known);
+}
+
+#[test]
+fn every_metric_is_documented_in_its_own_words() {
+    let rows = rows(&read("docs/metrics.md"));
+    for (name, help) in METRICS {
+        let row = [format!("`{name}`"), (*help).to_owned()];
+        assert!(rows.iter().any(|known| known[..] == row), "{name} is not documented");
+    }
+}
+
+#[test]
+fn every_key_of_the_action_is_documented_with_its_bounds() {
+    let rows = rows(&read("docs/record_call.md"));
+    let schema: Value = serde_json::from_str(&read("schemas/record_call.json")).unwrap();
+    let documented: BTreeSet<String> = rows
+        .iter()
+        .skip(1)
+        .map(|row| row[0].trim_matches('`').to_owned())
+        .collect();
+    let known: BTreeSet<String> = schema["properties"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(documented, known);
+    for (key, bounds) in [
+        ("record_min_sec", format!("0 to {}", settings::MIN_SEC_MAX)),
+        (
+            "record_sample_rate",
+            format!("{} to {}", settings::SAMPLE_RATE.0, settings::SAMPLE_RATE.1),
+        ),
+        (
+            "silence_threshold",
+            format!("{} to {}", settings::SILENCE_THRESHOLD.0, settings::SILENCE_THRESHOLD.1),
+        ),
+        (
+            "silence_initial_timeout",
+            format!("0 to {}", settings::SILENCE_TIMEOUT_MAX_MS),
+        ),
+        (
+            "silence_final_timeout",
+            format!("0 to {}", settings::SILENCE_TIMEOUT_MAX_MS),
+        ),
+        ("time_limit", format!("{} to", settings::TIME_LIMIT_MIN)),
+        ("url", format!("{} bytes", settings::MAX_URL)),
+    ] {
+        let row = rows.iter().find(|row| row[0] == format!("`{key}`")).unwrap();
+        assert!(row[1].contains(&bounds), "{key}: {} does not say {bounds}", row[1]);
+    }
+    for (key, default) in [
+        ("time_limit", settings::TIME_LIMIT_DEFAULT),
+        ("silence_threshold", settings::SILENCE_THRESHOLD_DEFAULT),
+        ("silence_initial_timeout", settings::SILENCE_INITIAL_DEFAULT_MS),
+        ("silence_final_timeout", settings::SILENCE_FINAL_DEFAULT_MS),
+    ] {
+        let row = rows.iter().find(|row| row[0] == format!("`{key}`")).unwrap();
+        assert_eq!(row[2], default.to_string(), "{key}");
+        assert_eq!(schema["properties"][key]["default"], default, "{key}");
+    }
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut seen = 0;
+    for name in [
+        "README.md",
+        "docs/metrics.md",
+        "docs/when-it-goes-wrong.md",
+        "docs/record_call.md",
+        "docs/deploying.md",
+        "docker/README.md",
+    ] {
+        let text = read(name);
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("http") || link.starts_with('#') {
+                continue;
+            }
+            let file = link.split('#').next().unwrap();
+            let to = root.join(name).parent().unwrap().join(file);
+            assert!(to.exists(), "{name} links to {link}, which is not there");
+            seen += 1;
+        }
+    }
+    assert!(seen > 5, "only {seen} links were found");
+}
