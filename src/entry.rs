@@ -14,6 +14,8 @@ use crate::recording::order::Order;
 mod attempts;
 pub mod cause;
 pub mod fact;
+pub mod parts;
+mod stray;
 
 use cause::{Cause, Outcome};
 use fact::{Announcement, Delivery, Destination, Document, Fact, Holding, What};
@@ -33,6 +35,9 @@ const KEPT_LAST: usize = 28;
 
 /// Looks at what a server with too few copies had taken, before somebody else must look.
 pub const LOOKS: usize = 6;
+
+/// Looks for a file that should be gone from its switch, before it is left to whoever cleans its disk.
+pub const TIDIES: usize = 6;
 
 impl Entry {
     pub fn new(key: Key, call_id: &str) -> Self {
@@ -142,11 +147,13 @@ impl Entry {
         })
     }
 
-    /// The end: the switch's word, else the presumed one.
+    /// The end: the switch's word, else the presumed one. None while the switch records again into the same file.
     pub fn ended(&self) -> Option<&Told> {
-        self.told_end().or_else(|| {
-            self.first(|what| match what {
-                What::PresumedEnded(told) => Some(told.as_ref()),
+        let part = self.own_parts().pop()?;
+        let begun = part.begun_at();
+        part.ended.or_else(|| {
+            self.last(|what| match what {
+                What::PresumedEnded(told) if begun.is_none_or(|begun| told.order() >= begun) => Some(told.as_ref()),
                 _ => None,
             })
         })
@@ -154,10 +161,7 @@ impl Entry {
 
     /// The end, as the switch told it.
     pub fn told_end(&self) -> Option<&Told> {
-        self.first(|what| match what {
-            What::Ended(told) => Some(told.as_ref()),
-            _ => None,
-        })
+        self.own_parts().pop()?.ended
     }
 
     /// When the recording ended.
@@ -235,6 +239,8 @@ impl Entry {
                 | What::Postponed { n, .. }
                 | What::Looked { n, .. }
                 | What::Marked { n }
+                | What::Released { n }
+                | What::Tidied { n, .. }
                 | What::Retried { n } => n,
                 _ => 0,
             })
@@ -271,9 +277,12 @@ impl Entry {
 
     /// The audio's copy in the hold, while it is there.
     pub fn held(&self) -> Option<&Holding> {
-        let there = self.next_number("held") > self.next_number("unheld");
-        self.last(|what| match what {
-            What::Held { holding, .. } if there => Some(holding),
+        let last = self.next_number("held") - 1;
+        if last < self.next_number("unheld") {
+            return None;
+        }
+        self.first(|what| match what {
+            What::Held { n, holding } if *n == last && !self.is_strange(holding) => Some(holding),
             _ => None,
         })
     }
@@ -294,14 +303,14 @@ impl Entry {
     /// The URL that the audio was uploaded to.
     pub fn uploaded(&self) -> Option<&str> {
         self.first(|what| match what {
-            What::Uploaded { url } => Some(url.as_str()),
+            What::Uploaded { url, .. } => Some(url.as_str()),
             _ => None,
         })
     }
 
     pub fn delivery(&self) -> Option<&Delivery> {
         self.first(|what| match what {
-            What::Delivered(delivery) => Some(delivery),
+            What::Delivered(delivery) => Some(delivery.as_ref()),
             _ => None,
         })
     }
@@ -317,7 +326,7 @@ impl Entry {
             let suspect = self.audio().is_some_and(Audio::is_suspect);
             return Some((outcome, if suspect { Cause::SuspectAudio } else { Cause::Complete }));
         }
-        let heard_of = self.started().is_some() || self.told_end().is_some();
+        let heard_of = self.has(|what| matches!(what, What::Started(_) | What::Ended(_)));
         let kept = self.held().is_some() || self.uploaded().is_some();
         let void = |cause: Cause| heard_of && cause.is_silence() || kept && cause == Cause::FileGone;
         let conclusions = self.facts.iter().filter_map(|fact| match fact.what {
@@ -361,6 +370,9 @@ impl Entry {
             && self.open_announcements().next().is_none()
             && self.held().is_none()
             && !self.is_unverified()
+            && !self.owes_release()
+            && !self.is_to_be_continued()
+            && self.stray().is_none()
     }
 
     /// The recording runs, as far as is known.
@@ -372,8 +384,9 @@ impl Entry {
     pub fn state(&self) -> &'static str {
         match self.outcome() {
             Some((outcome, _)) if self.is_closed() => outcome.name(),
-            Some(_) if self.open_announcements().next().is_none() && self.is_unverified() => "unverified",
-            Some(_) => "announcing",
+            Some(_) if self.open_announcements().next().is_some() => "announcing",
+            Some(_) if self.is_unverified() => "unverified",
+            Some(_) => "closing",
             None if self.parked().is_some() => "parked",
             None if self.held().is_some() => "held",
             None if self.ended().is_some() => "ended",

@@ -6,6 +6,7 @@
 mod announce;
 mod collect;
 mod command;
+mod continuation;
 pub mod crash;
 mod deliver;
 pub mod drive;

@@ -148,8 +148,15 @@ fn words(fact: &Fact) -> String {
         ),
         What::Held { holding, .. } => format!("audio put into the hold ({}/{})", holding.place, holding.name),
         What::Unheld { .. } => "audio taken out of the hold".into(),
+        What::Released { .. } => "the switch was told to let its file go".into(),
+        What::Tidied { left: None, .. } => "the switch has let its file go".into(),
+        What::Tidied { left: Some(why), .. } => format!("the file may still be on the switch: {why}"),
+        What::Separated { name } => format!("other audio in the hold ({name}) became a recording of its own"),
+        What::Continued { told } => {
+            format!("the switch recorded again under this name: that is a recording of its own ({told} events)")
+        }
         What::Documented(document) => format!("document written ({}, rev {})", document.database, short(&document.rev)),
-        What::Uploaded { url } => format!("audio delivered to {}", without_secrets(url)),
+        What::Uploaded { url, .. } => format!("audio delivered to {}", without_secrets(url)),
         What::DeliveryFailed {
             attempt,
             destination,

@@ -18,7 +18,7 @@ use super::ledger::{Desk, block_on, duration};
 /// Which recordings are listed.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Only these: asked, recording, ended, held, parked, announcing, stored, delivered, discarded or failed.
+    /// Only these: asked, recording, ended, held, parked, announcing, unverified, closing, stored, delivered, discarded or failed.
     #[arg(long)]
     state: Option<String>,
     /// Only this account's: 32 hex digits.

@@ -1,8 +1,8 @@
 //! Monthly databases on CouchDB and BigCouch, the account's own and the third party's alike: document and audio together, then read back.
 //!
 //! The first road is one create-only request. Old servers have faults there, so there is a second one: see `second`. What belongs to another
-//! recording is never overwritten; our own document is replaced only by more audio than it has. A request without an answer is looked up
-//! before it counts as failed.
+//! recording is never overwritten, nor is other audio of our own: that gets another id. A document that was meant for this very audio, and does
+//! not have it, is written again. A request without an answer is looked up before it counts as failed.
 
 use serde_json::{Map, Value};
 
@@ -163,7 +163,7 @@ where
         .unwrap_or_else(|| DeliveryError::Recording("every id that it could have belongs to another recording".into())))
 }
 
-/// Replacements of our own document by one with more audio, before somebody must look.
+/// Times that our own document, meant for this audio and without it, is written again before somebody must look.
 const ROUNDS: usize = 3;
 
 impl Place<'_> {
@@ -223,25 +223,14 @@ impl Place<'_> {
                 }
                 // Only the document is missing, which the second road writes last.
                 Found::Incomplete { whole: true, .. } => return second::put(self).await,
-                found @ Found::Incomplete { .. } => replaced = Some(self.replaceable(found)?),
+                // A server that mangled it is not fed for ever.
+                Found::Incomplete { why, .. } if failed.is_none() => return Err(DeliveryError::Corrupt(why)),
+                Found::Incomplete { rev, .. } => replaced = Some(rev),
             }
         }
         Err(DeliveryError::Target(
             "others write the same document all the time".into(),
         ))
-    }
-
-    /// The revision of our own document, if what we have is more than what it shows.
-    fn replaceable(&self, found: Found) -> Result<String, DeliveryError> {
-        match found {
-            Found::Incomplete {
-                rev, visible: false, ..
-            } => Ok(rev),
-            Found::Incomplete { rev, length, .. } if length.is_none_or(|length| length < self.audio.size) => Ok(rev),
-            // Stored by an earlier attempt from the same file, which has been longer or other then.
-            Found::Incomplete { why, .. } => Err(DeliveryError::Corrupt(why)),
-            _ => Err(DeliveryError::Corrupt("the document is not ours".into())),
-        }
     }
 
     async fn attachment(&self) -> Result<Attachment<'_>, DeliveryError> {

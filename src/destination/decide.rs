@@ -112,6 +112,7 @@ mod tests {
             min_sec: 0,
             asked_at: now,
             parties: Parties::default(),
+            continues: None,
             command: None,
         }
     }

@@ -44,6 +44,12 @@ impl Placed {
         })
     }
 
+    /// Of the audio that the document is about.
+    pub fn sha256(&self) -> Option<String> {
+        let proof = self.document.get("pvt_recording")?.get("sha256")?;
+        proof.as_str().map(str::to_owned)
+    }
+
     /// Whether the audio is where it belongs already, whoever brought it there.
     pub fn is_complete(&self) -> bool {
         let state = self

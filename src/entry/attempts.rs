@@ -1,10 +1,11 @@
 //! What an entry tells of the attempts to bring its audio where it belongs.
 
 use crate::kazoo::time::Moment;
+use crate::recording::digest::Digests;
 
-use super::cause::Cause;
+use super::cause::{Cause, Outcome};
 use super::fact::{Destination, Fact, What};
-use super::{Entry, LOOKS};
+use super::{Entry, LOOKS, TIDIES};
 
 impl Entry {
     /// Where the audio goes, as decided when the recording ended, or when an operator last moved it on.
@@ -53,6 +54,45 @@ impl Entry {
         self.parked().is_some()
             && self.documented().is_some()
             && self.next_number("marked") < self.next_number("parked")
+    }
+
+    /// Whether the switch may still have a file that nobody needs there any more: whoever brought the audio to safety died before it could
+    /// say so.
+    pub fn owes_release(&self) -> bool {
+        let too_short = self.outcome() == Some((Outcome::Discarded, Cause::TooShort));
+        let safe = too_short || self.audio_is_safe();
+        let place = |is: &dyn Fn(&What) -> bool| self.facts.iter().rposition(|fact| is(&fact.what));
+        let collected = place(&|what| matches!(what, What::Collected(_)));
+        let let_go = place(&|what| matches!(what, What::Released { .. } | What::Tidied { left: None, .. }));
+        safe && collected.is_some_and(|at| let_go.is_none_or(|let_go| let_go < at)) && self.tidied().count() < TIDIES
+    }
+
+    /// Whether the audio that passed through our hands last is off its switch for good: that very audio, for the switch may have recorded again.
+    pub fn audio_is_safe(&self) -> bool {
+        self.audio().is_some_and(|audio| self.is_safe(&audio.digests))
+    }
+
+    /// Whether audio with these digests is at its destination, or in the hold.
+    pub fn is_safe(&self, digests: &Digests) -> bool {
+        let held = self
+            .held()
+            .into_iter()
+            .chain(self.strays())
+            .any(|holding| holding.digests == *digests);
+        let is = |sha256: &Option<String>| sha256.as_ref() == Some(&digests.sha256);
+        held || self.has(|what| match what {
+            What::Uploaded { sha256, .. } => is(sha256),
+            What::Delivered(delivery) => is(&delivery.sha256),
+            _ => false,
+        })
+    }
+
+    /// Looks for a file that should be gone: when.
+    pub fn tidied(&self) -> impl DoubleEndedIterator<Item = Moment> {
+        self.facts
+            .iter()
+            .filter(|fact| matches!(fact.what, What::Tidied { .. }))
+            .map(|fact| fact.at)
     }
 
     /// When an operator last moved it on.

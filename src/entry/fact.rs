@@ -75,7 +75,11 @@ pub enum What {
     /// The document is there, without audio: its destination is elsewhere.
     Documented(Document),
     /// The audio is where its destination wants it; its document still has to say so.
-    Uploaded { url: String },
+    Uploaded {
+        url: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sha256: Option<String>,
+    },
     /// An attempt to deliver failed.
     DeliveryFailed {
         attempt: u32,
@@ -87,7 +91,7 @@ pub enum What {
         retry_after_s: Option<u64>,
     },
     /// Document and audio are at their destination.
-    Delivered(Delivery),
+    Delivered(Box<Delivery>),
     /// What a server with too few copies had taken was read back: it is there, or `why` tells what is wrong.
     Looked {
         n: u32,
@@ -106,6 +110,18 @@ pub enum What {
     Announced(Announcement),
     /// The audio's copy in the hold is gone again.
     Unheld { n: u32 },
+    /// The switch was told that it need not keep its file any more.
+    Released { n: u32 },
+    /// A file that nobody had told the switch to let go was looked for there once more; `left` tells why it may be there still.
+    Tidied {
+        n: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        left: Option<String>,
+    },
+    /// Held audio that is not this recording's, put there by a worker that did not know of the rest, became a recording of its own.
+    Separated { name: String },
+    /// What was told of parts that are not in this recording's audio was handed on to its continuation: so many events.
+    Continued { told: u32 },
     /// Nothing is left to do.
     Closed,
 }
@@ -204,6 +220,9 @@ pub struct Delivery {
     pub destination: Destination,
     #[serde(flatten)]
     pub document: Document,
+    /// Of the audio that is there, as far as is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
     /// The server had fewer copies than its quorum when it answered.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub below_quorum: bool,
@@ -261,6 +280,10 @@ impl Announcement {
 }
 
 impl What {
+    pub fn delivered(delivery: Delivery) -> Self {
+        Self::Delivered(Box::new(delivery))
+    }
+
     /// The number of a failed attempt to bring the audio to its destination.
     pub const fn attempt(&self) -> Option<u32> {
         match self {
@@ -301,6 +324,10 @@ impl What {
             Self::Concluded { .. } => "concluded",
             Self::Announced(_) => "announced",
             Self::Unheld { .. } => "unheld",
+            Self::Released { .. } => "released",
+            Self::Tidied { .. } => "tidied",
+            Self::Separated { .. } => "separated",
+            Self::Continued { .. } => "continued",
             Self::Closed => "closed",
         }
     }

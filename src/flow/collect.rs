@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::entry::TIDIES;
+use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{CollectFailure, What};
 use crate::ingest::{Answer, Progress, Upload, Wanted};
 use crate::kazoo::switch::{self, SendHttpReply};
+use crate::recording::digest::Digests;
 use crate::recording::order::Order;
 use crate::telemetry::events::{AudioSuspect, CollectEnded};
 
@@ -108,6 +111,46 @@ impl Parts {
         }))
     }
 
+    /// Asks once more for a file that the switch was never told to let go. Only the audio that is safe already is let go; whatever else is
+    /// there, such as a recording that began anew, stays.
+    pub(super) async fn tidy(&self, case: &Case, n: u32, node: &str, path: &str) -> Option<Input> {
+        let order = case.entry.order()?;
+        let _slot = tokio::select! {
+            slot = self.switches.slot(node) => slot?,
+            () = self.stop.cancelled() => return None,
+        };
+        let result = tokio::select! {
+            result = self.fetch(case, order, node, path) => result,
+            () = self.stop.cancelled() => return None,
+        };
+        let short = case.entry.outcome() == Some((Outcome::Discarded, Cause::TooShort));
+        let seen = case.entry.audio().map(|audio| &audio.digests);
+        let may_go = |there: &Digests| case.entry.is_safe(there) || short && seen == Some(there);
+        let left = match result {
+            Ok(upload) if may_go(&upload.audio.digests) => {
+                self.ingest.remember_safe(order.key, &upload.audio.digests);
+                upload.answer(Answer::Release);
+                None
+            }
+            Ok(upload) => {
+                upload.answer(Answer::Keep);
+                Some("what is there now is not what is safe".to_owned())
+            }
+            Err((CollectFailure::Missing, _)) => None,
+            Err((_, why)) => Some(why),
+        };
+        if let (Some(why), true) = (&left, case.entry.tidied().count() + 1 >= TIDIES) {
+            tracing::warn!(
+                call_id = order.call_id,
+                media_id = %order.media_id,
+                switch = node,
+                why,
+                "a recording is safe, and its file is left on the switch"
+            );
+        }
+        Some(Input::Fact(What::Tidied { n, left }))
+    }
+
     /// The outcome is what our ingest received, never what the reply says.
     async fn fetch(
         &self,
@@ -124,7 +167,7 @@ impl Parts {
             key: order.key,
             media_id: order.media_id.clone(),
             format: order.format,
-            told_ms: case.entry.ended().and_then(|told| told.length_ms),
+            told_ms: case.entry.told_ms(),
         };
         let mut expected = self.ingest.expect(wanted);
         let reply_to = self

@@ -84,7 +84,10 @@ impl Parts {
         let progress = complete(&audio, attempt);
         match &way.by {
             By::Database { couch, create } => {
-                let ids = ids(order);
+                let mut ids = ids(order);
+                // Other audio of the same recording is there already: neither is given up.
+                let other = order.key.of_audio(&audio.digests.sha256);
+                ids.push(MediaId::derived(other, order.asked_at));
                 let job = bigcouch::Job {
                     audio: &audio,
                     source: &source,
@@ -100,7 +103,7 @@ impl Parts {
                     put = bigcouch::put(couch, &job).await;
                 }
                 let stored = put?;
-                Ok(What::Delivered(Delivery {
+                Ok(What::delivered(Delivery {
                     destination,
                     document: Document {
                         id: stored.id,
@@ -108,6 +111,7 @@ impl Parts {
                         rev: stored.rev,
                         created: stored.created,
                     },
+                    sha256: Some(audio.digests.sha256.clone()),
                     below_quorum: stored.below_quorum,
                 }))
             }
@@ -128,6 +132,7 @@ impl Parts {
                 let sent = self.users.send(&target, &upload).await?;
                 Ok(What::Uploaded {
                     url: sent.to.expose().to_string(),
+                    sha256: Some(audio.digests.sha256.clone()),
                 })
             }
             By::Proxy { couch, proxy } => {
@@ -261,6 +266,7 @@ impl Parts {
             account_id,
             started: entry.started(),
             ended,
+            told_ms: entry.told_ms(),
             audio: Some(audio),
             destination: destination.name(),
             node: &self.sender.node,
@@ -350,8 +356,9 @@ fn document_of(placed: Placed) -> Document {
 }
 
 pub(super) fn delivered(destination: Destination, placed: Placed) -> What {
-    What::Delivered(Delivery {
+    What::delivered(Delivery {
         destination,
+        sha256: placed.sha256(),
         document: document_of(placed),
         below_quorum: false,
     })

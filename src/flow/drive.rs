@@ -66,13 +66,19 @@ pub async fn drive(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) 
                     }
                 }
             }
-            Some(effect) => match driver.perform(driver.safe(effect).await, &mut hand).await {
-                Some(input) => effects = driver.step(input).await,
-                None => {
-                    driver.give_back().await;
-                    return;
+            Some(effect) => {
+                let input = match driver.safe(effect).await {
+                    Some(effect) => driver.perform(effect, &mut hand).await,
+                    None => None,
+                };
+                match input {
+                    Some(input) => effects = driver.step(input).await,
+                    None => {
+                        driver.give_back().await;
+                        return;
+                    }
                 }
-            },
+            }
         }
     }
 }
@@ -130,20 +136,29 @@ impl Driver<'_> {
     }
 
     /// The point of no return is the switch's deleting its file. Where only the ledger would tell what became of the audio, it must know
-    /// before; where a look at the destination tells it too, nobody waits.
-    async fn safe(&self, effect: Effect) -> Effect {
+    /// before; where a look at the destination tells it too, nobody waits. `None`: the worker is going down.
+    async fn safe(&self, effect: Effect) -> Option<Effect> {
         let entry = &self.case.entry;
         let plain = entry
             .delivery()
             .is_some_and(|delivery| !delivery.destination.documents_first());
-        if effect != Effect::Answer(Answer::Release) || plain {
-            return effect;
+        let lets_go = matches!(effect, Effect::Answer(Answer::Release) | Effect::Tidy { .. });
+        if !lets_go || plain {
+            return Some(effect);
         }
         let receipt = self.parts.ledger.note(entry, self.lease.clone(), Duration::ZERO).await;
+        if let Effect::Tidy { .. } = effect {
+            // Nobody waits for that.
+            let durable = tokio::select! {
+                durable = receipt.durable() => durable,
+                () = self.parts.stop.cancelled() => false,
+            };
+            return durable.then_some(effect);
+        }
         if receipt.within(NO_RETURN).await {
-            effect
+            Some(effect)
         } else {
-            Effect::Answer(Answer::Keep)
+            Some(Effect::Answer(Answer::Keep))
         }
     }
 

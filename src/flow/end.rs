@@ -51,26 +51,32 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
         EventName::RecordStop => What::Ended(Box::new(told)),
     };
     emit(&event, &entry);
-    entry.add(Fact {
+    let fact = Fact {
         at: parts.now(),
         by: parts.policy.worker.clone(),
         what: what.clone(),
-    });
+    };
+    entry.add(fact.clone());
     parts.registry.remember(&entry);
     // Lingers: a short recording's whole story becomes one write.
     let ended = event.name == EventName::RecordStop;
     let lease = ended.then(|| parts.ledger.lease(parts.config.ledger.lease));
     let receipt = parts.ledger.note(&entry, lease, parts.config.ledger.linger).await;
-    if ended {
+    if !entry.is_open() {
         parts.registry.close(entry.key);
         notices::closed(parts, &entry);
     } else if let Some(open) = Open::of(&entry) {
+        // Also one that the switch began anew by itself, as at another bridge.
         parts.registry.open(open);
     }
     if !ended && entry.is_masked() {
         mask(parts, &entry);
     }
-    if ended || entry.stop_asked_at().is_some() {
+    if !ended && entry.told_end().is_some() {
+        // Whoever is about to let the switch's file go must know that it is being written again.
+        notices::began_again(parts, entry.key, &fact);
+    }
+    if ended || entry.stop_asked_at().is_some() || entry.is_to_be_continued() {
         drive::go_on(parts, entry, Input::Fact(what));
     }
     settle(parts, delivery, receipt).await;
@@ -111,10 +117,16 @@ fn mask(parts: &Arc<Parts>, entry: &Entry) {
 
 /// What is known of the recording beside what it carried: this worker's memory, else the ledger.
 async fn known(parts: &Parts, order: Order) -> Entry {
-    if let Some(entry) = parts.registry.entry(order.key) {
-        return entry;
-    }
-    let entry = Entry::of_order(order, &parts.policy.worker);
+    let remembered = parts.registry.entry(order.key);
+    let known = match remembered.filter(|entry| entry.order().is_some()) {
+        Some(entry) => entry,
+        None => told_by_ledger(parts, Entry::of_order(order, &parts.policy.worker)).await,
+    };
+    parts.registry.complete(known)
+}
+
+/// `entry`, with what the ledger knows of it in time.
+async fn told_by_ledger(parts: &Parts, entry: Entry) -> Entry {
     if !parts.ledger.is_up() {
         return entry;
     }
@@ -153,6 +165,7 @@ fn without_carry(parts: &Parts, event: &RecordEvent, why: OpenError) -> Option<O
         min_sec: 0,
         asked_at: at,
         parties: event.parties.clone(),
+        continues: None,
         command: None,
     })
 }

@@ -45,7 +45,7 @@ pub enum Input {
     /// An upload is in hand.
     Received(Audio),
     /// The upload in hand was answered.
-    Answered,
+    Answered(Answer),
     /// The hold did not take the audio in hand.
     NotHeld,
     /// Time has passed.
@@ -90,6 +90,12 @@ pub enum Effect {
     Unhold,
     /// Tell the switch what becomes of its file.
     Answer(Answer),
+    /// Ask the switch once more for a file that it was never told to let go, and let it go if it is the one that is safe.
+    Tidy { n: u32, node: String, path: String },
+    /// Hand on what was told of parts that are not in this recording's audio.
+    Continue,
+    /// Make held audio that is not this recording's a recording of its own.
+    Separate { name: String },
     /// Publish a notice.
     Announce(Announcement),
     /// Nothing is to be done before then.
@@ -178,9 +184,14 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
             case.hand = Hand::Holding;
             What::Collected(audio)
         }
-        Input::Answered => {
+        Input::Answered(answer) => {
             case.hand = Hand::Empty;
-            return;
+            if answer == Answer::Keep {
+                return;
+            }
+            What::Released {
+                n: case.entry.next_number("released"),
+            }
         }
         Input::NotHeld => {
             case.hand = Hand::NotHeld;
@@ -214,10 +225,7 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
 
 /// The switch that has the file, and its path there.
 fn source(entry: &Entry) -> Option<(&str, &str)> {
-    let told: Vec<&Told> = [entry.told_end(), entry.ended(), entry.started()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let told: Vec<&Told> = [entry.ended(), entry.latest_start()].into_iter().flatten().collect();
     let node = told.iter().find_map(|told| told.node.as_deref());
     let path = told.iter().find_map(|told| told.path.as_deref());
     if told.is_empty() { guess(entry) } else { node.zip(path) }
@@ -246,11 +254,19 @@ pub fn account(entry: &Entry) -> Option<&str> {
 
 fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     let entry = &case.entry;
+    if let (Some(stray), Hand::Empty) = (entry.stray(), case.hand) {
+        let name = stray.name.clone();
+        return vec![Effect::Separate { name }];
+    }
     if entry.outcome().is_some() || entry.parked().is_some() {
         return ending::settle(case, now, policy);
     }
     if entry.ended().is_some() {
         return ending::to_do(case, now, policy);
+    }
+    if case.hand != Hand::Empty {
+        // The switch records again into the file that it has just brought.
+        return vec![Effect::Answer(Answer::Keep)];
     }
     running::to_do(entry, now, policy)
 }

@@ -9,12 +9,13 @@ use tracing::debug;
 
 use crate::amqp::Delivery;
 use crate::entry::Entry;
-use crate::entry::fact::What;
+use crate::entry::fact::{Fact, What};
 use crate::kazoo::action::ReplyTo;
 use crate::kazoo::dialplan::DialplanError;
 use crate::kazoo::event::replaced_by;
 use crate::kazoo::names::Exchange;
 use crate::kazoo::outgoing::Outgoing;
+use crate::recording::identity::Key;
 use crate::telemetry::events::CommandRefused;
 
 use super::drive;
@@ -26,6 +27,9 @@ use super::registry::Open;
 pub const MEMORY_KEY: &str = "kz_record_call.memory";
 
 const CATEGORY: &str = "kz_record_call";
+
+/// Recordings that one action is followed through: each bridge of a call can begin another one.
+const FAMILY: usize = 8;
 
 /// Tells the other workers of a recording that is open, so that a `stop` finds it wherever it comes.
 pub fn opened(parts: &Arc<Parts>, entry: &Entry) {
@@ -51,11 +55,29 @@ pub fn closed(parts: &Arc<Parts>, entry: &Entry) {
     }
 }
 
+/// Tells everybody, this worker included, that the switch began to record again under a name that it had ended.
+pub fn began_again(parts: &Arc<Parts>, key: Key, started: &Fact) {
+    tell_family(parts, key, started);
+    send(parts, "began_again", json!({ "Key": key, "Fact": started }));
+}
+
+/// The recording and its continuations, as many as there can be: whichever of them is in hand here, now or soon.
+fn tell_family(parts: &Parts, key: Key, started: &Fact) {
+    let mut member = key;
+    for _ in 0..FAMILY {
+        parts.registry.began_again(member, started.clone());
+        let _ = parts.hands.tell(member, Input::Fact(started.what.clone()));
+        member = member.continuation();
+    }
+}
+
 fn publish(parts: &Arc<Parts>, name: &'static str, open: &Open) {
+    send(parts, name, json!({ "Recording": open }));
+}
+
+fn send(parts: &Arc<Parts>, name: &'static str, body: Value) {
     let msg_id = uuid::Uuid::new_v4().simple().to_string();
-    let body = parts
-        .sender
-        .message(CATEGORY, name, &msg_id, json!({ "Recording": open }));
+    let body = parts.sender.message(CATEGORY, name, &msg_id, body);
     let message = Outgoing::topic(Exchange::Unrouted, MEMORY_KEY.to_owned(), body);
     let parts = Arc::clone(parts);
     parts.tasks.clone().spawn(async move {
@@ -81,6 +103,15 @@ pub fn handle(parts: &Arc<Parts>, delivery: &Delivery) {
 
 fn memory(parts: &Parts, delivery: &Delivery) {
     let Ok(envelope) = delivery.envelope() else { return };
+    if envelope.name == "began_again" {
+        let part = |name: &str| envelope.body.get(name).cloned().unwrap_or(Value::Null);
+        let started = serde_json::from_value::<Fact>(part("Fact"));
+        let started = started.ok().filter(|fact| matches!(fact.what, What::Started(_)));
+        if let (Ok(key), Some(started)) = (serde_json::from_value(part("Key")), started) {
+            tell_family(parts, key, &started);
+        }
+        return;
+    }
     let recording = envelope.body.get("Recording").cloned().unwrap_or(Value::Null);
     let Ok(open) = serde_json::from_value::<Open>(recording) else {
         return;

@@ -157,14 +157,17 @@ impl Parts {
             Effect::Hold => Some(self.put_into_hold(case, hand.as_ref()).await),
             Effect::Unhold => Some(self.take_out_of_hold(case).await),
             Effect::Answer(answer) => {
-                if answer == Answer::Release {
-                    self.ingest.remember_safe(case.entry.key);
-                }
                 if let Some(held) = hand.take() {
+                    if answer == Answer::Release {
+                        self.ingest.remember_safe(case.entry.key, &held.upload.audio.digests);
+                    }
                     held.upload.answer(answer);
                 }
-                Some(Input::Answered)
+                Some(Input::Answered(answer))
             }
+            Effect::Tidy { n, node, path } => self.tidy(case, n, &node, &path).await,
+            Effect::Continue => self.hand_on(case).await,
+            Effect::Separate { name } => self.separate(case, name).await,
             Effect::Announce(announcement) => self.announce(case, announcement).await,
             // Whoever drives rests instead, and lets others go on.
             Effect::Wait { .. } => None,

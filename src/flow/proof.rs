@@ -28,9 +28,9 @@ impl Parts {
                 if let Some(placed) = placed.filter(pending::Placed::is_complete) {
                     return Ok(Some(delivered(destination, placed)));
                 }
-            } else if let Some(rev) = bigcouch::find(&couch, &database, &id, order.key).await? {
+            } else if let Some((rev, sha256)) = bigcouch::find(&couch, &database, &id, order.key).await? {
                 let created = id.month().clamp(case.entry.ended_at().unwrap_or_else(|| self.now()));
-                return Ok(Some(What::Delivered(Delivery {
+                return Ok(Some(What::delivered(Delivery {
                     destination,
                     document: Document {
                         id,
@@ -38,6 +38,7 @@ impl Parts {
                         rev,
                         created,
                     },
+                    sha256,
                     below_quorum: false,
                 })));
             }

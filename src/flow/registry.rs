@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
+use crate::entry::fact::Fact;
 use crate::kazoo::time::Moment;
 use crate::recording::identity::Key;
 
@@ -57,6 +58,8 @@ struct Memory {
     commanded: Bounded<Key, ()>,
     /// From the start command's id to its recording.
     commands: Bounded<String, Key>,
+    /// Recordings that the switch began again lately: the ledger may not tell it yet.
+    restarts: Bounded<Key, Fact>,
 }
 
 /// The memory. One for each worker.
@@ -138,6 +141,19 @@ impl Registry {
         if let Some(open) = self.lock().open.get_mut(&key) {
             open.stopping = true;
         }
+    }
+
+    /// The switch began the recording again.
+    pub fn began_again(&self, key: Key, started: Fact) {
+        self.lock().restarts.insert(key, started, ENTRIES);
+    }
+
+    /// Adds to an entry from the ledger what every worker was told of its recording's latest start: whoever lets the switch's file go must know.
+    pub fn complete(&self, mut entry: Entry) -> Entry {
+        if let Some(started) = self.lock().restarts.get(&entry.key).cloned() {
+            entry.add(started);
+        }
+        entry
     }
 
     /// Every recording that is open, as far as is remembered.

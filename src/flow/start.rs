@@ -172,12 +172,13 @@ impl Job<'_> {
 /// Starts a recording. `true` when it is answered, and durable.
 async fn start(job: &Job<'_>, order: &Order) -> bool {
     let (parts, action) = (job.parts, job.action);
-    if parts.registry.is_commanded(order.key) {
-        // Handled already, here or by another worker; whoever did it acknowledges it when it is durable.
-        return job.answer_at_once().await;
+    if let Some(entry) = parts.registry.entry(order.key) {
+        // This worker has it already, and did not get to acknowledge it.
+        let answered = job.answer_at_once().await;
+        return journal::write(parts, &entry).await && answered;
     }
     let mut entry = Entry::of_order(order.clone(), &parts.policy.worker);
-    if job.doubtful {
+    if job.doubtful || parts.registry.is_commanded(order.key) {
         let answered = job.answer_at_once().await;
         return start_in_doubt(parts, entry).await && answered;
     }

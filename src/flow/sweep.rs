@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::destination::hold::HoldError;
+use crate::entry::Entry;
 use crate::ledger::{Address, retention};
 use crate::telemetry::events::SweepEnded;
 
@@ -71,6 +72,7 @@ async fn take(parts: &Arc<Parts>, address: &Address, input: Input, behind: bool)
             // What this worker heard lately may not be written yet.
             let known = parts.registry.entry(address.key);
             let entry = known.map_or_else(|| record.entry.clone(), |known| record.entry.clone().merge(known));
+            let entry = parts.registry.complete(entry);
             if behind && entry.started().is_none() && entry.ended().is_none() {
                 return false;
             }
@@ -143,13 +145,30 @@ pub async fn retain(parts: Arc<Parts>) {
     }
 }
 
+/// The entry that a copy in the hold belongs to; audio that the ledger does not know, or cannot tell of, is nobody's to throw away.
+async fn needs_hold(parts: &Parts, address: &Address) -> Option<Entry> {
+    parts
+        .ledger
+        .load(address)
+        .await
+        .ok()
+        .flatten()
+        .map(|record| record.entry)
+}
+
 /// Takes out of the hold what belongs to closed recordings: two workers that did not see each other may have put it there twice.
 async fn tidy_hold(parts: &Parts) -> Result<(), HoldError> {
     for (address, place, name) in parts.hold.older(parts.now()).await? {
-        let needed = match parts.ledger.load(&address).await {
-            Ok(Some(record)) => record.entry.held().is_some() || !record.entry.is_closed(),
-            // Audio that the ledger does not know is nobody's to throw away.
-            Ok(None) | Err(_) => true,
+        let needed = needs_hold(parts, &address).await;
+        let separated = needed.as_ref().and_then(|entry| {
+            let separated = entry.separated(&name, parts.now(), &parts.policy.worker)?;
+            Some(crate::ledger::address(&separated))
+        });
+        let needed = match (needed, separated) {
+            (Some(_), Some(separated)) => needs_hold(parts, &separated)
+                .await
+                .is_none_or(|entry| !entry.is_closed()),
+            (entry, _) => entry.is_none_or(|entry| !entry.is_closed()),
         };
         if !needed {
             parts.hold.remove_named(&place, &name).await?;

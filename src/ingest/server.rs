@@ -22,6 +22,7 @@ use url::Url;
 use crate::config;
 use crate::kazoo::time::Clock;
 use crate::recording::carry::derive_key;
+use crate::recording::digest::{Digests, Hasher};
 use crate::recording::identity::Key;
 use crate::telemetry::events::{UploadAnswered, UploadsInProgress};
 
@@ -100,9 +101,9 @@ impl Ingest {
         self.0.slots.expect(wanted, attempt, url)
     }
 
-    /// The recording's audio is safe off this host.
-    pub fn remember_safe(&self, key: Key) {
-        self.0.slots.remember_safe(key);
+    /// The recording's audio, with these digests, is safe off this host.
+    pub fn remember_safe(&self, key: Key, digests: &Digests) {
+        self.0.slots.remember_safe(key, digests.clone());
     }
 
     pub fn spool(&self) -> &Spool {
@@ -174,9 +175,9 @@ impl Ingest {
                 return outcome;
             }
         };
-        let bytes = audio.size;
+        let (bytes, digests) = (audio.size, audio.digests.clone());
         let first = slot.hand_over(audio, file);
-        let answered = tokio::time::timeout(inner.config.delivery_timeout, slot.answered()).await;
+        let answered = tokio::time::timeout(inner.config.delivery_timeout, slot.answered(&digests)).await;
         drop(receiving);
         let outcome = match answered {
             Ok(Answer::Release) => Outcome {
@@ -203,25 +204,29 @@ impl Ingest {
 
     /// A PUT that nobody waits for any more. If the audio is known to be safe the switch may forget it.
     async fn late(&self, key: Key, request: Request) -> Outcome {
-        if !self.0.slots.is_safe(key) {
+        let Some(safe) = self.0.slots.safe(key) else {
             return Outcome::refused(StatusCode::SERVICE_UNAVAILABLE, "nobody waits for this upload; keep it");
-        }
+        };
         let mut stream = request.into_body().into_data_stream();
         let drained = async {
             use futures_util::StreamExt as _;
-            let mut bytes = 0u64;
-            while let Some(Ok(chunk)) = stream.next().await {
+            let (mut bytes, mut hasher) = (0u64, Hasher::default());
+            while let Some(chunk) = stream.next().await {
+                let chunk = chunk.ok()?;
                 bytes += chunk.len() as u64;
+                hasher.update(&chunk);
             }
-            bytes
+            Some((bytes, hasher.finish()))
         };
         match tokio::time::timeout(self.0.config.upload_timeout, drained).await {
-            Ok(bytes) => Outcome {
+            // The switch may have begun to record into the same file anew: only what is safe is let go.
+            Ok(Some((bytes, digests))) if digests == safe => Outcome {
                 status: StatusCode::OK,
                 bytes,
                 why: "safe already".into(),
                 media_id: key.to_string(),
             },
+            Ok(_) => Outcome::refused(StatusCode::SERVICE_UNAVAILABLE, "this is not what is safe; keep it"),
             Err(_) => Outcome::refused(StatusCode::REQUEST_TIMEOUT, "too slow"),
         }
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{oneshot, watch};
 
 use crate::recording::audio::Audio;
+use crate::recording::digest::Digests;
 use crate::recording::format::Format;
 use crate::recording::identity::{Key, MediaId};
 
@@ -45,13 +46,13 @@ pub struct Upload {
 impl Upload {
     /// Answers the switch. An upload that is dropped unanswered keeps the file.
     pub fn answer(self, answer: Answer) {
-        self.slot.answer(answer);
+        self.slot.answer(answer, &self.audio.digests);
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.slot.answer(Answer::Keep);
+        self.slot.answer(Answer::Keep, &self.audio.digests);
     }
 }
 
@@ -103,7 +104,7 @@ pub(super) struct Slots(Arc<Mutex<Table>>);
 #[derive(Debug, Default)]
 struct Table {
     expected: HashMap<SlotId, Arc<Slot>>,
-    safe: VecDeque<Key>,
+    safe: VecDeque<(Key, Digests)>,
 }
 
 /// Keys that are remembered as safe, for PUTs that come late.
@@ -114,7 +115,8 @@ pub(super) struct Slot {
     pub wanted: Wanted,
     taker: Mutex<Option<oneshot::Sender<Upload>>>,
     progress: watch::Sender<Progress>,
-    answer: watch::Sender<Option<Answer>>,
+    /// The answer, and which audio it was given for.
+    answer: watch::Sender<Option<(Answer, Digests)>>,
 }
 
 impl Slots {
@@ -150,18 +152,21 @@ impl Slots {
         }
     }
 
-    /// The recording's audio is safe: PUTs of it that come late may be released.
-    pub fn remember_safe(&self, key: Key) {
+    /// The recording's audio is safe: PUTs of the same bytes that come late may be released.
+    pub fn remember_safe(&self, key: Key, digests: Digests) {
         if let Ok(mut table) = self.0.lock() {
             if table.safe.len() >= REMEMBERED {
                 table.safe.pop_front();
             }
-            table.safe.push_back(key);
+            table.safe.push_back((key, digests));
         }
     }
 
-    pub fn is_safe(&self, key: Key) -> bool {
-        self.0.lock().is_ok_and(|table| table.safe.contains(&key))
+    /// What was safe last of this recording.
+    pub fn safe(&self, key: Key) -> Option<Digests> {
+        let table = self.0.lock().ok()?;
+        let mut safe = table.safe.iter().rev();
+        safe.find(|(of, _)| *of == key).map(|(_, digests)| digests.clone())
     }
 }
 
@@ -197,19 +202,27 @@ impl Slot {
         }
     }
 
-    /// The answer, once there is one.
-    pub async fn answered(&self) -> Answer {
+    /// The answer to an upload with these digests, once there is one.
+    pub async fn answered(&self, digests: &Digests) -> Answer {
         let mut answer = self.answer.subscribe();
-        let answered = answer.wait_for(Option::is_some).await.ok().and_then(|answer| *answer);
-        answered.unwrap_or(Answer::Keep)
+        let answered = answer
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|answer| answer.clone());
+        match answered {
+            // A second upload of the same file, and not of one that has grown meanwhile.
+            Some((Answer::Release, safe)) if safe == *digests => Answer::Release,
+            _ => Answer::Keep,
+        }
     }
 
     /// The first answer counts.
-    fn answer(&self, answer: Answer) {
+    fn answer(&self, answer: Answer, digests: &Digests) {
         self.answer.send_if_modified(|present| {
             let first = present.is_none();
             if first {
-                *present = Some(answer);
+                *present = Some((answer, digests.clone()));
             }
             first
         });

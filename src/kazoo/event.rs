@@ -29,6 +29,9 @@ pub struct RecordEvent {
     /// Milliseconds recorded (`Length`, else `Recording.File-MilliSeconds`); a channel variable, so it may be another recording's.
     pub length_ms: Option<u64>,
     pub other_leg_call_id: Option<String>,
+    /// The switch's own stamp of the event, Unix microseconds: tells events apart that fall into one second, and is the same in every copy
+    /// of an event.
+    pub stamp: Option<i64>,
     pub account_id: Option<String>,
     pub fetch_id: Option<String>,
     pub parties: Parties,
@@ -88,6 +91,7 @@ impl RecordEvent {
             switch_node: owned_text(body, "Switch-Nodename"),
             length_ms: length.and_then(|ms| u64::try_from(ms).ok()),
             other_leg_call_id: owned_text(body, "Other-Leg-Call-ID"),
+            stamp: numbered(body).map(Moment::unix_micros),
             account_id: owned_text(variables, "Account-ID").filter(|id| is_account_id(id)),
             fetch_id: owned_text(variables, "Fetch-ID"),
             parties: Parties::of(body),
@@ -112,16 +116,19 @@ pub fn replaced_by(envelope: &Envelope) -> Option<(String, String)> {
 
 /// `Timestamp` (Gregorian seconds), else `Msg-ID`, which on call events is the switch's Unix microseconds.
 fn event_time(body: &Value) -> Option<Moment> {
+    let stamped = integer_at(body, "Timestamp").map(Moment::from_gregorian_seconds);
+    stamped.filter(is_plausible).or_else(|| numbered(body))
+}
+
+fn numbered(body: &Value) -> Option<Moment> {
+    let number = text_or_number(body, "Msg-ID")?.parse().ok()?;
+    Some(Moment::from_unix_micros(number)).filter(is_plausible)
+}
+
+fn is_plausible(at: &Moment) -> bool {
     const YEAR_2000: i64 = 946_684_800;
     const YEAR_2100: i64 = 4_102_444_800;
-    let stamped = integer_at(body, "Timestamp").map(Moment::from_gregorian_seconds);
-    let numbered = text_or_number(body, "Msg-ID")
-        .and_then(|id| id.parse().ok())
-        .map(Moment::from_unix_micros);
-    [stamped, numbered]
-        .into_iter()
-        .flatten()
-        .find(|at| (YEAR_2000..YEAR_2100).contains(&at.unix_seconds()))
+    (YEAR_2000..YEAR_2100).contains(&at.unix_seconds())
 }
 
 #[cfg(test)]

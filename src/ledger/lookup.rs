@@ -14,7 +14,7 @@ pub struct Filter {
     /// A recording's id, or its document's.
     pub media_id: Option<String>,
     pub call_id: Option<String>,
-    /// `asked`, `recording`, `ended`, `held`, `parked`, `announcing`, or an outcome.
+    /// One of `STATES`.
     pub state: Option<String>,
     pub account_id: Option<String>,
     pub cause: Option<String>,
@@ -26,13 +26,15 @@ pub struct Filter {
 }
 
 /// Every state an entry can be in.
-pub const STATES: [&str; 10] = [
+pub const STATES: [&str; 12] = [
     "asked",
     "recording",
     "ended",
     "held",
     "parked",
     "announcing",
+    "unverified",
+    "closing",
     "stored",
     "delivered",
     "discarded",

@@ -11,7 +11,16 @@ use crate::kazoo::time::{Moment, Month};
 use super::{Ledger, LedgerError, database};
 
 /// States that keep a month.
-const KEEP: [&str; 6] = ["asked", "recording", "ended", "held", "parked", "announcing"];
+const KEEP: [&str; 8] = [
+    "asked",
+    "recording",
+    "ended",
+    "held",
+    "parked",
+    "announcing",
+    "unverified",
+    "closing",
+];
 
 /// Drops every month that ended longer than `keep` ago and has nothing open or parked in it; returns what was dropped.
 ///

@@ -193,6 +193,7 @@ impl Seal {
                 owner_id: carried.w,
                 ..Parties::default()
             },
+            continues: None,
             command: None,
         })
     }
@@ -224,6 +225,7 @@ mod tests {
                 owner_id: Some("9d8c7b6a5f4e3d2c1b0a998877665544".into()),
                 ..Parties::default()
             },
+            continues: None,
             command: None,
         }
     }

@@ -24,6 +24,8 @@ pub struct Subject<'a> {
     pub account_id: &'a str,
     pub started: Option<&'a Told>,
     pub ended: &'a Told,
+    /// Milliseconds that the switch told, over all stretches that are in the audio.
+    pub told_ms: Option<u64>,
     pub audio: Option<&'a Audio>,
     /// `account`, `third_party`, `url` or `storage_plan`.
     pub destination: &'static str,
@@ -127,6 +129,10 @@ impl Subject<'_> {
                     .collect();
                 map.insert("masks".into(), json!(masks));
             }
+            if let Some(continues) = &self.order.continues {
+                map.insert("continues".into(), json!(continues.media_id));
+                map.insert("part".into(), json!(continues.part));
+            }
             map.retain(|_, value| !value.is_null());
         }
         private
@@ -139,7 +145,7 @@ impl Subject<'_> {
             self.started
                 .map(|s| u64::try_from(self.ended.at.since(s.at).as_millis()).unwrap_or(0))
         };
-        self.ended.length_ms.or_else(counted).or_else(measured).unwrap_or(0)
+        self.told_ms.or_else(counted).or_else(measured).unwrap_or(0)
     }
 
     /// Whether the recording ended on another leg than it was ordered on: the end's event then speaks of somebody else's leg.
@@ -211,6 +217,7 @@ mod tests {
                 callee_id_number: Some("*97".into()),
                 ..Default::default()
             },
+            continues: None,
             command: None,
         }
     }
@@ -231,6 +238,7 @@ mod tests {
             account_id: ACCOUNT,
             started,
             ended,
+            told_ms: ended.length_ms,
             audio: Some(&audio),
             destination: "ours",
             node: "kz_record_call@rec1",

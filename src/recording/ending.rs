@@ -14,6 +14,9 @@ pub struct Told {
     pub call_id: String,
     /// When, by the switch's clock; else when we heard of it.
     pub at: Moment,
+    /// The event's own stamp, Unix microseconds: the same in every copy of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<i64>,
     /// The switch that has the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -43,6 +46,7 @@ impl Told {
         Self {
             call_id: call_id.to_owned(),
             at,
+            stamp: None,
             node: Some(node.to_owned()),
             path: Some(path.to_owned()),
             length_ms: None,
@@ -58,6 +62,7 @@ impl Told {
         Self {
             call_id: event.call_id.clone(),
             at: event.at.unwrap_or(heard),
+            stamp: event.stamp,
             node: event.switch_node.clone(),
             path: event.recording.file_path.clone(),
             length_ms: event.length_ms,
@@ -67,5 +72,10 @@ impl Told {
             parties: event.parties.clone(),
             variables: event.variables.clone(),
         }
+    }
+
+    /// Where it stands among the events of its recording: microseconds. `Timestamp` alone counts whole seconds, rounded up.
+    pub fn order(&self) -> i64 {
+        self.stamp.unwrap_or(self.at.unix_micros())
     }
 }

@@ -28,6 +28,18 @@ impl Key {
         Uuid::new_v5(&self.0, what.as_bytes()).simple().to_string()
     }
 
+    /// The key of this recording's continuation.
+    #[must_use]
+    pub fn continuation(self) -> Self {
+        Self(Uuid::new_v5(&self.0, b"continuation"))
+    }
+
+    /// The key that names audio of this recording which differs from what is stored already.
+    #[must_use]
+    pub fn of_audio(self, sha256: &str) -> Self {
+        Self(Uuid::new_v5(&self.0, format!("audio {sha256}").as_bytes()))
+    }
+
     pub fn bytes(self) -> [u8; 16] {
         self.0.into_bytes()
     }

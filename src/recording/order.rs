@@ -1,5 +1,7 @@
 //! The order: all that an action fixed about its recording, kept until the recording is closed.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::kazoo::call::Parties;
@@ -8,6 +10,7 @@ use crate::kazoo::time::Moment;
 
 use super::format::Format;
 use super::identity::{Key, MediaId};
+use super::names;
 use super::settings::Method;
 
 /// What was ordered. Made by `plan` from an action, or read back from what the recording carried through the switch.
@@ -41,9 +44,21 @@ pub struct Order {
     pub asked_at: Moment,
     #[serde(default)]
     pub parties: Parties,
+    /// Of a continuation: the recording that it goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continues: Option<Continues>,
     /// What it takes to command the recording; absent in an order that came back from the switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Command>,
+}
+
+/// Where a continuation comes from: the switch began to record again into the file of a recording whose audio was safe already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Continues {
+    pub key: Key,
+    pub media_id: MediaId,
+    /// Which recording of the action this is; its first is 1.
+    pub part: u32,
 }
 
 /// The user's URL.
@@ -97,6 +112,41 @@ impl Order {
             silence: command.silence,
             carry: command.carry.clone(),
         })
+    }
+
+    /// The order of this recording's continuation: the same whoever makes it, and whenever.
+    #[must_use]
+    pub fn continuation(&self) -> Self {
+        self.followed_by(self.key.continuation())
+    }
+
+    /// The order of other audio of the same name: the same whoever makes it, and whenever.
+    #[must_use]
+    pub fn of_audio(&self, sha256: &str) -> Self {
+        self.followed_by(self.key.of_audio(sha256))
+    }
+
+    fn followed_by(&self, key: Key) -> Self {
+        // A stop looks for the newest; the file keeps its name, by which the switch knows it.
+        let asked_at = self.asked_at.plus(Duration::from_micros(1));
+        let part = self.continues.as_ref().map_or(1, |before| before.part) + 1;
+        let derived = self.media_name == self.file_name;
+        Self {
+            key,
+            media_id: MediaId::derived(key, self.asked_at),
+            media_name: if derived {
+                names::file_name(key, self.format)
+            } else {
+                self.media_name.clone()
+            },
+            asked_at,
+            continues: Some(Continues {
+                key: self.key,
+                media_id: self.media_id.clone(),
+                part,
+            }),
+            ..self.clone()
+        }
     }
 
     /// The `Msg-ID` of the start command: the same at every repeat, so that an error finds its recording.

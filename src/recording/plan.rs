@@ -117,6 +117,7 @@ pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<C
         min_sec: settings.min_sec.unwrap_or(defaults.min_sec),
         asked_at,
         parties: action.call.parties.clone(),
+        continues: None,
         command: None,
     };
     order.command = Some(Command {

@@ -106,6 +106,33 @@ pub const METRICS: &[(&str, &str)] = &[
         "kz_record_call_recordings_in_hand",
         "Recordings that this worker is working on now.",
     ),
+    (
+        "kz_record_call_recordings_continued_total",
+        "Recordings that the switch began again when their audio was safe already.",
+    ),
+    ("kz_record_call_recordings_parked_total", "Recordings parked, by cause."),
+    (
+        "kz_record_call_stops_unconfirmed_total",
+        "Stops that the switch had not confirmed in time.",
+    ),
+    ("kz_record_call_ledger_up", "1 while the ledger takes what is written."),
+    (
+        "kz_record_call_ledger_writes_total",
+        "Entries written to the ledger, by result.",
+    ),
+    (
+        "kz_record_call_ledger_batches_total",
+        "Requests with entries to the ledger, by result.",
+    ),
+    ("kz_record_call_ledger_batch_seconds", "Duration of such a request."),
+    (
+        "kz_record_call_journal_writes_total",
+        "Starts written to the journal because the ledger did not take them in time, by result.",
+    ),
+    (
+        "kz_record_call_sweep_taken_total",
+        "Recordings that were due, and taken in hand.",
+    ),
 ];
 
 /// Registers the help texts.

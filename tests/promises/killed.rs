@@ -16,7 +16,9 @@ use crate::support::{SOON, Services, TestResult, Worker, World};
 
 promises![
     a_worker_killed_at_any_step_loses_nothing_for_the_account,
+    a_worker_killed_at_any_step_loses_nothing_for_a_url,
     a_worker_killed_at_any_step_loses_nothing_for_a_third_party,
+    a_worker_killed_at_any_step_loses_nothing_for_a_storage_plan,
 ];
 
 /// More steps than any recording has.
@@ -34,7 +36,6 @@ async fn a_worker_killed_at_any_step_loses_nothing_for_the_account(services: Arc
     at_every_step(&services, Place::Account, 6).await
 }
 
-#[allow(dead_code)]
 async fn a_worker_killed_at_any_step_loses_nothing_for_a_url(services: Arc<Services>) -> TestResult {
     at_every_step(&services, Place::Url, 8).await
 }
@@ -43,7 +44,6 @@ async fn a_worker_killed_at_any_step_loses_nothing_for_a_third_party(services: A
     at_every_step(&services, Place::ThirdParty, 5).await
 }
 
-#[allow(dead_code)]
 async fn a_worker_killed_at_any_step_loses_nothing_for_a_storage_plan(services: Arc<Services>) -> TestResult {
     at_every_step(&services, Place::StoragePlan, 7).await
 }

@@ -19,15 +19,11 @@ pub(super) enum Found {
     /// Our recording's document, but not, or not yet, as it should be.
     Incomplete {
         rev: String,
-        /// Bytes of its audio; `None`: it has none.
-        length: Option<u64>,
-        /// Whether that audio is ours, byte by byte.
+        /// Whether its audio is ours, byte by byte.
         whole: bool,
-        /// Whether views show the document.
-        visible: bool,
         why: String,
     },
-    /// Somebody else's.
+    /// Somebody else's, or of our own recording with other audio: neither is ever overwritten.
     Taken,
 }
 
@@ -59,16 +55,24 @@ pub async fn read_back(
     })
 }
 
-/// Whether the recording is stored already, whoever stored it, without its audio at hand.
+/// Whether the recording is stored already, whoever stored it, without its audio at hand: the revision, and the audio's SHA-256 as the document
+/// tells it.
 ///
 /// # Errors
 /// When the database does not tell.
-pub async fn find(couch: &Couch, database: &str, id: &MediaId, key: Key) -> Result<Option<String>, DeliveryError> {
+pub async fn find(
+    couch: &Couch,
+    database: &str,
+    id: &MediaId,
+    key: Key,
+) -> Result<Option<(String, Option<String>)>, DeliveryError> {
     let Some(document) = couch.get(database, id.as_str()).await? else {
         return Ok(None);
     };
     let has_audio = attachment(&document).is_some();
-    Ok((is_of(&document, key) && is_visible(&document) && has_audio).then(|| rev(&document)))
+    let proof = document.pointer("/pvt_recording/sha256").and_then(Value::as_str);
+    let is_there = is_of(&document, key) && is_visible(&document) && has_audio;
+    Ok(is_there.then(|| (rev(&document), proof.map(str::to_owned))))
 }
 
 pub(super) async fn look_up(
@@ -88,31 +92,28 @@ fn judge(document: &Value, key: Key, audio: &Audio) -> Found {
     if !is_of(document, key) {
         return Found::Taken;
     }
-    let (rev, visible) = (rev(document), is_visible(document));
-    let incomplete = |length, whole, why: String| Found::Incomplete {
+    let (rev, visible, meant) = (rev(document), is_visible(document), tells(document, audio));
+    let incomplete = |whole, why: String| Found::Incomplete {
         rev: rev.clone(),
-        length,
         whole,
-        visible,
         why,
     };
     let Some(stub) = attachment(document) else {
-        return incomplete(None, false, "the document has no audio".into());
+        return incomplete(false, "the document has no audio".into());
     };
     let length = stub.get("length").and_then(Value::as_u64);
     let digest = stub.get("digest").and_then(Value::as_str);
     let whole = digest.is_some() && digest == audio.digests.couch().as_deref() && length == Some(audio.size);
-    match (whole, visible && tells(document, audio)) {
+    if visible && !whole && !meant {
+        return Found::Taken;
+    }
+    match (whole, visible && meant) {
         (true, true) => Found::Ours { rev },
-        (true, false) => incomplete(
-            length,
-            true,
-            "the document has its audio, but does not tell so yet".into(),
-        ),
+        (true, false) => incomplete(true, "the document has its audio, but does not tell so yet".into()),
         (false, _) => {
             let (bytes, digest) = (length.unwrap_or(0), digest.unwrap_or("none"));
             let why = format!("{bytes} bytes with digest {digest} are stored");
-            incomplete(length, false, why)
+            incomplete(false, why)
         }
     }
 }
@@ -171,7 +172,7 @@ mod tests {
             Found::Nothing => "nothing".into(),
             Found::Ours { rev } => format!("ours {rev}"),
             Found::Taken => "taken".into(),
-            Found::Incomplete { length, whole, .. } => format!("incomplete {length:?} {whole}"),
+            Found::Incomplete { whole, .. } => format!("incomplete {whole}"),
         }
     }
 
@@ -183,21 +184,18 @@ mod tests {
         assert_eq!(judged(&document(&key, &stub, "call_recording")), "ours 1-a");
         assert_eq!(judged(&document("other", &stub, "call_recording")), "taken");
         assert_eq!(judged(&json!({"_rev": "1-a"})), "taken");
-        assert_eq!(judged(&document(&key, &stub, "")), "incomplete Some(3) true");
+        assert_eq!(judged(&document(&key, &stub, "")), "incomplete true");
         let other = json!({"length": 3, "digest": "md5-x"});
-        assert_eq!(
-            judged(&document(&key, &other, "call_recording")),
-            "incomplete Some(3) false"
-        );
+        assert_eq!(judged(&document(&key, &other, "call_recording")), "incomplete false");
+        let mut of_other_audio = document(&key, &other, "call_recording");
+        of_other_audio["pvt_recording"]["sha256"] = json!("of other audio");
+        assert_eq!(judged(&of_other_audio), "taken");
         let short = json!({"length": 2, "digest": "md5-kAFQmDzST7DWlj99KOF/cg=="});
-        assert_eq!(
-            judged(&document(&key, &short, "call_recording")),
-            "incomplete Some(2) false"
-        );
+        assert_eq!(judged(&document(&key, &short, "call_recording")), "incomplete false");
         let mut before = document(&key, &stub, "call_recording");
         before["pvt_recording"]["sha256"] = json!("of less audio");
-        assert_eq!(judged(&before), "incomplete Some(3) true");
+        assert_eq!(judged(&before), "incomplete true");
         let bare = json!({"_rev": "1-a", "pvt_type": "call_recording", "pvt_recording": {"key": key}});
-        assert_eq!(judged(&bare), "incomplete None false");
+        assert_eq!(judged(&bare), "incomplete false");
     }
 }

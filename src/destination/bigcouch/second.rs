@@ -31,9 +31,9 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
             Found::Nothing => mark(place).await,
             Found::Incomplete { rev, whole: true, .. } => show(place, &rev).await,
             Found::Incomplete { why, .. } if uploads == UPLOADS => return Err(DeliveryError::Corrupt(why)),
-            found @ Found::Incomplete { .. } => {
+            Found::Incomplete { rev, .. } => {
                 uploads += 1;
-                upload(place, &place.replaceable(found)?).await
+                upload(place, &rev).await
             }
         };
         match step {

@@ -29,11 +29,7 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
         return conclude(Outcome::Failed, Cause::FileGone);
     }
     let min_ms = u64::from(order.min_sec) * 1000;
-    let told_short = min_ms > 0
-        && entry
-            .ended()
-            .and_then(|told| told.length_ms)
-            .is_some_and(|ms| ms < min_ms);
+    let told_short = min_ms > 0 && entry.told_ms().is_some_and(|ms| ms < min_ms);
     if min_ms > 0 && case.hand == Hand::Holding {
         // The length that the switch told is a channel's variable and may be another recording's: the audio decides.
         let counted = entry.audio().and_then(|audio| audio.duration_ms);
@@ -113,7 +109,7 @@ pub(super) fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
         return match case.hand {
             // Where it goes may long be open; the switch's disk is not ours.
             Hand::Holding | Hand::Tried if policy.hold && !held => vec![Effect::Hold],
-            Hand::Holding | Hand::Tried if held => vec![Effect::Answer(Answer::Release)],
+            Hand::Holding | Hand::Tried if entry.audio_is_safe() => vec![Effect::Answer(Answer::Release)],
             Hand::Holding | Hand::Tried | Hand::NotHeld => vec![Effect::Answer(Answer::Keep)],
             Hand::Empty => rested(entry, now, policy, || {
                 let open_for_long = entry.postponed().count() >= UNDECIDED_IS_LONG;
@@ -130,7 +126,7 @@ pub(super) fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     if entry.uploaded().is_some() {
         // The audio is where it belongs; whatever is left concerns its document.
         if case.hand != Hand::Empty {
-            return vec![Effect::Answer(Answer::Release)];
+            return vec![Effect::Answer(answer(entry))];
         }
         return rested(entry, now, policy, || Effect::Complete { attempt, destination });
     }
@@ -149,7 +145,7 @@ pub(super) fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
                 )
             });
             match entry.held() {
-                Some(_) => vec![Effect::Answer(Answer::Release)],
+                Some(_) => vec![Effect::Answer(answer(entry))],
                 // Our copy cannot be read; the switch's still can.
                 None if lost => vec![Effect::Answer(Answer::Keep)],
                 None if keep => vec![Effect::Hold],
@@ -159,6 +155,15 @@ pub(super) fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
         Hand::NotHeld => vec![Effect::Answer(Answer::Keep)],
         Hand::Empty if entry.held().is_some() => rested(entry, now, policy, || deliver(entry, attempt, destination)),
         Hand::Empty => rested(entry, now, policy, collect),
+    }
+}
+
+/// What the switch is told of the audio in hand.
+fn answer(entry: &Entry) -> Answer {
+    if entry.audio_is_safe() {
+        Answer::Release
+    } else {
+        Answer::Keep
     }
 }
 
@@ -188,35 +193,65 @@ pub(super) fn settle(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     let mut effects = Vec::new();
     if case.hand != Hand::Empty {
         // The switch first: it holds a thread, and a call's file on a disk that fills, until it is answered.
-        let safe = match entry.outcome() {
-            Some((Outcome::Stored | Outcome::Delivered, _)) => true,
-            // What nobody wants any more need not stay there either.
-            Some((Outcome::Discarded, Cause::TooShort | Cause::DiscardedByOperator)) => true,
-            _ => entry.held().is_some(),
-        };
-        effects.push(Effect::Answer(if safe { Answer::Release } else { Answer::Keep }));
+        let unwanted = matches!(
+            entry.outcome(),
+            Some((Outcome::Discarded, Cause::TooShort | Cause::DiscardedByOperator))
+        );
+        effects.push(Effect::Answer(if unwanted { Answer::Release } else { answer(entry) }));
     }
     effects.extend(entry.open_announcements().map(Effect::Announce));
+    let mut later = Vec::new();
+    let mut now_or_later = |effect: Effect| match effect {
+        Effect::Wait { until } => later.push(until),
+        now => effects.push(now),
+    };
+    if entry.is_to_be_continued() {
+        now_or_later(Effect::Continue);
+    }
     if let Some(cause) = entry.parked().filter(|_| entry.is_unmarked()) {
         let n = entry.next_number("parked") - 1;
-        effects.push(Effect::Mark { n, cause });
+        now_or_later(Effect::Mark { n, cause });
+    }
+    if case.hand == Hand::Empty && entry.owes_release() {
+        now_or_later(tidy(entry, now, policy));
     }
     if entry.is_unverified() {
-        let n = entry.next_number("looked");
-        let index = entry.looks().count().min(policy.looks.len().saturating_sub(1));
-        let pause = policy.looks.get(index).copied().unwrap_or_default();
-        let last = entry.looks().next_back().map(|(at, _)| at).or(delivered_at(entry));
-        let until = last.unwrap_or(now).plus(pause);
         // The hold's copy stays until then.
-        effects.push(if until > now {
-            Effect::Wait { until }
-        } else {
-            Effect::ReadBack { n }
-        });
+        now_or_later(read_back(entry, now, policy));
     } else if entry.outcome().is_some() && entry.held().is_some() {
-        effects.push(Effect::Unhold);
+        now_or_later(Effect::Unhold);
     }
+    effects.extend(later.into_iter().min().map(|until| Effect::Wait { until }));
     effects
+}
+
+/// What a server with too few copies had taken is to be looked at again.
+fn read_back(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
+    let index = entry.looks().count().min(policy.looks.len().saturating_sub(1));
+    let pause = policy.looks.get(index).copied().unwrap_or_default();
+    let last = entry.looks().next_back().map(|(at, _)| at).or(delivered_at(entry));
+    let until = last.unwrap_or(now).plus(pause);
+    if until > now {
+        return Effect::Wait { until };
+    }
+    Effect::ReadBack {
+        n: entry.next_number("looked"),
+    }
+}
+
+/// The file should be gone from its switch, and is perhaps not.
+fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
+    let tried = entry.tidied().count();
+    let rested = entry.tidied().next_back().map(|at| at.plus(policy.pause(tried, None)));
+    if let Some(until) = rested.filter(|until| *until > now) {
+        return Effect::Wait { until };
+    }
+    let (node, path) = source(entry).unwrap_or_default();
+    Effect::Tidy {
+        n: entry.next_number("tidied"),
+        node: node.to_owned(),
+        path: path.to_owned(),
+    }
 }
 
 fn delivered_at(entry: &Entry) -> Option<Moment> {

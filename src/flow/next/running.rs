@@ -102,7 +102,7 @@ pub(super) fn to_do(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> 
         return probe(entry, now, policy);
     }
     // Looked for every now and then, and again once it has been gone for long enough.
-    let started = entry.started().map_or(order.asked_at, |told| told.at);
+    let started = entry.latest_start().map_or(order.asked_at, |told| told.at);
     let next_look = match looked {
         Some((at, true)) => at.plus(policy.check_interval),
         Some((at, false)) => entry.gone_since().unwrap_or(at).plus(policy.grace).max(at),
@@ -162,6 +162,7 @@ fn next_stop(entry: &Entry, asked: Moment, policy: &Policy) -> Option<(u32, Mome
     let heard = entry
         .facts()
         .iter()
+        .rev()
         .find(|fact| matches!(fact.what, What::Started(_)))
         .map(|fact| fact.at);
     match last.filter(|at| heard.is_none_or(|heard| *at >= heard)) {
@@ -183,7 +184,7 @@ fn limit(entry: &Entry, policy: &Policy) -> Option<Moment> {
         .map_or(10_800, |command| command.time_limit);
     Some(
         entry
-            .started()?
+            .latest_start()?
             .at
             .plus(std::time::Duration::from_secs(u64::from(seconds)))
             .plus(policy.grace),
@@ -223,12 +224,12 @@ fn probe(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> {
 
 /// The end that two equal probes, far enough apart, prove.
 fn presumed_end(entry: &Entry, policy: &Policy) -> Option<Told> {
-    let mut probes = entry.probes();
+    let started = entry.latest_start()?;
+    let mut probes = entry.probes().filter(|probe| probe.0 >= started.at);
     let (last, before) = (probes.next()?, probes.next()?);
     let equal = last.1 == before.1 && last.2 == before.2;
     // A little patience with clocks that count in other steps than ours.
     let apart = last.0.since(before.0) >= policy.probe_gap.mul_f64(0.9);
-    let started = entry.started()?;
     // When it ended nobody knows: no later than the channel was first found gone, or its limit.
     let limit = limit(entry, policy).map(|at| at.minus(policy.grace));
     let at = [entry.gone_since(), limit, Some(before.0)]

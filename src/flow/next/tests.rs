@@ -53,6 +53,7 @@ fn order() -> Order {
         min_sec: 0,
         asked_at: NOW,
         parties: Parties::default(),
+        continues: None,
         command: Some(Command {
             control: "q".into(),
             fetch_id: None,
@@ -72,6 +73,7 @@ fn told(length_ms: u64) -> Box<Told> {
     Box::new(Told {
         call_id: "call".into(),
         at: NOW,
+        stamp: None,
         node: Some("freeswitch@fs1".into()),
         path: Some("/tmp/a.mp3".into()),
         length_ms: Some(length_ms),
@@ -146,9 +148,10 @@ fn document() -> Document {
 }
 
 fn delivered(destination: Destination) -> What {
-    What::Delivered(Delivery {
+    What::delivered(Delivery {
         destination,
         document: document(),
+        sha256: Some("1".into()),
         below_quorum: false,
     })
 }

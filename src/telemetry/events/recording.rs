@@ -18,6 +18,25 @@ impl RecordingStarted<'_> {
     }
 }
 
+/// The switch began to record again under a name whose audio was safe already.
+pub struct RecordingContinued<'a> {
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+    pub part: u32,
+}
+
+impl RecordingContinued<'_> {
+    pub fn emit(self) {
+        info!(
+            call_id = self.call_id,
+            media_id = self.media_id,
+            part = self.part,
+            "the switch recorded again under the same name; that is a recording of its own"
+        );
+        counter!("kz_record_call_recordings_continued_total").increment(1);
+    }
+}
+
 /// The switch ended a recording.
 pub struct RecordingEnded<'a> {
     pub call_id: &'a str,

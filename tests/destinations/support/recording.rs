@@ -63,6 +63,7 @@ impl Recording {
             min_sec: 0,
             asked_at: ENDED,
             parties: kz_record_call::kazoo::call::Parties::default(),
+            continues: None,
             command: None,
         };
         let dir = std::env::temp_dir().join(format!("kz-record-call-{}", uuid::Uuid::new_v4().simple()));
@@ -100,6 +101,13 @@ impl Recording {
         self
     }
 
+    /// With the id that a recording gets whose other audio is stored already.
+    pub fn with_another_id(mut self) -> Self {
+        let other = self.order.key.of_audio(&self.audio.digests.sha256);
+        self.ids.push(MediaId::derived(other, ENDED));
+        self
+    }
+
     pub fn id(&self) -> &MediaId {
         &self.ids[0]
     }
@@ -111,6 +119,7 @@ impl Recording {
             account_id: ACCOUNT,
             started: None,
             ended: &self.told,
+            told_ms: self.told.length_ms,
             audio: Some(&self.audio),
             destination,
             node: "kz_record_call@rec1",

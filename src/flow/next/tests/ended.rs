@@ -19,7 +19,7 @@ fn the_way_of_a_recording_step_by_step() {
             announce(stored)
         ]
     );
-    step(&mut case, Input::Answered);
+    step(&mut case, Input::Answered(Answer::Release));
     step(&mut case, Input::Fact(What::Announced(Announcement::DocumentCreated)));
     assert!(!case.entry.is_closed());
     assert_eq!(step(&mut case, Input::Fact(What::Announced(stored))), []);
@@ -53,13 +53,14 @@ fn a_url_gets_its_document_first_and_it_is_completed_after() {
     );
     let uploaded = What::Uploaded {
         url: "https://h/x".into(),
+        sha256: Some("1".into()),
     };
     assert_eq!(
         step(&mut case, Input::Fact(uploaded)),
         [Effect::Answer(Answer::Release)]
     );
     assert_eq!(
-        step(&mut case, Input::Answered),
+        step(&mut case, Input::Answered(Answer::Release)),
         [Effect::Complete {
             attempt: 1,
             destination
@@ -86,7 +87,7 @@ fn a_url_that_is_down_costs_no_audio_and_no_thread_of_the_switch() {
         step(&mut case, Input::Fact(holding())),
         [Effect::Answer(Answer::Release)]
     );
-    let waiting = step(&mut case, Input::Answered);
+    let waiting = step(&mut case, Input::Answered(Answer::Release));
     let [Effect::Wait { until }] = waiting[..] else {
         panic!("{waiting:?}")
     };
@@ -101,6 +102,7 @@ fn a_url_that_is_down_costs_no_audio_and_no_thread_of_the_switch() {
     );
     let uploaded = What::Uploaded {
         url: "https://h/x".into(),
+        sha256: Some("1".into()),
     };
     next(&mut case, Input::Fact(uploaded), until, &policy());
     let settled = next(&mut case, Input::Fact(delivered(Destination::Url)), until, &policy());
@@ -114,7 +116,7 @@ fn a_hold_that_does_not_take_it_leaves_the_file_on_the_switch() {
     let down = failed(1, Destination::ThirdParty, DeliveryFailure::Target);
     assert_eq!(step(&mut case, Input::Fact(down)), [Effect::Hold]);
     assert_eq!(step(&mut case, Input::NotHeld), [Effect::Answer(Answer::Keep)]);
-    let waiting = step(&mut case, Input::Answered);
+    let waiting = step(&mut case, Input::Answered(Answer::Release));
     assert!(matches!(waiting[..], [Effect::Wait { .. }]), "{waiting:?}");
     assert_eq!(next(&mut case, Input::Due, after(60), &policy()), [collect(2)]);
 }
@@ -125,7 +127,7 @@ fn a_database_that_is_down_keeps_the_file_on_the_switch() {
     step(&mut case, Input::Received(audio(5000)));
     let down = failed(1, Destination::Account, DeliveryFailure::Target);
     assert_eq!(step(&mut case, Input::Fact(down)), [Effect::Answer(Answer::Keep)]);
-    let waiting = step(&mut case, Input::Answered);
+    let waiting = step(&mut case, Input::Answered(Answer::Release));
     let [Effect::Wait { until }] = waiting[..] else {
         panic!("{waiting:?}")
     };
@@ -149,7 +151,7 @@ fn a_target_that_refuses_parks_it_with_its_audio_held() {
             announce(Announcement::Outcome(Outcome::Parked))
         ]
     );
-    step(&mut case, Input::Answered);
+    step(&mut case, Input::Answered(Answer::Release));
     assert_eq!(
         step(
             &mut case,
@@ -195,7 +197,10 @@ fn a_pause_that_the_target_asks_for_is_kept() {
     };
     step(&mut case, Input::Fact(busy));
     step(&mut case, Input::Fact(holding()));
-    assert_eq!(step(&mut case, Input::Answered), [Effect::Wait { until: after(900) }]);
+    assert_eq!(
+        step(&mut case, Input::Answered(Answer::Release)),
+        [Effect::Wait { until: after(900) }]
+    );
 }
 
 #[test]

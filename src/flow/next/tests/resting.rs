@@ -22,7 +22,7 @@ fn what_cannot_be_decided_is_taken_off_the_switch_and_waits_in_the_hold() {
     assert_eq!(at(&mut case, Input::Received(audio(5000)), 31), [Effect::Hold]);
     let held = at(&mut case, Input::Fact(holding()), 32);
     assert_eq!(held, [Effect::Answer(Answer::Release)]);
-    assert_eq!(at(&mut case, Input::Answered, 33), [Effect::Decide]);
+    assert_eq!(at(&mut case, Input::Answered(Answer::Release), 33), [Effect::Decide]);
     let delivers = at(&mut case, decided(Destination::ThirdParty), 34);
     let wanted = Effect::Deliver {
         attempt: 1,
@@ -50,7 +50,7 @@ fn what_is_never_decided_is_parked_with_its_cause() {
         if case.hand == Hand::Empty && case.entry.held().is_none() && n > 3 {
             next(&mut case, Input::Received(audio(5000)), after(now), &policy());
             next(&mut case, Input::Fact(holding()), after(now), &policy());
-            next(&mut case, Input::Answered, after(now), &policy());
+            next(&mut case, Input::Answered(Answer::Release), after(now), &policy());
         }
         now += 10;
     }
@@ -72,7 +72,10 @@ fn a_paused_target_costs_no_attempt() {
         step(&mut case, Input::Fact(holding())),
         [Effect::Answer(Answer::Release)]
     );
-    assert_eq!(step(&mut case, Input::Answered), [Effect::Wait { until: after(100) }]);
+    assert_eq!(
+        step(&mut case, Input::Answered(Answer::Release)),
+        [Effect::Wait { until: after(100) }]
+    );
     assert_eq!(case.entry.next_attempt(), 1);
 }
 
@@ -105,7 +108,7 @@ fn an_operators_retry_decides_anew() {
     );
     step(&mut case, Input::Fact(holding()));
     assert_eq!(case.entry.parked(), Some(Cause::Refused));
-    step(&mut case, Input::Answered);
+    step(&mut case, Input::Answered(Answer::Release));
     let n = case.entry.next_retry();
     assert_eq!(case.entry.destination(), Some(Destination::ThirdParty));
     let effects = next(&mut case, Input::Fact(What::Retried { n }), after(50), &policy());
@@ -122,7 +125,7 @@ fn what_a_server_with_too_few_copies_took_is_read_back_before_the_story_ends() {
     };
     delivery.below_quorum = true;
     step(&mut case, Input::Fact(What::Delivered(delivery)));
-    step(&mut case, Input::Answered);
+    step(&mut case, Input::Answered(Answer::Release));
     for announcement in [Announcement::DocumentCreated, Announcement::Outcome(Outcome::Stored)] {
         step(&mut case, Input::Fact(What::Announced(announcement)));
     }

@@ -1,0 +1,429 @@
+//! A recording that the switch ended and began again under the same name: a start at every bridge does that, and so does one whose end was
+//! presumed too early. Each stretch is a part.
+//!
+//! The switch appends to its file while that is there. So all parts that ended before the audio was brought to safety are in that audio; the
+//! file of later ones is a new file, and they become a recording of their own, the continuation. Nothing here is decided by the order in which
+//! events came alone, nor by their stamps alone: both can deceive.
+
+use crate::kazoo::time::Moment;
+use crate::recording::audio::{Finding, compare_lengths};
+use crate::recording::ending::Told;
+
+use super::Entry;
+use super::fact::{Fact, What};
+
+/// One stretch, from a start to its end.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Part<'a> {
+    /// The last that was told of its start.
+    pub started: Option<&'a Told>,
+    pub ended: Option<&'a Told>,
+    /// The first.
+    begun: Option<Event<'a>>,
+    end_heard: Option<Moment>,
+}
+
+impl Part<'_> {
+    /// Where its start stands among the events of its recording.
+    pub(super) fn begun_at(&self) -> Option<i64> {
+        self.begun.map(|begun| begun.told.order())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Event<'a> {
+    heard: Moment,
+    told: &'a Told,
+}
+
+impl Event<'_> {
+    /// The switch's stamps tell, where both events have one; without them neither seconds nor the order of arrival alone are trusted.
+    fn is_after(&self, other: &Event<'_>) -> bool {
+        match self.told.stamp.zip(other.told.stamp) {
+            Some((mine, theirs)) => mine > theirs,
+            None => self.heard > other.heard && self.told.order() > other.told.order(),
+        }
+    }
+}
+
+impl Entry {
+    /// Every part that is known of.
+    pub fn parts(&self) -> Vec<Part<'_>> {
+        let (starts, ends) = (self.events(start_of), self.events(end_of));
+        let mut begun: Vec<Vec<Event<'_>>> = vec![Vec::new()];
+        for start in starts {
+            let restarted = begun
+                .last()
+                .and_then(|part| part.first())
+                .is_none_or(|first| ends.iter().any(|end| start.is_after(end) && !first.is_after(end)));
+            // A start after an end of which no start was heard.
+            let unheard = begun.len() == 1 && begun[0].is_empty() && ends.iter().any(|end| start.is_after(end));
+            match begun.last_mut() {
+                Some(part) if !restarted || (part.is_empty() && !unheard) => part.push(start),
+                _ => begun.push(vec![start]),
+            }
+        }
+        let mut parts: Vec<Part<'_>> = begun
+            .iter()
+            .map(|starts| Part {
+                started: starts.last().map(|start| start.told),
+                begun: starts.first().copied(),
+                ended: None,
+                end_heard: None,
+            })
+            .collect();
+        for end in ends {
+            place(&mut parts, end);
+        }
+        parts
+    }
+
+    /// The parts that are, or will be, in this recording's own audio.
+    pub(super) fn own_parts(&self) -> Vec<Part<'_>> {
+        let mut parts = self.parts();
+        if parts.len() > 1 {
+            let covered = self.covered(&parts);
+            parts.truncate(covered.max(1));
+        }
+        parts
+    }
+
+    /// What was told of parts that are not in this recording's audio: the first of them is where its continuation begins.
+    fn left_over(&self) -> Vec<What> {
+        let parts = self.parts();
+        if parts.len() == 1 && !self.has(|what| matches!(what, What::PresumedEnded(_))) {
+            return Vec::new();
+        }
+        let covered = self.covered(&parts);
+        // The last part that is in our audio may not be there whole.
+        let from = covered - usize::from(self.is_outgrown(&parts, covered));
+        let told = parts.into_iter().skip(from).flat_map(|part| {
+            let started = part.started.map(|told| What::Started(Box::new(told.clone())));
+            let ended = part.ended.map(|told| What::Ended(Box::new(told.clone())));
+            [started, ended]
+        });
+        told.flatten().collect()
+    }
+
+    /// Whether something was told that belongs to this recording's continuation, and was not handed on yet.
+    pub fn is_to_be_continued(&self) -> bool {
+        let told = u32::try_from(self.left_over().len()).unwrap_or(u32::MAX);
+        told > 0 && !self.has(|what| matches!(what, What::Continued { told: known } if *known >= told))
+    }
+
+    /// This recording's continuation: a recording of its own, with what was told of it so far, and how much that is. It goes on by the same rules,
+    /// its own continuation included.
+    pub fn continuation(&self, now: Moment, by: &str) -> Option<(Self, u32)> {
+        let left_over = self.left_over();
+        let told = u32::try_from(left_over.len()).ok().filter(|told| *told > 0)?;
+        let mut entry = Self::of_order(self.order()?.continuation(), by);
+        // A stop is a state: it holds for what the switch begins by itself later.
+        let stops = self.facts.iter().filter_map(|fact| match &fact.what {
+            What::StopAsked { action } => Some(What::StopAsked { action: action.clone() }),
+            _ => None,
+        });
+        for what in [What::Commanded].into_iter().chain(stops).chain(left_over) {
+            entry.add(Fact {
+                at: now,
+                by: by.to_owned(),
+                what,
+            });
+        }
+        Some((entry, told))
+    }
+
+    /// The last start that belongs to this recording's own audio.
+    pub fn latest_start(&self) -> Option<&Told> {
+        self.own_parts()
+            .into_iter()
+            .rev()
+            .find_map(|part| part.started)
+            .or(self.started())
+    }
+
+    /// Milliseconds that the switch told of this recording's own parts; `None` when it did not tell all of them.
+    pub fn told_ms(&self) -> Option<u64> {
+        let parts = self.own_parts();
+        let lengths = parts.iter().map(|part| part.ended.and_then(|told| told.length_ms));
+        lengths.sum()
+    }
+
+    /// Since when nothing more comes into this recording's audio: it is safe, or there is none.
+    fn sealed_at(&self) -> Option<Moment> {
+        let safe = self.delivery().is_some() || self.uploaded().is_some() || self.held().is_some();
+        let collected = || self.at_of_last(|what| matches!(what, What::Collected(_)));
+        if safe && let Some(at) = collected() {
+            return Some(at);
+        }
+        let concluded = || self.at_of_last(|what| matches!(what, What::Concluded { .. } | What::Delivered(_)));
+        self.outcome().and_then(|_| concluded())
+    }
+
+    /// How many of the parts are in this recording's own audio; all of them as long as it is not sealed.
+    fn covered(&self, parts: &[Part<'_>]) -> usize {
+        let Some(sealed) = self.sealed_at() else {
+            return parts.len();
+        };
+        let mut told = Some(0u64);
+        let in_it = parts.iter().take_while(|part| {
+            told = told
+                .zip(part.ended.and_then(|end| end.length_ms))
+                .map(|(told, more)| told + more);
+            part.end_heard.is_some_and(|heard| heard <= sealed) || told.is_some_and(|told| self.is_as_long_as(told))
+        });
+        in_it.count().max(1)
+    }
+
+    /// Whether the audio has so many milliseconds, as far as that can be told.
+    fn is_as_long_as(&self, told_ms: u64) -> bool {
+        let counted = self.audio().and_then(|audio| audio.duration_ms);
+        counted.is_some_and(|counted| compare_lengths(counted, told_ms) != Some(Finding::ShorterThanTold))
+    }
+
+    /// The end was presumed, the audio brought to safety, and only then the switch told of an end that is later than what was brought.
+    fn is_outgrown(&self, parts: &[Part<'_>], covered: usize) -> bool {
+        let (Some(sealed), Some(part)) = (self.sealed_at(), parts.get(covered.saturating_sub(1))) else {
+            return false;
+        };
+        let presumed = self.has(|what| matches!(what, What::PresumedEnded(_)));
+        let told = part.ended.and_then(|end| end.length_ms);
+        let late = part.end_heard.is_some_and(|heard| heard > sealed);
+        let counted = self.audio().is_some_and(|audio| audio.duration_ms.is_some());
+        presumed && late && counted && told.is_some_and(|told| !self.is_as_long_as(told))
+    }
+
+    /// Sorted by the switch's own order.
+    fn events<'a>(&'a self, pick: impl Fn(&'a What) -> Option<&'a Told>) -> Vec<Event<'a>> {
+        let mut events: Vec<Event<'a>> = self
+            .facts
+            .iter()
+            .filter_map(|fact| pick(&fact.what).map(|told| Event { heard: fact.at, told }))
+            .collect();
+        events.sort_by_key(|event| (event.told.order(), event.heard));
+        // Copies of one event that differ in what does not matter.
+        events.dedup_by(|copy, first| copy.told.stamp.is_some() && copy.told.stamp == first.told.stamp);
+        events
+    }
+
+    fn at_of_last(&self, is: impl Fn(&What) -> bool) -> Option<Moment> {
+        self.facts.iter().rev().find(|fact| is(&fact.what)).map(|fact| fact.at)
+    }
+}
+
+fn start_of(what: &What) -> Option<&Told> {
+    match what {
+        What::Started(told) => Some(told),
+        _ => None,
+    }
+}
+
+fn end_of(what: &What) -> Option<&Told> {
+    match what {
+        What::Ended(told) => Some(told),
+        _ => None,
+    }
+}
+
+/// Puts an end where it belongs: to the last part that began before it.
+fn place<'a>(parts: &mut Vec<Part<'a>>, end: Event<'a>) {
+    let began_before = |part: &Part<'_>| part.begun.is_some_and(|begun| !begun.is_after(&end));
+    let at = parts.iter().rposition(began_before).unwrap_or(0);
+    let part = &mut parts[at];
+    let Some((known, heard)) = part.ended.zip(part.end_heard) else {
+        (part.ended, part.end_heard) = (Some(end.told), Some(end.heard));
+        return;
+    };
+    let known = Event { heard, told: known };
+    // A repeat that was stamped anew says the same; another length is another stretch, whose start was lost.
+    if end.is_after(&known) && end.told.length_ms.is_some() && end.told.length_ms != known.told.length_ms {
+        let unheard = Part {
+            started: None,
+            ended: Some(end.told),
+            begun: None,
+            end_heard: Some(end.heard),
+        };
+        parts.insert(at + 1, unheard);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::entry::cause::{Cause, Outcome};
+    use crate::entry::fact::{Delivery, Destination, Document};
+    use crate::recording::audio::Audio;
+    use crate::recording::digest::Digests;
+    use crate::recording::identity::{Key, MediaId};
+
+    use super::*;
+
+    fn at(second: i64) -> Moment {
+        Moment::from_unix_seconds(1_795_386_262 + second)
+    }
+
+    fn told(second: i64, length_ms: u64) -> Box<Told> {
+        let mut told = Told::presumed("call", at(second), "freeswitch@fs1", "/tmp/a.mp3");
+        told.stamp = Some(at(second).unix_micros());
+        told.length_ms = Some(length_ms);
+        Box::new(told)
+    }
+
+    fn entry(facts: &[(i64, What)]) -> Entry {
+        let mut entry = Entry::new(Key::of("call", "action"), "call");
+        for (heard, what) in facts {
+            entry.add(Fact {
+                at: at(*heard),
+                by: "w".into(),
+                what: what.clone(),
+            });
+        }
+        entry
+    }
+
+    fn start(second: i64) -> What {
+        What::Started(told(second, 0))
+    }
+
+    fn end(second: i64, length_ms: u64) -> What {
+        What::Ended(told(second, length_ms))
+    }
+
+    fn collected(duration_ms: u64) -> What {
+        What::Collected(Audio {
+            size: duration_ms,
+            digests: Digests {
+                md5: "0".into(),
+                sha256: duration_ms.to_string(),
+            },
+            duration_ms: Some(duration_ms),
+            findings: vec![],
+        })
+    }
+
+    fn delivered() -> What {
+        let key = Key::of("call", "action");
+        What::delivered(Delivery {
+            destination: Destination::Account,
+            document: Document {
+                id: MediaId::derived(key, at(0)),
+                database: "db".into(),
+                rev: "1-a".into(),
+                created: at(0),
+            },
+            sha256: Some("10000".into()),
+            below_quorum: false,
+        })
+    }
+
+    #[test]
+    fn a_recording_that_begins_again_before_it_is_safe_goes_on_in_the_same_file() {
+        let running = entry(&[(1, start(1)), (11, end(11, 10_000)), (20, start(20))]);
+        assert_eq!(running.ended(), None, "it records again");
+        let ended = entry(&[
+            (1, start(1)),
+            (11, end(11, 10_000)),
+            (20, start(20)),
+            (25, end(25, 5000)),
+        ]);
+        assert_eq!(ended.ended().map(|told| told.at), Some(at(25)));
+        assert_eq!(ended.told_ms(), Some(15_000));
+        assert!(!ended.is_to_be_continued());
+    }
+
+    #[test]
+    fn what_begins_again_when_the_audio_is_safe_is_a_recording_of_its_own() {
+        let mut facts = vec![
+            (1, start(1)),
+            (11, end(11, 10_000)),
+            (12, collected(10_000)),
+            (13, delivered()),
+            (20, start(20)),
+        ];
+        assert_eq!(entry(&facts).ended().map(|told| told.at), Some(at(11)));
+        assert_eq!(entry(&facts).told_ms(), Some(10_000));
+        assert!(entry(&facts).is_to_be_continued() && !entry(&facts).is_closed());
+        facts.push((21, What::Continued { told: 1 }));
+        assert!(!entry(&facts).is_to_be_continued());
+        facts.push((25, end(25, 5000)));
+        assert!(entry(&facts).is_to_be_continued(), "its end is handed on too");
+        facts.push((26, What::Continued { told: 2 }));
+        assert!(!entry(&facts).is_to_be_continued());
+        assert_eq!(
+            entry(&facts).outcome(),
+            Some((Outcome::Stored, Cause::Complete)),
+            "its own story is over"
+        );
+    }
+
+    #[test]
+    fn an_end_that_comes_late_belongs_to_the_start_before_it() {
+        let late = entry(&[(1, start(1)), (20, start(20)), (21, end(11, 10_000))]);
+        assert_eq!(late.ended(), None, "the second stretch runs");
+        assert_eq!(late.parts().len(), 2);
+        let early = entry(&[(11, end(11, 10_000)), (12, start(1))]);
+        assert_eq!(early.ended().map(|told| told.at), Some(at(11)));
+    }
+
+    #[test]
+    fn copies_of_events_are_no_parts() {
+        let mut again = told(12, 10_000);
+        again.stamp = Some(again.at.unix_micros() + 1);
+        let facts = [
+            (1, start(1)),
+            (1, start(1)),
+            (11, end(11, 10_000)),
+            (12, collected(10_000)),
+            (13, delivered()),
+            (14, end(11, 10_000)),
+            (15, What::Ended(again)),
+        ];
+        assert_eq!(entry(&facts).parts().len(), 1);
+        assert!(!entry(&facts).is_to_be_continued());
+    }
+
+    #[test]
+    fn events_without_stamps_are_told_apart_by_their_order_and_by_their_arrival() {
+        let plain = |what: What| match what {
+            What::Started(mut told) => {
+                told.stamp = None;
+                What::Started(told)
+            }
+            What::Ended(mut told) => {
+                told.stamp = None;
+                What::Ended(told)
+            }
+            other => other,
+        };
+        // Both in one second, as a short recording's are.
+        let short = entry(&[(1, plain(start(1))), (2, plain(end(1, 500)))]);
+        assert!(short.ended().is_some());
+        // A clock that went back.
+        let odd = entry(&[(1, plain(start(100))), (11, plain(end(11, 10_000)))]);
+        assert!(odd.ended().is_some());
+        let again = entry(&[
+            (1, plain(start(1))),
+            (11, plain(end(11, 10_000))),
+            (20, plain(start(20))),
+        ]);
+        assert_eq!(again.ended(), None);
+    }
+
+    #[test]
+    fn an_end_told_late_that_is_longer_than_what_was_brought_is_continued_and_one_that_fits_is_not() {
+        let presumed = What::PresumedEnded(told(11, 0));
+        let story = |length| {
+            entry(&[
+                (1, start(1)),
+                (11, presumed.clone()),
+                (12, collected(10_000)),
+                (13, delivered()),
+                (600, end(590, length)),
+            ])
+        };
+        assert!(!story(10_400).is_to_be_continued());
+        assert!(story(589_000).is_to_be_continued());
+        let (continuation, told) = story(589_000)
+            .continuation(at(601), "w")
+            .map_or((None, 0), |(entry, told)| (Some(entry), told));
+        assert!(continuation.is_none() && told == 0, "nobody knows what was ordered");
+    }
+}

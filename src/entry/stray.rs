@@ -1,0 +1,72 @@
+//! Held audio that is not the recording's own.
+//!
+//! A worker that the ledger could not tell what was done already, as when its databases were in two parts, may have brought other audio of the
+//! same name: a later stretch of recording. Then one entry has two copies in the hold, or one that is not what was delivered. Each that is not
+//! the recording's becomes a recording of its own.
+
+use crate::kazoo::time::Moment;
+
+use super::Entry;
+use super::fact::{Fact, Holding, What};
+
+impl Entry {
+    /// Copies in the hold that are not this recording's.
+    pub(super) fn strays(&self) -> impl Iterator<Item = &Holding> {
+        let held = self.facts.iter().filter_map(|fact| match &fact.what {
+            What::Held { n, holding } => Some((*n, holding)),
+            _ => None,
+        });
+        held.clone().filter_map(move |(n, holding)| {
+            let own = held.clone().find(|(other, own)| *other == n && !self.is_strange(own));
+            let is_own = own.is_some_and(|(_, own)| own.name == holding.name);
+            (!is_own).then_some(holding)
+        })
+    }
+
+    /// Whether the recording was delivered, and with other audio than this.
+    pub(super) fn is_strange(&self, holding: &Holding) -> bool {
+        let mut delivered = self.facts.iter().filter_map(|fact| match &fact.what {
+            What::Uploaded { sha256, .. } => Some(sha256.as_deref()),
+            What::Delivered(delivery) => Some(delivery.sha256.as_deref()),
+            _ => None,
+        });
+        let all = |sha256: Option<&str>| sha256.is_some_and(|sha256| sha256 != holding.digests.sha256);
+        delivered.clone().next().is_some() && delivered.all(all)
+    }
+
+    /// One that was not made a recording of its own yet.
+    pub fn stray(&self) -> Option<&Holding> {
+        let mut strays = self.strays();
+        strays.find(|holding| !self.has(|what| matches!(what, What::Separated { name } if *name == holding.name)))
+    }
+
+    /// The recording that a copy in the hold became, if that is not this one.
+    pub fn separated(&self, name: &str, now: Moment, by: &str) -> Option<Self> {
+        let holding = self.strays().find(|holding| holding.name == name)?;
+        let mut entry = Self::of_order(self.order()?.of_audio(&holding.digests.sha256), by);
+        let collected = self.facts.iter().find_map(|fact| match &fact.what {
+            What::Collected(audio) if audio.digests == holding.digests => Some(fact.what.clone()),
+            _ => None,
+        });
+        // The end nearest to it; which stretch it was nobody knows for sure.
+        let parts = self.parts();
+        let ended = parts.iter().rev().find_map(|part| part.ended).or(self.ended());
+        let told = [
+            Some(What::Commanded),
+            ended.map(|told| What::Ended(Box::new(told.clone()))),
+            collected,
+            Some(What::Held {
+                n: 1,
+                holding: holding.clone(),
+            }),
+        ];
+        for what in told.into_iter().flatten() {
+            entry.add(Fact {
+                at: now,
+                by: by.to_owned(),
+                what,
+            });
+        }
+        Some(entry)
+    }
+}

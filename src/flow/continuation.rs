@@ -1,0 +1,58 @@
+//! What the switch records again under a name whose audio is safe becomes a recording of its own: see `entry::parts` and `entry::stray`.
+
+use crate::entry::Entry;
+use crate::entry::fact::What;
+use crate::telemetry::events::RecordingContinued;
+
+use super::journal;
+use super::next::{Case, Input};
+use super::perform::Parts;
+use super::registry::Open;
+
+impl Parts {
+    /// Hands on what was told of a recording's continuation. Done when that is durable; the sweep takes it from there.
+    pub(super) async fn hand_on(&self, case: &Case) -> Option<Input> {
+        let (continuation, told) = case.entry.continuation(self.now(), &self.policy.worker)?;
+        self.begin(&continuation).await?;
+        for fact in continuation.facts() {
+            // It may be in hand here already, with less.
+            if matches!(fact.what, What::Started(_) | What::Ended(_)) {
+                let _ = self.hands.tell(continuation.key, Input::Fact(fact.what.clone()));
+            }
+        }
+        match Open::of(&continuation).filter(|_| continuation.is_open()) {
+            Some(open) => {
+                self.registry.open(open);
+                self.registry.remember(&continuation);
+            }
+            None => self.registry.close(continuation.key),
+        }
+        if !case.entry.facts().iter().any(|fact| fact.what.kind() == "continued") {
+            let order = continuation.order();
+            RecordingContinued {
+                call_id: &continuation.call_id,
+                media_id: order.map_or("", |order| order.media_id.as_str()),
+                part: order
+                    .and_then(|order| order.continues.as_ref())
+                    .map_or(2, |continues| continues.part),
+            }
+            .emit();
+        }
+        Some(Input::Fact(What::Continued { told }))
+    }
+
+    /// Makes held audio that is not this recording's a recording of its own.
+    pub(super) async fn separate(&self, case: &Case, name: String) -> Option<Input> {
+        let separated = case.entry.separated(&name, self.now(), &self.policy.worker)?;
+        self.begin(&separated).await?;
+        Some(Input::Fact(What::Separated { name }))
+    }
+
+    /// Lets the ledger, or the journal, have a new entry.
+    async fn begin(&self, entry: &Entry) -> Option<()> {
+        while !journal::write(self, entry).await {
+            self.rest().await?;
+        }
+        Some(())
+    }
+}
