@@ -149,7 +149,7 @@ fn the_sample_of_a_configuration_sets_nothing_and_names_only_keys_that_exist() {
     assert!(
         set.values()
             .all(|section| section.as_table().is_some_and(toml::Table::is_empty)),
-        "{set}"
+        "{set:?}"
     );
     // As it is when every setting is taken in.
     let is_setting = |line: &str| {
