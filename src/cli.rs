@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::config::Config;
 
 mod explain;
+mod healthcheck;
 mod ledger;
 mod list;
 mod run;
@@ -25,7 +26,7 @@ struct Cli {
     /// A TOML file with settings; what it does not set keeps its default.
     ///
     /// Every setting can also be given in the environment: [amqp] uri is KZ_RECORD_CALL__AMQP__URI.
-    #[arg(long, short, global = true, value_name = "FILE")]
+    #[arg(long, short, global = true, value_name = "FILE", env = "KZ_RECORD_CALL_CONFIG")]
     config: Option<PathBuf>,
 
     #[command(subcommand)]
@@ -53,6 +54,8 @@ enum Command {
     Retry(list::RetryArgs),
     /// Give a recording up whose audio cannot, or need not, be delivered.
     Discard(list::DiscardArgs),
+    /// Ask the worker of this host how it is: exit status 0 when it is ready.
+    Healthcheck(healthcheck::HealthcheckArgs),
 }
 
 /// Runs the command line of this process.
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::List(args) => list::list(&config, &args),
         Command::Retry(args) => list::retry(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
+        Command::Healthcheck(args) => healthcheck::healthcheck(&config, &args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -138,3 +138,38 @@ fn links_between_documents_lead_somewhere() {
     }
     assert!(seen > 5, "only {seen} links were found");
 }
+
+#[test]
+fn the_sample_of_a_configuration_sets_nothing_and_names_only_keys_that_exist() {
+    fn table(text: &str) -> toml::Table {
+        text.parse().expect("the text is TOML")
+    }
+    let sample = read("config/sample.toml");
+    let set = table(&sample);
+    assert!(
+        set.values()
+            .all(|section| section.as_table().is_some_and(toml::Table::is_empty)),
+        "{set:?}"
+    );
+    // As it is when every setting is taken in.
+    let is_setting = |line: &str| {
+        line.strip_prefix('#')
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
+    };
+    let lines = sample
+        .lines()
+        .map(|line| if is_setting(line) { &line[1..] } else { line });
+    let offered = table(&lines.collect::<Vec<_>>().join("\n"));
+    let known = table(kz_record_call::config::DEFAULTS);
+    let mut seen = 0;
+    for (name, value) in &offered {
+        assert!(known.contains_key(name), "{name} is not in default.toml");
+        for (key, value) in value.as_table().into_iter().flatten() {
+            let default = known[name].get(key);
+            let default = default.unwrap_or_else(|| panic!("{name}.{key} is not in default.toml"));
+            assert!(default.same_type(value), "{name}.{key} is of another type");
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "only {seen} settings were found");
+}

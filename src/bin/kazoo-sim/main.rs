@@ -70,6 +70,10 @@ struct DemoArgs {
     /// Where the simulated switch records [default: a temporary folder].
     #[arg(long)]
     recordings: Option<PathBuf>,
+    /// The name by which the worker reaches this host: the user's URL names it. Needed when the two are not on one host; the worker's
+    /// destination.allow must have it.
+    #[arg(long, env = "RECEIVER_HOST", default_value = "127.0.0.1")]
+    receiver_host: String,
     /// Declare durable queues, for a RabbitMQ that forbids Kazoo's transient shared ones (4.3).
     #[arg(long)]
     durable_queues: bool,
@@ -108,6 +112,7 @@ async fn run_demo(args: DemoArgs) -> anyhow::Result<bool> {
         third_party_url: args.third_party_url,
         worker_admin_url: args.worker_admin_url,
         recordings: args.recordings,
+        receiver_host: args.receiver_host,
         durable_queues: args.durable_queues,
         patience: Duration::from_secs(args.patience),
         talk,

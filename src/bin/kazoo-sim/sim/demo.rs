@@ -36,6 +36,8 @@ pub struct DemoOptions {
     pub third_party_url: Option<String>,
     pub worker_admin_url: Option<String>,
     pub recordings: Option<std::path::PathBuf>,
+    /// The name by which the worker reaches this host.
+    pub receiver_host: String,
     pub durable_queues: bool,
     /// How long to wait for a worker.
     pub patience: Duration,
@@ -77,7 +79,11 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<bool> {
         say(paint.dim("   the worker says that it is ready"));
     }
     let mut places = vec![Place::Account; options.calls];
-    places.push(Place::Url(Receiver::start().await.context("the user's server")?));
+    places.push(Place::Url(
+        Receiver::start(&options.receiver_host)
+            .await
+            .context("the user's server")?,
+    ));
     if let Some(url) = &options.third_party_url {
         places.push(Place::ThirdParty(Couch::new(url, &options.database_prefix)?));
     }
@@ -266,10 +272,12 @@ struct Receiver {
 }
 
 impl Receiver {
-    async fn start() -> anyhow::Result<Self> {
+    /// Listens on the loopback address alone unless the worker is elsewhere.
+    async fn start(host: &str) -> anyhow::Result<Self> {
         let bodies = Arc::new(Mutex::<Vec<Bytes>>::default());
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let url = format!("http://{}/recordings", listener.local_addr()?);
+        let listen = if host == "127.0.0.1" { host } else { "0.0.0.0" };
+        let listener = TcpListener::bind((listen, 0)).await?;
+        let url = format!("http://{host}:{}/recordings", listener.local_addr()?.port());
         let taken = Arc::clone(&bodies);
         let take = move |body: Bytes| async move {
             taken.lock().unwrap_or_else(PoisonError::into_inner).push(body);

@@ -1,0 +1,156 @@
+//! `kz-record-call healthcheck`: asks the worker of this host, at its admin port, how it is. Containers and load balancers' scripts need
+//! no other client for that. One request on a plain socket, and never longer than it may take.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use crate::config::Config;
+
+/// What is asked, and for how long.
+#[derive(Debug, Args)]
+pub struct HealthcheckArgs {
+    /// Ask only whether the process is alive (/livez), not whether broker, database and spool are there (/readyz).
+    ///
+    /// For whoever restarts what is unhealthy: a restart brings no database back.
+    #[arg(long)]
+    live: bool,
+    /// Seconds that the answer may take.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
+    timeout: u64,
+}
+
+/// More than any answer of ours has.
+const MAX_ANSWER: u64 = 64 << 10;
+
+/// Prints what the worker says; `false` when that is not "in order".
+pub fn healthcheck(config: &Config, args: &HealthcheckArgs) -> anyhow::Result<bool> {
+    let path = if args.live { "/livez" } else { "/readyz" };
+    let address = reachable(config.admin.listen);
+    let (status, body) = get(address, path, Duration::from_secs(args.timeout))
+        .with_context(|| format!("no answer from http://{address}{path}"))?;
+    // Whoever asked may be gone already; the exit status is what counts.
+    let _ = std::io::stdout().lock().write_all(body.as_bytes());
+    Ok(status == 200)
+}
+
+/// Where a listener can be reached from the same host: one that listens everywhere is asked at the loopback address.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// One GET, from the connection to the last byte within `patience`.
+fn get(address: SocketAddr, path: &str, patience: Duration) -> anyhow::Result<(u16, String)> {
+    let deadline = Instant::now() + patience;
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_write_timeout(Some(patience))?;
+    // HTTP/1.0: the answer is neither in chunks nor followed by anything.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            bail!("not within {patience:?}");
+        }
+        stream.set_read_timeout(Some(left))?;
+        match (&stream).take(MAX_ANSWER).read(&mut chunk)? {
+            0 => break,
+            n => answer.extend_from_slice(&chunk[..n]),
+        }
+        if answer.len() as u64 > MAX_ANSWER {
+            bail!("more than {MAX_ANSWER} bytes: is this a worker's admin port?");
+        }
+    }
+    parse(&answer).context("the answer is not HTTP: is this a worker's admin port?")
+}
+
+/// The status and the body of an answer.
+fn parse(answer: &[u8]) -> Option<(u16, String)> {
+    let answer = String::from_utf8_lossy(answer);
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.get(..3)?;
+    Some((status.parse().ok()?, body.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::config::Layers;
+
+    /// A worker's admin port that says `answer` once; what it was asked for.
+    fn admin(answer: &'static str) -> (Config, std::thread::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = listener.local_addr().unwrap().to_string();
+        let environment = [("KZ_RECORD_CALL__ADMIN__LISTEN".to_owned(), listen)];
+        let config = Config::of(Layers::load(None, environment.into_iter()).unwrap()).unwrap();
+        let asked = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let first = lines.next().unwrap().unwrap();
+            lines
+                .take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()))
+                .count();
+            stream.write_all(answer.as_bytes()).unwrap();
+            first
+        });
+        (config, asked)
+    }
+
+    fn args(live: bool) -> HealthcheckArgs {
+        HealthcheckArgs { live, timeout: 5 }
+    }
+
+    #[test]
+    fn a_worker_that_is_ready_is_healthy() {
+        let (config, asked) = admin("HTTP/1.0 200 OK\r\ncontent-length: 15\r\n\r\nconsuming: ok\n");
+        assert!(healthcheck(&config, &args(false)).unwrap());
+        assert_eq!(asked.join().unwrap(), "GET /readyz HTTP/1.0");
+    }
+
+    #[test]
+    fn a_worker_that_lacks_something_is_not_but_is_alive() {
+        let (config, _asked) = admin("HTTP/1.0 503 Service Unavailable\r\n\r\ndatabase: no answer\n");
+        assert!(!healthcheck(&config, &args(false)).unwrap());
+        let (config, asked) = admin("HTTP/1.1 200 OK\r\n\r\nalive\n");
+        assert!(healthcheck(&config, &args(true)).unwrap());
+        assert_eq!(asked.join().unwrap(), "GET /livez HTTP/1.0");
+    }
+
+    #[test]
+    fn nobody_and_strangers_and_silence_are_told_as_such() {
+        let (config, asked) = admin("220 mail.example.com ESMTP\r\n");
+        let told = format!("{:#}", healthcheck(&config, &args(false)).unwrap_err());
+        assert!(told.contains("not HTTP"), "{told}");
+        asked.join().unwrap();
+        let told = format!("{:#}", healthcheck(&config, &args(false)).unwrap_err());
+        assert!(told.contains("no answer from"), "{told}");
+        // It takes the connection, and says nothing.
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let began = Instant::now();
+        assert!(get(silent.local_addr().unwrap(), "/livez", Duration::from_millis(50)).is_err());
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_listener_on_all_addresses_is_asked_at_the_loopback_one() {
+        for (listen, asked) in [
+            ("0.0.0.0:24531", "127.0.0.1:24531"),
+            ("[::]:24531", "[::1]:24531"),
+            ("10.1.2.3:24531", "10.1.2.3:24531"),
+        ] {
+            assert_eq!(reachable(listen.parse().unwrap()).to_string(), asked);
+        }
+    }
+}
