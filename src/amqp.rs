@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::config::NoBroker;
+
 mod consumer;
 mod delivery;
 mod link;
@@ -30,6 +32,8 @@ pub enum AmqpError {
     Broker { what: &'static str, source: lapin::Error },
     #[error("the session ended: {0}")]
     Ended(&'static str),
+    #[error("amqp.uri is {0}")]
+    Uri(#[from] NoBroker),
 }
 
 impl AmqpError {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError, Layers, Sources};
 
 mod explain;
 mod ledger;
@@ -27,6 +27,12 @@ struct Cli {
     /// Every setting can also be given in the environment: [amqp] uri is KZ_RECORD_CALL__AMQP__URI.
     #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// A single setting, such as log.level=debug; wins over everything else. Can be given several times.
+    ///
+    /// Not for secrets: everybody on the host sees a command line.
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
 
     #[command(subcommand)]
     command: Command,
@@ -59,19 +65,22 @@ enum Command {
 pub fn main() -> ExitCode {
     // The one crypto library, before anything asks for it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let cli = Cli::parse();
-    let config = match Config::load(cli.config.as_deref()) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            eprintln!("kz-record-call: the configuration is wrong:");
-            for mistake in mistakes {
-                eprintln!("  {mistake}");
-            }
-            return ExitCode::from(USAGE);
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) => {
+            let _ = told.print();
+            // Help and the version are no error.
+            return ExitCode::from(if told.use_stderr() { USAGE } else { 0 });
         }
     };
+    let layers = Layers::gather(&Sources::of_process(cli.config.as_deref(), &cli.set));
+    let notes = layers.notes().to_vec();
+    let config = match Config::of(layers) {
+        Ok(config) => config,
+        Err(mistakes) => return wrong(&mistakes, &notes),
+    };
     let done = match cli.command {
-        Command::Run => return run::run(config),
+        Command::Run => return run::run(config, &notes),
         Command::Explain { name, json } => explain::run(&config, &name, json),
         Command::List(args) => list::list(&config, &args),
         Command::Retry(args) => list::retry(&config, &args),
@@ -85,4 +94,19 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells all mistakes, and what was odd besides: it may be their cause.
+fn wrong(mistakes: &[ConfigError], notes: &[String]) -> ExitCode {
+    eprintln!("kz-record-call: the configuration is wrong:");
+    for mistake in mistakes {
+        eprintln!("  {mistake}");
+    }
+    if !notes.is_empty() {
+        eprintln!("odd besides:");
+    }
+    for note in notes {
+        eprintln!("  {note}");
+    }
+    ExitCode::from(USAGE)
 }

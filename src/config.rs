@@ -1,19 +1,25 @@
 //! Our own settings. `config/default.toml` is the manual: compiled in, every key with its comment.
 //!
-//! Loading opens no port and no file but the given one. All mistakes are found before any is reported.
+//! Loading opens no port, and no files but the given one, Kazoo's `config.ini`, and those that settings name. All mistakes are found before
+//! any is reported.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
 
+mod broker;
 mod destination;
+mod ini;
+mod kazoo_file;
+mod kazoo_ini;
 mod layers;
 mod reader;
 
+pub use broker::{NoBroker, authority, broker};
 pub use destination::{Allowed, Destination, Network, NotAllowed, PrivateAddresses};
-pub use layers::{ConfigError, Layers, Origin};
+pub use layers::{ConfigError, Layers, Origin, Sources};
 use reader::Reader;
 
 /// `config/default.toml`.
@@ -155,20 +161,14 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Loads the defaults, then `file`, then the process' environment.
-    ///
-    /// # Errors
-    /// All mistakes at once, each with its key and where it was set.
-    pub fn load(file: Option<&Path>) -> Result<Self, Vec<ConfigError>> {
-        Self::of(Layers::load(file, std::env::vars())?)
-    }
-
     /// Reads the merged layers.
     ///
     /// # Errors
-    /// As `load`.
+    /// All mistakes at once, each with its key and where it was set.
     pub fn of(layers: Layers) -> Result<Self, Vec<ConfigError>> {
         let mut r = Reader::new(layers);
+        // Read before everything else, when the layers were gathered.
+        r.text("kazoo.config_file");
         let host = match r.text("kazoo.host") {
             host if host.is_empty() => host_name(),
             host => host,

@@ -45,7 +45,9 @@ impl Link {
     pub async fn connect(&mut self) -> Result<Connection, AmqpError> {
         let uri: &SecretString = &self.config.uris[self.next % self.config.uris.len()];
         let properties = ConnectionProperties::default().with_connection_name(self.client_name.clone().into());
-        let connecting = Connection::connect(uri.expose_secret(), properties);
+        // Read once already, when the configuration was checked.
+        let uri = config::broker(uri.expose_secret())?;
+        let connecting = Connection::connect_uri(uri, properties);
         let begun = Instant::now();
         let connected = within(self.config.connect_timeout, "connecting", connecting).await;
         let (connection, took) = (self.name, begun.elapsed());

@@ -11,8 +11,9 @@ use crate::kazoo::time::Clock;
 use crate::telemetry;
 use crate::worker::Worker;
 
-pub fn run(config: Config) -> ExitCode {
-    match start(config) {
+/// Runs the worker. `notes` is what was odd about the configuration.
+pub fn run(config: Config, notes: &[String]) -> ExitCode {
+    match start(config, notes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kz-record-call: {error:#}");
@@ -21,8 +22,11 @@ pub fn run(config: Config) -> ExitCode {
     }
 }
 
-fn start(config: Config) -> anyhow::Result<()> {
+fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
     telemetry::init_logs(&config.log)?;
+    for note in notes {
+        warn!("{note}");
+    }
     let metrics = telemetry::init_metrics()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

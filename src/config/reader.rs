@@ -8,6 +8,7 @@ use secrecy::SecretString;
 use toml::Value;
 use url::Url;
 
+use super::broker::broker;
 use super::layers::{ConfigError, Layers, Origin};
 
 pub struct Reader {
@@ -17,11 +18,11 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn new(layers: Layers) -> Self {
+    pub fn new(mut layers: Layers) -> Self {
         Self {
+            mistakes: layers.take_mistakes(),
             layers,
             asked: BTreeSet::new(),
-            mistakes: Vec::new(),
         }
     }
 
@@ -46,15 +47,18 @@ impl Reader {
     }
 
     pub fn mistake(&mut self, key: &str, problem: impl Into<String>) {
-        let origin = self
-            .layers
-            .get(key)
-            .map_or(Origin::Default, |(_, origin)| origin.clone());
+        let origin = self.origin(key);
         self.mistakes.push(ConfigError {
             key: key.to_owned(),
             origin,
             problem: problem.into(),
         });
+    }
+
+    fn origin(&self, key: &str) -> Origin {
+        self.layers
+            .get(key)
+            .map_or(Origin::Default, |(_, origin)| origin.clone())
     }
 
     fn value(&mut self, key: &str) -> Option<Value> {
@@ -222,9 +226,18 @@ impl Reader {
             Some(Value::String(text)) => words(&text).map(str::to_owned).collect(),
             _ => Vec::new(),
         };
-        let good = |uri: &String| Url::parse(uri).is_ok_and(|u| matches!(u.scheme(), "amqp" | "amqps") && u.has_host());
-        if list.is_empty() || !list.iter().all(good) {
+        if list.is_empty() {
             self.mistake(key, "is not an amqp:// or amqps:// URI, or several");
+        }
+        for (index, uri) in list.iter().enumerate() {
+            if let Err(why) = broker(uri) {
+                let which = if list.len() > 1 {
+                    format!("number {}: ", index + 1)
+                } else {
+                    String::new()
+                };
+                self.mistake(key, format!("{which}is {why}"));
+            }
         }
         list.into_iter().map(SecretString::from).collect()
     }
@@ -249,7 +262,9 @@ impl Reader {
                 .decode_utf8_lossy()
                 .into_owned()
         };
-        if username.is_empty() && !url.username().is_empty() {
+        // Credentials that stand apart win over those in the URL, unless the URL was set nearer to the operator than they were.
+        let nearer = self.origin("couchdb.url").rank() > self.origin("couchdb.username").rank();
+        if !url.username().is_empty() && (username.is_empty() || nearer) {
             username = decoded(url.username());
             password = url.password().map(decoded).unwrap_or(password);
         }

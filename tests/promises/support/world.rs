@@ -118,6 +118,8 @@ impl<'a> World<'a> {
             ("COUCHDB__DATABASE_PREFIX", &self.prefix),
             ("INGEST__LISTEN", "127.0.0.1:0"),
             ("ADMIN__LISTEN", "127.0.0.1:0"),
+            // What Kazoo's own file on this machine says is nobody's business here.
+            ("KAZOO__CONFIG_FILE", "none"),
             ("KAZOO__HOST", "localhost"),
             ("KAZOO__CONFIG_POLL_S", "1"),
             ("SECRET", "the secret of the tests"),
