@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Layers, Sources};
 
+mod config;
 mod explain;
 mod ledger;
 mod list;
@@ -59,6 +60,9 @@ enum Command {
     Retry(list::RetryArgs),
     /// Give a recording up whose audio cannot, or need not, be delivered.
     Discard(list::DiscardArgs),
+    /// Print the settings.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
 }
 
 /// Runs the command line of this process.
@@ -74,6 +78,9 @@ pub fn main() -> ExitCode {
         }
     };
     let layers = Layers::gather(&Sources::of_process(cli.config.as_deref(), &cli.set));
+    if let Command::Config(command) = &cli.command {
+        return config::run(command, layers).unwrap_or_else(|error| failed(&error));
+    }
     let notes = layers.notes().to_vec();
     let config = match Config::of(layers) {
         Ok(config) => config,
@@ -85,15 +92,19 @@ pub fn main() -> ExitCode {
         Command::List(args) => list::list(&config, &args),
         Command::Retry(args) => list::retry(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
+        // Done above, with whatever configuration there is.
+        Command::Config(_) => Ok(true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("kz-record-call: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("kz-record-call: {error:#}");
+    ExitCode::FAILURE
 }
 
 /// Tells all mistakes, and what was odd besides: it may be their cause.

@@ -16,11 +16,13 @@ mod kazoo_file;
 mod kazoo_ini;
 mod layers;
 mod reader;
+mod shown;
 
 pub use broker::{NoBroker, authority, broker};
 pub use destination::{Allowed, Destination, Network, NotAllowed, PrivateAddresses};
 pub use layers::{ConfigError, Layers, Origin, Sources};
 use reader::Reader;
+pub use shown::{MASK, shown, without_credentials};
 
 /// `config/default.toml`.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");

@@ -105,6 +105,8 @@ impl<'a> Sources<'a> {
 #[derive(Debug, Clone, Default)]
 pub struct Layers {
     values: BTreeMap<String, (Value, Origin)>,
+    /// The keys that there are, with their lines in the manual, `config/default.toml`.
+    manual: BTreeMap<String, usize>,
     /// What cannot be read at all.
     mistakes: Vec<ConfigError>,
     notes: Vec<String>,
@@ -138,6 +140,7 @@ impl Layers {
     pub fn gather(sources: &Sources<'_>) -> Self {
         let mut layers = Self::default();
         layers.add_toml(super::DEFAULTS, |_| Origin::Default);
+        layers.manual = lines(super::DEFAULTS).unwrap_or_default();
         let mut above = Self::default();
         if let Some(path) = sources.file {
             above.add_file(path);
@@ -182,20 +185,12 @@ impl Layers {
     }
 
     fn add_toml(&mut self, text: &str, origin: impl Fn(Option<usize>) -> Origin) {
-        let line_at = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
-        let parsed = text.parse::<toml::Table>().and_then(|table| {
-            let lines = DeTable::parse(text)?;
-            Ok((table, lines))
-        });
+        let parsed = text.parse::<toml::Table>().and_then(|table| Ok((table, lines(text)?)));
         match parsed {
-            Ok((table, spans)) => {
-                let mut lines = BTreeMap::new();
-                collect_lines("", spans.get_ref(), &line_at, &mut lines);
-                self.add_table("", table, &|key| origin(lines.get(key).copied()));
-            }
+            Ok((table, lines)) => self.add_table("", table, &|key| origin(lines.get(key).copied())),
             Err(error) => {
                 // Not the error's own text: that shows the line, and with it what may be a secret.
-                let line = error.span().map(|span| line_at(span.start));
+                let line = error.span().map(|span| line_at(text, span.start));
                 let problem = format!("is not TOML: {}", error.message());
                 self.mistake("the file", origin(line), problem);
             }
@@ -247,6 +242,18 @@ impl Layers {
         self.values.iter().map(|(key, (_, origin))| (key.as_str(), origin))
     }
 
+    /// All keys with their values, as the manual has them, what it does not know at the end. The flag tells whether it knows the key.
+    pub fn settings(&self) -> Vec<(&str, &Value, &Origin, bool)> {
+        let line = |key: &str| self.manual.get(key).copied();
+        let mut all: Vec<_> = self
+            .values
+            .iter()
+            .map(|(key, (value, origin))| (key.as_str(), value, origin, line(key).is_some()))
+            .collect();
+        all.sort_by_key(|(key, ..)| (line(key).unwrap_or(usize::MAX), (*key).to_owned()));
+        all
+    }
+
     /// What is odd, and no mistake: for the log, and for people.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -266,22 +273,26 @@ fn dotted(prefix: &str, name: &str) -> String {
     }
 }
 
-/// The line of each value.
-fn collect_lines(
-    prefix: &str,
-    table: &DeTable<'_>,
-    line_at: &dyn Fn(usize) -> usize,
-    lines: &mut BTreeMap<String, usize>,
-) {
-    for (name, value) in table {
-        let key = dotted(prefix, name.get_ref());
-        match value.get_ref() {
-            DeValue::Table(inner) => collect_lines(&key, inner, line_at, lines),
-            _ => {
-                lines.insert(key, line_at(value.span().start));
+fn line_at(text: &str, at: usize) -> usize {
+    text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// The line of each value, by dotted key.
+fn lines(text: &str) -> Result<BTreeMap<String, usize>, toml::de::Error> {
+    fn collect(prefix: &str, table: &DeTable<'_>, text: &str, into: &mut BTreeMap<String, usize>) {
+        for (name, value) in table {
+            let key = dotted(prefix, name.get_ref());
+            match value.get_ref() {
+                DeValue::Table(inner) => collect(&key, inner, text, into),
+                _ => {
+                    into.insert(key, line_at(text, value.span().start));
+                }
             }
         }
     }
+    let mut lines = BTreeMap::new();
+    collect("", DeTable::parse(text)?.get_ref(), text, &mut lines);
+    Ok(lines)
 }
 
 #[cfg(test)]
