@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::config::NoBroker;
+use crate::config::{NoBroker, TlsFault};
 
 mod consumer;
 mod delivery;
@@ -34,6 +34,8 @@ pub enum AmqpError {
     Ended(&'static str),
     #[error("amqp.uri is {0}")]
     Uri(#[from] NoBroker),
+    #[error("{what}: {}", .fault.words("amqp.ca_file"))]
+    Tls { what: &'static str, fault: TlsFault },
 }
 
 impl AmqpError {
@@ -56,7 +58,18 @@ async fn within<T>(
 ) -> Result<T, AmqpError> {
     match tokio::time::timeout(limit, future).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(source)) => Err(AmqpError::Broker { what, source }),
+        Ok(Err(source)) => Err(match tls_fault(&source) {
+            Some(fault) => AmqpError::Tls { what, fault },
+            None => AmqpError::Broker { what, source },
+        }),
         Err(_) => Err(AmqpError::TimedOut { what, limit }),
+    }
+}
+
+/// lapin keeps what came from below behind an `Arc`, where an error's causes are not looked for.
+fn tls_fault(error: &lapin::Error) -> Option<TlsFault> {
+    match error.kind() {
+        lapin::ErrorKind::IOError(error) => TlsFault::of(&**error),
+        _ => None,
     }
 }

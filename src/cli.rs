@@ -44,7 +44,7 @@ enum Command {
     /// Run the worker until SIGTERM or SIGINT.
     ///
     /// On the first signal it takes nothing new, finishes what it has in hand within flow.drain_s, and leaves the rest to other
-    /// workers; a second signal ends it at once.
+    /// workers; a second signal ends it at once. On SIGHUP it reads the certificate for uploads again.
     Run,
     /// Tell the story of a recording: what was asked, what happened and when, where its audio is, and what comes next.
     Explain {

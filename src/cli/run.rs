@@ -36,10 +36,12 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
         let mut signals = Signals::new().context("signals cannot be caught")?;
         let grace = config.flow.drain;
         let worker = Worker::start(config, Clock::system(), Some(metrics)).await?;
-        signals.next().await;
+        while signals.next().await == Wanted::Reload {
+            worker.reload();
+        }
         tokio::select! {
             () = worker.drain(grace) => {}
-            () = signals.next() => warn!("a second signal: ending at once"),
+            () = signals.end() => warn!("a second signal: ending at once"),
         }
         anyhow::Ok(())
     })?;
@@ -48,9 +50,17 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a signal wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    End,
+    Reload,
+}
+
 struct Signals {
     term: Signal,
     int: Signal,
+    hup: Signal,
 }
 
 impl Signals {
@@ -58,16 +68,25 @@ impl Signals {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) {
-        let got = tokio::select! {
-            got = self.term.recv() => got,
-            got = self.int.recv() => got,
+    async fn next(&mut self) -> Wanted {
+        let (got, wanted) = tokio::select! {
+            got = self.term.recv() => (got, Wanted::End),
+            got = self.int.recv() => (got, Wanted::End),
+            got = self.hup.recv() => (got, Wanted::Reload),
         };
         if got.is_none() {
             error!("signals cannot be received any more");
+            return Wanted::End;
         }
+        wanted
+    }
+
+    /// Waits for one that wants the end.
+    async fn end(&mut self) {
+        while self.next().await != Wanted::End {}
     }
 }

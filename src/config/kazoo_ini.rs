@@ -157,6 +157,7 @@ impl<'a> File<'a> {
             of_zone
         };
         let Some(first) = uris.first() else { return zone };
+        self.tls(&first.value, first.line);
         let mut values: Vec<String> = Vec::new();
         for uri in &uris {
             // Kazoo takes a URI twice for two connections; for us the list says what to try next.
@@ -212,6 +213,24 @@ impl<'a> File<'a> {
             self.notes.push(Note::new(other.line, text));
         }
         Some(zone)
+    }
+
+    /// `amqps` URIs may name certificates, in RabbitMQ's own words for its Erlang client (`amqp_uri`).
+    fn tls(&mut self, uri: &str, line: usize) {
+        let Ok(uri) = url::Url::parse(uri) else { return };
+        if uri.scheme() != "amqps" {
+            return;
+        }
+        for (name, key) in [
+            ("cacertfile", "amqp.ca_file"),
+            ("certfile", "amqp.client_certificate"),
+            ("keyfile", "amqp.client_key"),
+        ] {
+            let found = uri.query_pairs().find(|(query, _)| query == name);
+            if let Some((_, path)) = found.filter(|(_, path)| !path.is_empty()) {
+                self.set(key, path.into_owned(), line);
+            }
+        }
     }
 
     /// `[data] config` names the section of the database (`kz_dataconfig:connection`).

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -10,6 +11,7 @@ use url::Url;
 
 use super::broker::broker;
 use super::layers::{ConfigError, Layers, Origin};
+use super::tls::{Authorities, Identity, KeyFiles};
 
 pub struct Reader {
     layers: Layers,
@@ -207,6 +209,49 @@ impl Reader {
                 None
             }
         }
+    }
+
+    /// A file with certificates of authorities; empty: none.
+    pub fn authorities(&mut self, key: &str) -> Option<Authorities> {
+        let path = self.path(key)?;
+        Authorities::read(&path)
+            .map_err(|why| self.mistake(key, why.to_string()))
+            .ok()
+    }
+
+    /// A certificate of our own, and its key; both empty: none.
+    pub fn identity(&mut self, certificate: &str, key: &str) -> Option<Identity> {
+        let files = self.both(certificate, key)?;
+        let read = Identity::read(&files.certificate, &files.key);
+        read.map_err(|why| self.mistake(certificate, why.to_string())).ok()
+    }
+
+    /// As `identity`, of files that are read again later. They are read once here, for what is wrong with them.
+    pub fn key_files(&mut self, certificate: &str, key: &str) -> Option<KeyFiles> {
+        let files = self.both(certificate, key)?;
+        if let Err(why) = files.load() {
+            self.mistake(certificate, why.to_string());
+        }
+        Some(files)
+    }
+
+    fn both(&mut self, certificate: &str, key: &str) -> Option<KeyFiles> {
+        match (self.path(certificate), self.path(key)) {
+            (Some(certificate), Some(key)) => Some(KeyFiles { certificate, key }),
+            (None, None) => None,
+            (Some(_), None) => {
+                self.mistake(key, format!("is empty, and {certificate} is not"));
+                None
+            }
+            (None, Some(_)) => {
+                self.mistake(certificate, format!("is empty, and {key} is not"));
+                None
+            }
+        }
+    }
+
+    fn path(&mut self, key: &str) -> Option<PathBuf> {
+        Some(self.text(key)).filter(|path| !path.is_empty()).map(PathBuf::from)
     }
 
     pub fn secret(&mut self, key: &str, min: usize) -> Option<SecretString> {

@@ -129,6 +129,23 @@ fn a_uri_that_is_there_twice_is_tried_once_and_sections_may_be_repeated() {
 }
 
 #[test]
+fn certificates_in_a_broker_uri_are_taken_over() {
+    let text =
+        "[amqp]\nuri = \"amqps://h:5671?cacertfile=/etc/ca.pem&certfile=/c.pem&keyfile=/k.pem&verify=verify_peer\"\n";
+    let (settings, _) = read(text, None);
+    let keys: Vec<(&str, &str)> = settings.iter().map(|(key, value, _)| (*key, value.as_str())).collect();
+    assert_eq!(
+        keys[..3],
+        [
+            ("amqp.ca_file", "/etc/ca.pem"),
+            ("amqp.client_certificate", "/c.pem"),
+            ("amqp.client_key", "/k.pem")
+        ]
+    );
+    assert_eq!(value("[amqp]\nuri = amqp://h?cacertfile=/x\n", "amqp.ca_file"), None);
+}
+
+#[test]
 fn the_database_is_where_the_data_section_says() {
     let text = "[bigcouch]\nip = old\n[data]\nconfig = CouchDB3\n[couchdb3]\nusername = admin\npassword = \"p;w\"\n";
     let (settings, notes) = read(text, None);

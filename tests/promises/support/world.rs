@@ -135,6 +135,17 @@ impl<'a> World<'a> {
         pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec()
     }
 
+    /// One of these.
+    pub fn setting(&self, key: &str) -> String {
+        let found = self.settings().into_iter().find(|(known, _)| known == key);
+        found.map(|(_, value)| value).unwrap_or_default()
+    }
+
+    /// A folder for files of this test.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
     /// Starts a worker and waits until it is ready.
     pub async fn worker(&self) -> anyhow::Result<Worker> {
         self.worker_with(&[]).await
