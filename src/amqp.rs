@@ -13,12 +13,14 @@ use crate::config::{NoBroker, TlsFault};
 mod consumer;
 mod delivery;
 mod link;
+mod probe;
 mod publisher;
 mod requests;
 mod topology;
 
 pub use consumer::{Consumers, SessionState};
 pub use delivery::{Delivery, MAX_BODY_BYTES};
+pub use probe::{Form, Load, Mailbox, Probe, Sent};
 pub use publisher::{PublishError, Publisher};
 pub use requests::{Pending, Requests};
 pub use topology::{Binding, QueueKind, QueueSpec};
@@ -39,6 +41,17 @@ pub enum AmqpError {
 }
 
 impl AmqpError {
+    /// The broker's own code and words, if it said any: 403 refused, 404 missing, 406 exists in another form, 530 no such vhost.
+    pub fn reply(&self) -> Option<(u16, String)> {
+        match self {
+            Self::Broker { source, .. } => match source.kind() {
+                lapin::ErrorKind::ProtocolError(error) => Some((error.get_id(), error.get_message().to_string())),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Whether a broker answered, and would not have the connection.
     fn is_refused_by_broker(&self) -> bool {
         matches!(self, Self::Broker { source, .. } if source.is_amqp_error())

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Layers, Sources};
 
+mod check;
 mod config;
 mod explain;
 mod ledger;
@@ -60,6 +61,11 @@ enum Command {
     Retry(list::RetryArgs),
     /// Give a recording up whose audio cannot, or need not, be delivered.
     Discard(list::DiscardArgs),
+    /// Look at everything that a worker needs, and tell what is wrong and what to do about it.
+    ///
+    /// Broker, Kazoo, database, settings for recordings, upload port, disk, clock. Nothing is changed, no message is taken. The exit status
+    /// is 1 when something is wrong that recordings need; warnings leave it 0.
+    Check(check::CheckArgs),
     /// Print the settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -78,8 +84,10 @@ pub fn main() -> ExitCode {
         }
     };
     let layers = Layers::gather(&Sources::of_process(cli.config.as_deref(), &cli.set));
-    if let Command::Config(command) = &cli.command {
-        return config::run(command, layers).unwrap_or_else(|error| failed(&error));
+    match &cli.command {
+        Command::Config(command) => return config::run(command, layers).unwrap_or_else(|error| failed(&error)),
+        Command::Check(args) => return check::run(layers, args).unwrap_or_else(|error| failed(&error)),
+        _ => {}
     }
     let notes = layers.notes().to_vec();
     let config = match Config::of(layers) {
@@ -93,7 +101,7 @@ pub fn main() -> ExitCode {
         Command::Retry(args) => list::retry(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
         // Done above, with whatever configuration there is.
-        Command::Config(_) => Ok(true),
+        Command::Config(_) | Command::Check(_) => Ok(true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -20,9 +20,10 @@ mod tls;
 mod token;
 
 pub use inspect::Inspector;
-pub use server::Ingest;
+pub use server::{Ingest, advertised};
 pub use slots::{Answer, Expected, Progress, Upload, Wanted};
-pub use spool::{Spool, SpoolFile};
+pub use spool::{Spool, SpoolFile, SpoolState};
+pub use tls::Certificate;
 
 /// What ends an upload without audio.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

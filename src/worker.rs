@@ -333,6 +333,11 @@ impl Gates {
     }
 }
 
+/// The queues that a worker with this configuration declares and consumes.
+pub fn topology(config: &Config) -> Vec<QueueSpec> {
+    queues(config, &Gates::default())
+}
+
 /// The queues, the most urgent first; `consume` takes their deliveries in this order.
 fn queues(config: &Config, gates: &Gates) -> Vec<QueueSpec> {
     let bound = |exchange, key: &str| Binding {

@@ -222,13 +222,17 @@ pub(super) fn no_answer(error: &reqwest::Error) -> CouchError {
     })
 }
 
-/// couch_rs hides transport errors behind status 501 and keeps only CouchDB's `error` word.
+/// couch_rs hides transport errors behind status 501 and keeps only CouchDB's `error` word; not even that, where it makes a transport error of
+/// a status.
 fn of_library(error: &LibraryError, database: &str) -> CouchError {
     let transport = error
         .source()
         .and_then(|source| source.downcast_ref::<reqwest::Error>());
     match (transport, error) {
-        (Some(transport), _) => no_answer(transport),
+        (Some(transport), _) => match transport.status() {
+            Some(status) => CouchError::of_status(status.as_u16(), "", "", database),
+            None => no_answer(transport),
+        },
         (None, LibraryError::OperationFailed(details)) => {
             CouchError::of_status(details.status.as_u16(), &details.message, "", database)
         }

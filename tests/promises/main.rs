@@ -22,6 +22,7 @@ mod simulator {
 }
 
 mod actions;
+mod check;
 mod crashes;
 mod killed;
 mod ledger;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         sizes::TESTS,
         killed::TESTS,
         tls::TESTS,
+        check::TESTS,
     ];
     for list in lists {
         tests.extend_from_slice(list);

@@ -159,6 +159,11 @@ impl Worker {
         Ok(number.context("no VmHWM")?.parse()?)
     }
 
+    /// The folder that its own folders are in.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
     /// Takes its spool folder away, as a lost disk would.
     pub fn lose_spool(&self) -> std::io::Result<()> {
         std::fs::remove_dir_all(self.dir.join("spool"))
