@@ -28,6 +28,7 @@ mod killed;
 mod ledger;
 mod main_job;
 mod places;
+mod settings;
 mod sizes;
 mod support;
 mod tls;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         killed::TESTS,
         tls::TESTS,
         check::TESTS,
+        settings::TESTS,
     ];
     for list in lists {
         tests.extend_from_slice(list);
