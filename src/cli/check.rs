@@ -15,6 +15,7 @@ use crate::kazoo::time::Clock;
 
 mod broker;
 mod database;
+mod disk;
 mod report;
 mod settings;
 mod switch;
