@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError, Layers, Sources};
 
+mod check;
+mod config;
 mod explain;
 mod healthcheck;
 mod ledger;
@@ -29,6 +31,12 @@ struct Cli {
     #[arg(long, short, global = true, value_name = "FILE", env = "KZ_RECORD_CALL_CONFIG")]
     config: Option<PathBuf>,
 
+    /// A single setting, such as log.level=debug; wins over everything else. Can be given several times.
+    ///
+    /// Not for secrets: everybody on the host sees a command line.
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -38,7 +46,7 @@ enum Command {
     /// Run the worker until SIGTERM or SIGINT.
     ///
     /// On the first signal it takes nothing new, finishes what it has in hand within flow.drain_s, and leaves the rest to other
-    /// workers; a second signal ends it at once.
+    /// workers; a second signal ends it at once. On SIGHUP it reads the certificate for uploads again.
     Run,
     /// Tell the story of a recording: what was asked, what happened and when, where its audio is, and what comes next.
     Explain {
@@ -56,37 +64,72 @@ enum Command {
     Discard(list::DiscardArgs),
     /// Ask the worker of this host how it is: exit status 0 when it is ready.
     Healthcheck(healthcheck::HealthcheckArgs),
+    /// Look at everything that a worker needs, and tell what is wrong and what to do about it.
+    ///
+    /// Broker, Kazoo, database, settings for recordings, upload port, disk, clock. Nothing is changed, no message is taken. The exit status
+    /// is 1 when something is wrong that recordings need; warnings leave it 0.
+    Check(check::CheckArgs),
+    /// Print the settings.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     // The one crypto library, before anything asks for it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let cli = Cli::parse();
-    let config = match Config::load(cli.config.as_deref()) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            eprintln!("kz-record-call: the configuration is wrong:");
-            for mistake in mistakes {
-                eprintln!("  {mistake}");
-            }
-            return ExitCode::from(USAGE);
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) => {
+            let _ = told.print();
+            // Help and the version are no error.
+            return ExitCode::from(if told.use_stderr() { USAGE } else { 0 });
         }
     };
+    let layers = Layers::gather(&Sources::of_process(cli.config.as_deref(), &cli.set));
+    match &cli.command {
+        Command::Config(command) => return config::run(command, layers).unwrap_or_else(|error| failed(&error)),
+        Command::Check(args) => return check::run(layers, args).unwrap_or_else(|error| failed(&error)),
+        _ => {}
+    }
+    let notes = layers.notes().to_vec();
+    let config = match Config::of(layers) {
+        Ok(config) => config,
+        Err(mistakes) => return wrong(&mistakes, &notes),
+    };
     let done = match cli.command {
-        Command::Run => return run::run(config),
+        Command::Run => return run::run(config, &notes),
         Command::Explain { name, json } => explain::run(&config, &name, json),
         Command::List(args) => list::list(&config, &args),
         Command::Retry(args) => list::retry(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
         Command::Healthcheck(args) => healthcheck::healthcheck(&config, &args),
+        // Done above, with whatever configuration there is.
+        Command::Config(_) | Command::Check(_) => Ok(true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("kz-record-call: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("kz-record-call: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// Tells all mistakes, and what was odd besides: it may be their cause.
+fn wrong(mistakes: &[ConfigError], notes: &[String]) -> ExitCode {
+    eprintln!("kz-record-call: the configuration is wrong:");
+    for mistake in mistakes {
+        eprintln!("  {mistake}");
+    }
+    if !notes.is_empty() {
+        eprintln!("odd besides:");
+    }
+    for note in notes {
+        eprintln!("  {note}");
+    }
+    ExitCode::from(USAGE)
 }

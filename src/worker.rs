@@ -212,6 +212,11 @@ impl Worker {
         self.admin
     }
 
+    /// Reads again what may be replaced while the worker runs: the certificate for uploads.
+    pub fn reload(&self) {
+        self.parts.ingest.read_certificate_again();
+    }
+
     /// Ends in good order: no new deliveries, what is in hand is finished or given back within `grace`, then the connections close.
     pub async fn drain(self, grace: Duration) {
         info!(grace_s = grace.as_secs(), "draining");
@@ -326,6 +331,11 @@ impl Gates {
             }
         });
     }
+}
+
+/// The queues that a worker with this configuration declares and consumes.
+pub fn topology(config: &Config) -> Vec<QueueSpec> {
+    queues(config, &Gates::default())
 }
 
 /// The queues, the most urgent first; `consume` takes their deliveries in this order.

@@ -11,8 +11,9 @@ use crate::kazoo::time::Clock;
 use crate::telemetry;
 use crate::worker::Worker;
 
-pub fn run(config: Config) -> ExitCode {
-    match start(config) {
+/// Runs the worker. `notes` is what was odd about the configuration.
+pub fn run(config: Config, notes: &[String]) -> ExitCode {
+    match start(config, notes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kz-record-call: {error:#}");
@@ -21,8 +22,11 @@ pub fn run(config: Config) -> ExitCode {
     }
 }
 
-fn start(config: Config) -> anyhow::Result<()> {
+fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
     telemetry::init_logs(&config.log)?;
+    for note in notes {
+        warn!("{note}");
+    }
     let metrics = telemetry::init_metrics()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -32,10 +36,12 @@ fn start(config: Config) -> anyhow::Result<()> {
         let mut signals = Signals::new().context("signals cannot be caught")?;
         let grace = config.flow.drain;
         let worker = Worker::start(config, Clock::system(), Some(metrics)).await?;
-        signals.next().await;
+        while signals.next().await == Wanted::Reload {
+            worker.reload();
+        }
         tokio::select! {
             () = worker.drain(grace) => {}
-            () = signals.next() => warn!("a second signal: ending at once"),
+            () = signals.end() => warn!("a second signal: ending at once"),
         }
         anyhow::Ok(())
     })?;
@@ -44,9 +50,17 @@ fn start(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a signal wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    End,
+    Reload,
+}
+
 struct Signals {
     term: Signal,
     int: Signal,
+    hup: Signal,
 }
 
 impl Signals {
@@ -54,16 +68,25 @@ impl Signals {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) {
-        let got = tokio::select! {
-            got = self.term.recv() => got,
-            got = self.int.recv() => got,
+    async fn next(&mut self) -> Wanted {
+        let (got, wanted) = tokio::select! {
+            got = self.term.recv() => (got, Wanted::End),
+            got = self.int.recv() => (got, Wanted::End),
+            got = self.hup.recv() => (got, Wanted::Reload),
         };
         if got.is_none() {
             error!("signals cannot be received any more");
+            return Wanted::End;
         }
+        wanted
+    }
+
+    /// Waits for one that wants the end.
+    async fn end(&mut self) {
+        while self.next().await != Wanted::End {}
     }
 }

@@ -22,13 +22,16 @@ mod simulator {
 }
 
 mod actions;
+mod check;
 mod crashes;
 mod killed;
 mod ledger;
 mod main_job;
 mod places;
+mod settings;
 mod sizes;
 mod support;
+mod tls;
 
 use support::{Services, Test};
 
@@ -59,6 +62,9 @@ fn main() -> ExitCode {
         places::TESTS,
         sizes::TESTS,
         killed::TESTS,
+        tls::TESTS,
+        check::TESTS,
+        settings::TESTS,
     ];
     for list in lists {
         tests.extend_from_slice(list);
