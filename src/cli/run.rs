@@ -1,6 +1,7 @@
 //! `kz-record-call run`: the worker, from start to drain.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -35,7 +36,7 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut signals = Signals::new().context("signals cannot be caught")?;
         let grace = config.flow.drain;
-        let worker = Worker::start(config, Clock::system(), Some(metrics)).await?;
+        let worker = Worker::start(config, clock(), Some(metrics)).await?;
         while signals.next().await == Wanted::Reload {
             worker.reload();
         }
@@ -55,6 +56,16 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
 enum Wanted {
     End,
     Reload,
+}
+
+/// The system's clock. In debug builds a test can put it forward, to stand at the turn of a month.
+fn clock() -> Clock {
+    const VARIABLE: &str = "KZ_RECORD_CALL_TEST_CLOCK_FORWARD_S";
+    let forward = cfg!(debug_assertions).then(|| std::env::var(VARIABLE).ok()).flatten();
+    match forward.and_then(|seconds| seconds.parse().ok()) {
+        Some(seconds) => Clock::put_forward(Duration::from_secs(seconds)),
+        None => Clock::system(),
+    }
 }
 
 struct Signals {

@@ -32,6 +32,7 @@ mod settings;
 mod sizes;
 mod support;
 mod tls;
+mod turns;
 
 use support::{Services, Test};
 
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         places::TESTS,
         sizes::TESTS,
         killed::TESTS,
+        turns::TESTS,
         tls::TESTS,
         check::TESTS,
         settings::TESTS,

@@ -238,11 +238,10 @@ impl<'a> World<'a> {
         self.kazoo.tap().document(&id, SOON).await?;
         let whole = self.ended(recording).await?;
         let stored = self.couch.stored(&self.modb(&id), &id, &whole.audio).await?;
-        ensure!(
-            stored.difference.is_none(),
-            "the audio is not the switch's: {:?}",
-            stored.difference
-        );
+        if let Some(difference) = &stored.difference {
+            let (_, story) = self.command(&["explain", &recording.id]).await?;
+            bail!("the audio is not the switch's: {difference}\n{story}");
+        }
         schemas::check("call_recording", &stored.document)?;
         let path = recording.path.clone();
         self.kazoo
