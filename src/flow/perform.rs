@@ -249,6 +249,11 @@ impl Parts {
         })
     }
 
+    /// Waits until a message may go to a queue of Kazoo's; `true` when it had to wait.
+    pub async fn keep_pace(&self, queue: &str) -> bool {
+        self.pace.keep(queue, || self.publisher.depth(queue)).await
+    }
+
     /// A pause before something that must succeed is tried again; `None` when the worker is going down.
     pub async fn rest(&self) -> Option<()> {
         tokio::select! {

@@ -267,7 +267,7 @@ async fn start_if_so_already(parts: &Parts, order: &Order, call_id: &str) {
 }
 
 async fn accept(parts: &Parts, to: &ReplyTo) {
-    parts.pace.keep(to.address.queue()).await;
+    parts.keep_pace(to.address.queue()).await;
     // The callflow only logs it; what counts is the result.
     if let Err(error) = parts
         .publisher
@@ -280,7 +280,7 @@ async fn accept(parts: &Parts, to: &ReplyTo) {
 
 /// Sends the result until the broker has it. A result that no queue takes has nobody waiting for it.
 async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
-    let waited = parts.pace.keep(to.address.queue()).await;
+    let waited = parts.keep_pace(to.address.queue()).await;
     for _ in 0..RESULT_TRIES {
         let message = action::continues(&parts.sender, &parts.current(to));
         match parts.publisher.publish(&message).await {
@@ -312,7 +312,7 @@ fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
             () = tokio::time::sleep(ONCE_MORE) => {}
             () = parts.stop.cancelled() => {}
         }
-        parts.pace.keep(to.address.queue()).await;
+        parts.keep_pace(to.address.queue()).await;
         // The first one was confirmed; this one is for a queue that dropped it.
         let _ = parts
             .publisher
