@@ -91,7 +91,7 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
         }
     };
     if done {
-        delivery.ack().await;
+        parts.crash.step(delivery.ack()).await;
     }
     // Otherwise it is durable nowhere: the broker keeps it, and delivers it again when this session is over.
 }
@@ -151,14 +151,14 @@ impl Job<'_> {
     /// `action.accepted`, if there is anybody to tell.
     pub async fn accept(&self) {
         if let Some(to) = self.reply_to {
-            accept(self.parts, to).await;
+            self.parts.crash.step(accept(self.parts, to)).await;
         }
     }
 
     /// `action.result`, likewise; `false` when it could not be delivered.
     pub async fn result(&self) -> bool {
         match self.reply_to {
-            Some(to) => result(self.parts, to).await,
+            Some(to) => self.parts.crash.step(result(self.parts, to)).await,
             None => true,
         }
     }
@@ -189,7 +189,10 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     // Before the command goes out: its error may be back before its confirmation.
     parts.registry.remember(&entry);
     job.accept().await;
-    let sent = parts.send_start(order, &action.call_id, trigger).await;
+    let sent = parts
+        .crash
+        .step(parts.send_start(order, &action.call_id, trigger))
+        .await;
     let answered = job.result().await;
     let mut add = |what| {
         entry.add(Fact {
@@ -206,7 +209,7 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     }
     parts.registry.remember(&entry);
     notices::opened(parts, &entry);
-    let durable = journal::write(parts, &entry).await;
+    let durable = parts.crash.step(journal::write(parts, &entry)).await;
     if !entry.is_commanded() {
         drive::go_on(parts, entry, Input::Due);
     } else if trigger != Trigger::Now {

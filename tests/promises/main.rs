@@ -37,7 +37,7 @@ mod turns;
 use support::{Services, Test};
 
 /// No promise may take longer.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(400);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
