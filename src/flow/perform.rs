@@ -30,7 +30,7 @@ use super::crash::Crash;
 use super::hands::Hands;
 use super::next::{self, Case, Effect, Input, Policy};
 use super::notices::Replaced;
-use super::pace::Pace;
+use super::pace::{Pace, Passage};
 use super::registry::Registry;
 
 /// What the flow works with. Made once, shared by all.
@@ -246,8 +246,8 @@ impl Parts {
         })
     }
 
-    /// Waits until a message may go to a queue of Kazoo's; `true` when it had to wait.
-    pub async fn keep_pace(&self, queue: &str) -> bool {
+    /// Waits until a message may go to a queue of Kazoo's.
+    pub async fn keep_pace(&self, queue: &str) -> Passage {
         self.pace.keep(queue, || self.publisher.depth(queue)).await
     }
 

@@ -24,6 +24,7 @@ use crate::recording::settings::Correction;
 use crate::telemetry::events::{ActionHandled, ActionRefused, MessageRejected, SettingCorrected};
 
 use super::next::Input;
+use super::pace::Passage;
 use super::perform::Parts;
 use super::registry::Open;
 use super::{drive, journal, notices};
@@ -34,7 +35,7 @@ pub const DEAD_LETTERS: &str = "kz_record_call.dead";
 /// A result must get through: so often it is tried, each try as long as a publish may take.
 const RESULT_TRIES: u32 = 12;
 
-/// A result that was part of a burst is sent once more after this: a repeat is ignored, one that was dropped is not missed.
+/// A result that its queue may not have had room for is sent once more after this: a repeat is ignored, one that was dropped is not missed.
 const ONCE_MORE: Duration = Duration::from_secs(2);
 
 /// How long the ledger has to tell what it knows of a repeated action.
@@ -283,12 +284,12 @@ async fn accept(parts: &Parts, to: &ReplyTo) {
 
 /// Sends the result until the broker has it. A result that no queue takes has nobody waiting for it.
 async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
-    let waited = parts.keep_pace(to.address.queue()).await;
+    let passage = parts.keep_pace(to.address.queue()).await;
     for _ in 0..RESULT_TRIES {
         let message = action::continues(&parts.sender, &parts.current(to));
         match parts.publisher.publish(&message).await {
             Ok(()) => {
-                if waited {
+                if passage == Passage::Unsure {
                     once_more(parts, to);
                 }
                 return true;
