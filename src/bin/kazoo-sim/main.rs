@@ -7,7 +7,7 @@ mod sim;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
-use sim::{couch, demo, wire::Clock};
+use sim::{couch, demo, load, wire::Clock};
 
 /// Plays the cluster around kz-record-call: callflow, ecallmgr and a FreeSWITCH that really uploads.
 ///
@@ -24,6 +24,8 @@ struct Cli {
 enum Command {
     /// Play some calls through a running worker and tell the story of each recording.
     Demo(DemoArgs),
+    /// Measure how many actions a running worker answers in a second, and how fast.
+    Load(LoadArgs),
     /// Create the databases and documents that a Kazoo cluster has before a worker comes.
     Seed(CouchArgs),
 }
@@ -85,10 +87,38 @@ struct DemoArgs {
     talk: f64,
 }
 
+#[derive(clap::Args)]
+struct LoadArgs {
+    /// RabbitMQ; the path is the virtual host.
+    #[arg(
+        long,
+        env = "AMQP_URI",
+        default_value = "amqp://guest:guest@127.0.0.1:5672/%2f",
+        hide_env_values = true
+    )]
+    amqp_uri: String,
+    /// The account on whose calls the recordings are asked for: 32 hex digits.
+    #[arg(long, default_value = "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4")]
+    account: String,
+    /// How many actions.
+    #[arg(long, default_value_t = 5_000)]
+    actions: u64,
+    /// Actions that wait for their answers at once.
+    #[arg(long, default_value_t = 50)]
+    window: usize,
+    /// Use no worker: answer here, in a loop that does nothing else. What broker and machine allow.
+    #[arg(long)]
+    bare: bool,
+    /// Seconds to wait for an answer.
+    #[arg(long, default_value_t = 60)]
+    patience: u64,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(args) => run_demo(args).await,
+        Command::Load(args) => run_load(args).await,
         Command::Seed(args) => run_seed(args).await,
     };
     match outcome {
@@ -116,6 +146,18 @@ async fn run_demo(args: DemoArgs) -> anyhow::Result<bool> {
         durable_queues: args.durable_queues,
         patience: Duration::from_secs(args.patience),
         talk,
+    })
+    .await
+}
+
+async fn run_load(args: LoadArgs) -> anyhow::Result<bool> {
+    load::run(load::LoadOptions {
+        amqp_uri: args.amqp_uri,
+        account: args.account,
+        actions: args.actions,
+        window: args.window.max(1),
+        bare: args.bare,
+        patience: Duration::from_secs(args.patience),
     })
     .await
 }

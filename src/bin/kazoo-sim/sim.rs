@@ -43,6 +43,7 @@ pub mod ecallmgr;
 pub mod events;
 pub mod http_put;
 pub mod kazoo;
+pub mod load;
 pub mod options;
 pub mod record;
 pub mod report;
