@@ -22,7 +22,7 @@ use crate::destination::targets::{Pauses, Targets};
 use crate::flow::crash::Crash;
 use crate::flow::hands::Hands;
 use crate::flow::next::{self, Policy};
-use crate::flow::notices::{self, Replaced};
+use crate::flow::notices::{self, Outbox, Replaced};
 use crate::flow::pace::Pace;
 use crate::flow::perform::{Parts, Slots};
 use crate::flow::registry::Registry;
@@ -158,6 +158,7 @@ impl Worker {
             hold,
             registry: Registry::default(),
             replaced: Replaced::default(),
+            outbox: Outbox::default(),
             hands: Hands::default(),
             pace: Pace::new(config.flow.pace_per_second),
             switches: Slots::new(config.ingest.per_switch),

@@ -61,6 +61,8 @@ struct Inner {
     connection: watch::Receiver<Option<Live>>,
     permits: Semaphore,
     idle: Mutex<Vec<(u64, Channel)>>,
+    /// For looks at queues.
+    looks: tokio::sync::Mutex<Option<(u64, Channel)>>,
     lost: Arc<Notify>,
     limit: Duration,
     clock: Clock,
@@ -94,6 +96,7 @@ impl Publisher {
             connection,
             permits: Semaphore::new(usize::from(config.publish_window)),
             idle: Mutex::new(Vec::new()),
+            looks: tokio::sync::Mutex::new(None),
             lost,
             limit: config.publish_timeout,
             clock,
@@ -163,17 +166,21 @@ impl Publisher {
     /// Messages that are ready in somebody's queue now; `None` when that is not to be had.
     pub async fn depth(&self, queue: &str) -> Option<u32> {
         let live = self.0.connection.borrow().clone()?;
-        // A queue that is not there closes the channel: each look has its own.
-        let channel = within(LOOK, "opening a channel", live.connection.create_channel())
-            .await
-            .ok()?;
+        let mut kept = self.0.looks.lock().await;
+        // A queue that is not there closes the channel, and so does a look that is given up: only after a good one it is kept.
+        let channel = match kept.take() {
+            Some((epoch, channel)) if epoch == live.epoch && channel.status().connected() => channel,
+            _ => within(LOOK, "opening a channel", live.connection.create_channel())
+                .await
+                .ok()?,
+        };
         let passive = QueueDeclareOptions {
             passive: true,
             ..QueueDeclareOptions::default()
         };
         let looked = channel.queue_declare(queue.into(), passive, FieldTable::default());
         let found = within(LOOK, "looking at a queue", looked).await.ok()?;
-        let _ = within(LOOK, "closing a channel", channel.close(200, "done".into())).await;
+        *kept = Some((live.epoch, channel));
         Some(found.message_count())
     }
 

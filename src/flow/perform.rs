@@ -29,7 +29,7 @@ use crate::system_config::{Accounts, Plan, SystemConfig};
 use super::crash::Crash;
 use super::hands::Hands;
 use super::next::{self, Case, Effect, Input, Policy};
-use super::notices::Replaced;
+use super::notices::{Outbox, Replaced};
 use super::pace::{Pace, Passage};
 use super::registry::Registry;
 
@@ -50,6 +50,7 @@ pub struct Parts {
     pub hold: Hold,
     pub registry: Registry,
     pub replaced: Replaced,
+    pub outbox: Outbox,
     pub hands: Hands,
     pub pace: Pace,
     /// Uploads from each switch: every one holds a thread of a live media server.

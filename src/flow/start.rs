@@ -189,11 +189,10 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     }
     // Before the command goes out: its error may be back before its confirmation.
     parts.registry.remember(&entry);
-    job.accept().await;
-    let sent = parts
-        .crash
-        .step(parts.send_start(order, &action.call_id, trigger))
-        .await;
+    notices::opened(parts, &entry);
+    // The callflow goes on with the result only, so these two need not wait for each other.
+    let command = parts.crash.step(parts.send_start(order, &action.call_id, trigger));
+    let ((), sent) = tokio::join!(job.accept(), command);
     let answered = job.result().await;
     let mut add = |what| {
         entry.add(Fact {
@@ -209,7 +208,6 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
         Err(_) => {}
     }
     parts.registry.remember(&entry);
-    notices::opened(parts, &entry);
     let durable = parts.crash.step(journal::write(parts, &entry)).await;
     if !entry.is_commanded() {
         drive::go_on(parts, entry, Input::Due);
