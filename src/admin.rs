@@ -1,4 +1,4 @@
-//! The admin port: `/livez`, `/readyz`, `/metrics`.
+//! The admin port: `/livez`, `/readyz`, `/metrics`, `/log-level`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,35 +11,48 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::flow::perform::Parts;
 
+pub mod watch;
+
 /// Renders the metrics; nothing when no recorder is installed.
 pub type Metrics = Option<PrometheusHandle>;
 
-/// How long the database may take to say that it is there.
+/// How long the database, and the spool's disk, may take to say that they are there.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Asks the parts whether the worker can do its work.
 #[derive(Clone)]
-pub struct Readiness(Arc<Parts>);
+pub struct Readiness {
+    parts: Arc<Parts>,
+    /// One look at the spool at a time: on a disk that hangs each would hold a thread for good.
+    looking: Arc<Semaphore>,
+}
 
 /// One thing that readiness depends on.
-struct Check {
-    name: &'static str,
-    fault: Option<String>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    pub name: &'static str,
+    /// What is wrong, in words.
+    pub fault: Option<String>,
 }
 
 impl Readiness {
     pub fn new(parts: Arc<Parts>) -> Self {
-        Self(parts)
+        Self {
+            parts,
+            looking: Arc::new(Semaphore::new(1)),
+        }
     }
 
-    async fn checks(&self) -> Vec<Check> {
-        let parts = &self.0;
+    /// Looks at each of them.
+    pub async fn checks(&self) -> Vec<Check> {
+        let parts = &self.parts;
         let check = |name, good: bool, fault: &str| Check {
             name,
             fault: (!good).then(|| fault.to_owned()),
@@ -64,13 +77,34 @@ impl Readiness {
                 name: "database",
                 fault: database,
             },
-            check(
-                "spool",
-                parts.ingest.spool().is_writable(),
-                "the spool folder cannot be written",
-            ),
+            Check {
+                name: "spool",
+                fault: self.spool().await,
+            },
             check("running", !parts.stop.is_cancelled(), "the worker is going down"),
         ]
+    }
+
+    async fn spool(&self) -> Option<String> {
+        let hangs = || Some(format!("the spool folder does not answer within {PATIENCE:?}"));
+        let Ok(permit) = Arc::clone(&self.looking).try_acquire_owned() else {
+            // Somebody looks; what comes of that is told to whoever asks next.
+            return match tokio::time::timeout(PATIENCE, self.looking.acquire()).await {
+                Ok(_) => None,
+                Err(_) => hangs(),
+            };
+        };
+        let parts = Arc::clone(&self.parts);
+        let look = tokio::task::spawn_blocking(move || {
+            let good = parts.ingest.spool().is_writable();
+            drop(permit);
+            good
+        });
+        match tokio::time::timeout(PATIENCE, look).await {
+            Ok(Ok(true)) => None,
+            Ok(_) => Some("the spool folder cannot be written".into()),
+            Err(_) => hangs(),
+        }
     }
 }
 
@@ -78,6 +112,7 @@ impl Readiness {
 struct Admin {
     readiness: Readiness,
     metrics: Metrics,
+    process: metrics_process::Collector,
 }
 
 /// Binds the admin port and begins to serve; returns the address that was bound.
@@ -97,7 +132,11 @@ pub async fn serve(
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(render))
-        .with_state(Admin { readiness, metrics });
+        .with_state(Admin {
+            readiness,
+            metrics,
+            process: metrics_process::Collector::default(),
+        });
     tasks.spawn(async move {
         if let Err(error) = axum::serve(listener, router)
             .with_graceful_shutdown(stop.cancelled_owned())
@@ -122,7 +161,7 @@ async fn ready(State(admin): State<Admin>) -> Response {
         .map(|check| format!("{}: {}\n", check.name, check.fault.as_deref().unwrap_or("ok")))
         .collect();
     // What goes elsewhere still goes, so this worker is needed all the same.
-    for (target, why) in admin.readiness.0.targets.paused() {
+    for (target, why) in admin.readiness.parts.targets.paused() {
         lines.push_str(&format!("target {target}: paused: {why}\n"));
     }
     (status, lines).into_response()
@@ -131,6 +170,7 @@ async fn ready(State(admin): State<Admin>) -> Response {
 async fn render(State(admin): State<Admin>) -> Response {
     match &admin.metrics {
         Some(handle) => {
+            admin.process.collect();
             handle.run_upkeep();
             (
                 [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],

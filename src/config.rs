@@ -87,6 +87,7 @@ pub struct Ingest {
 #[derive(Debug, Clone)]
 pub struct Admin {
     pub listen: SocketAddr,
+    pub count_every: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -217,6 +218,7 @@ impl Config {
             },
             admin: Admin {
                 listen: r.socket("admin.listen"),
+                count_every: r.seconds("admin.count_every_s", 1, 86_400),
             },
             spool: Spool {
                 dir: PathBuf::from(r.required_text("spool.dir")),

@@ -63,5 +63,6 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|error| TelemetryError::Metrics(error.to_string()))?;
     events::describe();
+    metrics_process::Collector::default().describe();
     Ok(handle)
 }

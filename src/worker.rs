@@ -36,6 +36,8 @@ use crate::ledger::{DueOf, Ledger};
 use crate::recording::carry::Seal;
 use crate::system_config::{Accounts, SystemConfig};
 
+mod labels;
+
 /// The queues that all workers share.
 pub const ACTIONS: &str = "kz_record_call.actions";
 pub const ENDINGS: &str = "kz_record_call.endings";
@@ -77,6 +79,7 @@ impl Worker {
     /// # Errors
     /// What this host itself does not allow: a port, the spool.
     pub async fn start(config: Config, clock: Clock, metrics: admin::Metrics) -> Result<Self, StartError> {
+        labels::begin_at_zero();
         let (tasks, handlers) = (TaskTracker::new(), TaskTracker::new());
         let (stop, close) = (CancellationToken::new(), CancellationToken::new());
         let sender = Sender {
@@ -172,13 +175,9 @@ impl Worker {
             stop: stop.clone(),
             config,
         });
-        let admin = admin::serve(
-            &parts.config.admin,
-            Readiness::new(Arc::clone(&parts)),
-            metrics,
-            &tasks,
-            close.clone(),
-        )
+        let readiness = Readiness::new(Arc::clone(&parts));
+        admin::watch::start(&readiness, &tasks, close.clone());
+        let admin = admin::serve(&parts.config.admin, readiness, metrics, &tasks, close.clone())
         .await
         .map_err(|source| StartError::Listen {
             what: "admin",

@@ -25,6 +25,7 @@ use crate::ledger::{Ledger, address};
 use crate::recording::carry::Seal;
 use crate::recording::order::Url;
 use crate::system_config::{Accounts, Plan, SystemConfig};
+use crate::telemetry::events::HoldRefused;
 
 use super::crash::Crash;
 use super::hands::Hands;
@@ -231,7 +232,13 @@ impl Parts {
                 holding,
             }),
             Err(error) => {
-                tracing::error!(call_id = case.entry.call_id, %error, "the hold does not take the audio; it stays on the switch");
+                HoldRefused {
+                    call_id: &case.entry.call_id,
+                    media_id: case.entry.order().map_or("", |order| order.media_id.as_str()),
+                    reason: error.reason(),
+                    why: &error.to_string(),
+                }
+                .emit();
                 Input::NotHeld
             }
         }

@@ -54,11 +54,22 @@ impl Spool {
 
     /// Whether there is room for `bytes` more, and the minimum after that.
     pub fn has_room(&self, bytes: u64) -> bool {
-        match rustix::fs::statvfs(&self.dir) {
-            Ok(stat) => stat.f_bavail.saturating_mul(stat.f_frsize) >= self.min_free.saturating_add(bytes),
+        match self.free_bytes() {
+            Some(free) => free >= self.min_free.saturating_add(bytes),
             // The folder may have been removed; the next file creates it again.
-            Err(_) => self.dir.parent().is_some_and(Path::exists),
+            None => self.dir.parent().is_some_and(Path::exists),
         }
+    }
+
+    /// What its disk has free; `None` when the folder does not tell.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let stat = rustix::fs::statvfs(&self.dir).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// With less than this free there is no room.
+    pub const fn min_free_bytes(&self) -> u64 {
+        self.min_free
     }
 
     /// Whether a file can be written now.
