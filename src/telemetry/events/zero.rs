@@ -21,7 +21,9 @@ pub struct Labels<'a> {
 /// Actions that are counted, by what is done.
 const ACTIONS: [&str; 6] = ["start", "stop", "mask", "unmask", "skip", "refused"];
 /// The answers that our upload port gives.
-const STATUSES: [&str; 10] = ["200", "400", "403", "404", "405", "408", "410", "413", "421", "503"];
+const STATUSES: [&str; 11] = [
+    "200", "400", "403", "404", "405", "408", "410", "413", "421", "503", "507",
+];
 /// Queues whose messages can be unreadable.
 const QUEUES: [&str; 3] = ["actions", "endings", "journal"];
 const CONNECTIONS: [&str; 2] = ["consume", "publish"];
