@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -17,11 +17,21 @@ use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::flow::perform::Parts;
+use crate::telemetry::LogLevel;
 
 pub mod watch;
 
-/// Renders the metrics; nothing when no recorder is installed.
-pub type Metrics = Option<PrometheusHandle>;
+/// The process' instruments; each is absent where nobody set it up.
+#[derive(Clone, Default)]
+pub struct Instruments {
+    /// Renders the metrics.
+    pub metrics: Option<PrometheusHandle>,
+    /// Changes what is logged.
+    pub log_level: Option<LogLevel>,
+}
+
+/// The longest body that is read.
+const MAX_BODY: usize = 16 << 10;
 
 /// How long the database, and the spool's disk, may take to say that they are there.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -111,7 +121,7 @@ impl Readiness {
 #[derive(Clone)]
 struct Admin {
     readiness: Readiness,
-    metrics: Metrics,
+    instruments: Instruments,
     process: metrics_process::Collector,
 }
 
@@ -122,7 +132,7 @@ struct Admin {
 pub async fn serve(
     config: &config::Admin,
     readiness: Readiness,
-    metrics: Metrics,
+    instruments: Instruments,
     tasks: &TaskTracker,
     stop: CancellationToken,
 ) -> std::io::Result<SocketAddr> {
@@ -132,9 +142,11 @@ pub async fn serve(
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(render))
+        .route("/log-level", get(log_level).put(set_log_level))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(Admin {
             readiness,
-            metrics,
+            instruments,
             process: metrics_process::Collector::default(),
         });
     tasks.spawn(async move {
@@ -168,7 +180,7 @@ async fn ready(State(admin): State<Admin>) -> Response {
 }
 
 async fn render(State(admin): State<Admin>) -> Response {
-    match &admin.metrics {
+    match &admin.instruments.metrics {
         Some(handle) => {
             admin.process.collect();
             handle.run_upkeep();
@@ -179,5 +191,26 @@ async fn render(State(admin): State<Admin>) -> Response {
                 .into_response()
         }
         None => (StatusCode::NOT_FOUND, "no metrics are recorded\n").into_response(),
+    }
+}
+
+async fn log_level(State(admin): State<Admin>) -> Response {
+    match &admin.instruments.log_level {
+        Some(level) => format!("{}\n", level.get()).into_response(),
+        None => (StatusCode::NOT_FOUND, "the log level cannot be changed\n").into_response(),
+    }
+}
+
+/// The body is the filter, as in `log.level`. In force until the worker ends.
+async fn set_log_level(State(admin): State<Admin>, filter: String) -> Response {
+    let Some(level) = &admin.instruments.log_level else {
+        return (StatusCode::NOT_FOUND, "the log level cannot be changed\n").into_response();
+    };
+    match level.set(&filter) {
+        Ok(()) => format!("{}\n", level.get()).into_response(),
+        Err(why) => {
+            let given = crate::kazoo::call::clip(filter.trim(), 200);
+            (StatusCode::BAD_REQUEST, format!("{given:?} {why}\n")).into_response()
+        }
     }
 }

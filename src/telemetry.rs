@@ -5,20 +5,20 @@ use std::io::IsTerminal as _;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+use tracing_subscriber::{fmt, reload};
 
 use crate::config::{Log, LogFormat};
 
 pub mod events;
+mod level;
 
-/// Turns the log level while the process runs.
-pub type LevelHandle = reload::Handle<EnvFilter, Registry>;
+pub use level::{FilterError, LogLevel};
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    #[error("log.level {0:?} is not a level or a filter")]
-    Filter(String),
+    #[error("log.level {0:?} {1}")]
+    Filter(String, FilterError),
     #[error("the process has a logger already")]
     Logger,
     #[error("the process has a metrics recorder already: {0}")]
@@ -29,10 +29,8 @@ pub enum TelemetryError {
 ///
 /// # Errors
 /// A filter that cannot be read, or a logger that is set already.
-pub fn init_logs(log: &Log) -> Result<LevelHandle, TelemetryError> {
-    // lapin calls every lost connection an error; ours say what it means. A filter that names lapin wins.
-    let filter = EnvFilter::try_new(format!("lapin=off,{}", log.level));
-    let filter = filter.map_err(|_| TelemetryError::Filter(log.level.clone()))?;
+pub fn init_logs(log: &Log) -> Result<LogLevel, TelemetryError> {
+    let filter = level::filter(&log.level).map_err(|why| TelemetryError::Filter(log.level.clone(), why))?;
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let done = match log.format {
@@ -47,7 +45,7 @@ pub fn init_logs(log: &Log) -> Result<LevelHandle, TelemetryError> {
             .try_init(),
     };
     done.map_err(|_| TelemetryError::Logger)?;
-    Ok(handle)
+    Ok(LogLevel::new(handle, &log.level))
 }
 
 /// Sets the process' metrics recorder.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::admin::{self, Readiness};
+use crate::admin::{self, Instruments, Readiness};
 use crate::amqp::{Binding, Consumers, Delivery, Publisher, QueueKind, QueueSpec, Requests};
 use crate::config::Config;
 use crate::couch::{Couch, CouchError};
@@ -78,7 +78,7 @@ impl Worker {
     ///
     /// # Errors
     /// What this host itself does not allow: a port, the spool.
-    pub async fn start(config: Config, clock: Clock, metrics: admin::Metrics) -> Result<Self, StartError> {
+    pub async fn start(config: Config, clock: Clock, instruments: Instruments) -> Result<Self, StartError> {
         labels::begin_at_zero();
         let (tasks, handlers) = (TaskTracker::new(), TaskTracker::new());
         let (stop, close) = (CancellationToken::new(), CancellationToken::new());
@@ -177,13 +177,13 @@ impl Worker {
         });
         let readiness = Readiness::new(Arc::clone(&parts));
         admin::watch::start(&readiness, &tasks, close.clone());
-        let admin = admin::serve(&parts.config.admin, readiness, metrics, &tasks, close.clone())
-        .await
-        .map_err(|source| StartError::Listen {
-            what: "admin",
-            address: parts.config.admin.listen.to_string(),
-            source,
-        })?;
+        let admin = admin::serve(&parts.config.admin, readiness, instruments, &tasks, close.clone())
+            .await
+            .map_err(|source| StartError::Listen {
+                what: "admin",
+                address: parts.config.admin.listen.to_string(),
+                source,
+            })?;
         let worker = Self {
             parts,
             tasks,
@@ -206,7 +206,7 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Where `/livez`, `/readyz` and `/metrics` are.
+    /// Where `/livez`, `/readyz`, `/metrics` and `/log-level` are.
     pub fn admin(&self) -> std::net::SocketAddr {
         self.admin
     }

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, warn};
 
+use crate::admin::Instruments;
 use crate::config::Config;
 use crate::kazoo::time::Clock;
 use crate::telemetry;
@@ -22,8 +23,10 @@ pub fn run(config: Config) -> ExitCode {
 }
 
 fn start(config: Config) -> anyhow::Result<()> {
-    telemetry::init_logs(&config.log)?;
-    let metrics = telemetry::init_metrics()?;
+    let instruments = Instruments {
+        log_level: Some(telemetry::init_logs(&config.log)?),
+        metrics: Some(telemetry::init_metrics()?),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -31,7 +34,7 @@ fn start(config: Config) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut signals = Signals::new().context("signals cannot be caught")?;
         let grace = config.flow.drain;
-        let worker = Worker::start(config, Clock::system(), Some(metrics)).await?;
+        let worker = Worker::start(config, Clock::system(), instruments).await?;
         signals.next().await;
         tokio::select! {
             () = worker.drain(grace) => {}
