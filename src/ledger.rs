@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::couch::{Couch, CouchError};
 use crate::entry::Entry;
 use crate::kazoo::time::{Clock, Moment, Month};
+use crate::telemetry::Pulses;
 
 mod counts;
 mod lookup;
@@ -80,13 +81,14 @@ impl Ledger {
         clock: Clock,
         worker: &str,
         due: DueOf,
-        tasks: &TaskTracker,
+        (tasks, pulses): (&TaskTracker, &Pulses),
         stop: CancellationToken,
     ) -> Self {
         let (notes, receiver) = mpsc::channel(WAITING);
         let (up_sender, up) = watch::channel(true);
         let store = Arc::new(Store::new(couch));
-        tasks.spawn(Writer::new(Arc::clone(&store), clock.clone(), due, receiver, up_sender).run(stop));
+        let writer = Writer::new(Arc::clone(&store), clock.clone(), due, receiver, up_sender);
+        tasks.spawn(pulses.beat("ledger", writer.run(stop)));
         Self {
             notes,
             store,

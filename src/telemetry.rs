@@ -11,8 +11,10 @@ use crate::config::{Log, LogFormat};
 
 pub mod events;
 mod level;
+mod pulse;
 
 pub use level::{FilterError, LogLevel};
+pub use pulse::Pulses;
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]

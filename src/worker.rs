@@ -35,8 +35,12 @@ use crate::kazoo::time::Clock;
 use crate::ledger::{DueOf, Ledger};
 use crate::recording::carry::Seal;
 use crate::system_config::{Accounts, SystemConfig};
+use crate::telemetry::Pulses;
 
 mod labels;
+mod service;
+
+use service::Service;
 
 /// The queues that all workers share.
 pub const ACTIONS: &str = "kz_record_call.actions";
@@ -70,6 +74,7 @@ pub struct Worker {
     handlers: TaskTracker,
     stop: CancellationToken,
     close: CancellationToken,
+    service: Service,
     admin: std::net::SocketAddr,
 }
 
@@ -86,6 +91,7 @@ impl Worker {
             node: format!("{APP_NAME}@{}", config.kazoo.host),
         };
         let secret = secret(&config);
+        let (service, pulses) = (Service::of_environment(), Pulses::default());
 
         let gates = Gates::default();
         // Bound before anything else: an action that nobody is bound for crashes its callflow listener.
@@ -93,11 +99,17 @@ impl Worker {
             &config.amqp,
             &sender.node,
             queues(&config, &gates),
-            &tasks,
+            (&tasks, &pulses),
             stop.clone(),
             close.clone(),
         );
-        let publisher = Publisher::start(&config.amqp, &sender.node, clock.clone(), &tasks, close.clone());
+        let publisher = Publisher::start(
+            &config.amqp,
+            &sender.node,
+            clock.clone(),
+            (&tasks, &pulses),
+            close.clone(),
+        );
 
         let spool =
             Spool::open(&config.spool.dir, config.spool.min_free_bytes).map_err(|source| StartError::Spool {
@@ -143,7 +155,14 @@ impl Worker {
         let ledger = {
             let policy = policy.clone();
             let due: DueOf = Arc::new(move |entry, now| next::due(entry, now, &policy));
-            Ledger::start(couch.clone(), clock.clone(), &policy_worker, due, &tasks, close.clone())
+            Ledger::start(
+                couch.clone(),
+                clock.clone(),
+                &policy_worker,
+                due,
+                (&tasks, &pulses),
+                close.clone(),
+            )
         };
         gates.open(&ledger, config.ledger.patience, &tasks, stop.clone());
         let parts = Arc::new(Parts {
@@ -176,7 +195,7 @@ impl Worker {
             config,
         });
         let readiness = Readiness::new(Arc::clone(&parts));
-        admin::watch::start(&readiness, &tasks, close.clone());
+        let checks = admin::watch::start(&readiness, &tasks, close.clone());
         let admin = admin::serve(&parts.config.admin, readiness, instruments, &tasks, close.clone())
             .await
             .map_err(|source| StartError::Listen {
@@ -184,16 +203,28 @@ impl Worker {
                 address: parts.config.admin.listen.to_string(),
                 source,
             })?;
+        let sessions = parts.consumers.watch();
+        service.start(
+            checks,
+            sessions,
+            parts.hands.clone(),
+            pulses.clone(),
+            &tasks,
+            close.clone(),
+        );
         let worker = Self {
             parts,
             tasks,
             handlers,
             stop,
             close,
+            service,
             admin,
         };
         worker.consume(receivers);
-        worker.tasks.spawn(sweep::run(Arc::clone(&worker.parts)));
+        worker
+            .tasks
+            .spawn(pulses.beat("sweep", sweep::run(Arc::clone(&worker.parts))));
         worker.tasks.spawn(sweep::reconcile(Arc::clone(&worker.parts)));
         worker.tasks.spawn(sweep::retain(Arc::clone(&worker.parts)));
         info!(
@@ -214,6 +245,7 @@ impl Worker {
     /// Ends in good order: no new deliveries, what is in hand is finished or given back within `grace`, then the connections close.
     pub async fn drain(self, grace: Duration) {
         info!(grace_s = grace.as_secs(), "draining");
+        self.service.stopping(grace);
         self.stop.cancel();
         self.handlers.close();
         if tokio::time::timeout(grace, self.handlers.wait()).await.is_err() {

@@ -20,6 +20,7 @@ use crate::kazoo::names::{CONTENT_TYPE, DELIVER_TO_PID, Exchange};
 use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::routing_key::MAX_BYTES;
 use crate::kazoo::time::Clock;
+use crate::telemetry::Pulses;
 use crate::telemetry::events::{AmqpConnection, Published};
 
 use super::delivery::Delivery;
@@ -76,17 +77,13 @@ impl Publisher {
         config: &config::Amqp,
         node: &str,
         clock: Clock,
-        tasks: &TaskTracker,
+        (tasks, pulses): (&TaskTracker, &Pulses),
         close: CancellationToken,
     ) -> Self {
         let (sender, connection) = watch::channel(None);
         let lost = Arc::new(Notify::new());
-        tasks.spawn(supervise(
-            Link::new("publish", node, config.clone()),
-            sender,
-            Arc::clone(&lost),
-            close,
-        ));
+        let link = Link::new("publish", node, config.clone());
+        tasks.spawn(pulses.beat("publish", supervise(link, sender, Arc::clone(&lost), close)));
         Self(Arc::new(Inner {
             connection,
             permits: Semaphore::new(usize::from(config.publish_window)),

@@ -29,6 +29,7 @@ mod main_job;
 mod places;
 mod sizes;
 mod support;
+mod watching;
 
 use support::{Services, Test};
 
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         places::TESTS,
         sizes::TESTS,
         killed::TESTS,
+        watching::TESTS,
     ];
     for list in lists {
         tests.extend_from_slice(list);

@@ -34,7 +34,9 @@ impl Worker {
             }
         }
         for (key, value) in settings {
-            match key.starts_with("KZ_RECORD_CALL") {
+            // Of a service manager.
+            let verbatim = ["NOTIFY_SOCKET", "WATCHDOG_USEC"].contains(&key.as_str());
+            match verbatim || key.starts_with("KZ_RECORD_CALL") {
                 true => command.env(key, value),
                 false => command.env(format!("KZ_RECORD_CALL__{key}"), value),
             };
