@@ -68,6 +68,7 @@ pub struct Kazoo {
     /// With a slash at its end.
     pub recordings: String,
     pub config_poll: Duration,
+    pub system_alerts: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -204,6 +205,7 @@ impl Config {
                 host,
                 recordings,
                 config_poll: r.seconds("kazoo.config_poll_s", 1, 86_400),
+                system_alerts: r.flag("kazoo.system_alerts"),
             },
             ingest: Ingest {
                 listen: r.socket("ingest.listen"),

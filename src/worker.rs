@@ -19,6 +19,7 @@ use crate::destination::hold::Hold;
 use crate::destination::http::{Http, NoClient};
 use crate::destination::servers::Servers;
 use crate::destination::targets::{Pauses, Targets};
+use crate::flow::alerts::Alerts;
 use crate::flow::crash::Crash;
 use crate::flow::hands::Hands;
 use crate::flow::next::{self, Policy};
@@ -165,6 +166,7 @@ impl Worker {
             )
         };
         gates.open(&ledger, config.ledger.patience, &tasks, stop.clone());
+        let alerts = Alerts::new(config.kazoo.system_alerts, &publisher, &sender, &handlers, &stop);
         let parts = Arc::new(Parts {
             sender,
             clock,
@@ -189,6 +191,7 @@ impl Worker {
             accounts,
             servers,
             targets,
+            alerts,
             crash: Crash::from_environment(),
             tasks: handlers.clone(),
             stop: stop.clone(),

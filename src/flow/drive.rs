@@ -213,6 +213,7 @@ fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
             cause: cause.name(),
         }
         .emit();
+        parts.alerts.raise(entry, Outcome::Parked, cause);
     }
     if let (true, false, Some((outcome, cause))) = (entry.is_closed(), before.is_closed(), entry.outcome()) {
         parts.registry.close(entry.key);
@@ -228,6 +229,9 @@ fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
             alarming: is_alarming(outcome, cause),
         }
         .emit();
+        if is_alarming(outcome, cause) {
+            parts.alerts.raise(entry, outcome, cause);
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use crate::recording::order::Url;
 use crate::system_config::{Accounts, Plan, SystemConfig};
 use crate::telemetry::events::HoldRefused;
 
+use super::alerts::Alerts;
 use super::crash::Crash;
 use super::hands::Hands;
 use super::next::{self, Case, Effect, Input, Policy};
@@ -64,6 +65,8 @@ pub struct Parts {
     pub accounts: Accounts,
     pub servers: Servers,
     pub targets: Targets,
+    /// For Kazoo's operators.
+    pub alerts: Alerts,
     pub crash: Crash,
     /// Tasks that have a recording in hand.
     pub tasks: TaskTracker,

@@ -73,12 +73,18 @@ pub(super) fn filter(text: &str) -> Result<EnvFilter, FilterError> {
     if text.len() > MAX_BYTES {
         return Err(FilterError::TooLong);
     }
+    let mut text = text.to_owned();
     // Commas also stand between the fields of a span.
     if !text.contains('[') {
-        let lone = |part: &&str| !part.contains('=') && part.parse::<LevelFilter>().is_err();
-        if let Some(word) = text.split(',').map(str::trim).find(lone) {
-            return Err(FilterError::NoLevel(word.to_owned()));
+        let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+        let lone = |part: &&&str| !part.contains('=') && part.parse::<LevelFilter>().is_err();
+        if let Some(word) = parts.iter().find(lone) {
+            return Err(FilterError::NoLevel((*word).to_owned()));
         }
+        if parts.is_empty() {
+            return Err(FilterError::Empty);
+        }
+        text = parts.join(",");
     }
     // lapin calls every lost connection an error; ours say what it means. A filter that names lapin wins.
     EnvFilter::try_new(format!("lapin=off,{text}")).map_err(|error| FilterError::Unreadable(error.to_string()))
@@ -95,6 +101,7 @@ mod tests {
             "WARN",
             " debug ",
             "off",
+            "info,",
             "info,kz_record_call::amqp=debug",
             "info, kz_record_call=trace,lapin=warn",
             "kz_record_call[action{media_id=\"a\",call_id=\"b\"}]=debug,info",
@@ -108,7 +115,7 @@ mod tests {
         assert_eq!(filter("").unwrap_err(), FilterError::Empty);
         assert_eq!(filter(" \n").unwrap_err(), FilterError::Empty);
         assert_eq!(filter("inof").unwrap_err(), FilterError::NoLevel("inof".into()));
-        assert_eq!(filter("info,").unwrap_err(), FilterError::NoLevel(String::new()));
+        assert_eq!(filter(" , ").unwrap_err(), FilterError::Empty);
         assert_eq!(
             filter("info,kz_record_call").unwrap_err(),
             FilterError::NoLevel("kz_record_call".into())

@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn a_task_that_blocks_its_thread_is_missed() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
+            .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();

@@ -22,6 +22,7 @@ pub fn begin_at_zero() {
     keys.push("data");
     let controls = [Control::Stop, Control::Mask, Control::Unmask].map(Control::name);
     let commands = [&["start"], &controls[..]].concat();
+    let announcements = [&Announcement::NAMES[..], &["system_alert"]].concat();
     events::begin_at_zero(&Labels {
         closed: &closed,
         parked: &parked,
@@ -29,7 +30,7 @@ pub fn begin_at_zero() {
         commands: &commands,
         findings: &Finding::ALL.map(Finding::name),
         destinations: &Destination::ALL.map(Destination::name),
-        announcements: &Announcement::NAMES,
+        announcements: &announcements,
         exchanges: &Exchange::ALL.map(Exchange::name),
         hold_refusals: &HoldError::REASONS,
     });

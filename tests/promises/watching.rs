@@ -16,6 +16,7 @@ promises![
     what_waits_is_told_in_numbers,
     the_service_manager_is_told_ready_when_the_worker_is_bound_and_not_before,
     the_log_level_is_changed_while_the_worker_runs,
+    kazoos_operators_are_alerted_when_they_want_to_be_and_not_in_a_storm,
 ];
 
 /// The value of one metric with its labels, as it stands in the text.
@@ -291,5 +292,45 @@ async fn the_log_level_is_changed_while_the_worker_runs(services: Arc<Services>)
         .logged("a command, at debug", |line| line["message"] == "command sent", SOON)
         .await?;
     call.hangup("NORMAL_CLEARING").await;
+    world.finish().await
+}
+
+async fn kazoos_operators_are_alerted_when_they_want_to_be_and_not_in_a_storm(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let alerts = || {
+        let seen = world.kazoo.tap().messages();
+        let alerts = seen.into_iter().filter(|message| message.exchange == "notifications");
+        alerts.collect::<Vec<_>>()
+    };
+    let parked = async |count: usize| {
+        for _ in 0..count {
+            let call = world.kazoo.new_call(CallOptions::talking());
+            call.execute(json!({"url": "ftp://recordings.example.com/in"}))
+                .await?
+                .continued(SOON)
+                .await?;
+            let recording = call.wait_recording_started(SOON).await?;
+            call.hangup("NORMAL_CLEARING").await;
+            ensure!(world.outcome(&recording.id).await?["Outcome"] == "parked");
+            // Told before its outcome is announced, so all of it is known here.
+            world.state(&call.id(), "parked", SOON).await?;
+        }
+        Ok(())
+    };
+    let mut silent = world.worker().await?;
+    parked(1).await?;
+    silent.terminate(SOON).await?;
+    ensure!(alerts().is_empty(), "alerts that nobody wants: {:#?}", alerts());
+    let mut worker = world.worker_with(&[("KAZOO__SYSTEM_ALERTS", "true")]).await?;
+    parked(3).await?;
+    let is_alert = |message: &crate::simulator::sim::Observed| message.exchange == "notifications";
+    let alert = world.kazoo.tap().wait(is_alert, SOON).await?;
+    ensure!(alert.key == "notifications.system.alert", "{}", alert.key);
+    ensure!(alert.body["Details"]["Cause"] == "unusable_url", "{:#?}", alert.body);
+    ensure!(alerts().len() == 1, "a storm: {:#?}", alerts());
+    // What was not told yet is told at the latest when the worker ends.
+    worker.terminate(SOON).await?;
+    let counts = |message: &crate::simulator::sim::Observed| is_alert(message) && message.body["Details"]["Count"] == 2;
+    world.kazoo.tap().wait(counts, SOON).await?;
     world.finish().await
 }
