@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::Config;
 
@@ -11,6 +11,7 @@ mod explain;
 mod healthcheck;
 mod ledger;
 mod list;
+mod pages;
 mod run;
 
 /// `EX_USAGE`: the configuration, or the command line, is wrong.
@@ -56,6 +57,12 @@ enum Command {
     Discard(list::DiscardArgs),
     /// Ask the worker of this host how it is: exit status 0 when it is ready.
     Healthcheck(healthcheck::HealthcheckArgs),
+    /// Print what makes a shell complete this program's arguments.
+    #[command(hide = true)]
+    Completions(pages::CompletionsArgs),
+    /// Print the manual page, or write all of them into a folder.
+    #[command(hide = true)]
+    Man(pages::ManArgs),
 }
 
 /// Runs the command line of this process.
@@ -63,6 +70,12 @@ pub fn main() -> ExitCode {
     // The one crypto library, before anything asks for it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = Cli::parse();
+    // What a package's build asks needs no configuration, and a wrong one is nothing to it.
+    match &cli.command {
+        Command::Completions(args) => return ended(pages::completions(Cli::command(), args)),
+        Command::Man(args) => return ended(pages::man(Cli::command(), args)),
+        _ => {}
+    }
     let config = match Config::load(cli.config.as_deref()) {
         Ok(config) => config,
         Err(mistakes) => {
@@ -80,7 +93,13 @@ pub fn main() -> ExitCode {
         Command::Retry(args) => list::retry(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
         Command::Healthcheck(args) => healthcheck::healthcheck(&config, &args),
+        // Done already.
+        Command::Completions(_) | Command::Man(_) => Ok(true),
     };
+    ended(done)
+}
+
+fn ended(done: anyhow::Result<bool>) -> ExitCode {
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
