@@ -8,15 +8,19 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::config::{NoBroker, TlsFault};
+
 mod consumer;
 mod delivery;
 mod link;
+mod probe;
 mod publisher;
 mod requests;
 mod topology;
 
 pub use consumer::{Consumers, SessionState};
 pub use delivery::{Delivery, MAX_BODY_BYTES};
+pub use probe::{Form, Load, Mailbox, Probe, Sent};
 pub use publisher::{PublishError, Publisher};
 pub use requests::{Pending, Requests};
 pub use topology::{Binding, QueueKind, QueueSpec};
@@ -30,9 +34,24 @@ pub enum AmqpError {
     Broker { what: &'static str, source: lapin::Error },
     #[error("the session ended: {0}")]
     Ended(&'static str),
+    #[error("amqp.uri is {0}")]
+    Uri(#[from] NoBroker),
+    #[error("{what}: {}", .fault.words("amqp.ca_file"))]
+    Tls { what: &'static str, fault: TlsFault },
 }
 
 impl AmqpError {
+    /// The broker's own code and words, if it said any: 403 refused, 404 missing, 406 exists in another form, 530 no such vhost.
+    pub fn reply(&self) -> Option<(u16, String)> {
+        match self {
+            Self::Broker { source, .. } => match source.kind() {
+                lapin::ErrorKind::ProtocolError(error) => Some((error.get_id(), error.get_message().to_string())),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Whether a broker answered, and would not have the connection.
     fn is_refused_by_broker(&self) -> bool {
         matches!(self, Self::Broker { source, .. } if source.is_amqp_error())
@@ -52,7 +71,18 @@ async fn within<T>(
 ) -> Result<T, AmqpError> {
     match tokio::time::timeout(limit, future).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(source)) => Err(AmqpError::Broker { what, source }),
+        Ok(Err(source)) => Err(match tls_fault(&source) {
+            Some(fault) => AmqpError::Tls { what, fault },
+            None => AmqpError::Broker { what, source },
+        }),
         Err(_) => Err(AmqpError::TimedOut { what, limit }),
+    }
+}
+
+/// lapin keeps what came from below behind an `Arc`, where an error's causes are not looked for.
+fn tls_fault(error: &lapin::Error) -> Option<TlsFault> {
+    match error.kind() {
+        lapin::ErrorKind::IOError(error) => TlsFault::of(&**error),
+        _ => None,
     }
 }

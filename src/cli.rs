@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError, Layers, Sources};
 
+mod check;
+mod config;
 mod explain;
 mod healthcheck;
 mod ledger;
@@ -30,6 +32,12 @@ struct Cli {
     #[arg(long, short, global = true, value_name = "FILE", env = "KZ_RECORD_CALL_CONFIG")]
     config: Option<PathBuf>,
 
+    /// A single setting, such as log.level=debug; wins over everything else. Can be given several times.
+    ///
+    /// Not for secrets: everybody on the host sees a command line.
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -39,7 +47,7 @@ enum Command {
     /// Run the worker until SIGTERM or SIGINT.
     ///
     /// On the first signal it takes nothing new, finishes what it has in hand within flow.drain_s, and leaves the rest to other
-    /// workers; a second signal ends it at once.
+    /// workers; a second signal ends it at once. On SIGHUP it reads the certificate for uploads again.
     Run,
     /// Tell the story of a recording: what was asked, what happened and when, where its audio is, and what comes next.
     Explain {
@@ -57,6 +65,14 @@ enum Command {
     Discard(list::DiscardArgs),
     /// Ask the worker of this host how it is: exit status 0 when it is ready.
     Healthcheck(healthcheck::HealthcheckArgs),
+    /// Look at everything that a worker needs, and tell what is wrong and what to do about it.
+    ///
+    /// Broker, Kazoo, database, settings for recordings, upload port, disk, clock. Nothing is changed, no message is taken. The exit status
+    /// is 1 when something is wrong that recordings need; warnings leave it 0.
+    Check(check::CheckArgs),
+    /// Print the settings.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Print what makes a shell complete this program's arguments.
     #[command(hide = true)]
     Completions(pages::CompletionsArgs),
@@ -69,32 +85,40 @@ enum Command {
 pub fn main() -> ExitCode {
     // The one crypto library, before anything asks for it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) => {
+            let _ = told.print();
+            // Help and the version are no error.
+            return ExitCode::from(if told.use_stderr() { USAGE } else { 0 });
+        }
+    };
     // What a package's build asks needs no configuration, and a wrong one is nothing to it.
     match &cli.command {
         Command::Completions(args) => return ended(pages::completions(Cli::command(), args)),
         Command::Man(args) => return ended(pages::man(Cli::command(), args)),
         _ => {}
     }
-    let config = match Config::load(cli.config.as_deref()) {
+    let layers = Layers::gather(&Sources::of_process(cli.config.as_deref(), &cli.set));
+    match &cli.command {
+        Command::Config(command) => return config::run(command, layers).unwrap_or_else(|error| failed(&error)),
+        Command::Check(args) => return check::run(layers, args).unwrap_or_else(|error| failed(&error)),
+        _ => {}
+    }
+    let notes = layers.notes().to_vec();
+    let config = match Config::of(layers) {
         Ok(config) => config,
-        Err(mistakes) => {
-            eprintln!("kz-record-call: the configuration is wrong:");
-            for mistake in mistakes {
-                eprintln!("  {mistake}");
-            }
-            return ExitCode::from(USAGE);
-        }
+        Err(mistakes) => return wrong(&mistakes, &notes),
     };
     let done = match cli.command {
-        Command::Run => return run::run(config),
+        Command::Run => return run::run(config, &notes),
         Command::Explain { name, json } => explain::run(&config, &name, json),
         Command::List(args) => list::list(&config, &args),
         Command::Retry(args) => list::retry(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
         Command::Healthcheck(args) => healthcheck::healthcheck(&config, &args),
-        // Done already.
-        Command::Completions(_) | Command::Man(_) => Ok(true),
+        // Done above.
+        Command::Config(_) | Command::Check(_) | Command::Completions(_) | Command::Man(_) => Ok(true),
     };
     ended(done)
 }
@@ -103,9 +127,26 @@ fn ended(done: anyhow::Result<bool>) -> ExitCode {
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("kz-record-call: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("kz-record-call: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// Tells all mistakes, and what was odd besides: it may be their cause.
+fn wrong(mistakes: &[ConfigError], notes: &[String]) -> ExitCode {
+    eprintln!("kz-record-call: the configuration is wrong:");
+    for mistake in mistakes {
+        eprintln!("  {mistake}");
+    }
+    if !notes.is_empty() {
+        eprintln!("odd besides:");
+    }
+    for note in notes {
+        eprintln!("  {note}");
+    }
+    ExitCode::from(USAGE)
 }

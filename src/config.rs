@@ -1,20 +1,30 @@
 //! Our own settings. `config/default.toml` is the manual: compiled in, every key with its comment.
 //!
-//! Loading opens no port and no file but the given one. All mistakes are found before any is reported.
+//! Loading opens no port, and no files but the given one, Kazoo's `config.ini`, and those that settings name. All mistakes are found before
+//! any is reported.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
 
+mod broker;
 mod destination;
+mod ini;
+mod kazoo_file;
+mod kazoo_ini;
 mod layers;
 mod reader;
+mod shown;
+mod tls;
 
+pub use broker::{NoBroker, authority, broker};
 pub use destination::{Allowed, Destination, Network, NotAllowed, PrivateAddresses};
-pub use layers::{ConfigError, Layers, Origin};
+pub use layers::{ConfigError, Layers, Origin, Sources};
 use reader::Reader;
+pub use shown::{MASK, shown, without_credentials};
+pub use tls::{Authorities, Identity, KeyFiles, TlsFault, Unusable};
 
 /// `config/default.toml`.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -41,6 +51,10 @@ pub struct Config {
 pub struct Amqp {
     /// At least one.
     pub uris: Vec<SecretString>,
+    /// For `amqps`: trusted besides the host's.
+    pub ca: Option<Authorities>,
+    /// For `amqps`, where the broker asks for one.
+    pub identity: Option<Identity>,
     pub connect_timeout: Duration,
     pub reconnect_min: Duration,
     pub reconnect_max: Duration,
@@ -56,6 +70,8 @@ pub struct Couchdb {
     pub url: url::Url,
     pub username: String,
     pub password: SecretString,
+    /// For `https`: trusted besides the host's.
+    pub ca: Option<Authorities>,
     pub database_prefix: String,
     pub connect_timeout: Duration,
     pub read_timeout: Duration,
@@ -76,6 +92,8 @@ pub struct Ingest {
     pub listen: SocketAddr,
     /// `None`: made of the host's name and the port that was bound.
     pub advertised_url: Option<url::Url>,
+    /// `None`: plain HTTP.
+    pub tls: Option<KeyFiles>,
     pub token_ttl: Duration,
     pub max_bytes: u64,
     pub stall_timeout: Duration,
@@ -157,20 +175,14 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Loads the defaults, then `file`, then the process' environment.
-    ///
-    /// # Errors
-    /// All mistakes at once, each with its key and where it was set.
-    pub fn load(file: Option<&Path>) -> Result<Self, Vec<ConfigError>> {
-        Self::of(Layers::load(file, std::env::vars())?)
-    }
-
     /// Reads the merged layers.
     ///
     /// # Errors
-    /// As `load`.
+    /// All mistakes at once, each with its key and where it was set.
     pub fn of(layers: Layers) -> Result<Self, Vec<ConfigError>> {
         let mut r = Reader::new(layers);
+        // Read before everything else, when the layers were gathered.
+        r.text("kazoo.config_file");
         let host = match r.text("kazoo.host") {
             host if host.is_empty() => host_name(),
             host => host,
@@ -184,6 +196,8 @@ impl Config {
             secret: r.secret("secret", 16),
             amqp: Amqp {
                 uris: r.amqp_uris("amqp.uri"),
+                ca: r.authorities("amqp.ca_file"),
+                identity: r.identity("amqp.client_certificate", "amqp.client_key"),
                 connect_timeout: r.millis("amqp.connect_timeout_ms", 100, 300_000),
                 reconnect_min: r.millis("amqp.reconnect_min_ms", 10, 10_000),
                 reconnect_max: r.millis("amqp.reconnect_max_ms", 10, 60_000),
@@ -196,6 +210,7 @@ impl Config {
                 url,
                 username,
                 password,
+                ca: r.authorities("couchdb.ca_file"),
                 database_prefix: r.database_prefix("couchdb.database_prefix"),
                 connect_timeout: r.millis("couchdb.connect_timeout_ms", 10, 60_000),
                 read_timeout: r.millis("couchdb.read_timeout_ms", 100, 600_000),
@@ -210,6 +225,7 @@ impl Config {
             ingest: Ingest {
                 listen: r.socket("ingest.listen"),
                 advertised_url: r.optional_url("ingest.advertised_url"),
+                tls: r.key_files("ingest.tls_certificate", "ingest.tls_key"),
                 token_ttl: r.seconds("ingest.token_ttl_s", 10, 604_800),
                 max_bytes: r.number("ingest.max_bytes", 1024, u64::MAX / 4),
                 stall_timeout: r.millis("ingest.stall_timeout_ms", 100, 600_000),
@@ -278,6 +294,13 @@ impl Config {
             r.mistake(
                 "ingest.token_ttl_s",
                 "is shorter than ingest.upload_timeout_s: uploads would outlive their permission",
+            );
+        }
+        let advertised = config.ingest.advertised_url.as_ref().map(url::Url::scheme);
+        if config.ingest.tls.is_some() && advertised == Some("http") {
+            r.mistake(
+                "ingest.advertised_url",
+                "is http, and ingest.tls_certificate makes the listener speak https only",
             );
         }
         if config.hold.kind == HoldKind::Folder && config.hold.folder.as_os_str().is_empty() {
@@ -395,6 +418,28 @@ mod tests {
         );
         let errors = with(&[("KZ_RECORD_CALL__DESTINATION__ALLOW", "10.1.0.0/99 http://h ::1")]).unwrap_err();
         assert_eq!(errors.len(), 2, "{errors:?}");
+    }
+
+    #[test]
+    fn certificates_are_read_with_the_rest_and_their_mistakes_are_told_with_the_rest() {
+        let errors = with(&[
+            ("KZ_RECORD_CALL__AMQP__CA_FILE", "/nowhere/ca.pem"),
+            ("KZ_RECORD_CALL__AMQP__CLIENT_KEY", "/nowhere/key.pem"),
+            ("KZ_RECORD_CALL__COUCHDB__CA_FILE", "/nowhere/ca.pem"),
+            ("KZ_RECORD_CALL__INGEST__TLS_CERTIFICATE", "/nowhere/cert.pem"),
+            ("KZ_RECORD_CALL__INGEST__TLS_KEY", "/nowhere/key.pem"),
+            ("KZ_RECORD_CALL__INGEST__ADVERTISED_URL", "http://here"),
+        ])
+        .unwrap_err();
+        let keys: Vec<&str> = errors.iter().map(|error| error.key.as_str()).collect();
+        let wrong = [
+            "amqp.ca_file",
+            "amqp.client_certificate",
+            "couchdb.ca_file",
+            "ingest.tls_certificate",
+            "ingest.advertised_url",
+        ];
+        assert_eq!(keys, wrong, "{errors:?}");
     }
 
     #[test]

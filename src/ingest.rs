@@ -1,5 +1,7 @@
 //! Our end of a recording's upload: the HTTP server that media switches PUT their files to.
 //!
+//! It speaks HTTP, or HTTPS where a certificate is configured.
+//!
 //! A 2xx makes the switch delete its file, so it is given only when somebody answers for the audio: the delivery that waits for this very
 //! upload. Everything else is an error status, and the file stays where it is. An upload is streamed to a spool file, hashed and inspected
 //! on the way; memory does not grow with its size.
@@ -14,12 +16,14 @@ mod receive;
 mod server;
 mod slots;
 mod spool;
+mod tls;
 mod token;
 
 pub use inspect::Inspector;
-pub use server::Ingest;
+pub use server::{Ingest, advertised};
 pub use slots::{Answer, Expected, Progress, Upload, Wanted};
-pub use spool::{Spool, SpoolFile};
+pub use spool::{Spool, SpoolFile, SpoolState};
+pub use tls::Certificate;
 
 /// What ends an upload without audio.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

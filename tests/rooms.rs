@@ -24,6 +24,8 @@ const HOUSE: &[&[&str]] = &[
 const PURE: &[&str] = &["entry", "recording", "kazoo"];
 /// Files of other rooms that do none either.
 const PURE_FILES: &[&str] = &[
+    "config/ini.rs",
+    "config/kazoo_ini.rs",
     "flow/next.rs",
     "destination/decide.rs",
     "destination/url.rs",

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::{Connection, ConnectionProperties};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::Instant;
@@ -43,11 +44,9 @@ impl Link {
 
     /// One attempt, at the next URI of the list.
     pub async fn connect(&mut self) -> Result<Connection, AmqpError> {
-        let uri: &SecretString = &self.config.uris[self.next % self.config.uris.len()];
-        let properties = ConnectionProperties::default().with_connection_name(self.client_name.clone().into());
-        let connecting = Connection::connect(uri.expose_secret(), properties);
+        let uri = &self.config.uris[self.next % self.config.uris.len()];
         let begun = Instant::now();
-        let connected = within(self.config.connect_timeout, "connecting", connecting).await;
+        let connected = connect(&self.config, uri, &self.client_name).await;
         let (connection, took) = (self.name, begun.elapsed());
         trace!(connection, ?took, connected = connected.is_ok(), "connect attempt");
         if connected.is_err() {
@@ -79,6 +78,32 @@ impl Link {
 
     pub fn name(&self) -> &'static str {
         self.name
+    }
+}
+
+/// Connects to one broker, within the configured time. `client_name` is what the broker's own tools show.
+///
+/// # Errors
+/// `Tls` names the setting that helps.
+pub async fn connect(config: &config::Amqp, uri: &SecretString, client_name: &str) -> Result<Connection, AmqpError> {
+    // Read once already, when the configuration was checked.
+    let uri = config::broker(uri.expose_secret())?;
+    let properties = ConnectionProperties::default().with_connection_name(client_name.to_owned().into());
+    let connecting = async {
+        let runtime = lapin::runtime::default_runtime()?;
+        Connection::connect_uri_with_config(uri, properties, tls(config), runtime).await
+    };
+    within(config.connect_timeout, "connecting", connecting).await
+}
+
+/// What `amqps` needs besides the host's own authorities; `amqp` does not look at it.
+fn tls(config: &config::Amqp) -> OwnedTLSConfig {
+    OwnedTLSConfig {
+        identity: config.identity.as_ref().map(|identity| OwnedIdentity::PKCS8 {
+            pem: identity.certificate.as_bytes().to_vec(),
+            key: identity.key.as_bytes().to_vec(),
+        }),
+        cert_chain: config.ca.as_ref().map(|authorities| authorities.pem.to_string()),
     }
 }
 

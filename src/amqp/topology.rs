@@ -136,14 +136,14 @@ pub async fn bind_early(connection: &Connection, spec: &QueueSpec) -> Result<(),
     Ok(())
 }
 
-fn options(exchange: Exchange) -> ExchangeDeclareOptions {
+pub(super) fn options(exchange: Exchange) -> ExchangeDeclareOptions {
     ExchangeDeclareOptions {
         durable: exchange.is_durable(),
         ..ExchangeDeclareOptions::default()
     }
 }
 
-fn kind(exchange: Exchange) -> ExchangeKind {
+pub(super) fn kind(exchange: Exchange) -> ExchangeKind {
     match exchange.kind() {
         names::ExchangeKind::Topic => ExchangeKind::Topic,
         names::ExchangeKind::Direct => ExchangeKind::Direct,
@@ -172,11 +172,11 @@ async fn channel(connection: &Connection) -> Result<Channel, AmqpError> {
     within(LIMIT, "opening a channel", connection.create_channel()).await
 }
 
-async fn close(channel: &Channel) {
+pub(super) async fn close(channel: &Channel) {
     let _ = within(LIMIT, "closing a channel", channel.close(200, "done".into())).await;
 }
 
-fn declaration(kind: &QueueKind) -> (QueueDeclareOptions, FieldTable) {
+pub(super) fn declaration(kind: &QueueKind) -> (QueueDeclareOptions, FieldTable) {
     let mut arguments = FieldTable::default();
     let text = |text: &str| AMQPValue::LongString(text.into());
     let durable = QueueDeclareOptions {

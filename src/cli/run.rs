@@ -1,6 +1,7 @@
 //! `kz-record-call run`: the worker, from start to drain.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -12,8 +13,9 @@ use crate::kazoo::time::Clock;
 use crate::telemetry;
 use crate::worker::Worker;
 
-pub fn run(config: Config) -> ExitCode {
-    match start(config) {
+/// Runs the worker. `notes` is what was odd about the configuration.
+pub fn run(config: Config, notes: &[String]) -> ExitCode {
+    match start(config, notes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kz-record-call: {error:#}");
@@ -22,11 +24,14 @@ pub fn run(config: Config) -> ExitCode {
     }
 }
 
-fn start(config: Config) -> anyhow::Result<()> {
+fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
     let instruments = Instruments {
         log_level: Some(telemetry::init_logs(&config.log)?),
         metrics: Some(telemetry::init_metrics()?),
     };
+    for note in notes {
+        warn!("{note}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -34,11 +39,13 @@ fn start(config: Config) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut signals = Signals::new().context("signals cannot be caught")?;
         let grace = config.flow.drain;
-        let worker = Worker::start(config, Clock::system(), instruments).await?;
-        signals.next().await;
+        let worker = Worker::start(config, clock(), instruments).await?;
+        while signals.next().await == Wanted::Reload {
+            worker.reload();
+        }
         tokio::select! {
             () = worker.drain(grace) => {}
-            () = signals.next() => warn!("a second signal: ending at once"),
+            () = signals.end() => warn!("a second signal: ending at once"),
         }
         anyhow::Ok(())
     })?;
@@ -47,9 +54,27 @@ fn start(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a signal wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    End,
+    Reload,
+}
+
+/// The system's clock. In debug builds a test can put it forward, to stand at the turn of a month.
+fn clock() -> Clock {
+    const VARIABLE: &str = "KZ_RECORD_CALL_TEST_CLOCK_FORWARD_S";
+    let forward = cfg!(debug_assertions).then(|| std::env::var(VARIABLE).ok()).flatten();
+    match forward.and_then(|seconds| seconds.parse().ok()) {
+        Some(seconds) => Clock::put_forward(Duration::from_secs(seconds)),
+        None => Clock::system(),
+    }
+}
+
 struct Signals {
     term: Signal,
     int: Signal,
+    hup: Signal,
 }
 
 impl Signals {
@@ -57,16 +82,25 @@ impl Signals {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) {
-        let got = tokio::select! {
-            got = self.term.recv() => got,
-            got = self.int.recv() => got,
+    async fn next(&mut self) -> Wanted {
+        let (got, wanted) = tokio::select! {
+            got = self.term.recv() => (got, Wanted::End),
+            got = self.int.recv() => (got, Wanted::End),
+            got = self.hup.recv() => (got, Wanted::Reload),
         };
         if got.is_none() {
             error!("signals cannot be received any more");
+            return Wanted::End;
         }
+        wanted
+    }
+
+    /// Waits for one that wants the end.
+    async fn end(&mut self) {
+        while self.next().await != Wanted::End {}
     }
 }

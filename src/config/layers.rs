@@ -1,4 +1,4 @@
-//! The layers that settings come from, merged, with where each value was set.
+//! The layers that settings come from, merged, with where each value was set: defaults, Kazoo's own file, a file, the environment, flags.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,25 +6,60 @@ use std::path::Path;
 
 use thiserror::Error;
 use toml::Value;
+use toml::de::{DeTable, DeValue};
+
+use super::kazoo_file;
 
 /// Variables of the environment that set a key begin with this.
 pub const ENV_PREFIX: &str = "KZ_RECORD_CALL__";
 
-/// Where a value was set.
+/// Where a value was set. Later ones win over earlier ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     Default,
-    File(String),
+    /// Kazoo's `config.ini`.
+    Kazoo {
+        path: String,
+        line: usize,
+    },
+    /// The file that `--config` names; the line where it is known.
+    File {
+        path: String,
+        line: Option<usize>,
+    },
     /// The variable's name.
     Environment(String),
+    /// `--set`.
+    Flag,
+}
+
+impl Origin {
+    /// Which of two values of different keys was set nearer to the operator.
+    pub fn rank(&self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::Kazoo { .. } => 1,
+            Self::File { .. } => 2,
+            Self::Environment(_) => 3,
+            Self::Flag => 4,
+        }
+    }
+
+    /// One word for machines.
+    pub fn kind(&self) -> &'static str {
+        ["default", "kazoo", "file", "environment", "flag"][usize::from(self.rank())]
+    }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
-            Self::File(path) => write!(f, "file {path}"),
+            Self::Kazoo { path, line } => write!(f, "Kazoo's file {path}:{line}"),
+            Self::File { path, line: Some(line) } => write!(f, "file {path}:{line}"),
+            Self::File { path, line: None } => write!(f, "file {path}"),
             Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Flag => f.write_str("flag --set"),
         }
     }
 }
@@ -39,14 +74,48 @@ pub struct ConfigError {
     pub problem: String,
 }
 
+/// What is read.
+#[derive(Debug, Clone)]
+pub struct Sources<'a> {
+    /// Our own file.
+    pub file: Option<&'a Path>,
+    pub environment: Vec<(String, String)>,
+    /// `key=value` each.
+    pub flags: &'a [String],
+    /// Where Kazoo's file is looked for when neither `kazoo.config_file` nor `KAZOO_CONFIG` names it.
+    pub kazoo_places: &'a [&'a str],
+}
+
+impl<'a> Sources<'a> {
+    /// This process' environment, and Kazoo's usual places.
+    pub fn of_process(file: Option<&'a Path>, flags: &'a [String]) -> Self {
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Self {
+            file,
+            environment,
+            flags,
+            kazoo_places: kazoo_file::USUAL_PLACES,
+        }
+    }
+}
+
 /// All values, by dotted key.
 #[derive(Debug, Clone, Default)]
 pub struct Layers {
     values: BTreeMap<String, (Value, Origin)>,
+    /// The keys that there are, with their lines in the manual, `config/default.toml`.
+    manual: BTreeMap<String, usize>,
+    /// What cannot be read at all.
+    mistakes: Vec<ConfigError>,
+    notes: Vec<String>,
+    /// Kazoo's file, if one was read.
+    kazoo_file: Option<String>,
 }
 
 impl Layers {
-    /// Merges the compiled-in defaults, `file` and `environment`, in that order.
+    /// Merges the compiled-in defaults, `file` and `environment`, in that order. Kazoo's usual places are not looked at.
     ///
     /// # Errors
     /// A file that cannot be read or is not TOML.
@@ -54,57 +123,115 @@ impl Layers {
         file: Option<&Path>,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, Vec<ConfigError>> {
-        let mut layers = Self::default();
-        layers.add_toml(super::DEFAULTS, &Origin::Default)?;
-        if let Some(path) = file {
-            let origin = Origin::File(path.display().to_string());
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                vec![ConfigError {
-                    key: "--config".into(),
-                    origin: origin.clone(),
-                    problem: error.to_string(),
-                }]
-            })?;
-            layers.add_toml(&text, &origin)?;
+        let layers = Self::gather(&Sources {
+            file,
+            environment: environment.collect(),
+            flags: &[],
+            kazoo_places: &[],
+        });
+        if layers.mistakes.is_empty() {
+            Ok(layers)
+        } else {
+            Err(layers.mistakes)
         }
-        for (name, value) in environment {
+    }
+
+    /// Merges all sources. What cannot be read is among the mistakes; the rest is there all the same.
+    pub fn gather(sources: &Sources<'_>) -> Self {
+        let mut layers = Self::default();
+        layers.add_toml(super::DEFAULTS, |_| Origin::Default);
+        layers.manual = lines(super::DEFAULTS).unwrap_or_default();
+        let mut above = Self::default();
+        if let Some(path) = sources.file {
+            above.add_file(path);
+        }
+        for (name, value) in &sources.environment {
             if let Some(path) = name.strip_prefix(ENV_PREFIX) {
                 let key = path.to_ascii_lowercase().replace("__", ".");
-                layers
-                    .values
-                    .insert(key, (Value::String(value), Origin::Environment(name)));
+                above.set(key, Value::String(value.clone()), Origin::Environment(name.clone()));
             }
         }
-        Ok(layers)
+        for (index, flag) in sources.flags.iter().enumerate() {
+            match flag.split_once('=') {
+                Some((key, value)) if !key.trim().is_empty() => {
+                    above.set(key.trim().to_owned(), Value::String(value.to_owned()), Origin::Flag);
+                }
+                // Not shown: it may be a secret.
+                _ => above.mistake(
+                    "--set",
+                    Origin::Flag,
+                    format!("is not key=value (number {} of them)", index + 1),
+                ),
+            }
+        }
+        // What the upper layers say decides which of Kazoo's files is read, and as which zone's.
+        kazoo_file::add(&mut layers, &above, sources);
+        layers.values.extend(above.values);
+        layers.mistakes.extend(above.mistakes);
+        layers.notes.extend(above.notes);
+        layers
     }
 
-    fn add_toml(&mut self, text: &str, origin: &Origin) -> Result<(), Vec<ConfigError>> {
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-            let problem = format!("is not TOML: {}", error.to_string().trim());
-            vec![ConfigError {
-                key: "the file".into(),
-                origin: origin.clone(),
-                problem,
-            }]
-        })?;
-        self.add_table("", table, origin);
-        Ok(())
+    fn add_file(&mut self, path: &Path) {
+        let shown = path.display().to_string();
+        let origin = |line| Origin::File {
+            path: shown.clone(),
+            line,
+        };
+        match std::fs::read_to_string(path) {
+            Ok(text) => self.add_toml(&text, origin),
+            Err(error) => self.mistake("--config", origin(None), format!("cannot be read: {error}")),
+        }
     }
 
-    fn add_table(&mut self, prefix: &str, table: toml::Table, origin: &Origin) {
+    fn add_toml(&mut self, text: &str, origin: impl Fn(Option<usize>) -> Origin) {
+        let parsed = text.parse::<toml::Table>().and_then(|table| Ok((table, lines(text)?)));
+        match parsed {
+            Ok((table, lines)) => self.add_table("", table, &|key| origin(lines.get(key).copied())),
+            Err(error) => {
+                // Not the error's own text: that shows the line, and with it what may be a secret.
+                let line = error.span().map(|span| line_at(text, span.start));
+                let problem = format!("is not TOML: {}", error.message());
+                self.mistake("the file", origin(line), problem);
+            }
+        }
+    }
+
+    fn add_table(&mut self, prefix: &str, table: toml::Table, origin: &dyn Fn(&str) -> Origin) {
         for (name, value) in table {
-            let key = if prefix.is_empty() {
-                name
-            } else {
-                format!("{prefix}.{name}")
-            };
+            let key = dotted(prefix, &name);
             match value {
                 Value::Table(inner) => self.add_table(&key, inner, origin),
                 value => {
-                    self.values.insert(key, (value, origin.clone()));
+                    let origin = origin(&key);
+                    self.set(key, value, origin);
                 }
             }
         }
+    }
+
+    pub(super) fn set(&mut self, key: String, value: Value, origin: Origin) {
+        self.values.insert(key, (value, origin));
+    }
+
+    pub(super) fn mistake(&mut self, key: &str, origin: Origin, problem: String) {
+        self.mistakes.push(ConfigError {
+            key: key.to_owned(),
+            origin,
+            problem,
+        });
+    }
+
+    pub(super) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    pub(super) fn read_from_kazoo(&mut self, path: String) {
+        self.kazoo_file = Some(path);
+    }
+
+    pub(super) fn take_mistakes(&mut self) -> Vec<ConfigError> {
+        std::mem::take(&mut self.mistakes)
     }
 
     pub fn get(&self, key: &str) -> Option<&(Value, Origin)> {
@@ -114,4 +241,59 @@ impl Layers {
     pub fn keys(&self) -> impl Iterator<Item = (&str, &Origin)> {
         self.values.iter().map(|(key, (_, origin))| (key.as_str(), origin))
     }
+
+    /// All keys with their values, as the manual has them, what it does not know at the end. The flag tells whether it knows the key.
+    pub fn settings(&self) -> Vec<(&str, &Value, &Origin, bool)> {
+        let line = |key: &str| self.manual.get(key).copied();
+        let mut all: Vec<_> = self
+            .values
+            .iter()
+            .map(|(key, (value, origin))| (key.as_str(), value, origin, line(key).is_some()))
+            .collect();
+        all.sort_by_key(|(key, ..)| (line(key).unwrap_or(usize::MAX), (*key).to_owned()));
+        all
+    }
+
+    /// What is odd, and no mistake: for the log, and for people.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The path of Kazoo's file, if one was read.
+    pub fn kazoo_file(&self) -> Option<&str> {
+        self.kazoo_file.as_deref()
+    }
 }
+
+fn dotted(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{prefix}.{name}")
+    }
+}
+
+fn line_at(text: &str, at: usize) -> usize {
+    text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// The line of each value, by dotted key.
+fn lines(text: &str) -> Result<BTreeMap<String, usize>, toml::de::Error> {
+    fn collect(prefix: &str, table: &DeTable<'_>, text: &str, into: &mut BTreeMap<String, usize>) {
+        for (name, value) in table {
+            let key = dotted(prefix, name.get_ref());
+            match value.get_ref() {
+                DeValue::Table(inner) => collect(&key, inner, text, into),
+                _ => {
+                    into.insert(key, line_at(text, value.span().start));
+                }
+            }
+        }
+    }
+    let mut lines = BTreeMap::new();
+    collect("", DeTable::parse(text)?.get_ref(), text, &mut lines);
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
 use toml::Value;
 use url::Url;
 
+use super::broker::broker;
 use super::layers::{ConfigError, Layers, Origin};
+use super::tls::{Authorities, Identity, KeyFiles};
 
 pub struct Reader {
     layers: Layers,
@@ -17,11 +20,11 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn new(layers: Layers) -> Self {
+    pub fn new(mut layers: Layers) -> Self {
         Self {
+            mistakes: layers.take_mistakes(),
             layers,
             asked: BTreeSet::new(),
-            mistakes: Vec::new(),
         }
     }
 
@@ -46,15 +49,18 @@ impl Reader {
     }
 
     pub fn mistake(&mut self, key: &str, problem: impl Into<String>) {
-        let origin = self
-            .layers
-            .get(key)
-            .map_or(Origin::Default, |(_, origin)| origin.clone());
+        let origin = self.origin(key);
         self.mistakes.push(ConfigError {
             key: key.to_owned(),
             origin,
             problem: problem.into(),
         });
+    }
+
+    fn origin(&self, key: &str) -> Origin {
+        self.layers
+            .get(key)
+            .map_or(Origin::Default, |(_, origin)| origin.clone())
     }
 
     fn value(&mut self, key: &str) -> Option<Value> {
@@ -205,6 +211,49 @@ impl Reader {
         }
     }
 
+    /// A file with certificates of authorities; empty: none.
+    pub fn authorities(&mut self, key: &str) -> Option<Authorities> {
+        let path = self.path(key)?;
+        Authorities::read(&path)
+            .map_err(|why| self.mistake(key, why.to_string()))
+            .ok()
+    }
+
+    /// A certificate of our own, and its key; both empty: none.
+    pub fn identity(&mut self, certificate: &str, key: &str) -> Option<Identity> {
+        let files = self.both(certificate, key)?;
+        let read = Identity::read(&files.certificate, &files.key);
+        read.map_err(|why| self.mistake(certificate, why.to_string())).ok()
+    }
+
+    /// As `identity`, of files that are read again later. They are read once here, for what is wrong with them.
+    pub fn key_files(&mut self, certificate: &str, key: &str) -> Option<KeyFiles> {
+        let files = self.both(certificate, key)?;
+        if let Err(why) = files.load() {
+            self.mistake(certificate, why.to_string());
+        }
+        Some(files)
+    }
+
+    fn both(&mut self, certificate: &str, key: &str) -> Option<KeyFiles> {
+        match (self.path(certificate), self.path(key)) {
+            (Some(certificate), Some(key)) => Some(KeyFiles { certificate, key }),
+            (None, None) => None,
+            (Some(_), None) => {
+                self.mistake(key, format!("is empty, and {certificate} is not"));
+                None
+            }
+            (None, Some(_)) => {
+                self.mistake(certificate, format!("is empty, and {key} is not"));
+                None
+            }
+        }
+    }
+
+    fn path(&mut self, key: &str) -> Option<PathBuf> {
+        Some(self.text(key)).filter(|path| !path.is_empty()).map(PathBuf::from)
+    }
+
     pub fn secret(&mut self, key: &str, min: usize) -> Option<SecretString> {
         let text = self.text(key);
         if !text.is_empty() && text.len() < min {
@@ -222,9 +271,18 @@ impl Reader {
             Some(Value::String(text)) => words(&text).map(str::to_owned).collect(),
             _ => Vec::new(),
         };
-        let good = |uri: &String| Url::parse(uri).is_ok_and(|u| matches!(u.scheme(), "amqp" | "amqps") && u.has_host());
-        if list.is_empty() || !list.iter().all(good) {
+        if list.is_empty() {
             self.mistake(key, "is not an amqp:// or amqps:// URI, or several");
+        }
+        for (index, uri) in list.iter().enumerate() {
+            if let Err(why) = broker(uri) {
+                let which = if list.len() > 1 {
+                    format!("number {}: ", index + 1)
+                } else {
+                    String::new()
+                };
+                self.mistake(key, format!("{which}is {why}"));
+            }
         }
         list.into_iter().map(SecretString::from).collect()
     }
@@ -249,7 +307,9 @@ impl Reader {
                 .decode_utf8_lossy()
                 .into_owned()
         };
-        if username.is_empty() && !url.username().is_empty() {
+        // Credentials that stand apart win over those in the URL, unless the URL was set nearer to the operator than they were.
+        let nearer = self.origin("couchdb.url").rank() > self.origin("couchdb.username").rank();
+        if !url.username().is_empty() && (username.is_empty() || nearer) {
             username = decoded(url.username());
             password = url.password().map(decoded).unwrap_or(password);
         }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use couch_rs::database::Database;
 use couch_rs::error::CouchError as LibraryError;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Method, RequestBuilder, Response};
+use reqwest::{Certificate, Method, RequestBuilder, Response};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use url::Url;
 
-use crate::config;
+use crate::config::{self, TlsFault};
 
 use super::databases::Known;
 use super::{CouchError, Server};
@@ -23,7 +23,8 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 /// A database server. Cheap to clone.
 #[derive(Clone)]
 pub struct Couch {
-    documents: couch_rs::Client,
+    /// `None` where authorities of our own are to be trusted: the library knows only the host's.
+    documents: Option<couch_rs::Client>,
     http: reqwest::Client,
     /// Without the time-out of `http`, which would cut long uploads; see `watch`.
     uploads: reqwest::Client,
@@ -43,8 +44,13 @@ impl Couch {
     /// When the HTTP client cannot be built, as without any root certificate.
     pub fn new(config: &config::Couchdb) -> Result<Self, CouchError> {
         let failed = |error: String| CouchError::NoAnswer(error);
+        let authorities = match &config.ca {
+            Some(ca) => Certificate::from_pem_bundle(ca.pem.as_bytes()).map_err(|error| failed(error.to_string()))?,
+            None => Vec::new(),
+        };
         let client = || {
             reqwest::Client::builder()
+                .tls_certs_merge(authorities.clone())
                 .connect_timeout(config.connect_timeout)
                 // Shorter than any server's keep-alive, so that an upload never begins on a connection that is being closed.
                 .pool_idle_timeout(Duration::from_secs(4))
@@ -56,13 +62,12 @@ impl Couch {
         let (username, password) = (config.username.as_str(), config.password.expose_secret());
         let seconds = config.read_timeout.as_secs().max(1);
         let credentials = (!username.is_empty()).then_some((username, password));
-        let documents = couch_rs::Client::new_with_timeout(
-            config.url.as_str(),
-            credentials.map(|c| c.0),
-            credentials.map(|c| c.1),
-            Some(seconds),
-        )
-        .map_err(|error| failed(error.to_string()))?;
+        let library = || {
+            let (username, password) = (credentials.map(|c| c.0), credentials.map(|c| c.1));
+            couch_rs::Client::new_with_timeout(config.url.as_str(), username, password, Some(seconds))
+        };
+        let documents = config.ca.is_none().then(library).transpose();
+        let documents = documents.map_err(|error| failed(error.to_string()))?;
         Ok(Self {
             documents,
             http,
@@ -94,11 +99,14 @@ impl Couch {
     /// # Errors
     /// `NoAnswer`, or what it answered instead.
     pub async fn ping(&self) -> Result<(), CouchError> {
-        self.documents
-            .check_status()
-            .await
-            .map(drop)
-            .map_err(|error| of_library(&error, ""))
+        match &self.documents {
+            Some(library) => library
+                .check_status()
+                .await
+                .map(drop)
+                .map_err(|error| of_library(&error, "")),
+            None => answer(self.server(Method::GET, "").send().await, "").await.map(drop),
+        }
     }
 
     /// A document, or `None` when it, or its database, does not exist.
@@ -106,16 +114,23 @@ impl Couch {
     /// # Errors
     /// Anything else than the document or its absence.
     pub async fn get(&self, database: &str, id: &str) -> Result<Option<Value>, CouchError> {
-        match self.database(database).get_raw(id).await {
+        let found = match &self.documents {
+            Some(library) => {
+                // `Client::db` would create it.
+                let name = segment(&format!("{}{database}", self.prefix));
+                let found = Database::new(name, library.clone()).get_raw(id).await;
+                found.map_err(|error| of_library(&error, database))
+            }
+            None => {
+                let found = answer(self.request(Method::GET, database, &[id]).send().await, database).await;
+                found.map(|(_, document)| document)
+            }
+        };
+        match found {
             Ok(document) => Ok(Some(document)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(of_library(&error, database)),
+            Err(CouchError::NotFound | CouchError::DatabaseMissing(_)) => Ok(None),
+            Err(error) => Err(error),
         }
-    }
-
-    fn database(&self, name: &str) -> Database {
-        // `Client::db` would create it.
-        Database::new(segment(&format!("{}{name}", self.prefix)), self.documents.clone())
     }
 
     /// A request of our own to `/<database>/<path segments…>`, with credentials.
@@ -184,6 +199,9 @@ pub(super) async fn answer(
 
 /// A transport error in words, with its causes and without the URL, which may hold credentials.
 pub(super) fn no_answer(error: &reqwest::Error) -> CouchError {
+    if let Some(fault) = TlsFault::of(error) {
+        return CouchError::NoAnswer(fault.words("couchdb.ca_file"));
+    }
     let mut words = String::new();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -204,13 +222,17 @@ pub(super) fn no_answer(error: &reqwest::Error) -> CouchError {
     })
 }
 
-/// couch_rs hides transport errors behind status 501 and keeps only CouchDB's `error` word.
+/// couch_rs hides transport errors behind status 501 and keeps only CouchDB's `error` word; not even that, where it makes a transport error of
+/// a status.
 fn of_library(error: &LibraryError, database: &str) -> CouchError {
     let transport = error
         .source()
         .and_then(|source| source.downcast_ref::<reqwest::Error>());
     match (transport, error) {
-        (Some(transport), _) => no_answer(transport),
+        (Some(transport), _) => match transport.status() {
+            Some(status) => CouchError::of_status(status.as_u16(), "", "", database),
+            None => no_answer(transport),
+        },
         (None, LibraryError::OperationFailed(details)) => {
             CouchError::of_status(details.status.as_u16(), &details.message, "", database)
         }

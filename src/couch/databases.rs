@@ -1,5 +1,6 @@
 //! What is asked of a server as a whole: its version, its databases, and many documents at once.
 
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,12 @@ impl Version {
             parts.next().flatten().unwrap_or(0),
             parts.next().flatten().unwrap_or(0),
         ))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
     }
 }
 

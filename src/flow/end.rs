@@ -44,12 +44,16 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
             None => return reject(parts, delivery, "endings", &event.call_id, &why.to_string()).await,
         },
     };
-    let told = Told::of(&event, parts.now());
-    let mut entry = known(parts, order).await;
+    let told = Box::new(Told::of(&event, parts.now()));
     let what = match event.name {
-        EventName::RecordStart => What::Started(Box::new(told)),
-        EventName::RecordStop => What::Ended(Box::new(told)),
+        EventName::RecordStart => What::Started(told),
+        EventName::RecordStop => What::Ended(told),
     };
+    if event.name == EventName::RecordStart {
+        // At once, for somebody here may be about to let the switch's file go.
+        notices::tell_hands(parts, order.key, &what);
+    }
+    let mut entry = known(parts, order).await;
     emit(&event, &entry);
     let fact = Fact {
         at: parts.now(),

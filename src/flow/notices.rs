@@ -61,14 +61,25 @@ pub fn began_again(parts: &Arc<Parts>, key: Key, started: &Fact) {
     send(parts, "began_again", json!({ "Key": key, "Fact": started }));
 }
 
-/// The recording and its continuations, as many as there can be: whichever of them is in hand here, now or soon.
-fn tell_family(parts: &Parts, key: Key, started: &Fact) {
-    let mut member = key;
-    for _ in 0..FAMILY {
-        parts.registry.began_again(member, started.clone());
-        let _ = parts.hands.tell(member, Input::Fact(started.what.clone()));
-        member = member.continuation();
+/// Tells whoever has the recording, or one of its continuations, in hand here.
+pub fn tell_hands(parts: &Parts, key: Key, started: &What) {
+    for member in family(key) {
+        // Where nobody has it in hand the ledger tells in time.
+        let _ = parts.hands.tell(member, Input::Fact(started.clone()));
     }
+}
+
+/// The same for those who take it in hand soon.
+fn tell_family(parts: &Parts, key: Key, started: &Fact) {
+    for member in family(key) {
+        parts.registry.began_again(member, started.clone());
+    }
+    tell_hands(parts, key, &started.what);
+}
+
+/// A recording and its continuations, as many as there can be.
+fn family(key: Key) -> impl Iterator<Item = Key> {
+    std::iter::successors(Some(key), |member| Some(member.continuation())).take(FAMILY)
 }
 
 fn publish(parts: &Arc<Parts>, name: &'static str, open: &Open) {

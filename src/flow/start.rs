@@ -251,6 +251,11 @@ async fn start_if_so_already(parts: &Parts, order: &Order, call_id: &str) {
     let Some(state) = parts.channel_state(call_id).await else {
         return;
     };
+    // Meanwhile it may have begun after all, and be over already, or be unwanted: then this start would begin another recording.
+    let waits = |entry: Entry| entry.started().is_none() && entry.stop_asked_at().is_none();
+    if !parts.registry.entry(order.key).is_some_and(waits) {
+        return;
+    }
     let so = match order.command.as_ref().map(|command| command.trigger) {
         Some(Trigger::Answer) => state.answered,
         Some(Trigger::Bridge) => state.answered && state.other_leg_call_id.is_some(),

@@ -12,8 +12,10 @@ use axum::response::{IntoResponse as _, Response};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -29,12 +31,13 @@ use crate::telemetry::events::{UploadAnswered, UploadsInProgress};
 use super::receive::receive;
 use super::slots::{Answer, Expected, Slots, Wanted};
 use super::spool::Spool;
+use super::tls::Certificate;
 use super::token::{Token, TokenError};
 
 /// The path that uploads come to: `/recordings/<token>/<file name>`.
 const PREFIX: &str = "/recordings/";
 
-/// A connection that has not sent its request's head by then is closed.
+/// A connection that has not sent its request's head by then is closed; one that has not agreed on TLS, too.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The receiver of uploads. Cheap to clone.
@@ -50,13 +53,14 @@ struct Inner {
     slots: Slots,
     spool: Spool,
     uploads: Semaphore,
+    certificate: Option<Certificate>,
 }
 
 impl Ingest {
     /// Binds the listener and begins to serve. `host` names us where no URL is configured.
     ///
     /// # Errors
-    /// When the address cannot be bound, or the advertised URL cannot be used.
+    /// When the address cannot be bound, or the advertised URL or the certificate cannot be used.
     pub async fn start(
         config: &config::Ingest,
         host: &str,
@@ -66,12 +70,12 @@ impl Ingest {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> std::io::Result<Self> {
+        let invalid = |why: String| std::io::Error::new(std::io::ErrorKind::InvalidInput, why);
+        let certificate = config.tls.as_ref().map(Certificate::open).transpose();
+        let certificate = certificate.map_err(|why| invalid(why.to_string()))?;
+        let acceptor = certificate.as_ref().map(Certificate::acceptor).transpose()?;
         let listener = TcpListener::bind(config.listen).await?;
-        let base = match &config.advertised_url {
-            Some(url) => url.clone(),
-            None => Url::parse(&format!("http://{host}:{}", listener.local_addr()?.port()))
-                .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))?,
-        };
+        let base = advertised(config, host, listener.local_addr()?.port()).map_err(invalid)?;
         let ingest = Self(Arc::new(Inner {
             config: config.clone(),
             base,
@@ -81,8 +85,12 @@ impl Ingest {
             slots: Slots::default(),
             spool,
             uploads: Semaphore::new(config.in_all),
+            certificate,
         }));
-        tasks.spawn(ingest.clone().serve(listener, tasks.clone(), stop));
+        if let Some(certificate) = &ingest.0.certificate {
+            tasks.spawn(certificate.clone().follow(stop.clone()));
+        }
+        tasks.spawn(ingest.clone().serve(listener, acceptor, tasks.clone(), stop));
         Ok(ingest)
     }
 
@@ -115,7 +123,20 @@ impl Ingest {
         &self.0.base
     }
 
-    async fn serve(self, listener: TcpListener, tasks: TaskTracker, stop: CancellationToken) {
+    /// The certificate's files are read again now, without waiting for the next look at them.
+    pub fn read_certificate_again(&self) {
+        if let Some(certificate) = &self.0.certificate {
+            certificate.notice();
+        }
+    }
+
+    async fn serve(
+        self,
+        listener: TcpListener,
+        acceptor: Option<TlsAcceptor>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) {
         let connections = Arc::new(Semaphore::new(self.0.config.in_all * 2 + 64));
         let router = Router::new().fallback(answer).with_state(self);
         loop {
@@ -129,10 +150,10 @@ impl Ingest {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let (router, stop) = (router.clone(), stop.clone());
+                    let (router, acceptor, stop) = (router.clone(), acceptor.clone(), stop.clone());
                     tasks.spawn(async move {
                         let _permit = permit;
-                        connection(stream, peer, router, stop).await;
+                        accept(stream, peer, acceptor, router, stop).await;
                     });
                 }
                 Err(error) => {
@@ -306,8 +327,45 @@ fn content_length(request: &Request) -> Result<Option<u64>, ()> {
         .ok_or(())
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+/// The URL that switches are given: the configured one, or one made of the host's name.
+///
+/// # Errors
+/// When the name is none that a URL can have.
+pub fn advertised(config: &config::Ingest, host: &str, port: u16) -> Result<Url, String> {
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    match &config.advertised_url {
+        Some(url) => Ok(url.clone()),
+        None => Url::parse(&format!("{scheme}://{host}:{port}"))
+            .map_err(|error| format!("kazoo.host {host:?} cannot be part of a URL: {error}")),
+    }
+}
+
+async fn accept(
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: Option<TlsAcceptor>,
+    router: Router,
+    stop: CancellationToken,
+) {
     let _ = stream.set_nodelay(true);
+    let Some(acceptor) = acceptor else {
+        return connection(stream, peer, router, stop).await;
+    };
+    let agreed = tokio::select! {
+        agreed = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)) => agreed,
+        () = stop.cancelled() => return,
+    };
+    match agreed {
+        Ok(Ok(stream)) => connection(stream, peer, router, stop).await,
+        Ok(Err(error)) => debug!(%peer, %error, "no TLS was agreed on"),
+        Err(_) => debug!(%peer, "no TLS was agreed on in time"),
+    }
+}
+
+async fn connection<S>(stream: S, peer: SocketAddr, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

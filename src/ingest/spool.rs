@@ -17,6 +17,17 @@ pub struct Spool {
     _lock: File,
 }
 
+/// What a spool folder is like, seen by somebody who does not use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpoolState {
+    /// Whether a worker uses it now.
+    pub in_use: bool,
+    /// Bytes free on its disk, for us.
+    pub free: u64,
+    /// Uploads that rest in it.
+    pub uploads: usize,
+}
+
 const LOCK: &str = "lock";
 const SUFFIX: &str = "upload";
 
@@ -52,19 +63,59 @@ impl Spool {
         })
     }
 
+    /// Looks at a folder that is there, and leaves it as it is: a file is written to it and taken away.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn look(dir: &Path) -> io::Result<SpoolState> {
+        use std::io::Write as _;
+        let uploads = std::fs::read_dir(dir)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == SUFFIX))
+            .count();
+        let name = format!("check-{}-{}", std::process::id(), fastrand::u64(..));
+        let tried = Remove(dir.join(name));
+        let mut file = File::options().write(true).create_new(true).open(&tried.0)?;
+        file.write_all(&[0; 4096])?;
+        drop(tried);
+        let in_use = match File::options().write(true).open(dir.join(LOCK)) {
+            // Held for no longer than this expression.
+            Ok(lock) => match lock.try_lock() {
+                Ok(()) => false,
+                Err(TryLockError::WouldBlock) => true,
+                Err(TryLockError::Error(error)) => return Err(error),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        Ok(SpoolState {
+            in_use,
+            free: Self::free(dir)?,
+            uploads,
+        })
+    }
+
+    /// Bytes free for us on the disk that a folder is on.
+    ///
+    /// # Errors
+    /// When there is no such folder.
+    pub fn free(dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
     /// Whether there is room for `bytes` more, and the minimum after that.
     pub fn has_room(&self, bytes: u64) -> bool {
-        match self.free_bytes() {
-            Some(free) => free >= self.min_free.saturating_add(bytes),
+        match Self::free(&self.dir) {
+            Ok(free) => free >= self.min_free.saturating_add(bytes),
             // The folder may have been removed; the next file creates it again.
-            None => self.dir.parent().is_some_and(Path::exists),
+            Err(_) => self.dir.parent().is_some_and(Path::exists),
         }
     }
 
     /// What its disk has free; `None` when the folder does not tell.
     pub fn free_bytes(&self) -> Option<u64> {
-        let stat = rustix::fs::statvfs(&self.dir).ok()?;
-        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+        Self::free(&self.dir).ok()
     }
 
     /// With less than this free there is no room.
@@ -150,6 +201,22 @@ mod tests {
         let path = file.path().to_owned();
         drop(file);
         assert!(!path.exists());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_look_at_a_spool_changes_nothing() {
+        let dir = folder("look");
+        assert!(Spool::look(&dir).is_err() && !dir.exists());
+        let spool = Spool::open(&dir, 0).unwrap();
+        let (_, file) = spool.create().unwrap();
+        let list = || std::fs::read_dir(&dir).unwrap().count();
+        let before = list();
+        let state = Spool::look(&dir).unwrap();
+        assert!(state.in_use && state.uploads == 1 && state.free > 0, "{state:?}");
+        assert!(file.path().exists() && list() == before);
+        drop((file, spool));
+        assert!(!Spool::look(&dir).unwrap().in_use);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -181,33 +181,51 @@ pub fn message_time(timestamp: u64, now: Moment) -> Option<Moment> {
 
 /// The clock. Cheap to clone; tests give one that they set by hand.
 #[derive(Debug, Clone, Default)]
-pub struct Clock(Option<Arc<AtomicI64>>);
+pub struct Clock(Hands);
+
+#[derive(Debug, Clone)]
+enum Hands {
+    /// The system's, put forward by so many microseconds.
+    System(i64),
+    Fixed(Arc<AtomicI64>),
+}
+
+impl Default for Hands {
+    fn default() -> Self {
+        Self::System(0)
+    }
+}
 
 impl Clock {
     pub fn system() -> Self {
-        Self(None)
+        Self::default()
+    }
+
+    /// The system's clock, put forward.
+    pub fn put_forward(by: Duration) -> Self {
+        Self(Hands::System(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
     }
 
     /// A clock that stands at `start` until `set` moves it.
     pub fn fixed(start: Moment) -> Self {
-        Self(Some(Arc::new(AtomicI64::new(start.0))))
+        Self(Hands::Fixed(Arc::new(AtomicI64::new(start.0))))
     }
 
     pub fn now(&self) -> Moment {
         #[allow(clippy::disallowed_methods)] // the one place
         match &self.0 {
-            Some(fixed) => Moment(fixed.load(Ordering::SeqCst)),
-            None => Moment(
-                std::time::SystemTime::now()
-                    .duration_since(std::time::UNIX_EPOCH)
-                    .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX)),
-            ),
+            Hands::Fixed(fixed) => Moment(fixed.load(Ordering::SeqCst)),
+            Hands::System(forward) => {
+                let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                let micros = since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
+                Moment(micros.saturating_add(*forward))
+            }
         }
     }
 
     /// Moves a fixed clock; the system's clock does not move.
     pub fn set(&self, to: Moment) {
-        if let Some(fixed) = &self.0 {
+        if let Hands::Fixed(fixed) = &self.0 {
             fixed.store(to.0, Ordering::SeqCst);
         }
     }

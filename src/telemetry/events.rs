@@ -91,6 +91,10 @@ pub const METRICS: &[(&str, &str)] = &[
         "Reads of system_config/media, by result.",
     ),
     (
+        "kz_record_call_certificate_reads_total",
+        "Reads of a changed certificate for uploads, by result.",
+    ),
+    (
         "kz_record_call_addresses_total",
         "Addresses that recordings' URLs led to and that are no public ones, by result: reported, refused.",
     ),

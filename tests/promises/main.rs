@@ -22,13 +22,17 @@ mod simulator {
 }
 
 mod actions;
+mod check;
 mod crashes;
 mod killed;
 mod ledger;
 mod main_job;
 mod places;
+mod settings;
 mod sizes;
 mod support;
+mod tls;
+mod turns;
 mod watching;
 
 use support::{Services, Test};
@@ -60,6 +64,10 @@ fn main() -> ExitCode {
         places::TESTS,
         sizes::TESTS,
         killed::TESTS,
+        turns::TESTS,
+        tls::TESTS,
+        check::TESTS,
+        settings::TESTS,
         watching::TESTS,
     ];
     for list in lists {

@@ -10,6 +10,7 @@ pub mod http;
 mod proxy;
 pub mod schemas;
 mod services;
+pub mod tls;
 mod worker;
 mod world;
 

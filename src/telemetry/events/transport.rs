@@ -61,6 +61,31 @@ impl Published {
     }
 }
 
+/// The files of the upload port's certificate were read: they changed, or somebody asked.
+pub struct CertificateRead<'a> {
+    /// `Err` tells why they are of no use; the certificate before stays in use.
+    pub result: Result<(), &'a str>,
+}
+
+impl CertificateRead<'_> {
+    pub fn emit(self) {
+        let result = match self.result {
+            Ok(()) => {
+                info!("the certificate for uploads was read");
+                "ok"
+            }
+            Err(why) => {
+                error!(
+                    why,
+                    "the certificate for uploads cannot be read; the one before stays in use, until it runs out"
+                );
+                "failed"
+            }
+        };
+        counter!("kz_record_call_certificate_reads_total", "result" => result).increment(1);
+    }
+}
+
 /// `system_config/media` was read, or not.
 pub struct ConfigRead<'a> {
     pub result: Result<(), &'a str>,

@@ -91,6 +91,9 @@ fn plain() {
     for result in ["reported", "refused"] {
         counter!("kz_record_call_addresses_total", "result" => result).absolute(0);
     }
+    for result in ["ok", "failed"] {
+        counter!("kz_record_call_certificate_reads_total", "result" => result).absolute(0);
+    }
     for result in ["written", "failed"] {
         counter!("kz_record_call_ledger_writes_total", "result" => result).absolute(0);
         counter!("kz_record_call_ledger_batches_total", "result" => result).absolute(0);

@@ -129,15 +129,24 @@ impl Worker {
         Ok(())
     }
 
-    /// SIGTERM, and its end.
-    pub async fn terminate(&mut self, patience: Duration) -> anyhow::Result<std::process::ExitStatus> {
+    /// SIGHUP.
+    pub fn hang_up(&self) -> anyhow::Result<()> {
+        self.signal(Signal::HUP)
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let id = self
             .child
             .id()
             .and_then(|id| i32::try_from(id).ok())
             .and_then(Pid::from_raw)
             .context("it runs no more")?;
-        kill_process(id, Signal::TERM)?;
+        Ok(kill_process(id, signal)?)
+    }
+
+    /// SIGTERM, and its end.
+    pub async fn terminate(&mut self, patience: Duration) -> anyhow::Result<std::process::ExitStatus> {
+        self.signal(Signal::TERM)?;
         Ok(tokio::time::timeout(patience, self.child.wait())
             .await
             .context("it does not end")??)
@@ -150,6 +159,11 @@ impl Worker {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let number = line.and_then(|line| line.split_whitespace().next());
         Ok(number.context("no VmHWM")?.parse()?)
+    }
+
+    /// The folder that its own folders are in.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
     }
 
     /// Takes its spool folder away, as a lost disk would.

@@ -128,6 +128,8 @@ impl<'a> World<'a> {
             ("COUCHDB__DATABASE_PREFIX", &self.prefix),
             ("INGEST__LISTEN", "127.0.0.1:0"),
             ("ADMIN__LISTEN", "127.0.0.1:0"),
+            // What Kazoo's own file on this machine says is nobody's business here.
+            ("KAZOO__CONFIG_FILE", "none"),
             ("KAZOO__HOST", "localhost"),
             ("KAZOO__CONFIG_POLL_S", "1"),
             ("SECRET", "the secret of the tests"),
@@ -141,6 +143,17 @@ impl<'a> World<'a> {
             ("INGEST__DELIVERY_TIMEOUT_S", "2"),
         ];
         pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec()
+    }
+
+    /// One of these.
+    pub fn setting(&self, key: &str) -> String {
+        let found = self.settings().into_iter().find(|(known, _)| known == key);
+        found.map(|(_, value)| value).unwrap_or_default()
+    }
+
+    /// A folder for files of this test.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
     }
 
     /// Starts a worker and waits until it is ready.
@@ -166,17 +179,37 @@ impl<'a> World<'a> {
 
     /// Runs a command of the program, with a worker's settings; its exit status and what it wrote.
     pub async fn command(&self, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kz-record-call"));
-        command.args(arguments).env_remove("RUST_LOG");
-        for (key, value) in self.settings() {
-            command.env(format!("KZ_RECORD_CALL__{key}"), value);
-        }
-        let output = command.output().await?;
+        let output = self.command_with(arguments, &[]).await?;
         let (out, err) = (
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr),
         );
         Ok((output.status.success(), format!("{out}{err}")))
+    }
+
+    /// As `command`, with more settings, and told apart.
+    pub async fn command_with(
+        &self,
+        arguments: &[&str],
+        more: &[(&str, &str)],
+    ) -> anyhow::Result<std::process::Output> {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kz-record-call"));
+        command.args(arguments).env_remove("RUST_LOG");
+        let settings = self.settings();
+        let own = settings.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        for (key, value) in own.chain(more.iter().copied()) {
+            command.env(format!("KZ_RECORD_CALL__{key}"), value);
+        }
+        Ok(command.output().await?)
+    }
+
+    /// The names of this test's databases.
+    pub async fn databases(&self) -> anyhow::Result<Vec<String>> {
+        let all: Vec<String> = reqwest::get(format!("{}/_all_dbs", self.couch_url))
+            .await?
+            .json()
+            .await?;
+        Ok(all.into_iter().filter(|name| name.starts_with(&self.prefix)).collect())
     }
 
     pub fn account(&self) -> &'static str {
@@ -215,11 +248,10 @@ impl<'a> World<'a> {
         self.kazoo.tap().document(&id, SOON).await?;
         let whole = self.ended(recording).await?;
         let stored = self.couch.stored(&self.modb(&id), &id, &whole.audio).await?;
-        ensure!(
-            stored.difference.is_none(),
-            "the audio is not the switch's: {:?}",
-            stored.difference
-        );
+        if let Some(difference) = &stored.difference {
+            let (_, story) = self.command(&["explain", &recording.id]).await?;
+            bail!("the audio is not the switch's: {difference}\n{story}");
+        }
         schemas::check("call_recording", &stored.document)?;
         let path = recording.path.clone();
         self.kazoo

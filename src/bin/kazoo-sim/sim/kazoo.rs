@@ -17,6 +17,7 @@ use super::{
     options::{CallOptions, Faults, KazooOptions},
     record::{Entry, Role, Violation},
     state::{Recording, State},
+    switch,
     tap::{self, Tap},
     wire::{Object, encode, hex, pid},
     world::World,
@@ -212,6 +213,17 @@ impl Kazoo {
             body,
             properties,
         });
+    }
+
+    /// The switch ends what it records of a call, as at the end of a bridge; the call goes on.
+    pub async fn end_recordings(&self, call: &Call) {
+        let running = self.world.look(|s| {
+            let running = s.recordings_of(call.key).filter(|r| !r.ended());
+            running.map(|r| r.path.clone()).collect::<Vec<_>>()
+        });
+        for path in running {
+            switch::finish(&self.world, &path, "success-silence").await;
+        }
     }
 
     pub fn tap(&self) -> Tap {

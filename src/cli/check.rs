@@ -1,0 +1,94 @@
+//! `kz-record-call check`: what would be wrong before the first call.
+//!
+//! It looks at everything that a worker needs, as a worker would use it, and writes nothing that outlives it: no queue, no database, no file. It
+//! takes no message away, and every step is bounded.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::config::{Config, Layers};
+use crate::kazoo::time::Clock;
+
+mod broker;
+mod database;
+mod disk;
+mod report;
+mod settings;
+mod switch;
+mod uploads;
+
+use report::{Report, Rows};
+
+/// All of it must be through in this time, so that the whole takes less than half a minute.
+const LIMIT: Duration = Duration::from_secs(25);
+
+/// How it is told.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(layers: Layers, args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let mut report = Report::default();
+    report.add(settings::sources(&layers));
+    match Config::of(layers) {
+        Err(mistakes) => report.add(settings::mistakes(&mistakes)),
+        Ok(config) => {
+            report.add(settings::meaning(&config));
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("no runtime")?;
+            for rows in runtime.block_on(look(&config)) {
+                report.add(rows);
+            }
+            // A name server that does not answer is not waited for any longer.
+            runtime.shutdown_background();
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{:#}", report.as_json())?;
+    } else {
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let colours = std::io::stdout().is_terminal() && !no_colour;
+        report.write(&mut out, colours)?;
+    }
+    Ok(if report.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The groups do not wait for each other.
+async fn look(config: &Config) -> Vec<Rows> {
+    let clock = Clock::system();
+    let (broker, database, uploads) = tokio::join!(
+        bounded("broker", broker::look(config)),
+        bounded("database", database::look(config, &clock)),
+        bounded("uploads", uploads::look(config)),
+    );
+    [broker, database, uploads].into_iter().flatten().collect()
+}
+
+async fn bounded(group: &'static str, looking: impl Future<Output = Vec<Rows>>) -> Vec<Rows> {
+    match tokio::time::timeout(LIMIT, looking).await {
+        Ok(rows) => rows,
+        Err(_) => {
+            let mut rows = Rows::of(group);
+            rows.fail(
+                "all of it",
+                format!("was not through in {} s", LIMIT.as_secs()),
+                "something there answers very slowly; try again, and look at it by its own tools",
+            );
+            vec![rows]
+        }
+    }
+}

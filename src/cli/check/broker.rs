@@ -1,0 +1,330 @@
+//! RabbitMQ: whether it lets us in, what is there in which form, and whether Kazoo is on it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::amqp::{AmqpError, Form, Load, Probe, QueueKind, QueueSpec, Sent};
+use crate::config::{self, Config};
+use crate::flow::start::DEAD_LETTERS;
+use crate::kazoo::channel::{StatusReply, status_request};
+use crate::kazoo::envelope::Sender;
+use crate::kazoo::names::{APP_NAME, Exchange};
+use crate::worker;
+
+use super::report::Rows;
+
+const GROUP: &str = "broker";
+
+/// Kazoo itself waits so long for answers of ecallmgrs (`kapps_call_command`).
+const ANSWERS: Duration = Duration::from_secs(2);
+
+/// Exchanges that a worker publishes to.
+const WRITTEN: &[Exchange] = &[
+    Exchange::Kapps,
+    Exchange::Targeted,
+    Exchange::Callctl,
+    Exchange::Callevt,
+    Exchange::Switch,
+    Exchange::Configuration,
+    Exchange::Unrouted,
+];
+
+/// Exchanges that a worker binds queues to.
+const READ: &[Exchange] = &[
+    Exchange::Kapps,
+    Exchange::Targeted,
+    Exchange::Callevt,
+    Exchange::Configuration,
+    Exchange::Unrouted,
+];
+
+pub async fn look(config: &Config) -> Vec<Rows> {
+    let mut rows = Rows::of(GROUP);
+    let sender = Sender {
+        node: format!("{APP_NAME}@{}", config.kazoo.host),
+    };
+    let Some(probe) = connect(&mut rows, config, &sender).await else {
+        rows.note("the rest", "cannot be looked at without a connection");
+        return vec![rows];
+    };
+    let mut kazoo = Rows::of("kazoo");
+    let missing = exchanges(&mut rows, &probe).await;
+    queues(&mut rows, &probe, &worker::topology(config)).await;
+    rights(&mut rows, &probe, &missing).await;
+    policy(&mut rows, &probe, &sender, &missing).await;
+    seen(&mut kazoo, &probe, &sender, &missing).await;
+    probe.close().await;
+    vec![rows, kazoo]
+}
+
+/// Tries every URI; looks on at the first that works.
+async fn connect(rows: &mut Rows, config: &Config, sender: &Sender) -> Option<Probe> {
+    let mut connected = None;
+    let mut failed = Vec::new();
+    let tried = config.amqp.uris.iter().map(|uri| async move {
+        let name = config::broker(uri.expose_secret()).map_or_else(
+            |_| "amqp.uri".to_owned(),
+            |uri| format!("{} vhost {}", config::authority(&uri), uri.vhost),
+        );
+        (name, Probe::connect(&config.amqp, uri, &sender.node).await)
+    });
+    // Side by side: five that do not answer take no longer than one.
+    for (name, probe) in futures_util::future::join_all(tried).await {
+        match probe {
+            Ok(probe) => {
+                let others = if connected.is_some() { ", a reserve" } else { "" };
+                rows.good(name, format!("connected{others}"));
+                match &connected {
+                    None => connected = Some(probe),
+                    Some(_) => probe.close().await,
+                }
+            }
+            Err(error) => failed.push((name, error)),
+        }
+    }
+    for (name, error) in failed {
+        let (found, advice) = refusal(&error);
+        if connected.is_some() {
+            rows.warn(name, found, format!("the others are used meanwhile; {advice}"));
+        } else {
+            rows.fail(name, found, advice);
+        }
+    }
+    connected
+}
+
+/// What a failed connection means, and what to do.
+fn refusal(error: &AmqpError) -> (String, String) {
+    let found = error.reply().map_or_else(|| error.to_string(), |(_, words)| words);
+    let advice = match error.reply() {
+        Some((403, _)) => {
+            "user name or password in amqp.uri is wrong, or the user may not log in from here (guest may only from localhost)"
+        }
+        Some((530, ref words)) if words.contains("refused") => {
+            "the user has no permissions on the vhost of amqp.uri: rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'"
+        }
+        Some((530, _)) => "the vhost of amqp.uri is not there; it is the URI's path, %2f for /",
+        Some(_) => "the broker's own log tells more",
+        None => match error {
+            AmqpError::Tls { .. } => "see the setting named there",
+            AmqpError::TimedOut { .. } => "host and port of amqp.uri, and the firewall in between",
+            _ => {
+                "host and port of amqp.uri; whether RabbitMQ runs there; amqps:// for a TLS port, amqp:// for a plain one"
+            }
+        },
+    };
+    (found, advice.to_owned())
+}
+
+/// Whether each exchange is as Kazoo declares it. Returns those that cannot be used.
+async fn exchanges(rows: &mut Rows, probe: &Probe) -> BTreeSet<Exchange> {
+    let mut unusable = BTreeSet::new();
+    let (mut right, mut missing) = (Vec::new(), Vec::new());
+    for exchange in WRITTEN {
+        let name = format!("exchange {exchange}");
+        match probe.exchange(*exchange).await {
+            Ok(Form::Right) => {
+                right.push(exchange.name());
+                continue;
+            }
+            Ok(Form::Missing) if *exchange == Exchange::Unrouted => {
+                rows.note(name, "is not there yet: the first worker makes it");
+            }
+            Ok(Form::Missing) => missing.push(exchange.name()),
+            Ok(Form::Other(words)) => rows.fail(
+                name,
+                format!("has another form than Kazoo declares: {words}"),
+                "somebody declared it by hand. Kazoo cannot declare it either: delete it, and restart what uses it",
+            ),
+            Ok(Form::Forbidden(words)) => {
+                rows.warn(
+                    name,
+                    format!(
+                        "may not be declared by us, so after a broker restart we wait until Kazoo has done it: {words}"
+                    ),
+                    "the user of amqp.uri needs permission to configure it",
+                );
+                continue;
+            }
+            Err(error) => rows.fail(name, error.to_string(), "the broker's own log tells more"),
+        }
+        unusable.insert(*exchange);
+    }
+    if !right.is_empty() {
+        rows.good("exchanges", format!("as they must be: {}", right.join(", ")));
+    }
+    if !missing.is_empty() {
+        rows.fail(
+            "Kazoo's exchanges",
+            format!("not there: {}", missing.join(", ")),
+            "Kazoo declares them when it connects. Is this the broker of Kazoo's zone, and its vhost? Does Kazoo run?",
+        );
+    }
+    unusable
+}
+
+/// Whether our queues are there, in the right form, and who consumes them.
+async fn queues(rows: &mut Rows, probe: &Probe, specs: &[QueueSpec]) {
+    let shared = specs.iter().filter(|spec| spec.kind != QueueKind::Exclusive);
+    let (mut right, mut missing) = (Vec::new(), Vec::new());
+    for spec in shared {
+        let name = format!("queue {}", spec.name);
+        match probe.queue(spec).await {
+            Ok((Form::Right, load)) => {
+                let load = load.unwrap_or(Load {
+                    messages: 0,
+                    consumers: 0,
+                });
+                let waiting = load.messages > 0;
+                if spec.name == DEAD_LETTERS && waiting {
+                    rows.warn(
+                        name,
+                        format!("{} messages that nobody can read rest there", load.messages),
+                        "each has its reason in the header x-kz-record-call-reason",
+                    );
+                } else if spec.name != DEAD_LETTERS && waiting && load.consumers == 0 {
+                    rows.warn(
+                        name,
+                        format!("{} messages wait, and no worker takes them", load.messages),
+                        "start a worker",
+                    );
+                } else {
+                    right.push(format!("{} ({} waiting)", spec.name, load.messages));
+                }
+            }
+            Ok((Form::Missing, _)) => missing.push(spec.name.as_str()),
+            Ok((Form::Other(words), _)) => rows.warn(
+                name,
+                format!("has another form than we declare; a worker uses it as it is: {words}"),
+                "let the workers empty it, stop them, delete it: the next one makes it anew",
+            ),
+            Ok((Form::Forbidden(words), _)) => rows.fail(
+                name,
+                format!("may not be used: {words}"),
+                "the user of amqp.uri needs permission to configure, write and read what begins with kz_record_call",
+            ),
+            Err(error) => rows.fail(name, error.to_string(), "the broker's own log tells more"),
+        }
+    }
+    if !right.is_empty() {
+        rows.good("queues", right.join(", "));
+    }
+    if !missing.is_empty() {
+        rows.note(
+            "queues",
+            format!(
+                "not there yet, the first worker makes them: {}. Callflows must not point here before that",
+                missing.join(", ")
+            ),
+        );
+    }
+}
+
+/// Whether we may do what a worker does: have queues, bind and consume them, publish.
+async fn rights(rows: &mut Rows, probe: &Probe, unusable: &BTreeSet<Exchange>) {
+    let mut refused = Vec::new();
+    match probe.mailbox().await {
+        Err(error) => refused.push(format!("have a queue of our own ({error})")),
+        Ok(mailbox) => {
+            for exchange in READ.iter().filter(|exchange| !unusable.contains(exchange)) {
+                if let Err(error) = mailbox.bind(*exchange, probe.mark()).await {
+                    refused.push(format!("bind queues to {exchange} ({error})"));
+                }
+            }
+        }
+    }
+    for exchange in WRITTEN.iter().filter(|exchange| !unusable.contains(exchange)) {
+        if let Err(error) = probe.may_publish(*exchange).await {
+            refused.push(format!("publish to {exchange} ({error})"));
+        }
+    }
+    if refused.is_empty() {
+        rows.good(
+            "permissions",
+            "queues can be declared, bound and consumed, messages published",
+        );
+    } else {
+        rows.fail(
+            "permissions",
+            format!("we may not {}", refused.join("; nor ")),
+            "rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'",
+        );
+    }
+}
+
+/// A message that means nothing to anybody, in Kazoo's envelope.
+fn message(sender: &Sender) -> Value {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    sender.message(APP_NAME, "check", &id, json!({}))
+}
+
+/// Whether the broker keeps actions while nobody is bound. A policy cannot be read by AMQP, but followed: what nobody is bound to at `kapps` comes
+/// out at our own exchange.
+async fn policy(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeSet<Exchange>) {
+    const NAME: &str = "policy for kapps";
+    if unusable.contains(&Exchange::Unrouted) || unusable.contains(&Exchange::Kapps) {
+        return rows.note(
+            NAME,
+            "cannot be told before both exchanges are there; see the limits in README.md",
+        );
+    }
+    let followed = async {
+        let key = format!("{}_unrouted", probe.mark());
+        let mailbox = probe.mailbox().await?;
+        mailbox.bind(Exchange::Unrouted, &key).await?;
+        probe.publish(Exchange::Kapps, &key, &message(sender)).await
+    };
+    match followed.await {
+        Ok(Sent::Routed) => rows.good(NAME, "actions that come while nobody is bound are kept"),
+        Ok(Sent::Returned) => rows.warn(
+            NAME,
+            "is not set: an action that comes in the second after a broker restart hangs its call",
+            "rabbitmqctl set_policy kz-record-call '^kapps$' '{\"alternate-exchange\":\"kz_record_call.unrouted\"}' --apply-to exchanges",
+        ),
+        Err(error) => rows.note(NAME, format!("cannot be told: {error}")),
+    }
+}
+
+/// Whether ecallmgrs answer on this broker: each does, for a call that does not exist, that it does not know it.
+async fn seen(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeSet<Exchange>) {
+    const NAME: &str = "ecallmgr";
+    if unusable.contains(&Exchange::Callevt) || unusable.contains(&Exchange::Targeted) {
+        return rows.note(NAME, "cannot be asked without the exchanges callevt and targeted");
+    }
+    let asked = async {
+        let mut mailbox = probe.mailbox().await?;
+        mailbox.bind(Exchange::Targeted, mailbox.name()).await?;
+        let (id, call) = (
+            uuid::Uuid::new_v4().simple().to_string(),
+            format!("{}@check", probe.mark()),
+        );
+        if let Some(request) = status_request(sender, &id, mailbox.name(), &call) {
+            probe
+                .publish(request.exchange, &request.routing_key, &request.body)
+                .await?;
+        }
+        let (until, mut nodes) = (Instant::now() + ANSWERS, BTreeSet::new());
+        while let Some(reply) = mailbox.next(until).await {
+            if StatusReply::of(&reply).is_ok() {
+                nodes.insert(reply.node.clone().unwrap_or_else(|| "unnamed".to_owned()));
+            }
+        }
+        Ok::<_, AmqpError>(nodes)
+    };
+    match asked.await {
+        Ok(nodes) if nodes.is_empty() => rows.fail(
+            NAME,
+            format!("none answered within {} s", ANSWERS.as_secs()),
+            "is this the broker of the zone whose calls are to be recorded? Does ecallmgr run? (`kz_nodes status` tells)",
+        ),
+        Ok(nodes) => {
+            let names: Vec<String> = nodes.into_iter().collect();
+            rows.good(NAME, format!("{} answered: {}", names.len(), names.join(", ")));
+        }
+        Err(error) => rows.fail(NAME, format!("cannot be asked: {error}"), "the rows above tell what is missing"),
+    }
+}

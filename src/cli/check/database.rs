@@ -1,0 +1,312 @@
+//! CouchDB: whether it lets us in, what it is, what of Kazoo's and ours is there, and what its settings mean for recordings.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::config::{self, Config};
+use crate::couch::{Couch, CouchError, Version, Welcome};
+use crate::kazoo::time::Clock;
+use crate::ledger;
+use crate::system_config::{Media, ThirdParty};
+
+use super::report::Rows;
+
+/// One answer may take so long, whatever the configuration says.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Versions before this one have bugs with document and audio in one request.
+const ONE_REQUEST: Version = Version(3, 3, 3);
+
+/// A difference of clocks that is told, and one with which nothing works: upload tokens, months, leases.
+const AHEAD_WARN_MS: u64 = 2_000;
+const AHEAD_FAIL_MS: u64 = 60_000;
+
+pub async fn look(config: &Config, clock: &Clock) -> Vec<Rows> {
+    let mut rows = Rows::of("database");
+    let couchdb = config::Couchdb {
+        connect_timeout: config.couchdb.connect_timeout.min(LIMIT),
+        read_timeout: config.couchdb.read_timeout.min(LIMIT),
+        ..config.couchdb.clone()
+    };
+    let couch = match Couch::new(&couchdb) {
+        Ok(couch) => couch,
+        Err(error) => {
+            rows.fail(
+                "client",
+                error.to_string(),
+                "this host has no certificates to trust: install ca-certificates",
+            );
+            return vec![rows];
+        }
+    };
+    let place = couchdb.url.authority().to_owned();
+    let Some(welcome) = server(&mut rows, &couch, &place, "couchdb.url", clock).await else {
+        rows.note("the rest", "cannot be looked at before that is corrected");
+        return vec![rows];
+    };
+    time(&mut rows, &welcome);
+    if !credentials(&mut rows, &couch, "couchdb.username and couchdb.password").await {
+        rows.note("the rest", "cannot be looked at before that is corrected");
+        return vec![rows];
+    }
+    databases(&mut rows, &couch).await;
+    own(&mut rows, &couch, clock).await;
+    let mut settings = Rows::of("system_config/media");
+    media(&mut settings, &couch, &couchdb, &config.kazoo.zone, clock).await;
+    vec![rows, settings]
+}
+
+async fn within<T>(asked: impl Future<Output = Result<T, CouchError>>) -> Result<T, CouchError> {
+    let late = || CouchError::NoAnswer(format!("nothing within {} s", LIMIT.as_secs()));
+    tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Whether a server is there, and which version it has.
+async fn server(rows: &mut Rows, couch: &Couch, place: &str, setting: &str, clock: &Clock) -> Option<Welcome> {
+    match within(couch.welcome(clock)).await {
+        Ok(welcome) => {
+            let kind = if welcome.is_bigcouch { "BigCouch" } else { "CouchDB" };
+            match welcome.version {
+                Some(version) if version < ONE_REQUEST => rows.warn(
+                    place,
+                    format!("{kind} {version}: document and audio go there in two requests, which is slower"),
+                    "nothing has to be done; from CouchDB 3.3.3 on it is one request",
+                ),
+                Some(version) => rows.good(place, format!("{kind} {version}")),
+                None => rows.warn(
+                    place,
+                    "something answers, and tells no version",
+                    format!("is {setting} really a CouchDB's address?"),
+                ),
+            }
+            Some(welcome)
+        }
+        Err(CouchError::Unauthorized(status)) => {
+            rows.fail(
+                place,
+                format!("refuses our credentials ({status})"),
+                format!("{setting}: the user's name or password is wrong"),
+            );
+            None
+        }
+        Err(error) => {
+            rows.fail(
+                place,
+                error.to_string(),
+                format!("{setting}: host, port, http or https; whether it runs there, and the firewall in between"),
+            );
+            None
+        }
+    }
+}
+
+/// Whether both clocks agree.
+fn time(rows: &mut Rows, welcome: &Welcome) {
+    const NAME: &str = "clock";
+    let Some(ahead) = welcome.ahead_ms else {
+        return rows.note(NAME, "the server tells no time to compare ours with");
+    };
+    let seconds = ahead.unsigned_abs().div_ceil(1000);
+    let found = if ahead > 0 {
+        format!("ours is {seconds} s ahead of the server's")
+    } else {
+        format!("ours is {seconds} s behind the server's")
+    };
+    let advice = "let both hosts take their time from the same servers (chrony, ntpd)";
+    match ahead.unsigned_abs() {
+        0..=AHEAD_WARN_MS => rows.good(NAME, "agrees with the server's"),
+        AHEAD_FAIL_MS.. => rows.fail(NAME, found, advice),
+        _ => rows.warn(NAME, found, advice),
+    }
+}
+
+/// Whether we are let in; `false` when nothing more can be asked.
+async fn credentials(rows: &mut Rows, couch: &Couch, setting: &str) -> bool {
+    const NAME: &str = "credentials";
+    match within(couch.session()).await {
+        Ok(session) => {
+            let name = session.name.unwrap_or_else(|| "nobody in particular".to_owned());
+            if session.is_admin {
+                rows.good(NAME, format!("{name}, a server admin"));
+            } else {
+                rows.fail(
+                    NAME,
+                    format!("{name} is no server admin, so databases cannot be made: neither the ledger's nor months'"),
+                    format!("{setting}: those of a server admin, as Kazoo has them"),
+                );
+            }
+            true
+        }
+        Err(CouchError::Unauthorized(status)) => {
+            rows.fail(NAME, format!("are refused ({status})"), format!("correct {setting}"));
+            false
+        }
+        Err(error) => {
+            rows.note(NAME, format!("cannot be told: {error}"));
+            true
+        }
+    }
+}
+
+/// Whether Kazoo's databases are there.
+async fn databases(rows: &mut Rows, couch: &Couch) {
+    for (name, what) in [
+        ("accounts", "no account's database can be made without it"),
+        ("system_config", "nobody knows without it whether recordings are kept"),
+    ] {
+        match within(couch.has_database(name)).await {
+            Ok(true) => rows.good(name, "is there"),
+            Ok(false) => rows.fail(
+                name,
+                format!("is not there: {what}"),
+                "is this the database server of the Kazoo cluster? Is couchdb.database_prefix empty?",
+            ),
+            Err(error) => rows.fail(
+                name,
+                error.to_string(),
+                "the user of couchdb.username must be able to read it",
+            ),
+        }
+    }
+}
+
+/// Whether this month's ledger is there. It is made by the first worker, so that it is missing is normal.
+async fn own(rows: &mut Rows, couch: &Couch, clock: &Clock) {
+    let name = ledger::database(clock.now().month());
+    match within(couch.database_info(&name)).await {
+        Ok(info) => {
+            let documents = info.get("doc_count").and_then(Value::as_u64).unwrap_or(0);
+            rows.good("ledger", format!("{name}, {documents} documents"));
+        }
+        Err(CouchError::DatabaseMissing(_)) => rows.good("ledger", format!("{name} is made when it is needed")),
+        Err(error) => rows.fail(
+            "ledger",
+            format!("{name}: {error}"),
+            "we must be able to read and write it",
+        ),
+    }
+}
+
+/// What the operators set for recordings, and what that means.
+async fn media(rows: &mut Rows, couch: &Couch, couchdb: &config::Couchdb, zone: &str, clock: &Clock) {
+    let document = match within(couch.get("system_config", "media")).await {
+        Ok(Some(document)) => document,
+        Ok(None) => {
+            return rows.fail(
+                "document",
+                "is missing. Kazoo's defaults hold: store_recordings is false, so recordings without a url are thrown away",
+                "set system_config/media, default, store_recordings to true (Kazoo writes the document when media_mgr first runs)",
+            );
+        }
+        Err(error) => {
+            return rows.fail(
+                "document",
+                error.to_string(),
+                "a worker waits for it before it decides where recordings go",
+            );
+        }
+    };
+    let media = Media::read(&document, zone);
+    let sections = if document.get(zone).is_some() {
+        format!("{zone}, then default")
+    } else {
+        "default".to_owned()
+    };
+    rows.good("sections", sections);
+    match (&media.third_party, media.store_recordings) {
+        (ThirdParty::Unusable(why), _) => rows.fail(
+            "third party",
+            format!("third_party_bigcouch_host is of no use: {why}. Recordings rest parked"),
+            "write host, host:port, or http(s)://user:password@host:port; or take it out",
+        ),
+        (_, false) => rows.warn(
+            "recordings",
+            "without a url are thrown away: store_recordings is false",
+            "set store_recordings to true, unless that is meant",
+        ),
+        (ThirdParty::NotSet, true) => rows.good("recordings", "without a url are stored in the accounts' databases"),
+        (ThirdParty::Server(server), true) => {
+            rows.good("recordings", format!("without a url are stored at {server}"));
+            third_party(rows, server, couchdb, clock).await;
+        }
+    }
+    rows.good(
+        "limits",
+        format!(
+            "{} unless the action says otherwise, {} s at most",
+            media.defaults.format, media.defaults.max_time_limit
+        ),
+    );
+    proxy(rows, &media).await;
+}
+
+async fn third_party(rows: &mut Rows, server: &crate::couch::Server, couchdb: &config::Couchdb, clock: &Clock) {
+    let place = format!("third party {server}");
+    match Couch::elsewhere(server, couchdb) {
+        Err(error) => rows.fail(place, error.to_string(), "see third_party_bigcouch_host"),
+        Ok(couch) => {
+            let found = self::server(rows, &couch, &place, "third_party_bigcouch_host", clock).await;
+            if found.is_some() {
+                credentials(rows, &couch, "the credentials in third_party_bigcouch_host").await;
+            }
+        }
+    }
+}
+
+/// Kazoo's store proxy, which only accounts with a storage plan need.
+async fn proxy(rows: &mut Rows, media: &Media) {
+    const NAME: &str = "store proxy";
+    let Some(base) = &media.proxy.base else {
+        return rows.note(
+            NAME,
+            "proxy_hostname is not set, so accounts with a storage plan of their own have nowhere to go",
+        );
+    };
+    let client = reqwest::Client::builder()
+        .timeout(LIMIT)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .build();
+    let asked = match client {
+        Ok(client) => client.get(base.clone()).send().await.map(drop),
+        Err(error) => Err(error),
+    };
+    match asked {
+        // Whatever it says to a GET: it is there.
+        Ok(()) => rows.good(NAME, format!("{} answers", base.authority())),
+        Err(_) => rows.warn(
+            NAME,
+            format!("{} does not answer", base.authority()),
+            "recordings of accounts with a storage plan wait; see proxy_hostname, proxy_port and use_https",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::Level;
+    use super::*;
+
+    #[test]
+    fn clocks_that_differ_are_told_by_how_much_it_matters() {
+        for (ahead_ms, level, words) in [
+            (Some(0), Level::Good, "agrees"),
+            (Some(-2_000), Level::Good, "agrees"),
+            (Some(2_001), Level::Warning, "3 s ahead"),
+            (Some(-59_999), Level::Warning, "60 s behind"),
+            (Some(60_000), Level::Failure, "60 s ahead"),
+            (None, Level::Note, "no time"),
+        ] {
+            let mut rows = Rows::of("database");
+            let welcome = Welcome {
+                version: None,
+                is_bigcouch: false,
+                ahead_ms,
+            };
+            time(&mut rows, &welcome);
+            let row = &rows.rows[0];
+            assert!(row.level == level && row.found.contains(words), "{ahead_ms:?}: {row:?}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The configuration: where it is from, and what is wrong or odd about it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::config::{Config, ConfigError, Layers, Origin};
+use crate::kazoo::names::APP_NAME;
+
+use super::report::Rows;
+
+/// Settings that are secrets.
+const SECRETS: &[&str] = &["secret", "couchdb.password"];
+/// Settings that may have credentials in them.
+const URLS: &[&str] = &["amqp.uri", "couchdb.url", "hold.url"];
+
+/// What the layers tell before anything is made of them.
+pub fn sources(layers: &Layers) -> Rows {
+    let mut rows = Rows::of("configuration");
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for (_, origin) in layers.keys() {
+        let from = match origin {
+            Origin::Default => continue,
+            Origin::Kazoo { path, .. } | Origin::File { path, .. } => path.clone(),
+            Origin::Environment(_) => "the environment".to_owned(),
+            Origin::Flag => "--set".to_owned(),
+        };
+        *counts.entry(from).or_default() += 1;
+    }
+    let words: Vec<String> = counts
+        .iter()
+        .map(|(from, count)| format!("{count} from {from}"))
+        .collect();
+    if words.is_empty() {
+        rows.warn(
+            "settings",
+            "nothing is set: all have their defaults",
+            "give a file with --config (`kz-record-call config default` prints one to start from), or set kazoo.config_file",
+        );
+    } else {
+        rows.good("settings", words.join(", "));
+    }
+    match layers.kazoo_file() {
+        Some(path) => rows.good("Kazoo's config.ini", path),
+        None => rows.note("Kazoo's config.ini", "none is read"),
+    }
+    for note in layers.notes() {
+        rows.warn("odd", note.clone(), "it may be meant otherwise than it is read");
+    }
+    open_files(&mut rows, layers);
+    rows
+}
+
+/// A file of ours with secrets in it that everybody on the host can read.
+fn open_files(rows: &mut Rows, layers: &Layers) {
+    let mut told = Vec::new();
+    for key in SECRETS.iter().chain(URLS) {
+        let Some((value, Origin::File { path, .. })) = layers.get(key) else {
+            continue;
+        };
+        let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let has = |wanted: fn(&str) -> bool| items.iter().filter_map(|item| item.as_str()).any(wanted);
+        let secret = if SECRETS.contains(key) {
+            has(|text| !text.is_empty())
+        } else {
+            has(|text| text.contains('@'))
+        };
+        let mode = std::fs::metadata(path).map(|file| file.permissions().mode());
+        if secret && mode.is_ok_and(|mode| mode & 0o004 != 0) && !told.contains(path) {
+            rows.warn(
+                "file",
+                format!("{path} has secrets in it, and everybody on this host may read it"),
+                format!("chmod o-r {path}"),
+            );
+            told.push(path.clone());
+        }
+    }
+}
+
+/// Every mistake.
+pub fn mistakes(mistakes: &[ConfigError]) -> Rows {
+    let mut rows = Rows::of("configuration");
+    for mistake in mistakes {
+        let advice = match mistake.origin {
+            Origin::Default => "set it; `kz-record-call config default` tells what it means".to_owned(),
+            _ => format!("correct it in: {}", mistake.origin),
+        };
+        rows.fail(mistake.key.clone(), mistake.problem.clone(), advice);
+    }
+    rows.note("the rest", "is not looked at before these are corrected");
+    rows
+}
+
+/// What a configuration without mistakes means.
+pub fn meaning(config: &Config) -> Rows {
+    let mut rows = Rows::of("configuration");
+    match &config.secret {
+        Some(_) => rows.good("secret", "is set"),
+        None => rows.warn(
+            "secret",
+            "none is set, so each start makes one of its own: recordings that run over a restart cannot be read any more",
+            "set KZ_RECORD_CALL__SECRET, or secret in the file, to the same long text for all workers of the cluster",
+        ),
+    }
+    rows.good(
+        "zone",
+        format!(
+            "{}; to Kazoo we are {APP_NAME}@{}",
+            config.kazoo.zone, config.kazoo.host
+        ),
+    );
+    rows
+}

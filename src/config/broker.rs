@@ -1,0 +1,116 @@
+//! A broker's URI, as operators and Kazoo write it.
+
+use std::net::Ipv6Addr;
+
+use lapin::uri::AMQPUri;
+use thiserror::Error;
+use url::{Host, Url};
+
+/// Seconds between heartbeats, where a URI does not say. Kazoo's own file never does, and RabbitMQ's minute would leave a connection that
+/// nobody answers on unnoticed for two.
+pub const HEARTBEAT_S: u16 = 10;
+
+/// A text that names no broker. Its words follow "is"; they never show the text, which may have a password in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NoBroker {
+    #[error("not an amqp:// or amqps:// URI")]
+    NotAUri,
+    #[error("not a URI with a host")]
+    NoHost,
+    #[error("not usable: its path, which is the vhost, has more than one part; write a / in a vhost's name as %2f")]
+    Path,
+    #[error(
+        "not usable: a parameter cannot be read; heartbeat, frame_max, channel_max, connection_timeout are numbers, auth_mechanism is plain, \
+         external or amqplain"
+    )]
+    Parameter,
+}
+
+/// Reads a URI such as `amqp://user:password@host:5672/vhost?heartbeat=10`. Without a vhost it is `/`; an empty one, as in `amqp://host/`, is the
+/// vhost with the empty name, as for RabbitMQ's own clients.
+///
+/// # Errors
+/// `NoBroker`.
+pub fn broker(text: &str) -> Result<AMQPUri, NoBroker> {
+    let url = Url::parse(text.trim()).map_err(|_| NoBroker::NotAUri)?;
+    if !matches!(url.scheme(), "amqp" | "amqps") || url.cannot_be_a_base() {
+        return Err(NoBroker::NotAUri);
+    }
+    let Some(host) = url.host().filter(|host| !host.to_string().is_empty()) else {
+        return Err(NoBroker::NoHost);
+    };
+    if url.path().trim_start_matches('/').contains('/') {
+        return Err(NoBroker::Path);
+    }
+    let mut uri: AMQPUri = text.trim().parse().map_err(|_| NoBroker::Parameter)?;
+    // lapin takes what is no name for localhost.
+    match host {
+        Host::Ipv6(address) => uri.authority.host = address.to_string(),
+        Host::Ipv4(address) => uri.authority.host = address.to_string(),
+        Host::Domain(_) => {}
+    }
+    uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+    Ok(uri)
+}
+
+/// Host and port, as people write them.
+pub fn authority(uri: &AMQPUri) -> String {
+    let (host, port) = (&uri.authority.host, uri.authority.port);
+    if host.parse::<Ipv6Addr>().is_ok() {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::uri::AMQPScheme;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn brokers_are_read_as_kazoo_writes_them() {
+        for (text, place, vhost) in [
+            ("amqp://guest:guest@127.0.0.1:5672", "127.0.0.1:5672", "/"),
+            ("amqp://h", "h:5672", "/"),
+            ("amqps://h/%2f", "h:5671", "/"),
+            ("amqp://h/kazoo", "h:5672", "kazoo"),
+            ("amqp://h/", "h:5672", ""),
+            ("amqp://u:p@[fd00::1]:5673/v", "[fd00::1]:5673", "v"),
+        ] {
+            let uri = broker(text).unwrap();
+            assert_eq!((authority(&uri).as_str(), uri.vhost.as_str()), (place, vhost), "{text}");
+            assert_eq!(uri.query.heartbeat, Some(HEARTBEAT_S));
+        }
+        let uri = broker("amqps://kazoo:p%40ss@h/v?heartbeat=3&verify=verify_peer").unwrap();
+        assert_eq!(uri.authority.userinfo.password, "p@ss");
+        assert_eq!((uri.scheme, uri.query.heartbeat), (AMQPScheme::AMQPS, Some(3)));
+    }
+
+    #[test]
+    fn what_names_no_broker_is_refused() {
+        for (text, why) in [
+            ("", NoBroker::NotAUri),
+            ("h:5672", NoBroker::NotAUri),
+            ("http://h", NoBroker::NotAUri),
+            ("amqp:h", NoBroker::NotAUri),
+            ("amqp://", NoBroker::NoHost),
+            ("amqp://h//v/w", NoBroker::Path),
+            ("amqp://h?heartbeat=x", NoBroker::Parameter),
+            ("amqp://h?auth_mechanism=gssapi", NoBroker::Parameter),
+        ] {
+            assert_eq!(broker(text).unwrap_err(), why, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_broker_or_none(text in "(amqps?:/?/?)?[ -~\u{e9}]{0,30}") {
+            if let Ok(uri) = broker(&text) {
+                prop_assert!(!uri.authority.host.is_empty() && uri.query.heartbeat.is_some());
+            }
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! What Kazoo's `config.ini` says of this host: its zone, that zone's brokers, the database. Read as Kazoo 5.0 does it (`kz_config`,
+//! `kz_amqp_bootstrap`, `kz_dataconfig`).
+//!
+//! Kazoo finds the zone of a node in the section that is named like the node (`[kazoo_apps]`, `[ecallmgr]`), by its `host`. We are none of
+//! these nodes, but stand beside them: what they say of this host counts for us.
+
+use super::ini::{Ini, Note, Property, Section};
+
+/// Sections that are no node's. All others may be: Kazoo's nodes can have any name.
+const NO_NODES: &[&str] = &["amqp", "zone", "bigcouch", "data", "log"];
+
+/// Whose word counts when a host's nodes are of different zones.
+const NODES: &[&str] = &["kz_record_call", "kazoo_apps", "ecallmgr"];
+
+/// The zone of nodes that nobody says a zone of (`kz_config:find_zone`).
+const DEFAULT_ZONE: &str = "local";
+
+/// Who reads the file.
+#[derive(Debug, Clone, Default)]
+pub struct Reader<'a> {
+    /// The zone, where something else than the file says it: our own settings, or `KAZOO_ZONE`.
+    pub zone: Option<&'a str>,
+    /// This host's names, short or full.
+    pub hosts: Vec<&'a str>,
+}
+
+/// A setting of ours that the file makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// A key of ours, such as `couchdb.url`.
+    pub key: &'static str,
+    pub value: Values,
+    /// The line of the file that it was read from, of several the first.
+    pub line: usize,
+}
+
+/// What a setting is set to. May be a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Values {
+    One(String),
+    /// For keys that take several; at least one.
+    Several(Vec<String>),
+}
+
+/// Reads the settings that a file makes, and adds to its notes what is odd about them.
+pub fn settings(ini: &Ini, reader: &Reader<'_>) -> (Vec<Setting>, Vec<Note>) {
+    let mut file = File {
+        ini,
+        reader,
+        notes: ini.notes.clone(),
+        settings: Vec::new(),
+    };
+    let zone = file.zone();
+    file.database(&zone);
+    file.notes.sort_by_key(|note| note.line);
+    (file.settings, file.notes)
+}
+
+struct File<'a> {
+    ini: &'a Ini,
+    reader: &'a Reader<'a>,
+    notes: Vec<Note>,
+    settings: Vec<Setting>,
+}
+
+/// How a section with `host` concerns this host.
+#[derive(PartialEq, Eq)]
+enum Host {
+    Ours,
+    NotSaid,
+    Another,
+}
+
+impl<'a> File<'a> {
+    fn set(&mut self, key: &'static str, value: String, line: usize) {
+        let value = Values::One(value);
+        self.settings.push(Setting { key, value, line });
+    }
+
+    fn sections(&self, name: &str) -> Vec<&'a Section> {
+        self.ini
+            .sections
+            .iter()
+            .filter(|section| section.name == name)
+            .collect()
+    }
+
+    /// Kazoo compares full names. Which of our names is full, nobody can tell, so the first label alone is enough where one side has no more.
+    fn host(&self, section: &Section) -> Host {
+        let Some(host) = section.last("host") else {
+            return Host::NotSaid;
+        };
+        let same = |ours: &str| {
+            let label = |name: &str| name.split('.').next().unwrap_or_default().to_ascii_lowercase();
+            let short = !ours.contains('.') || !host.value.contains('.');
+            ours.eq_ignore_ascii_case(&host.value) || (short && label(ours) == label(&host.value))
+        };
+        if self.reader.hosts.iter().any(|ours| same(ours)) {
+            Host::Ours
+        } else {
+            Host::Another
+        }
+    }
+
+    /// Of sections with one name, those that are meant for us: this host's, else the zone's, else those for everybody (`kz_config`:
+    /// `format_sections`, `local_sections`).
+    fn ours(&self, name: &str, zone: &str) -> Vec<&'a Section> {
+        let sections = self.sections(name);
+        let pick = |wanted: &dyn Fn(&Section) -> bool| -> Vec<&'a Section> {
+            sections.iter().copied().filter(|section| wanted(section)).collect()
+        };
+        let of_host = pick(&|section| self.host(section) == Host::Ours);
+        if !of_host.is_empty() {
+            return of_host;
+        }
+        let of_zone = pick(&|section| self.host(section) == Host::NotSaid && named(section, "zone", zone));
+        if !of_zone.is_empty() {
+            return of_zone;
+        }
+        pick(&|section| self.host(section) == Host::NotSaid && section.last("zone").is_none())
+    }
+
+    /// The zone, and its brokers.
+    fn zone(&mut self) -> String {
+        let found = match self.reader.zone {
+            Some(_) => None,
+            None => self.nodes_zone(),
+        };
+        let zone = match (self.reader.zone, found) {
+            (Some(zone), _) => zone.to_owned(),
+            (None, Some(property)) => {
+                self.set("kazoo.zone", property.value.clone(), property.line);
+                property.value.clone()
+            }
+            (None, None) => DEFAULT_ZONE.to_owned(),
+        };
+        let zones = self.sections("zone");
+        let mine: Vec<&Section> = zones
+            .iter()
+            .copied()
+            .filter(|section| self.host(section) != Host::Another)
+            .filter(|section| named(section, "name", &zone) || named(section, "zone", &zone))
+            .collect();
+        if let (Some(first), true) = (zones.first(), mine.is_empty()) {
+            let text = if self.reader.zone.is_none() && zone == DEFAULT_ZONE {
+                "begins the zones, and no node's section gives this host (by host and zone) one of them: set kazoo.zone, or KAZOO_ZONE"
+                    .to_owned()
+            } else {
+                format!("begins the zones, and none of them is named {zone:?}, which this worker's is")
+            };
+            self.notes.push(Note::new(first.line, text));
+        }
+        let of_zone = brokers(&mine);
+        let uris = if of_zone.is_empty() {
+            brokers(&self.ours("amqp", &zone))
+        } else {
+            of_zone
+        };
+        let Some(first) = uris.first() else { return zone };
+        self.tls(&first.value, first.line);
+        let mut values: Vec<String> = Vec::new();
+        for uri in &uris {
+            // Kazoo takes a URI twice for two connections; for us the list says what to try next.
+            if !values.contains(&uri.value) {
+                values.push(uri.value.clone());
+            }
+        }
+        self.settings.push(Setting {
+            key: "amqp.uri",
+            value: Values::Several(values),
+            line: first.line,
+        });
+        zone
+    }
+
+    /// The zone that a node's section gives this host.
+    fn nodes_zone(&mut self) -> Option<&'a Property> {
+        let data = self.data_section();
+        let nodes: Vec<&'a Section> = self
+            .ini
+            .sections
+            .iter()
+            .filter(|section| !NO_NODES.contains(&section.name.as_str()) && section.name != data)
+            .filter(|section| section.last("zone").is_some())
+            .collect();
+        let of = |wanted: Host| -> Vec<&'a Section> {
+            nodes
+                .iter()
+                .copied()
+                .filter(|section| self.host(section) == wanted)
+                .collect()
+        };
+        let mut candidates = of(Host::Ours);
+        if candidates.is_empty() {
+            candidates = of(Host::NotSaid);
+        }
+        let rank = |section: &&Section| {
+            let known = NODES.iter().position(|name| *name == section.name);
+            known.unwrap_or(NODES.len())
+        };
+        candidates.sort_by_key(rank);
+        let (first, others) = candidates.split_first()?;
+        let zone = first.last("zone")?;
+        let differs = others
+            .iter()
+            .filter_map(|section| section.last("zone"))
+            .find(|other| other.value != zone.value);
+        if let Some(other) = differs {
+            let text = format!(
+                "gives this host another zone than [{}] in line {}, which counts: set kazoo.zone if that is wrong",
+                first.name, zone.line
+            );
+            self.notes.push(Note::new(other.line, text));
+        }
+        Some(zone)
+    }
+
+    /// `amqps` URIs may name certificates, in RabbitMQ's own words for its Erlang client (`amqp_uri`).
+    fn tls(&mut self, uri: &str, line: usize) {
+        let Ok(uri) = url::Url::parse(uri) else { return };
+        if uri.scheme() != "amqps" {
+            return;
+        }
+        for (name, key) in [
+            ("cacertfile", "amqp.ca_file"),
+            ("certfile", "amqp.client_certificate"),
+            ("keyfile", "amqp.client_key"),
+        ] {
+            let found = uri.query_pairs().find(|(query, _)| query == name);
+            if let Some((_, path)) = found.filter(|(_, path)| !path.is_empty()) {
+                self.set(key, path.into_owned(), line);
+            }
+        }
+    }
+
+    /// `[data] config` names the section of the database (`kz_dataconfig:connection`).
+    fn data_section(&self) -> String {
+        let named = self
+            .sections("data")
+            .into_iter()
+            .filter_map(|section| section.last("config"))
+            .next_back();
+        named.map_or_else(|| "bigcouch".to_owned(), |property| property.value.to_ascii_lowercase())
+    }
+
+    fn database(&mut self, zone: &str) {
+        let name = self.data_section();
+        let Some(section) = self.ours(&name, zone).pop() else {
+            if let Some(other) = self.sections(&name).last() {
+                let text =
+                    format!("begins [{name}], which is for another host or zone than this one: nothing is read of it");
+                self.notes.push(Note::new(other.line, text));
+            }
+            return;
+        };
+        if let Some(driver) = section.last("driver").filter(|driver| driver.value != "kazoo_couch") {
+            self.notes.push(Note::new(
+                driver.line,
+                "names another driver than kazoo_couch: nothing is read of this section",
+            ));
+            return;
+        }
+        for key in ["ip", "port", "username", "password"] {
+            if let Some(last) = section.all(key).skip(1).last() {
+                let text = format!("sets {key} of [{name}] again, and counts, as for Kazoo");
+                self.notes.push(Note::new(last.line, text));
+            }
+        }
+        let (ip, port) = (section.last("ip"), section.last("port"));
+        if let Some(first) = ip.or(port) {
+            let host = ip.map_or("localhost", |ip| ip.value.as_str());
+            let host = if is_ipv6(host) {
+                format!("[{host}]")
+            } else {
+                host.to_owned()
+            };
+            let secure = section.last("is_ssl").is_some_and(|is_ssl| is_ssl.value == "true");
+            let scheme = if secure { "https" } else { "http" };
+            let port = port.map_or("5984", |port| port.value.as_str());
+            self.set("couchdb.url", format!("{scheme}://{host}:{port}"), first.line);
+        } else if let Some(host) = section.last("host") {
+            self.notes.push(Note::new(
+                host.line,
+                "says which host the section is for; where the database is, is said by ip and port",
+            ));
+        }
+        if let Some(username) = section.last("username") {
+            self.set("couchdb.username", username.value.clone(), username.line);
+            // A name without a password has an empty one, never the one of another layer.
+            let password = section.last("password");
+            let value = password.map(|password| password.value.clone()).unwrap_or_default();
+            self.set("couchdb.password", value, password.unwrap_or(username).line);
+        }
+    }
+}
+
+fn named(section: &Section, key: &str, name: &str) -> bool {
+    section.last(key).is_some_and(|property| property.value == name)
+}
+
+/// `amqp_uri` and `uri`, in the file's order: the first is the primary broker.
+fn brokers<'a>(sections: &[&'a Section]) -> Vec<&'a Property> {
+    sections
+        .iter()
+        .flat_map(|section| &section.properties)
+        .filter(|property| matches!(property.key.as_str(), "amqp_uri" | "uri"))
+        .collect()
+}
+
+fn is_ipv6(host: &str) -> bool {
+    host.matches(':').count() >= 2 && host.bytes().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,293 @@
+//! Certificates that settings name, read when the configuration is, so that a wrong one is told with all other mistakes; and the words for what
+//! goes wrong with them later.
+
+use std::error::Error;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use thiserror::Error;
+
+/// Certificates of authorities that are trusted besides those of the host.
+#[derive(Clone)]
+pub struct Authorities {
+    pub path: PathBuf,
+    /// At least one certificate.
+    pub pem: Arc<str>,
+}
+
+/// A certificate of our own that a server asks for, and its key.
+#[derive(Clone)]
+pub struct Identity {
+    pub certificate: Arc<str>,
+    pub key: Arc<str>,
+}
+
+/// Files with the certificate that a listener shows, the chain after it, and with its key. Read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Why files are of no use. Names the file, never what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Unusable {
+    #[error("{path} cannot be read: {why}")]
+    Unreadable { path: String, why: String },
+    #[error("{0} has no certificate in PEM form (-----BEGIN CERTIFICATE-----)")]
+    NoCertificate(String),
+    #[error("{path} has a certificate that cannot be used: {why}")]
+    BadCertificate { path: String, why: String },
+    #[error("{0} has no private key in PEM form, or one with a pass phrase")]
+    NoKey(String),
+    #[error("the key in {key} does not belong to the certificate in {certificate}: {why}")]
+    Mismatch {
+        certificate: String,
+        key: String,
+        why: String,
+    },
+}
+
+impl Authorities {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// One that has no certificate, or one that no server can be checked against.
+    pub fn read(path: &Path) -> Result<Self, Unusable> {
+        let pem = text(path)?;
+        let mut store = RootCertStore::empty();
+        for certificate in certificates(path, &pem)? {
+            store.add(certificate).map_err(|error| bad_certificate(path, &error))?;
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            pem: pem.into(),
+        })
+    }
+}
+
+impl fmt::Debug for Authorities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Authorities({})", self.path.display())
+    }
+}
+
+impl Identity {
+    /// Reads a certificate with its chain, and its key.
+    ///
+    /// # Errors
+    /// Files of which one is missing or that do not belong together.
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self, Unusable> {
+        let files = KeyFiles {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+        };
+        files.load()?;
+        Ok(Self {
+            certificate: text(certificate)?.into(),
+            key: text(key)?.into(),
+        })
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity(…)")
+    }
+}
+
+impl KeyFiles {
+    /// Reads the files as they are now.
+    ///
+    /// # Errors
+    /// Files of which one is missing or that do not belong together.
+    pub fn load(&self) -> Result<CertifiedKey, Unusable> {
+        let shown = |path: &Path| path.display().to_string();
+        let chain = certificates(&self.certificate, &text(&self.certificate)?)?;
+        let key = PrivateKeyDer::from_pem_slice(text(&self.key)?.as_bytes())
+            .map_err(|_| Unusable::NoKey(shown(&self.key)))?;
+        CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(|error| match error {
+            rustls::Error::InvalidCertificate(_) => bad_certificate(&self.certificate, &error),
+            other => Unusable::Mismatch {
+                certificate: shown(&self.certificate),
+                key: shown(&self.key),
+                why: other.to_string(),
+            },
+        })
+    }
+}
+
+fn text(path: &Path) -> Result<String, Unusable> {
+    std::fs::read_to_string(path).map_err(|error| Unusable::Unreadable {
+        path: path.display().to_string(),
+        why: error.to_string(),
+    })
+}
+
+fn certificates(path: &Path, pem: &str) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all),
+        _ => Err(Unusable::NoCertificate(path.display().to_string())),
+    }
+}
+
+fn bad_certificate(path: &Path, error: &rustls::Error) -> Unusable {
+    Unusable::BadCertificate {
+        path: path.display().to_string(),
+        why: error.to_string(),
+    }
+}
+
+/// What went wrong between two ends of a TLS connection, when that is what an error is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsFault {
+    /// The other end's certificate is not one that we take.
+    Certificate(String),
+    /// The other end will not have ours, or not the way that we speak TLS.
+    Refused(String),
+    /// The other end does not speak TLS.
+    Protocol(String),
+}
+
+impl TlsFault {
+    /// Looks for the fault among an error's causes.
+    pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(fault) = error.downcast_ref::<rustls::Error>() {
+                return Some(match fault {
+                    rustls::Error::InvalidCertificate(why) => Self::Certificate(why.to_string()),
+                    rustls::Error::AlertReceived(why) => Self::Refused(format!("{why:?}")),
+                    other => Self::Protocol(other.to_string()),
+                });
+            }
+            // What an I/O error holds is not among its causes.
+            next = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+                Some(inner) => Some(inner),
+                None => error.source(),
+            };
+        }
+        None
+    }
+
+    /// In words for people. `setting` names the file with the authorities.
+    pub fn words(&self, setting: &str) -> String {
+        match self {
+            Self::Certificate(why) => format!(
+                "its TLS certificate is not trusted ({why}); {setting} names a file with the authority that issued it, and the certificate must \
+                 be for the name in the address"
+            ),
+            Self::Refused(why) if setting.starts_with("amqp.") => format!(
+                "it broke TLS off ({why}): it may ask for a certificate of ours that it trusts, amqp.client_certificate"
+            ),
+            Self::Refused(why) => format!("it broke TLS off ({why})"),
+            Self::Protocol(why) => {
+                format!("TLS was spoken, and something else, or nothing, came back ({why}): is this a TLS port?")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
+    struct Folder(PathBuf);
+
+    fn pem(label: &str, der: &[u8]) -> String {
+        format!(
+            "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+            STANDARD.encode(der)
+        )
+    }
+
+    impl Folder {
+        fn new() -> Self {
+            let path = std::env::temp_dir().join(format!("kz-record-call-tls-{}", uuid::Uuid::new_v4().simple()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn file(&self, name: &str, text: &str) -> PathBuf {
+            let path = self.0.join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn files_that_are_of_no_use_are_told_with_their_names() {
+        let folder = Folder::new();
+        let one = rcgen::generate_simple_self_signed(vec!["rec".to_owned()]).unwrap();
+        let two = rcgen::generate_simple_self_signed(vec!["rec".to_owned()]).unwrap();
+        let written = pem("CERTIFICATE", one.cert.der());
+        let certificate = folder.file("cert.pem", &written);
+        let key = folder.file("key.pem", &pem("PRIVATE KEY", &one.signing_key.serialize_der()));
+        let other = folder.file("other.pem", &pem("PRIVATE KEY", &two.signing_key.serialize_der()));
+        let junk = folder.file("junk.pem", "hunter2");
+        let broken = folder.file(
+            "broken.pem",
+            "-----BEGIN CERTIFICATE-----\naHVudGVyMg==\n-----END CERTIFICATE-----\n",
+        );
+        let gone = folder.0.join("gone.pem");
+
+        assert_eq!(&*Authorities::read(&certificate).unwrap().pem, written);
+        assert!(Identity::read(&certificate, &key).is_ok());
+        let identity = format!("{:?}", Identity::read(&certificate, &key).unwrap());
+        assert!(!identity.contains("PRIVATE"), "{identity}");
+
+        let authorities = |path: &Path| Authorities::read(path).unwrap_err();
+        assert!(matches!(authorities(&gone), Unusable::Unreadable { .. }));
+        assert!(matches!(authorities(&junk), Unusable::NoCertificate(_)));
+        assert!(matches!(authorities(&key), Unusable::NoCertificate(_)));
+        assert!(matches!(authorities(&broken), Unusable::BadCertificate { .. }));
+        let pair = |certificate: &PathBuf, key: &PathBuf| {
+            let files = KeyFiles {
+                certificate: certificate.clone(),
+                key: key.clone(),
+            };
+            files.load().unwrap_err()
+        };
+        assert!(matches!(pair(&certificate, &other), Unusable::Mismatch { .. }));
+        assert!(matches!(pair(&certificate, &certificate), Unusable::NoKey(_)));
+        assert!(matches!(pair(&gone, &key), Unusable::Unreadable { .. }));
+        assert!(
+            matches!(pair(&broken, &key), Unusable::BadCertificate { .. }),
+            "{:?}",
+            pair(&broken, &key)
+        );
+        assert!(authorities(&junk).to_string().contains("junk.pem"));
+    }
+
+    #[test]
+    fn a_fault_is_found_however_deep_it_lies() {
+        let fault = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let error = std::io::Error::other(std::io::Error::other(fault));
+        let found = TlsFault::of(&error).unwrap();
+        assert_eq!(found, TlsFault::Certificate("UnknownIssuer".into()));
+        assert!(found.words("couchdb.ca_file").contains("couchdb.ca_file"));
+        assert_eq!(TlsFault::of(&std::io::Error::other("else")), None);
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
+        let words = TlsFault::of(&alert).unwrap().words("amqp.ca_file");
+        assert!(
+            words.contains("CertificateRequired") && words.contains("amqp.client_certificate"),
+            "{words}"
+        );
+    }
+}

@@ -1,0 +1,105 @@
+//! A look at a server that changes nothing, for `kz-record-call check`.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use reqwest::header::DATE;
+use serde_json::Value;
+
+use crate::kazoo::time::{Clock, Moment};
+
+use super::client::{Couch, answer, no_answer};
+use super::{CouchError, Version};
+
+/// What a server says of itself.
+#[derive(Debug, Clone)]
+pub struct Welcome {
+    /// `None`: it tells none that can be read.
+    pub version: Option<Version>,
+    pub is_bigcouch: bool,
+    /// By how much our clock is before (negative: behind) its clock, at the least. `None`: it tells no time.
+    pub ahead_ms: Option<i64>,
+}
+
+/// Who we are to a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// `None`: nobody in particular.
+    pub name: Option<String>,
+    /// Whether we may create databases.
+    pub is_admin: bool,
+}
+
+impl Couch {
+    /// Asks for the welcome, with our credentials.
+    ///
+    /// # Errors
+    /// `NoAnswer`, or what was answered instead.
+    pub async fn welcome(&self, clock: &Clock) -> Result<Welcome, CouchError> {
+        let asked = clock.now();
+        let response = self
+            .server(Method::GET, "")
+            .send()
+            .await
+            .map_err(|error| no_answer(&error))?;
+        let answered = clock.now();
+        let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+        let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
+        let told = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok());
+        let ahead_ms = told.map(|told| ahead(asked, answered, told));
+        let (_, welcome) = answer(Ok(response), "").await?;
+        Ok(Welcome {
+            version: Version::read(&welcome),
+            is_bigcouch: welcome.get("bigcouch").is_some(),
+            ahead_ms,
+        })
+    }
+
+    /// Asks who we are.
+    ///
+    /// # Errors
+    /// `Unauthorized` for credentials that are wrong.
+    pub async fn session(&self) -> Result<Session, CouchError> {
+        let (_, session) = answer(self.server(Method::GET, "_session").send().await, "").await?;
+        let user = session.get("userCtx").unwrap_or(&Value::Null);
+        let roles = user.get("roles").and_then(Value::as_array);
+        Ok(Session {
+            name: user.get("name").and_then(Value::as_str).map(str::to_owned),
+            is_admin: roles.is_some_and(|roles| roles.iter().any(|role| role == "_admin")),
+        })
+    }
+}
+
+/// How much our clock is ahead, at the least. The server told its time in whole seconds, at some moment between `asked` and `answered`.
+fn ahead(asked: Moment, answered: Moment, told: Duration) -> i64 {
+    let ms = |moment: Moment| moment.unix_micros() / 1000;
+    let told = i64::try_from(told.as_millis()).unwrap_or(i64::MAX);
+    let (earliest, latest) = (ms(asked) - told.saturating_add(999), ms(answered) - told);
+    if earliest > 0 {
+        earliest
+    } else if latest < 0 {
+        latest
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_may_be_equal_count_as_equal() {
+        let at = |ms: i64| Moment::from_unix_micros(ms * 1000);
+        let told = Duration::from_secs(100);
+        for (asked, answered, is) in [
+            (100_000, 100_050, 0),
+            (100_900, 101_500, 0),
+            (99_500, 100_100, 0),
+            (102_000, 102_100, 1001),
+            (90_000, 90_100, -9900),
+        ] {
+            assert_eq!(ahead(at(asked), at(answered), told), is, "{asked}");
+        }
+    }
+}

@@ -1,0 +1,506 @@
+//! The turns that a call can take while it is recorded.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+
+use crate::promises;
+use crate::simulator::sim::{Call, CallOptions, Observed, Recording, Size};
+use crate::support::{SOON, Services, TestResult, World};
+
+promises![
+    a_stop_ends_the_newest_recording_and_the_next_stop_the_one_before,
+    a_stop_of_somebody_elses_recording_uses_the_name_that_the_call_carries,
+    a_stop_with_nothing_known_sends_nothing_and_the_flow_goes_on,
+    a_stop_finds_its_recording_after_the_calls_id_was_replaced,
+    a_stop_before_a_delayed_start_is_applied_to_it,
+    a_recording_begins_at_the_answer,
+    a_call_that_is_answered_already_is_recorded_at_once,
+    answer_wins_when_both_are_asked_for,
+    every_bridge_of_a_call_is_kept,
+    a_bridge_that_follows_at_once_goes_on_in_the_same_recording,
+    a_recording_that_moves_to_another_leg_is_whole_and_the_callers,
+    a_transfer_does_not_lose_the_recording,
+    a_call_that_was_replaced_is_answered_under_its_new_id,
+    too_short_is_discarded_and_taken_off_the_switch,
+    the_audio_is_masked_and_the_document_tells_when,
+    the_same_id_and_name_on_many_calls_mix_nothing,
+    several_recordings_of_one_call_are_kept_apart,
+    an_end_that_is_told_late_and_is_longer_is_kept_too,
+];
+
+/// Executes an action and waits for the flow to go on.
+async fn act(call: &Call, data: Value) -> TestResult {
+    call.execute(data).await?.continued(SOON).await?;
+    Ok(())
+}
+
+/// The commands of this kind that were sent for a call, in order.
+fn commands(world: &World<'_>, action: &str) -> Vec<Observed> {
+    let all = world.kazoo.tap().messages().into_iter();
+    all.filter(|m| m.exchange == "callctl" && m.header("Record-Action") == action)
+        .collect()
+}
+
+async fn ended(world: &World<'_>, recording: &Recording) -> anyhow::Result<Recording> {
+    world.ended(recording).await
+}
+
+async fn a_stop_ends_the_newest_recording_and_the_next_stop_the_one_before(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    act(&call, json!({"label": "first"})).await?;
+    let first = call.wait_recording_started(SOON).await?;
+    act(&call, json!({"label": "second", "format": "wav"})).await?;
+    let second = call.wait_recordings(2, SOON).await?.pop().context("no second")?;
+    act(&call, json!({"action": "stop"})).await?;
+    ended(&world, &second).await?;
+    let now = call.recordings();
+    ensure!(now[0].running(), "the first was ended too: {:?}", now[0].phase);
+    act(&call, json!({"action": "stop"})).await?;
+    ended(&world, &first).await?;
+    for (recording, origin) in [(&first, "callflow : first"), (&second, "callflow : second")] {
+        let stored = world.stored(recording).await?;
+        ensure!(stored.document["origin"] == origin, "{:#}", stored.document);
+    }
+    world.finish().await
+}
+
+async fn a_stop_of_somebody_elses_recording_uses_the_name_that_the_call_carries(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let mut options = CallOptions::talking();
+    options.ccvs.insert("Media-Name".into(), json!("somebody-elses.mp3"));
+    let call = world.kazoo.new_call(options);
+    act(&call, json!({"action": "stop"})).await?;
+    let stops = commands(&world, "stop");
+    ensure!(
+        stops.len() == 1 && stops[0].header("Media-Name") == "somebody-elses.mp3",
+        "{stops:?}"
+    );
+    // One that would reach the switch's shell is not sent on.
+    let mut options = CallOptions::talking();
+    options.ccvs.insert("Media-Name".into(), json!("${system id}.mp3"));
+    let call = world.kazoo.new_call(options);
+    act(&call, json!({"action": "stop"})).await?;
+    ensure!(commands(&world, "stop").len() == 1, "it was sent");
+    world.finish().await
+}
+
+async fn a_stop_with_nothing_known_sends_nothing_and_the_flow_goes_on(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    for action in ["stop", "mask", "unmask"] {
+        act(&call, json!({ "action": action })).await?;
+        ensure!(commands(&world, action).is_empty(), "{action} was sent");
+    }
+    world.finish().await
+}
+
+async fn a_stop_finds_its_recording_after_the_calls_id_was_replaced(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    act(&call, json!({})).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    call.replace("4e1f0c77-0000-4111-8222-333344445555").await;
+    act(&call, json!({"action": "stop"})).await?;
+    let stop = commands(&world, "stop").pop().context("no stop was sent")?;
+    ensure!(
+        stop.header("Call-ID") == call.id() && stop.header("Media-Name") == recording.name,
+        "{stop:?}"
+    );
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    world.finish().await
+}
+
+async fn a_stop_before_a_delayed_start_is_applied_to_it(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::ringing());
+    act(&call, json!({"record_on_answer": true})).await?;
+    act(&call, json!({"action": "stop"})).await?;
+    ensure!(call.recordings().is_empty(), "it records already");
+    call.answer();
+    let recording = call.wait_recording_ended(SOON).await?;
+    world.stored(&recording).await?;
+    world.finish().await
+}
+
+async fn a_recording_begins_at_the_answer(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let settings = [("FLOW__START_TIMEOUT_MS", "500"), ("FLOW__CHECK_INTERVAL_MS", "300")];
+    let _worker = world.worker_with(&settings).await?;
+    let call = world.kazoo.new_call(CallOptions::ringing());
+    act(&call, json!({"record_on_answer": "true"})).await?;
+    // As long as the channel lives it is not overdue, however long that takes.
+    let looked = |m: &Observed| m.name == "channel_status_req";
+    world.kazoo.tap().wait(looked, SOON).await?;
+    let entry = world.state(&call.id(), "asked", SOON).await?;
+    ensure!(entry["cause"].is_null(), "{entry:#}");
+    ensure!(call.recordings().is_empty(), "it records while it rings");
+    call.answer();
+    let recording = call.wait_recording_started(SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    world.finish().await
+}
+
+async fn a_call_that_is_answered_already_is_recorded_at_once(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    for data in [json!({"record_on_answer": true}), json!({"record_on_bridge": true})] {
+        let call = world.kazoo.new_call(CallOptions::talking());
+        act(&call, data).await?;
+        let recording = call.wait_recording_started(SOON).await?;
+        call.hangup("NORMAL_CLEARING").await;
+        world.stored(&recording).await?;
+        ensure!(call.recordings().len() == 1, "{:?}", call.recordings());
+    }
+    // One that waits for a bridge is not begun by an answer.
+    let mut options = CallOptions::ringing();
+    options.answered = true;
+    let call = world.kazoo.new_call(options);
+    act(&call, json!({"record_on_bridge": true})).await?;
+    let id = call.id();
+    let asked = |m: &Observed| m.name == "query_channels_req" && m.header("Call-ID") == id;
+    world.kazoo.tap().wait(asked, SOON).await?;
+    call.bridge();
+    let recording = call.wait_recording_started(SOON).await?;
+    ensure!(recording.starts == 1, "{} starts", recording.starts);
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    world.finish().await
+}
+
+async fn answer_wins_when_both_are_asked_for(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::ringing());
+    act(&call, json!({"record_on_answer": true, "record_on_bridge": true})).await?;
+    let delayed = |m: &Observed| m.header("Application-Name") == "event_actions";
+    let sent = world.kazoo.tap().wait(delayed, SOON).await?;
+    let events: Vec<&String> = sent.body["Event-Actions"]
+        .as_object()
+        .context("Event-Actions")?
+        .keys()
+        .collect();
+    ensure!(events == ["Execute-On-Answer"], "{events:?}");
+    call.answer();
+    let recording = call.wait_recording_started(SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    world.finish().await
+}
+
+/// The outcomes that were told of this call's recordings, by their ids.
+fn outcomes(world: &World<'_>, call: &Call) -> Vec<Observed> {
+    let all = world.kazoo.tap().messages().into_iter();
+    all.filter(|m| m.category == "recording" && m.header("Call-ID") == call.id())
+        .collect()
+}
+
+/// The switch records at every bridge under the same name: when the audio of the first is safe, the second is a recording of its own.
+async fn every_bridge_of_a_call_is_kept(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::ringing());
+    act(&call, json!({"record_on_bridge": true})).await?;
+    call.bridge();
+    let first = call.wait_recording_started(SOON).await?;
+    act(&call, json!({"action": "mask"})).await?;
+    world.kazoo.end_recordings(&call).await;
+    let first_stored = world.stored(&first).await?;
+    call.set_size(Size::Millis(7_000));
+    call.bridge();
+    let second = call.wait_recordings(2, SOON).await?.pop().context("no second")?;
+    ensure!(
+        second.path == first.path && second.id == first.id,
+        "the switch knows one name"
+    );
+    world.kazoo.end_recordings(&call).await;
+    let second = call.wait_recording_ended(SOON).await?;
+    let continues = |m: &Observed| m.category == "recording" && m.header("Continues") == first.id;
+    let continued = world.kazoo.tap().wait(continues, SOON).await?;
+    ensure!(
+        continued.header("Outcome") == "stored" && continued.body["Part"] == 2,
+        "{continued:?}"
+    );
+    let id = continued.header("Media-ID").to_owned();
+    let stored = world.couch.stored(&world.modb(&id), &id, &second.audio).await?;
+    ensure!(stored.difference.is_none(), "{:?}", stored.difference);
+    ensure!(
+        stored.document["pvt_recording"]["continues"] == first.id,
+        "{:#}",
+        stored.document
+    );
+    ensure!(
+        stored.document["duration_ms"] == second.length_ms,
+        "{:#}",
+        stored.document
+    );
+    ensure!(first_stored.document["_id"] != stored.document["_id"]);
+    let listed = world.couch.listed(&world.modb(&id)).await?;
+    ensure!(listed.len() == 2, "{listed:?}");
+    call.hangup("NORMAL_CLEARING").await;
+    world.finish().await
+}
+
+/// A bridge that follows before the file was brought: the switch goes on in the same file, and it is brought once, whole.
+async fn a_bridge_that_follows_at_once_goes_on_in_the_same_recording(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::ringing());
+    act(&call, json!({"record_on_bridge": true})).await?;
+    call.bridge();
+    let first = call.wait_recording_started(SOON).await?;
+    // Nobody brings it yet.
+    world.kazoo.serve_switch(false).await?;
+    world.kazoo.end_recordings(&call).await;
+    world.state(&call.id(), "ended", SOON).await?;
+    call.set_size(Size::Millis(7_000));
+    call.bridge();
+    world
+        .kazoo
+        .wait_for("the second stretch", SOON, |s| {
+            let again = s.recordings().iter().find(|r| r.path == first.path);
+            again.filter(|r| r.starts == 2 && r.running()).map(drop)
+        })
+        .await?;
+    world.state(&call.id(), "recording", SOON).await?;
+    world.kazoo.serve_switch(true).await?;
+    world.kazoo.end_recordings(&call).await;
+    let stored = world.stored(&first).await?;
+    let length = stored.document["duration_ms"].as_u64().context("duration_ms")?;
+    ensure!((9_000..9_100).contains(&length), "{:#}", stored.document);
+    ensure!(outcomes(&world, &call).len() == 1, "{:?}", outcomes(&world, &call));
+    call.hangup("NORMAL_CLEARING").await;
+    world.finish().await
+}
+
+async fn a_recording_that_moves_to_another_leg_is_whole_and_the_callers(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let settings = [
+        ("FLOW__CHECK_INTERVAL_MS", "200"),
+        ("FLOW__GRACE_MS", "300"),
+        ("FLOW__PROBE_GAP_MS", "300"),
+    ];
+    let _worker = world.worker_with(&settings).await?;
+    let call = world
+        .kazoo
+        .new_call(CallOptions::talking().parties(("Ann", "1001"), ("Bob", "2001")));
+    act(&call, json!({})).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    call.move_recordings();
+    let looked = |m: &Observed| m.name == "channel_status_req";
+    world.kazoo.tap().wait(looked, SOON).await?;
+    let now = call.recordings();
+    ensure!(now[0].running() && now[0].call_id != call.id(), "{:?}", now[0]);
+    call.hangup("NORMAL_CLEARING").await;
+    let stored = world.stored(&recording).await?;
+    let document = &stored.document;
+    ensure!(
+        document["call_id"] == call.id() && document["caller_id_number"] == "1001",
+        "{document:#}"
+    );
+    ensure!(document["pvt_recording"]["ended_call_id"] != call.id(), "{document:#}");
+    ensure!(
+        document["owner_id"] == "9d8c7b6a5f4e3d2c1b0a998877665544",
+        "{document:#}"
+    );
+    world.finish().await
+}
+
+async fn a_transfer_does_not_lose_the_recording(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let settings = [("FLOW__STOP_REPEATS_MS", "100,200"), ("FLOW__STOP_ALARM_MS", "600")];
+    let worker = world.worker_with(&settings).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    act(&call, json!({})).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    call.transfer();
+    // Commands vanish from now on; that is told.
+    act(&call, json!({"action": "stop"})).await?;
+    let told = |line: &Value| line["message"].as_str().is_some_and(|m| m.contains("did not confirm"));
+    worker.logged("the alarm", told, SOON).await?;
+    let unconfirmed = "kz_record_call_stops_unconfirmed_total 1";
+    let metrics = worker.metrics().await?;
+    ensure!(metrics.contains(unconfirmed), "no {unconfirmed} in\n{metrics}");
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    world.finish().await
+}
+
+async fn a_call_that_was_replaced_is_answered_under_its_new_id(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let worker = world
+        .worker_with(&[("LOG__LEVEL", "info,kz_record_call=trace")])
+        .await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    let run = call.execute(json!({})).await?;
+    run.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    call.replace("0a0b0c0d-0000-4111-8222-999988887777").await;
+    let heard = |line: &Value| {
+        line["message"].as_str() == Some("notice")
+            && line["key"]
+                .as_str()
+                .is_some_and(|key| key.starts_with("call.CHANNEL_REPLACED"))
+    };
+    // What comes again, as after a worker's death, is answered under the id that the call has by then.
+    worker.logged("the replacement", heard, SOON).await?;
+    run.again().await?;
+    run.results(2, SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    world.finish().await
+}
+
+async fn too_short_is_discarded_and_taken_off_the_switch(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking().size(Size::Millis(2_000)));
+    act(&call, json!({"record_min_sec": "3"})).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(
+        outcome["Outcome"] == "discarded" && outcome["Cause"] == "too_short",
+        "{outcome:#}"
+    );
+    call.wait_file_deleted(SOON).await?;
+    let document = world.couch.get(&world.modb(&recording.id), &recording.id).await?;
+    ensure!(document.is_none(), "{document:?}");
+    let call = world.kazoo.new_call(CallOptions::talking().size(Size::Millis(3_100)));
+    act(&call, json!({"record_min_sec": 3})).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    world.finish().await
+}
+
+async fn the_audio_is_masked_and_the_document_tells_when(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    act(&call, json!({})).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    for (action, masked) in [("mask", true), ("unmask", false), ("mask", true)] {
+        act(&call, json!({ "action": action })).await?;
+        world
+            .kazoo
+            .wait_for(action, SOON, |s| {
+                let now = s.recordings().iter().find(|r| r.path == recording.path);
+                now.filter(|r| r.masked == masked).map(drop)
+            })
+            .await?;
+    }
+    ensure!(call.recordings()[0].running(), "a mask ended it");
+    call.hangup("NORMAL_CLEARING").await;
+    let stored = world.stored(&recording).await?;
+    let masks = stored.document["pvt_recording"]["masks"].as_array().context("masks")?;
+    let told: Vec<bool> = masks.iter().filter_map(|mask| mask["masked"].as_bool()).collect();
+    ensure!(told == [true, false, true], "{masks:?}");
+    world.finish().await
+}
+
+async fn the_same_id_and_name_on_many_calls_mix_nothing(services: Arc<Services>) -> TestResult {
+    const CALLS: usize = 100;
+    let world = World::new(&services).await?;
+    let workers = [world.worker().await?, world.worker().await?];
+    let chosen = format!("{}-always-the-same", world.month());
+    let data = json!({"media_id": chosen, "media_name": "the same.mp3"});
+    let mut calls = Vec::new();
+    for _ in 0..CALLS {
+        let call = world.kazoo.new_call(CallOptions::talking().size(Size::Millis(1_000)));
+        let run = call.execute(data.clone()).await?;
+        calls.push((call, run));
+    }
+    for (call, run) in &calls {
+        run.continued(SOON).await?;
+        call.wait_recording_started(SOON).await?;
+    }
+    for (call, _) in &calls {
+        call.hangup("NORMAL_CLEARING").await;
+    }
+    let mut ids = BTreeSet::new();
+    for (call, _) in &calls {
+        let call_id = call.id();
+        let of_call = |m: &Observed| m.category == "recording" && m.header("Call-ID") == call_id;
+        let told = world.kazoo.tap().wait(of_call, Duration::from_secs(60)).await?;
+        ensure!(told.header("Outcome") == "stored", "{told:?}");
+        let id = told.header("Media-ID").to_owned();
+        let recording = call.recordings().pop().context("no recording")?;
+        let whole = world.ended(&recording).await?;
+        let stored = world.couch.stored(&world.modb(&id), &id, &whole.audio).await?;
+        ensure!(stored.difference.is_none(), "{:?}", stored.difference);
+        ensure!(
+            stored.document["call_id"] == call_id && stored.document["name"] == "the_same.mp3",
+            "{:#}",
+            stored.document
+        );
+        ids.insert(id);
+    }
+    ensure!(ids.len() == CALLS && ids.contains(&chosen), "{} documents", ids.len());
+    drop(workers);
+    world.finish().await
+}
+
+async fn several_recordings_of_one_call_are_kept_apart(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    for n in 0..5 {
+        call.set_size(Size::Millis(1_000 + n * 500));
+        act(
+            &call,
+            json!({"format": if n % 2 == 0 { "mp3" } else { "wav" }, "media_name": "one"}),
+        )
+        .await?;
+    }
+    let recordings = call.wait_recordings(5, SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    for recording in &recordings {
+        world.stored(recording).await?;
+    }
+    world.finish().await
+}
+
+/// The end was presumed, the audio brought; then the switch tells of a later end, and has more.
+async fn an_end_that_is_told_late_and_is_longer_is_kept_too(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let settings = [
+        ("FLOW__CHECK_INTERVAL_MS", "200"),
+        ("FLOW__GRACE_MS", "200"),
+        ("FLOW__PROBE_GAP_MS", "200"),
+    ];
+    let _worker = world.worker_with(&settings).await?;
+    // Ecallmgr does not know the channel any more, and the switch keeps its files.
+    world.kazoo.faults(|faults| {
+        faults.blind_ecallmgrs = vec![0];
+        faults.keep_files = true;
+    });
+    let call = world.kazoo.new_call(CallOptions::talking().size(Size::Millis(30_000)));
+    act(&call, json!({})).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    let presumed = world.outcome(&recording.id).await?;
+    ensure!(
+        presumed["End-Presumed"] == true && presumed["Outcome"] == "stored",
+        "{presumed:#}"
+    );
+    call.hangup("NORMAL_CLEARING").await;
+    let whole = world.ended(&recording).await?;
+    let continued = |m: &Observed| m.category == "recording" && m.header("Continues") == recording.id;
+    let told = world.kazoo.tap().wait(continued, SOON).await?;
+    ensure!(told.header("Outcome") == "stored", "{told:?}");
+    let id = told.header("Media-ID").to_owned();
+    let stored = world.couch.stored(&world.modb(&id), &id, &whole.audio).await?;
+    ensure!(stored.difference.is_none(), "{:?}", stored.difference);
+    world.finish().await
+}
