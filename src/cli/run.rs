@@ -10,8 +10,10 @@ use tracing::{error, warn};
 use crate::admin::Instruments;
 use crate::config::Config;
 use crate::kazoo::time::Clock;
-use crate::telemetry;
+use crate::telemetry::{self, TelemetryError};
 use crate::worker::Worker;
+
+use super::USAGE;
 
 /// Runs the worker. `notes` is what was odd about the configuration.
 pub fn run(config: Config, notes: &[String]) -> ExitCode {
@@ -19,14 +21,19 @@ pub fn run(config: Config, notes: &[String]) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kz-record-call: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                // As wrong a second later: a service manager must not try it again.
+                Some(TelemetryError::Filter(..)) => ExitCode::from(USAGE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
 
 fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
+    let logs = telemetry::init_logs(&config)?;
     let instruments = Instruments {
-        log_level: Some(telemetry::init_logs(&config.log)?),
+        log_level: Some(logs.level.clone()),
         metrics: Some(telemetry::init_metrics()?),
     };
     for note in notes {
@@ -51,6 +58,7 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
     })?;
     // Blocking work that is left, such as a write to a hanging disk, is not waited for.
     runtime.shutdown_background();
+    logs.shut_down();
     Ok(())
 }
 

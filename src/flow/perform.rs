@@ -26,6 +26,7 @@ use crate::recording::carry::Seal;
 use crate::recording::order::Url;
 use crate::system_config::{Accounts, Plan, SystemConfig};
 use crate::telemetry::events::HoldRefused;
+use crate::telemetry::trace::{self, Stage};
 
 use super::alerts::Alerts;
 use super::crash::Crash;
@@ -150,10 +151,14 @@ impl Parts {
             Effect::LookForChannel { n } => self.look_for_channel(&case.entry, n).await,
             Effect::Probe { n, attempt, node, path } => self.probe(case, n, attempt, &node, &path).await,
             Effect::Decide => self.decide(case).await,
-            Effect::Collect { attempt, node, path } => self.collect(case, attempt, &node, &path, hand).await,
+            Effect::Collect { attempt, node, path } => {
+                let collecting = self.collect(case, attempt, &node, &path, hand);
+                trace::within(Stage::Collect, trace::current(), collecting).await
+            }
             Effect::Document { attempt, destination } => Some(self.document(case, attempt, destination).await),
             Effect::Deliver { attempt, destination } => {
-                Some(self.deliver(case, attempt, destination, hand.as_ref()).await)
+                let delivering = self.deliver(case, attempt, destination, hand.as_ref());
+                Some(trace::within(Stage::Delivery, trace::current(), delivering).await)
             }
             Effect::Complete { attempt, destination } => Some(self.complete(case, attempt, destination).await),
             Effect::ReadBack { n } => Some(self.read_back(case, n).await),

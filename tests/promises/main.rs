@@ -32,6 +32,7 @@ mod settings;
 mod sizes;
 mod support;
 mod tls;
+mod traces;
 mod turns;
 mod watching;
 
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         check::TESTS,
         settings::TESTS,
         watching::TESTS,
+        traces::TESTS,
     ];
     for list in lists {
         tests.extend_from_slice(list);

@@ -124,9 +124,8 @@ impl Worker {
     }
 
     /// Waits until it has ended by itself.
-    pub async fn exited(&mut self) -> anyhow::Result<()> {
-        self.child.wait().await?;
-        Ok(())
+    pub async fn exited(&mut self) -> anyhow::Result<std::process::ExitStatus> {
+        Ok(self.child.wait().await?)
     }
 
     /// SIGHUP.
