@@ -3,6 +3,7 @@
 //! The exporter has a thread of its own and a queue with a bound: a collector that is away costs spans, and nothing else.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use opentelemetry::trace::{
@@ -11,7 +12,8 @@ use opentelemetry::trace::{
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{self, SdkTracer, SdkTracerProvider, SpanData};
 use tracing::{Span, error_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
@@ -52,7 +54,10 @@ impl Exporter {
             ])
             .build();
         let provider = SdkTracerProvider::builder()
-            .with_batch_exporter(exporter)
+            .with_batch_exporter(Telling {
+                exporter,
+                failed: AtomicBool::new(false),
+            })
             .with_resource(resource)
             .build();
         Ok(Self(provider))
@@ -67,6 +72,33 @@ impl Exporter {
         if let Err(error) = self.0.shutdown_with_timeout(TIMEOUT) {
             tracing::debug!(%error, "the last spans were not exported");
         }
+    }
+}
+
+/// Tells when the collector stops taking spans, and when it takes them again; not each time.
+#[derive(Debug)]
+struct Telling {
+    exporter: SpanExporter,
+    failed: AtomicBool,
+}
+
+impl trace::SpanExporter for Telling {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let result = self.exporter.export(batch).await;
+        match (&result, self.failed.swap(result.is_err(), Ordering::Relaxed)) {
+            (Err(error), false) => tracing::warn!(%error, "the collector does not take spans; they are lost"),
+            (Ok(()), true) => tracing::info!("the collector takes spans again"),
+            _ => {}
+        }
+        result
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
     }
 }
 

@@ -196,5 +196,14 @@ async fn the_spans_of_an_action_reach_the_collector(services: Arc<Services>) -> 
         .iter()
         .all(|(path, _)| path == "/v1/traces");
     ensure!(paths, "sent elsewhere");
+    // A collector that is away costs spans, is told once, and holds nothing up.
+    let mut worker = world
+        .worker_with(&[("TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:9")])
+        .await?;
+    record(&world, &[]).await?;
+    record(&world, &[]).await?;
+    ensure!(worker.terminate(SOON).await?.success());
+    let lost = worker.log().matches("the collector does not take spans").count();
+    ensure!(lost == 1, "told {lost} times: {}", worker.tail());
     world.finish().await
 }
