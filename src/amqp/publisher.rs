@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use serde_json::Value;
@@ -30,6 +30,9 @@ use super::{AmqpError, topology, within};
 
 /// The header that tells why a message is in the dead letters.
 const REASON: &str = "x-kz-record-call-reason";
+
+/// One step of a look at a queue.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why a message was not published, or may not have been.
 #[derive(Debug, Error)]
@@ -163,6 +166,23 @@ impl Publisher {
             .with_delivery_mode(2);
         self.raw("", queue, true, body.to_string().as_bytes(), id, properties)
             .await
+    }
+
+    /// Messages that are ready in somebody's queue now; `None` when that is not to be had.
+    pub async fn depth(&self, queue: &str) -> Option<u32> {
+        let live = self.0.connection.borrow().clone()?;
+        // A queue that is not there closes the channel: each look has its own.
+        let channel = within(LOOK, "opening a channel", live.connection.create_channel())
+            .await
+            .ok()?;
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let looked = channel.queue_declare(queue.into(), passive, FieldTable::default());
+        let found = within(LOOK, "looking at a queue", looked).await.ok()?;
+        let _ = within(LOOK, "closing a channel", channel.close(200, "done".into())).await;
+        Some(found.message_count())
     }
 
     /// Puts a copy of a delivery, byte by byte, to `queue`, with the reason in a header.

@@ -27,16 +27,13 @@ impl Crash {
         }
     }
 
-    /// A step begins; the answer is its number.
-    pub fn before(&self) -> u32 {
+    /// Does one step.
+    pub async fn step<T>(&self, step: impl Future<Output = T>) -> T {
         let n = self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         self.die_at(Side::Before, n);
-        n
-    }
-
-    /// The step is done.
-    pub fn after(&self, n: u32) {
+        let done = step.await;
         self.die_at(Side::After, n);
+        done
     }
 
     fn die_at(&self, side: Side, n: u32) {

@@ -104,7 +104,7 @@ async fn settle(parts: &Parts, delivery: Delivery, receipt: Receipt) {
         () = going_down => false,
     };
     if durable {
-        delivery.ack().await;
+        parts.crash.step(delivery.ack()).await;
     } else {
         delivery.give_back().await;
     }

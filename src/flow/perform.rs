@@ -33,7 +33,7 @@ use super::crash::Crash;
 use super::hands::Hands;
 use super::next::{self, Case, Effect, Input, Policy};
 use super::notices::Replaced;
-use super::pace::Pace;
+use super::pace::{Pace, Passage};
 use super::registry::Registry;
 
 /// What the flow works with. Made once, shared by all.
@@ -138,10 +138,7 @@ impl Parts {
 
     /// Does `effect`. `None`: the worker is going down, and it was left undone.
     pub async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
-        let step = self.crash.before();
-        let input = self.act(case, effect, hand).await;
-        self.crash.after(step);
-        input
+        self.crash.step(self.act(case, effect, hand)).await
     }
 
     async fn act(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
@@ -262,6 +259,11 @@ impl Parts {
         Input::Fact(What::Unheld {
             n: case.entry.next_number("held") - 1,
         })
+    }
+
+    /// Waits until a message may go to a queue of Kazoo's.
+    pub async fn keep_pace(&self, queue: &str) -> Passage {
+        self.pace.keep(queue, || self.publisher.depth(queue)).await
     }
 
     /// A pause before something that must succeed is tried again; `None` when the worker is going down.

@@ -25,6 +25,7 @@ use crate::telemetry::events::{ActionHandled, ActionRefused, MessageRejected, Se
 use crate::telemetry::trace::{self, Stage};
 
 use super::next::Input;
+use super::pace::Passage;
 use super::perform::Parts;
 use super::registry::Open;
 use super::{drive, journal, notices};
@@ -35,7 +36,7 @@ pub const DEAD_LETTERS: &str = "kz_record_call.dead";
 /// A result must get through: so often it is tried, each try as long as a publish may take.
 const RESULT_TRIES: u32 = 12;
 
-/// A result that was part of a burst is sent once more after this: a repeat is ignored, one that was dropped is not missed.
+/// A result that its queue may not have had room for is sent once more after this: a repeat is ignored, one that was dropped is not missed.
 const ONCE_MORE: Duration = Duration::from_secs(2);
 
 /// How long the ledger has to tell what it knows of a repeated action.
@@ -96,7 +97,7 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
         }
     };
     if done {
-        delivery.ack().await;
+        parts.crash.step(delivery.ack()).await;
     }
     // Otherwise it is durable nowhere: the broker keeps it, and delivers it again when this session is over.
 }
@@ -161,14 +162,14 @@ impl Job<'_> {
     /// `action.accepted`, if there is anybody to tell.
     pub async fn accept(&self) {
         if let Some(to) = self.reply_to {
-            accept(self.parts, to).await;
+            self.parts.crash.step(accept(self.parts, to)).await;
         }
     }
 
     /// `action.result`, likewise; `false` when it could not be delivered.
     pub async fn result(&self) -> bool {
         match self.reply_to {
-            Some(to) => result(self.parts, to).await,
+            Some(to) => self.parts.crash.step(result(self.parts, to)).await,
             None => true,
         }
     }
@@ -199,7 +200,10 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     // Before the command goes out: its error may be back before its confirmation.
     parts.registry.remember(&entry);
     job.accept().await;
-    let sent = parts.send_start(order, &action.call_id, trigger).await;
+    let sent = parts
+        .crash
+        .step(parts.send_start(order, &action.call_id, trigger))
+        .await;
     let answered = job.result().await;
     let mut add = |what| {
         entry.add(Fact {
@@ -216,7 +220,7 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     }
     parts.registry.remember(&entry);
     notices::opened(parts, &entry);
-    let durable = journal::write(parts, &entry).await;
+    let durable = parts.crash.step(journal::write(parts, &entry)).await;
     if !entry.is_commanded() {
         drive::go_on(parts, entry, Input::Due);
     } else if trigger != Trigger::Now {
@@ -276,7 +280,7 @@ async fn start_if_so_already(parts: &Parts, order: &Order, call_id: &str) {
 }
 
 async fn accept(parts: &Parts, to: &ReplyTo) {
-    parts.pace.keep(to.address.queue()).await;
+    parts.keep_pace(to.address.queue()).await;
     // The callflow only logs it; what counts is the result.
     if let Err(error) = parts
         .publisher
@@ -289,12 +293,12 @@ async fn accept(parts: &Parts, to: &ReplyTo) {
 
 /// Sends the result until the broker has it. A result that no queue takes has nobody waiting for it.
 async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
-    let waited = parts.pace.keep(to.address.queue()).await;
+    let passage = parts.keep_pace(to.address.queue()).await;
     for _ in 0..RESULT_TRIES {
         let message = action::continues(&parts.sender, &parts.current(to));
         match parts.publisher.publish(&message).await {
             Ok(()) => {
-                if waited {
+                if passage == Passage::Unsure {
                     once_more(parts, to);
                 }
                 return true;
@@ -321,7 +325,7 @@ fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
             () = tokio::time::sleep(ONCE_MORE) => {}
             () = parts.stop.cancelled() => {}
         }
-        parts.pace.keep(to.address.queue()).await;
+        parts.keep_pace(to.address.queue()).await;
         // The first one was confirmed; this one is for a queue that dropped it.
         let _ = parts
             .publisher

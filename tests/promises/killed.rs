@@ -33,19 +33,19 @@ enum Place {
 }
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_the_account(services: Arc<Services>) -> TestResult {
-    at_every_step(&services, Place::Account, 6).await
+    at_every_step(&services, Place::Account, 12).await
 }
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_a_url(services: Arc<Services>) -> TestResult {
-    at_every_step(&services, Place::Url, 8).await
+    at_every_step(&services, Place::Url, 14).await
 }
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_a_third_party(services: Arc<Services>) -> TestResult {
-    at_every_step(&services, Place::ThirdParty, 5).await
+    at_every_step(&services, Place::ThirdParty, 11).await
 }
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_a_storage_plan(services: Arc<Services>) -> TestResult {
-    at_every_step(&services, Place::StoragePlan, 7).await
+    at_every_step(&services, Place::StoragePlan, 13).await
 }
 
 /// `least`: the steps that such a recording has at least, so that a run which ends too early is noticed.
@@ -70,6 +70,8 @@ async fn at_every_step(services: &Services, place: Place, least: u32) -> TestRes
 /// One recording, its worker killed at one step; whether it was.
 async fn one(services: &Services, place: Place, crash: &str) -> anyhow::Result<bool> {
     let world = World::new(services).await?;
+    // A worker that takes an action over answers it first, and makes sure of its call before it commands.
+    world.kazoo.tolerate("order");
     let server = Server::always(Reply::Status(200)).await;
     let (mut data, mut proxies) = (json!({}), Vec::new());
     let mut keep = None;

@@ -39,7 +39,7 @@ mod watching;
 use support::{Services, Test};
 
 /// No promise may take longer.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(400);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();

@@ -30,6 +30,7 @@ promises![
     the_same_id_and_name_on_many_calls_mix_nothing,
     several_recordings_of_one_call_are_kept_apart,
     an_end_that_is_told_late_and_is_longer_is_kept_too,
+    a_recording_over_the_turn_of_the_month_is_filed_where_its_id_says,
 ];
 
 /// Executes an action and waits for the flow to go on.
@@ -503,4 +504,75 @@ async fn an_end_that_is_told_late_and_is_longer_is_kept_too(services: Arc<Servic
     let stored = world.couch.stored(&world.modb(&id), &id, &whole.audio).await?;
     ensure!(stored.difference.is_none(), "{:?}", stored.difference);
     world.finish().await
+}
+
+/// Asked for in one month, ended in the next: id, database and listing are the first month's, also when the action comes again after the turn.
+async fn a_recording_over_the_turn_of_the_month_is_filed_where_its_id_says(services: Arc<Services>) -> TestResult {
+    use crate::simulator::sim::wire::Clock;
+    // The worker's clock and Kazoo's stand a few seconds before the turn.
+    let real = Clock::default();
+    let now = i64::try_from(real.unix_micros() / 1_000_000)?;
+    let turn = turn_after(now);
+    let clock = Clock {
+        offset_secs: turn - now - 4,
+    };
+    let world = World::with(&services, |options| options.clock = clock).await?;
+    let (before, after) = (
+        clock.month(),
+        Clock {
+            offset_secs: turn - now + 60,
+        }
+        .month(),
+    );
+    ensure!(before != after, "{before} {after}");
+    let forward = clock.offset_secs.to_string();
+    let _worker = world
+        .worker_with(&[("KZ_RECORD_CALL_TEST_CLOCK_FORWARD_S", &forward)])
+        .await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    let run = call.execute(json!({})).await?;
+    run.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    ensure!(recording.id.starts_with(&before), "{} was made too late", recording.id);
+    while clock.month() == before {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    run.again().await?;
+    run.results(2, SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    let stored = world.stored(&recording).await?;
+    ensure!(call.recordings().len() == 1, "{:?}", call.recordings());
+    let document = &stored.document;
+    ensure!(
+        document["pvt_account_db"]
+            .as_str()
+            .is_some_and(|db| db.ends_with(&format!("-{before}"))),
+        "{document:#}"
+    );
+    ensure!(
+        document["cdr_id"].as_str().is_some_and(|id| id.starts_with(&after)),
+        "the CDR is made at the end: {document:#}"
+    );
+    let listed = world.couch.listed(&world.modb(&recording.id)).await?;
+    ensure!(listed == [recording.id.clone()], "{listed:?}");
+    world.finish().await
+}
+
+/// The first second of the month after, in UTC.
+fn turn_after(now: i64) -> i64 {
+    let month = |at: i64| {
+        let offset_secs = at - now;
+        crate::simulator::sim::wire::Clock { offset_secs }.month()
+    };
+    let (mut low, mut high) = (now, now + 32 * 86_400);
+    let this = month(now);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if month(middle) == this {
+            low = middle
+        } else {
+            high = middle
+        }
+    }
+    high
 }

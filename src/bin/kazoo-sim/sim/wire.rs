@@ -75,7 +75,7 @@ pub fn is_hex32(text: &str) -> bool {
 
 /// An Erlang pid that nobody has.
 pub fn pid() -> String {
-    format!("<0.{}.{}>", fastrand::u32(1_000..99_999), fastrand::u32(0..12))
+    format!("<0.{}.{}>", fastrand::u32(1_000..32_768), fastrand::u32(0..8_192))
 }
 
 /// The simulated cluster's clock: real time shifted by a settable number of seconds, so that a test can stand on a
