@@ -16,11 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
-use crate::kazoo::names::{CONTENT_TYPE, DELIVER_TO_PID, Exchange};
+use crate::kazoo::names::{CONTENT_TYPE, DELIVER_TO_PID, Exchange, TRACE_PARENT, TRACE_STATE};
 use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::routing_key::MAX_BYTES;
 use crate::kazoo::time::Clock;
+use crate::telemetry::Pulses;
 use crate::telemetry::events::{AmqpConnection, Published};
+use crate::telemetry::trace::{self, Trace};
 
 use super::delivery::Delivery;
 use super::link::{self, Link};
@@ -81,17 +83,13 @@ impl Publisher {
         config: &config::Amqp,
         node: &str,
         clock: Clock,
-        tasks: &TaskTracker,
+        (tasks, pulses): (&TaskTracker, &Pulses),
         close: CancellationToken,
     ) -> Self {
         let (sender, connection) = watch::channel(None);
         let lost = Arc::new(Notify::new());
-        tasks.spawn(supervise(
-            Link::new("publish", node, config.clone()),
-            sender,
-            Arc::clone(&lost),
-            close,
-        ));
+        let link = Link::new("publish", node, config.clone());
+        tasks.spawn(pulses.beat("publish", supervise(link, sender, Arc::clone(&lost), close)));
         Self(Arc::new(Inner {
             connection,
             permits: Semaphore::new(usize::from(config.publish_window)),
@@ -122,10 +120,20 @@ impl Publisher {
         if message.persistent {
             properties = properties.with_delivery_mode(2);
         }
-        if let Some(pid) = &message.deliver_to_pid {
-            let mut headers = FieldTable::default();
-            headers.insert(DELIVER_TO_PID.into(), AMQPValue::LongString(pid.as_str().into()));
-            properties = properties.with_headers(headers);
+        let trace = trace::current();
+        let headers = [
+            (DELIVER_TO_PID, message.deliver_to_pid.as_deref()),
+            (TRACE_PARENT, trace.as_ref().map(Trace::parent)),
+            (TRACE_STATE, trace.as_ref().and_then(Trace::state)),
+        ];
+        if headers.iter().any(|(_, value)| value.is_some()) {
+            let mut table = FieldTable::default();
+            for (name, value) in headers {
+                if let Some(value) = value {
+                    table.insert(name.into(), AMQPValue::LongString(value.into()));
+                }
+            }
+            properties = properties.with_headers(table);
         }
         let exchange = message.exchange.name();
         let result = self
