@@ -31,7 +31,7 @@ impl Parts {
             return Ok(());
         };
         let message = dialplan::start(&self.sender, &to, &order.command_id(), &start, trigger);
-        self.keep_pace(to.queue()).await;
+        let _pass = self.keep_pace(to.queue()).await;
         self.send(call_id, order.media_id.as_str(), "start", &message).await
     }
 
@@ -49,7 +49,7 @@ impl Parts {
     ) -> Result<(), PublishError> {
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
         let message = dialplan::control(&self.sender, to, &msg_id, call_id, file_name, what);
-        self.keep_pace(to.queue()).await;
+        let _pass = self.keep_pace(to.queue()).await;
         self.send(call_id, media_id, what.name(), &message).await
     }
 
