@@ -92,7 +92,10 @@ async fn a_hundred_uploads_at_once_are_stored(services: Arc<Services>) -> TestRe
         world.stored(recording).await?;
     }
     let peak = worker.peak_memory()?;
-    println!("{CROWD} uploads at once: {peak} KiB at most, {:?} from the last hang-up", begun.elapsed());
+    println!(
+        "{CROWD} uploads at once: {peak} KiB at most, {:?} from the last hang-up",
+        begun.elapsed()
+    );
     ensure!(peak < 128 << 10, "{peak} KiB");
     world.finish().await
 }
