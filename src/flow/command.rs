@@ -120,10 +120,15 @@ impl Parts {
             legs.push(&told.call_id);
             legs.extend(told.other_leg_call_id.as_deref());
         }
+        // A channel may be known by another id by now.
+        let mut legs: Vec<String> = legs
+            .into_iter()
+            .flat_map(|leg| [leg.to_owned(), self.replaced.current(leg)])
+            .collect();
         legs.sort_unstable();
         legs.dedup();
         for leg in legs {
-            match self.is_alive(leg).await {
+            match self.is_alive(&leg).await {
                 Some(true) | None => return Some(Input::Fact(What::ChannelSeen { n, alive: true })),
                 Some(false) => {}
             }
