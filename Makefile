@@ -1,9 +1,10 @@
 # make demo   records calls through the whole way, in containers, and shows what became of them
 # make test   the whole suite
+# make load   how many actions a worker answers in a second on this machine
 #
-# Both set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
+# All set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
 
-.PHONY: help demo test up down setup check fmt clean
+.PHONY: help demo test load up down setup check fmt clean
 
 CARGO ?= cargo
 
@@ -16,6 +17,10 @@ demo:
 # The unit tests, the house, and the promises against real servers in containers.
 test:
 	@docker/test.sh
+
+# One worker, a broker and a database, and what they answer in a second.
+load:
+	@docker/load.sh
 
 # Leaves a broker and a database running: target/services-dev.env has their addresses.
 up:

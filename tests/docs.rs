@@ -119,7 +119,7 @@ fn words(text: &str) -> Vec<String> {
 fn arguments(text: &str, program: &str) -> Option<Vec<String>> {
     // The last of several commands, such as behind `&&`, is looked at too.
     let all = words(text);
-    let at = all.iter().position(|word| {
+    let at = all.iter().rposition(|word| {
         let name = word.rsplit('/').next().unwrap_or(word);
         name == program || *word == format!("{program}:local")
     })?;
@@ -379,6 +379,7 @@ fn every_setting_that_is_named_exists() {
         .collect();
     let mut seen = 0;
     for (page, text) in &texts {
+        let text = &text.replace("\\_", "_");
         for name in named(text, "KZ_RECORD_CALL__", |c| c.is_ascii_uppercase() || c == '_') {
             assert!(variables.contains(name), "{page}: {name} is no setting");
             seen += 1;
@@ -410,8 +411,14 @@ fn every_metric_and_every_alert_that_is_named_exists() {
                 .iter()
                 .find_map(|suffix| name.strip_suffix(suffix))
                 .unwrap_or(name);
-            // A prefix; databases; the keys of `check`.
-            let other = ["kz_record_call_", "kz_record_call_hold", "kz_record_call_check_"].contains(&name);
+            // A prefix; databases and their views; the keys of `check`.
+            let other = [
+                "kz_record_call_",
+                "kz_record_call_hold",
+                "kz_record_call_lookup",
+                "kz_record_call_check_",
+            ]
+            .contains(&name);
             assert!(other || known.contains(plain), "{page}: no metric is called {name}");
             seen += 1;
         }
