@@ -590,6 +590,25 @@ fn configuration() -> String {
         }
     }
     flush(&mut out, &mut comment, &mut rows);
+    out.push_str("\n## What does not go together\n\nRefused as any other mistake, in these words:\n\n");
+    for contradiction in [
+        &[("amqp.reconnect_min_ms", "5000")][..],
+        &[("ingest.token_ttl_s", "60")],
+        &[("ledger.lease_s", "60")],
+        &[("hold.kind", "folder")],
+        &[
+            ("destination.silence_timeout_ms", "60000"),
+            ("destination.send_timeout_s", "10"),
+        ],
+    ] {
+        let set = contradiction
+            .iter()
+            .map(|(key, value)| (variable(key), (*value).to_owned()));
+        let mistakes = Config::of(Layers::load(None, set).unwrap()).expect_err("they contradict each other");
+        for mistake in mistakes {
+            let _ = writeln!(out, "* `{}` {}", mistake.key, markdown(&mistake.problem));
+        }
+    }
     out
 }
 
