@@ -117,6 +117,12 @@ impl Order {
         })
     }
 
+    /// Whether the switch may begin it again by itself, as far as is known: at every bridge that comes.
+    pub fn may_begin_again(&self) -> bool {
+        let at_bridge = |command: &Command| command.trigger == Trigger::Bridge;
+        self.command.as_ref().is_none_or(at_bridge)
+    }
+
     /// The order of this recording's continuation: the same whoever makes it, and whenever.
     #[must_use]
     pub fn continuation(&self) -> Self {
