@@ -1,10 +1,11 @@
 # make demo   records calls through the whole way, in containers, and shows what became of them
 # make test   the whole suite
+# make chaos  hundreds of recordings while everything breaks; docker/chaos.sh --help
 # make load   how many actions a worker answers in a second on this machine
 #
 # All set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
 
-.PHONY: help demo test load up down setup check fmt clean
+.PHONY: help demo test chaos load up down setup check fmt clean
 
 CARGO ?= cargo
 
@@ -17,6 +18,10 @@ demo:
 # The unit tests, the house, and the promises against real servers in containers.
 test:
 	@docker/test.sh
+
+# Longer than the one in the suite, and another one every time: CHAOS_SEED=7 make chaos repeats one.
+chaos:
+	@docker/chaos.sh
 
 # One worker, a broker and a database, and what they answer in a second.
 load:
