@@ -210,7 +210,11 @@ pub(super) fn settle(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     if entry.is_to_be_continued() {
         now_or_later(Effect::Continue);
     }
-    if let Some(cause) = entry.parked().filter(|_| entry.is_unmarked()) {
+    // A document that another worker completed meanwhile is not marked as resting.
+    let rests = entry
+        .parked()
+        .filter(|_| entry.outcome().is_none() && entry.is_unmarked());
+    if let Some(cause) = rests {
         let n = entry.next_number("parked") - 1;
         now_or_later(Effect::Mark { n, cause });
     }
