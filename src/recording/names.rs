@@ -58,6 +58,14 @@ pub fn media_name(given: &str, format: Format) -> Option<String> {
     (!stem.is_empty()).then(|| format!("{stem}.{format}"))
 }
 
+/// Whether a name that somebody else made passes through the switch's command line unharmed.
+pub fn is_plain(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
 fn is_audio(extension: &str) -> bool {
     ["mp3", "mp4", "wav"]
         .iter()

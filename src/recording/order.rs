@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kazoo::address::Address;
 use crate::kazoo::call::Parties;
-use crate::kazoo::dialplan::{RecordStart, Silence, Trigger};
+use crate::kazoo::dialplan::{self, RecordStart, Silence, Trigger};
+use crate::kazoo::envelope::Sender;
+use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::time::Moment;
 
 use super::format::Format;
@@ -112,6 +115,18 @@ impl Order {
             silence: command.silence,
             carry: command.carry.clone(),
         })
+    }
+
+    /// The start command as it is sent, for the call's id as it is now and whenever it is to take effect; `None` when the order came back from
+    /// the switch.
+    pub fn command(&self, sender: &Sender, call_id: &str, trigger: Trigger) -> Option<Outgoing> {
+        let (start, to) = self.start(call_id).zip(self.control())?;
+        Some(dialplan::start(sender, &to, &self.command_id(), &start, trigger))
+    }
+
+    /// The address of the call's control process, as the action wrote it.
+    pub fn control(&self) -> Option<Address> {
+        Address::parse(&self.command.as_ref()?.control).ok()
     }
 
     /// The order of this recording's continuation: the same whoever makes it, and whenever.
