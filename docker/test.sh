@@ -24,3 +24,7 @@ say "destinations, against a real database ..."
 "$CARGO" test --locked --test destinations
 say "promises, against real servers ..."
 "$CARGO" test --locked --test promises -- "$@"
+if [ $# -eq 0 ]; then
+    say "spans, to a collector in the test, with the feature that brings them there ..."
+    "$CARGO" test --locked --features otlp --test promises -- the_spans_of_an_action_reach_the_collector
+fi

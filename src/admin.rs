@@ -1,45 +1,68 @@
-//! The admin port: `/livez`, `/readyz`, `/metrics`.
+//! The admin port: `/livez`, `/readyz`, `/metrics`, `/log-level`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::flow::perform::Parts;
+use crate::telemetry::LogLevel;
 
-/// Renders the metrics; nothing when no recorder is installed.
-pub type Metrics = Option<PrometheusHandle>;
+pub mod watch;
 
-/// How long the database may take to say that it is there.
+/// The process' instruments; each is absent where nobody set it up.
+#[derive(Clone, Default)]
+pub struct Instruments {
+    /// Renders the metrics.
+    pub metrics: Option<PrometheusHandle>,
+    /// Changes what is logged.
+    pub log_level: Option<LogLevel>,
+}
+
+/// The longest body that is read.
+const MAX_BODY: usize = 16 << 10;
+
+/// How long the database, and the spool's disk, may take to say that they are there.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Asks the parts whether the worker can do its work.
 #[derive(Clone)]
-pub struct Readiness(Arc<Parts>);
+pub struct Readiness {
+    parts: Arc<Parts>,
+    /// One look at the spool at a time: on a disk that hangs each would hold a thread for good.
+    looking: Arc<Semaphore>,
+}
 
 /// One thing that readiness depends on.
-struct Check {
-    name: &'static str,
-    fault: Option<String>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    pub name: &'static str,
+    /// What is wrong, in words.
+    pub fault: Option<String>,
 }
 
 impl Readiness {
     pub fn new(parts: Arc<Parts>) -> Self {
-        Self(parts)
+        Self {
+            parts,
+            looking: Arc::new(Semaphore::new(1)),
+        }
     }
 
-    async fn checks(&self) -> Vec<Check> {
-        let parts = &self.0;
+    /// Looks at each of them.
+    pub async fn checks(&self) -> Vec<Check> {
+        let parts = &self.parts;
         let check = |name, good: bool, fault: &str| Check {
             name,
             fault: (!good).then(|| fault.to_owned()),
@@ -64,20 +87,42 @@ impl Readiness {
                 name: "database",
                 fault: database,
             },
-            check(
-                "spool",
-                parts.ingest.spool().is_writable(),
-                "the spool folder cannot be written",
-            ),
+            Check {
+                name: "spool",
+                fault: self.spool().await,
+            },
             check("running", !parts.stop.is_cancelled(), "the worker is going down"),
         ]
+    }
+
+    async fn spool(&self) -> Option<String> {
+        let hangs = || Some(format!("the spool folder does not answer within {PATIENCE:?}"));
+        let Ok(permit) = Arc::clone(&self.looking).try_acquire_owned() else {
+            // Somebody looks; what comes of that is told to whoever asks next.
+            return match tokio::time::timeout(PATIENCE, self.looking.acquire()).await {
+                Ok(_) => None,
+                Err(_) => hangs(),
+            };
+        };
+        let parts = Arc::clone(&self.parts);
+        let look = tokio::task::spawn_blocking(move || {
+            let good = parts.ingest.spool().is_writable();
+            drop(permit);
+            good
+        });
+        match tokio::time::timeout(PATIENCE, look).await {
+            Ok(Ok(true)) => None,
+            Ok(_) => Some("the spool folder cannot be written".into()),
+            Err(_) => hangs(),
+        }
     }
 }
 
 #[derive(Clone)]
 struct Admin {
     readiness: Readiness,
-    metrics: Metrics,
+    instruments: Instruments,
+    process: metrics_process::Collector,
 }
 
 /// Binds the admin port and begins to serve; returns the address that was bound.
@@ -87,7 +132,7 @@ struct Admin {
 pub async fn serve(
     config: &config::Admin,
     readiness: Readiness,
-    metrics: Metrics,
+    instruments: Instruments,
     tasks: &TaskTracker,
     stop: CancellationToken,
 ) -> std::io::Result<SocketAddr> {
@@ -97,7 +142,13 @@ pub async fn serve(
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(render))
-        .with_state(Admin { readiness, metrics });
+        .route("/log-level", get(log_level).put(set_log_level))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(Admin {
+            readiness,
+            instruments,
+            process: metrics_process::Collector::default(),
+        });
     tasks.spawn(async move {
         if let Err(error) = axum::serve(listener, router)
             .with_graceful_shutdown(stop.cancelled_owned())
@@ -122,15 +173,16 @@ async fn ready(State(admin): State<Admin>) -> Response {
         .map(|check| format!("{}: {}\n", check.name, check.fault.as_deref().unwrap_or("ok")))
         .collect();
     // What goes elsewhere still goes, so this worker is needed all the same.
-    for (target, why) in admin.readiness.0.targets.paused() {
+    for (target, why) in admin.readiness.parts.targets.paused() {
         lines.push_str(&format!("target {target}: paused: {why}\n"));
     }
     (status, lines).into_response()
 }
 
 async fn render(State(admin): State<Admin>) -> Response {
-    match &admin.metrics {
+    match &admin.instruments.metrics {
         Some(handle) => {
+            admin.process.collect();
             handle.run_upkeep();
             (
                 [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
@@ -139,5 +191,26 @@ async fn render(State(admin): State<Admin>) -> Response {
                 .into_response()
         }
         None => (StatusCode::NOT_FOUND, "no metrics are recorded\n").into_response(),
+    }
+}
+
+async fn log_level(State(admin): State<Admin>) -> Response {
+    match &admin.instruments.log_level {
+        Some(level) => format!("{}\n", level.get()).into_response(),
+        None => (StatusCode::NOT_FOUND, "the log level cannot be changed\n").into_response(),
+    }
+}
+
+/// The body is the filter, as in `log.level`. In force until the worker ends.
+async fn set_log_level(State(admin): State<Admin>, filter: String) -> Response {
+    let Some(level) = &admin.instruments.log_level else {
+        return (StatusCode::NOT_FOUND, "the log level cannot be changed\n").into_response();
+    };
+    match level.set(&filter) {
+        Ok(()) => format!("{}\n", level.get()).into_response(),
+        Err(why) => {
+            let given = crate::kazoo::call::clip(filter.trim(), 200);
+            (StatusCode::BAD_REQUEST, format!("{given:?} {why}\n")).into_response()
+        }
     }
 }

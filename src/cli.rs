@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Layers, Sources};
 
@@ -13,6 +13,7 @@ mod explain;
 mod healthcheck;
 mod ledger;
 mod list;
+mod pages;
 mod run;
 
 /// `EX_USAGE`: the configuration, or the command line, is wrong.
@@ -72,6 +73,12 @@ enum Command {
     /// Print the settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Print what makes a shell complete this program's arguments.
+    #[command(hide = true)]
+    Completions(pages::CompletionsArgs),
+    /// Print the manual page, or write all of them into a folder.
+    #[command(hide = true)]
+    Man(pages::ManArgs),
 }
 
 /// Runs the command line of this process.
@@ -86,6 +93,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if told.use_stderr() { USAGE } else { 0 });
         }
     };
+    // What a package's build asks needs no configuration, and a wrong one is nothing to it.
+    match &cli.command {
+        Command::Completions(args) => return ended(pages::completions(Cli::command(), args)),
+        Command::Man(args) => return ended(pages::man(Cli::command(), args)),
+        _ => {}
+    }
     let layers = Layers::gather(&Sources::of_process(cli.config.as_deref(), &cli.set));
     match &cli.command {
         Command::Config(command) => return config::run(command, layers).unwrap_or_else(|error| failed(&error)),
@@ -104,9 +117,13 @@ pub fn main() -> ExitCode {
         Command::Retry(args) => list::retry(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
         Command::Healthcheck(args) => healthcheck::healthcheck(&config, &args),
-        // Done above, with whatever configuration there is.
-        Command::Config(_) | Command::Check(_) => Ok(true),
+        // Done above.
+        Command::Config(_) | Command::Check(_) | Command::Completions(_) | Command::Man(_) => Ok(true),
     };
+    ended(done)
+}
+
+fn ended(done: anyhow::Result<bool>) -> ExitCode {
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -44,6 +44,7 @@ pub struct Config {
     pub ledger: Ledger,
     pub hold: Hold,
     pub log: Log,
+    pub telemetry: Telemetry,
     pub destination: Destination,
 }
 
@@ -84,6 +85,7 @@ pub struct Kazoo {
     /// With a slash at its end.
     pub recordings: String,
     pub config_poll: Duration,
+    pub system_alerts: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -105,6 +107,7 @@ pub struct Ingest {
 #[derive(Debug, Clone)]
 pub struct Admin {
     pub listen: SocketAddr,
+    pub count_every: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -158,6 +161,12 @@ pub enum HoldKind {
     Couchdb,
     Folder,
     None,
+}
+
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    /// Where traces are exported to; never set without the feature `otlp`.
+    pub otlp_endpoint: Option<url::Url>,
 }
 
 #[derive(Debug, Clone)]
@@ -218,6 +227,7 @@ impl Config {
                 host,
                 recordings,
                 config_poll: r.seconds("kazoo.config_poll_s", 1, 86_400),
+                system_alerts: r.flag("kazoo.system_alerts"),
             },
             ingest: Ingest {
                 listen: r.socket("ingest.listen"),
@@ -233,6 +243,7 @@ impl Config {
             },
             admin: Admin {
                 listen: r.socket("admin.listen"),
+                count_every: r.seconds("admin.count_every_s", 1, 86_400),
             },
             spool: Spool {
                 dir: PathBuf::from(r.required_text("spool.dir")),
@@ -277,12 +288,21 @@ impl Config {
                 max_bytes: r.number("hold.max_bytes", 0, u64::MAX / 4),
                 pause: r.millis("hold.pause_ms", 1, 3_600_000),
             },
+            telemetry: Telemetry {
+                otlp_endpoint: r.optional_url("telemetry.otlp_endpoint"),
+            },
             log: Log {
                 level: r.required_text("log.level"),
                 format: r.one_of("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
             },
             destination: Destination::read(&mut r),
         };
+        if config.telemetry.otlp_endpoint.is_some() && !cfg!(feature = "otlp") {
+            r.mistake(
+                "telemetry.otlp_endpoint",
+                "is set, and this program was built without the feature otlp",
+            );
+        }
         if config.amqp.reconnect_min > config.amqp.reconnect_max {
             r.mistake("amqp.reconnect_min_ms", "is longer than amqp.reconnect_max_ms");
         }

@@ -3,6 +3,7 @@
 //! `next` is pure, so every decision can be tested without a socket. Every effect is harmless when it is done twice: a worker can be killed
 //! before or after any of them, and another one goes on.
 
+pub mod alerts;
 mod announce;
 mod collect;
 mod command;

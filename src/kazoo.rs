@@ -6,6 +6,7 @@
 
 pub mod action;
 pub mod address;
+pub mod alert;
 pub mod call;
 pub mod change;
 pub mod channel;

@@ -4,6 +4,7 @@
 //! does not matter which worker wrote last. A lease says which worker has a recording in hand; it saves work and is never trusted: every
 //! effect is harmless when it is done twice.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,9 @@ use tokio_util::task::TaskTracker;
 use crate::couch::{Couch, CouchError};
 use crate::entry::Entry;
 use crate::kazoo::time::{Clock, Moment, Month};
+use crate::telemetry::Pulses;
 
+mod counts;
 mod lookup;
 mod record;
 pub mod retention;
@@ -23,6 +26,7 @@ mod revs;
 mod store;
 mod writer;
 
+pub use counts::Counted;
 pub use lookup::{Filter, STATES};
 pub use record::{Address, Lease, Record};
 
@@ -77,13 +81,14 @@ impl Ledger {
         clock: Clock,
         worker: &str,
         due: DueOf,
-        tasks: &TaskTracker,
+        (tasks, pulses): (&TaskTracker, &Pulses),
         stop: CancellationToken,
     ) -> Self {
         let (notes, receiver) = mpsc::channel(WAITING);
         let (up_sender, up) = watch::channel(true);
         let store = Arc::new(Store::new(couch));
-        tasks.spawn(Writer::new(Arc::clone(&store), clock.clone(), due, receiver, up_sender).run(stop));
+        let writer = Writer::new(Arc::clone(&store), clock.clone(), due, receiver, up_sender);
+        tasks.spawn(pulses.beat("ledger", writer.run(stop)));
         Self {
             notes,
             store,
@@ -201,6 +206,14 @@ impl Ledger {
     /// When the ledger does not tell.
     pub async fn find(&self, filter: &Filter) -> Result<Vec<Record>, LedgerError> {
         self.store.find(filter).await.map_err(LedgerError::Down)
+    }
+
+    /// How many entries of a zone are in which state; states without any are left out.
+    ///
+    /// # Errors
+    /// When the ledger does not tell.
+    pub async fn counts(&self, zone: &str) -> Result<BTreeMap<String, Counted>, LedgerError> {
+        self.store.counts(zone).await.map_err(LedgerError::Down)
     }
 
     pub(crate) fn store(&self) -> &Store {

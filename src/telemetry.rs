@@ -5,49 +5,94 @@ use std::io::IsTerminal as _;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+use tracing_subscriber::{Layer as _, fmt, reload};
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Config, LogFormat};
 
 pub mod events;
+mod level;
+#[cfg(feature = "otlp")]
+mod otlp;
+mod pulse;
+pub mod trace;
 
-/// Turns the log level while the process runs.
-pub type LevelHandle = reload::Handle<EnvFilter, Registry>;
+pub use level::{FilterError, LogLevel};
+pub use pulse::Pulses;
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    #[error("log.level {0:?} is not a level or a filter")]
-    Filter(String),
+    #[error("log.level {0:?} {1}")]
+    Filter(String, FilterError),
+    #[error("traces cannot be exported: {0}")]
+    Traces(String),
     #[error("the process has a logger already")]
     Logger,
     #[error("the process has a metrics recorder already: {0}")]
     Metrics(String),
 }
 
-/// Sets the process' logger. Logs go to standard error: standard output belongs to commands.
+/// What the process' logger can still be asked for.
+pub struct Logs {
+    pub level: LogLevel,
+    #[cfg(feature = "otlp")]
+    exporter: Option<otlp::Exporter>,
+}
+
+impl Logs {
+    /// The process ends: what is not exported yet is. Waits for a few seconds at most, so not on the runtime.
+    pub fn shut_down(&self) {
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = &self.exporter {
+            exporter.shut_down();
+        }
+    }
+}
+
+/// Sets the process' logger, and the exporter of its traces. Logs go to standard error: standard output belongs to commands.
 ///
 /// # Errors
-/// A filter that cannot be read, or a logger that is set already.
-pub fn init_logs(log: &Log) -> Result<LevelHandle, TelemetryError> {
-    // lapin calls every lost connection an error; ours say what it means. A filter that names lapin wins.
-    let filter = EnvFilter::try_new(format!("lapin=off,{}", log.level));
-    let filter = filter.map_err(|_| TelemetryError::Filter(log.level.clone()))?;
+/// A filter that cannot be read, an exporter that cannot be made, or a logger that is set already.
+pub fn init_logs(config: &Config) -> Result<Logs, TelemetryError> {
+    let log = &config.log;
+    let filter = level::filter(&log.level).map_err(|why| TelemetryError::Filter(log.level.clone(), why))?;
     let (filter, handle) = reload::Layer::new(filter);
-    let registry = tracing_subscriber::registry().with(filter);
-    let done = match log.format {
+    let lines = match log.format {
         LogFormat::Text => {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            registry
-                .with(fmt::layer().with_ansi(colours).with_writer(std::io::stderr))
-                .try_init()
+            fmt::layer().with_ansi(colours).with_writer(std::io::stderr).boxed()
         }
-        LogFormat::Json => registry
-            .with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr))
-            .try_init(),
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            // The innermost span has the trace's id, as all of them.
+            .with_span_list(false)
+            .with_writer(std::io::stderr)
+            .boxed(),
     };
-    done.map_err(|_| TelemetryError::Logger)?;
-    Ok(handle)
+    let registry = tracing_subscriber::registry().with(lines.with_filter(filter));
+    #[cfg(feature = "otlp")]
+    let exporter = match &config.telemetry.otlp_endpoint {
+        Some(endpoint) => Some(otlp::Exporter::start(endpoint, &config.kazoo.host)?),
+        None => None,
+    };
+    #[cfg(feature = "otlp")]
+    let registry = registry.with(exporter.as_ref().map(|exporter| {
+        let ours = tracing_subscriber::filter::filter_fn(|about| about.target() == trace::EXPORTED);
+        tracing_opentelemetry::layer()
+            .with_tracer(exporter.tracer())
+            .with_filter(ours)
+    }));
+    registry.try_init().map_err(|_| TelemetryError::Logger)?;
+    #[cfg(feature = "otlp")]
+    if exporter.is_some() {
+        otlp::activate();
+    }
+    Ok(Logs {
+        level: LogLevel::new(handle, &log.level),
+        #[cfg(feature = "otlp")]
+        exporter,
+    })
 }
 
 /// Sets the process' metrics recorder.
@@ -63,5 +108,6 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|error| TelemetryError::Metrics(error.to_string()))?;
     events::describe();
+    metrics_process::Collector::default().describe();
     Ok(handle)
 }

@@ -6,45 +6,44 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::admin::{self, Readiness};
-use crate::amqp::{Binding, Consumers, Delivery, Publisher, QueueKind, QueueSpec, Requests};
+use crate::admin::{self, Instruments, Readiness};
+use crate::amqp::{Consumers, Delivery, Publisher, Requests};
 use crate::config::Config;
 use crate::couch::{Couch, CouchError};
 use crate::destination::hold::Hold;
 use crate::destination::http::{Http, NoClient};
 use crate::destination::servers::Servers;
 use crate::destination::targets::{Pauses, Targets};
+use crate::flow::alerts::Alerts;
 use crate::flow::crash::Crash;
 use crate::flow::hands::Hands;
 use crate::flow::next::{self, Policy};
-use crate::flow::notices::{self, Replaced};
+use crate::flow::notices::{self, Outbox, Replaced};
 use crate::flow::pace::Pace;
 use crate::flow::perform::{Parts, Slots};
 use crate::flow::registry::Registry;
 use crate::flow::{end, journal, start, sweep};
 use crate::ingest::{Ingest, Spool};
-use crate::kazoo::change::MEDIA_CONFIG_KEYS;
 use crate::kazoo::envelope::Sender;
-use crate::kazoo::names::{ACTION_KEY, APP_NAME, Exchange};
+use crate::kazoo::names::APP_NAME;
 use crate::kazoo::time::Clock;
 use crate::ledger::{DueOf, Ledger};
 use crate::recording::carry::Seal;
 use crate::system_config::{Accounts, SystemConfig};
+use crate::telemetry::Pulses;
 
-/// The queues that all workers share.
-pub const ACTIONS: &str = "kz_record_call.actions";
-pub const ENDINGS: &str = "kz_record_call.endings";
+mod labels;
+mod queues;
+mod service;
 
-/// Bounds of the shared queues, in bytes.
-const ACTIONS_MAX_BYTES: i64 = 256 << 20;
-const ENDINGS_MAX_BYTES: i64 = 1 << 30;
-const JOURNAL_MAX_BYTES: i64 = 1 << 30;
-const DEAD_MAX_BYTES: i64 = 256 << 20;
+pub use queues::{ACTIONS, ENDINGS, topology};
+use queues::{Gates, queues};
+use service::Service;
 
 /// Why a worker did not start.
 #[derive(Debug, Error)]
@@ -68,6 +67,7 @@ pub struct Worker {
     handlers: TaskTracker,
     stop: CancellationToken,
     close: CancellationToken,
+    service: Service,
     admin: std::net::SocketAddr,
 }
 
@@ -76,13 +76,15 @@ impl Worker {
     ///
     /// # Errors
     /// What this host itself does not allow: a port, the spool.
-    pub async fn start(config: Config, clock: Clock, metrics: admin::Metrics) -> Result<Self, StartError> {
+    pub async fn start(config: Config, clock: Clock, instruments: Instruments) -> Result<Self, StartError> {
+        labels::begin_at_zero();
         let (tasks, handlers) = (TaskTracker::new(), TaskTracker::new());
         let (stop, close) = (CancellationToken::new(), CancellationToken::new());
         let sender = Sender {
             node: format!("{APP_NAME}@{}", config.kazoo.host),
         };
         let secret = secret(&config);
+        let (service, pulses) = (Service::of_environment(), Pulses::default());
 
         let gates = Gates::default();
         // Bound before anything else: an action that nobody is bound for crashes its callflow listener.
@@ -90,11 +92,17 @@ impl Worker {
             &config.amqp,
             &sender.node,
             queues(&config, &gates),
-            &tasks,
+            (&tasks, &pulses),
             stop.clone(),
             close.clone(),
         );
-        let publisher = Publisher::start(&config.amqp, &sender.node, clock.clone(), &tasks, close.clone());
+        let publisher = Publisher::start(
+            &config.amqp,
+            &sender.node,
+            clock.clone(),
+            (&tasks, &pulses),
+            close.clone(),
+        );
 
         let spool =
             Spool::open(&config.spool.dir, config.spool.min_free_bytes).map_err(|source| StartError::Spool {
@@ -140,9 +148,17 @@ impl Worker {
         let ledger = {
             let policy = policy.clone();
             let due: DueOf = Arc::new(move |entry, now| next::due(entry, now, &policy));
-            Ledger::start(couch.clone(), clock.clone(), &policy_worker, due, &tasks, close.clone())
+            Ledger::start(
+                couch.clone(),
+                clock.clone(),
+                &policy_worker,
+                due,
+                (&tasks, &pulses),
+                close.clone(),
+            )
         };
         gates.open(&ledger, config.ledger.patience, &tasks, stop.clone());
+        let alerts = Alerts::new(config.kazoo.system_alerts, &publisher, &sender, &handlers, &stop);
         let parts = Arc::new(Parts {
             sender,
             clock,
@@ -158,6 +174,7 @@ impl Worker {
             hold,
             registry: Registry::default(),
             replaced: Replaced::default(),
+            outbox: Outbox::default(),
             hands: Hands::default(),
             pace: Pace::new(config.flow.pace_per_second),
             switches: Slots::new(config.ingest.per_switch),
@@ -167,34 +184,43 @@ impl Worker {
             accounts,
             servers,
             targets,
+            alerts,
             crash: Crash::from_environment(),
             tasks: handlers.clone(),
             stop: stop.clone(),
             config,
         });
-        let admin = admin::serve(
-            &parts.config.admin,
-            Readiness::new(Arc::clone(&parts)),
-            metrics,
+        let readiness = Readiness::new(Arc::clone(&parts));
+        let checks = admin::watch::start(&readiness, &tasks, close.clone());
+        let admin = admin::serve(&parts.config.admin, readiness, instruments, &tasks, close.clone())
+            .await
+            .map_err(|source| StartError::Listen {
+                what: "admin",
+                address: parts.config.admin.listen.to_string(),
+                source,
+            })?;
+        let sessions = parts.consumers.watch();
+        service.start(
+            checks,
+            sessions,
+            parts.hands.clone(),
+            pulses.clone(),
             &tasks,
             close.clone(),
-        )
-        .await
-        .map_err(|source| StartError::Listen {
-            what: "admin",
-            address: parts.config.admin.listen.to_string(),
-            source,
-        })?;
+        );
         let worker = Self {
             parts,
             tasks,
             handlers,
             stop,
             close,
+            service,
             admin,
         };
         worker.consume(receivers);
-        worker.tasks.spawn(sweep::run(Arc::clone(&worker.parts)));
+        worker
+            .tasks
+            .spawn(pulses.beat("sweep", sweep::run(Arc::clone(&worker.parts))));
         worker.tasks.spawn(sweep::reconcile(Arc::clone(&worker.parts)));
         worker.tasks.spawn(sweep::retain(Arc::clone(&worker.parts)));
         info!(
@@ -207,7 +233,7 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Where `/livez`, `/readyz` and `/metrics` are.
+    /// Where `/livez`, `/readyz`, `/metrics` and `/log-level` are.
     pub fn admin(&self) -> std::net::SocketAddr {
         self.admin
     }
@@ -220,6 +246,7 @@ impl Worker {
     /// Ends in good order: no new deliveries, what is in hand is finished or given back within `grace`, then the connections close.
     pub async fn drain(self, grace: Duration) {
         info!(grace_s = grace.as_secs(), "draining");
+        self.service.stopping(grace);
         self.stop.cancel();
         self.handlers.close();
         if tokio::time::timeout(grace, self.handlers.wait()).await.is_err() {
@@ -292,125 +319,6 @@ async fn receive(mut deliveries: mpsc::Receiver<Delivery>, handle: impl Fn(Deliv
     while let Some(delivery) = deliveries.recv().await {
         handle(delivery);
     }
-}
-
-/// Queues that are left alone while the ledger is down: the journal at once, the endings after a while.
-struct Gates {
-    journal: watch::Sender<bool>,
-    endings: watch::Sender<bool>,
-}
-
-impl Default for Gates {
-    fn default() -> Self {
-        Self {
-            journal: watch::channel(true).0,
-            endings: watch::channel(true).0,
-        }
-    }
-}
-
-impl Gates {
-    /// Follows the ledger from now on.
-    fn open(self, ledger: &Ledger, patience: Duration, tasks: &TaskTracker, stop: CancellationToken) {
-        let mut up = ledger.watch();
-        tasks.spawn(async move {
-            loop {
-                let is_up = *up.borrow_and_update();
-                self.journal.send_replace(is_up);
-                if is_up {
-                    self.endings.send_replace(true);
-                }
-                tokio::select! {
-                    changed = up.changed() => if changed.is_err() { return },
-                    () = tokio::time::sleep(patience), if !is_up && *self.endings.borrow() => {
-                        warn!("the ledger has been down for a while: ends of recordings are left in their queue");
-                        self.endings.send_replace(false);
-                    }
-                    () = stop.cancelled() => return,
-                }
-            }
-        });
-    }
-}
-
-/// The queues that a worker with this configuration declares and consumes.
-pub fn topology(config: &Config) -> Vec<QueueSpec> {
-    queues(config, &Gates::default())
-}
-
-/// The queues, the most urgent first; `consume` takes their deliveries in this order.
-fn queues(config: &Config, gates: &Gates) -> Vec<QueueSpec> {
-    let bound = |exchange, key: &str| Binding {
-        exchange,
-        key: Some(key.to_owned()),
-    };
-    let shared = |max_bytes| QueueKind::Shared {
-        max_bytes,
-        dead_letters: start::DEAD_LETTERS.to_owned(),
-    };
-    let notices = MEDIA_CONFIG_KEYS
-        .iter()
-        .map(|key| bound(Exchange::Configuration, key))
-        .chain([
-            bound(Exchange::Callevt, "call.dialplan.*"),
-            bound(Exchange::Callevt, "call.CHANNEL_REPLACED.*"),
-            bound(Exchange::Callevt, "call.CHANNEL_DIRECT.*"),
-            bound(Exchange::Unrouted, notices::MEMORY_KEY),
-        ]);
-    vec![
-        QueueSpec {
-            name: ACTIONS.into(),
-            kind: shared(ACTIONS_MAX_BYTES),
-            bindings: vec![
-                bound(Exchange::Kapps, ACTION_KEY),
-                bound(Exchange::Unrouted, ACTION_KEY),
-            ],
-            prefetch: config.amqp.prefetch_actions,
-            gate: None,
-        },
-        QueueSpec {
-            name: ENDINGS.into(),
-            kind: shared(ENDINGS_MAX_BYTES),
-            bindings: ["RECORD_START", "RECORD_STOP"]
-                .map(|event| bound(Exchange::Callevt, &format!("call.{event}.*")))
-                .to_vec(),
-            prefetch: config.amqp.prefetch_endings,
-            gate: Some(gates.endings.subscribe()),
-        },
-        QueueSpec {
-            name: "kz_record_call.replies".into(),
-            kind: QueueKind::Exclusive,
-            bindings: vec![Binding {
-                exchange: Exchange::Targeted,
-                key: None,
-            }],
-            prefetch: 256,
-            gate: None,
-        },
-        QueueSpec {
-            name: "kz_record_call.notices".into(),
-            kind: QueueKind::Exclusive,
-            bindings: notices.collect(),
-            prefetch: 256,
-            gate: None,
-        },
-        QueueSpec {
-            name: journal::JOURNAL.into(),
-            kind: shared(JOURNAL_MAX_BYTES),
-            bindings: Vec::new(),
-            prefetch: 200,
-            gate: Some(gates.journal.subscribe()),
-        },
-        QueueSpec {
-            name: start::DEAD_LETTERS.into(),
-            kind: QueueKind::DeadLetters {
-                max_bytes: DEAD_MAX_BYTES,
-            },
-            bindings: Vec::new(),
-            prefetch: 1,
-            gate: None,
-        },
-    ]
 }
 
 /// The cluster's secret, or one made up for this process.

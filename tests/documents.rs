@@ -58,12 +58,48 @@ fn every_cause_is_in_the_schema_of_the_event_and_nothing_else() {
 }
 
 #[test]
-fn every_metric_is_documented_in_its_own_words() {
+fn every_metric_is_documented_in_its_own_words_and_no_other() {
     let rows = rows(&read("docs/metrics.md"));
     for (name, help) in METRICS {
         let row = [format!("`{name}`"), (*help).to_owned()];
         assert!(rows.iter().any(|known| known[..] == row), "{name} is not documented");
     }
+    let documented: BTreeSet<&str> = rows
+        .iter()
+        .map(|row| row[0].trim_matches('`'))
+        .filter(|name| name.starts_with("kz_record_call_") && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+        .collect();
+    let known: BTreeSet<&str> = METRICS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(documented, known);
+}
+
+/// The names that the code gives to `counter!`, `gauge!` and `histogram!`.
+fn metrics_in(text: &str) -> impl Iterator<Item = &str> {
+    ["counter!(", "gauge!(", "histogram!("].into_iter().flat_map(|call| {
+        text.split(call)
+            .skip(1)
+            .filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next())
+    })
+}
+
+#[test]
+fn every_metric_of_the_code_is_listed_and_nothing_else_is() {
+    fn walk(dir: &Path, texts: &mut Vec<String>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, texts);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                texts.push(std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let mut texts = Vec::new();
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut texts);
+    let used: BTreeSet<&str> = texts.iter().flat_map(|text| metrics_in(text)).collect();
+    let listed: BTreeSet<&str> = METRICS.iter().map(|(name, _)| *name).collect();
+    assert!(used.len() > 40, "only {} were found", used.len());
+    assert_eq!(used, listed);
 }
 
 #[test]
@@ -77,6 +113,8 @@ fn every_key_of_the_action_is_documented_with_its_bounds() {
         .collect();
     let known: BTreeSet<String> = schema["properties"].as_object().unwrap().keys().cloned().collect();
     assert_eq!(documented, known);
+    let read: BTreeSet<String> = settings::KEYS.iter().map(|key| (*key).to_owned()).collect();
+    assert_eq!(read, known);
     for (key, bounds) in [
         ("record_min_sec", format!("0 to {}", settings::MIN_SEC_MAX)),
         (

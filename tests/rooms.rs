@@ -155,6 +155,7 @@ fn the_heavy_dependencies_are_there_once() {
         .args([
             "tree",
             "--offline",
+            "--all-features",
             "--edges",
             "normal,build",
             "--prefix",

@@ -160,6 +160,7 @@ fn order(n: u64, min_sec: u32) -> Order {
         asked_at: BEGIN,
         parties: Parties::default(),
         continues: None,
+        trace: None,
         command: Some(Command {
             control: "q".into(),
             fetch_id: None,

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
+use crate::telemetry::Pulses;
 use crate::telemetry::events::AmqpConnection;
 
 use super::delivery::Delivery;
@@ -55,7 +56,7 @@ impl Consumers {
         config: &config::Amqp,
         node: &str,
         specs: Vec<QueueSpec>,
-        tasks: &TaskTracker,
+        (tasks, pulses): (&TaskTracker, &Pulses),
         stop: CancellationToken,
         close: CancellationToken,
     ) -> (Self, Vec<mpsc::Receiver<Delivery>>) {
@@ -72,7 +73,8 @@ impl Consumers {
                 connection: close,
             },
         };
-        tasks.spawn(side.supervise(Link::new("consume", node, config.clone())));
+        let supervisor = side.supervise(Link::new("consume", node, config.clone()));
+        tasks.spawn(pulses.beat("consume", supervisor));
         (Self { state }, receivers)
     }
 

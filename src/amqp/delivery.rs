@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::types::AMQPValue;
 use tracing::warn;
 
 use crate::kazoo::envelope::{Envelope, MessageError};
+use crate::kazoo::names::{TRACE_PARENT, TRACE_STATE};
+use crate::telemetry::trace::Trace;
 
 use super::within;
 
@@ -39,6 +42,19 @@ impl Delivery {
     /// The AMQP `timestamp` property, in whatever unit the publisher wrote it.
     pub fn timestamp(&self) -> Option<u64> {
         *self.inner.properties.timestamp()
+    }
+
+    /// The trace that the message belongs to, if its headers name one.
+    pub fn trace(&self) -> Option<Trace> {
+        let headers = self.inner.properties.headers().as_ref()?;
+        let text = |name: &str| match headers.inner().get(name)? {
+            AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+            AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+            // Erlang's `binary` headers.
+            AMQPValue::ByteArray(bytes) => Some(String::from_utf8_lossy(bytes.as_slice()).into_owned()),
+            _ => None,
+        };
+        Trace::read(&text(TRACE_PARENT)?, text(TRACE_STATE).as_deref())
     }
 
     pub fn exchange(&self) -> &str {

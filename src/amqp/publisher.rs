@@ -16,11 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
-use crate::kazoo::names::{CONTENT_TYPE, DELIVER_TO_PID, Exchange};
+use crate::kazoo::names::{CONTENT_TYPE, DELIVER_TO_PID, Exchange, TRACE_PARENT, TRACE_STATE};
 use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::routing_key::MAX_BYTES;
 use crate::kazoo::time::Clock;
+use crate::telemetry::Pulses;
 use crate::telemetry::events::{AmqpConnection, Published};
+use crate::telemetry::trace::{self, Trace};
 
 use super::delivery::Delivery;
 use super::link::{self, Link};
@@ -61,6 +63,8 @@ struct Inner {
     connection: watch::Receiver<Option<Live>>,
     permits: Semaphore,
     idle: Mutex<Vec<(u64, Channel)>>,
+    /// For looks at queues.
+    looks: tokio::sync::Mutex<Option<(u64, Channel)>>,
     lost: Arc<Notify>,
     limit: Duration,
     clock: Clock,
@@ -79,21 +83,18 @@ impl Publisher {
         config: &config::Amqp,
         node: &str,
         clock: Clock,
-        tasks: &TaskTracker,
+        (tasks, pulses): (&TaskTracker, &Pulses),
         close: CancellationToken,
     ) -> Self {
         let (sender, connection) = watch::channel(None);
         let lost = Arc::new(Notify::new());
-        tasks.spawn(supervise(
-            Link::new("publish", node, config.clone()),
-            sender,
-            Arc::clone(&lost),
-            close,
-        ));
+        let link = Link::new("publish", node, config.clone());
+        tasks.spawn(pulses.beat("publish", supervise(link, sender, Arc::clone(&lost), close)));
         Self(Arc::new(Inner {
             connection,
             permits: Semaphore::new(usize::from(config.publish_window)),
             idle: Mutex::new(Vec::new()),
+            looks: tokio::sync::Mutex::new(None),
             lost,
             limit: config.publish_timeout,
             clock,
@@ -119,10 +120,20 @@ impl Publisher {
         if message.persistent {
             properties = properties.with_delivery_mode(2);
         }
-        if let Some(pid) = &message.deliver_to_pid {
-            let mut headers = FieldTable::default();
-            headers.insert(DELIVER_TO_PID.into(), AMQPValue::LongString(pid.as_str().into()));
-            properties = properties.with_headers(headers);
+        let trace = trace::current();
+        let headers = [
+            (DELIVER_TO_PID, message.deliver_to_pid.as_deref()),
+            (TRACE_PARENT, trace.as_ref().map(Trace::parent)),
+            (TRACE_STATE, trace.as_ref().and_then(Trace::state)),
+        ];
+        if headers.iter().any(|(_, value)| value.is_some()) {
+            let mut table = FieldTable::default();
+            for (name, value) in headers {
+                if let Some(value) = value {
+                    table.insert(name.into(), AMQPValue::LongString(value.into()));
+                }
+            }
+            properties = properties.with_headers(table);
         }
         let exchange = message.exchange.name();
         let result = self
@@ -163,17 +174,21 @@ impl Publisher {
     /// Messages that are ready in somebody's queue now; `None` when that is not to be had.
     pub async fn depth(&self, queue: &str) -> Option<u32> {
         let live = self.0.connection.borrow().clone()?;
-        // A queue that is not there closes the channel: each look has its own.
-        let channel = within(LOOK, "opening a channel", live.connection.create_channel())
-            .await
-            .ok()?;
+        let mut kept = self.0.looks.lock().await;
+        // A queue that is not there closes the channel, and so does a look that is given up: only after a good one it is kept.
+        let channel = match kept.take() {
+            Some((epoch, channel)) if epoch == live.epoch && channel.status().connected() => channel,
+            _ => within(LOOK, "opening a channel", live.connection.create_channel())
+                .await
+                .ok()?,
+        };
         let passive = QueueDeclareOptions {
             passive: true,
             ..QueueDeclareOptions::default()
         };
         let looked = channel.queue_declare(queue.into(), passive, FieldTable::default());
         let found = within(LOOK, "looking at a queue", looked).await.ok()?;
-        let _ = within(LOOK, "closing a channel", channel.close(200, "done".into())).await;
+        *kept = Some((live.epoch, channel));
         Some(found.message_count())
     }
 

@@ -13,6 +13,7 @@ use crate::entry::fact::{Fact, What};
 use crate::flow::next::{self, Policy};
 use crate::kazoo::time::Clock;
 use crate::ledger::{Filter, Ledger, Record};
+use crate::telemetry::Pulses;
 
 /// The ledger, from a command: it writes at once, and waits until it is written.
 pub struct Desk {
@@ -35,7 +36,14 @@ impl Desk {
             let policy = policy.clone();
             Arc::new(move |entry: &Entry, now| next::due(entry, now, &policy))
         };
-        let ledger = Ledger::start(couch, clock.clone(), &policy.worker, due, &tasks, stop.clone());
+        let ledger = Ledger::start(
+            couch,
+            clock.clone(),
+            &policy.worker,
+            due,
+            (&tasks, &Pulses::default()),
+            stop.clone(),
+        );
         Ok(Self {
             ledger,
             policy,

@@ -7,10 +7,13 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, warn};
 
+use crate::admin::Instruments;
 use crate::config::Config;
 use crate::kazoo::time::Clock;
-use crate::telemetry;
+use crate::telemetry::{self, TelemetryError};
 use crate::worker::Worker;
+
+use super::USAGE;
 
 /// Runs the worker. `notes` is what was odd about the configuration.
 pub fn run(config: Config, notes: &[String]) -> ExitCode {
@@ -18,17 +21,24 @@ pub fn run(config: Config, notes: &[String]) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kz-record-call: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                // As wrong a second later: a service manager must not try it again.
+                Some(TelemetryError::Filter(..)) => ExitCode::from(USAGE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
 
 fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
-    telemetry::init_logs(&config.log)?;
+    let logs = telemetry::init_logs(&config)?;
+    let instruments = Instruments {
+        log_level: Some(logs.level.clone()),
+        metrics: Some(telemetry::init_metrics()?),
+    };
     for note in notes {
         warn!("{note}");
     }
-    let metrics = telemetry::init_metrics()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -36,7 +46,7 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut signals = Signals::new().context("signals cannot be caught")?;
         let grace = config.flow.drain;
-        let worker = Worker::start(config, clock(), Some(metrics)).await?;
+        let worker = Worker::start(config, clock(), instruments).await?;
         while signals.next().await == Wanted::Reload {
             worker.reload();
         }
@@ -48,6 +58,7 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
     })?;
     // Blocking work that is left, such as a write to a hanging disk, is not waited for.
     runtime.shutdown_background();
+    logs.shut_down();
     Ok(())
 }
 

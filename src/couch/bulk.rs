@@ -128,6 +128,25 @@ impl Couch {
         Ok(rows(&found)?.iter().filter_map(row).collect())
     }
 
+    /// Keys and values of a view that reduces, grouped. `query` as in `view`.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such view, `DatabaseMissing` when there is no such database.
+    pub async fn reduced(
+        &self,
+        database: &str,
+        design: &str,
+        view: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Vec<(Value, Value)>, CouchError> {
+        let found = self.read(database, &["_design", design, "_view", view], query).await?;
+        let part = |row: &Value, name: &str| row.get(name).cloned().unwrap_or(Value::Null);
+        Ok(rows(&found)?
+            .iter()
+            .map(|row| (part(row, "key"), part(row, "value")))
+            .collect())
+    }
+
     /// Writes a design document: a new one, unless its `_rev` says which revision it replaces.
     ///
     /// # Errors

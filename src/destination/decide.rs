@@ -113,6 +113,7 @@ mod tests {
             asked_at: now,
             parties: Parties::default(),
             continues: None,
+            trace: None,
             command: None,
         }
     }

@@ -49,6 +49,22 @@ pub enum HoldError {
     Corrupt,
 }
 
+impl HoldError {
+    /// The kinds of refusals, for the metric.
+    pub const REASONS: [&str; 6] = ["full", "none", "database", "folder", "source", "corrupt"];
+
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Full { .. } => "full",
+            Self::Database(_) => "database",
+            Self::Source(_) => "source",
+            Self::Folder(_) => "folder",
+            Self::Corrupt => "corrupt",
+        }
+    }
+}
+
 /// The hold, wherever it is.
 #[derive(Clone)]
 pub struct Hold {
@@ -87,6 +103,11 @@ impl Hold {
 
     pub fn is_there(&self) -> bool {
         !matches!(self.place, Place::None)
+    }
+
+    /// The most that it takes.
+    pub const fn max_bytes(&self) -> u64 {
+        self.max_bytes
     }
 
     /// Puts an upload's audio in. Put in twice, it is there once.

@@ -270,6 +270,8 @@ impl Destination {
 }
 
 impl Announcement {
+    pub const NAMES: [&str; 3] = ["doc_created", "doc_edited", "outcome"];
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::DocumentCreated => "doc_created",

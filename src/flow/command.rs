@@ -13,6 +13,7 @@ use crate::kazoo::dialplan::{self, Control, Trigger};
 use crate::kazoo::outgoing::Outgoing;
 use crate::recording::order::Order;
 use crate::telemetry::events::CommandSent;
+use crate::telemetry::trace::{self, Stage};
 
 use super::next::Input;
 use super::perform::Parts;
@@ -58,7 +59,8 @@ impl Parts {
         command: &'static str,
         message: &Outgoing,
     ) -> Result<(), PublishError> {
-        let sent = self.publisher.publish(message).await;
+        let publishing = self.publisher.publish(message);
+        let sent = trace::within(Stage::Command, trace::current(), publishing).await;
         let unroutable = sent.as_ref().is_err_and(PublishError::is_unroutable);
         let why = sent.as_ref().err().map(ToString::to_string);
         CommandSent {

@@ -10,6 +10,7 @@ use crate::entry::fact::What;
 use crate::ingest::Answer;
 use crate::ledger::Lease;
 use crate::telemetry::events::{RecordingClosed, RecordingParked, RecordingsInHand, StopUnconfirmed};
+use crate::telemetry::trace::{self, Stage, Trace};
 
 use super::hands::Mailbox;
 use super::next::{self, Case, Effect, Hand, Input, next};
@@ -36,6 +37,16 @@ pub fn go_on(parts: &Arc<Parts>, entry: Entry, input: Input) {
 
 /// Drives the recording on from `input` until nothing is to be done now, or the worker is going down.
 pub async fn drive(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) {
+    let trace = trace_of(&entry);
+    trace::within(Stage::Recording, trace, drive_on(parts, entry, input, mailbox)).await;
+}
+
+/// The trace of the action that asked for the recording.
+pub fn trace_of(entry: &Entry) -> Option<Trace> {
+    Trace::read(entry.order()?.trace.as_deref()?, None)
+}
+
+async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) {
     let _counted = Counted::new();
     let mut driver = Driver {
         parts,
@@ -213,6 +224,7 @@ fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
             cause: cause.name(),
         }
         .emit();
+        parts.alerts.raise(entry, Outcome::Parked, cause);
     }
     if let (true, false, Some((outcome, cause))) = (entry.is_closed(), before.is_closed(), entry.outcome()) {
         parts.registry.close(entry.key);
@@ -228,6 +240,9 @@ fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
             alarming: is_alarming(outcome, cause),
         }
         .emit();
+        if is_alarming(outcome, cause) {
+            parts.alerts.raise(entry, outcome, cause);
+        }
     }
 }
 

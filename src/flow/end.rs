@@ -17,6 +17,7 @@ use crate::recording::format::Format;
 use crate::recording::identity::{Key, MediaId};
 use crate::recording::order::{Order, Url};
 use crate::telemetry::events::{RecordingEnded, RecordingStarted};
+use crate::telemetry::trace::{self, Stage};
 
 use super::next::Input;
 use super::perform::Parts;
@@ -52,8 +53,14 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
         // At once, for somebody here may be about to let the switch's file go.
         notices::tell_hands(parts, order.key, &what);
     }
-    let mut entry = known(parts, order).await;
-    emit(&event, &entry);
+    let entry = known(parts, order).await;
+    let trace = drive::trace_of(&entry);
+    trace::within(Stage::Recording, trace, take_in(parts, delivery, &event, entry, what)).await;
+}
+
+/// Adds what was told to what is known, and acknowledges when that is written.
+async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, mut entry: Entry, what: What) {
+    emit(event, &entry);
     let fact = Fact {
         at: parts.now(),
         by: parts.policy.worker.clone(),
@@ -169,6 +176,7 @@ fn without_carry(parts: &Parts, event: &RecordEvent, why: OpenError) -> Option<O
         asked_at: at,
         parties: event.parties.clone(),
         continues: None,
+        trace: None,
         command: None,
     })
 }

@@ -2,7 +2,10 @@
 //! what it tells them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use serde_json::{Value, json};
 use tracing::debug;
@@ -28,37 +31,45 @@ pub const MEMORY_KEY: &str = "kz_record_call.memory";
 
 const CATEGORY: &str = "kz_record_call";
 
+/// Between two messages about what is open: what comes meanwhile goes together.
+const TOGETHER: Duration = Duration::from_millis(20);
+
+/// Recordings that one message tells of.
+const MOST: usize = 500;
+
+/// Recordings that wait to be told of while the broker is away. Older ones are looked up in the ledger.
+const WAITING: usize = 5_000;
+
 /// Recordings that one action is followed through: each bridge of a call can begin another one.
 const FAMILY: usize = 8;
 
 /// Tells the other workers of a recording that is open, so that a `stop` finds it wherever it comes.
 pub fn opened(parts: &Arc<Parts>, entry: &Entry) {
     if let Some(open) = Open::of(entry) {
-        publish(parts, "opened", &open);
+        say(parts, News::Opened(open));
     }
 }
 
 pub fn stopping(parts: &Arc<Parts>, open: &Open) {
-    publish(
-        parts,
-        "opened",
-        &Open {
-            stopping: true,
-            ..open.clone()
-        },
-    );
+    let stopping = Open {
+        stopping: true,
+        ..open.clone()
+    };
+    say(parts, News::Opened(stopping));
 }
 
 pub fn closed(parts: &Arc<Parts>, entry: &Entry) {
     if let Some(open) = Open::of(entry) {
-        publish(parts, "closed", &open);
+        say(parts, News::Closed(open));
     }
 }
 
 /// Tells everybody, this worker included, that the switch began to record again under a name that it had ended.
 pub fn began_again(parts: &Arc<Parts>, key: Key, started: &Fact) {
     tell_family(parts, key, started);
-    send(parts, "began_again", json!({ "Key": key, "Fact": started }));
+    let (parts, body) = (Arc::clone(parts), json!({ "Key": key, "Fact": started }));
+    let tasks = parts.tasks.clone();
+    tasks.spawn(async move { send(&parts, "began_again", body).await });
 }
 
 /// Tells whoever has the recording, or one of its continuations, in hand here.
@@ -82,21 +93,74 @@ fn family(key: Key) -> impl Iterator<Item = Key> {
     std::iter::successors(Some(key), |member| Some(member.continuation())).take(FAMILY)
 }
 
-fn publish(parts: &Arc<Parts>, name: &'static str, open: &Open) {
-    send(parts, name, json!({ "Recording": open }));
+/// What is said of one recording.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum News {
+    Opened(Open),
+    Closed(Open),
 }
 
-fn send(parts: &Arc<Parts>, name: &'static str, body: Value) {
+/// News that wait to be sent, in their order.
+#[derive(Debug, Default)]
+pub struct Outbox(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    news: Vec<News>,
+    /// Somebody is sending.
+    busy: bool,
+}
+
+impl Outbox {
+    /// `true` when nobody sends yet: then the caller does.
+    fn put(&self, news: News) -> bool {
+        let mut waiting = self.lock();
+        if waiting.news.len() < WAITING {
+            waiting.news.push(news);
+        }
+        !std::mem::replace(&mut waiting.busy, true)
+    }
+
+    /// What goes into the next message. Nothing: whoever sends is done.
+    fn take(&self) -> Vec<News> {
+        let mut waiting = self.lock();
+        let most = waiting.news.len().min(MOST);
+        waiting.busy = most > 0;
+        waiting.news.drain(..most).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The first goes out at once, as a stop may follow it on another worker; those behind it together.
+fn say(parts: &Arc<Parts>, news: News) {
+    if !parts.outbox.put(news) {
+        return;
+    }
+    let parts = Arc::clone(parts);
+    parts.tasks.clone().spawn(async move {
+        loop {
+            let news = parts.outbox.take();
+            if news.is_empty() {
+                return;
+            }
+            send(&parts, "recordings", json!({ "Recordings": news })).await;
+            tokio::time::sleep(TOGETHER).await;
+        }
+    });
+}
+
+async fn send(parts: &Parts, name: &'static str, body: Value) {
     let msg_id = uuid::Uuid::new_v4().simple().to_string();
     let body = parts.sender.message(CATEGORY, name, &msg_id, body);
     let message = Outgoing::topic(Exchange::Unrouted, MEMORY_KEY.to_owned(), body);
-    let parts = Arc::clone(parts);
-    parts.tasks.clone().spawn(async move {
-        // Memory spares reads; nothing depends on it.
-        if let Err(error) = parts.publisher.publish(&message).await {
-            debug!(%error, "the other workers were not told");
-        }
-    });
+    // Memory spares reads; nothing depends on it.
+    if let Err(error) = parts.publisher.publish(&message).await {
+        debug!(%error, "the other workers were not told");
+    }
 }
 
 /// Handles one delivery of this worker's own queue of notices.
@@ -123,14 +187,14 @@ fn memory(parts: &Parts, delivery: &Delivery) {
         }
         return;
     }
-    let recording = envelope.body.get("Recording").cloned().unwrap_or(Value::Null);
-    let Ok(open) = serde_json::from_value::<Open>(recording) else {
-        return;
-    };
-    match envelope.name.as_str() {
-        "opened" => parts.registry.open(open),
-        "closed" => parts.registry.close(open.key),
-        _ => {}
+    let all = envelope.body.get("Recordings").and_then(Value::as_array);
+    for news in all.into_iter().flatten() {
+        match News::deserialize(news) {
+            Ok(News::Opened(open)) => parts.registry.open(open),
+            Ok(News::Closed(open)) => parts.registry.close(open.key),
+            // Another version's.
+            Err(error) => debug!(%error, "news that cannot be read"),
+        }
     }
 }
 
@@ -207,6 +271,28 @@ impl Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn news_go_out_in_their_order_and_one_sends_for_all() {
+        let order = |n: usize| Open {
+            key: Key::of("call", &n.to_string()),
+            call_id: "call".into(),
+            fetch_id: None,
+            media_id: "202611-a".into(),
+            file_name: "a.mp3".into(),
+            asked_at: crate::kazoo::time::Moment::from_unix_seconds(1),
+            stopping: false,
+        };
+        let outbox = Outbox::default();
+        assert!(outbox.put(News::Opened(order(0))));
+        for n in 1..=MOST {
+            assert!(!outbox.put(News::Closed(order(n))), "somebody sends already");
+        }
+        assert_eq!(outbox.take().len(), MOST);
+        assert_eq!(outbox.take(), [News::Closed(order(MOST))]);
+        assert_eq!(outbox.take(), []);
+        assert!(outbox.put(News::Opened(order(0))), "the next one sends anew");
+    }
 
     #[test]
     fn a_call_is_followed_through_its_replacements() {

@@ -25,11 +25,14 @@ use crate::ledger::{Ledger, address};
 use crate::recording::carry::Seal;
 use crate::recording::order::Url;
 use crate::system_config::{Accounts, Plan, SystemConfig};
+use crate::telemetry::events::HoldRefused;
+use crate::telemetry::trace::{self, Stage};
 
+use super::alerts::Alerts;
 use super::crash::Crash;
 use super::hands::Hands;
 use super::next::{self, Case, Effect, Input, Policy};
-use super::notices::Replaced;
+use super::notices::{Outbox, Replaced};
 use super::pace::{Pace, Passage};
 use super::registry::Registry;
 
@@ -50,6 +53,7 @@ pub struct Parts {
     pub hold: Hold,
     pub registry: Registry,
     pub replaced: Replaced,
+    pub outbox: Outbox,
     pub hands: Hands,
     pub pace: Pace,
     /// Uploads from each switch: every one holds a thread of a live media server.
@@ -63,6 +67,8 @@ pub struct Parts {
     pub accounts: Accounts,
     pub servers: Servers,
     pub targets: Targets,
+    /// For Kazoo's operators.
+    pub alerts: Alerts,
     pub crash: Crash,
     /// Tasks that have a recording in hand.
     pub tasks: TaskTracker,
@@ -143,10 +149,14 @@ impl Parts {
             Effect::LookForChannel { n } => self.look_for_channel(&case.entry, n).await,
             Effect::Probe { n, attempt, node, path } => self.probe(case, n, attempt, &node, &path).await,
             Effect::Decide => self.decide(case).await,
-            Effect::Collect { attempt, node, path } => self.collect(case, attempt, &node, &path, hand).await,
+            Effect::Collect { attempt, node, path } => {
+                let collecting = self.collect(case, attempt, &node, &path, hand);
+                trace::within(Stage::Collect, trace::current(), collecting).await
+            }
             Effect::Document { attempt, destination } => Some(self.document(case, attempt, destination).await),
             Effect::Deliver { attempt, destination } => {
-                Some(self.deliver(case, attempt, destination, hand.as_ref()).await)
+                let delivering = self.deliver(case, attempt, destination, hand.as_ref());
+                Some(trace::within(Stage::Delivery, trace::current(), delivering).await)
             }
             Effect::Complete { attempt, destination } => Some(self.complete(case, attempt, destination).await),
             Effect::ReadBack { n } => Some(self.read_back(case, n).await),
@@ -228,7 +238,13 @@ impl Parts {
                 holding,
             }),
             Err(error) => {
-                tracing::error!(call_id = case.entry.call_id, %error, "the hold does not take the audio; it stays on the switch");
+                HoldRefused {
+                    call_id: &case.entry.call_id,
+                    media_id: case.entry.order().map_or("", |order| order.media_id.as_str()),
+                    reason: error.reason(),
+                    why: &error.to_string(),
+                }
+                .emit();
                 Input::NotHeld
             }
         }

@@ -9,7 +9,7 @@ impl Policy {
     pub fn of(config: &Config) -> Self {
         let flow = &config.flow;
         Self {
-            worker: format!("{}#{}", config.kazoo.host, std::process::id()),
+            worker: worker(&config.kazoo.host),
             retry: flow.retry.clone(),
             jitter: flow.retry_jitter,
             max_attempts: flow.max_attempts,
@@ -25,5 +25,25 @@ impl Policy {
             stop_repeats: flow.stop_repeats.clone(),
             stop_alarm: flow.stop_alarm,
         }
+    }
+}
+
+/// This process' name in leases and facts, another one at every start: in containers the process id is always 1, and two workers of one name
+/// would take each other's leases for their own.
+fn worker(host: &str) -> String {
+    let unique = uuid::Uuid::new_v4().simple().to_string();
+    format!("{host}#{}-{}", std::process::id(), &unique[..6])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_workers_of_one_host_and_process_id_have_two_names() {
+        let (one, other) = (worker("rec1"), worker("rec1"));
+        assert_ne!(one, other);
+        let begin = format!("rec1#{}-", std::process::id());
+        assert!(one.starts_with(&begin) && one.len() == begin.len() + 6, "{one}");
     }
 }

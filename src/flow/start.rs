@@ -22,6 +22,7 @@ use crate::recording::order::{Order, Url};
 use crate::recording::plan::{Circumstances, Plan, plan};
 use crate::recording::settings::Correction;
 use crate::telemetry::events::{ActionHandled, ActionRefused, MessageRejected, SettingCorrected};
+use crate::telemetry::trace::{self, Stage};
 
 use super::next::Input;
 use super::pace::Passage;
@@ -51,8 +52,12 @@ pub(super) struct Job<'a> {
     pub doubtful: bool,
 }
 
-/// Handles one delivery of the actions' queue.
+/// Handles one delivery of the actions' queue, in the trace that it came with.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
+    trace::within(Stage::Action, delivery.trace(), act(parts, delivery)).await;
+}
+
+async fn act(parts: &Arc<Parts>, delivery: Delivery) {
     let begun = Instant::now();
     let envelope = match delivery.envelope() {
         Ok(envelope) => envelope,
@@ -100,7 +105,7 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
 async fn run(job: &Job<'_>, delivery: &Delivery, envelope: &Envelope, begun: Instant) -> bool {
     let (parts, action) = (job.parts, job.action);
     let defaults = parts.system_config.defaults();
-    let (plan, corrections) = plan(
+    let (mut plan, corrections) = plan(
         action,
         &Circumstances {
             defaults: &defaults,
@@ -111,6 +116,11 @@ async fn run(job: &Job<'_>, delivery: &Delivery, envelope: &Envelope, begun: Ins
             now: parts.now(),
         },
     );
+    if let Plan::Start(order) = &mut plan {
+        // The caller's own, so that a repeat says the same; else the one that began here.
+        let trace = delivery.trace().or_else(trace::current);
+        order.trace = trace.map(|trace| trace.parent().to_owned());
+    }
     if job.reply_to.is_none() {
         let server_id = envelope.server_id.as_deref().unwrap_or("");
         warn!(
@@ -189,11 +199,10 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     }
     // Before the command goes out: its error may be back before its confirmation.
     parts.registry.remember(&entry);
-    job.accept().await;
-    let sent = parts
-        .crash
-        .step(parts.send_start(order, &action.call_id, trigger))
-        .await;
+    notices::opened(parts, &entry);
+    // The callflow goes on with the result only, so these two need not wait for each other.
+    let command = parts.crash.step(parts.send_start(order, &action.call_id, trigger));
+    let ((), sent) = tokio::join!(job.accept(), command);
     let answered = job.result().await;
     let mut add = |what| {
         entry.add(Fact {
@@ -209,16 +218,14 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
         Err(_) => {}
     }
     parts.registry.remember(&entry);
-    notices::opened(parts, &entry);
     let durable = parts.crash.step(journal::write(parts, &entry)).await;
     if !entry.is_commanded() {
         drive::go_on(parts, entry, Input::Due);
     } else if trigger != Trigger::Now {
         let (parts, order, call_id) = (Arc::clone(parts), order.clone(), action.call_id.clone());
-        parts
-            .tasks
-            .clone()
-            .spawn(async move { start_if_so_already(&parts, &order, &call_id).await });
+        parts.tasks.clone().spawn(trace::carried(async move {
+            start_if_so_already(&parts, &order, &call_id).await
+        }));
     }
     answered && durable
 }
@@ -311,7 +318,7 @@ async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
 
 fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
     let (parts, to) = (Arc::clone(parts), to.clone());
-    parts.tasks.clone().spawn(async move {
+    parts.tasks.clone().spawn(trace::carried(async move {
         tokio::select! {
             () = tokio::time::sleep(ONCE_MORE) => {}
             () = parts.stop.cancelled() => {}
@@ -322,7 +329,7 @@ fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
             .publisher
             .publish(&action::continues(&parts.sender, &parts.current(&to)))
             .await;
-    });
+    }));
 }
 
 fn tell(call_id: &str, media_id: &str, corrections: &[Correction]) {

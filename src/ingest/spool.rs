@@ -113,6 +113,16 @@ impl Spool {
         }
     }
 
+    /// What its disk has free; `None` when the folder does not tell.
+    pub fn free_bytes(&self) -> Option<u64> {
+        Self::free(&self.dir).ok()
+    }
+
+    /// With less than this free there is no room.
+    pub const fn min_free_bytes(&self) -> u64 {
+        self.min_free
+    }
+
     /// Whether a file can be written now.
     pub fn is_writable(&self) -> bool {
         self.create().is_ok()

@@ -18,6 +18,11 @@ pub const CONTENT_TYPE: &str = "application/json";
 /// The AMQP header that carries an Erlang pid to the process behind a shared queue (`kz_amqp_util:basic_publish`).
 pub const DELIVER_TO_PID: &str = "Deliver-To-PID";
 
+/// The AMQP headers of W3C's trace context. Kazoo's listeners look for `Deliver-To-PID` among a message's headers and leave the others alone
+/// (`gen_listener:distribute_event`).
+pub const TRACE_PARENT: &str = "traceparent";
+pub const TRACE_STATE: &str = "tracestate";
+
 /// Routing key of the action that we run (`kapi_callflow:action_routing_key`); the action's name is not encoded there.
 pub const ACTION_KEY: &str = "callflow.action.record_call";
 

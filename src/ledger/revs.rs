@@ -34,6 +34,12 @@ impl Revs {
             .then(|| known.rev.clone())
     }
 
+    /// Whether all that `entry` says was written before.
+    pub fn has_all(&self, id: &str, entry: &Entry) -> bool {
+        let Some(known) = self.known.get(id) else { return false };
+        fingerprints(entry).iter().all(|fact| known.facts.contains(fact))
+    }
+
     pub fn remember(&mut self, id: &str, rev: &str, entry: &Entry) {
         let known = Known {
             rev: rev.to_owned(),
@@ -101,6 +107,7 @@ mod tests {
         assert_eq!(revs.get("id", &more).as_deref(), Some("1-a"));
         revs.remember("id", "2-b", &more);
         assert_eq!(revs.get("id", &less), None);
+        assert!(revs.has_all("id", &less) && revs.has_all("id", &more) && !revs.has_all("other", &less));
         assert_eq!(revs.get("id", &more).as_deref(), Some("2-b"));
     }
 }

@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use crate::couch::{Couch, CouchError, Row};
 use crate::kazoo::time::{Moment, Month};
 
+use super::counts::{COUNTS, COUNTS_MAP, COUNTS_REDUCE};
 use super::record::{Address, Lease, Record, call_prefix};
 use super::{PREFIX, database};
 
 /// The design document that workers read all the time. Small: it is updated with every write.
 const DESIGN: &str = "kz_record_call";
-/// The one that only commands read.
+/// The one that only commands read, and gauges once a minute.
 pub(super) const LOOKUP: &str = "kz_record_call_lookup";
 
 pub struct Store {
@@ -34,7 +35,14 @@ fn designs() -> [(&'static str, Value); 2] {
             DESIGN,
             json!({"due": {"map": due}, "open": {"map": open}, "fetch": {"map": fetch}}),
         ),
-        (LOOKUP, json!({"media": {"map": media}, "state": {"map": state}})),
+        (
+            LOOKUP,
+            json!({
+                "media": {"map": media},
+                "state": {"map": state},
+                COUNTS: {"map": COUNTS_MAP, "reduce": COUNTS_REDUCE},
+            }),
+        ),
     ]
 }
 

@@ -194,6 +194,7 @@ impl Seal {
                 ..Parties::default()
             },
             continues: None,
+            trace: None,
             command: None,
         })
     }
@@ -226,6 +227,7 @@ mod tests {
                 ..Parties::default()
             },
             continues: None,
+            trace: None,
             command: None,
         }
     }

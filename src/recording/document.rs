@@ -218,6 +218,7 @@ mod tests {
                 ..Default::default()
             },
             continues: None,
+            trace: None,
             command: None,
         }
     }

@@ -50,6 +50,9 @@ pub struct Order {
     /// Of a continuation: the recording that it goes on from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continues: Option<Continues>,
+    /// The W3C context that the action's message came with, or that its handling began: `traceparent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
     /// What it takes to command the recording; absent in an order that came back from the switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Command>,

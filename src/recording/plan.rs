@@ -118,6 +118,7 @@ pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<C
         asked_at,
         parties: action.call.parties.clone(),
         continues: None,
+        trace: None,
         command: None,
     };
     order.command = Some(Command {

@@ -63,6 +63,28 @@ pub struct Correction {
     pub why: &'static str,
 }
 
+/// Every key that is read.
+pub const KEYS: [&str; 19] = [
+    "action",
+    "format",
+    "label",
+    "media_id",
+    "media_name",
+    "method",
+    "origin",
+    "record_min_sec",
+    "record_on_answer",
+    "record_on_bridge",
+    "record_sample_rate",
+    "should_follow_transfer",
+    "silence_detection",
+    "silence_final_timeout",
+    "silence_initial_timeout",
+    "silence_threshold",
+    "skip_module",
+    "time_limit",
+    "url",
+];
 pub const TIME_LIMIT_MIN: u32 = 5;
 pub const TIME_LIMIT_DEFAULT: u32 = 3600;
 pub const MIN_SEC_MAX: u32 = 10_800;
@@ -428,28 +450,7 @@ mod tests {
 
     fn known_key() -> impl Strategy<Value = String> {
         prop_oneof![
-            prop::sample::select(vec![
-                "action",
-                "format",
-                "label",
-                "media_id",
-                "media_name",
-                "method",
-                "origin",
-                "record_min_sec",
-                "record_on_answer",
-                "record_on_bridge",
-                "record_sample_rate",
-                "should_follow_transfer",
-                "silence_detection",
-                "silence_final_timeout",
-                "silence_initial_timeout",
-                "silence_threshold",
-                "skip_module",
-                "time_limit",
-                "url",
-            ])
-            .prop_map(str::to_owned),
+            prop::sample::select(KEYS.to_vec()).prop_map(str::to_owned),
             any::<String>(),
         ]
     }

@@ -7,13 +7,17 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 mod action;
 mod destination;
+mod gauges;
 mod recording;
 mod transport;
+mod zero;
 
 pub use action::*;
 pub use destination::*;
+pub use gauges::*;
 pub use recording::*;
 pub use transport::*;
+pub use zero::{Labels, begin_at_zero};
 
 /// Every metric, with its help text and unit. A test of the docs walks it.
 pub const METRICS: &[(&str, &str)] = &[
@@ -111,6 +115,41 @@ pub const METRICS: &[(&str, &str)] = &[
         "Recordings that this worker is working on now.",
     ),
     (
+        "kz_record_call_ready",
+        "1 while what this worker needs is there, by check, as in /readyz.",
+    ),
+    (
+        "kz_record_call_recordings",
+        "Recordings of this worker's zone that the ledger has, by state. The same from every worker of a zone.",
+    ),
+    (
+        "kz_record_call_oldest_seconds",
+        "Since when the oldest recording in a state has been asked for, by state: ended, held, parked, announcing. 0: there is none.",
+    ),
+    (
+        "kz_record_call_hold_bytes",
+        "Bytes in the hold, which workers of a cluster share.",
+    ),
+    ("kz_record_call_hold_max_bytes", "The most that the hold takes."),
+    (
+        "kz_record_call_hold_refusals_total",
+        "Times that the hold did not take audio, by reason: full, none, database, folder, source, corrupt.",
+    ),
+    ("kz_record_call_spool_free_bytes", "What the spool's disk has free."),
+    (
+        "kz_record_call_spool_min_free_bytes",
+        "With less than this free no upload is asked for.",
+    ),
+    (
+        "kz_record_call_targets_paused",
+        "Targets that are left alone now; /readyz names them.",
+    ),
+    (
+        "kz_record_call_last_look_timestamp_seconds",
+        "When the gauges that come from a database were read last, as Unix time, by what they are of: recordings, hold.",
+    ),
+    ("kz_record_call_build_info", "1, with the version of the program."),
+    (
         "kz_record_call_recordings_continued_total",
         "Recordings that the switch began again when their audio was safe already.",
     ),
@@ -139,10 +178,18 @@ pub const METRICS: &[(&str, &str)] = &[
     ),
 ];
 
+/// All others that end in `_seconds` are histograms.
+const GAUGES_IN_SECONDS: [&str; 2] = [
+    "kz_record_call_oldest_seconds",
+    "kz_record_call_last_look_timestamp_seconds",
+];
+
 /// Registers the help texts.
 pub fn describe() {
     for (name, help) in METRICS {
-        if name.ends_with("_seconds") {
+        if GAUGES_IN_SECONDS.contains(name) {
+            describe_gauge!(*name, Unit::Seconds, *help);
+        } else if name.ends_with("_seconds") {
             describe_histogram!(*name, Unit::Seconds, *help);
         } else if name.ends_with("_total") {
             describe_counter!(*name, *help);

@@ -32,7 +32,9 @@ mod settings;
 mod sizes;
 mod support;
 mod tls;
+mod traces;
 mod turns;
+mod watching;
 
 use support::{Services, Test};
 
@@ -67,6 +69,8 @@ fn main() -> ExitCode {
         tls::TESTS,
         check::TESTS,
         settings::TESTS,
+        watching::TESTS,
+        traces::TESTS,
     ];
     for list in lists {
         tests.extend_from_slice(list);

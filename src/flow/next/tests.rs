@@ -54,6 +54,7 @@ fn order() -> Order {
         asked_at: NOW,
         parties: Parties::default(),
         continues: None,
+        trace: None,
         command: Some(Command {
             control: "q".into(),
             fetch_id: None,

@@ -87,6 +87,27 @@ impl ReadBackFailed<'_> {
     }
 }
 
+/// The hold did not take audio.
+pub struct HoldRefused<'a> {
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+    pub reason: &'static str,
+    pub why: &'a str,
+}
+
+impl HoldRefused<'_> {
+    pub fn emit(self) {
+        error!(
+            call_id = self.call_id,
+            media_id = self.media_id,
+            reason = self.reason,
+            why = self.why,
+            "the hold does not take the audio; it stays on the switch"
+        );
+        counter!("kz_record_call_hold_refusals_total", "reason" => self.reason).increment(1);
+    }
+}
+
 /// A target failed for two different recordings alike; it is left alone for a while.
 pub struct TargetPaused<'a> {
     pub target: &'a str,

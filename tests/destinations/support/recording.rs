@@ -64,6 +64,7 @@ impl Recording {
             asked_at: ENDED,
             parties: kz_record_call::kazoo::call::Parties::default(),
             continues: None,
+            trace: None,
             command: None,
         };
         let dir = std::env::temp_dir().join(format!("kz-record-call-{}", uuid::Uuid::new_v4().simple()));

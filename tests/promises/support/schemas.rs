@@ -39,6 +39,7 @@ fn schema_of(message: &Observed) -> anyhow::Result<&'static str> {
         ("configuration", "db_created") => "db_created",
         ("call_event", "channel_status_req") => "channel_status_req",
         ("call_event", "query_channels_req") => "query_channels_req",
+        ("notification", "system_alert") => "system_alert",
         ("recording", _) => "recording.outcome",
         (category, name) => bail!("a message that no schema is for: {category}/{name}"),
     })

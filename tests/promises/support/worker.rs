@@ -34,7 +34,9 @@ impl Worker {
             }
         }
         for (key, value) in settings {
-            match key.starts_with("KZ_RECORD_CALL") {
+            // Of a service manager.
+            let verbatim = ["NOTIFY_SOCKET", "WATCHDOG_USEC"].contains(&key.as_str());
+            match verbatim || key.starts_with("KZ_RECORD_CALL") {
                 true => command.env(key, value),
                 false => command.env(format!("KZ_RECORD_CALL__{key}"), value),
             };
@@ -122,9 +124,8 @@ impl Worker {
     }
 
     /// Waits until it has ended by itself.
-    pub async fn exited(&mut self) -> anyhow::Result<()> {
-        self.child.wait().await?;
-        Ok(())
+    pub async fn exited(&mut self) -> anyhow::Result<std::process::ExitStatus> {
+        Ok(self.child.wait().await?)
     }
 
     /// SIGHUP.

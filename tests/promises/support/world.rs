@@ -70,6 +70,16 @@ impl<'a> World<'a> {
         Ok((proxy, ("COUCHDB__URL", url.to_string())))
     }
 
+    /// A proxy before the broker, and the setting that makes a worker use it.
+    pub async fn broker_proxy(&self) -> anyhow::Result<(Proxy, (&'static str, String))> {
+        let mut uri = url::Url::parse(&self.lease.uri)?;
+        let target = format!("{}:{}", uri.host_str().context("no host")?, uri.port().unwrap_or(5672));
+        let proxy = Proxy::start(&target).await?;
+        uri.set_host(Some("127.0.0.1"))?;
+        uri.set_port(Some(proxy.port)).ok().context("no port")?;
+        Ok((proxy, ("AMQP__URI", uri.to_string())))
+    }
+
     /// The ledger's document of a recording of this call; the newest, if there are several.
     pub async fn entry(&self, call_id: &str) -> anyhow::Result<Option<Value>> {
         let mut newest: Option<Value> = None;

@@ -54,6 +54,8 @@ pub struct Received {
     pub exchange: String,
     pub key: String,
     pub to_pid: Option<String>,
+    /// The header of W3C's trace context.
+    pub traceparent: Option<String>,
     pub content_type: Option<String>,
     pub content_encoding: Option<String>,
     pub body: Vec<u8>,
@@ -325,21 +327,22 @@ async fn publish(channel: &Channel, out: Out, mandatory: bool) -> anyhow::Result
 
 fn received(queue: Arc<str>, delivery: Delivery) -> Received {
     let properties = &delivery.properties;
-    let to_pid = properties
-        .headers()
-        .as_ref()
-        .and_then(|table| table.inner().get("Deliver-To-PID"))
-        .map(|value| match value {
+    let header = |name: &str| {
+        let value = properties.headers().as_ref()?.inner().get(name)?;
+        Some(match value {
             AMQPValue::LongString(s) => String::from_utf8_lossy(s.as_bytes()).into_owned(),
             AMQPValue::ByteArray(b) => String::from_utf8_lossy(b.as_slice()).into_owned(),
             other => format!("{other:?}"),
-        });
+        })
+    };
+    let (to_pid, traceparent) = (header("Deliver-To-PID"), header("traceparent"));
     Received {
         at: Instant::now(),
         queue,
         exchange: delivery.exchange.to_string(),
         key: delivery.routing_key.to_string(),
         to_pid,
+        traceparent,
         content_type: properties.content_type().as_ref().map(ToString::to_string),
         content_encoding: properties.content_encoding().as_ref().map(ToString::to_string),
         body: delivery.data,

@@ -282,6 +282,7 @@ mod tests {
             exchange: exchange.into(),
             key: key.into(),
             to_pid: Some("<0.1.2>".into()),
+            traceparent: None,
             content_type: Some("application/json".into()),
             content_encoding: None,
             body: body.to_string().into_bytes(),

@@ -173,6 +173,7 @@ pub struct Observed {
     pub key: String,
     pub category: String,
     pub name: String,
+    pub traceparent: Option<String>,
     pub body: Arc<Object>,
 }
 

@@ -82,6 +82,7 @@ pub fn observe(s: &mut State, message: &Received, body: Arc<Object>) {
         key: message.key.clone(),
         category: text(&body, "Event-Category").unwrap_or_default().to_owned(),
         name: text(&body, "Event-Name").unwrap_or_default().to_owned(),
+        traceparent: message.traceparent.clone(),
         body,
     });
 }

@@ -1,0 +1,185 @@
+//! Looks at what the gauges tell, in the background: never on a recording's way, and never waiting long for anything.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::ledger::STATES;
+use crate::telemetry::events::{
+    HoldMeasured, LookFailed, LookSucceeded, ReadinessChecked, RecordingsCounted, SpoolMeasured, TargetsCounted,
+};
+
+use super::{Check, Readiness};
+
+/// How often readiness, spool and targets are looked at.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// A database has this long to count.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Gauges that are older than so many looks mislead, which is told.
+const STALE_LOOKS: u32 = 5;
+
+/// States that recordings should leave before long.
+const OLDEST: [&str; 4] = ["ended", "held", "parked", "announcing"];
+
+/// What was seen last; nothing at first.
+pub type Checks = watch::Receiver<Vec<Check>>;
+
+/// Begins to look. The checks go on until `close`; what costs the database something ends when the worker stops.
+pub fn start(readiness: &Readiness, tasks: &TaskTracker, close: CancellationToken) -> Checks {
+    let (sender, checks) = watch::channel(Vec::new());
+    tasks.spawn(check(readiness.clone(), sender, close));
+    tasks.spawn(count(readiness.clone()));
+    checks
+}
+
+async fn check(readiness: Readiness, seen: watch::Sender<Vec<Check>>, close: CancellationToken) {
+    let parts = &readiness.parts;
+    // A broker that was lost, or found, is told at once.
+    let mut sessions = parts.consumers.watch();
+    loop {
+        let stopping = parts.stop.is_cancelled();
+        let checks = readiness.checks().await;
+        for check in &checks {
+            ReadinessChecked {
+                check: check.name,
+                good: check.fault.is_none(),
+            }
+            .emit();
+        }
+        seen.send_replace(checks);
+        TargetsCounted {
+            paused: parts.targets.paused().len(),
+        }
+        .emit();
+        measure_spool(&readiness).await;
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            Ok(()) = sessions.changed() => {}
+            () = parts.stop.cancelled(), if !stopping => {}
+            () = close.cancelled() => return,
+        }
+    }
+}
+
+async fn measure_spool(readiness: &Readiness) {
+    // Not on a disk that did not answer just now.
+    let Ok(permit) = readiness.looking.clone().try_acquire_owned() else {
+        return;
+    };
+    let parts = readiness.parts.clone();
+    let look = tokio::task::spawn_blocking(move || {
+        let spool = parts.ingest.spool();
+        if let Some(free_bytes) = spool.free_bytes() {
+            SpoolMeasured {
+                free_bytes,
+                min_free_bytes: spool.min_free_bytes(),
+            }
+            .emit();
+        }
+        drop(permit);
+    });
+    // One that hangs is told by the next check.
+    let _ = tokio::time::timeout(super::PATIENCE, look).await;
+}
+
+async fn count(readiness: Readiness) {
+    let parts = &readiness.parts;
+    let every = parts.config.admin.count_every;
+    let (mut recordings, mut hold) = (Look::new("recordings", every), Look::new("hold", every));
+    loop {
+        let counted = tokio::time::timeout(PATIENCE, count_recordings(&readiness)).await;
+        recordings.ended(&readiness, counted.unwrap_or_else(|_| Err(late())));
+        if parts.hold.is_there() {
+            let measured = tokio::time::timeout(PATIENCE, measure_hold(&readiness)).await;
+            hold.ended(&readiness, measured.unwrap_or_else(|_| Err(late())));
+        }
+        // Not all workers at once.
+        tokio::select! {
+            () = tokio::time::sleep(every.mul_f64(0.9 + fastrand::f64() * 0.2)) => {}
+            () = parts.stop.cancelled() => return,
+        }
+    }
+}
+
+fn late() -> String {
+    format!("no answer within {PATIENCE:?}")
+}
+
+async fn count_recordings(readiness: &Readiness) -> Result<(), String> {
+    let parts = &readiness.parts;
+    if !parts.ledger.is_up() {
+        return Err("the ledger is down".into());
+    }
+    let counts = parts.ledger.counts(&parts.config.kazoo.zone).await;
+    let counts = counts.map_err(|error| error.to_string())?;
+    for state in STATES {
+        let counted = counts.get(state);
+        let age = || counted.map_or(Duration::ZERO, |counted| parts.now().since(counted.oldest));
+        RecordingsCounted {
+            state,
+            count: counted.map_or(0, |counted| counted.count),
+            oldest: OLDEST.contains(&state).then(age),
+        }
+        .emit();
+    }
+    Ok(())
+}
+
+async fn measure_hold(readiness: &Readiness) -> Result<(), String> {
+    let hold = &readiness.parts.hold;
+    let bytes = hold.bytes().await.map_err(|error| error.to_string())?;
+    HoldMeasured {
+        bytes,
+        max_bytes: hold.max_bytes(),
+    }
+    .emit();
+    Ok(())
+}
+
+/// How fresh some gauges are.
+struct Look {
+    of: &'static str,
+    stale_after: Duration,
+    good: Instant,
+    told: bool,
+}
+
+impl Look {
+    fn new(of: &'static str, every: Duration) -> Self {
+        Self {
+            of,
+            stale_after: every * STALE_LOOKS,
+            good: Instant::now(),
+            told: false,
+        }
+    }
+
+    fn ended(&mut self, readiness: &Readiness, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                LookSucceeded {
+                    of: self.of,
+                    at_seconds: readiness.parts.now().unix_seconds(),
+                    was_told: std::mem::take(&mut self.told),
+                }
+                .emit();
+                self.good = Instant::now();
+            }
+            Err(why) if !self.told && self.good.elapsed() > self.stale_after => {
+                self.told = true;
+                LookFailed {
+                    of: self.of,
+                    why: &why,
+                    old: self.good.elapsed(),
+                }
+                .emit();
+            }
+            Err(_) => {}
+        }
+    }
+}

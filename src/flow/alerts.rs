@@ -1,0 +1,238 @@
+//! System alerts for Kazoo's operators, where `kazoo.system_alerts` wants them: a recording is parked, or ended without its audio. Each becomes
+//! a mail, so a storm is told in few: of one outcome and cause the first at once, then, every few minutes, how many more there were.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::amqp::Publisher;
+use crate::entry::Entry;
+use crate::entry::cause::{Cause, Outcome};
+use crate::kazoo::alert::system_alert;
+use crate::kazoo::envelope::Sender;
+use crate::telemetry::events::Announced;
+
+use super::next;
+
+/// Between two alerts of one kind.
+const WINDOW: Duration = Duration::from_secs(300);
+
+type Kind = (Outcome, Cause);
+
+/// What was not told yet, of each kind that was told lately.
+type Untold = Mutex<HashMap<Kind, u64>>;
+
+/// Publishes the alerts, or does nothing. Cheap to clone.
+#[derive(Clone)]
+pub struct Alerts(Option<Arc<Inner>>);
+
+struct Inner {
+    publisher: Publisher,
+    sender: Sender,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    untold: Untold,
+}
+
+impl Alerts {
+    pub fn new(
+        wanted: bool,
+        publisher: &Publisher,
+        sender: &Sender,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Self {
+        Self(wanted.then(|| {
+            Arc::new(Inner {
+                publisher: publisher.clone(),
+                sender: sender.clone(),
+                tasks: tasks.clone(),
+                stop: stop.clone(),
+                untold: Untold::default(),
+            })
+        }))
+    }
+
+    /// Tells of a recording that is parked, or ended without its audio. Waits for nothing.
+    pub fn raise(&self, entry: &Entry, outcome: Outcome, cause: Cause) {
+        let Some(inner) = self.0.clone() else { return };
+        if !admit(&inner.untold, (outcome, cause)) {
+            return;
+        }
+        let first = first(entry, outcome, cause);
+        inner.tasks.clone().spawn(async move {
+            inner.publish(&first).await;
+            loop {
+                let going_down = tokio::select! {
+                    () = tokio::time::sleep(WINDOW) => false,
+                    () = inner.stop.cancelled() => true,
+                };
+                match settle(&inner.untold, (outcome, cause)) {
+                    Some(more) => inner.publish(&summary(more, outcome, cause)).await,
+                    None => return,
+                }
+                if going_down {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// What an alert says.
+#[derive(Debug, PartialEq)]
+struct Alert {
+    media_id: String,
+    subject: String,
+    message: String,
+    details: Value,
+}
+
+impl Inner {
+    async fn publish(&self, alert: &Alert) {
+        let msg_id = uuid::Uuid::new_v4().simple().to_string();
+        let message = system_alert(
+            &self.sender,
+            &msg_id,
+            &alert.subject,
+            &alert.message,
+            alert.details.clone(),
+        );
+        match self.publisher.publish(&message).await {
+            Ok(()) => Announced {
+                media_id: &alert.media_id,
+                kind: "system_alert",
+            }
+            .emit(),
+            // The log and the metrics tell it too.
+            Err(error) => warn!(media_id = alert.media_id, %error, "a system alert was not published"),
+        }
+    }
+}
+
+/// Whether this one is told at once; otherwise it is counted.
+fn admit(untold: &Untold, kind: Kind) -> bool {
+    let mut untold = untold.lock().unwrap_or_else(PoisonError::into_inner);
+    match untold.get_mut(&kind) {
+        Some(count) => {
+            *count += 1;
+            false
+        }
+        None => untold.insert(kind, 0).is_none(),
+    }
+}
+
+/// How many there were since the last alert of this kind; with none the next one is told at once again.
+fn settle(untold: &Untold, kind: Kind) -> Option<u64> {
+    let mut untold = untold.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = untold.remove(&kind).filter(|count| *count > 0)?;
+    untold.insert(kind, 0);
+    Some(count)
+}
+
+fn happened(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Parked => "is parked",
+        _ => "ended without its audio",
+    }
+}
+
+fn first(entry: &Entry, outcome: Outcome, cause: Cause) -> Alert {
+    let media_id = entry.order().map_or("unknown", |order| order.media_id.as_str());
+    let account_id = next::account(entry);
+    let what = happened(outcome);
+    let mut details = Map::new();
+    for (key, value) in [
+        ("Outcome", Some(outcome.name())),
+        ("Cause", Some(cause.name())),
+        ("Call-ID", Some(entry.call_id.as_str())),
+        ("Account-ID", account_id),
+        ("Media-ID", Some(media_id)),
+    ] {
+        if let Some(value) = value {
+            details.insert(key.into(), json!(value));
+        }
+    }
+    Alert {
+        media_id: media_id.to_owned(),
+        subject: format!("a recording {what} ({cause})"),
+        message: format!(
+            "Recording {media_id} of call {} (account {}) {what}: {}. `kz-record-call explain {media_id}` tells its story.",
+            entry.call_id,
+            account_id.unwrap_or("unknown"),
+            cause.meaning()
+        ),
+        details: Value::Object(details),
+    }
+}
+
+fn summary(more: u64, outcome: Outcome, cause: Cause) -> Alert {
+    let (what, minutes) = (happened(outcome), WINDOW.as_secs() / 60);
+    Alert {
+        media_id: String::new(),
+        subject: format!("{more} more recordings: each {what} ({cause})"),
+        message: format!(
+            "{more} more recordings within {minutes} minutes, of each of which: it {what}: {}. `kz-record-call list --state {outcome} --cause {cause}` names them.",
+            cause.meaning()
+        ),
+        details: json!({ "Outcome": outcome.name(), "Cause": cause.name(), "Count": more }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::recording::identity::Key;
+
+    use super::*;
+
+    #[test]
+    fn a_storm_is_told_once_and_then_in_numbers() {
+        let untold = Untold::default();
+        let (one, other) = (
+            (Outcome::Parked, Cause::Unreachable),
+            (Outcome::Failed, Cause::FileGone),
+        );
+        assert!(admit(&untold, one));
+        for _ in 0..1000 {
+            assert!(!admit(&untold, one));
+        }
+        assert!(admit(&untold, other), "another cause is told at once");
+        assert_eq!(settle(&untold, one), Some(1000));
+        assert!(!admit(&untold, one), "it goes on");
+        assert_eq!(settle(&untold, one), Some(1));
+        assert_eq!(settle(&untold, one), None, "it is over");
+        assert!(admit(&untold, one));
+        assert_eq!(settle(&untold, other), None);
+    }
+
+    #[test]
+    fn an_alert_names_the_recording_and_nothing_that_is_confidential() {
+        let entry = Entry::new(Key::of("call", "action"), "call");
+        let alert = first(&entry, Outcome::Parked, Cause::Unreachable);
+        assert_eq!(alert.subject, "a recording is parked (unreachable)");
+        assert!(
+            alert.message.contains("of call call (account unknown) is parked"),
+            "{}",
+            alert.message
+        );
+        assert_eq!(
+            alert.details,
+            json!({"Outcome": "parked", "Cause": "unreachable", "Call-ID": "call", "Media-ID": "unknown"})
+        );
+        let alert = summary(37, Outcome::Failed, Cause::FileGone);
+        assert_eq!(
+            alert.subject,
+            "37 more recordings: each ended without its audio (file_gone)"
+        );
+        assert!(
+            alert.message.contains("--state failed --cause file_gone"),
+            "{}",
+            alert.message
+        );
+    }
+}

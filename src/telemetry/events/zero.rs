@@ -1,0 +1,120 @@
+//! Every counter whose labels are known exists from the start, at 0: `rate()` and `increase()` do not see a counter's birth, and the first
+//! failure is the one that should be seen.
+
+use metrics::{counter, gauge, histogram};
+
+/// The values that labels can have, from the rooms above that know them.
+pub struct Labels<'a> {
+    /// Outcome and cause of recordings that are closed.
+    pub closed: &'a [(&'static str, &'static str)],
+    pub parked: &'a [&'static str],
+    /// Keys of an action's data.
+    pub keys: &'a [&'static str],
+    pub commands: &'a [&'static str],
+    pub findings: &'a [&'static str],
+    pub destinations: &'a [&'static str],
+    pub announcements: &'a [&'static str],
+    pub exchanges: &'a [&'static str],
+    pub hold_refusals: &'a [&'static str],
+}
+
+/// Actions that are counted, by what is done.
+const ACTIONS: [&str; 6] = ["start", "stop", "mask", "unmask", "skip", "refused"];
+/// The answers that our upload port gives.
+const STATUSES: [&str; 11] = [
+    "200", "400", "403", "404", "405", "408", "410", "413", "421", "503", "507",
+];
+/// Queues whose messages can be unreadable.
+const QUEUES: [&str; 3] = ["actions", "endings", "journal"];
+const CONNECTIONS: [&str; 2] = ["consume", "publish"];
+
+/// Brings all of them into being, and the gauges that are told only when they change.
+pub fn begin_at_zero(labels: &Labels<'_>) {
+    plain();
+    for action in ACTIONS {
+        counter!("kz_record_call_actions_total", "action" => action).absolute(0);
+    }
+    for key in labels.keys.iter().copied() {
+        counter!("kz_record_call_corrections_total", "key" => key).absolute(0);
+    }
+    for command in labels.commands.iter().copied() {
+        for result in ["sent", "unroutable", "failed"] {
+            counter!("kz_record_call_commands_total", "command" => command, "result" => result).absolute(0);
+        }
+    }
+    counter!("kz_record_call_commands_total", "command" => "start", "result" => "refused").absolute(0);
+    for (outcome, cause) in labels.closed.iter().copied() {
+        counter!("kz_record_call_recordings_closed_total", "outcome" => outcome, "cause" => cause).absolute(0);
+    }
+    for cause in labels.parked.iter().copied() {
+        counter!("kz_record_call_recordings_parked_total", "cause" => cause).absolute(0);
+    }
+    for result in ["received", "failed"] {
+        counter!("kz_record_call_collects_total", "result" => result).absolute(0);
+    }
+    for status in STATUSES {
+        counter!("kz_record_call_uploads_total", "status" => status).absolute(0);
+    }
+    for finding in labels.findings.iter().copied() {
+        counter!("kz_record_call_findings_total", "finding" => finding).absolute(0);
+    }
+    for destination in labels.destinations.iter().copied() {
+        for result in ["delivered", "failed"] {
+            counter!("kz_record_call_deliveries_total", "destination" => destination, "result" => result).absolute(0);
+        }
+    }
+    for kind in labels.announcements.iter().copied() {
+        counter!("kz_record_call_announcements_total", "kind" => kind).absolute(0);
+    }
+    for queue in QUEUES {
+        counter!("kz_record_call_messages_rejected_total", "queue" => queue).absolute(0);
+    }
+    for connection in CONNECTIONS {
+        counter!("kz_record_call_amqp_sessions_total", "connection" => connection).absolute(0);
+        gauge!("kz_record_call_amqp_connected", "connection" => connection).set(0.0);
+    }
+    for exchange in labels.exchanges.iter().copied() {
+        for result in ["confirmed", "unroutable", "failed"] {
+            counter!("kz_record_call_publishes_total", "exchange" => exchange, "result" => result).absolute(0);
+        }
+    }
+    for reason in labels.hold_refusals.iter().copied() {
+        counter!("kz_record_call_hold_refusals_total", "reason" => reason).absolute(0);
+    }
+}
+
+/// What has no labels, or only those that are known here.
+fn plain() {
+    for result in ["ok", "failed"] {
+        counter!("kz_record_call_config_reads_total", "result" => result).absolute(0);
+    }
+    for result in ["reported", "refused"] {
+        counter!("kz_record_call_addresses_total", "result" => result).absolute(0);
+    }
+    for result in ["ok", "failed"] {
+        counter!("kz_record_call_certificate_reads_total", "result" => result).absolute(0);
+    }
+    for result in ["written", "failed"] {
+        counter!("kz_record_call_ledger_writes_total", "result" => result).absolute(0);
+        counter!("kz_record_call_ledger_batches_total", "result" => result).absolute(0);
+        counter!("kz_record_call_journal_writes_total", "result" => result).absolute(0);
+    }
+    counter!("kz_record_call_recordings_started_total").absolute(0);
+    counter!("kz_record_call_recordings_ended_total").absolute(0);
+    counter!("kz_record_call_recordings_continued_total").absolute(0);
+    counter!("kz_record_call_stops_unconfirmed_total").absolute(0);
+    counter!("kz_record_call_upload_bytes_total").absolute(0);
+    counter!("kz_record_call_databases_created_total").absolute(0);
+    counter!("kz_record_call_target_pauses_total").absolute(0);
+    counter!("kz_record_call_read_backs_failed_total").absolute(0);
+    counter!("kz_record_call_sweep_taken_total").absolute(0);
+    // Their buckets too: the first slow action is one.
+    let _ = histogram!("kz_record_call_action_seconds");
+    let _ = histogram!("kz_record_call_recording_seconds");
+    let _ = histogram!("kz_record_call_ledger_batch_seconds");
+    gauge!("kz_record_call_uploads_in_progress").set(0.0);
+    gauge!("kz_record_call_recordings_in_hand").set(0.0);
+    gauge!("kz_record_call_targets_paused").set(0.0);
+    // As the ledger's writer has it until it hears otherwise.
+    gauge!("kz_record_call_ledger_up").set(1.0);
+}

@@ -1,0 +1,254 @@
+//! What the service manager is told (systemd, `Type=notify`): that the worker is bound and consuming, what it is doing, that it goes down,
+//! and, for as long as its runtime and its supervisors turn, that it lives. Nothing where no service manager asks.
+
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error, info, warn};
+
+use crate::admin::Check;
+use crate::admin::watch::Checks;
+use crate::amqp::SessionState;
+use crate::flow::hands::Hands;
+use crate::telemetry::Pulses;
+
+/// A task may be silent for this long, however short the watchdog's time is: a machine can be busy.
+const STILL: Duration = Duration::from_secs(2);
+
+/// Beyond the grace time: connections close, and last words are written.
+const CLOSING: Duration = Duration::from_secs(10);
+
+/// The service manager, if there is one. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Service(Option<Arc<Manager>>);
+
+struct Manager {
+    socket: UnixDatagram,
+    address: SocketAddr,
+    failed: AtomicBool,
+}
+
+impl Service {
+    /// The one that `NOTIFY_SOCKET` names.
+    pub fn of_environment() -> Self {
+        let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+            return Self::default();
+        };
+        let name = name.to_string_lossy().into_owned();
+        match Manager::connect(&name) {
+            Ok(manager) => Self(Some(Arc::new(manager))),
+            Err(error) => {
+                warn!(socket = name, %error, "the service manager cannot be told anything");
+                Self::default()
+            }
+        }
+    }
+
+    /// Tells it from now on: ready at the first session, then what is seen, and that the worker lives.
+    pub fn start(
+        &self,
+        checks: Checks,
+        sessions: watch::Receiver<SessionState>,
+        hands: Hands,
+        pulses: Pulses,
+        tasks: &TaskTracker,
+        close: CancellationToken,
+    ) {
+        let Some(manager) = self.0.clone() else { return };
+        if let Some(period) = watchdog() {
+            // Until the process ends: a drain that hangs is no better than work that hangs.
+            tokio::spawn(watch(Arc::clone(&manager), pulses, period));
+        }
+        tasks.spawn(async move {
+            tokio::select! {
+                () = tell(&manager, checks, sessions, &hands) => {}
+                () = close.cancelled() => {}
+            }
+        });
+    }
+
+    /// The worker goes down, and takes up to `grace` for what it has in hand.
+    pub fn stopping(&self, grace: Duration) {
+        if let Some(manager) = &self.0 {
+            let limit = (grace + CLOSING).as_micros();
+            let grace = grace.as_secs();
+            manager.tell(&format!(
+                "STOPPING=1\nSTATUS=going down: finishing what is in hand within {grace} s\nEXTEND_TIMEOUT_USEC={limit}"
+            ));
+        }
+    }
+}
+
+impl Manager {
+    fn connect(name: &str) -> io::Result<Self> {
+        let address = match name.as_bytes() {
+            [b'@', rest @ ..] if !rest.is_empty() => SocketAddr::from_abstract_name(rest)?,
+            [b'/', ..] => SocketAddr::from_pathname(name)?,
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "neither a path nor an abstract name",
+                ));
+            }
+        };
+        let socket = UnixDatagram::unbound()?;
+        // A manager that does not read must not hold a thread.
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            address,
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    fn tell(&self, state: &str) {
+        debug!(state, "telling the service manager");
+        let sent = self.socket.send_to_addr(state.as_bytes(), &self.address);
+        let failed = sent.is_err();
+        if let Err(error) = sent
+            && !self.failed.load(Ordering::Relaxed)
+        {
+            warn!(%error, "the service manager does not listen");
+        }
+        self.failed.store(failed, Ordering::Relaxed);
+    }
+}
+
+async fn tell(manager: &Manager, mut checks: Checks, mut sessions: watch::Receiver<SessionState>, hands: &Hands) {
+    let (mut is_ready, mut told) = (false, String::new());
+    loop {
+        let consuming = sessions.borrow_and_update().consuming;
+        let status = status(&checks.borrow_and_update(), consuming, hands.count());
+        if consuming && !is_ready {
+            is_ready = true;
+            info!("bound and consuming: the service manager is told");
+            manager.tell(&format!("READY=1\nSTATUS={status}"));
+        } else if status != told {
+            manager.tell(&format!("STATUS={status}"));
+        }
+        told = status;
+        let changed = tokio::select! {
+            changed = checks.changed() => changed,
+            changed = sessions.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+/// One line for people.
+fn status(checks: &[Check], consuming: bool, in_hand: usize) -> String {
+    let faults: Vec<String> = checks
+        .iter()
+        // The session tells it sooner.
+        .filter(|check| check.name != "consuming")
+        .filter_map(|check| Some(format!("{}: {}", check.name, check.fault.as_ref()?)))
+        .collect();
+    let line = match (consuming, &faults[..]) {
+        (true, []) => format!("at work, {in_hand} recordings in hand"),
+        (true, faults) => format!(
+            "at work, {in_hand} recordings in hand; not in order: {}",
+            faults.join("; ")
+        ),
+        (false, []) => "waiting for the broker: the queues are not bound and consumed".into(),
+        (false, faults) => format!(
+            "waiting for the broker: the queues are not bound and consumed; {}",
+            faults.join("; ")
+        ),
+    };
+    line.replace(['\n', '\r'], " ")
+}
+
+/// How long the service manager waits for a sign of life; `None` when it waits for none.
+fn watchdog() -> Option<Duration> {
+    let number = |name| std::env::var(name).ok()?.trim().parse::<u64>().ok();
+    let mine = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    number("WATCHDOG_USEC")
+        .filter(|usec| mine && *usec > 0)
+        .map(Duration::from_micros)
+}
+
+/// Gives the sign of life twice in each period, but only while everything turns. This task needs the runtime as well: one that is stuck gives none.
+async fn watch(manager: Arc<Manager>, pulses: Pulses, period: Duration) {
+    let every = period / 2;
+    let mut told = false;
+    loop {
+        match pulses.silent(every.max(STILL)) {
+            None => {
+                told = false;
+                manager.tell("WATCHDOG=1");
+            }
+            Some((task, silent)) if !told => {
+                told = true;
+                error!(
+                    task,
+                    silent_s = silent.as_secs(),
+                    "a task does not turn any more; the service manager gets no sign of life, and restarts this worker"
+                );
+            }
+            Some(_) => {}
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_is_one_line_that_says_what_is_missing() {
+        let check = |name, fault: Option<&str>| Check {
+            name,
+            fault: fault.map(str::to_owned),
+        };
+        let checks = [
+            check("consuming", Some("the queues are not bound and consumed")),
+            check("publishing", None),
+            check("database", Some("no answer:\nrefused")),
+        ];
+        assert_eq!(status(&checks[1..2], true, 3), "at work, 3 recordings in hand");
+        assert_eq!(
+            status(&checks, true, 0),
+            "at work, 0 recordings in hand; not in order: database: no answer: refused"
+        );
+        assert_eq!(
+            status(&checks, false, 0),
+            "waiting for the broker: the queues are not bound and consumed; database: no answer: refused"
+        );
+        assert!(status(&[], false, 0).starts_with("waiting for the broker"));
+    }
+
+    #[test]
+    fn paths_and_abstract_names_are_reached_and_other_names_are_refused() {
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let path = std::env::temp_dir().join(format!("kz-record-call-notify-{unique}"));
+        let by_path = UnixDatagram::bind(&path).unwrap();
+        let abstract_name = SocketAddr::from_abstract_name(format!("kz-record-call-{unique}")).unwrap();
+        let by_name = UnixDatagram::bind_addr(&abstract_name).unwrap();
+        for (name, receiver) in [
+            (path.display().to_string(), &by_path),
+            (format!("@kz-record-call-{unique}"), &by_name),
+        ] {
+            Manager::connect(&name).unwrap().tell("WATCHDOG=1");
+            let mut bytes = [0; 64];
+            receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let length = receiver.recv(&mut bytes).unwrap();
+            assert_eq!(&bytes[..length], b"WATCHDOG=1");
+        }
+        std::fs::remove_file(&path).unwrap();
+        for name in ["", "@", "vsock:2:9999", "relative"] {
+            assert!(Manager::connect(name).is_err(), "{name}");
+        }
+        // One that is gone is told about, and no error.
+        Manager::connect(&path.display().to_string()).unwrap().tell("READY=1");
+    }
+}
