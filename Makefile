@@ -1,9 +1,10 @@
 # make demo   records calls through the whole way, in containers, and shows what became of them
 # make test   the whole suite
+# make fuzz   what comes by the broker, fuzzed for FUZZ_SECONDS (60) a target; see fuzz/README.md
 #
 # Both set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
 
-.PHONY: help demo test up down setup check fmt clean
+.PHONY: help demo test fuzz up down setup check fmt clean
 
 CARGO ?= cargo
 
@@ -16,6 +17,9 @@ demo:
 # The unit tests, the house, and the promises against real servers in containers.
 test:
 	@docker/test.sh
+
+fuzz:
+	@fuzz/run.sh
 
 # Leaves a broker and a database running: target/services-dev.env has their addresses.
 up:
