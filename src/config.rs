@@ -237,7 +237,7 @@ impl Config {
                 max_bytes: r.number("ingest.max_bytes", 1024, u64::MAX / 4),
                 stall_timeout: r.millis("ingest.stall_timeout_ms", 100, 600_000),
                 upload_timeout: r.seconds("ingest.upload_timeout_s", 1, 86_400),
-                per_switch: r.number("ingest.per_switch", 1, 64),
+                per_switch: r.number("ingest.per_switch", 1, 1_000),
                 in_all: r.number("ingest.in_all", 1, 4096),
                 delivery_timeout: r.seconds("ingest.delivery_timeout_s", 1, 3600),
             },

@@ -30,7 +30,7 @@ impl Parts {
         let Some(message) = order.command(&self.sender, call_id, trigger) else {
             return Ok(());
         };
-        self.keep_pace(&message.routing_key).await;
+        let _pass = self.keep_pace(&message.routing_key).await;
         self.send(call_id, order.media_id.as_str(), "start", &message).await
     }
 
@@ -48,7 +48,7 @@ impl Parts {
     ) -> Result<(), PublishError> {
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
         let message = dialplan::control(&self.sender, to, &msg_id, call_id, file_name, what);
-        self.keep_pace(to.queue()).await;
+        let _pass = self.keep_pace(to.queue()).await;
         self.send(call_id, media_id, what.name(), &message).await
     }
 
@@ -119,10 +119,15 @@ impl Parts {
             legs.push(&told.call_id);
             legs.extend(told.other_leg_call_id.as_deref());
         }
+        // A channel may be known by another id by now.
+        let mut legs: Vec<String> = legs
+            .into_iter()
+            .flat_map(|leg| [leg.to_owned(), self.replaced.current(leg)])
+            .collect();
         legs.sort_unstable();
         legs.dedup();
         for leg in legs {
-            match self.is_alive(leg).await {
+            match self.is_alive(&leg).await {
                 Some(true) | None => return Some(Input::Fact(What::ChannelSeen { n, alive: true })),
                 Some(false) => {}
             }

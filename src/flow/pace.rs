@@ -1,19 +1,20 @@
-//! A pace for each address of Kazoo's: its queues hold 100 messages and drop the oldest without a word, so what we answer must not come faster
+//! A pace for each address of Kazoo's: its queues hold 100 messages and drop the oldest without a word, so what we send must not come faster
 //! than it is read.
 //!
-//! What comes now and then passes at once. A crowd is let through as the queue itself has room, which is looked at every so many messages;
-//! where that is not to be had, at so many messages a second.
+//! Each look at a queue tells how many more messages may go into it; the next look is due when those are used up. Where a queue cannot be
+//! looked at, so many messages a second go out.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Messages that may go out at once.
-const BURST: u32 = 40;
+/// Messages that may go to an address that was never looked at.
+const UNSEEN: u32 = 20;
 
-/// Addresses that are remembered; one that was idle begins anew.
+/// Addresses that are remembered; one that nothing is on its way to may be forgotten.
 const ADDRESSES: usize = 2_000;
 
 /// Messages that may wait in a queue of Kazoo's: the other half is for what others send.
@@ -25,27 +26,33 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// A queue that stays full this long is read by nobody; or it is one that does not drop.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Token buckets, and the room that is left, for each queue.
+/// What is known of each queue.
 #[derive(Debug)]
 pub struct Pace {
     step: Duration,
-    known: Mutex<HashMap<String, Address>>,
+    known: Mutex<HashMap<String, Arc<Address>>>,
 }
 
 #[derive(Debug)]
 struct Address {
-    /// When the bucket was, or will be, empty.
-    empty: Instant,
-    room: Arc<tokio::sync::Mutex<u32>>,
+    /// Messages that may still go out after the last look.
+    room: tokio::sync::Mutex<u32>,
+    /// Messages that were let through and are not yet in the queue, as far as we know: no look shows them.
+    under_way: AtomicU32,
 }
 
-/// How a message was let through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Passage {
-    /// There was room for it.
-    Sure,
+/// A message that was let through. It counts as on its way until this is dropped.
+#[derive(Debug)]
+pub struct Pass {
+    address: Arc<Address>,
     /// The queue was full a moment ago, or could not be looked at: what matters is worth a repeat.
-    Unsure,
+    pub is_unsure: bool,
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.address.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Pace {
@@ -57,76 +64,67 @@ impl Pace {
     }
 
     /// Waits until a message may go to `queue`. `depth` tells how many messages are in it, if that is to be had.
-    pub async fn keep<F>(&self, queue: &str, depth: impl Fn() -> F) -> Passage
+    pub async fn keep<F>(&self, queue: &str, depth: impl Fn() -> F) -> Pass
     where
         F: Future<Output = Option<u32>>,
     {
-        let Some(room) = self.take_token(queue) else {
-            return Passage::Sure;
-        };
-        // One looks, the others wait behind it.
-        let mut room = room.lock().await;
-        let (end, mut passage) = (Instant::now() + PATIENCE, Passage::Sure);
+        let address = self.address(queue);
+        // One looks, the others wait behind it, and go in their order.
+        let mut room = address.room.lock().await;
+        let (end, mut is_unsure) = (Instant::now() + PATIENCE, false);
         while *room == 0 {
+            // Before the look: what is confirmed meanwhile counts twice rather than not at all.
+            let under_way = address.under_way.load(Ordering::Acquire);
             match depth().await {
-                Some(depth) if depth < ROOM => *room = ROOM - depth,
+                Some(depth) if depth + under_way < ROOM => *room = ROOM - depth - under_way,
                 Some(_) if Instant::now() < end => {
-                    passage = Passage::Unsure;
+                    is_unsure = true;
                     tokio::time::sleep(AGAIN).await;
                 }
                 // Nobody reads, or nobody can tell.
                 Some(_) | None => {
+                    is_unsure = true;
                     tokio::time::sleep(self.step).await;
                     *room = 1;
-                    passage = Passage::Unsure;
                 }
             }
         }
         *room -= 1;
-        passage
+        drop(room);
+        address.under_way.fetch_add(1, Ordering::AcqRel);
+        Pass { address, is_unsure }
     }
 
-    /// Takes a token; where there is none, gives what else may let a message through.
-    fn take_token(&self, queue: &str) -> Option<Arc<tokio::sync::Mutex<u32>>> {
-        let now = Instant::now();
+    fn address(&self, queue: &str) -> Arc<Address> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() > ADDRESSES {
-            known.retain(|_, address| address.empty > now);
+        if known.len() >= ADDRESSES && !known.contains_key(queue) {
+            known.retain(|_, address| Arc::strong_count(address) > 1);
         }
-        // The bucket is full when nothing went out for as long as a burst takes.
-        let full = now.checked_sub(self.step * BURST).unwrap_or(now);
-        let address = known.entry(queue.to_owned()).or_insert_with(|| Address {
-            empty: full,
-            room: Arc::default(),
+        let address = known.entry(queue.to_owned()).or_insert_with(|| {
+            Arc::new(Address {
+                room: tokio::sync::Mutex::new(UNSEEN),
+                under_way: AtomicU32::new(0),
+            })
         });
-        let taken = address.empty.max(full) + self.step;
-        if taken > now {
-            return Some(Arc::clone(&address.room));
-        }
-        address.empty = taken;
-        None
+        Arc::clone(address)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_burst_goes_at_once_and_the_rest_at_its_pace_where_nobody_can_look() {
-        let pace = Pace::new(100);
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        let begun = Instant::now();
+    async fn where_nobody_can_look_the_first_go_at_once_and_the_rest_at_a_pace() {
+        let (pace, begun) = (Pace::new(100), Instant::now());
         let mut unsure = 0;
-        for _ in 0..140 {
-            unsure += u32::from(pace.keep("q", async || None).await == Passage::Unsure);
+        for _ in 0..UNSEEN + 100 {
+            unsure += u32::from(pace.keep("q", async || None).await.is_unsure);
         }
-        assert!((45..=100).contains(&unsure), "{unsure}");
-        assert!(begun.elapsed() >= Duration::from_millis(490), "{:?}", begun.elapsed());
+        assert_eq!(unsure, 100);
+        assert!(begun.elapsed() >= Duration::from_millis(990), "{:?}", begun.elapsed());
         let another = pace.keep("another", async || None).await;
-        assert_eq!(another, Passage::Sure, "each address has its own");
+        assert!(!another.is_unsure, "each address has its own");
     }
 
     #[tokio::test(start_paused = true)]
@@ -141,16 +139,31 @@ mod tests {
         for _ in 0..400 {
             pace.keep("q", async || Some(depth())).await;
             sent.fetch_add(1, Ordering::Relaxed);
-            assert!(depth() <= ROOM + BURST, "{}", depth());
+            assert!(depth() <= ROOM, "{}", depth());
         }
         assert!(begun.elapsed() > Duration::from_secs(15), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_way_takes_room_too() {
+        let pace = Pace::new(200);
+        let mut under_way = Vec::new();
+        // The broker is slow: nothing arrives, and each look shows an empty queue.
+        while let Ok(pass) = tokio::time::timeout(PATIENCE / 2, pace.keep("q", async || Some(0))).await {
+            under_way.push(pass);
+            assert!(under_way.len() <= 2 * ROOM as usize);
+        }
+        assert_eq!(under_way.len(), ROOM as usize);
+        under_way.pop();
+        let next = tokio::time::timeout(PATIENCE / 2, pace.keep("q", async || Some(0))).await;
+        assert!(next.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_is_read_at_once_holds_nobody_up() {
         let (pace, begun) = (Pace::new(200), Instant::now());
         for _ in 0..5_000 {
-            assert_eq!(pace.keep("q", async || Some(0)).await, Passage::Sure);
+            assert!(!pace.keep("q", async || Some(0)).await.is_unsure);
         }
         assert!(begun.elapsed() < Duration::from_millis(10), "{:?}", begun.elapsed());
     }
@@ -158,7 +171,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_nobody_reads_does_not_hold_an_answer_for_ever() {
         let (pace, begun) = (Pace::new(1000), Instant::now());
-        for _ in 0..=BURST {
+        for _ in 0..=UNSEEN {
             pace.keep("q", async || Some(100)).await;
         }
         assert!(

@@ -33,7 +33,7 @@ use super::crash::Crash;
 use super::hands::Hands;
 use super::next::{self, Case, Effect, Input, Policy};
 use super::notices::{Outbox, Replaced};
-use super::pace::{Pace, Passage};
+use super::pace::{Pace, Pass};
 use super::registry::Registry;
 
 /// What the flow works with. Made once, shared by all.
@@ -262,8 +262,8 @@ impl Parts {
         })
     }
 
-    /// Waits until a message may go to a queue of Kazoo's.
-    pub async fn keep_pace(&self, queue: &str) -> Passage {
+    /// Waits until a message may go to a queue of Kazoo's. What is returned is to be kept until the message is there.
+    pub async fn keep_pace(&self, queue: &str) -> Pass {
         self.pace.keep(queue, || self.publisher.depth(queue)).await
     }
 

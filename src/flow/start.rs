@@ -25,7 +25,6 @@ use crate::telemetry::events::{ActionHandled, ActionRefused, MessageRejected, Se
 use crate::telemetry::trace::{self, Stage};
 
 use super::next::Input;
-use super::pace::Passage;
 use super::perform::Parts;
 use super::registry::Open;
 use super::{drive, journal, notices};
@@ -200,9 +199,11 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     // Before the command goes out: its error may be back before its confirmation.
     parts.registry.remember(&entry);
     notices::opened(parts, &entry);
-    // The callflow goes on with the result only, so these two need not wait for each other.
-    let command = parts.crash.step(parts.send_start(order, &action.call_id, trigger));
-    let ((), sent) = tokio::join!(job.accept(), command);
+    job.accept().await;
+    let sent = parts
+        .crash
+        .step(parts.send_start(order, &action.call_id, trigger))
+        .await;
     let answered = job.result().await;
     let mut add = |what| {
         entry.add(Fact {
@@ -278,7 +279,7 @@ async fn start_if_so_already(parts: &Parts, order: &Order, call_id: &str) {
 }
 
 async fn accept(parts: &Parts, to: &ReplyTo) {
-    parts.keep_pace(to.address.queue()).await;
+    let _pass = parts.keep_pace(to.address.queue()).await;
     // The callflow only logs it; what counts is the result.
     if let Err(error) = parts
         .publisher
@@ -291,12 +292,12 @@ async fn accept(parts: &Parts, to: &ReplyTo) {
 
 /// Sends the result until the broker has it. A result that no queue takes has nobody waiting for it.
 async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
-    let passage = parts.keep_pace(to.address.queue()).await;
+    let pass = parts.keep_pace(to.address.queue()).await;
     for _ in 0..RESULT_TRIES {
         let message = action::continues(&parts.sender, &parts.current(to));
         match parts.publisher.publish(&message).await {
             Ok(()) => {
-                if passage == Passage::Unsure {
+                if pass.is_unsure {
                     once_more(parts, to);
                 }
                 return true;
@@ -323,7 +324,7 @@ fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
             () = tokio::time::sleep(ONCE_MORE) => {}
             () = parts.stop.cancelled() => {}
         }
-        parts.keep_pace(to.address.queue()).await;
+        let _pass = parts.keep_pace(to.address.queue()).await;
         // The first one was confirmed; this one is for a queue that dropped it.
         let _ = parts
             .publisher

@@ -18,7 +18,7 @@ use super::slots::Wanted;
 use super::spool::{Spool, SpoolFile};
 
 /// What is written to the disk at once.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 64 << 10;
 
 /// Receives the body. `length` is what its Content-Length told. On an error nothing is left in the spool.
 ///

@@ -362,6 +362,9 @@ async fn accept(
     }
 }
 
+/// Bytes that a connection reads ahead at most: with so many uploads at once as there may be, this is most of their memory.
+const MOST_READ: usize = 128 << 10;
+
 async fn connection<S>(stream: S, peer: SocketAddr, router: Router, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -370,6 +373,7 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MOST_READ)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {

@@ -41,7 +41,7 @@ async fn a_worker_killed_at_any_step_loses_nothing_for_a_url(services: Arc<Servi
 }
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_a_third_party(services: Arc<Services>) -> TestResult {
-    at_every_step(&services, Place::ThirdParty, 11).await
+    at_every_step(&services, Place::ThirdParty, 10).await
 }
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_a_storage_plan(services: Arc<Services>) -> TestResult {

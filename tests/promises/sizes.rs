@@ -1,7 +1,7 @@
 //! Large files, and disks that go.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
@@ -14,6 +14,7 @@ use crate::support::{SOON, Services, TestResult, World};
 
 promises![
     three_hours_of_stereo_need_little_memory,
+    a_hundred_uploads_at_once_are_stored,
     a_spool_that_is_destroyed_loses_nothing,
 ];
 
@@ -50,6 +51,52 @@ async fn three_hours_of_stereo_need_little_memory(services: Arc<Services>) -> Te
     let peak = worker.peak_memory()?;
     println!("345 MB to a URL, and to a database: {peak} KiB at most");
     ensure!(peak < 64 << 10, "{peak} KiB");
+    world.finish().await
+}
+
+/// Uploads that are under way at once.
+const CROWD: usize = 100;
+
+/// All calls of a crowd end together, and their switch is let to bring all files together: each arrives slowly until all are under way.
+async fn a_hundred_uploads_at_once_are_stored(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let crowd = CROWD.to_string();
+    let worker = world
+        .worker_with(&[
+            ("INGEST__PER_SWITCH", &crowd),
+            ("INGEST__IN_ALL", &crowd),
+            ("INGEST__DELIVERY_TIMEOUT_S", "60"),
+            ("LEDGER__LEASE_S", "70"),
+        ])
+        .await?;
+    world.kazoo.faults(|faults| faults.bandwidth = Some(200_000));
+    let mut recordings = Vec::new();
+    for _ in 0..CROWD {
+        let call = world
+            .kazoo
+            .new_call(CallOptions::talking().size(Size::Bytes(1_000_000)));
+        call.execute(json!({})).await?.continued(SOON).await?;
+        recordings.push((call.wait_recording_started(SOON).await?, call));
+    }
+    for (_, call) in &recordings {
+        call.hangup("NORMAL_CLEARING").await;
+    }
+    let all = format!("kz_record_call_uploads_in_progress {CROWD}");
+    let begun = Instant::now();
+    while !worker.metrics().await?.lines().any(|line| line == all) {
+        ensure!(begun.elapsed() < SOON, "they are not all under way\n{}", worker.tail());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.kazoo.faults(|faults| faults.bandwidth = None);
+    for (recording, _) in &recordings {
+        world.stored(recording).await?;
+    }
+    let peak = worker.peak_memory()?;
+    println!(
+        "{CROWD} uploads at once: {peak} KiB at most, {:?} from the last hang-up",
+        begun.elapsed()
+    );
+    ensure!(peak < 128 << 10, "{peak} KiB");
     world.finish().await
 }
 

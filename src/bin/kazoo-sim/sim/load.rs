@@ -284,7 +284,7 @@ async fn send(channel: &Channel, body: &[u8]) -> anyhow::Result<()> {
         if let Ok(confirmation) = confirm.await
             && confirmation.take_message().is_some()
         {
-            say("an action came back: nobody is bound".to_owned());
+            say("an action came back: nobody is bound");
         }
     });
     Ok(())
