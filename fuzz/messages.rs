@@ -4,15 +4,20 @@
 //! key is in no input: nothing that reads a message looks at it.
 use std::io::Write as _;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
-use kz_record_call::flow::registry::Open;
+use kz_record_call::flow::journal;
+use kz_record_call::flow::next::{Case, Hand, Input, Policy, next};
+use kz_record_call::flow::notices::{News, restart_of};
+use kz_record_call::flow::registry::{Open, Registry};
 use kz_record_call::kazoo::action::{self, Execute, ReplyTo};
+use kz_record_call::kazoo::address::Address;
 use kz_record_call::kazoo::channel::{StatusReply, answered_request, channel_state, status_request};
-use kz_record_call::kazoo::dialplan::{self, DialplanError, Trigger};
+use kz_record_call::kazoo::dialplan::{self, Control, DialplanError, Trigger};
 use kz_record_call::kazoo::envelope::{Envelope, MAX_BODY_BYTES, MessageError, Sender};
 use kz_record_call::kazoo::event::{RecordEvent, replaced_by};
 use kz_record_call::kazoo::outgoing::Outgoing;
@@ -101,8 +106,16 @@ const TEMPLATES: &[(&str, &[&str])] = &[
         &["/default", "/local", "/ID"],
     ),
     (
-        r#"{"Event-Category":"kz_record_call","Event-Name":"opened","Recording":{"key":"5a0f1b2c3d4e5f60718293a4b5c6d7e8","call_id":"c","media_id":"m","file_name":"f","asked_at":1},"Key":"5a0f1b2c3d4e5f60718293a4b5c6d7e8","Fact":{}}"#,
-        &["/Recording", "/Fact", "/Recording/key"],
+        r#"{"Event-Category":"kz_record_call","Event-Name":"recordings","Recordings":[{"opened":{"key":"5a0f1b2c3d4e5f60718293a4b5c6d7e8","call_id":"c","media_id":"m","file_name":"f","asked_at":1}}]}"#,
+        &["/Recordings", "/Recordings/0/opened", "/Recordings/0/opened/file_name"],
+    ),
+    (
+        r#"{"Event-Category":"kz_record_call","Event-Name":"began_again","Key":"5a0f1b2c3d4e5f60718293a4b5c6d7e8","Fact":{}}"#,
+        &["/Fact", "/Key"],
+    ),
+    (
+        r#"{"key":"5a0f1b2c3d4e5f60718293a4b5c6d7e8","call_id":"c","facts":[{"at":1795386262000000,"by":"w","fact":"commanded"}]}"#,
+        &["/facts", "/call_id"],
     ),
 ];
 
@@ -141,6 +154,9 @@ pub fn messages(data: &[u8]) {
         6 => ("application/erlang", "", body),
         _ => ("application/json", "br", body),
     };
+    if let Ok(entry) = journal::read(&body) {
+        journalled(&entry, *packing);
+    }
     match Envelope::decode(kind, encoding, &body) {
         Ok(envelope) => read(&envelope, *packing),
         Err(MessageError::TooLarge(limit)) => assert!(limit == MAX_BODY_BYTES && encoding == "gzip"),
@@ -187,15 +203,72 @@ fn read(envelope: &Envelope, packing: u8) {
     let _ = StatusReply::of(envelope);
     let _ = channel_state(envelope, "c");
     let _ = Media::read(&envelope.body, "local");
-    let part = |name: &str| envelope.body.get(name).cloned().unwrap_or(Value::Null);
-    if let Ok(open) = serde_json::from_value::<Open>(part("Recording")) {
-        comes_back(&open);
+    told(envelope);
+}
+
+/// What other workers tell.
+fn told(envelope: &Envelope) {
+    let registry = Registry::default();
+    for news in News::of(envelope) {
+        comes_back(&news);
+        let open = news.open().clone();
+        registry.open(open.clone());
+        if let Some(newest) = registry.newest(open.fetch_id.as_deref(), &open.call_id) {
+            let to = Address::parse("q").expect("an address");
+            let sent = dialplan::control(&sender(), &to, ID, "c", &newest.file_name, Control::Stop);
+            commanded(&sent, "c");
+        }
+        if let News::Closed(open) = news {
+            registry.close(open.key);
+            assert!(registry.all_open().iter().all(|other| other.key != open.key));
+        }
     }
-    if let Ok(fact) = serde_json::from_value::<Fact>(part("Fact")) {
-        comes_back(&fact);
-        let mut entry = Entry::new(ID.parse().expect("a key"), "c");
-        entry.add(fact);
-        consistent(&entry);
+    if let Some((key, started)) = restart_of(envelope) {
+        comes_back(&started);
+        registry.began_again(key, started);
+        consistent(&registry.complete(Entry::new(key, "c")));
+    }
+}
+
+/// What was written down while the ledger was away: whatever it is, there is an end to what is done about it at once.
+fn journalled(entry: &Entry, packing: u8) {
+    let entry = entry.clone().merge(Entry::new(entry.key, &entry.call_id));
+    consistent(&entry);
+    if let Some(order) = entry.order()
+        && let Some(sent) = order.command(&sender(), "c", Trigger::Now)
+    {
+        assert!(kazoo::arguments(&sent.body).into_iter().all(kazoo::is_harmless));
+    }
+    let hands = [Hand::Empty, Hand::Holding, Hand::Tried, Hand::NotHeld];
+    let mut case = Case {
+        entry,
+        hand: hands[usize::from(packing >> 6)],
+    };
+    let mut now = NOW;
+    for input in [Input::Due, Input::Doubt, Input::NotHeld, Input::Due] {
+        let effects = next(&mut case, input, now, &policy());
+        assert!(effects.len() <= 64, "{effects:?}");
+        consistent(&case.entry);
+        now = now.plus(Duration::from_secs(3600));
+    }
+}
+
+fn policy() -> Policy {
+    let seconds = |all: &[u64]| all.iter().copied().map(Duration::from_secs).collect();
+    Policy {
+        worker: "w".into(),
+        retry: seconds(&[5, 30]),
+        jitter: 20,
+        max_attempts: 12,
+        hold: true,
+        hold_pause: Duration::from_secs(60),
+        looks: seconds(&[60, 300]),
+        start_timeout: Duration::from_secs(30),
+        check_interval: Duration::from_secs(300),
+        grace: Duration::from_secs(60),
+        probe_gap: Duration::from_secs(60),
+        stop_repeats: seconds(&[2, 5, 15]),
+        stop_alarm: Duration::from_secs(30),
     }
 }
 

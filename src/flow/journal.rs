@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::amqp::Delivery;
 use crate::entry::Entry;
+use crate::entry::fact::What;
 use crate::telemetry::events::Journalled;
 
 use super::perform::Parts;
@@ -38,11 +39,28 @@ pub async fn write(parts: &Parts, entry: &Entry) -> bool {
     written.is_ok()
 }
 
+/// Reads one message of the journal. Whoever may publish can put one there, and what it orders is brought to a switch: words that we never write
+/// are not believed.
+///
+/// # Errors
+/// What is wrong with it, in words for the log.
+pub fn read(body: &[u8]) -> Result<Entry, String> {
+    let entry: Entry = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    for fact in entry.facts() {
+        if let What::Asked(order) = &fact.what
+            && !order.is_harmless()
+        {
+            return Err("it orders a recording whose words are not ours".to_owned());
+        }
+    }
+    Ok(entry)
+}
+
 /// Moves one message of the journal into the ledger.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
-    let entry: Entry = match serde_json::from_slice(delivery.body()) {
+    let entry = match read(delivery.body()) {
         Ok(entry) => entry,
-        Err(error) => return reject(parts, delivery, "journal", "", &error.to_string()).await,
+        Err(why) => return reject(parts, delivery, "journal", "", &why).await,
     };
     let noted = async {
         parts

@@ -60,12 +60,15 @@ pub enum Plan {
 pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<Correction>) {
     let defaults = circumstances.defaults;
     let (settings, mut corrections) = settings::read(&action.data, defaults.max_time_limit);
-    if settings.skip {
-        return (Plan::Skip, corrections);
-    }
-    match settings.verb {
-        Verb::Control(control) => return (Plan::Control(control), corrections),
-        Verb::Start => {}
+    let other = match (settings.skip, settings.verb) {
+        (true, _) => Some(Plan::Skip),
+        (false, Verb::Control(control)) => Some(Plan::Control(control)),
+        (false, Verb::Start) => None,
+    };
+    if let Some(other) = other {
+        // A start's values are nothing to it, so none was corrected.
+        corrections.retain(|correction| settings::EVERY_VERBS.contains(&correction.key));
+        return (other, corrections);
     }
     // An action without an id comes from nobody's validator; its content then stands for it.
     let content;

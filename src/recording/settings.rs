@@ -85,6 +85,8 @@ pub const KEYS: [&str; 19] = [
     "time_limit",
     "url",
 ];
+/// What counts whatever the action is; the rest is for a start. `data` stands for the whole.
+pub const EVERY_VERBS: [&str; 3] = ["data", "action", "skip_module"];
 pub const TIME_LIMIT_MIN: u32 = 5;
 pub const TIME_LIMIT_DEFAULT: u32 = 3600;
 pub const MIN_SEC_MAX: u32 = 10_800;
