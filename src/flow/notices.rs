@@ -299,6 +299,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn news_are_believed_one_by_one() {
+        let key = Key::of("call", "action");
+        let open = |file_name: &str| json!({"key": key, "call_id": "c", "media_id": "m", "file_name": file_name, "asked_at": 1});
+        let news = json!([
+            {"opened": open("a.mp3")}, {"opened": open("${system id}.mp3")}, {"opened": {}}, {"unheard": open("a.mp3")}, 7,
+            {"closed": open("b.mp3")},
+        ]);
+        let message = |recordings: Value| {
+            let body = json!({"Event-Category": CATEGORY, "Event-Name": "recordings", "Recordings": recordings});
+            News::of(&Envelope::of(body).unwrap())
+        };
+        let read: Vec<String> = message(news).iter().map(|news| news.open().file_name.clone()).collect();
+        assert_eq!(read, ["a.mp3", "b.mp3"]);
+        for senseless in [json!(null), json!({"opened": open("a.mp3")}), json!("x")] {
+            assert_eq!(message(senseless), []);
+        }
+    }
+
+    #[test]
     fn news_go_out_in_their_order_and_one_sends_for_all() {
         let order = |n: usize| Open {
             key: Key::of("call", &n.to_string()),

@@ -1,5 +1,6 @@
 //! Whatever comes: no panic, and every command that goes out is one that Kazoo takes and the switch's shell never sees.
 
+use kz_record_call::recording::format::Format;
 use kz_record_call::recording::plan::Defaults;
 use kz_record_call::recording::settings::KEYS;
 use proptest::prelude::*;
@@ -53,10 +54,12 @@ fn any_data() -> impl Strategy<Value = Value> {
 }
 
 fn any_defaults() -> impl Strategy<Value = Defaults> {
-    (any::<u32>(), prop_oneof![Just(10_800), any::<u32>(), 0u32..10]).prop_map(|(min_sec, max_time_limit)| Defaults {
+    let format = prop::sample::select(vec![Format::Mp3, Format::Wav]);
+    let max_time_limit = prop_oneof![Just(10_800), any::<u32>(), 0u32..10];
+    (format, any::<u32>(), max_time_limit).prop_map(|(format, min_sec, max_time_limit)| Defaults {
+        format,
         min_sec,
         max_time_limit,
-        ..kazoos()
     })
 }
 

@@ -147,3 +147,28 @@ fn flags_come_to_what_the_table_says() {
 fn what_the_configuration_says_counts_where_the_action_says_nothing() {
     hold(CONFIGURED, &another());
 }
+
+/// The same values in an action that starts nothing: they change nothing there, and none is told as corrected.
+#[test]
+fn a_starts_keys_are_nothing_to_a_stop_a_mask_and_an_unmask() {
+    for action in ["stop", "mask", "unmask"] {
+        let plain = run(
+            message(Some(&json!({ "action": action }))).to_string().as_bytes(),
+            &kazoos(),
+        );
+        assert_eq!(plain.command["Record-Action"], action);
+        for row in [TEXTS, NUMBERS, FLAGS].into_iter().flat_map(rows) {
+            if ["action", "skip_module"].contains(&row.key.as_str()) {
+                continue;
+            }
+            let mut data = row.with;
+            data["action"] = json!(action);
+            if let Some(given) = row.given {
+                data[&row.key] = given;
+            }
+            let outcome = run(message(Some(&data)).to_string().as_bytes(), &kazoos());
+            assert_eq!(outcome.sent, plain.sent, "{data}");
+            assert_eq!(outcome.corrections, [], "{data}");
+        }
+    }
+}
