@@ -43,8 +43,8 @@ fn every_value_holds_in_every_place_of_a_true_message() {
         "",
         "}",
     ] {
-        for packing in [0, 3, 32, 64, 128, 192] {
-            for place in 1..=80 {
+        for packing in [0, 3, 96, 128, 192] {
+            for place in 1..=64 {
                 messages::messages(&[&[packing, place], value.as_bytes()].concat());
             }
         }
