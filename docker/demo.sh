@@ -48,7 +48,7 @@ target="${CARGO_TARGET_DIR:-target}/debug"
 ingest="$(free_port)"
 admin="$(free_port)"
 say "starting the worker ..."
-KZ_RECORD_CALL__AMQP__URI="$AMQP_URI" \
+export KZ_RECORD_CALL__AMQP__URI="$AMQP_URI" \
     KZ_RECORD_CALL__COUCHDB__URL="$COUCHDB_URL" \
     KZ_RECORD_CALL__INGEST__LISTEN="127.0.0.1:$ingest" \
     KZ_RECORD_CALL__INGEST__ADVERTISED_URL="http://127.0.0.1:$ingest" \
@@ -57,8 +57,17 @@ KZ_RECORD_CALL__AMQP__URI="$AMQP_URI" \
     KZ_RECORD_CALL__KAZOO__CONFIG_FILE=none \
     KZ_RECORD_CALL__KAZOO__CONFIG_POLL_S=1 \
     KZ_RECORD_CALL__DESTINATION__ALLOW="127.0.0.1" \
-    KZ_RECORD_CALL__SECRET="only good for the demo" \
-    "$target/kz-record-call" run >"$SCRATCH/worker.log" 2>&1 &
+    KZ_RECORD_CALL__SECRET="only good for the demo"
+"$target/kz-record-call" run >"$SCRATCH/worker.log" 2>&1 &
 WORKER=$!
 
 "$target/kazoo-sim" demo --amqp-uri "$AMQP_URI" --couchdb-url "$COUCHDB_URL" --worker-admin-url "http://127.0.0.1:$admin"
+
+say "stopping the worker; what the ledger tells without it, kz-record-call list, and explain of the first recording:"
+kill -TERM "$WORKER"
+wait "$WORKER"
+WORKER=""
+"$target/kz-record-call" list
+# Newest first.
+"$target/kz-record-call" explain "$("$target/kz-record-call" list --json | sed -n 's/.*"media_id": *"\([^"]*\)".*/\1/p' | tail -n 1)"
+

@@ -132,6 +132,11 @@ fn ended(done: anyhow::Result<bool>) -> ExitCode {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
+    // Whoever read the output has enough of it, as `head` does.
+    let closed = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::BrokenPipe;
+    if error.chain().filter_map(|cause| cause.downcast_ref()).any(closed) {
+        return ExitCode::SUCCESS;
+    }
     eprintln!("kz-record-call: {error:#}");
     ExitCode::FAILURE
 }

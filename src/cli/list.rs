@@ -146,7 +146,7 @@ impl<'a> Row<'a> {
             "state": self.state,
             "cause": self.cause,
             "asked_at": order.map(|order| order.asked_at.rfc3339()),
-            "attempts": record.entry.failures().count(),
+            "failures": record.entry.failures().count(),
         })
     }
 }

@@ -9,6 +9,7 @@ use crate::recording::settings::Method;
 use super::*;
 
 mod ended;
+mod endings;
 mod resting;
 mod running;
 

@@ -1,0 +1,165 @@
+//! What happens by itself: faults, calls, and the switch's events.
+
+use std::time::Duration;
+
+use kz_record_call::entry::fact::{Fact, What};
+use kz_record_call::flow::next::{Hand, Input, next};
+use kz_record_call::kazoo::call::Parties;
+use kz_record_call::recording::ending::Told;
+use kz_record_call::recording::identity::Key;
+
+use crate::world::*;
+
+impl World {
+    /// One random thing happens.
+    pub fn step(&mut self) {
+        self.now = self.now.plus(Duration::from_millis(
+            self.rng.u64(..if self.faults { 8_000 } else { 60_000 }),
+        ));
+        if self.chance(15) {
+            self.break_something();
+        }
+        if self.chance(30) {
+            self.mend_something();
+        }
+        match self.rng.u8(..10) {
+            0 | 1 => self.deliver_message(),
+            2 => self.life_goes_on(),
+            3 => self.sweep(),
+            4 => self.sync(),
+            _ => self.work(),
+        }
+    }
+
+    pub fn break_something(&mut self) {
+        match self.rng.u8(..7) {
+            0 | 1 => {
+                let worker = self.rng.usize(..self.workers.len());
+                self.crash(worker);
+            }
+            2 => self.parted = true,
+            3 => self.store_down = true,
+            4 => self.switch_down = true,
+            5 => self.target_down = true,
+            _ => self.hold_down = true,
+        }
+    }
+
+    pub fn mend_something(&mut self) {
+        match self.rng.u8(..7) {
+            0 | 1 => self.workers.iter_mut().for_each(|worker| worker.alive = true),
+            2 => self.parted = false,
+            3 => self.store_down = false,
+            4 => self.switch_down = false,
+            5 => self.target_down = false,
+            _ => self.hold_down = false,
+        }
+    }
+
+    /// Everything that the worker had in memory is gone; what it had not acknowledged comes again.
+    pub fn crash(&mut self, worker: usize) {
+        self.workers[worker].alive = false;
+        let tasks = std::mem::take(&mut self.workers[worker].tasks);
+        self.queue.extend(tasks.into_values().filter_map(|task| task.unacked));
+        self.note(format!("worker {worker} is killed"));
+    }
+
+    /// Files grow, calls end, and events are told, twice, or not at all.
+    pub fn life_goes_on(&mut self) {
+        let keys: Vec<Key> = self.files.keys().copied().collect();
+        for key in keys {
+            let ends = self.rng.u8(..4) == 0;
+            let lost = self.chance(120);
+            let twice = self.chance(200);
+            let goes_on = self.chance(300);
+            let again = self.chance(60);
+            let file = self.files.get_mut(&key).unwrap();
+            if !file.running {
+                if again && file.alive {
+                    self.begin_again(key);
+                }
+                continue;
+            }
+            let part = file.part();
+            // Lengths that differ, as real ones do.
+            file.grow(1000 + u64::from(part) * 10_007);
+            if ends {
+                let length = file.recorded[&part];
+                // A call that goes on may be bridged again.
+                (file.running, file.alive) = (false, goes_on && !lost);
+                if lost {
+                    self.note(format!("the end of {key} is told to nobody"));
+                    continue;
+                }
+                let told = self.tell(length);
+                self.queue.push(Message::Ended(told.clone(), key));
+                if twice {
+                    self.queue.push(Message::Ended(told, key));
+                }
+            }
+        }
+    }
+
+    /// The switch begins to record again under the same name, as at another bridge. The event is heard at once: what happens before it is heard,
+    /// nobody can know.
+    pub fn begin_again(&mut self, key: Key) {
+        let living = (0..self.workers.len()).find(|n| self.workers[*n].alive);
+        let Some(worker) = living.filter(|_| !self.store_down && !self.parted) else {
+            return;
+        };
+        // Nobody is just being told to delete it.
+        let in_hand = self.workers.iter().any(|worker| {
+            let mut cases = worker.tasks.values().map(|task| &task.case);
+            cases.any(|case| self.root(case.entry.key) == key && case.hand != Hand::Empty)
+        });
+        if in_hand || self.files[&key].part() > 3 {
+            return;
+        }
+        let file = self.files.get_mut(&key).unwrap();
+        let part = file.part() + 1;
+        if !file.there {
+            file.content.clear();
+        }
+        (file.running, file.there) = (true, true);
+        file.content.push((part, 1000));
+        file.recorded.insert(part, 1000);
+        self.restarts += 1;
+        self.note(format!("the switch records {key} again, part {part}"));
+        let told = self.tell(0);
+        // Workers tell each other, for another one may have it in hand.
+        let what = What::Started(told.clone());
+        let mut member = key;
+        for _ in 0..8 {
+            let fact = Fact {
+                at: self.now,
+                by: "w".into(),
+                what: what.clone(),
+            };
+            self.begun_again.insert(member, fact);
+            for other in &mut self.workers {
+                if let Some(task) = other.tasks.get_mut(&member) {
+                    task.effects = next(&mut task.case, Input::Fact(what.clone()), self.now, &self.policy);
+                }
+            }
+            member = member.continuation();
+        }
+        self.hear(worker, Message::Started(told, key));
+    }
+
+    /// An event of the switch, that says now what it says.
+    pub fn tell(&self, length: u64) -> Box<Told> {
+        Box::new(Told {
+            call_id: "call".into(),
+            at: self.now,
+            stamp: Some(self.now.unix_micros()),
+            node: Some("fs".into()),
+            path: Some("path".into()),
+            length_ms: Some(length),
+            completion_cause: None,
+            account_id: None,
+            other_leg_call_id: None,
+            parties: Parties::default(),
+            variables: serde_json::Value::Null,
+        })
+    }
+}

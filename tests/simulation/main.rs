@@ -1,0 +1,78 @@
+//! Thousands of lives of a recording, in seconds: the pure decisions over a broker, a store in two parts, a switch and a target that all live in
+//! memory. Time is made up, a crash is a drop, and every seed can be run again: `SIMULATION_SEED=… cargo test --test simulation`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_macros
+)]
+
+mod effects;
+mod judge;
+mod life;
+mod targets;
+mod workers;
+mod world;
+
+use std::collections::BTreeMap;
+
+use kz_record_call::entry::Entry;
+
+use world::World;
+
+static RESTARTS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+
+fn live(seed: u64) -> World {
+    let mut world = World::new(seed);
+    let steps = world.rng.u32(200..1500);
+    for _ in 0..steps {
+        world.step();
+    }
+    world.heal();
+    world
+}
+
+#[test]
+fn no_life_of_a_recording_loses_it() {
+    let seeds: Vec<u64> = match std::env::var("SIMULATION_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) => {
+            let count = std::env::var("SIMULATION_SEEDS")
+                .ok()
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(1000);
+            (0..count).collect()
+        }
+    };
+    let mut outcomes: BTreeMap<&'static str, u32> = BTreeMap::new();
+    for seed in seeds {
+        let lived = std::panic::catch_unwind(|| {
+            let world = live(seed);
+            let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.judge()));
+            RESTARTS.fetch_add(world.restarts, std::sync::atomic::Ordering::Relaxed);
+            if judged.is_err() {
+                world.tell_all();
+                panic!("judged");
+            }
+            world.store[0]
+                .values()
+                .filter_map(|stored| stored.entry.as_ref().map(Entry::state))
+                .collect::<Vec<_>>()
+        });
+        match lived {
+            Ok(states) => states
+                .into_iter()
+                .for_each(|state| *outcomes.entry(state).or_default() += 1),
+            Err(_) => panic!("seed {seed} fails; run it again: SIMULATION_SEED={seed} cargo test --test simulation"),
+        }
+    }
+    let restarts = RESTARTS.load(std::sync::atomic::Ordering::Relaxed);
+    eprintln!("{outcomes:?}; {restarts} recordings began again");
+    if outcomes.values().sum::<u32>() > 100 {
+        assert!(restarts > 10, "only {restarts} recordings began again");
+        for state in ["stored", "delivered", "parked"] {
+            assert!(outcomes.contains_key(state), "no life ended as {state}: {outcomes:?}");
+        }
+    }
+}

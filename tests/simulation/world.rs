@@ -1,0 +1,330 @@
+//! The world of a life: what there is, and what the store knows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use kz_record_call::entry::Entry;
+use kz_record_call::entry::fact::{Destination, Fact};
+use kz_record_call::flow::next::{Case, Effect, Policy};
+use kz_record_call::kazoo::call::Parties;
+use kz_record_call::kazoo::dialplan::Trigger;
+use kz_record_call::kazoo::time::Moment;
+use kz_record_call::recording::ending::Told;
+use kz_record_call::recording::format::Format;
+use kz_record_call::recording::identity::{Key, MediaId};
+use kz_record_call::recording::order::{Command, Order, Url};
+use kz_record_call::recording::settings::Method;
+
+pub const BEGIN: Moment = Moment::from_unix_seconds(1_795_386_262);
+pub const LEASE: Duration = Duration::from_secs(300);
+
+pub fn policy() -> Policy {
+    Policy {
+        worker: "w".into(),
+        retry: [5, 30, 120, 600, 1800].map(Duration::from_secs).to_vec(),
+        jitter: 20,
+        max_attempts: 12,
+        hold: true,
+        hold_pause: Duration::from_secs(60),
+        looks: [60, 300, 900, 3600].map(Duration::from_secs).to_vec(),
+        start_timeout: Duration::from_secs(30),
+        check_interval: Duration::from_secs(300),
+        grace: Duration::from_secs(60),
+        probe_gap: Duration::from_secs(60),
+        stop_repeats: [2, 5, 15].map(Duration::from_secs).to_vec(),
+        stop_alarm: Duration::from_secs(30),
+    }
+}
+
+/// What is in a file: how much of each stretch of recording.
+pub type Content = Vec<(u32, u64)>;
+
+/// A recording as the switch knows it.
+#[derive(Debug)]
+pub struct File {
+    pub running: bool,
+    /// On the switch's disk.
+    pub there: bool,
+    pub content: Content,
+    /// Every stretch that was recorded, and how much of it; counted from 1.
+    pub recorded: BTreeMap<u32, u64>,
+    /// Calls live as long as this.
+    pub alive: bool,
+}
+
+impl File {
+    pub fn part(&self) -> u32 {
+        self.recorded.keys().next_back().copied().unwrap_or(1)
+    }
+
+    pub fn grow(&mut self, more: u64) {
+        *self.recorded.entry(self.part()).or_default() += more;
+        self.content.last_mut().unwrap().1 += more;
+    }
+}
+
+pub fn size_of(content: &Content) -> u64 {
+    content.iter().map(|(_, size)| size).sum()
+}
+
+#[derive(Debug, Clone)]
+pub enum Message {
+    Action(Box<Order>),
+    Started(Box<Told>, Key),
+    Ended(Box<Told>, Key),
+}
+
+/// What a worker does with one recording.
+pub struct Task {
+    pub case: Case,
+    pub effects: Vec<Effect>,
+    /// The message that is acknowledged when the store has what it told.
+    pub unacked: Option<Message>,
+}
+
+pub struct Worker {
+    pub alive: bool,
+    /// The part of the store that it reaches.
+    pub part: usize,
+    pub tasks: BTreeMap<Key, Task>,
+}
+
+#[derive(Clone, Default)]
+pub struct Stored {
+    pub entry: Option<Entry>,
+    pub leased_until: Option<Moment>,
+}
+
+pub struct World {
+    pub rng: fastrand::Rng,
+    pub now: Moment,
+    pub policy: Policy,
+    pub queue: Vec<Message>,
+    pub workers: Vec<Worker>,
+    /// The store's two parts, by recording.
+    pub store: [BTreeMap<Key, Stored>; 2],
+    pub parted: bool,
+    pub store_down: bool,
+    pub switch_down: bool,
+    pub target_down: bool,
+    pub hold_down: bool,
+    pub faults: bool,
+    pub files: BTreeMap<Key, File>,
+    pub orders: BTreeMap<Key, (Order, Destination)>,
+    /// The recordings that parts of others became, and whose.
+    pub roots: BTreeMap<Key, Key>,
+    /// What all workers were told lately of recordings that the switch began again.
+    pub begun_again: BTreeMap<Key, Fact>,
+    /// Audio at its destination, by recording; other audio of the same one gets a document of its own.
+    pub delivered: BTreeMap<Key, Vec<Content>>,
+    pub documents: BTreeMap<Key, u32>,
+    /// By name, which has the audio's digest.
+    pub held: BTreeMap<String, Content>,
+    /// What passed through a worker's hands, by its digest.
+    pub seen: BTreeMap<String, Content>,
+    pub restarts: u32,
+    pub announced: BTreeMap<Key, BTreeSet<&'static str>>,
+    pub refuses: BTreeSet<Key>,
+    pub log: Vec<String>,
+}
+
+pub fn order(n: u64, min_sec: u32) -> Order {
+    let key = Key::of("call", &n.to_string());
+    Order {
+        key,
+        media_id: MediaId::derived(key, BEGIN),
+        call_id: "call".into(),
+        account_id: Some("4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4".into()),
+        zone: "local".into(),
+        file_name: format!("{key}.mp3"),
+        media_name: format!("{key}.mp3"),
+        format: Format::Mp3,
+        origin: "callflow : x".into(),
+        method: Method::Put,
+        url: Url::None,
+        min_sec,
+        asked_at: BEGIN,
+        parties: Parties::default(),
+        continues: None,
+        trace: None,
+        command: Some(Command {
+            control: "q".into(),
+            fetch_id: None,
+            trigger: Trigger::Now,
+            time_limit: 3600,
+            follow_transfer: true,
+            sample_rate: None,
+            silence: None,
+            carry: "c".into(),
+            node: Some("freeswitch@fs1".into()),
+            path: "/tmp/a.mp3".into(),
+        }),
+    }
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut world = Self {
+            now: BEGIN,
+            policy: policy(),
+            queue: Vec::new(),
+            workers: (0..2)
+                .map(|part| Worker {
+                    alive: true,
+                    part,
+                    tasks: BTreeMap::new(),
+                })
+                .collect(),
+            store: Default::default(),
+            parted: false,
+            store_down: false,
+            switch_down: false,
+            target_down: false,
+            hold_down: false,
+            faults: true,
+            files: BTreeMap::new(),
+            orders: BTreeMap::new(),
+            roots: BTreeMap::new(),
+            begun_again: BTreeMap::new(),
+            delivered: BTreeMap::new(),
+            documents: BTreeMap::new(),
+            held: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            restarts: 0,
+            announced: BTreeMap::new(),
+            refuses: BTreeSet::new(),
+            log: Vec::new(),
+            rng: fastrand::Rng::with_seed(seed),
+        };
+        for n in 0..4 {
+            let order = order(n, if rng.u8(..) < 40 { 3 } else { 0 });
+            let destination = Destination::ALL[rng.usize(..4)];
+            if rng.u8(..) < 16 {
+                world.refuses.insert(order.key);
+            }
+            world.queue.push(Message::Action(Box::new(order.clone())));
+            world.orders.insert(order.key, (order, destination));
+        }
+        world
+    }
+
+    pub fn chance(&mut self, per_mille: u32) -> bool {
+        self.faults && self.rng.u32(..1000) < per_mille
+    }
+
+    pub fn note(&mut self, what: String) {
+        let after = self.now.since(BEGIN).as_secs();
+        self.log.push(format!("{after:>7} s  {what}"));
+    }
+
+    /// The recording that a part's recording comes from; itself, of all others.
+    pub fn root(&self, key: Key) -> Key {
+        self.roots.get(&key).map_or(key, |root| self.root(*root))
+    }
+
+    /// The two parts of the store become one, unless they are parted.
+    pub fn sync(&mut self) {
+        if self.parted || self.store_down {
+            return;
+        }
+        let keys: BTreeSet<Key> = self.store.iter().flat_map(|part| part.keys().copied()).collect();
+        for key in keys {
+            let entries = [0, 1].map(|part| self.store[part].get(&key).cloned().unwrap_or_default());
+            let [one, other] = entries;
+            let entry = match (one.entry, other.entry) {
+                (Some(one), Some(other)) => Some(one.merge(other)),
+                (one, other) => one.or(other),
+            };
+            let merged = Stored {
+                entry,
+                leased_until: one.leased_until.max(other.leased_until),
+            };
+            self.store
+                .iter_mut()
+                .for_each(|part| drop(part.insert(key, merged.clone())));
+        }
+    }
+
+    pub fn write(&mut self, part: usize, entry: &Entry, lease: Option<Moment>) -> bool {
+        if self.store_down {
+            return false;
+        }
+        for at in if self.parted { vec![part] } else { vec![0, 1] } {
+            let stored = self.store[at].entry(entry.key).or_default();
+            stored.entry = Some(match stored.entry.take() {
+                Some(there) => there.merge(entry.clone()),
+                None => entry.clone(),
+            });
+            stored.leased_until = lease;
+        }
+        true
+    }
+
+    pub fn read(&self, part: usize, key: Key) -> Option<Entry> {
+        if self.store_down {
+            None
+        } else {
+            Some(self.complete(self.store[part].get(&key)?.entry.clone()?))
+        }
+    }
+
+    pub fn complete(&self, mut entry: Entry) -> Entry {
+        if let Some(started) = self.begun_again.get(&entry.key) {
+            entry.add(started.clone());
+        }
+        entry
+    }
+
+    /// The faults end, and everything comes to rest.
+    pub fn heal(&mut self) {
+        self.faults = false;
+        (self.parted, self.store_down, self.switch_down) = (false, false, false);
+        (self.target_down, self.hold_down) = (false, false);
+        self.workers.iter_mut().for_each(|worker| worker.alive = true);
+        for _ in 0..6000 {
+            self.step();
+            self.sync();
+            if self.is_at_rest() {
+                // What two workers left in the hold of a recording that is closed is cleaned up in time: what nobody holds any more.
+                let entries = self.store[0].values().filter_map(|stored| stored.entry.as_ref());
+                let needed: BTreeSet<String> = entries
+                    .filter(|entry| !entry.is_closed())
+                    .filter_map(|entry| entry.held().map(|holding| holding.name.clone()))
+                    .collect();
+                self.held.retain(|name, _| needed.contains(name));
+                return;
+            }
+        }
+        self.tell_all();
+        panic!("it does not come to rest");
+    }
+
+    pub fn is_at_rest(&self) -> bool {
+        let settled = |entry: &Entry| {
+            entry.is_closed() || entry.parked().is_some() && entry.open_announcements().next().is_none()
+        };
+        self.queue.is_empty()
+            && self.workers.iter().all(|worker| worker.tasks.is_empty())
+            && self.files.values().all(|file| !file.running)
+            && self.orders.keys().chain(self.roots.keys()).all(|key| {
+                self.store[0]
+                    .get(key)
+                    .and_then(|stored| stored.entry.as_ref())
+                    .is_some_and(settled)
+            })
+    }
+
+    /// The whole story, for whoever must find out why it went wrong.
+    pub fn tell_all(&self) {
+        eprintln!("{}", self.log.join("\n"));
+        for entry in self.store[0].values().filter_map(|stored| stored.entry.as_ref()) {
+            eprintln!("\n{} of {}, {}", entry.key, self.root(entry.key), entry.state());
+            for fact in entry.facts() {
+                let mut what = format!("{:?}", fact.what);
+                what.truncate(150);
+                eprintln!("{:>9.3} s  {what}", fact.at.since(BEGIN).as_secs_f64());
+            }
+        }
+    }
+}
