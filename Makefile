@@ -2,7 +2,7 @@
 # make test   the whole suite
 # make fuzz   what comes by the broker, fuzzed for FUZZ_SECONDS (60) a target; see fuzz/README.md
 #
-# Both set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
+# The first two set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
 
 .PHONY: help demo test fuzz up down setup check fmt clean
 
