@@ -119,6 +119,7 @@ fn round(value: f64) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -186,6 +187,13 @@ mod tests {
         assert_eq!(read, json!({"Caller-ID-Name": "J\u{fffd}rg", "Call-ID": "c"}));
         for bad in [&b""[..], b"{", b"{\"a\": 1} 2", b"\xff", b"{\"a\": 01}"] {
             assert!(super::read(bad).is_err(), "{bad:?}");
+        }
+    }
+    proptest! {
+        #[test]
+        fn any_number_is_the_same_when_it_is_read_back(text in "-?[1-9][0-9]{0,40}(\\.[0-9]{1,20})?(e-?[0-9]{1,3})?") {
+            let number = read(text.as_bytes()).unwrap();
+            prop_assert_eq!(read(number.to_string().as_bytes()).unwrap(), number);
         }
     }
 }
