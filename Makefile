@@ -1,10 +1,11 @@
 # make demo   records calls through the whole way, in containers, and shows what became of them
 # make test   the whole suite
+# make load   how many actions a worker answers in a second on this machine
 # make fuzz   what comes by the broker, fuzzed for FUZZ_SECONDS (60) a target; see fuzz/README.md
 #
-# The first two set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
+# All but the last set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
 
-.PHONY: help demo test fuzz up down setup check fmt clean
+.PHONY: help demo test load fuzz up down setup check fmt clean
 
 CARGO ?= cargo
 
@@ -17,6 +18,10 @@ demo:
 # The unit tests, the house, and the promises against real servers in containers.
 test:
 	@docker/test.sh
+
+# One worker, a broker and a database, and what they answer in a second.
+load:
+	@docker/load.sh
 
 fuzz:
 	@fuzz/run.sh

@@ -81,6 +81,11 @@ enum Command {
     Man(pages::ManArgs),
 }
 
+/// What can be said on the command line, for whoever holds documents against it.
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     // The one crypto library, before anything asks for it.

@@ -66,10 +66,11 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, mu
         by: parts.policy.worker.clone(),
         what: what.clone(),
     };
-    entry.add(fact.clone());
+    let ended = event.name == EventName::RecordStop;
+    let known = entry.started().is_some() || entry.ended().is_some();
+    let again = entry.add(fact.clone()) && !ended && known;
     parts.registry.remember(&entry);
     // Lingers: a short recording's whole story becomes one write.
-    let ended = event.name == EventName::RecordStop;
     let lease = ended.then(|| parts.ledger.lease(parts.config.ledger.lease));
     let receipt = parts.ledger.note(&entry, lease, parts.config.ledger.linger).await;
     if !entry.is_open() {
@@ -82,7 +83,7 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, mu
     if !ended && entry.is_masked() {
         mask(parts, &entry);
     }
-    if !ended && entry.told_end().is_some() {
+    if again {
         // Whoever is about to let the switch's file go must know that it is being written again.
         notices::began_again(parts, entry.key, &fact);
     }

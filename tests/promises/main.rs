@@ -32,6 +32,7 @@ mod settings;
 mod sizes;
 mod support;
 mod tls;
+mod told;
 mod traces;
 mod turns;
 mod watching;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         settings::TESTS,
         watching::TESTS,
         traces::TESTS,
+        told::TESTS,
     ];
     for list in lists {
         tests.extend_from_slice(list);

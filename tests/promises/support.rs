@@ -8,6 +8,7 @@ use std::sync::Arc;
 #[path = "../destinations/support/server.rs"]
 pub mod http;
 mod proxy;
+mod schema_files;
 pub mod schemas;
 mod services;
 pub mod tls;

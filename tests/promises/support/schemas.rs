@@ -9,30 +9,19 @@ use serde_json::Value;
 
 use crate::simulator::sim::Observed;
 
-static SCHEMAS: LazyLock<BTreeMap<String, Validator>> = LazyLock::new(|| {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas");
-    let mut all = BTreeMap::new();
-    for folder in ["", "/messages", "/documents"] {
-        for entry in std::fs::read_dir(format!("{root}{folder}")).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_some_and(|e| e == "json") {
-                let schema: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-                let validator = jsonschema::validator_for(&schema).unwrap();
-                all.insert(path.file_stem().unwrap().to_str().unwrap().to_owned(), validator);
-            }
-        }
-    }
-    all
-});
+use super::schema_files;
+
+static SCHEMAS: LazyLock<BTreeMap<String, Validator>> = LazyLock::new(schema_files::all);
 
 /// Which schema a message must fit.
-fn schema_of(message: &Observed) -> anyhow::Result<&'static str> {
-    let application = message.header("Application-Name");
-    Ok(match (message.category.as_str(), message.name.as_str()) {
+fn schema_of(body: &Value) -> anyhow::Result<&'static str> {
+    let header = |name: &str| body[name].as_str().unwrap_or_default();
+    let application = header("Application-Name");
+    Ok(match (header("Event-Category"), header("Event-Name")) {
         ("callflow", "action.accepted") => "action.accepted",
         ("callflow", "action.result") => "action.result",
         ("call", "command") if application == "event_actions" => "event_actions",
-        ("call", "command") if message.header("Record-Action") == "start" => "record_call.start",
+        ("call", "command") if header("Record-Action") == "start" => "record_call.start",
         ("call", "command") => "record_call.control",
         ("switch_event", "command") => "send_http",
         ("configuration", "doc_created" | "doc_edited") => "doc_change",
@@ -41,6 +30,9 @@ fn schema_of(message: &Observed) -> anyhow::Result<&'static str> {
         ("call_event", "query_channels_req") => "query_channels_req",
         ("notification", "system_alert") => "system_alert",
         ("recording", _) => "recording.outcome",
+        ("kz_record_call", "recordings") => "recordings",
+        ("kz_record_call", "began_again") => "began_again",
+        ("kz_record_call", "check") => "check",
         (category, name) => bail!("a message that no schema is for: {category}/{name}"),
     })
 }
@@ -60,6 +52,37 @@ pub fn check(schema: &str, value: &Value) -> anyhow::Result<()> {
     bail!("{schema} is not kept: {}\n{value:#}", faults.join("; "))
 }
 
+/// Holds a message against its schema; returns which that is.
+pub fn check_message(body: &Value) -> anyhow::Result<&'static str> {
+    let schema = schema_of(body)?;
+    check(schema, body)?;
+    Ok(schema)
+}
+
+/// Which schema a document must fit; `None` for those that are not the worker's.
+fn schema_of_document(database: &str, document: &Value) -> Option<&'static str> {
+    if document["_id"].as_str().is_none_or(|id| id.starts_with("_design/")) {
+        return None;
+    }
+    if database.starts_with("kz_record_call-") {
+        return Some("ledger_entry");
+    }
+    if database.starts_with("kz_record_call_hold-") {
+        return Some("held");
+    }
+    (document["source_type"] == "kz_record_call").then_some("call_recording")
+}
+
+/// Holds everything that the worker wrote into a database against its schema.
+pub fn check_documents<'a>(database: &str, documents: impl IntoIterator<Item = &'a Value>) -> anyhow::Result<()> {
+    for document in documents {
+        if let Some(schema) = schema_of_document(database, document) {
+            check(schema, document).with_context(|| format!("in {database}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Also appends each to the file that `TEST_MESSAGES` names, a line with its schema and itself, to be held against other validators.
 pub fn check_messages(messages: &[Observed]) -> anyhow::Result<()> {
     use std::io::Write as _;
@@ -68,8 +91,8 @@ pub fn check_messages(messages: &[Observed]) -> anyhow::Result<()> {
         None => None,
     };
     for message in messages {
-        let (schema, body) = (schema_of(message)?, Value::Object((*message.body).clone()));
-        check(schema, &body)?;
+        let body = Value::Object((*message.body).clone());
+        let schema = check_message(&body)?;
         if let Some(file) = &mut file {
             writeln!(file, "{schema} {body}")?;
         }

@@ -276,7 +276,7 @@ impl<'a> World<'a> {
             .await
     }
 
-    /// The end of every test: nothing that the worker sent broke Kazoo's rules or our schemas.
+    /// The end of every test: nothing that the worker sent broke Kazoo's rules or our schemas, and nothing that it wrote did.
     pub async fn finish(self) -> anyhow::Result<()> {
         self.kazoo.check()?;
         schemas::check_messages(&self.kazoo.tap().messages())?;
@@ -286,11 +286,27 @@ impl<'a> World<'a> {
             .json()
             .await?;
         for database in all.iter().filter_map(|name| name.strip_prefix(&self.prefix)) {
+            schemas::check_documents(database, &documents(&self.couch_url, &self.prefix, database).await?)?;
             self.couch.delete_database(database).await?;
         }
         let _ = std::fs::remove_dir_all(&self.dir);
         Ok(())
     }
+}
+
+/// All documents of a database, whole.
+async fn documents(couch_url: &str, prefix: &str, database: &str) -> anyhow::Result<Vec<Value>> {
+    let mut url = url::Url::parse(couch_url)?;
+    let name = format!("{prefix}{database}");
+    url.path_segments_mut()
+        .ok()
+        .context("a URL")?
+        .pop_if_empty()
+        .extend([name.as_str(), "_all_docs"]);
+    url.set_query(Some("include_docs=true"));
+    let all: Value = reqwest::get(url).await?.json().await?;
+    let rows = all["rows"].as_array().context("rows")?;
+    Ok(rows.iter().map(|row| row["doc"].clone()).collect())
 }
 
 /// Takes away what the test before left in the vhost.

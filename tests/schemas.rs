@@ -1,0 +1,525 @@
+//! `schemas/` says what the code writes and reads: nothing less, and nothing else. What goes over the wire is held against them by the promises;
+//! here is what needs no server.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use jsonschema::Validator;
+use kz_record_call::entry::Entry;
+use kz_record_call::entry::cause::{Cause, Outcome};
+use kz_record_call::entry::fact::{
+    Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Fact, Holding, What,
+};
+use kz_record_call::kazoo::action::Execute;
+use kz_record_call::kazoo::channel::{StatusReply, channel_state};
+use kz_record_call::kazoo::dialplan::{DialplanError, Silence, Trigger};
+use kz_record_call::kazoo::envelope::Envelope;
+use kz_record_call::kazoo::event::{RecordEvent, replaced_by};
+use kz_record_call::kazoo::switch::SendHttpReply;
+use kz_record_call::kazoo::time::Moment;
+use kz_record_call::ledger::{Address, Lease, Record, STATES};
+use kz_record_call::recording::audio::{Audio, Finding};
+use kz_record_call::recording::digest::Digests;
+use kz_record_call::recording::ending::Told;
+use kz_record_call::recording::format::Format;
+use kz_record_call::recording::identity::{Key, MediaId};
+use kz_record_call::recording::order::{Command, Continues, Order, Url};
+use kz_record_call::recording::settings::Method;
+use serde_json::{Value, json};
+
+#[path = "promises/support/schema_files.rs"]
+mod schema_files;
+
+const ACCOUNT: &str = "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4";
+
+fn validators() -> BTreeMap<String, Validator> {
+    schema_files::all()
+}
+
+fn check(validator: &Validator, value: &Value) -> Result<(), String> {
+    let faults: Vec<String> = validator
+        .iter_errors(value)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{}\n{value:#}", faults.join("; ")))
+}
+
+fn at(second: i64) -> Moment {
+    Moment::from_unix_seconds(1_790_000_000 + second)
+}
+
+fn fixture(path: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)).unwrap()
+}
+
+fn digests() -> Digests {
+    Digests {
+        md5: "0".repeat(32),
+        sha256: "1".repeat(64),
+    }
+}
+
+/// One that came from an action, with all that an action can bring.
+fn order() -> Order {
+    let key = Key::of("call", "action");
+    let media_id = MediaId::derived(key, at(0));
+    Order {
+        key,
+        media_id: media_id.clone(),
+        call_id: "call".into(),
+        account_id: Some(ACCOUNT.into()),
+        zone: "local".into(),
+        file_name: format!("{key}.mp3"),
+        media_name: "desk.mp3".into(),
+        format: Format::Mp3,
+        origin: "callflow : desk".into(),
+        method: Method::Post,
+        url: Url::Given("https://user:password@example.com/in".into()),
+        min_sec: 3,
+        asked_at: at(0),
+        parties: told().parties,
+        continues: Some(Continues { key, media_id, part: 2 }),
+        trace: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+        command: Some(Command {
+            control: "pid://<0.9.0>/ecallmgr@kz1".into(),
+            fetch_id: Some("fetch".into()),
+            trigger: Trigger::Bridge,
+            time_limit: 600,
+            follow_transfer: true,
+            sample_rate: Some(16_000),
+            silence: Some(Silence {
+                threshold: 200,
+                initial_timeout_ms: 0,
+                final_timeout_ms: 5_000,
+            }),
+            carry: "AQ".into(),
+            node: Some("freeswitch@fs1.example.com".into()),
+            path: "/tmp/x.mp3".into(),
+        }),
+    }
+}
+
+/// As a true event says it.
+fn told() -> Told {
+    let envelope = Envelope::read(&fixture("call_events/02-record-stop.json")).unwrap();
+    Told::of(&RecordEvent::of(&envelope).unwrap(), at(0))
+}
+
+fn document() -> Document {
+    Document {
+        id: MediaId::derived(Key::of("call", "action"), at(0)),
+        database: "account/4b/a1/f7d5a1c54a0fb0d9c9d3e1a2b3c4-202609".into(),
+        rev: "1-a".into(),
+        created: at(10),
+    }
+}
+
+fn causes() -> BTreeSet<&'static str> {
+    let all = Outcome::ALL.iter().flat_map(|outcome| outcome.causes());
+    all.map(|cause| cause.name()).collect()
+}
+
+/// Every fact that there is, with all its forms.
+#[allow(clippy::too_many_lines)] // one a kind
+fn every_fact() -> Vec<What> {
+    let told = || Box::new(told());
+    let mut all = vec![
+        What::Asked(Box::new(order())),
+        What::Asked(Box::new(Order {
+            account_id: None,
+            url: Url::Lost,
+            continues: None,
+            trace: None,
+            command: None,
+            ..order()
+        })),
+        What::Asked(Box::new(Order {
+            url: Url::None,
+            ..order()
+        })),
+        What::Commanded,
+        What::CommandLost { why: "why".into() },
+        What::CommandRefused { why: "why".into() },
+        What::Started(told()),
+        What::Started(Box::new(Told::presumed("call", at(1), "node", "/tmp/x.mp3"))),
+        What::StopAsked { action: "id".into() },
+        What::StopSent { n: 1 },
+        What::StopUnconfirmed,
+        What::Masked {
+            action: "id".into(),
+            on: true,
+        },
+        What::ChannelSeen { n: 1, alive: false },
+        What::Probed {
+            n: 1,
+            size: 0,
+            md5: digests().md5,
+        },
+        What::Ended(told()),
+        What::PresumedEnded(told()),
+        What::Postponed {
+            n: 1,
+            until: at(5),
+            why: "why".into(),
+        },
+        What::Collected(Audio {
+            size: 7,
+            digests: digests(),
+            duration_ms: Some(2),
+            findings: Finding::ALL.to_vec(),
+        }),
+        What::Collected(Audio {
+            size: 0,
+            digests: digests(),
+            duration_ms: None,
+            findings: vec![],
+        }),
+        What::Held {
+            n: 1,
+            holding: Holding {
+                place: "kz_record_call_hold-20260921".into(),
+                name: "name".into(),
+                size: 7,
+                digests: digests(),
+            },
+        },
+        What::Documented(document()),
+        What::Uploaded {
+            url: "https://example.com/in/x.mp3".into(),
+            sha256: Some(digests().sha256),
+        },
+        What::Looked { n: 1, why: None },
+        What::Looked {
+            n: 2,
+            why: Some("why".into()),
+        },
+        What::Marked { n: 1 },
+        What::Retried { n: 1 },
+        What::Announced(Announcement::DocumentCreated),
+        What::Announced(Announcement::DocumentEdited),
+        What::Unheld { n: 1 },
+        What::Released { n: 1 },
+        What::Tidied { n: 1, left: None },
+        What::Tidied {
+            n: 2,
+            left: Some("why".into()),
+        },
+        What::Separated { name: "name".into() },
+        What::Continued { told: 2 },
+        What::Closed,
+    ];
+    for destination in Destination::ALL {
+        all.push(What::Decided {
+            n: 1,
+            destination,
+            attempts: Some(5),
+        });
+        all.push(What::Decided {
+            n: 2,
+            destination,
+            attempts: None,
+        });
+        all.push(What::delivered(Delivery {
+            destination,
+            document: document(),
+            sha256: Some(digests().sha256),
+            below_quorum: destination == Destination::Account,
+        }));
+    }
+    for failure in [
+        CollectFailure::Unreachable,
+        CollectFailure::Missing,
+        CollectFailure::Broken,
+        CollectFailure::NotNow,
+    ] {
+        all.push(What::CollectFailed {
+            attempt: 1,
+            failure,
+            why: "why".into(),
+        });
+    }
+    for failure in [
+        DeliveryFailure::Refused,
+        DeliveryFailure::Target,
+        DeliveryFailure::Source,
+        DeliveryFailure::Database,
+        DeliveryFailure::NoAccount,
+        DeliveryFailure::Unusable,
+        DeliveryFailure::Lost,
+        DeliveryFailure::NoProxy,
+    ] {
+        all.push(What::DeliveryFailed {
+            attempt: 1,
+            destination: Destination::Url,
+            failure,
+            why: "why".into(),
+            retry_after_s: (failure == DeliveryFailure::Target).then_some(60),
+        });
+    }
+    for outcome in Outcome::ALL {
+        all.push(What::Announced(Announcement::Outcome(outcome)));
+        for cause in outcome.causes() {
+            all.push(if outcome == Outcome::Parked {
+                What::Parked { n: 1, cause: *cause }
+            } else {
+                What::Concluded { outcome, cause: *cause }
+            });
+        }
+    }
+    all
+}
+
+fn entry(facts: impl IntoIterator<Item = What>) -> Entry {
+    let order = order();
+    let mut entry = Entry::new(order.key, &order.call_id);
+    for (n, what) in (0..).zip(facts) {
+        entry.add(Fact {
+            at: at(n),
+            by: "rec1#1-abcdef".into(),
+            what,
+        });
+    }
+    entry
+}
+
+fn as_document(entry: Entry, lease: Option<Lease>) -> Value {
+    let address = Address {
+        month: at(0).month(),
+        call_id: entry.call_id.clone(),
+        key: entry.key,
+    };
+    let record = Record {
+        entry,
+        lease,
+        rev: Some("1-a".into()),
+    };
+    record.document(&address.id(), Some(at(1)))
+}
+
+#[test]
+fn schemas_are_schemas() {
+    let files = schema_files::files();
+    assert!(files.len() > 20, "{files:?}");
+    for file in &files {
+        let schema = schema_files::read(file);
+        assert!(jsonschema::meta::is_valid(&schema), "{}", file.display());
+        for key in ["$schema", "title", "description"] {
+            assert!(schema[key].is_string(), "{} has no {key}", file.display());
+        }
+    }
+    assert_eq!(validators().len(), files.len(), "two have one name");
+}
+
+#[test]
+fn every_fact_of_the_ledger_is_in_its_schema_and_nothing_else_is() {
+    let schema = schema_files::read(Path::new("documents/ledger_entry.json"));
+    let listed = schema["properties"]["facts"]["items"]["oneOf"].as_array().unwrap();
+    let listed: BTreeSet<&str> = listed
+        .iter()
+        .map(|form| form["properties"]["fact"]["const"].as_str().unwrap())
+        .collect();
+    let all = every_fact();
+    let tried: BTreeSet<&str> = all.iter().map(What::kind).collect();
+    // The code's own list: a fact that is added there is added here, and to the schema.
+    let source = include_str!("../src/entry/fact.rs");
+    let kinds = source.split("pub const fn kind").nth(1).unwrap();
+    let kinds = kinds.split("\n    }\n").next().unwrap();
+    let known: BTreeSet<&str> = kinds
+        .lines()
+        .filter_map(|line| line.split_once("=> \"")?.1.split('"').next())
+        .collect();
+    assert_eq!(tried, known);
+    assert_eq!(listed, known);
+
+    let validator = &validators()["ledger_entry"];
+    for what in all {
+        let kind = what.kind();
+        let document = as_document(entry([what]), None);
+        check(validator, &document).unwrap_or_else(|faults| panic!("{kind}: {faults}"));
+        // A fact of another form is refused: without something that it always has, of another type, of no known kind.
+        let of = document["facts"][0]["of"].as_object().cloned().unwrap_or_default();
+        for key in of.keys() {
+            let mut wrong = document.clone();
+            wrong["facts"][0]["of"][key.as_str()] = json!([{}]);
+            let open = ["variables"].contains(&key.as_str());
+            assert!(open || check(validator, &wrong).is_err(), "{kind} takes any {key}");
+        }
+        let mut wrong = document.clone();
+        wrong["facts"][0]["fact"] = json!("nonsense");
+        assert!(check(validator, &wrong).is_err());
+        if !of.is_empty() {
+            let mut wrong = document.clone();
+            wrong["facts"][0].as_object_mut().unwrap().remove("of");
+            assert!(check(validator, &wrong).is_err(), "{kind} may say nothing");
+        }
+    }
+}
+
+#[test]
+fn an_entry_is_what_its_schema_says_in_each_state() {
+    let validators = validators();
+    let schema = schema_files::read(Path::new("documents/ledger_entry.json"));
+    let listed: Vec<&str> = schema["properties"]["state"]["enum"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    assert_eq!(listed, STATES);
+    let lease = Lease {
+        by: "rec1#1-abcdef".into(),
+        until: at(300),
+        stamped: at(0),
+    };
+    let whole = entry(every_fact());
+    let document = as_document(whole.clone(), Some(lease));
+    check(&validators["ledger_entry"], &document).unwrap();
+    for key in ["_id", "key", "call_id", "facts", "zone", "state", "open"] {
+        let mut wrong = document.clone();
+        wrong.as_object_mut().unwrap().remove(key);
+        assert!(
+            check(&validators["ledger_entry"], &wrong).is_err(),
+            "{key} may be missing"
+        );
+    }
+    for key in document.as_object().unwrap().keys() {
+        let mut wrong = document.clone();
+        wrong[key.as_str()] = json!({"nonsense": []});
+        assert!(
+            check(&validators["ledger_entry"], &wrong).is_err(),
+            "{key} may be anything"
+        );
+    }
+    let mut wrong = document.clone();
+    wrong["nonsense"] = json!(1);
+    assert!(check(&validators["ledger_entry"], &wrong).is_err());
+    // The journal has the same without what is made for the views.
+    check(&validators["journal"], &serde_json::to_value(&whole).unwrap()).unwrap();
+    assert!(check(&validators["journal"], &document).is_err());
+    // A long call's id is shortened.
+    let long = Entry::of_order(
+        Order {
+            call_id: "x".repeat(900),
+            ..order()
+        },
+        "w",
+    );
+    check(&validators["ledger_entry"], &as_document(long, None)).unwrap();
+}
+
+#[test]
+fn the_causes_of_every_schema_are_the_codes() {
+    fn walk<'a>(value: &'a Value, found: &mut Vec<Vec<&'a str>>) {
+        match value {
+            Value::Object(map) => {
+                if let Some(all) = map.get("enum").and_then(Value::as_array) {
+                    let all: Vec<&str> = all.iter().filter_map(Value::as_str).collect();
+                    if all.contains(&Cause::TooShort.name()) {
+                        found.push(all);
+                    }
+                }
+                map.values().for_each(|value| walk(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| walk(value, found)),
+            _ => {}
+        }
+    }
+    let mut lists = 0;
+    for file in schema_files::files() {
+        let schema = schema_files::read(&file);
+        let mut found = Vec::new();
+        walk(&schema, &mut found);
+        for listed in found {
+            let listed: BTreeSet<&str> = listed.into_iter().collect();
+            assert_eq!(listed, causes(), "{}", file.display());
+            lists += 1;
+        }
+    }
+    assert_eq!(lists, 4);
+}
+
+/// Whether the code can read a message as what its schema says that it is.
+fn is_read(schema: &str, body: &[u8]) -> bool {
+    let Ok(envelope) = Envelope::read(body) else {
+        return false;
+    };
+    match schema {
+        "action.execute" => Execute::of(&envelope).is_ok(),
+        "record_event" => RecordEvent::of(&envelope).is_ok(),
+        "call_replaced" => replaced_by(&envelope).is_some(),
+        "channel_status_resp" => StatusReply::of(&envelope).is_ok(),
+        "query_channels_resp" => channel_state(&envelope, "").is_ok(),
+        "dialplan_error" => DialplanError::of(&envelope).is_ok(),
+        "send_http_reply" => SendHttpReply::of(&envelope).is_ok(),
+        other => panic!("nothing reads {other}"),
+    }
+}
+
+#[test]
+fn what_is_consumed_is_read_as_its_schema_says() {
+    let validators = validators();
+    let mut tried: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for file in schema_files::files() {
+        if file.parent() == Some(Path::new("messages/consumed")) {
+            let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+            let schema = schema_files::read(&file);
+            let examples = schema["examples"].as_array().expect("examples").clone();
+            assert!(!examples.is_empty(), "{name}");
+            tried.insert(name, examples);
+        }
+    }
+    assert_eq!(tried.len(), 7);
+    // Messages that Kazoo's own encoders made.
+    for (schema, path) in [
+        ("action.execute", "action_execute/01-start-minimal.json"),
+        ("action.execute", "action_execute/02-start-all-keys.json"),
+        ("action.execute", "action_execute/03-stop.json"),
+        ("action.execute", "action_execute/05-unicode.json"),
+        ("record_event", "call_events/01-record-start.json"),
+        ("record_event", "call_events/02-record-stop.json"),
+        ("record_event", "call_events/06-record-stop-foreign-recorder.json"),
+    ] {
+        let body = serde_json::from_slice(&fixture(path)).unwrap();
+        tried.get_mut(schema).unwrap().push(body);
+    }
+    for (name, bodies) in tried {
+        let required = schema_files::read(&Path::new("messages/consumed").join(format!("{name}.json")));
+        let required: Vec<String> = required["required"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|key| key.as_str().unwrap().to_owned())
+            .collect();
+        for body in bodies {
+            check(&validators[&name], &body).unwrap_or_else(|faults| panic!("{name}: {faults}"));
+            assert!(is_read(&name, body.to_string().as_bytes()), "{name}: {body:#}");
+            for key in &required {
+                let mut wrong = body.clone();
+                wrong.as_object_mut().unwrap().remove(key);
+                assert!(
+                    check(&validators[&name], &wrong).is_err(),
+                    "{name}: {key} may be missing"
+                );
+            }
+            // Other events are none of these.
+            let mut wrong = body.clone();
+            wrong["Event-Name"] = json!("CHANNEL_DESTROY");
+            assert!(check(&validators[&name], &wrong).is_err() && !is_read(&name, wrong.to_string().as_bytes()));
+        }
+    }
+}
+
+#[test]
+fn moments_are_unix_microseconds() {
+    // Moments in documents are Unix microseconds, as the schemas say.
+    assert_eq!(serde_json::to_value(at(0)).unwrap(), json!(at(0).unix_micros()));
+    assert_eq!(
+        at(0).plus(Duration::from_secs(1)).unix_micros() - at(0).unix_micros(),
+        1_000_000
+    );
+}
