@@ -2,10 +2,11 @@
 # make test   the whole suite
 # make chaos  hundreds of recordings while everything breaks; docker/chaos.sh --help
 # make load   how many actions a worker answers in a second on this machine
+# make fuzz   what comes by the broker, fuzzed for FUZZ_SECONDS (60) a target; see fuzz/README.md
 #
-# All set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
+# The first four set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
 
-.PHONY: help demo test chaos load up down setup check fmt clean
+.PHONY: help demo test chaos load fuzz up down setup check fmt clean
 
 CARGO ?= cargo
 
@@ -26,6 +27,9 @@ chaos:
 # One worker, a broker and a database, and what they answer in a second.
 load:
 	@docker/load.sh
+
+fuzz:
+	@fuzz/run.sh
 
 # Leaves a broker and a database running: target/services-dev.env has their addresses.
 up:

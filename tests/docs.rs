@@ -25,9 +25,14 @@ fn read(path: &str) -> String {
 
 /// Every page, by its path in the repository.
 fn pages() -> BTreeMap<String, String> {
-    let mut names: Vec<String> = ["README.md", "docker/README.md", "docker/couchdb-standin/README.md"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut names: Vec<String> = [
+        "README.md",
+        "docker/README.md",
+        "fuzz/README.md",
+        "docker/couchdb-standin/README.md",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     for entry in std::fs::read_dir(root().join("docs")).unwrap() {
         names.push(format!("docs/{}", entry.unwrap().file_name().to_str().unwrap()));
     }

@@ -28,11 +28,10 @@ impl Parts {
     /// # Errors
     /// As `Publisher::publish`; unroutable means that the call's control queue is gone.
     pub async fn send_start(&self, order: &Order, call_id: &str, trigger: Trigger) -> Result<(), PublishError> {
-        let Some((start, to)) = order.start(call_id).zip(control_address(order)) else {
+        let Some(message) = order.command(&self.sender, call_id, trigger) else {
             return Ok(());
         };
-        let message = dialplan::start(&self.sender, &to, &order.command_id(), &start, trigger);
-        let _pass = self.keep_pace(to.queue()).await;
+        let _pass = self.keep_pace(&message.routing_key).await;
         self.send(call_id, order.media_id.as_str(), "start", &message).await
     }
 
@@ -132,7 +131,7 @@ impl Parts {
         let call_id = self
             .replaced
             .current(entry.started().map_or(&order.call_id, |told| &told.call_id));
-        let Some(to) = control_address(order) else {
+        let Some(to) = order.control() else {
             return Some(Input::Fact(What::StopSent { n }));
         };
         match self
@@ -221,12 +220,4 @@ impl Parts {
 /// Whether the switch told of it at all: its start may have been lost on the way.
 fn has_begun(entry: &Entry) -> bool {
     entry.started().is_some() || entry.ended().is_some()
-}
-
-/// The address of the call's control process, as the action wrote it.
-pub fn control_address(order: &Order) -> Option<Address> {
-    order
-        .command
-        .as_ref()
-        .and_then(|command| Address::parse(&command.control).ok())
 }

@@ -19,7 +19,6 @@ use crate::recording::order::{Order, Url};
 use crate::telemetry::events::{RecordingEnded, RecordingStarted};
 use crate::telemetry::trace::{self, Stage};
 
-use super::command::control_address;
 use super::next::Input;
 use super::perform::Parts;
 use super::registry::Open;
@@ -125,7 +124,7 @@ async fn settle(parts: &Parts, delivery: Delivery, receipt: Receipt) {
 /// The audio was masked before it began: that is applied now.
 fn mask(parts: &Arc<Parts>, entry: &Entry) {
     let Some(order) = entry.order().cloned() else { return };
-    let Some(to) = control_address(&order) else { return };
+    let Some(to) = order.control() else { return };
     let call_id = parts
         .replaced
         .current(entry.started().map_or(&order.call_id, |told| &told.call_id));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::amqp::Delivery;
 use crate::entry::Entry;
+use crate::entry::fact::What;
 use crate::telemetry::events::Journalled;
 
 use super::perform::Parts;
@@ -38,11 +39,28 @@ pub async fn write(parts: &Parts, entry: &Entry) -> bool {
     written.is_ok()
 }
 
+/// Reads one message of the journal. Whoever may publish can put one there, and what it orders is brought to a switch: words that we never write
+/// are not believed.
+///
+/// # Errors
+/// What is wrong with it, in words for the log.
+pub fn read(body: &[u8]) -> Result<Entry, String> {
+    let entry: Entry = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    for fact in entry.facts() {
+        if let What::Asked(order) = &fact.what
+            && !order.is_harmless()
+        {
+            return Err("it orders a recording whose words are not ours".to_owned());
+        }
+    }
+    Ok(entry)
+}
+
 /// Moves one message of the journal into the ledger.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
-    let entry: Entry = match serde_json::from_slice(delivery.body()) {
+    let entry = match read(delivery.body()) {
         Ok(entry) => entry,
-        Err(error) => return reject(parts, delivery, "journal", "", &error.to_string()).await,
+        Err(why) => return reject(parts, delivery, "journal", "", &why).await,
     };
     let noted = async {
         parts
@@ -55,5 +73,45 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
     match tokio::time::timeout(parts.config.ledger.patience, noted).await {
         Ok(true) => delivery.ack().await,
         _ => delivery.give_back().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn journalled(change: impl FnOnce(&mut Value)) -> Result<Entry, String> {
+        let mut entry = json!({"key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "call_id": "c", "facts": [{"at": 1, "by": "w", "fact": "asked", "of": {
+            "key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "media_id": "202611-a", "call_id": "c", "account_id": null, "zone": "local",
+            "file_name": "5a0f1b2c3d4e5f60718293a4b5c6d7e8.mp3", "media_name": "a b.mp3", "format": "mp3", "origin": "callflow : ${system id}",
+            "method": "put", "url": "none", "min_sec": 0, "asked_at": 1, "parties": {},
+            "command": {"control": "q", "trigger": "now", "time_limit": 5, "follow_transfer": true, "carry": "AbC-_9"},
+        }}]});
+        change(&mut entry["facts"][0]["of"]);
+        read(entry.to_string().as_bytes())
+    }
+
+    #[test]
+    fn an_order_whose_words_would_reach_the_switchs_shell_is_not_taken_from_the_journal() {
+        assert_eq!(journalled(|_| {}).map(|entry| entry.facts().len()), Ok(1));
+        for (pointer, evil) in [
+            ("/file_name", json!("${system id}.mp3")),
+            ("/file_name", json!("")),
+            ("/command/carry", json!("~x='${system id}'")),
+            ("/command/carry", json!("x".repeat(1025))),
+            ("/media_id", json!("${system id}")),
+        ] {
+            let read = journalled(|order| *order.pointer_mut(pointer).unwrap() = evil.clone());
+            assert!(read.is_err(), "{pointer}: {evil}");
+        }
+        // What came back from the switch is commanded by nobody, whatever its file is called.
+        let stray = journalled(|order| {
+            order["command"] = Value::Null;
+            order["file_name"] = json!("call 1.mp3");
+        });
+        assert!(stray.is_ok(), "{stray:?}");
+        assert!(read(b"{").is_err() && read(b"[]").is_err());
     }
 }

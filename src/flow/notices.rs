@@ -15,10 +15,12 @@ use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::action::ReplyTo;
 use crate::kazoo::dialplan::DialplanError;
+use crate::kazoo::envelope::Envelope;
 use crate::kazoo::event::replaced_by;
 use crate::kazoo::names::Exchange;
 use crate::kazoo::outgoing::Outgoing;
 use crate::recording::identity::Key;
+use crate::recording::names;
 use crate::telemetry::events::CommandRefused;
 
 use super::drive;
@@ -96,9 +98,39 @@ fn family(key: Key) -> impl Iterator<Item = Key> {
 /// What is said of one recording.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum News {
+pub enum News {
     Opened(Open),
     Closed(Open),
+}
+
+impl News {
+    /// What a message of another worker's tells. A name that no file of ours has is not believed: a stop would bring it to the switch.
+    pub fn of(envelope: &Envelope) -> Vec<Self> {
+        let all = envelope.body.get("Recordings").and_then(Value::as_array);
+        let mut read = Vec::new();
+        for news in all.into_iter().flatten() {
+            match Self::deserialize(news) {
+                Ok(news) if names::is_plain(&news.open().file_name) => read.push(news),
+                Ok(news) => debug!(key = %news.open().key, "news of a file that cannot be ours"),
+                // Another version's.
+                Err(error) => debug!(%error, "news that cannot be read"),
+            }
+        }
+        read
+    }
+
+    pub const fn open(&self) -> &Open {
+        match self {
+            Self::Opened(open) | Self::Closed(open) => open,
+        }
+    }
+}
+
+/// What `began_again` tells: whose recording, and its start.
+pub fn restart_of(envelope: &Envelope) -> Option<(Key, Fact)> {
+    let key = Key::deserialize(envelope.body.get("Key")?).ok()?;
+    let started = Fact::deserialize(envelope.body.get("Fact")?).ok()?;
+    matches!(started.what, What::Started(_)).then_some((key, started))
 }
 
 /// News that wait to be sent, in their order.
@@ -179,21 +211,15 @@ pub fn handle(parts: &Arc<Parts>, delivery: &Delivery) {
 fn memory(parts: &Parts, delivery: &Delivery) {
     let Ok(envelope) = delivery.envelope() else { return };
     if envelope.name == "began_again" {
-        let part = |name: &str| envelope.body.get(name).cloned().unwrap_or(Value::Null);
-        let started = serde_json::from_value::<Fact>(part("Fact"));
-        let started = started.ok().filter(|fact| matches!(fact.what, What::Started(_)));
-        if let (Ok(key), Some(started)) = (serde_json::from_value(part("Key")), started) {
+        if let Some((key, started)) = restart_of(&envelope) {
             tell_family(parts, key, &started);
         }
         return;
     }
-    let all = envelope.body.get("Recordings").and_then(Value::as_array);
-    for news in all.into_iter().flatten() {
-        match News::deserialize(news) {
-            Ok(News::Opened(open)) => parts.registry.open(open),
-            Ok(News::Closed(open)) => parts.registry.close(open.key),
-            // Another version's.
-            Err(error) => debug!(%error, "news that cannot be read"),
+    for news in News::of(&envelope) {
+        match news {
+            News::Opened(open) => parts.registry.open(open),
+            News::Closed(open) => parts.registry.close(open.key),
         }
     }
 }
@@ -271,6 +297,25 @@ impl Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn news_are_believed_one_by_one() {
+        let key = Key::of("call", "action");
+        let open = |file_name: &str| json!({"key": key, "call_id": "c", "media_id": "m", "file_name": file_name, "asked_at": 1});
+        let news = json!([
+            {"opened": open("a.mp3")}, {"opened": open("${system id}.mp3")}, {"opened": {}}, {"unheard": open("a.mp3")}, 7,
+            {"closed": open("b.mp3")},
+        ]);
+        let message = |recordings: Value| {
+            let body = json!({"Event-Category": CATEGORY, "Event-Name": "recordings", "Recordings": recordings});
+            News::of(&Envelope::of(body).unwrap())
+        };
+        let read: Vec<String> = message(news).iter().map(|news| news.open().file_name.clone()).collect();
+        assert_eq!(read, ["a.mp3", "b.mp3"]);
+        for senseless in [json!(null), json!({"opened": open("a.mp3")}), json!("x")] {
+            assert_eq!(message(senseless), []);
+        }
+    }
 
     #[test]
     fn news_go_out_in_their_order_and_one_sends_for_all() {

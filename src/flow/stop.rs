@@ -10,6 +10,7 @@ use tracing::warn;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::dialplan::Control;
+use crate::recording::names;
 
 use super::next::Input;
 use super::registry::Open;
@@ -119,7 +120,7 @@ async fn find(job: &Job<'_>) -> Option<Open> {
 async fn stranger(job: &Job<'_>, what: Control) {
     let (parts, action) = (job.parts, job.action);
     match &action.call.media_name {
-        Some(name) if is_plain(name) => {
+        Some(name) if names::is_plain(name) => {
             // What it came to is told by the command's own event.
             let _ = parts
                 .send_control(&action.control, &action.call_id, "", name, what)
@@ -131,12 +132,4 @@ async fn stranger(job: &Job<'_>, what: Control) {
             "no recording of this call is known; nothing is sent"
         ),
     }
-}
-
-/// Whether a name passes through the switch's command line unharmed.
-fn is_plain(name: &str) -> bool {
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }

@@ -1,10 +1,16 @@
 //! The headers that every message has (`kz_api`: `DEFAULT_HEADERS`), read and written.
 
+use std::io::Read as _;
+
+use flate2::read::GzDecoder;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
-use super::json::{owned_text, text};
-use super::names::{APP_NAME, APP_VERSION};
+use super::json::{self, owned_text, text};
+use super::names::{APP_NAME, APP_VERSION, CONTENT_TYPE};
+
+/// Bodies longer than this, inflated, are refused.
+pub const MAX_BODY_BYTES: usize = 8 << 20;
 
 /// Why a body is not a Kazoo message.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -39,13 +45,29 @@ pub struct Envelope {
 }
 
 impl Envelope {
+    /// A message, as Kazoo's listeners would read it (`gen_listener:decode`): JSON, perhaps gzipped. Kazoo always sets a content type; a
+    /// missing one, or one with a parameter, is read all the same.
+    ///
+    /// # Errors
+    /// Another content type or encoding, a body that does not inflate or is longer than `MAX_BODY_BYTES`, and what `read` refuses.
+    pub fn decode(kind: &str, encoding: &str, bytes: &[u8]) -> Result<Self, MessageError> {
+        let plain = kind.split(';').next().unwrap_or_default().trim();
+        let is_json = kind.is_empty() || plain.eq_ignore_ascii_case(CONTENT_TYPE);
+        match (is_json, encoding) {
+            (true, "") if bytes.len() > MAX_BODY_BYTES => Err(MessageError::TooLarge(MAX_BODY_BYTES)),
+            (true, "") => Self::read(bytes),
+            (true, "gzip") => Self::read(&inflate(bytes)?),
+            _ => Err(MessageError::ContentType(kind.to_owned(), encoding.to_owned())),
+        }
+    }
+
     /// Reads the envelope of a JSON body.
     ///
     /// # Errors
     /// `NotJson`, `NotAnObject`, or a missing category or name. Other default headers may be missing: we read more than
     /// Kazoo's validators would let through.
     pub fn read(bytes: &[u8]) -> Result<Self, MessageError> {
-        let body: Value = serde_json::from_slice(bytes).map_err(|error| MessageError::NotJson(error.to_string()))?;
+        let body = json::read(bytes).map_err(|error| MessageError::NotJson(error.to_string()))?;
         Self::of(body)
     }
 
@@ -79,6 +101,19 @@ impl Envelope {
             name: self.name.clone(),
         }
     }
+}
+
+fn inflate(bytes: &[u8]) -> Result<Vec<u8>, MessageError> {
+    let mut out = Vec::new();
+    let limit = MAX_BODY_BYTES as u64 + 1;
+    GzDecoder::new(bytes)
+        .take(limit)
+        .read_to_end(&mut out)
+        .map_err(|error| MessageError::NotJson(format!("gzip: {error}")))?;
+    if out.len() > MAX_BODY_BYTES {
+        return Err(MessageError::TooLarge(MAX_BODY_BYTES));
+    }
+    Ok(out)
 }
 
 /// The text at a header that must be there.
@@ -130,6 +165,8 @@ fn object(value: Value) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
@@ -170,5 +207,36 @@ mod tests {
             Envelope::read(br#"{"Event-Category":"callflow","Event-Name":7}"#).unwrap_err(),
             MessageError::Missing("Event-Name")
         );
+    }
+
+    fn gzipped(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    const BODY: &[u8] = br#"{"Event-Category":"callflow","Event-Name":"action.execute"}"#;
+
+    #[test]
+    fn json_is_read_plain_and_gzipped() {
+        for kind in ["application/json", "", "application/json; charset=utf-8"] {
+            assert!(Envelope::decode(kind, "", BODY).is_ok(), "{kind}");
+            assert!(Envelope::decode(kind, "gzip", &gzipped(BODY)).is_ok(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn other_types_broken_and_swollen_bodies_are_refused() {
+        let refused = |kind, encoding, body: &[u8]| Envelope::decode(kind, encoding, body).unwrap_err();
+        for (kind, encoding) in [("application/erlang", ""), ("application/json", "br"), ("", "GZIP")] {
+            assert!(matches!(refused(kind, encoding, BODY), MessageError::ContentType(..)));
+        }
+        assert!(matches!(refused("", "gzip", BODY), MessageError::NotJson(_)));
+        let swollen = vec![b' '; MAX_BODY_BYTES + 10];
+        let bomb = gzipped(&swollen);
+        assert!(bomb.len() < 1 << 20);
+        for (encoding, body) in [("gzip", &bomb), ("", &swollen)] {
+            assert_eq!(refused("", encoding, body), MessageError::TooLarge(MAX_BODY_BYTES));
+        }
     }
 }

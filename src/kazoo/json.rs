@@ -1,6 +1,53 @@
 //! Reading JSON as Kazoo's `kz_json` and `kz_term` do: a number may be a string, a boolean too, an empty string is absent.
 
+use std::collections::BTreeMap;
+use std::num::IntErrorKind;
+
 use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::call::clip;
+
+/// Objects within objects that `read` takes apart: a message, its `Call`, that one's variables, and one more.
+const LEVELS: usize = 4;
+
+/// Reads a message's body, as much of it as can be read. Erlang has no bound for the depth of a term or the size of a number, so there are true
+/// messages that serde_json refuses as a whole; a call must not wait for ever because of a value that nobody needs. Where that happens each
+/// member is read by itself: a number beyond every range becomes the greatest or the least, what is nested too deep becomes empty.
+///
+/// # Errors
+/// When the whole is not JSON.
+pub fn read(bytes: &[u8]) -> Result<Value, serde_json::Error> {
+    let error = match serde_json::from_slice(bytes) {
+        Ok(value) => return Ok(value),
+        Err(error) => error,
+    };
+    let text = String::from_utf8_lossy(bytes);
+    match serde_json::from_str::<&RawValue>(&text) {
+        Ok(raw) => Ok(piecemeal(raw.get(), LEVELS)),
+        Err(_) => Err(error),
+    }
+}
+
+/// A value of which only the grammar is known to be right.
+fn piecemeal(text: &str, levels: usize) -> Value {
+    if let Ok(value) = serde_json::from_str(text) {
+        return value;
+    }
+    match text.bytes().next() {
+        Some(b'{') if levels > 0 => {
+            let members: BTreeMap<String, &RawValue> = serde_json::from_str(text).unwrap_or_default();
+            let read = |(key, raw): (String, &RawValue)| (key, piecemeal(raw.get(), levels - 1));
+            Value::Object(members.into_iter().map(read).collect())
+        }
+        Some(b'{') => Value::Object(serde_json::Map::new()),
+        Some(b'[') => Value::Array(Vec::new()),
+        Some(b'-') => f64::MIN.into(),
+        Some(b'0'..=b'9') => f64::MAX.into(),
+        // A text with half a character in it.
+        _ => Value::String(clip(text, 1024).trim_matches('"').to_owned()),
+    }
+}
 
 /// The non-empty string at `key`.
 pub fn text<'a>(json: &'a Value, key: &str) -> Option<&'a str> {
@@ -21,15 +68,21 @@ pub fn text_or_number(json: &Value, key: &str) -> Option<String> {
     }
 }
 
-/// An integer, or what `kz_term:to_integer` makes one of: a numeric string, a float (rounded).
+/// An integer, or what `kz_term:to_integer` makes one of: a numeric string, a float (rounded). Erlang's integers have no bounds; what is beyond
+/// ours becomes the greatest or the least of them, for it is a number all the same, and whoever asks clamps it.
 pub fn integer(value: &Value) -> Option<i64> {
     match value {
         Value::Number(number) => number.as_i64().or_else(|| number.as_f64().and_then(round)),
         Value::String(text) => {
             let text = text.trim();
-            text.parse()
-                .ok()
-                .or_else(|| text.contains('.').then(|| text.parse().ok().and_then(round)).flatten())
+            match text.parse::<i64>() {
+                Ok(number) => Some(number),
+                Err(error) => match error.kind() {
+                    IntErrorKind::PosOverflow => Some(i64::MAX),
+                    IntErrorKind::NegOverflow => Some(i64::MIN),
+                    _ => text.contains('.').then(|| text.parse().ok().and_then(round)).flatten(),
+                },
+            }
         }
         _ => None,
     }
@@ -59,13 +112,14 @@ pub fn boolean_at(json: &Value, key: &str) -> Option<bool> {
 }
 
 fn round(value: f64) -> Option<i64> {
-    // Beyond 2^53 a float no longer names one integer.
+    // Saturates.
     #[allow(clippy::cast_possible_truncation)]
-    (value.is_finite() && value.abs() < 9.0e15).then(|| value.round() as i64)
+    value.is_finite().then(|| value.round() as i64)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -81,8 +135,14 @@ mod tests {
             (json!("-3"), Some(-3)),
             (json!("ten"), None),
             (json!(""), None),
-            (json!(1e300), None),
+            (json!(1e300), Some(i64::MAX)),
+            (json!(u64::MAX), Some(i64::MAX)),
+            (json!("99999999999999999999"), Some(i64::MAX)),
+            (json!("-99999999999999999999"), Some(i64::MIN)),
+            (json!("1.0e30"), Some(i64::MAX)),
+            (json!("1e30"), None),
             (json!("inf"), None),
+            (json!("NaN."), None),
             (json!(true), None),
             (json!([600]), None),
             (json!(null), None),
@@ -98,6 +158,42 @@ mod tests {
         assert_eq!(boolean(&json!(false)), Some(false));
         for other in [json!("yes"), json!(1), json!(null), json!({})] {
             assert_eq!(boolean(&other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_erlang_can_write_and_serde_cannot_read_spoils_no_more_than_itself() {
+        let deep = format!("{}{}", "[".repeat(5_000), "]".repeat(5_000));
+        let digits = "9".repeat(400);
+        let text = format!(
+            r#" {{"Call-ID": "c", "Data": {{"x": {deep}, "time_limit": {digits}, "url": "http://h/", "least": -{digits}, "half": "a\ud800"}},
+                "Call": {{"Custom-Channel-Vars": {{"a": {deep}, "b": "2"}}}}}} "#
+        );
+        let read = read(text.as_bytes()).unwrap();
+        assert_eq!(
+            (&read["Call-ID"], &read["Data"]["url"]),
+            (&json!("c"), &json!("http://h/"))
+        );
+        assert_eq!(read["Data"]["x"], json!([]));
+        assert_eq!(integer_at(&read["Data"], "time_limit"), Some(i64::MAX));
+        assert_eq!(integer_at(&read["Data"], "least"), Some(i64::MIN));
+        assert_eq!(read["Data"]["half"], json!("a\\ud800"));
+        assert_eq!(read["Call"]["Custom-Channel-Vars"], json!({"a": [], "b": "2"}));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_spoil_no_more_than_their_value() {
+        let read = read(b"{\"Caller-ID-Name\": \"J\xf6rg\", \"Call-ID\": \"c\"}").unwrap();
+        assert_eq!(read, json!({"Caller-ID-Name": "J\u{fffd}rg", "Call-ID": "c"}));
+        for bad in [&b""[..], b"{", b"{\"a\": 1} 2", b"\xff", b"{\"a\": 01}"] {
+            assert!(super::read(bad).is_err(), "{bad:?}");
+        }
+    }
+    proptest! {
+        #[test]
+        fn any_number_is_the_same_when_it_is_read_back(text in "-?[1-9][0-9]{0,40}(\\.[0-9]{1,20})?(e-?[0-9]{1,3})?") {
+            let number = read(text.as_bytes()).unwrap();
+            prop_assert_eq!(read(number.to_string().as_bytes()).unwrap(), number);
         }
     }
 }

@@ -234,7 +234,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Every element takes at least one byte, so a length beyond the rest is refused before anything is reserved for it.
-    fn items(&mut self, count: usize, depth: usize) -> Result<Vec<Term>, TermError> {
+    fn expect(&mut self, count: usize) -> Result<(), TermError> {
         if count > self.rest.len() {
             return Err(TermError::Truncated);
         }
@@ -242,6 +242,11 @@ impl<'a> Reader<'a> {
         if self.elements > MAX_ELEMENTS {
             return Err(TermError::TooLarge);
         }
+        Ok(())
+    }
+
+    fn items(&mut self, count: usize, depth: usize) -> Result<Vec<Term>, TermError> {
+        self.expect(count)?;
         (0..count).map(|_| self.term(depth + 1)).collect()
     }
 
@@ -252,7 +257,14 @@ impl<'a> Reader<'a> {
         match self.byte()? {
             SMALL_INTEGER => Ok(Term::Integer(i64::from(self.byte()?))),
             INTEGER => Ok(Term::Integer(i64::from(i32::from_be_bytes(self.array()?)))),
-            NEW_FLOAT => Ok(Term::Float(f64::from_be_bytes(self.array()?))),
+            NEW_FLOAT => {
+                let value = f64::from_be_bytes(self.array()?);
+                // Erlang has no others.
+                value
+                    .is_finite()
+                    .then_some(Term::Float(value))
+                    .ok_or(TermError::NotATerm)
+            }
             SMALL_BIG => self.big(),
             ATOM => {
                 let length = u16::from_be_bytes(self.array()?);
@@ -284,13 +296,10 @@ impl<'a> Reader<'a> {
             }
             NIL => Ok(Term::List(Vec::new())),
             STRING => {
-                let length = u16::from_be_bytes(self.array()?);
-                Ok(Term::List(
-                    self.take(usize::from(length))?
-                        .iter()
-                        .map(|b| Term::Integer(i64::from(*b)))
-                        .collect(),
-                ))
+                let length = usize::from(u16::from_be_bytes(self.array()?));
+                self.expect(length)?;
+                let bytes = self.take(length)?.iter();
+                Ok(Term::List(bytes.map(|b| Term::Integer(i64::from(*b))).collect()))
             }
             LIST => {
                 let length = self.long()?;
@@ -363,12 +372,23 @@ mod tests {
         }
         deep.push(NIL);
         assert_eq!(Term::from_bytes(&deep), Err(TermError::TooDeep));
-        let mut wide = vec![VERSION];
+        let mut wide = vec![VERSION, SMALL_TUPLE, 40];
         for _ in 0..40 {
             wide.extend([LIST, 0, 0, 8, 0]);
-            wide.extend(std::iter::repeat_n(NIL, 2048));
+            wide.extend(std::iter::repeat_n(NIL, 2048 + 1));
         }
-        assert!(Term::from_bytes(&wide).is_err());
+        assert_eq!(Term::from_bytes(&wide), Err(TermError::TooLarge));
+        // A byte of a string is an element too.
+        let mut strings = vec![VERSION, SMALL_TUPLE, 2];
+        for _ in 0..2 {
+            strings.extend([STRING, 0xff, 0xff]);
+            strings.extend(std::iter::repeat_n(b'x', 0xffff));
+        }
+        assert_eq!(Term::from_bytes(&strings), Err(TermError::TooLarge));
+        for float in [f64::NAN, f64::INFINITY] {
+            let bytes = [&[VERSION, NEW_FLOAT][..], &float.to_be_bytes()].concat();
+            assert_eq!(Term::from_bytes(&bytes), Err(TermError::NotATerm));
+        }
         assert_eq!(
             Term::from_bytes(&vec![VERSION; MAX_BYTES + 1]),
             Err(TermError::TooLarge)
@@ -381,9 +401,8 @@ mod tests {
 
     fn any_term() -> impl Strategy<Value = Term> {
         let leaf = prop_oneof![
-            any::<i64>()
-                .prop_filter("the smallest has no positive", |i| *i != i64::MIN)
-                .prop_map(Term::Integer),
+            any::<i64>().prop_map(Term::Integer),
+            Just(Term::Integer(i64::MIN)),
             (-1e12f64..1e12).prop_map(Term::Float),
             "[a-zé_]{0,40}".prop_map(Term::Atom),
             prop::collection::vec(any::<u8>(), 0..40).prop_map(Term::Binary),

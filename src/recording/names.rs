@@ -58,6 +58,17 @@ pub fn media_name(given: &str, format: Format) -> Option<String> {
     (!stem.is_empty()).then(|| format!("{stem}.{format}"))
 }
 
+/// Longest name that a file can have on a switch, in bytes.
+const MAX_FILE_NAME: usize = 255;
+
+/// Whether a name that somebody else made is one of a file, and passes through the switch's command line unharmed.
+pub fn is_plain(name: &str) -> bool {
+    (1..=MAX_FILE_NAME).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
 fn is_audio(extension: &str) -> bool {
     ["mp3", "mp4", "wav"]
         .iter()
@@ -101,6 +112,26 @@ mod tests {
             ("", Format::Mp3, None),
         ] {
             assert_eq!(media_name(given, format).as_deref(), name, "{given}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_somebody_elses_is_plain_or_nothing_is_sent() {
+        for plain in ["somebody-elses.mp3", "a", "_x", &"x".repeat(255)] {
+            assert!(is_plain(plain), "{plain}");
+        }
+        for other in [
+            "",
+            "a b",
+            "${system id}.mp3",
+            "../x",
+            "a#b",
+            "a~b",
+            "é",
+            "a\n",
+            &"x".repeat(256),
+        ] {
+            assert!(!is_plain(other), "{other}");
         }
     }
 

@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kazoo::address::Address;
 use crate::kazoo::call::Parties;
-use crate::kazoo::dialplan::{RecordStart, Silence, Trigger};
+use crate::kazoo::dialplan::{self, RecordStart, Silence, Trigger};
+use crate::kazoo::envelope::Sender;
+use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::time::Moment;
 
+use super::carry;
 use super::format::Format;
 use super::identity::{Key, MediaId};
 use super::names;
@@ -123,6 +127,30 @@ impl Order {
         self.command.as_ref().is_none_or(at_bridge)
     }
 
+    /// The start command as it is sent, for the call's id as it is now and whenever it is to take effect; `None` when the order came back from
+    /// the switch.
+    pub fn command(&self, sender: &Sender, call_id: &str, trigger: Trigger) -> Option<Outgoing> {
+        let (start, to) = self.start(call_id).zip(self.control())?;
+        Some(dialplan::start(sender, &to, &self.command_id(), &start, trigger))
+    }
+
+    /// Whether nothing in it would be more than a word on the switch's command line; so it is with every order that we make.
+    pub fn is_harmless(&self) -> bool {
+        self.command.as_ref().is_none_or(|command| {
+            let carry = command.carry.bytes();
+            names::is_plain(&self.file_name)
+                && command.carry.len() <= carry::MAX_BYTES
+                && carry
+                    .into_iter()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        })
+    }
+
+    /// The address of the call's control process, as the action wrote it.
+    pub fn control(&self) -> Option<Address> {
+        Address::parse(&self.command.as_ref()?.control).ok()
+    }
+
     /// The order of this recording's continuation: the same whoever makes it, and whenever.
     #[must_use]
     pub fn continuation(&self) -> Self {
@@ -138,7 +166,11 @@ impl Order {
     fn followed_by(&self, key: Key) -> Self {
         // A stop looks for the newest; the file keeps its name, by which the switch knows it.
         let asked_at = self.asked_at.plus(Duration::from_micros(1));
-        let part = self.continues.as_ref().map_or(1, |before| before.part) + 1;
+        let part = self
+            .continues
+            .as_ref()
+            .map_or(1, |before| before.part)
+            .saturating_add(1);
         let derived = self.media_name == self.file_name;
         Self {
             key,

@@ -10,7 +10,7 @@ use super::format::Format;
 use super::identity::{Key, MediaId};
 use super::names;
 use super::order::{Command, Order, Url};
-use super::settings::{self, Correction, TIME_LIMIT_DEFAULT, TIME_LIMIT_MIN, Verb};
+use super::settings::{self, Correction, Verb};
 
 /// What the cluster's configuration says where the action says nothing (`system_config/media`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,15 +58,18 @@ pub enum Plan {
 
 /// Makes the plan. Never fails: whatever the data is, there is something sensible to do.
 pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<Correction>) {
-    let (settings, mut corrections) = settings::read(&action.data);
-    if settings.skip {
-        return (Plan::Skip, corrections);
-    }
-    match settings.verb {
-        Verb::Control(control) => return (Plan::Control(control), corrections),
-        Verb::Start => {}
-    }
     let defaults = circumstances.defaults;
+    let (settings, mut corrections) = settings::read(&action.data, defaults.max_time_limit);
+    let other = match (settings.skip, settings.verb) {
+        (true, _) => Some(Plan::Skip),
+        (false, Verb::Control(control)) => Some(Plan::Control(control)),
+        (false, Verb::Start) => None,
+    };
+    if let Some(other) = other {
+        // A start's values are nothing to it, so none was corrected.
+        corrections.retain(|correction| settings::EVERY_VERBS.contains(&correction.key));
+        return (other, corrections);
+    }
     // An action without an id comes from nobody's validator; its content then stands for it.
     let content;
     let action_id = match &action.msg_id {
@@ -94,7 +97,7 @@ pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<C
             if used != given {
                 corrections.push(Correction {
                     key: "media_name",
-                    given: clip(given, 64).to_owned(),
+                    given: settings::shown(&given.into()),
                     used: used.clone(),
                     why: "only A-Z a-z 0-9 . _ - and the format's extension",
                 });
@@ -125,7 +128,7 @@ pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<C
         control: action.control.to_string(),
         fetch_id: action.call.fetch_id.clone(),
         trigger: settings.trigger,
-        time_limit: time_limit(settings.time_limit, defaults.max_time_limit, &mut corrections),
+        time_limit: settings.time_limit,
         follow_transfer: settings.follow_transfer,
         sample_rate: settings.sample_rate,
         silence: settings.silence,
@@ -139,22 +142,6 @@ pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<C
 /// `callflow : ` and the label, else the flow's name, else a word that says that there is none (`cf_record_call` crashes then).
 fn origin(label: Option<&str>, flow_name: Option<&str>) -> String {
     format!("callflow : {}", clip(label.or(flow_name).unwrap_or("unnamed"), 128))
-}
-
-fn time_limit(asked: Option<u32>, max: u32, corrections: &mut Vec<Correction>) -> u32 {
-    let max = max.max(TIME_LIMIT_MIN);
-    let Some(asked) = asked else {
-        return TIME_LIMIT_DEFAULT.min(max);
-    };
-    if asked > max {
-        corrections.push(Correction {
-            key: "time_limit",
-            given: asked.to_string(),
-            used: max.to_string(),
-            why: "over max_recording_time_limit",
-        });
-    }
-    asked.min(max)
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub struct Settings {
     pub format: Option<Format>,
     pub label: Option<String>,
     pub media_id: Option<MediaId>,
-    /// As given, at most 1024 bytes of it.
+    /// As given, at most 1024 bytes of it; the plan makes a name of it, and tells what became of it.
     pub media_name: Option<String>,
     pub method: Method,
     /// Seconds, 0 to 10800.
@@ -46,17 +46,17 @@ pub struct Settings {
     pub sample_rate: Option<u32>,
     pub follow_transfer: bool,
     pub silence: Option<Silence>,
-    /// Seconds, at least 5; the plan knows the upper bound.
-    pub time_limit: Option<u32>,
+    /// Seconds, 5 to the configured maximum.
+    pub time_limit: u32,
     /// As given.
     pub url: Option<String>,
 }
 
-/// A value of the data that was not taken as it was.
+/// A value of the data that was not taken as it was. One for each key at most.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Correction {
     pub key: &'static str,
-    /// What was given, shortened; a URL's credentials never.
+    /// What was given; see `shown`.
     pub given: String,
     /// What is used instead.
     pub used: String,
@@ -85,6 +85,8 @@ pub const KEYS: [&str; 19] = [
     "time_limit",
     "url",
 ];
+/// What counts whatever the action is; the rest is for a start. `data` stands for the whole.
+pub const EVERY_VERBS: [&str; 3] = ["data", "action", "skip_module"];
 pub const TIME_LIMIT_MIN: u32 = 5;
 pub const TIME_LIMIT_DEFAULT: u32 = 3600;
 pub const MIN_SEC_MAX: u32 = 10_800;
@@ -95,6 +97,10 @@ pub const SILENCE_TIMEOUT_MAX_MS: u32 = 10_800_000;
 pub const SILENCE_INITIAL_DEFAULT_MS: u32 = 0;
 /// The action's documentation says 5 and means seconds.
 pub const SILENCE_FINAL_DEFAULT_MS: u32 = 5000;
+/// Longest label that is taken whole, in bytes.
+pub const MAX_LABEL: usize = 128;
+/// As much of a `media_name` is looked at, in bytes.
+pub const MAX_GIVEN_NAME: usize = 1024;
 /// Longest URL that is taken, in bytes.
 pub const MAX_URL: usize = 2048;
 
@@ -102,8 +108,9 @@ const WRONG_TYPE: &str = "not of a type that can be read";
 const OUT_OF_RANGE: &str = "out of range";
 const UNKNOWN: &str = "not a known value";
 
-/// Reads the data, and says what had to be corrected.
-pub fn read(data: &Value) -> (Settings, Vec<Correction>) {
+/// Reads the data, and says what had to be corrected. `max_time_limit` is the configured maximum, seconds.
+pub fn read(data: &Value, max_time_limit: u32) -> (Settings, Vec<Correction>) {
+    let max_time_limit = max_time_limit.max(TIME_LIMIT_MIN);
     let mut reader = Reader {
         data,
         corrections: Vec::new(),
@@ -117,9 +124,11 @@ pub fn read(data: &Value) -> (Settings, Vec<Correction>) {
         verb: reader.verb(),
         skip: reader.flag("skip_module", false),
         format: reader.one_of("format", "the configured extension", Format::named),
-        label: reader.text("label", "the flow's name", 128),
+        label: reader.label(),
         media_id: reader.one_of("media_id", "a derived id", |text| text.parse().ok()),
-        media_name: reader.text("media_name", "a derived name", 1024),
+        media_name: reader
+            .text("media_name", "a derived name")
+            .map(|name| clip(&name, MAX_GIVEN_NAME).to_owned()),
         method: reader.one_of("method", "put", method).unwrap_or_default(),
         min_sec: reader.number("record_min_sec", (0, MIN_SEC_MAX), "the configured minimum"),
         trigger: match (on_answer, on_bridge) {
@@ -130,7 +139,7 @@ pub fn read(data: &Value) -> (Settings, Vec<Correction>) {
         sample_rate: reader.number("record_sample_rate", SAMPLE_RATE, "the switch's default"),
         follow_transfer: reader.flag("should_follow_transfer", true),
         silence: reader.silence(),
-        time_limit: reader.number("time_limit", (TIME_LIMIT_MIN, u32::MAX), "3600"),
+        time_limit: reader.time_limit(max_time_limit),
         url: reader.url(),
     };
     (settings, reader.corrections)
@@ -141,6 +150,19 @@ fn method(text: &str) -> Option<Method> {
         "put" => Some(Method::Put),
         "post" => Some(Method::Post),
         _ => None,
+    }
+}
+
+/// A value as it may be told: shortened, and nothing of what may be a URL with credentials but its scheme, in whatever key it stands.
+pub(super) fn shown(given: &Value) -> String {
+    match given {
+        Value::String(text) => match text.split_once("://") {
+            Some((scheme, rest)) if rest.contains('@') => format!("{}://…", clip(scheme, 16)),
+            _ => clip(text, 64).to_owned(),
+        },
+        Value::Array(_) => "[…]".to_owned(),
+        Value::Object(_) => "{…}".to_owned(),
+        other => other.to_string(),
     }
 }
 
@@ -158,13 +180,12 @@ impl<'a> Reader<'a> {
     }
 
     fn correct(&mut self, key: &'static str, given: &Value, used: String, why: &'static str) {
-        let given = match given {
-            Value::String(text) => clip(text, 64).to_owned(),
-            Value::Array(_) => "[…]".to_owned(),
-            Value::Object(_) => "{…}".to_owned(),
-            other => other.to_string(),
-        };
-        self.corrections.push(Correction { key, given, used, why });
+        self.corrections.push(Correction {
+            key,
+            given: shown(given),
+            used,
+            why,
+        });
     }
 
     fn verb(&mut self) -> Verb {
@@ -213,20 +234,32 @@ impl<'a> Reader<'a> {
         Some(clamped)
     }
 
-    fn text(&mut self, key: &'static str, default: &str, max: usize) -> Option<String> {
-        let value = self.get(key)?;
-        let text = match value {
-            Value::String(text) => text.clone(),
-            Value::Number(number) => number.to_string(),
-            _ => {
-                self.correct(key, value, default.to_owned(), WRONG_TYPE);
-                return None;
+    fn time_limit(&mut self, max: u32) -> u32 {
+        let default = TIME_LIMIT_DEFAULT.min(max);
+        self.number("time_limit", (TIME_LIMIT_MIN, max), &default.to_string())
+            .unwrap_or(default)
+    }
+
+    /// A number stands for its decimal form.
+    fn text(&mut self, key: &'static str, default: &str) -> Option<String> {
+        match self.get(key)? {
+            Value::String(text) => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            other => {
+                self.correct(key, other, default.to_owned(), WRONG_TYPE);
+                None
             }
-        };
-        if text.len() > max {
-            self.correct(key, value, format!("the first {max} bytes"), "too long");
         }
-        Some(clip(&text, max).to_owned())
+    }
+
+    fn label(&mut self) -> Option<String> {
+        let text = self.text("label", "the flow's name")?;
+        let label = clip(&text, MAX_LABEL).to_owned();
+        if label.len() < text.len() {
+            let used = format!("the first {MAX_LABEL} bytes");
+            self.correct("label", &Value::String(text), used, "too long");
+        }
+        Some(label)
     }
 
     fn silence(&mut self) -> Option<Silence> {
@@ -259,6 +292,10 @@ mod tests {
 
     use super::*;
 
+    fn read(data: &Value) -> (Settings, Vec<Correction>) {
+        super::read(data, 10_800)
+    }
+
     fn keys(corrections: &[Correction]) -> Vec<&str> {
         corrections.iter().map(|c| c.key).collect()
     }
@@ -274,7 +311,7 @@ mod tests {
             assert!(settings.follow_transfer && !settings.skip);
             assert_eq!(
                 (settings.time_limit, settings.format, settings.silence, settings.url),
-                (None, None, None, None)
+                (3600, None, None, None)
             );
         }
     }
@@ -288,7 +325,7 @@ mod tests {
         assert_eq!(corrections, []);
         assert_eq!(
             (settings.time_limit, settings.min_sec, settings.sample_rate),
-            (Some(600), Some(3), Some(16_000))
+            (600, Some(3), Some(16_000))
         );
         assert_eq!(settings.trigger, Trigger::Answer);
         assert!(!settings.follow_transfer);
@@ -306,7 +343,7 @@ mod tests {
         }));
         assert_eq!(
             (settings.time_limit, settings.min_sec, settings.sample_rate),
-            (Some(5), Some(0), Some(8000))
+            (5, Some(0), Some(8000))
         );
         assert_eq!(settings.silence.unwrap().threshold, 1);
         assert_eq!(
@@ -356,6 +393,30 @@ mod tests {
     }
 
     #[test]
+    fn a_number_beyond_every_range_is_clamped_and_told_once() {
+        for (given, used) in [
+            (json!(u64::MAX), 600),
+            (json!("99999999999999999999"), 600),
+            (json!(1e300), 600),
+            (json!(-1e300), 5),
+        ] {
+            let (settings, corrections) = super::read(&json!({ "time_limit": given }), 600);
+            assert_eq!(settings.time_limit, used, "{given}");
+            let told: Vec<_> = corrections.iter().map(|c| (c.key, c.used.clone())).collect();
+            assert_eq!(told, [("time_limit", used.to_string())], "{given}");
+        }
+        // The default is bounded as well.
+        assert_eq!(super::read(&json!({}), 600).0.time_limit, 600);
+    }
+
+    #[test]
+    fn what_may_be_credentials_is_not_told() {
+        let (_, corrections) = read(&json!({"method": "https://user:hunter2@h/", "format": "x://h", "label": true}));
+        let given: Vec<&str> = corrections.iter().map(|c| c.given.as_str()).collect();
+        assert_eq!(given, ["x://h", "true", "https://…"]);
+    }
+
+    #[test]
     fn a_silence_timeout_that_is_given_is_taken_as_milliseconds() {
         let silence = read(&json!({"silence_detection": true, "silence_final_timeout": 5}))
             .0
@@ -391,28 +452,7 @@ mod tests {
 
     fn known_key() -> impl Strategy<Value = String> {
         prop_oneof![
-            prop::sample::select(vec![
-                "action",
-                "format",
-                "label",
-                "media_id",
-                "media_name",
-                "method",
-                "origin",
-                "record_min_sec",
-                "record_on_answer",
-                "record_on_bridge",
-                "record_sample_rate",
-                "should_follow_transfer",
-                "silence_detection",
-                "silence_final_timeout",
-                "silence_initial_timeout",
-                "silence_threshold",
-                "skip_module",
-                "time_limit",
-                "url",
-            ])
-            .prop_map(str::to_owned),
+            prop::sample::select(KEYS.to_vec()).prop_map(str::to_owned),
             any::<String>(),
         ]
     }
@@ -421,11 +461,13 @@ mod tests {
         #[test]
         fn any_json_is_read_and_stays_in_its_bounds(data in any_json()) {
             let (settings, corrections) = read(&data);
-            prop_assert!(settings.time_limit.is_none_or(|t| t >= TIME_LIMIT_MIN));
+            prop_assert!((TIME_LIMIT_MIN..=10_800).contains(&settings.time_limit));
             prop_assert!(settings.min_sec.is_none_or(|t| t <= MIN_SEC_MAX));
             prop_assert!(settings.sample_rate.is_none_or(|r| (SAMPLE_RATE.0..=SAMPLE_RATE.1).contains(&r)));
             prop_assert!(settings.url.is_none_or(|u| u.len() <= MAX_URL));
-            prop_assert!(corrections.len() <= 20 && corrections.iter().all(|c| c.given.len() <= 64 || !c.given.is_ascii()));
+            let told: std::collections::BTreeSet<&str> = keys(&corrections).into_iter().collect();
+            prop_assert_eq!(told.len(), corrections.len(), "each key once: {:?}", corrections);
+            prop_assert!(corrections.iter().all(|c| c.given.len() <= 64));
         }
     }
 }

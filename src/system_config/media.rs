@@ -6,6 +6,7 @@ use crate::couch::{NoServer, Server};
 use crate::kazoo::json::{boolean, integer};
 use crate::recording::format::Format;
 use crate::recording::plan::Defaults;
+use crate::recording::settings::TIME_LIMIT_MIN;
 
 use super::proxy::Proxy;
 
@@ -86,7 +87,10 @@ impl Media {
                     .and_then(Format::named)
                     .unwrap_or(fallback.format),
                 min_sec: number("record_min_sec", fallback.min_sec),
-                max_time_limit: number("max_recording_time_limit", fallback.max_time_limit),
+                // Less than a recording can have is nonsense; taken at its word it would cut every recording off.
+                max_time_limit: Some(number("max_recording_time_limit", fallback.max_time_limit))
+                    .filter(|max| *max >= TIME_LIMIT_MIN)
+                    .unwrap_or(fallback.max_time_limit),
             },
             third_party: third_party(&sections),
             proxy: Proxy::read(&sections),
@@ -136,7 +140,9 @@ mod tests {
         for document in [
             json!(null),
             json!({}),
-            json!({"default": {"store_recordings": 7, "record_min_sec": -1, "call_recording": {"extension": "ogg"}}}),
+            json!({"default": {
+                "store_recordings": 7, "record_min_sec": -1, "max_recording_time_limit": 0, "call_recording": {"extension": "ogg"},
+            }}),
         ] {
             let media = Media::read(&document, "local");
             assert!(!media.store_recordings);

@@ -25,7 +25,8 @@ pub fn judge(evidence: &Evidence) -> Vec<String> {
             if ending.is_kept() {
                 places::kept(evidence, start, ending, &mut say);
             } else if ending.is_final() {
-                causes::told(evidence, start, ending, &mut say);
+                let reopened = is_reopened(ending, &endings);
+                causes::told(evidence, start, ending, reopened, &mut say);
             }
         }
         left_on_switch(start, &endings, &mut say);
@@ -67,7 +68,7 @@ fn once(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
     for (key, told) in &recordings {
         let ended: Vec<String> = told
             .iter()
-            .filter(|ending| ending.is_final())
+            .filter(|ending| ending.is_final() && !is_reopened(ending, told))
             .map(|ending| format!("{} ({})", ending.outcome, ending.cause))
             .collect();
         match ended.len() {
@@ -85,6 +86,13 @@ fn once(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
             say(format!("recording {key} goes on from {id}, of which nothing was told"));
         }
     }
+}
+
+/// What never started, as far as was heard, has failed, and is open again when it does start after all: then its own end counts.
+fn is_reopened(ending: &Ending, told: &[&Ending]) -> bool {
+    let unheard = ["never_started", "call_gone", "start_refused"].contains(&ending.cause.as_str());
+    let later = |other: &&Ending| other.key == ending.key && other.is_kept() && other.at > ending.at;
+    ending.outcome == "failed" && unheard && told.iter().any(later)
 }
 
 impl Start {
@@ -155,12 +163,10 @@ fn summary(endings: &[&Ending]) -> String {
 
 /// What `explain` tells is what was announced, of every recording, and of no other.
 fn stories(evidence: &Evidence, wrong: &mut Vec<String>) {
-    let told: BTreeMap<&str, &Ending> = evidence
-        .endings
-        .iter()
-        .filter(|ending| ending.is_final())
-        .map(|ending| (ending.key.as_str(), ending))
-        .collect();
+    let mut finals: Vec<&Ending> = evidence.endings.iter().filter(|ending| ending.is_final()).collect();
+    // Of one that was open again the last counts.
+    finals.sort_by_key(|ending| ending.at);
+    let told: BTreeMap<&str, &Ending> = finals.into_iter().map(|ending| (ending.key.as_str(), ending)).collect();
     for Story {
         key,
         state,

@@ -21,8 +21,9 @@ pub fn accounts_for(start: &Start, file: &File, ending: &Ending) -> bool {
 }
 
 /// What was told of a recording that was not kept, and must be so.
-pub fn told(evidence: &Evidence, start: &Start, ending: &Ending, say: &mut impl FnMut(String)) {
-    let recorded = !start.files.is_empty();
+pub fn told(evidence: &Evidence, start: &Start, ending: &Ending, reopened: bool, say: &mut impl FnMut(String)) {
+    // As far as could be known then.
+    let recorded = !start.files.is_empty() && !reopened;
     let over = ending.at + AFTERWARDS >= start.over_at;
     let true_ = match (ending.outcome.as_str(), ending.cause.as_str()) {
         ("discarded", "too_short") | ("failed", "file_gone") => {
