@@ -1,11 +1,12 @@
 # make demo   records calls through the whole way, in containers, and shows what became of them
 # make test   the whole suite
+# make chaos  hundreds of recordings while everything breaks; docker/chaos.sh --help
 # make load   how many actions a worker answers in a second on this machine
 # make fuzz   what comes by the broker, fuzzed for FUZZ_SECONDS (60) a target; see fuzz/README.md
 #
-# The first three set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
+# The first four set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
 
-.PHONY: help demo test load fuzz up down setup check fmt clean
+.PHONY: help demo test chaos load fuzz up down setup check fmt clean
 
 CARGO ?= cargo
 
@@ -18,6 +19,10 @@ demo:
 # The unit tests, the house, and the promises against real servers in containers.
 test:
 	@docker/test.sh
+
+# Longer than the one in the suite, and another one every time: CHAOS_SEED=7 make chaos repeats one.
+chaos:
+	@docker/chaos.sh
 
 # One worker, a broker and a database, and what they answer in a second.
 load:

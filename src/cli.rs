@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Layers, Sources};
+use crate::kazoo::time::Clock;
 
 mod check;
 mod config;
@@ -133,6 +135,16 @@ fn ended(done: anyhow::Result<bool>) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => failed(&error),
+    }
+}
+
+/// The system's clock. In debug builds a test can put it forward, to stand at the turn of a month.
+fn clock() -> Clock {
+    const VARIABLE: &str = "KZ_RECORD_CALL_TEST_CLOCK_FORWARD_S";
+    let forward = cfg!(debug_assertions).then(|| std::env::var(VARIABLE).ok()).flatten();
+    match forward.and_then(|seconds| seconds.parse().ok()) {
+        Some(seconds) => Clock::put_forward(Duration::from_secs(seconds)),
+        None => Clock::system(),
     }
 }
 

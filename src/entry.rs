@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::kazoo::time::Moment;
-use crate::recording::audio::Audio;
+use crate::recording::audio::{Audio, Finding};
 use crate::recording::ending::Told;
 use crate::recording::identity::Key;
 use crate::recording::order::Order;
@@ -267,12 +267,47 @@ impl Entry {
         })
     }
 
-    /// The audio as it last passed through our hands.
+    /// The audio that is safe, else as it last passed through our hands.
     pub fn audio(&self) -> Option<&Audio> {
-        self.last(|what| match what {
-            What::Collected(audio) => Some(audio),
-            _ => None,
-        })
+        let safe = self.safe_sha256();
+        let is_safe = |audio: &&Audio| safe.is_some_and(|sha256| audio.digests.sha256 == sha256);
+        let found = self.last(|what| collected(what).filter(is_safe));
+        found.or_else(|| self.last_audio())
+    }
+
+    /// The audio as it last passed through our hands.
+    pub fn last_audio(&self) -> Option<&Audio> {
+        self.last(collected)
+    }
+
+    /// The audio that is safe, with what is wrong with it by all that is told by now: when it came, less may have been known.
+    pub fn judged_audio(&self) -> Option<Audio> {
+        // Asked first: without audio nothing is sealed, and then the question would lead back here.
+        let audio = self.audio()?.clone();
+        Some(self.judged(audio))
+    }
+
+    /// Audio of this recording, with what is wrong with it.
+    pub fn judged(&self, audio: Audio) -> Audio {
+        let mut audio = audio.compared_with(self.told_ms());
+        if self.order().is_none_or(Order::may_begin_again) {
+            // It has parts, and not all of them may have been told of yet.
+            audio.findings.retain(|finding| *finding != Finding::LongerThanTold);
+        }
+        audio
+    }
+
+    /// The digest of the audio that is out of reach of harm, as far as it was written down.
+    fn safe_sha256(&self) -> Option<&str> {
+        fn uploaded(what: &What) -> Option<&str> {
+            match what {
+                What::Uploaded { sha256, .. } => sha256.as_deref(),
+                _ => None,
+            }
+        }
+        let delivered = self.delivery().and_then(|delivery| delivery.sha256.as_deref());
+        let held = || self.held().map(|holding| holding.digests.sha256.as_str());
+        delivered.or_else(|| self.first(uploaded)).or_else(held)
     }
 
     /// The audio's copy in the hold, while it is there.
@@ -323,7 +358,7 @@ impl Entry {
                 Destination::Url => Outcome::Delivered,
                 _ => Outcome::Stored,
             };
-            let suspect = self.audio().is_some_and(Audio::is_suspect);
+            let suspect = self.judged_audio().is_some_and(|audio| audio.is_suspect());
             return Some((outcome, if suspect { Cause::SuspectAudio } else { Cause::Complete }));
         }
         let heard_of = self.has(|what| matches!(what, What::Started(_) | What::Ended(_)));
@@ -393,6 +428,13 @@ impl Entry {
             None if self.started().is_some() => "recording",
             None => "asked",
         }
+    }
+}
+
+fn collected(what: &What) -> Option<&Audio> {
+    match what {
+        What::Collected(audio) => Some(audio),
+        _ => None,
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Desk {
 impl Desk {
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         let couch = Couch::new(&config.couchdb).context("the HTTP client cannot be built")?;
-        let (clock, tasks, stop) = (Clock::system(), TaskTracker::new(), CancellationToken::new());
+        let (clock, tasks, stop) = (super::clock(), TaskTracker::new(), CancellationToken::new());
         let policy = Policy {
             worker: format!("operator@{}", config.kazoo.host),
             ..Policy::of(config)

@@ -1,7 +1,6 @@
 //! `kz-record-call run`: the worker, from start to drain.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -9,7 +8,6 @@ use tracing::{error, warn};
 
 use crate::admin::Instruments;
 use crate::config::Config;
-use crate::kazoo::time::Clock;
 use crate::telemetry::{self, TelemetryError};
 use crate::worker::Worker;
 
@@ -46,7 +44,7 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut signals = Signals::new().context("signals cannot be caught")?;
         let grace = config.flow.drain;
-        let worker = Worker::start(config, clock(), instruments).await?;
+        let worker = Worker::start(config, super::clock(), instruments).await?;
         while signals.next().await == Wanted::Reload {
             worker.reload();
         }
@@ -67,16 +65,6 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
 enum Wanted {
     End,
     Reload,
-}
-
-/// The system's clock. In debug builds a test can put it forward, to stand at the turn of a month.
-fn clock() -> Clock {
-    const VARIABLE: &str = "KZ_RECORD_CALL_TEST_CLOCK_FORWARD_S";
-    let forward = cfg!(debug_assertions).then(|| std::env::var(VARIABLE).ok()).flatten();
-    match forward.and_then(|seconds| seconds.parse().ok()) {
-        Some(seconds) => Clock::put_forward(Duration::from_secs(seconds)),
-        None => Clock::system(),
-    }
 }
 
 struct Signals {

@@ -81,6 +81,11 @@ impl Couch {
         })
     }
 
+    /// Whether the other client is one of this server too.
+    pub fn is_same_server(&self, other: &Self) -> bool {
+        self.url == other.url
+    }
+
     /// A client of another server than the cluster's, with the time-outs, and the prefix, of the cluster's.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::couch::{Couch, CouchError};
 use crate::kazoo::time::Moment;
+use crate::recording::audio::Audio;
 use crate::recording::document::Subject;
 use crate::recording::identity::{Key, MediaId};
 use crate::recording::progress::{Elsewhere, Progress, State, completed, edited};
@@ -58,6 +59,11 @@ impl Placed {
             .and_then(|private| private.get("state"));
         state.and_then(Value::as_str) == Some(State::Complete.name())
     }
+
+    /// Whether other audio of the same recording is there: a part of it that a worker brought, and died before it could say so.
+    pub fn has_other(&self, audio: &Audio) -> bool {
+        self.is_complete() && self.sha256().is_some_and(|sha256| sha256 != audio.digests.sha256)
+    }
 }
 
 /// Tries of an edit that others may be faster at.
@@ -104,7 +110,9 @@ pub async fn create<'a>(
         let Some(document) = couch.get(&database, id.as_str()).await? else {
             return Err(failed.into());
         };
-        if let Some(placed) = Placed::of(id, &database, key, document) {
+        let placed = Placed::of(id, &database, key, document);
+        let has_other = |placed: &Placed| subject.audio.is_some_and(|audio| placed.has_other(audio));
+        if let Some(placed) = placed.filter(|placed| !has_other(placed)) {
             return Ok(placed);
         }
     }

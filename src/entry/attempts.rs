@@ -69,7 +69,15 @@ impl Entry {
 
     /// Whether the audio that passed through our hands last is off its switch for good: that very audio, for the switch may have recorded again.
     pub fn audio_is_safe(&self) -> bool {
-        self.audio().is_some_and(|audio| self.is_safe(&audio.digests))
+        self.last_audio().is_some_and(|audio| self.is_safe(&audio.digests))
+    }
+
+    /// Whether nobody wants its audio, on the switch or anywhere.
+    pub fn is_unwanted(&self) -> bool {
+        matches!(
+            self.outcome(),
+            Some((Outcome::Discarded, Cause::TooShort | Cause::DiscardedByOperator))
+        )
     }
 
     /// Whether audio with these digests is at its destination, or in the hold.

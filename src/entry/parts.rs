@@ -6,7 +6,7 @@
 //! events came alone, nor by their stamps alone: both can deceive.
 
 use crate::kazoo::time::Moment;
-use crate::recording::audio::{Finding, compare_lengths};
+use crate::recording::audio::{Audio, Finding, compare_lengths};
 use crate::recording::ending::Told;
 
 use super::Entry;
@@ -111,6 +111,11 @@ impl Entry {
         told > 0 && !self.has(|what| matches!(what, What::Continued { told: known } if *known >= told))
     }
 
+    /// Whether parts are known that are not in this recording's audio: its file on the switch may be theirs too by now.
+    pub fn goes_on(&self) -> bool {
+        !self.left_over().is_empty()
+    }
+
     /// This recording's continuation: a recording of its own, with what was told of it so far, and how much that is. It goes on by the same rules,
     /// its own continuation included.
     pub fn continuation(&self, now: Moment, by: &str) -> Option<(Self, u32)> {
@@ -151,7 +156,10 @@ impl Entry {
     /// Since when nothing more comes into this recording's audio: it is safe, or there is none.
     fn sealed_at(&self) -> Option<Moment> {
         let safe = self.delivery().is_some() || self.uploaded().is_some() || self.held().is_some();
-        let collected = || self.at_of_last(|what| matches!(what, What::Collected(_)));
+        // Another worker may have had other audio of that name in its hands.
+        let audio = self.audio();
+        let is_it = |known: &Audio| audio.is_some_and(|audio| audio.digests == known.digests);
+        let collected = || self.at_of_last(|what| matches!(what, What::Collected(known) if is_it(known)));
         if safe && let Some(at) = collected() {
             return Some(at);
         }
@@ -164,14 +172,32 @@ impl Entry {
         let Some(sealed) = self.sealed_at() else {
             return parts.len();
         };
-        let mut told = Some(0u64);
+        let mut before = Some(0u64);
         let in_it = parts.iter().take_while(|part| {
-            told = told
-                .zip(part.ended.and_then(|end| end.length_ms))
-                .map(|(told, more)| told + more);
-            part.end_heard.is_some_and(|heard| heard <= sealed) || told.is_some_and(|told| self.is_as_long_as(told))
+            let length = part.ended.and_then(|end| end.length_ms);
+            let reached = before
+                .zip(length)
+                .is_some_and(|(before, length)| self.reaches(before + length / 2));
+            before = before.zip(length).map(|(before, length)| before + length);
+            part.end_heard.is_some_and(|heard| heard <= sealed) || reached || self.is_presumed_over(part, sealed)
         });
         in_it.count().max(1)
+    }
+
+    /// Whether nobody told of this part's end, and it was proved before the audio was brought to safety.
+    fn is_presumed_over(&self, part: &Part<'_>, sealed: Moment) -> bool {
+        let ended = |fact: &Fact| match &fact.what {
+            What::PresumedEnded(told) => fact.at <= sealed && part.begun_at().is_none_or(|begun| told.order() >= begun),
+            _ => false,
+        };
+        part.ended.is_none() && self.facts.iter().any(ended)
+    }
+
+    /// Whether the audio has more than so many milliseconds. Half of a part is asked for: the patience of `is_as_long_as` is longer than a short
+    /// part, and what is taken for a part of it is never looked for again.
+    fn reaches(&self, ms: u64) -> bool {
+        let counted = self.audio().and_then(|audio| audio.duration_ms);
+        counted.is_some_and(|counted| counted > ms)
     }
 
     /// Whether the audio has so many milliseconds, as far as that can be told.
@@ -352,6 +378,61 @@ mod tests {
             Some((Outcome::Stored, Cause::Complete)),
             "its own story is over"
         );
+    }
+
+    #[test]
+    fn a_part_whose_end_was_presumed_is_in_the_audio_too() {
+        let entry = entry(&[
+            (1, start(1)),
+            (11, end(11, 10_000)),
+            (20, start(20)),
+            (90, What::PresumedEnded(told(30, 0))),
+            (91, collected(10_000)),
+            (92, delivered()),
+        ]);
+        assert!(!entry.is_to_be_continued());
+    }
+
+    #[test]
+    fn a_short_part_that_came_after_the_audio_is_not_in_it() {
+        let late = |length_ms| {
+            entry(&[
+                (1, start(1)),
+                (11, end(11, 10_000)),
+                (12, collected(10_000)),
+                (13, delivered()),
+                (14, start(14)),
+                (16, end(16, length_ms)),
+            ])
+        };
+        assert!(late(2000).is_to_be_continued());
+        // All of it was collected, and only its end was told late.
+        let whole = entry(&[
+            (1, start(1)),
+            (11, end(11, 10_000)),
+            (12, collected(11_900)),
+            (13, delivered()),
+            (14, start(11)),
+            (16, end(13, 2000)),
+        ]);
+        assert!(!whole.is_to_be_continued());
+    }
+
+    #[test]
+    fn audio_that_came_to_nothing_seals_nothing() {
+        let entry = entry(&[
+            (1, start(1)),
+            (11, end(11, 10_000)),
+            (12, collected(10_000)),
+            (13, delivered()),
+            (20, start(20)),
+            (25, end(25, 5000)),
+            // Another worker had the next file in hand, and let it be.
+            (26, collected(5_000)),
+        ]);
+        assert_eq!(entry.audio().and_then(|audio| audio.duration_ms), Some(10_000));
+        assert_eq!(entry.told_ms(), Some(10_000));
+        assert!(entry.is_to_be_continued());
     }
 
     #[test]

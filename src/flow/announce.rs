@@ -96,11 +96,14 @@ fn outcome_body(entry: &Entry, outcome: Outcome) -> Value {
         Outcome::Parked => entry.parked(),
         _ => entry.outcome().map(|(_, cause)| cause),
     };
-    let (audio, ended) = (entry.audio(), entry.ended());
+    let (judged, ended) = (entry.judged_audio(), entry.ended());
+    let audio = judged.as_ref();
     let document = entry
         .delivery()
         .map(|delivery| &delivery.document)
         .or(entry.documented());
+    // Another worker may have decided otherwise; what counts is where it is.
+    let delivered = entry.delivery().map(|delivery| delivery.destination);
     let ordered = order.map(|order| order.media_id.as_str());
     json!({
         "Outcome": outcome.name(),
@@ -113,7 +116,7 @@ fn outcome_body(entry: &Entry, outcome: Outcome) -> Value {
         "Continues": order.and_then(|order| order.continues.as_ref()).map(|continues| continues.media_id.as_str()),
         "Part": order.and_then(|order| order.continues.as_ref()).map(|continues| continues.part),
         "Origin": order.map(|order| order.origin.as_str()),
-        "Destination": entry.destination().map(Destination::name),
+        "Destination": delivered.or(entry.destination()).map(Destination::name),
         "Database": document.map(|document| names::encoded(&document.database)),
         "Rev": document.map(|document| document.rev.as_str()),
         "Size": audio.map(|audio| audio.size),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
 use crate::amqp::PublishError;
 use crate::entry::Entry;
@@ -80,12 +81,47 @@ impl Parts {
         let trigger = order.command.as_ref().map_or(Trigger::Now, |command| command.trigger);
         let call_id = self.replaced.current(&order.call_id);
         match self.send_start(order, &call_id, trigger).await {
-            Ok(()) => Some(Input::Fact(What::Commanded)),
+            Ok(()) => {
+                self.delayed(entry, &call_id).await;
+                Some(Input::Fact(What::Commanded))
+            }
             Err(error) if error.is_unroutable() => Some(Input::Fact(What::CommandLost { why: error.to_string() })),
             Err(_) => {
                 self.rest().await?;
                 Some(Input::Due)
             }
+        }
+    }
+
+    /// A delayed start never fires on a channel that is answered, or bridged, already: then a plain start with the same name and id follows. The
+    /// switch ignores the second of the two.
+    pub(super) async fn start_if_so_already(&self, order: &Order, call_id: &str) {
+        let Some(state) = self.channel_state(call_id).await else {
+            return;
+        };
+        // Meanwhile it may have begun after all, and be over already, or be unwanted: then this start would begin another recording.
+        let waits = |entry: Entry| !has_begun(&entry) && entry.stop_asked_at().is_none();
+        if !self.registry.entry(order.key).is_some_and(waits) {
+            return;
+        }
+        let so = match order.command.as_ref().map(|command| command.trigger) {
+            Some(Trigger::Answer) => state.answered,
+            Some(Trigger::Bridge) => state.answered && state.other_leg_call_id.is_some(),
+            _ => false,
+        };
+        if so && let Err(error) = self.send_start(order, call_id, Trigger::Now).await {
+            warn!(call_id, %error, "the call is answered already, and the plain start was not delivered");
+        }
+    }
+
+    /// The same for an order that somebody else's hands left: whoever commanded it may not have come so far.
+    async fn delayed(&self, entry: &Entry, call_id: &str) {
+        let delayed = |order: &&Order| order.command.as_ref().is_some_and(|c| c.trigger != Trigger::Now);
+        if let Some(order) = entry.order().filter(delayed)
+            && !has_begun(entry)
+        {
+            self.registry.remember(entry);
+            self.start_if_so_already(order, call_id).await;
         }
     }
 
@@ -128,8 +164,13 @@ impl Parts {
         legs.dedup();
         for leg in legs {
             match self.is_alive(&leg).await {
-                Some(true) | None => return Some(Input::Fact(What::ChannelSeen { n, alive: true })),
                 Some(false) => {}
+                seen => {
+                    if seen.is_some() && entry.is_commanded() {
+                        self.delayed(entry, &leg).await;
+                    }
+                    return Some(Input::Fact(What::ChannelSeen { n, alive: true }));
+                }
             }
         }
         Some(Input::Fact(What::ChannelSeen { n, alive: false }))
@@ -174,4 +215,9 @@ impl Parts {
         }
         None
     }
+}
+
+/// Whether the switch told of it at all: its start may have been lost on the way.
+fn has_begun(entry: &Entry) -> bool {
+    entry.started().is_some() || entry.ended().is_some()
 }

@@ -84,10 +84,7 @@ impl Parts {
         let progress = complete(&audio, attempt);
         match &way.by {
             By::Database { couch, create } => {
-                let mut ids = ids(order);
-                // Other audio of the same recording is there already: neither is given up.
-                let other = order.key.of_audio(&audio.digests.sha256);
-                ids.push(MediaId::derived(other, order.asked_at));
+                let ids = ids_with_other(order, &audio);
                 let job = bigcouch::Job {
                     audio: &audio,
                     source: &source,
@@ -127,7 +124,8 @@ impl Parts {
                     length: audio.size,
                     content_type: order.format.content_type(),
                     method: order.method,
-                    key: order.media_id.as_str(),
+                    // Never that of a recording which was first with an id that both were to have.
+                    key: placed.id.as_str(),
                 };
                 let sent = self.users.send(&target, &upload).await?;
                 Ok(What::Uploaded {
@@ -217,10 +215,11 @@ impl Parts {
         let order = order(case)?;
         if let Some(known) = case.entry.documented()
             && let Some(placed) = pending::find(couch, &known.database, &known.id, order.key).await?
+            && !placed.has_other(audio)
         {
             return Ok(placed);
         }
-        let ids = ids(order);
+        let ids = ids_with_other(order, audio);
         let progress = Progress {
             state: State::Pending,
             attempts: 0,
@@ -229,7 +228,8 @@ impl Parts {
         let subject = self.subject(case, destination, audio)?;
         let created = pending::create(couch, &ids, &subject, &progress).await;
         match created {
-            Err(DeliveryError::NoDatabase(database)) if destination == Destination::Url => {
+            // Of another server's databases nobody here knows who makes them.
+            Err(DeliveryError::NoDatabase(database)) if couch.is_same_server(&self.couch) => {
                 self.create_missing(case, &database).await?;
                 pending::create(couch, &ids, &subject, &progress).await
             }
@@ -240,7 +240,8 @@ impl Parts {
     /// The audio, and where it can be read: the upload in hand, else the hold.
     fn audio(&self, case: &Case, hand: Option<&InHand>) -> Result<(Audio, Source), DeliveryError> {
         if let Some(hand) = hand {
-            return Ok((hand.upload.audio.clone(), Source::spooled(hand.upload.file.clone())));
+            let audio = case.entry.judged(hand.upload.audio.clone());
+            return Ok((audio, Source::spooled(hand.upload.file.clone())));
         }
         let nowhere = || DeliveryError::Source(Arc::from("the audio is neither in hand nor in the hold"));
         let holding = case.entry.held().ok_or_else(nowhere)?;
@@ -318,10 +319,10 @@ fn order(case: &Case) -> Result<&Order, DeliveryError> {
 /// The audio as it last passed through our hands.
 fn seen(case: &Case) -> Result<Audio, DeliveryError> {
     let held = case.entry.held();
-    let audio = case.entry.audio();
-    let same = |audio: &&Audio| held.is_none_or(|held| held.digests == audio.digests);
+    let audio = case.entry.judged_audio();
+    let same = |audio: &Audio| held.is_none_or(|held| held.digests == audio.digests);
     if let Some(audio) = audio.filter(same) {
-        return Ok(audio.clone());
+        return Ok(audio);
     }
     let unseen = || DeliveryError::Source(Arc::from("the audio was never here"));
     held.map(|holding| Audio {
@@ -377,6 +378,14 @@ fn failures_there(case: &Case, at: Destination) -> u32 {
         )
     });
     u32::try_from(there.count()).unwrap_or(u32::MAX)
+}
+
+/// As `ids`, and the one for when other audio of the same recording is there already: neither is given up.
+fn ids_with_other(order: &Order, audio: &Audio) -> Vec<MediaId> {
+    let mut ids = ids(order);
+    let other = order.key.of_audio(&audio.digests.sha256);
+    ids.push(MediaId::derived(other, order.asked_at));
+    ids
 }
 
 /// The ids that the document may have, in order: the ordered one, then the derived one.

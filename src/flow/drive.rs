@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
-use crate::entry::fact::What;
+use crate::entry::fact::{Announcement, Destination, What};
 use crate::ingest::Answer;
-use crate::ledger::Lease;
+use crate::ledger::{Lease, address};
+use crate::recording::audio::Audio;
+use crate::recording::ending::Told;
 use crate::telemetry::events::{RecordingClosed, RecordingParked, RecordingsInHand, StopUnconfirmed};
 use crate::telemetry::trace::{self, Stage, Trace};
 
@@ -78,11 +80,33 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) {
                 }
             }
             Some(effect) => {
+                if driver.is_bad_news(&effect) {
+                    match driver.learn().await {
+                        Some(news) if news.first() != Some(&effect) => {
+                            effects = news;
+                            continue;
+                        }
+                        Some(_) => {}
+                        None => {
+                            driver.give_back().await;
+                            return;
+                        }
+                    }
+                }
+                let end = driver.end();
+                let lets_go = effect == Effect::Answer(Answer::Release);
                 let input = match driver.safe(effect).await {
+                    Some(_) if lets_go && driver.heard(&mut mailbox).await => {
+                        effects = driver.step(Input::Due).await;
+                        continue;
+                    }
                     Some(effect) => driver.perform(effect, &mut hand).await,
                     None => None,
                 };
                 match input {
+                    Some(Input::Received(audio)) => {
+                        effects = driver.receive(audio, end, &mut mailbox, &mut hand).await;
+                    }
                     Some(input) => effects = driver.step(input).await,
                     None => {
                         driver.give_back().await;
@@ -96,6 +120,9 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) {
 
 /// How long the ledger has before the switch is told to keep its file.
 const NO_RETURN: Duration = Duration::from_secs(5);
+
+/// How long the ledger has to tell what other workers know.
+const KNOWLEDGE: Duration = Duration::from_secs(2);
 
 struct Driver<'a> {
     parts: &'a Parts,
@@ -130,6 +157,75 @@ impl Driver<'_> {
         effects
     }
 
+    /// Whether it says that audio is not where it belongs, or that there must be more of it. Another worker may have brought it there, and this one
+    /// not heard of it.
+    fn is_bad_news(&self, effect: &Effect) -> bool {
+        match effect {
+            Effect::Announce(Announcement::Outcome(_)) => self.case.entry.delivery().is_none(),
+            Effect::Continue => true,
+            _ => false,
+        }
+    }
+
+    /// Takes in what the ledger knows. `None`: the worker is going down.
+    async fn learn(&mut self) -> Option<Vec<Effect>> {
+        loop {
+            if let Some(effects) = self.learn_now().await {
+                return Some(effects);
+            }
+            self.parts.rest().await?;
+        }
+    }
+
+    /// The same, if the ledger tells it now.
+    async fn learn_now(&mut self) -> Option<Vec<Effect>> {
+        let address = address(&self.case.entry);
+        let known = tokio::time::timeout(KNOWLEDGE, self.parts.ledger.load(&address));
+        let input = match known.await.ok()?.ok()? {
+            Some(record) => Input::Known(Box::new(record.entry)),
+            None => Input::Due,
+        };
+        Some(self.step(input).await)
+    }
+
+    /// The end that is known now, by its place among the events.
+    fn end(&self) -> Option<i64> {
+        self.case.entry.ended().map(Told::order)
+    }
+
+    /// Takes in what others learnt meanwhile; whether there was something.
+    async fn heard(&mut self, mailbox: &mut Mailbox) -> bool {
+        let mut heard = false;
+        while let Some(input) = mailbox.take_next() {
+            self.step(input).await;
+            heard = true;
+        }
+        heard
+    }
+
+    /// Takes in an upload that was asked for when this `end` was known. What the switch recorded into the file since then is perhaps not in
+    /// it: then the file is left there, and asked for again.
+    async fn receive(
+        &mut self,
+        audio: Audio,
+        end: Option<i64>,
+        mailbox: &mut Mailbox,
+        hand: &mut Option<InHand>,
+    ) -> Vec<Effect> {
+        self.heard(mailbox).await;
+        if audio.disagrees() {
+            // Perhaps others were told of a part of it.
+            self.learn_now().await;
+        }
+        if self.end() == end {
+            return self.step(Input::Received(audio)).await;
+        }
+        if let Some(held) = hand.take() {
+            held.upload.answer(Answer::Keep);
+        }
+        self.step(Input::Due).await
+    }
+
     /// Performs `effect`; while that takes its time, others are told that the recording is in hand.
     async fn perform(&self, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
         let parts = self.parts;
@@ -150,15 +246,25 @@ impl Driver<'_> {
     /// before; where a look at the destination tells it too, nobody waits. `None`: the worker is going down.
     async fn safe(&self, effect: Effect) -> Option<Effect> {
         let entry = &self.case.entry;
+        // A third party may be taken away, and then nobody can look there; and of a name that is recorded under again, at every bridge, the next
+        // worker must know what was let go.
+        let once = || entry.order().is_some_and(|order| !order.may_begin_again());
         let plain = entry
             .delivery()
-            .is_some_and(|delivery| !delivery.destination.documents_first());
-        let lets_go = matches!(effect, Effect::Answer(Answer::Release) | Effect::Tidy { .. });
+            .is_some_and(|delivery| delivery.destination == Destination::Account && once());
+        let elsewhere = entry
+            .delivery()
+            .is_some_and(|delivery| delivery.destination == Destination::ThirdParty);
+        let lets_go = match effect {
+            Effect::Answer(Answer::Release) | Effect::Tidy { .. } => true,
+            Effect::Announce(Announcement::Outcome(_)) => elsewhere,
+            _ => false,
+        };
         if !lets_go || plain {
             return Some(effect);
         }
         let receipt = self.parts.ledger.note(entry, self.lease.clone(), Duration::ZERO).await;
-        if let Effect::Tidy { .. } = effect {
+        if let Effect::Tidy { .. } | Effect::Announce(_) = effect {
             // Nobody waits for that.
             let durable = tokio::select! {
                 durable = receipt.durable() => durable,

@@ -53,13 +53,21 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
         // At once, for somebody here may be about to let the switch's file go.
         notices::tell_hands(parts, order.key, &what);
     }
-    let entry = known(parts, order).await;
-    let trace = drive::trace_of(&entry);
-    trace::within(Stage::Recording, trace, take_in(parts, delivery, &event, entry, what)).await;
+    let known = known(parts, order).await;
+    let trace = drive::trace_of(&known.entry);
+    trace::within(Stage::Recording, trace, take_in(parts, delivery, &event, known, what)).await;
+}
+
+/// What is known of a recording beside what it carried.
+struct Known {
+    entry: Entry,
+    /// Whether that is enough to act on at once; else the sweep does, when the ledger tells.
+    surely: bool,
 }
 
 /// Adds what was told to what is known, and acknowledges when that is written.
-async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, mut entry: Entry, what: What) {
+async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, known: Known, what: What) {
+    let Known { mut entry, surely } = known;
     emit(event, &entry);
     let fact = Fact {
         at: parts.now(),
@@ -71,7 +79,7 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, mu
     let again = entry.add(fact.clone()) && !ended && known;
     parts.registry.remember(&entry);
     // Lingers: a short recording's whole story becomes one write.
-    let lease = ended.then(|| parts.ledger.lease(parts.config.ledger.lease));
+    let lease = (ended && surely).then(|| parts.ledger.lease(parts.config.ledger.lease));
     let receipt = parts.ledger.note(&entry, lease, parts.config.ledger.linger).await;
     if !entry.is_open() {
         parts.registry.close(entry.key);
@@ -87,7 +95,10 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, mu
         // Whoever is about to let the switch's file go must know that it is being written again.
         notices::began_again(parts, entry.key, &fact);
     }
-    if ended || entry.stop_asked_at().is_some() || entry.is_to_be_continued() {
+    if !surely {
+        // Whoever has it in hand is told all the same.
+        let _ = parts.hands.tell(entry.key, Input::Fact(what));
+    } else if ended || entry.stop_asked_at().is_some() || entry.is_to_be_continued() {
         drive::go_on(parts, entry, Input::Fact(what));
     }
     settle(parts, delivery, receipt).await;
@@ -126,25 +137,36 @@ fn mask(parts: &Arc<Parts>, entry: &Entry) {
     });
 }
 
-/// What is known of the recording beside what it carried: this worker's memory, else the ledger.
-async fn known(parts: &Parts, order: Order) -> Entry {
-    let remembered = parts.registry.entry(order.key);
-    let known = match remembered.filter(|entry| entry.order().is_some()) {
-        Some(entry) => entry,
+/// This worker's memory, else the ledger.
+async fn known(parts: &Parts, order: Order) -> Known {
+    let remembered = parts.registry.entry(order.key).filter(|entry| entry.order().is_some());
+    let (entry, surely) = match remembered {
+        // Another worker may have met another part of it, and this one's memory be of the part before.
+        Some(entry) if entry.order().is_some_and(Order::may_begin_again) => told_by_ledger(parts, entry).await,
+        Some(entry) => (entry, true),
         None => told_by_ledger(parts, Entry::of_order(order, &parts.policy.worker)).await,
     };
-    parts.registry.complete(known)
+    Known {
+        entry: parts.registry.complete(entry),
+        surely,
+    }
 }
 
-/// `entry`, with what the ledger knows of it in time.
-async fn told_by_ledger(parts: &Parts, entry: Entry) -> Entry {
+fn is_carried(entry: &Entry) -> bool {
+    entry.order().is_some_and(|order| order.command.is_none())
+}
+
+/// `entry`, with what the ledger knows of it in time, and whether it told.
+async fn told_by_ledger(parts: &Parts, entry: Entry) -> (Entry, bool) {
     if !parts.ledger.is_up() {
-        return entry;
+        return (entry, false);
     }
     match tokio::time::timeout(KNOWLEDGE, parts.ledger.load(&address(&entry))).await {
-        Ok(Ok(Some(record))) if record.entry.order().is_some() => record.entry,
-        Ok(Ok(Some(record))) => record.entry.merge(entry),
-        _ => entry,
+        // What the recording carried is a part of what its action said.
+        Ok(Ok(Some(record))) if record.entry.order().is_some() && is_carried(&entry) => (record.entry, true),
+        Ok(Ok(Some(record))) => (record.entry.merge(entry), true),
+        Ok(Ok(None)) => (entry, true),
+        _ => (entry, false),
     }
 }
 

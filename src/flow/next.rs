@@ -48,6 +48,8 @@ pub enum Input {
     Answered(Answer),
     /// The hold did not take the audio in hand.
     NotHeld,
+    /// What the ledger knows of it, of other workers too.
+    Known(Box<Entry>),
     /// Time has passed.
     Due,
     /// Events may have been missed: the channel is to be looked for now.
@@ -182,7 +184,7 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
         }
         Input::Received(audio) => {
             case.hand = Hand::Holding;
-            What::Collected(audio)
+            What::Collected(case.entry.judged(audio))
         }
         Input::Answered(answer) => {
             case.hand = Hand::Empty;
@@ -201,6 +203,10 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
                 until: now.plus(policy.hold_pause),
                 why: "the hold does not take the audio".into(),
             }
+        }
+        Input::Known(known) => {
+            case.entry = case.entry.clone().merge(*known);
+            return;
         }
         Input::Due | Input::Doubt => return,
     };

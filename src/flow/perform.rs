@@ -165,10 +165,20 @@ impl Parts {
             Effect::Unhold => Some(self.take_out_of_hold(case).await),
             Effect::Answer(answer) => {
                 if let Some(held) = hand.take() {
+                    // The point of no return: this very audio must be safe, whatever else is known of the recording.
+                    let entry = &case.entry;
+                    let answer = match entry.is_safe(&held.upload.audio.digests) || entry.is_unwanted() {
+                        true => answer,
+                        false => Answer::Keep,
+                    };
                     if answer == Answer::Release {
                         self.ingest.remember_safe(case.entry.key, &held.upload.audio.digests);
                     }
-                    held.upload.answer(answer);
+                    if !held.upload.answer(answer) {
+                        // The switch has given up, or was told to keep its file: that is safe, and is asked for once more to be let go.
+                        return Some(Input::Answered(Answer::Keep));
+                    }
+                    return Some(Input::Answered(answer));
                 }
                 Some(Input::Answered(answer))
             }

@@ -225,7 +225,7 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     } else if trigger != Trigger::Now {
         let (parts, order, call_id) = (Arc::clone(parts), order.clone(), action.call_id.clone());
         parts.tasks.clone().spawn(trace::carried(async move {
-            start_if_so_already(&parts, &order, &call_id).await
+            parts.start_if_so_already(&order, &call_id).await
         }));
     }
     answered && durable
@@ -255,27 +255,6 @@ async fn start_in_doubt(parts: &Arc<Parts>, entry: Entry) -> bool {
     // Uncommanded as it is, its call is looked for first.
     drive::go_on(parts, entry, Input::Due);
     durable
-}
-
-/// A delayed start never fires on a channel that is answered, or bridged, already: then a plain start with the same name and id follows. The
-/// switch ignores the second of the two.
-async fn start_if_so_already(parts: &Parts, order: &Order, call_id: &str) {
-    let Some(state) = parts.channel_state(call_id).await else {
-        return;
-    };
-    // Meanwhile it may have begun after all, and be over already, or be unwanted: then this start would begin another recording.
-    let waits = |entry: Entry| entry.started().is_none() && entry.stop_asked_at().is_none();
-    if !parts.registry.entry(order.key).is_some_and(waits) {
-        return;
-    }
-    let so = match order.command.as_ref().map(|command| command.trigger) {
-        Some(Trigger::Answer) => state.answered,
-        Some(Trigger::Bridge) => state.answered && state.other_leg_call_id.is_some(),
-        _ => false,
-    };
-    if so && let Err(error) = parts.send_start(order, call_id, Trigger::Now).await {
-        warn!(call_id, %error, "the call is answered already, and the plain start was not delivered");
-    }
 }
 
 async fn accept(parts: &Parts, to: &ReplyTo) {

@@ -197,8 +197,10 @@ impl Ingest {
             }
         };
         let (bytes, digests) = (audio.size, audio.digests.clone());
+        // Before anybody can answer.
+        let answered = slot.answered(digests);
         let first = slot.hand_over(audio, file);
-        let answered = tokio::time::timeout(inner.config.delivery_timeout, slot.answered(&digests)).await;
+        let answered = tokio::time::timeout(inner.config.delivery_timeout, answered).await;
         drop(receiving);
         let outcome = match answered {
             Ok(Answer::Release) => Outcome {

@@ -44,9 +44,10 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// Answers the switch. An upload that is dropped unanswered keeps the file.
-    pub fn answer(self, answer: Answer) {
-        self.slot.answer(answer, &self.audio.digests);
+    /// Answers the switch; `false` when it was told before that its file stays, because this took too long. An upload that is dropped unanswered
+    /// keeps the file.
+    pub fn answer(self, answer: Answer) -> bool {
+        self.slot.answer(answer, &self.audio.digests)
     }
 }
 
@@ -202,30 +203,30 @@ impl Slot {
         }
     }
 
-    /// The answer to an upload with these digests, once there is one.
-    pub async fn answered(&self, digests: &Digests) -> Answer {
+    /// The answer to an upload with these digests, once there is one. From now on it is awaited.
+    pub fn answered(&self, digests: Digests) -> impl Future<Output = Answer> + use<> {
         let mut answer = self.answer.subscribe();
-        let answered = answer
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|answer| answer.clone());
-        match answered {
-            // A second upload of the same file, and not of one that has grown meanwhile.
-            Some((Answer::Release, safe)) if safe == *digests => Answer::Release,
-            _ => Answer::Keep,
+        async move {
+            let answered = answer.wait_for(Option::is_some).await.ok();
+            match answered.as_deref() {
+                // A second upload of the same file, and not of one that has grown meanwhile.
+                Some(Some((Answer::Release, safe))) if *safe == digests => Answer::Release,
+                _ => Answer::Keep,
+            }
         }
     }
 
-    /// The first answer counts.
-    fn answer(&self, answer: Answer, digests: &Digests) {
-        self.answer.send_if_modified(|present| {
+    /// The first answer counts. Whether somebody still waits for it.
+    fn answer(&self, answer: Answer, digests: &Digests) -> bool {
+        let awaited = self.answer.receiver_count() > 0;
+        let first = self.answer.send_if_modified(|present| {
             let first = present.is_none();
             if first {
                 *present = Some((answer, digests.clone()));
             }
             first
         });
+        first && awaited
     }
 }
 

@@ -23,6 +23,23 @@ impl Audio {
     pub fn is_suspect(&self) -> bool {
         !self.findings.is_empty()
     }
+
+    /// Whether it is much longer, or shorter, than the switch told, as far as was known when it arrived.
+    pub fn disagrees(&self) -> bool {
+        self.findings.iter().copied().any(Finding::is_of_length)
+    }
+
+    /// The same audio, its length compared with what is told of it by now.
+    #[must_use]
+    pub fn compared_with(mut self, told_ms: Option<u64>) -> Self {
+        self.findings.retain(|finding| !finding.is_of_length());
+        let compared = self
+            .duration_ms
+            .zip(told_ms)
+            .and_then(|(counted, told)| compare_lengths(counted, told));
+        self.findings.extend(compared);
+        self
+    }
 }
 
 /// Something wrong with a file of audio. It is kept all the same, and told: in the document, the event, a metric and the log.
@@ -52,6 +69,10 @@ impl Finding {
         Self::ShorterThanTold,
         Self::LongerThanTold,
     ];
+
+    const fn is_of_length(self) -> bool {
+        matches!(self, Self::ShorterThanTold | Self::LongerThanTold)
+    }
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -88,5 +109,23 @@ mod tests {
         assert_eq!(compare_lengths(40_000, 61_020), Some(Finding::ShorterThanTold));
         assert_eq!(compare_lengths(90_000, 61_020), Some(Finding::LongerThanTold));
         assert_eq!(compare_lengths(0, 1500), None);
+    }
+
+    #[test]
+    fn a_length_is_compared_with_what_is_told_by_now() {
+        let audio = Audio {
+            size: 1,
+            digests: Digests {
+                md5: "0".into(),
+                sha256: "0".into(),
+            },
+            duration_ms: Some(24_345),
+            findings: vec![Finding::Truncated, Finding::LongerThanTold],
+        };
+        assert!(audio.disagrees());
+        let known = audio.clone().compared_with(Some(24_346));
+        assert_eq!(known.findings, [Finding::Truncated]);
+        assert_eq!(audio.clone().compared_with(Some(4_441)).findings, audio.findings);
+        assert!(!audio.compared_with(None).disagrees());
     }
 }

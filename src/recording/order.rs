@@ -121,6 +121,12 @@ impl Order {
         })
     }
 
+    /// Whether the switch may begin it again by itself, as far as is known: at every bridge that comes.
+    pub fn may_begin_again(&self) -> bool {
+        let at_bridge = |command: &Command| command.trigger == Trigger::Bridge;
+        self.command.as_ref().is_none_or(at_bridge)
+    }
+
     /// The start command as it is sent, for the call's id as it is now and whenever it is to take effect; `None` when the order came back from
     /// the switch.
     pub fn command(&self, sender: &Sender, call_id: &str, trigger: Trigger) -> Option<Outgoing> {

@@ -29,7 +29,9 @@ mod ledger;
 mod main_job;
 mod places;
 mod settings;
+mod several;
 mod sizes;
+#[allow(dead_code, unused_imports)] // the chaos uses more of it
 mod support;
 mod tls;
 mod told;
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         places::TESTS,
         sizes::TESTS,
         killed::TESTS,
+        several::TESTS,
         turns::TESTS,
         tls::TESTS,
         check::TESTS,

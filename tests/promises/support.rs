@@ -16,7 +16,7 @@ mod worker;
 mod world;
 
 pub use proxy::{Mode, Proxy};
-pub use services::{Broker, Services};
+pub use services::{Broker, Services, couch};
 pub use worker::Worker;
 pub use world::World;
 

@@ -78,6 +78,9 @@ async fn a_stop_of_somebody_elses_recording_uses_the_name_that_the_call_carries(
     options.ccvs.insert("Media-Name".into(), json!("somebody-elses.mp3"));
     let call = world.kazoo.new_call(options);
     act(&call, json!({"action": "stop"})).await?;
+    // The observer's queue may be behind the flow's.
+    let stop = |m: &Observed| m.header("Application-Name") == "record_call" && m.header("Record-Action") == "stop";
+    world.kazoo.tap().wait(stop, SOON).await?;
     let stops = commands(&world, "stop");
     ensure!(
         stops.len() == 1 && stops[0].header("Media-Name") == "somebody-elses.mp3",

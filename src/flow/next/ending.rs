@@ -32,7 +32,7 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
     let told_short = min_ms > 0 && entry.told_ms().is_some_and(|ms| ms < min_ms);
     if min_ms > 0 && case.hand == Hand::Holding {
         // The length that the switch told is a channel's variable and may be another recording's: the audio decides.
-        let counted = entry.audio().and_then(|audio| audio.duration_ms);
+        let counted = entry.last_audio().and_then(|audio| audio.duration_ms);
         if counted.map_or(told_short, |ms| ms < min_ms) {
             return conclude(Outcome::Discarded, Cause::TooShort);
         }
@@ -160,7 +160,8 @@ pub(super) fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
 
 /// What the switch is told of the audio in hand.
 fn answer(entry: &Entry) -> Answer {
-    if entry.audio_is_safe() {
+    // What began again while this upload was under way is in the same file.
+    if entry.audio_is_safe() && !entry.goes_on() {
         Answer::Release
     } else {
         Answer::Keep
@@ -193,11 +194,12 @@ pub(super) fn settle(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     let mut effects = Vec::new();
     if case.hand != Hand::Empty {
         // The switch first: it holds a thread, and a call's file on a disk that fills, until it is answered.
-        let unwanted = matches!(
-            entry.outcome(),
-            Some((Outcome::Discarded, Cause::TooShort | Cause::DiscardedByOperator))
-        );
-        effects.push(Effect::Answer(if unwanted { Answer::Release } else { answer(entry) }));
+        let answer = if entry.is_unwanted() {
+            Answer::Release
+        } else {
+            answer(entry)
+        };
+        effects.push(Effect::Answer(answer));
     }
     effects.extend(entry.open_announcements().map(Effect::Announce));
     let mut later = Vec::new();
@@ -208,7 +210,11 @@ pub(super) fn settle(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     if entry.is_to_be_continued() {
         now_or_later(Effect::Continue);
     }
-    if let Some(cause) = entry.parked().filter(|_| entry.is_unmarked()) {
+    // A document that another worker completed meanwhile is not marked as resting.
+    let rests = entry
+        .parked()
+        .filter(|_| entry.outcome().is_none() && entry.is_unmarked());
+    if let Some(cause) = rests {
         let n = entry.next_number("parked") - 1;
         now_or_later(Effect::Mark { n, cause });
     }

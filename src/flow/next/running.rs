@@ -15,13 +15,13 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
             return conclude(Outcome::Failed, cause);
         }
         if let (Some(probe), Some((node, path))) = (entry.probes().next(), super::guess(entry)) {
-            // It does record, and only the event that would have told so is lost.
-            return Some(What::Started(Box::new(Told::presumed(
-                &entry.call_id,
-                probe.0,
-                node,
-                path,
-            ))));
+            // It does record, and only the event that would have told so is lost. Not since the probe: its end may be on the way, and would then
+            // be that of a part before.
+            let since = entry.facts().iter().find(|fact| fact.what == What::Commanded);
+            let at = since
+                .filter(|_| trigger(entry) == Trigger::Now)
+                .map_or(probe.0, |fact| fact.at);
+            return Some(What::Started(Box::new(Told::presumed(&entry.call_id, at, node, path))));
         }
         let overdue = entry.is_commanded() && confirm_by(entry, policy).is_some_and(|by| by <= now);
         let gone = gone_for_good(entry, policy);
@@ -64,8 +64,11 @@ pub(super) fn to_do(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> 
             if order.command.is_none() {
                 return Vec::new();
             }
+            // One that is to be stopped already is not begun any more: perhaps it was begun and stopped, and nobody told so yet.
+            let wanted = entry.stop_asked_at().is_none();
             return match looked {
-                Some((at, true)) if now.since(at) <= policy.start_timeout => vec![Effect::Command],
+                Some((at, true)) if wanted && now.since(at) <= policy.start_timeout => vec![Effect::Command],
+                Some((at, true)) if !wanted => wait_or(at.plus(policy.check_interval), now, look),
                 Some((at, false)) => wait_or(at.plus(policy.grace), now, look),
                 _ => look(),
             };

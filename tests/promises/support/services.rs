@@ -15,7 +15,7 @@ const WIDTH: usize = 4;
 
 /// A RabbitMQ in a container.
 pub struct Broker {
-    container: ContainerAsync<GenericImage>,
+    pub container: ContainerAsync<GenericImage>,
     pub port: u16,
 }
 

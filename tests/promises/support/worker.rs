@@ -118,6 +118,11 @@ impl Worker {
             .await?)
     }
 
+    /// Its process id.
+    pub fn id(&self) -> anyhow::Result<u32> {
+        self.child.id().context("it runs no more")
+    }
+
     /// SIGKILL: nothing of it is finished.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill().await.context("killing the worker")
@@ -126,6 +131,16 @@ impl Worker {
     /// Waits until it has ended by itself.
     pub async fn exited(&mut self) -> anyhow::Result<std::process::ExitStatus> {
         Ok(self.child.wait().await?)
+    }
+
+    /// SIGSTOP: it stands still, and nobody is told.
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        self.signal(Signal::CONT)
     }
 
     /// SIGHUP.
@@ -153,7 +168,7 @@ impl Worker {
 
     /// The most memory that it ever had, in KiB.
     pub fn peak_memory(&self) -> anyhow::Result<u64> {
-        let id = self.child.id().context("it runs no more")?;
+        let id = self.id()?;
         let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let number = line.and_then(|line| line.split_whitespace().next());

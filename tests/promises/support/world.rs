@@ -80,28 +80,29 @@ impl<'a> World<'a> {
         Ok((proxy, ("AMQP__URI", uri.to_string())))
     }
 
-    /// The ledger's document of a recording of this call; the newest, if there are several.
-    pub async fn entry(&self, call_id: &str) -> anyhow::Result<Option<Value>> {
-        let mut newest: Option<Value> = None;
-        let all: Vec<String> = reqwest::get(format!("{}/_all_dbs", self.couch_url))
-            .await?
-            .json()
-            .await?;
-        let months = all.iter().filter_map(|name| name.strip_prefix(&self.prefix));
-        for month in months.filter(|name| name.starts_with("kz_record_call-")) {
+    /// The ledger's documents.
+    pub async fn entries(&self) -> anyhow::Result<Vec<Value>> {
+        let mut entries = Vec::new();
+        for name in self.databases().await? {
+            let month = name.strip_prefix(&self.prefix).unwrap_or_default();
+            if !month.starts_with("kz_record_call-") {
+                continue;
+            }
             for id in self.couch.ids(month).await? {
-                let Some(document) = self.couch.get(month, &id).await? else {
-                    continue;
-                };
-                let later = newest
-                    .as_ref()
-                    .is_none_or(|n| n["asked_at"].as_i64() < document["asked_at"].as_i64());
-                if document["call_id"] == call_id && later {
-                    newest = Some(document);
-                }
+                entries.extend(self.couch.get(month, &id).await?);
             }
         }
-        Ok(newest)
+        Ok(entries)
+    }
+
+    /// The ledger's document of a recording of this call; the newest, if there are several.
+    pub async fn entry(&self, call_id: &str) -> anyhow::Result<Option<Value>> {
+        let of_call = self
+            .entries()
+            .await?
+            .into_iter()
+            .filter(|entry| entry["call_id"] == call_id);
+        Ok(of_call.max_by_key(|entry| entry["asked_at"].as_i64()))
     }
 
     /// Waits until the ledger says that the newest recording of the call is in this state.

@@ -153,6 +153,11 @@ impl Couch {
         })
     }
 
+    /// A database's name as it stands in a URL, prefix included.
+    pub fn full_name(&self, database: &str) -> String {
+        format!("{}{database}", self.prefix).replace('/', "%2F")
+    }
+
     /// `path` is encoded by the caller where it needs to be; the database's slashes are encoded here.
     async fn request(
         &self,
@@ -161,7 +166,7 @@ impl Couch {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<Response> {
-        let database = format!("{}{database}", self.prefix).replace('/', "%2F");
+        let database = self.full_name(database);
         let slash = if path.is_empty() { "" } else { "/" };
         let mut request = self
             .http

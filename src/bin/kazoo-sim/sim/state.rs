@@ -235,6 +235,11 @@ impl State {
         &mut self.faults
     }
 
+    /// What callflow knows of an action, by its `Msg-ID`.
+    pub fn run(&self, msg_id: &str) -> Option<&RunState> {
+        self.runs.get(msg_id)
+    }
+
     /// The newest recording with this id.
     pub fn recording(&self, id: &str) -> Option<&Recording> {
         self.recordings.iter().rev().find(|r| r.id == id)

@@ -267,3 +267,53 @@ fn an_ending_that_is_told_twice_changes_nothing() {
     );
     assert_eq!(case, before);
 }
+
+#[test]
+fn what_other_workers_know_counts() {
+    let mut stale = ended_as(order(), Destination::Account);
+    let mut other = stale.clone();
+    step(&mut other, Input::Received(audio(5000)));
+    let missing = |attempt| {
+        Input::Fact(What::CollectFailed {
+            attempt,
+            failure: CollectFailure::Missing,
+            why: "no such file".into(),
+        })
+    };
+    // The other one had the switch delete its file.
+    for attempt in 1..=3 {
+        step(&mut stale, missing(attempt));
+    }
+    assert_eq!(stale.entry.outcome(), Some((Outcome::Failed, Cause::FileGone)));
+    let announcing = [Effect::Announce(Announcement::Outcome(Outcome::Failed))];
+    assert_eq!(step(&mut stale, Input::Due), announcing);
+    step(&mut other, Input::Fact(delivered(Destination::Account)));
+    let effects = step(&mut stale, Input::Known(Box::new(other.entry.clone())));
+    assert_eq!(stale.entry.outcome(), Some((Outcome::Stored, Cause::Complete)));
+    assert!(!effects.contains(&announcing[0]), "{effects:?}");
+}
+
+#[test]
+fn a_length_is_compared_with_what_is_told_when_the_audio_comes() {
+    let mut case = ended_as(order(), Destination::Account);
+    let mut long = audio(5000);
+    long.findings = vec![crate::recording::audio::Finding::LongerThanTold];
+    step(&mut case, Input::Received(long));
+    assert_eq!(case.entry.audio().map(Audio::is_suspect), Some(false));
+}
+
+#[test]
+fn a_file_that_is_written_again_stays_though_its_audio_is_safe() {
+    let mut begins_again = order();
+    if let Some(command) = &mut begins_again.command {
+        command.trigger = Trigger::Bridge;
+    }
+    let mut case = ended_as(begins_again, Destination::Account);
+    step(&mut case, Input::Received(audio(5000)));
+    let mut again = told(0);
+    (again.at, again.stamp) = (after(9), Some(after(9).unix_micros()));
+    step(&mut case, Input::Fact(delivered(Destination::Account)));
+    let effects = next(&mut case, Input::Fact(What::Started(again)), after(9), &policy());
+    assert_eq!(effects[0], Effect::Answer(Answer::Keep));
+    assert!(effects.contains(&Effect::Continue), "{effects:?}");
+}

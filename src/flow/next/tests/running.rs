@@ -212,3 +212,23 @@ fn a_recording_over_its_limit_is_probed_too() {
         [Effect::Probe { .. }]
     ));
 }
+
+#[test]
+fn an_end_that_was_told_before_the_probe_came_back_is_no_part_of_its_own() {
+    let mut case = asked(order());
+    step(&mut case, Input::Fact(What::Commanded));
+    // Nothing was heard, and the file is there.
+    let probed = Input::Fact(What::Probed {
+        n: 1,
+        size: 7,
+        md5: "a".into(),
+    });
+    next(&mut case, probed, after(31), &policy());
+    assert_eq!(case.entry.started().map(|told| told.at), Some(NOW));
+    // Its end was on the way.
+    let mut end = told(20_000);
+    (end.at, end.stamp) = (after(25), Some(after(25).unix_micros()));
+    next(&mut case, Input::Fact(What::Ended(end)), after(32), &policy());
+    assert_eq!(case.entry.parts().len(), 1);
+    assert_eq!(case.entry.ended_at(), Some(after(25)));
+}

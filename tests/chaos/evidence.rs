@@ -1,0 +1,204 @@
+//! What the oracle is shown: what was asked for, what the switch wrote, what was told, and what is where. Gathered from the simulated Kazoo, the
+//! servers and the databases; of the product's own knowledge only what its commands print.
+
+mod databases;
+mod switch;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+use crate::hearing::Told;
+use crate::plan::Account;
+use crate::play::Played;
+use crate::strike::Struck;
+use crate::targets::Body;
+
+pub use databases::{Document, Held, Home};
+
+#[derive(Debug, Clone)]
+pub struct Evidence {
+    pub starts: Vec<Start>,
+    pub endings: Vec<Ending>,
+    pub documents: Vec<Document>,
+    pub bodies: Vec<Body>,
+    pub stories: Vec<Story>,
+    pub held: Vec<Held>,
+    pub struck: Vec<Struck>,
+    /// Actions that were surely sent and not answered, and when they were sent.
+    pub unanswered: Vec<(String, Instant)>,
+    /// What is left where nothing should be: queues, files that nobody asked for.
+    pub left_over: Vec<String>,
+}
+
+/// A start that an action asked for.
+#[derive(Debug, Clone)]
+pub struct Start {
+    pub label: String,
+    pub account: Account,
+    /// The user's server that it goes to.
+    pub server: Option<usize>,
+    pub min_ms: u64,
+    /// When its action was sent; `None`: it never was, for the flow did not get there.
+    pub asked_at: Option<Instant>,
+    /// Whether the broker took the action: `None`: nobody knows.
+    pub routed: Option<bool>,
+    /// Whether what it waits for came before the call was over.
+    pub triggered: bool,
+    pub over_at: Instant,
+    pub vanished: bool,
+    /// The switch's files of it.
+    pub files: Vec<File>,
+    /// Digests of all that a file of it held when a stretch of it had ended.
+    pub wholes: Vec<String>,
+}
+
+/// A file of the switch.
+#[derive(Debug, Clone)]
+pub struct File {
+    pub path: String,
+    pub md5: String,
+    pub millis: u64,
+    /// It is there still.
+    pub there: bool,
+    /// Somebody else took it away.
+    pub lost: bool,
+}
+
+/// What was announced of a recording, once for every message that is no repeat.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    pub at: Instant,
+    pub msg_id: String,
+    pub key: String,
+    /// Of the start that it says that it is of.
+    pub label: String,
+    pub call_id: String,
+    pub media_id: String,
+    pub continues: Option<String>,
+    pub outcome: String,
+    pub cause: String,
+    pub destination: String,
+    pub database: String,
+    pub md5: String,
+    pub size: Option<u64>,
+    pub findings: bool,
+}
+
+impl Ending {
+    pub fn is_kept(&self) -> bool {
+        matches!(self.outcome.as_str(), "stored" | "delivered")
+    }
+
+    pub fn is_final(&self) -> bool {
+        self.outcome != "parked"
+    }
+
+    fn of(told: &Told) -> Self {
+        let text = |key: &str| told.text(key).to_owned();
+        Self {
+            at: told.at,
+            msg_id: text("Msg-ID"),
+            key: text("Recording-Key"),
+            label: text("Origin").trim_start_matches("callflow : ").to_owned(),
+            call_id: text("Call-ID"),
+            media_id: text("Media-ID"),
+            continues: Some(text("Continues")).filter(|id| !id.is_empty()),
+            outcome: text("Outcome"),
+            cause: text("Cause"),
+            destination: text("Destination"),
+            database: text("Database"),
+            md5: text("MD5"),
+            size: told.body["Size"].as_u64(),
+            findings: !told.body["Findings"].is_null(),
+        }
+    }
+}
+
+/// What `explain` tells of a recording.
+#[derive(Debug, Clone)]
+pub struct Story {
+    pub key: String,
+    pub call_id: String,
+    pub state: String,
+    pub outcome: String,
+    pub cause: String,
+    /// For people.
+    pub text: String,
+}
+
+impl Evidence {
+    pub async fn gather(cluster: &Cluster, played: &[Played], struck: Vec<Struck>) -> anyhow::Result<Self> {
+        let (starts, strange) = switch::starts(cluster, played);
+        let mut left_over = strange;
+        for (queue, messages) in cluster.hearing.left_over().await? {
+            if messages > 0 {
+                left_over.push(format!("{messages} messages in {queue}"));
+            }
+        }
+        let bodies = cluster.book.lock().unwrap().clone();
+        Ok(Self {
+            starts,
+            endings: endings(cluster),
+            documents: databases::documents(cluster).await?,
+            bodies,
+            stories: stories(cluster, played).await?,
+            held: databases::held(cluster).await?,
+            struck,
+            unanswered: switch::unanswered(cluster, played).await?,
+            left_over,
+        })
+    }
+}
+
+/// What was announced so far: by our own ear, and by the simulated cluster's, for one of them may have been deaf when the broker came back.
+pub fn endings(cluster: &Cluster) -> Vec<Ending> {
+    let tap = cluster.kazoo.tap().messages().into_iter();
+    let seen = tap.filter(|m| m.category == "recording").map(|m| Told {
+        at: m.at,
+        body: Value::Object((*m.body).clone()),
+    });
+    let mut all: Vec<Ending> = Vec::new();
+    for told in cluster.hearing.told().into_iter().chain(seen) {
+        let ending = Ending::of(&told);
+        match all.iter_mut().find(|known| known.msg_id == ending.msg_id) {
+            // A repeat is the same message; the earliest counts.
+            Some(known) => known.at = known.at.min(ending.at),
+            None => all.push(ending),
+        }
+    }
+    all
+}
+
+async fn stories(cluster: &Cluster, played: &[Played]) -> anyhow::Result<Vec<Story>> {
+    use futures_util::StreamExt as _;
+    let calls = futures_util::stream::iter(played.iter().map(|played| story(cluster, &played.first_id)));
+    let told: Vec<anyhow::Result<Vec<Story>>> = calls.buffer_unordered(3).collect().await;
+    let mut by_key = BTreeMap::new();
+    for stories in told {
+        for story in stories? {
+            by_key.insert(story.key.clone(), story);
+        }
+    }
+    Ok(by_key.into_values().collect())
+}
+
+/// What `explain` says of a call's recordings.
+async fn story(cluster: &Cluster, call_id: &str) -> anyhow::Result<Vec<Story>> {
+    let (_, told) = cluster.command(&["explain", "--json", call_id]).await?;
+    let told: Vec<Value> = serde_json::from_str(&told)?;
+    let stories = told.into_iter().map(|told| {
+        let text = |key: &str| told[key].as_str().unwrap_or_default().to_owned();
+        Story {
+            key: text("key"),
+            call_id: text("call_id"),
+            state: text("state"),
+            outcome: text("outcome"),
+            cause: text("cause"),
+            text: format!("{told:#}"),
+        }
+    });
+    Ok(stories.collect())
+}

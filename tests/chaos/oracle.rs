@@ -1,0 +1,205 @@
+//! Judges a run. It knows what was asked for, what the switch wrote, what was told and what is where; of the product's rules only what its
+//! documents promise. Pure, so that it can be asked about evidence that was tampered with: see `tampered`.
+
+mod causes;
+mod places;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::evidence::{Ending, Evidence, Start, Story};
+
+/// All that is wrong, one sentence each. Empty: the promises were kept.
+pub fn judge(evidence: &Evidence) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut of_start: BTreeMap<&str, Vec<&Ending>> = BTreeMap::new();
+    for ending in &evidence.endings {
+        of_start.entry(&ending.label).or_default().push(ending);
+    }
+    for start in &evidence.starts {
+        let endings = of_start.remove(start.label.as_str()).unwrap_or_default();
+        let mut say = |sentence: String| wrong.push(format!("{}: {sentence}", start.label));
+        once(start, &endings, &mut say);
+        missing(start, &endings, &mut say);
+        invented(start, &endings, &mut say);
+        for ending in &endings {
+            if ending.is_kept() {
+                places::kept(evidence, start, ending, &mut say);
+            } else if ending.is_final() {
+                let reopened = is_reopened(ending, &endings);
+                causes::told(evidence, start, ending, reopened, &mut say);
+            }
+        }
+        left_on_switch(start, &endings, &mut say);
+    }
+    for (label, endings) in of_start {
+        wrong.push(format!(
+            "{} endings are of {label:?}, which nobody asked for",
+            endings.len()
+        ));
+    }
+    places::strangers(evidence, &mut wrong);
+    stories(evidence, &mut wrong);
+    answers(evidence, &mut wrong);
+    wrong.extend(evidence.left_over.iter().map(|what| format!("left over: {what}")));
+    wrong
+}
+
+/// Recordings of one start: what the switch recorded under its name, and has to end once each.
+fn by_key<'a>(endings: &[&'a Ending]) -> BTreeMap<&'a str, Vec<&'a Ending>> {
+    let mut recordings: BTreeMap<&str, Vec<&Ending>> = BTreeMap::new();
+    for ending in endings {
+        recordings.entry(&ending.key).or_default().push(ending);
+    }
+    recordings
+}
+
+/// A start that was surely asked for ends, once; so does every recording that goes on from it.
+fn once(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
+    let recordings = by_key(endings);
+    let firsts = recordings
+        .values()
+        .filter(|told| told.iter().all(|e| e.continues.is_none()));
+    match firsts.count() {
+        1 => {}
+        0 if !start.must_end() => {}
+        0 => say("nothing was ever told of it".into()),
+        more => say(format!("it ended {more} times, as recordings of different keys")),
+    }
+    for (key, told) in &recordings {
+        let ended: Vec<String> = told
+            .iter()
+            .filter(|ending| ending.is_final() && !is_reopened(ending, told))
+            .map(|ending| format!("{} ({})", ending.outcome, ending.cause))
+            .collect();
+        match ended.len() {
+            1 => {}
+            0 => say(format!("recording {key} is parked, and nothing else was told of it")),
+            _ => say(format!("recording {key} ended more than once: {}", ended.join(", "))),
+        }
+        let goes_on_from = told.iter().find_map(|ending| ending.continues.as_deref());
+        let known = |id: &str| {
+            endings
+                .iter()
+                .any(|ending| ending.media_id == id && ending.key != **key)
+        };
+        if let Some(id) = goes_on_from.filter(|id| !known(id)) {
+            say(format!("recording {key} goes on from {id}, of which nothing was told"));
+        }
+    }
+}
+
+/// What never started, as far as was heard, has failed, and is open again when it does start after all: then its own end counts.
+fn is_reopened(ending: &Ending, told: &[&Ending]) -> bool {
+    let unheard = ["never_started", "call_gone", "start_refused"].contains(&ending.cause.as_str());
+    let later = |other: &&Ending| other.key == ending.key && other.is_kept() && other.at > ending.at;
+    ending.outcome == "failed" && unheard && told.iter().any(later)
+}
+
+impl Start {
+    /// Whether it must end: the broker has its action, or the switch a file of it.
+    fn must_end(&self) -> bool {
+        self.routed == Some(true) || !self.files.is_empty()
+    }
+}
+
+/// All audio that the switch wrote is kept somewhere, or it was told why not.
+fn missing(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
+    for file in &start.files {
+        let kept = endings.iter().any(|ending| ending.is_kept() && ending.md5 == file.md5);
+        let told = endings.iter().any(|ending| causes::accounts_for(start, file, ending));
+        if !kept && !told {
+            say(format!(
+                "{} ({} ms) is kept nowhere, and nobody said so: {}",
+                file.path,
+                file.millis,
+                summary(endings)
+            ));
+        }
+    }
+}
+
+/// What is kept is the audio of this start, whole, and no audio is kept twice.
+fn invented(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
+    let mut seen = BTreeSet::new();
+    for ending in endings.iter().filter(|ending| ending.is_kept()) {
+        if !start.wholes.contains(&ending.md5) {
+            say(format!(
+                "{} was kept as {} ({}, {:?} bytes), which is not what the switch wrote",
+                ending.md5, ending.media_id, ending.cause, ending.size
+            ));
+        }
+        if ending.findings != (ending.cause == "suspect_audio") {
+            say(format!(
+                "{} is {} with findings: {}",
+                ending.media_id, ending.cause, ending.findings
+            ));
+        }
+        // A continuation is longer than told if the part before is in its file too: its worker died before the switch let that go.
+        if ending.findings && !start.vanished && ending.continues.is_none() {
+            say(format!("{} is said to be suspect, and is not", ending.media_id));
+        }
+        if !seen.insert(&ending.md5) {
+            say(format!("the same audio is kept twice: {}", summary(endings)));
+        }
+    }
+}
+
+/// Where audio is safe the switch has let its file go.
+fn left_on_switch(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
+    for file in start.files.iter().filter(|file| file.there) {
+        if endings.iter().any(|ending| ending.is_kept() && ending.md5 == file.md5) {
+            say(format!("{} is kept, and still on the switch", file.path));
+        }
+    }
+}
+
+fn summary(endings: &[&Ending]) -> String {
+    let told: Vec<String> = endings
+        .iter()
+        .map(|e| format!("{} {} {} ({})", e.key, e.outcome, e.cause, e.md5))
+        .collect();
+    told.join("; ")
+}
+
+/// What `explain` tells is what was announced, of every recording, and of no other.
+fn stories(evidence: &Evidence, wrong: &mut Vec<String>) {
+    let mut finals: Vec<&Ending> = evidence.endings.iter().filter(|ending| ending.is_final()).collect();
+    // Of one that was open again the last counts.
+    finals.sort_by_key(|ending| ending.at);
+    let told: BTreeMap<&str, &Ending> = finals.into_iter().map(|ending| (ending.key.as_str(), ending)).collect();
+    for Story {
+        key,
+        state,
+        outcome,
+        cause,
+        call_id,
+        ..
+    } in &evidence.stories
+    {
+        match told.get(key.as_str()) {
+            Some(ending) if (&ending.outcome, &ending.cause, &ending.call_id) == (outcome, cause, call_id) => {
+                if state != outcome {
+                    wrong.push(format!("{}: explain says that it is {state}, not closed", ending.label));
+                }
+            }
+            Some(ending) => wrong.push(format!(
+                "{}: explain tells {outcome} {cause} of {call_id}, announced was {} {}",
+                ending.label, ending.outcome, ending.cause
+            )),
+            None => wrong.push(format!("explain tells {outcome} {cause} of {key}, never announced")),
+        }
+    }
+    let known: BTreeSet<&str> = evidence.stories.iter().map(|story| story.key.as_str()).collect();
+    for (key, ending) in told.iter().filter(|(key, _)| !known.contains(**key)) {
+        wrong.push(format!("{}: explain does not know {key}", ending.label));
+    }
+}
+
+/// Every action was answered, but those whose answer went with a broker.
+fn answers(evidence: &Evidence, wrong: &mut Vec<String>) {
+    for (action, sent_at) in &evidence.unanswered {
+        if !causes::broker_was_away(evidence, *sent_at) {
+            wrong.push(format!("{action} was never answered"));
+        }
+    }
+}

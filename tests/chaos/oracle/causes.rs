@@ -1,0 +1,63 @@
+//! Whether what is told of a recording that was not kept is true.
+
+use std::time::{Duration, Instant};
+
+use crate::evidence::{Ending, Evidence, File, Start};
+use crate::plan::What;
+
+/// Messages that are on their way when a broker goes may go with it: as long as publishing has, and more on a busy machine.
+const ON_THEIR_WAY: Duration = Duration::from_secs(5);
+
+/// How long after the call's end something may be told as if it had been before.
+const AFTERWARDS: Duration = Duration::from_millis(500);
+
+/// Whether this ending says truly why a file of the switch is not kept.
+pub fn accounts_for(start: &Start, file: &File, ending: &Ending) -> bool {
+    match (ending.outcome.as_str(), ending.cause.as_str()) {
+        ("discarded", "too_short") => file.millis < start.min_ms,
+        ("failed", "file_gone") => file.lost,
+        _ => false,
+    }
+}
+
+/// What was told of a recording that was not kept, and must be so.
+pub fn told(evidence: &Evidence, start: &Start, ending: &Ending, reopened: bool, say: &mut impl FnMut(String)) {
+    // As far as could be known then.
+    let recorded = !start.files.is_empty() && !reopened;
+    let over = ending.at + AFTERWARDS >= start.over_at;
+    let true_ = match (ending.outcome.as_str(), ending.cause.as_str()) {
+        ("discarded", "too_short") | ("failed", "file_gone") => {
+            start.files.iter().any(|file| accounts_for(start, file, ending))
+        }
+        ("discarded", "never_triggered") => !recorded && over && (!start.triggered || may_be_lost(evidence, start)),
+        // A call's control queue goes with its broker.
+        ("failed", "call_gone" | "never_started") => !recorded && (over || may_be_lost(evidence, start)),
+        ("failed", "start_refused") => !recorded && struck(evidence, |what| matches!(what, What::Refuse(_))),
+        _ => false,
+    };
+    if !true_ {
+        say(format!(
+            "it is said to be {} ({}), and is not: recorded {recorded}, its call over {over}",
+            ending.outcome, ending.cause
+        ));
+    }
+}
+
+/// Whether its command may have come to nothing: ignored by the switch, or gone with a broker.
+fn may_be_lost(evidence: &Evidence, start: &Start) -> bool {
+    struck(evidence, |what| matches!(what, What::IgnoreStarts(_)))
+        || start.asked_at.is_some_and(|at| broker_was_away(evidence, at))
+}
+
+fn struck(evidence: &Evidence, is: impl Fn(What) -> bool) -> bool {
+    evidence.struck.iter().any(|struck| is(struck.what))
+}
+
+/// Whether a broker went, with all that it had of Kazoo's, at that time or a moment later.
+pub fn broker_was_away(evidence: &Evidence, at: Instant) -> bool {
+    let mut restarts = evidence
+        .struck
+        .iter()
+        .filter(|struck| matches!(struck.what, What::RestartBroker { .. }));
+    restarts.any(|restart| at + ON_THEIR_WAY >= restart.from && at <= restart.until)
+}

@@ -1,0 +1,167 @@
+//! Whether what was kept is where it is said to be, byte by byte, and nothing else is there.
+
+use std::time::Duration;
+
+use crate::evidence::{Document, Ending, Evidence, Home, Start};
+use crate::plan::{Account, What};
+use crate::targets::Place;
+
+/// Within this time of a change of the configuration every worker knows it.
+const CONFIGURATION: Duration = Duration::from_secs(3);
+
+/// A recording that is said to be kept.
+pub fn kept(evidence: &Evidence, start: &Start, ending: &Ending, say: &mut impl FnMut(String)) {
+    let may = match (start.server, start.account) {
+        (Some(_), _) => ending.outcome == "delivered" && ending.destination == "url",
+        (None, Account::Planned) => ending.outcome == "stored" && ending.destination == "storage_plan",
+        // Which of the two depends on when it ended.
+        (None, Account::Plain) => {
+            ending.outcome == "stored" && ["account", "third_party"].contains(&ending.destination.as_str())
+        }
+    };
+    if !may {
+        say(format!(
+            "it is {} at {}, where it does not belong",
+            ending.outcome, ending.destination
+        ));
+    }
+    let home = match ending.destination.as_str() {
+        "third_party" => Home::ThirdParty,
+        _ => Home::Ours,
+    };
+    let mine: Vec<&Document> = evidence
+        .documents
+        .iter()
+        // Two accounts may have recordings of one id.
+        .filter(|document| document.database.replace('/', "%2F") == ending.database)
+        .filter(|document| document.id == ending.media_id && document.home == home)
+        .collect();
+    let [document] = mine.as_slice() else {
+        return say(format!(
+            "there are {} documents {} at {}",
+            mine.len(),
+            ending.media_id,
+            ending.destination
+        ));
+    };
+    described(start, ending, document, say);
+    let whole = Some((ending.md5.clone(), ending.size.unwrap_or_default()));
+    match ending.destination.as_str() {
+        "account" | "third_party" => {
+            if document.audio != whole {
+                say(format!("{} has {:?}, not {whole:?}", document.id, document.audio));
+            }
+        }
+        _ => {
+            let place = start.server.map_or(Place::StoreProxy, Place::Server);
+            let arrived = evidence.bodies.iter().any(|body| {
+                body.place == place && body.label == start.label && body.md5 == ending.md5 && body.status == Some(200)
+            });
+            if !arrived {
+                say(format!("{} never arrived at {place:?}", ending.md5));
+            }
+            if document.elsewhere != ending.size || document.audio.is_some() {
+                say(format!(
+                    "{} tells of {:?} bytes, not {:?}",
+                    document.id, document.elsewhere, ending.size
+                ));
+            }
+        }
+    }
+}
+
+/// Its document says what is true, where Kazoo looks for it.
+fn described(start: &Start, ending: &Ending, document: &Document, say: &mut impl FnMut(String)) {
+    let Document { id, database, .. } = document;
+    if document.label != start.label || document.key != ending.key {
+        say(format!(
+            "{id} is of {} {}, not {}",
+            document.label, document.key, ending.key
+        ));
+    }
+    let month = id.get(..6).unwrap_or_default();
+    if !database.ends_with(&format!("-{month}")) || database.replace('/', "%2F") != ending.database {
+        say(format!("{id} is in {database}; told was {}", ending.database));
+    }
+    if !document.listed {
+        say(format!("{id} is not listed in {database}"));
+    }
+    let complete = document.state == "complete" && document.cause == ending.cause;
+    if !complete {
+        say(format!("{id} says that it is {} ({})", document.state, document.cause));
+    }
+}
+
+/// A lease is no lock, and what is harmless twice may be done twice. When an operator sets or takes away the third party while a recording is in
+/// hand, two workers may each decide by the configuration that they know, or the second because the first died before it could write anything
+/// down: then both places have the same audio.
+fn is_second_of_two(evidence: &Evidence, document: &Document, ending: &Ending) -> bool {
+    let start = evidence.starts.iter().find(|start| start.label == ending.label);
+    let Some(asked_at) = start.and_then(|start| start.asked_at) else {
+        return false;
+    };
+    let same = document.audio.as_ref().is_some_and(|(md5, _)| *md5 == ending.md5);
+    let one_of_both = match ending.destination.as_str() {
+        "account" => document.home == Home::ThirdParty,
+        "third_party" => document.home == Home::Ours,
+        _ => false,
+    };
+    let changed = evidence
+        .struck
+        .iter()
+        .filter(|struck| struck.what == What::UseThirdParty)
+        .flat_map(|struck| [struck.from, struck.until])
+        .any(|at| asked_at <= at + CONFIGURATION && at <= ending.at);
+    same && one_of_both && changed
+}
+
+/// A database that broke, or a worker that died, had stored a part and could not say so; the switch recorded on into its file, and the longer
+/// audio went beside: of two audios of one recording neither is given up.
+fn is_before_it_grew(evidence: &Evidence, document: &Document, ending: &Ending) -> bool {
+    let start = evidence.starts.iter().find(|start| start.label == ending.label);
+    let whole = start
+        .zip(document.audio.as_ref())
+        .is_some_and(|(start, (md5, _))| start.wholes.contains(md5) && *md5 != ending.md5);
+    let broke = |what: What| matches!(what, What::Database(_) | What::StopDatabase { .. } | What::Kill(_));
+    whole && evidence.struck.iter().any(|struck| broke(struck.what))
+}
+
+/// What is at a destination, and is of nobody.
+pub fn strangers(evidence: &Evidence, wrong: &mut Vec<String>) {
+    for document in &evidence.documents {
+        let Document { id, label, home, .. } = document;
+        let told = evidence.endings.iter().any(|ending| {
+            let there = (ending.destination == "third_party") == (*home == Home::ThirdParty);
+            let mine = ending.is_kept() && ending.key == document.key;
+            let told = ending.media_id == *id && there;
+            mine && (told
+                || is_second_of_two(evidence, document, ending)
+                || is_before_it_grew(evidence, document, ending))
+        });
+        if !told {
+            wrong.push(format!(
+                "{label}: {id} at {home:?} was never told of ({}, {})",
+                document.state, document.key
+            ));
+        }
+    }
+    // Two workers that did not see each other may have held the same twice: that is thrown away a day later. What is kept nowhere else is not.
+    for copy in &evidence.held {
+        let kept = evidence
+            .endings
+            .iter()
+            .any(|ending| ending.is_kept() && ending.md5 == copy.md5);
+        if !kept {
+            wrong.push(format!("{} is held, and kept nowhere else", copy.name));
+        }
+    }
+    for body in &evidence.bodies {
+        let start = evidence.starts.iter().find(|start| start.label == body.label);
+        if !start.is_some_and(|start| start.wholes.contains(&body.md5)) {
+            wrong.push(format!(
+                "{}: {:?} received {} bytes ({}) that are not its audio",
+                body.label, body.place, body.length, body.md5
+            ));
+        }
+    }
+}

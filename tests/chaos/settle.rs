@@ -1,0 +1,81 @@
+//! Waits until everything has ended, as far as is told. An operator moves on what rests.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+use crate::evidence::{Ending, endings};
+use crate::play::Played;
+
+/// How often somebody looks when nothing is heard.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What rests for so many looks although it was moved on will rest for ever.
+const FOR_EVER: usize = 5;
+
+/// Returns when everything has ended, or when it will not any more: the oracle says what is missing then.
+pub async fn settle(cluster: &Cluster, played: &[Played], patience: Duration) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let (mut moved_on, mut rested) = (BTreeSet::new(), 0);
+    while begun.elapsed() < patience {
+        let told = endings(cluster);
+        let resting = resting(&told);
+        let left = left(cluster).await?;
+        if resting.iter().any(|key| !moved_on.contains(key)) {
+            cluster.command(&["retry", "--all-parked"]).await?;
+            moved_on.extend(resting);
+        } else if left.is_empty() && open(played, &told).is_empty() {
+            return Ok(());
+        }
+        let all_rest = !left.is_empty() && left.iter().all(|state| state == "parked");
+        rested = if all_rest { rested + 1 } else { 0 };
+        if rested == FOR_EVER {
+            println!("chaos: {} recordings rest although they were moved on", left.len());
+            return Ok(());
+        }
+        cluster.hearing.more(LOOK).await;
+    }
+    let told = endings(cluster);
+    println!("chaos: not through after {patience:?}: {:?}", open(played, &told));
+    Ok(())
+}
+
+/// Recordings that rest, as far as is told.
+fn resting(told: &[Ending]) -> BTreeSet<String> {
+    let over = |ending: &Ending| told.iter().any(|other| other.key == ending.key && other.is_final());
+    let rests = told.iter().filter(|ending| !ending.is_final() && !over(ending));
+    rests.map(|ending| ending.key.clone()).collect()
+}
+
+/// Starts that were asked for and have not ended.
+fn open<'a>(played: &'a [Played], told: &[Ending]) -> Vec<&'a str> {
+    let ended: BTreeSet<&str> = told
+        .iter()
+        .filter(|ending| ending.is_final())
+        .map(|ending| ending.label.as_str())
+        .collect();
+    let asked = played.iter().flat_map(|played| {
+        let sure = played.actions.iter().filter(|action| action.routed == Some(true));
+        sure.filter_map(|action| played.plan.starts.get(action.start?))
+    });
+    asked
+        .map(|start| start.label.as_str())
+        .filter(|label| !ended.contains(label))
+        .collect()
+}
+
+/// The states of everything that the product says itself is not closed.
+async fn left(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
+    let (_, listed) = cluster.command(&["list", "--json", "--limit", "1000000"]).await?;
+    let mut left = Vec::new();
+    for line in listed.lines() {
+        let entry: Value = serde_json::from_str(line)?;
+        let state = entry["state"].as_str().unwrap_or_default();
+        if !["stored", "delivered", "discarded", "failed"].contains(&state) {
+            left.push(state.to_owned());
+        }
+    }
+    Ok(left)
+}

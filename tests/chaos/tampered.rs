@@ -1,0 +1,191 @@
+//! Asks the oracle about evidence that was tampered with. An oracle that finds nothing wrong there could not have found it in the run.
+
+use std::time::{Duration, Instant};
+
+use crate::evidence::{Document, Ending, Evidence, File, Held};
+use crate::oracle::judge;
+
+/// Changes the evidence; `None` when there is nothing to change.
+type Tamper = fn(&mut Evidence) -> Option<()>;
+
+const TAMPERINGS: &[(&str, Tamper)] = &[
+    ("an ending that nobody was told of", |e| {
+        let label = kept(e, "account")?.label.clone();
+        e.endings.retain(|ending| ending.label != label);
+        Some(())
+    }),
+    ("a second ending", |e| {
+        let again = Ending {
+            msg_id: "another".into(),
+            ..kept(e, "account")?.clone()
+        };
+        e.endings.push(again);
+        Some(())
+    }),
+    ("an ending of something that nobody asked for", |e| {
+        let other = Ending {
+            msg_id: "another".into(),
+            label: "nobody's".into(),
+            ..kept(e, "account")?.clone()
+        };
+        e.endings.push(other);
+        Some(())
+    }),
+    ("two recordings whose audio was swapped", |e| {
+        let mut audio = e
+            .documents
+            .iter_mut()
+            .filter(|document| document.audio.is_some())
+            .map(|document| &mut document.audio);
+        let (one, other) = (audio.next()?, audio.next()?);
+        std::mem::swap(one, other);
+        Some(())
+    }),
+    ("two recordings that were swapped altogether", |e| {
+        let digests: Vec<String> = stored(e).take(2).map(|ending| ending.md5.clone()).collect();
+        let [one, other] = digests.as_slice() else { return None };
+        let swap = |md5: &mut String| {
+            if md5 == one {
+                other.clone_into(md5);
+            } else if md5 == other {
+                one.clone_into(md5);
+            }
+        };
+        e.endings.iter_mut().for_each(|ending| swap(&mut ending.md5));
+        let audio = e.documents.iter_mut().filter_map(|document| document.audio.as_mut());
+        audio.for_each(|(md5, _)| swap(md5));
+        Some(())
+    }),
+    ("audio that was cut, and called whole", |e| {
+        let id = kept(e, "account")?.media_id.clone();
+        let cut = Some(("cut".to_owned(), 7));
+        document(e, &id)?.audio = cut;
+        let ending = e.endings.iter_mut().find(|ending| ending.media_id == id)?;
+        (ending.md5, ending.size) = ("cut".into(), Some(7));
+        Some(())
+    }),
+    ("a document that is gone", |e| {
+        let id = kept(e, "account")?.media_id.clone();
+        e.documents.retain(|document| document.id != id);
+        Some(())
+    }),
+    ("a document of nobody", |e| {
+        let other = Document {
+            id: "202601-nobody".into(),
+            ..e.documents.first()?.clone()
+        };
+        e.documents.push(other);
+        Some(())
+    }),
+    ("a document in another month's database", |e| {
+        let id = kept(e, "account")?.media_id.clone();
+        document(e, &id)?.database = "account/4b/a1/x-202001".into();
+        Some(())
+    }),
+    ("an upload that never arrived", |e| {
+        let label = kept(e, "url")?.label.clone();
+        e.bodies.retain(|body| body.label != label);
+        Some(())
+    }),
+    ("an upload that is another recording's", |e| {
+        let label = kept(e, "url")?.label.clone();
+        let other = e.bodies.iter_mut().find(|body| body.label != label)?;
+        other.label = label;
+        Some(())
+    }),
+    ("an upload to the store proxy that never arrived", |e| {
+        let label = kept(e, "storage_plan")?.label.clone();
+        e.bodies.retain(|body| body.label != label);
+        Some(())
+    }),
+    ("a file that nobody brought", |e| {
+        let label = kept(e, "account")?.label.clone();
+        let start = e.starts.iter_mut().find(|start| start.label == label)?;
+        start.files.push(File {
+            path: "forgotten.mp3".into(),
+            md5: "forgotten".into(),
+            millis: 1000,
+            there: true,
+            lost: false,
+        });
+        Some(())
+    }),
+    ("a file that the switch was never told to let go", |e| {
+        let label = kept(e, "account")?.label.clone();
+        let start = e.starts.iter_mut().find(|start| start.label == label)?;
+        start.files.iter_mut().for_each(|file| file.there = true);
+        Some(())
+    }),
+    ("a failure that is none", |e| {
+        let id = kept(e, "account")?.media_id.clone();
+        let ending = e.endings.iter_mut().find(|ending| ending.media_id == id)?;
+        (ending.outcome, ending.cause) = ("failed".into(), "call_gone".into());
+        Some(())
+    }),
+    ("a recording that rests for ever", |e| {
+        let id = kept(e, "account")?.media_id.clone();
+        let ending = e.endings.iter_mut().find(|ending| ending.media_id == id)?;
+        (ending.outcome, ending.cause) = ("parked".into(), "unreachable".into());
+        Some(())
+    }),
+    ("a story that is not true", |e| {
+        e.stories.first_mut()?.outcome = "lost".into();
+        Some(())
+    }),
+    ("a story that is not closed", |e| {
+        e.stories.first_mut()?.state = "announcing".into();
+        Some(())
+    }),
+    ("a recording that explain does not know", |e| e.stories.pop().map(drop)),
+    ("an action without an answer", |e| {
+        let first = e.starts.iter().filter_map(|start| start.asked_at).min()?;
+        let calm = first.checked_sub(Duration::from_secs(60)).unwrap_or_else(Instant::now);
+        e.unanswered.push(("an action".into(), calm));
+        Some(())
+    }),
+    ("audio that is only in the hold", |e| {
+        e.held.push(Held {
+            name: "forgotten".into(),
+            md5: "forgotten".into(),
+        });
+        Some(())
+    }),
+    ("a message left in a queue", |e| {
+        e.left_over.push("a message".into());
+        Some(())
+    }),
+];
+
+/// What the oracle did not find, or could not be asked about.
+pub fn overlooked(evidence: &Evidence) -> Vec<String> {
+    let honest = judge(evidence).len();
+    let mut overlooked = Vec::new();
+    for (what, tamper) in TAMPERINGS {
+        let mut changed = evidence.clone();
+        match tamper(&mut changed) {
+            None => overlooked.push(format!("nothing in this run could be made into {what}")),
+            Some(()) if judge(&changed).len() <= honest => overlooked.push(format!("the oracle overlooks {what}")),
+            Some(()) => {}
+        }
+    }
+    overlooked
+}
+
+pub fn count() -> usize {
+    TAMPERINGS.len()
+}
+
+fn stored(evidence: &Evidence) -> impl Iterator<Item = &Ending> {
+    let kept = evidence.endings.iter().filter(|ending| ending.is_kept());
+    kept.filter(|ending| ending.destination == "account")
+}
+
+/// A recording that is kept at this destination.
+fn kept<'a>(evidence: &'a Evidence, destination: &str) -> Option<&'a Ending> {
+    let mut kept = evidence.endings.iter().filter(|ending| ending.is_kept());
+    kept.find(|ending| ending.destination == destination)
+}
+
+fn document<'a>(evidence: &'a mut Evidence, id: &str) -> Option<&'a mut Document> {
+    evidence.documents.iter_mut().find(|document| document.id == id)
+}
