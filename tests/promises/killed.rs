@@ -33,11 +33,11 @@ enum Place {
 }
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_the_account(services: Arc<Services>) -> TestResult {
-    at_every_step(&services, Place::Account, 12).await
+    at_every_step(&services, Place::Account, 10).await
 }
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_a_url(services: Arc<Services>) -> TestResult {
-    at_every_step(&services, Place::Url, 14).await
+    at_every_step(&services, Place::Url, 12).await
 }
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_a_third_party(services: Arc<Services>) -> TestResult {
@@ -45,7 +45,7 @@ async fn a_worker_killed_at_any_step_loses_nothing_for_a_third_party(services: A
 }
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_a_storage_plan(services: Arc<Services>) -> TestResult {
-    at_every_step(&services, Place::StoragePlan, 13).await
+    at_every_step(&services, Place::StoragePlan, 11).await
 }
 
 /// `least`: the steps that such a recording has at least, so that a run which ends too early is noticed.
