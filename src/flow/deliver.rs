@@ -219,21 +219,26 @@ impl Parts {
         {
             return Ok(placed);
         }
-        let ids = ids_with_other(order, audio);
+        // The last one only when the others are taken: a month's database may be made while we look.
+        let all = ids_with_other(order, audio);
+        let (ids, other) = all.split_at(all.len() - 1);
         let progress = Progress {
             state: State::Pending,
             attempts: 0,
             cause: None,
         };
         let subject = self.subject(case, destination, audio)?;
-        let created = pending::create(couch, &ids, &subject, &progress).await;
-        match created {
+        let mut created = pending::create(couch, ids, &subject, &progress).await;
+        if let Err(DeliveryError::NoDatabase(database)) = &created
             // Of another server's databases nobody here knows who makes them.
-            Err(DeliveryError::NoDatabase(database)) if couch.is_same_server(&self.couch) => {
-                self.create_missing(case, &database).await?;
-                pending::create(couch, &ids, &subject, &progress).await
-            }
-            other => other,
+            && couch.is_same_server(&self.couch)
+        {
+            self.create_missing(case, database).await?;
+            created = pending::create(couch, ids, &subject, &progress).await;
+        }
+        match created {
+            Err(DeliveryError::Recording(_)) => pending::create(couch, other, &subject, &progress).await,
+            created => created,
         }
     }
 
