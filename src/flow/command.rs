@@ -201,6 +201,16 @@ impl Parts {
     }
 
     /// What the ecallmgr that knows a channel says of it; `None` when none does.
+    /// Whether the switch may be recording into the file again, and the event that tells so be late: where it begins at every bridge, and the call
+    /// is bridged now.
+    pub(super) async fn is_recorded_into(&self, entry: &Entry) -> bool {
+        let Some(order) = entry.order().filter(|order| order.begins_at_bridges()) else {
+            return false;
+        };
+        let state = self.channel_state(&self.replaced.current(&order.call_id)).await;
+        state.is_some_and(|state| state.answered && state.other_leg_call_id.is_some())
+    }
+
     pub async fn channel_state(&self, call_id: &str) -> Option<ChannelState> {
         let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
         let msg_id = uuid::Uuid::new_v4().simple().to_string();

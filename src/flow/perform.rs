@@ -167,9 +167,10 @@ impl Parts {
                 if let Some(held) = hand.take() {
                     // The point of no return: this very audio must be safe, whatever else is known of the recording.
                     let entry = &case.entry;
-                    let answer = match entry.is_safe(&held.upload.audio.digests) || entry.is_unwanted() {
-                        true => answer,
-                        false => Answer::Keep,
+                    let safe = entry.is_safe(&held.upload.audio.digests) || entry.is_unwanted();
+                    let answer = match answer {
+                        Answer::Release if safe && !self.is_recorded_into(entry).await => Answer::Release,
+                        _ => Answer::Keep,
                     };
                     if answer == Answer::Release {
                         self.ingest.remember_safe(case.entry.key, &held.upload.audio.digests);

@@ -127,6 +127,11 @@ impl Order {
         self.command.as_ref().is_none_or(at_bridge)
     }
 
+    /// Whether it is known that the switch begins it again at every bridge.
+    pub fn begins_at_bridges(&self) -> bool {
+        self.command.is_some() && self.may_begin_again()
+    }
+
     /// The start command as it is sent, for the call's id as it is now and whenever it is to take effect; `None` when the order came back from
     /// the switch.
     pub fn command(&self, sender: &Sender, call_id: &str, trigger: Trigger) -> Option<Outgoing> {

@@ -219,6 +219,7 @@ async fn every_bridge_of_a_call_is_kept(services: Arc<Services>) -> TestResult {
     call.bridge();
     let first = call.wait_recording_started(SOON).await?;
     act(&call, json!({"action": "mask"})).await?;
+    call.unbridge();
     world.kazoo.end_recordings(&call).await;
     let first_stored = world.stored(&first).await?;
     call.set_size(Size::Millis(7_000));
@@ -279,7 +280,14 @@ async fn a_bridge_that_follows_at_once_goes_on_in_the_same_recording(services: A
         .await?;
     world.state(&call.id(), "recording", SOON).await?;
     world.kazoo.serve_switch(true).await?;
+    // As long as the call is bridged its file may be recorded into: it is stored, and stays.
     world.kazoo.end_recordings(&call).await;
+    world.state(&call.id(), "closing", SOON).await?;
+    ensure!(
+        !world.ended(&first).await?.deleted,
+        "the file of a bridged call was let go"
+    );
+    call.unbridge();
     let stored = world.stored(&first).await?;
     let length = stored.document["duration_ms"].as_u64().context("duration_ms")?;
     ensure!((9_000..9_100).contains(&length), "{:#}", stored.document);

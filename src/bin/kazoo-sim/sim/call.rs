@@ -153,6 +153,16 @@ impl Call {
         }
     }
 
+    /// The other leg is gone, and the call goes on without it.
+    pub fn unbridge(&self) {
+        let id = self.id();
+        self.world.with(|s| {
+            if let Some(leg) = s.legs.get_mut(&id) {
+                (leg.other, leg.bridged) = (None, false);
+            }
+        });
+    }
+
     /// Connects the call with its other leg (made up when it has none); again and again, if need be.
     pub fn bridge(&self) {
         self.answer();
