@@ -205,7 +205,7 @@ async fn queues(rows: &mut Rows, probe: &Probe, specs: &[QueueSpec]) {
             Ok((Form::Forbidden(words), _)) => rows.fail(
                 name,
                 format!("may not be used: {words}"),
-                "the user of amqp.uri needs permission to configure, write and read what begins with kz_record_call",
+                "the user of amqp.uri needs permission to configure, write and read what begins with kz_record_call, and to write amq.default",
             ),
             Err(error) => rows.fail(name, error.to_string(), "the broker's own log tells more"),
         }
@@ -237,6 +237,9 @@ async fn rights(rows: &mut Rows, probe: &Probe, unusable: &BTreeSet<Exchange>) {
             }
         }
     }
+    if let Err(error) = probe.dead_letters(DEAD_LETTERS).await {
+        refused.push(format!("declare queues with dead letters, as a worker's are ({error})"));
+    }
     for exchange in WRITTEN.iter().filter(|exchange| !unusable.contains(exchange)) {
         if let Err(error) = probe.may_publish(*exchange).await {
             refused.push(format!("publish to {exchange} ({error})"));
@@ -251,7 +254,7 @@ async fn rights(rows: &mut Rows, probe: &Probe, unusable: &BTreeSet<Exchange>) {
         rows.fail(
             "permissions",
             format!("we may not {}", refused.join("; nor ")),
-            "rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'",
+            "rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'; docs/installing.md has the fewest that do",
         );
     }
 }
