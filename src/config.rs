@@ -21,7 +21,7 @@ mod tls;
 
 pub use broker::{NoBroker, authority, broker};
 pub use destination::{Allowed, Destination, Network, NotAllowed, PrivateAddresses};
-pub use layers::{ConfigError, Layers, Origin, Sources};
+pub use layers::{ConfigError, Layers, Origin, Sources, USUAL_FILE, own_file};
 use reader::Reader;
 pub use shown::{MASK, shown, without_credentials};
 pub use tls::{Authorities, Identity, KeyFiles, TlsFault, Unusable};

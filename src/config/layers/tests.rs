@@ -54,6 +54,24 @@ fn told(layers: Layers) -> Vec<String> {
 const HOST: (&str, &str) = ("KZ_RECORD_CALL__KAZOO__HOST", "rec1.example.com");
 
 #[test]
+fn the_usual_file_is_read_unless_another_or_none_is_named() {
+    let folder = Folder::new();
+    let (usual, missing) = (
+        folder.file("config.toml", ""),
+        folder.0.join("no.toml").display().to_string(),
+    );
+    let chosen = |named: Option<&str>, usual: &str| own_file(named.map(OsStr::new), usual);
+    assert_eq!(chosen(None, &usual), (Some(PathBuf::from(&usual)), None));
+    assert_eq!(chosen(None, &missing), (None, None));
+    assert_eq!(chosen(Some("other.toml"), &usual), (Some("other.toml".into()), None));
+    for none in ["", "none"] {
+        assert_eq!(chosen(Some(none), &usual), (None, None));
+    }
+    let (file, note) = chosen(None, &format!("{usual}/below-a-file"));
+    assert!(file.is_none() && note.unwrap().contains("cannot be read"));
+}
+
+#[test]
 fn kazoos_file_is_above_the_defaults_and_below_everything_else() {
     let folder = Folder::new();
     let (kazoo, empty) = (
