@@ -13,6 +13,7 @@ use crate::entry::fact::What;
 use crate::flow::next;
 use crate::ledger::{Filter, Record, STATES};
 
+use super::explain;
 use super::ledger::{Desk, block_on, duration};
 
 /// Which recordings are listed.
@@ -204,7 +205,7 @@ pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
 pub struct DiscardArgs {
     /// A recording's id, its document's, or its call's.
     name: String,
-    /// Yes: its audio is taken out of the hold, and no worker looks for it again.
+    /// Yes: its audio is taken out of the hold, and no worker looks for it again. What stays elsewhere is told.
     #[arg(long)]
     yes: bool,
 }
@@ -227,10 +228,21 @@ pub fn discard(config: &Config, args: &DiscardArgs) -> anyhow::Result<bool> {
         if !args.yes {
             bail!("{media_id} would be given up, and its audio with it; say --yes if that is meant");
         }
+        let held = entry.held().cloned();
         let (outcome, cause) = (Outcome::Discarded, Cause::DiscardedByOperator);
         desk.add(&mut entry, What::Concluded { outcome, cause }).await?;
         desk.close().await;
         writeln!(out, "{media_id}: discarded")?;
+        if let Some(holding) = &held {
+            writeln!(
+                out,
+                "  its copy in the hold, {}/{}, is removed by a worker",
+                holding.place, holding.name
+            )?;
+        }
+        for left in explain::what_stays(&entry) {
+            writeln!(out, "  {left}")?;
+        }
         Ok(true)
     })
 }
