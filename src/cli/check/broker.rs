@@ -47,7 +47,7 @@ pub async fn look(config: &Config) -> Vec<Rows> {
     let sender = Sender {
         node: format!("{APP_NAME}@{}", config.kazoo.host),
     };
-    let Some(probe) = connect(&mut rows, config, &sender).await else {
+    let Some((probe, vhost)) = connect(&mut rows, config, &sender).await else {
         rows.note("the rest", "cannot be looked at without a connection");
         return vec![rows];
     };
@@ -55,31 +55,31 @@ pub async fn look(config: &Config) -> Vec<Rows> {
     let missing = exchanges(&mut rows, &probe).await;
     queues(&mut rows, &probe, &worker::topology(config)).await;
     rights(&mut rows, &probe, &missing).await;
-    policy(&mut rows, &probe, &sender, &missing).await;
+    policy(&mut rows, &probe, &sender, &missing, &vhost).await;
     seen(&mut kazoo, &probe, &sender, &missing).await;
     probe.close().await;
     vec![rows, kazoo]
 }
 
-/// Tries every URI; looks on at the first that works.
-async fn connect(rows: &mut Rows, config: &Config, sender: &Sender) -> Option<Probe> {
+/// Tries every URI; looks on at the first that works, in its vhost.
+async fn connect(rows: &mut Rows, config: &Config, sender: &Sender) -> Option<(Probe, String)> {
     let mut connected = None;
     let mut failed = Vec::new();
     let tried = config.amqp.uris.iter().map(|uri| async move {
-        let name = config::broker(uri.expose_secret()).map_or_else(
-            |_| "amqp.uri".to_owned(),
-            |uri| format!("{} vhost {}", config::authority(&uri), uri.vhost),
+        let (name, vhost) = config::broker(uri.expose_secret()).map_or_else(
+            |_| ("amqp.uri".to_owned(), String::new()),
+            |uri| (format!("{} vhost {}", config::authority(&uri), uri.vhost), uri.vhost),
         );
-        (name, Probe::connect(&config.amqp, uri, &sender.node).await)
+        ((name, vhost), Probe::connect(&config.amqp, uri, &sender.node).await)
     });
     // Side by side: five that do not answer take no longer than one.
-    for (name, probe) in futures_util::future::join_all(tried).await {
+    for ((name, vhost), probe) in futures_util::future::join_all(tried).await {
         match probe {
             Ok(probe) => {
                 let others = if connected.is_some() { ", a reserve" } else { "" };
                 rows.good(name, format!("connected{others}"));
                 match &connected {
-                    None => connected = Some(probe),
+                    None => connected = Some((probe, vhost)),
                     Some(_) => probe.close().await,
                 }
             }
@@ -267,12 +267,12 @@ fn message(sender: &Sender) -> Value {
 
 /// Whether the broker keeps actions while nobody is bound. A policy cannot be read by AMQP, but followed: what nobody is bound to at `kapps` comes
 /// out at our own exchange.
-async fn policy(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeSet<Exchange>) {
+async fn policy(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeSet<Exchange>, vhost: &str) {
     const NAME: &str = "policy for kapps";
     if unusable.contains(&Exchange::Unrouted) || unusable.contains(&Exchange::Kapps) {
         return rows.note(
             NAME,
-            "cannot be told before both exchanges are there; see the limits in README.md",
+            "cannot be told before both exchanges are there; see \"In this order\" in docs/production.md",
         );
     }
     let followed = async {
@@ -286,10 +286,21 @@ async fn policy(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTre
         Ok(Sent::Returned) => rows.warn(
             NAME,
             "is not set: an action that comes in the second after a broker restart hangs its call",
-            "rabbitmqctl set_policy kz-record-call '^kapps$' '{\"alternate-exchange\":\"kz_record_call.unrouted\"}' --apply-to exchanges",
+            set_policy(vhost),
         ),
         Err(error) => rows.note(NAME, format!("cannot be told: {error}")),
     }
+}
+
+/// What sets the policy in `vhost`, to be pasted into a shell.
+fn set_policy(vhost: &str) -> String {
+    let place = match vhost {
+        "/" => String::new(),
+        vhost => format!(" -p '{}'", vhost.replace('\'', r"'\''")),
+    };
+    format!(
+        r#"rabbitmqctl set_policy{place} kz-record-call '^kapps$' '{{"alternate-exchange":"kz_record_call.unrouted"}}' --apply-to exchanges"#
+    )
 }
 
 /// Whether ecallmgrs answer on this broker: each does, for a call that does not exist, that it does not know it.
@@ -329,5 +340,22 @@ async fn seen(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeS
             rows.good(NAME, format!("{} answered: {}", names.len(), names.join(", ")));
         }
         Err(error) => rows.fail(NAME, format!("cannot be asked: {error}"), "the rows above tell what is missing"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_is_set_where_the_worker_is() {
+        let rest =
+            r#"kz-record-call '^kapps$' '{"alternate-exchange":"kz_record_call.unrouted"}' --apply-to exchanges"#;
+        assert_eq!(set_policy("/"), format!("rabbitmqctl set_policy {rest}"));
+        assert_eq!(set_policy("kazoo"), format!("rabbitmqctl set_policy -p 'kazoo' {rest}"));
+        assert_eq!(
+            set_policy("it's"),
+            format!(r"rabbitmqctl set_policy -p 'it'\''s' {rest}")
+        );
     }
 }
