@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::telemetry::{self, FilterError};
+
 mod broker;
 mod destination;
 mod ini;
@@ -297,6 +299,12 @@ impl Config {
             },
             destination: Destination::read(&mut r),
         };
+        // An empty one was told already.
+        if let Err(why) = telemetry::check_filter(&config.log.level)
+            && why != FilterError::Empty
+        {
+            r.mistake("log.level", why.to_string());
+        }
         if config.telemetry.otlp_endpoint.is_some() && !cfg!(feature = "otlp") {
             r.mistake(
                 "telemetry.otlp_endpoint",

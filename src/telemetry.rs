@@ -32,6 +32,14 @@ pub enum TelemetryError {
     Metrics(String),
 }
 
+/// Whether a text can be the log's filter.
+///
+/// # Errors
+/// Why it cannot.
+pub fn check_filter(text: &str) -> Result<(), FilterError> {
+    level::filter(text).map(drop)
+}
+
 /// What the process' logger can still be asked for.
 pub struct Logs {
     pub level: LogLevel,

@@ -508,6 +508,9 @@ fn accepted(key: &str, default: &toml::Value) -> String {
     if key == "kazoo.config_file" || path.iter().any(|end| key.ends_with(end)) {
         return "a path".into();
     }
+    if key == "log.level" {
+        return "a filter".into();
+    }
     let nonsense = [(variable(key), "?".to_owned())];
     let mistakes = match Layers::load(None, nonsense.into_iter()) {
         Ok(layers) => Config::of(layers).err().unwrap_or_default(),

@@ -253,3 +253,12 @@ fn credentials_in_a_url_win_over_those_of_kazoos_file() {
     );
     assert_eq!(credentials(&[]).0, "kazoo");
 }
+
+#[test]
+fn a_filter_that_a_worker_refuses_is_a_mistake_like_all_others() {
+    let mistakes = told(gather(None, &[], &["log.level=info,foo=loud".into()], &[]));
+    assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+    assert!(mistakes[0].starts_with("log.level is not a filter"), "{mistakes:?}");
+    let empty = told(gather(None, &[], &["log.level=".into()], &[]));
+    assert_eq!(empty, ["log.level is empty (set by flag --set)"]);
+}
