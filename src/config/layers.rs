@@ -174,6 +174,11 @@ impl Layers {
             if let Some(path) = name.strip_prefix(ENV_PREFIX) {
                 let key = path.to_ascii_lowercase().replace("__", ".");
                 above.set(key, Value::String(value.clone()), Origin::Environment(name.clone()));
+            } else if is_stray(name) {
+                // Without its value: that may be a secret.
+                above.note(format!(
+                    "{name} in the environment is not read: a setting's variable begins with {ENV_PREFIX}, and has two underscores before the key too"
+                ));
             }
         }
         for (index, flag) in sources.flags.iter().enumerate() {
@@ -293,6 +298,12 @@ impl Layers {
     pub fn kazoo_file(&self) -> Option<&str> {
         self.kazoo_file.as_deref()
     }
+}
+
+/// Whether a variable looks like one of ours, and is none.
+fn is_stray(name: &str) -> bool {
+    name.strip_prefix("KZ_RECORD_CALL_")
+        .is_some_and(|rest| !rest.starts_with('_') && rest != "CONFIG" && !rest.starts_with("TEST_"))
 }
 
 fn dotted(prefix: &str, name: &str) -> String {

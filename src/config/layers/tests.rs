@@ -262,3 +262,22 @@ fn a_filter_that_a_worker_refuses_is_a_mistake_like_all_others() {
     let empty = told(gather(None, &[], &["log.level=".into()], &[]));
     assert_eq!(empty, ["log.level is empty (set by flag --set)"]);
 }
+
+#[test]
+fn a_variable_that_only_looks_like_a_setting_is_noted_without_its_value() {
+    let environment = [
+        ("KZ_RECORD_CALL_AMQP_URI", "amqp://u:hunter2@h"),
+        ("KZ_RECORD_CALL_CONFIG", "x.toml"),
+        ("KZ_RECORD_CALL_TEST_CRASH", "1"),
+        ("KZ_RECORD_CALL__LOG__LEVEL", "debug"),
+        ("KZ_RECORD_CALLS", "1"),
+    ];
+    let layers = gather(None, &environment, &[], &[]);
+    let [note] = layers.notes() else {
+        panic!("{:?}", layers.notes());
+    };
+    assert!(
+        note.starts_with("KZ_RECORD_CALL_AMQP_URI ") && !note.contains("hunter2"),
+        "{note}"
+    );
+}
