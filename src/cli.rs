@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueHint};
 
 use crate::config::{self as settings, Config, ConfigError, Layers, Sources};
@@ -56,7 +57,7 @@ enum Command {
     Explain {
         /// A call's id, a recording's id, or its document's.
         name: String,
-        /// As JSON.
+        /// As JSON: everything that the ledger has, the URLs of actions with their credentials too.
         #[arg(long)]
         json: bool,
     },
@@ -105,6 +106,12 @@ pub fn main() -> ExitCode {
     match &cli.command {
         Command::Completions(args) => return ended(pages::completions(Cli::command(), args)),
         Command::Man(args) => return ended(pages::man(Cli::command(), args)),
+        Command::List(args) => {
+            if let Some(contradiction) = args.contradiction() {
+                let _ = Cli::command().error(ErrorKind::ArgumentConflict, contradiction).print();
+                return ExitCode::from(USAGE);
+            }
+        }
         _ => {}
     }
     let (file, odd) = settings::own_file(cli.config.as_deref(), settings::USUAL_FILE);
