@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::amqp::{AmqpError, Form, Load, Probe, QueueKind, QueueSpec, Sent};
-use crate::config::{self, Config};
+use crate::config::{self, Config, TlsFault};
 use crate::flow::start::DEAD_LETTERS;
 use crate::kazoo::channel::{StatusReply, status_request};
 use crate::kazoo::envelope::Sender;
@@ -42,12 +42,13 @@ const READ: &[Exchange] = &[
     Exchange::Unrouted,
 ];
 
-pub async fn look(config: &Config) -> Vec<Rows> {
+/// `set_by` is where `amqp.uri` was set.
+pub async fn look(config: &Config, set_by: &str) -> Vec<Rows> {
     let mut rows = Rows::of(GROUP);
     let sender = Sender {
         node: format!("{APP_NAME}@{}", config.kazoo.host),
     };
-    let Some((probe, vhost)) = connect(&mut rows, config, &sender).await else {
+    let Some((probe, vhost)) = connect(&mut rows, config, &sender, set_by).await else {
         rows.note("the rest", "cannot be looked at without a connection");
         return vec![rows];
     };
@@ -62,7 +63,7 @@ pub async fn look(config: &Config) -> Vec<Rows> {
 }
 
 /// Tries every URI; looks on at the first that works, in its vhost.
-async fn connect(rows: &mut Rows, config: &Config, sender: &Sender) -> Option<(Probe, String)> {
+async fn connect(rows: &mut Rows, config: &Config, sender: &Sender, set_by: &str) -> Option<(Probe, String)> {
     let mut connected = None;
     let mut failed = Vec::new();
     let tried = config.amqp.uris.iter().map(|uri| async move {
@@ -87,7 +88,7 @@ async fn connect(rows: &mut Rows, config: &Config, sender: &Sender) -> Option<(P
         }
     }
     for (name, error) in failed {
-        let (found, advice) = refusal(&error);
+        let (found, advice) = refusal(&error, set_by);
         if connected.is_some() {
             rows.warn(name, found, format!("the others are used meanwhile; {advice}"));
         } else {
@@ -98,11 +99,14 @@ async fn connect(rows: &mut Rows, config: &Config, sender: &Sender) -> Option<(P
 }
 
 /// What a failed connection means, and what to do.
-fn refusal(error: &AmqpError) -> (String, String) {
+fn refusal(error: &AmqpError, set_by: &str) -> (String, String) {
     let found = error.reply().map_or_else(|| error.to_string(), |(_, words)| words);
     let advice = match error.reply() {
         Some((403, _)) => {
-            "user name or password in amqp.uri is wrong, or the user may not log in from here (guest may only from localhost)"
+            let advice = format!(
+                "user name or password in amqp.uri (set by {set_by}) is wrong, or the user may not log in from here (guest may only from localhost)"
+            );
+            return (found, advice);
         }
         Some((530, ref words)) if words.contains("refused") => {
             "the user has no permissions on the vhost of amqp.uri: rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'"
@@ -110,6 +114,12 @@ fn refusal(error: &AmqpError) -> (String, String) {
         Some((530, _)) => "the vhost of amqp.uri is not there; it is the URI's path, %2f for /",
         Some(_) => "the broker's own log tells more",
         None => match error {
+            AmqpError::Tls {
+                fault: TlsFault::Protocol(_),
+                ..
+            } => {
+                "amqps:// in amqp.uri is for the broker's TLS port, 5671 by default; for its plain port, 5672, write amqp://"
+            }
             AmqpError::Tls { .. } => "see the setting named there",
             AmqpError::TimedOut { .. } => "host and port of amqp.uri, and the firewall in between",
             _ => {

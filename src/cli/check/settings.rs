@@ -76,6 +76,18 @@ fn open_files(rows: &mut Rows, layers: &Layers) {
     }
 }
 
+/// Where settings were set: of several, each with its key.
+pub fn set_by(layers: &Layers, keys: &[&str]) -> String {
+    let all = keys
+        .iter()
+        .filter_map(|key| layers.get(key).map(|(_, origin)| (key, origin)));
+    let words: Vec<String> = match keys.len() {
+        1 => all.map(|(_, origin)| origin.to_string()).collect(),
+        _ => all.map(|(key, origin)| format!("{key}: {origin}")).collect(),
+    };
+    words.join(", ")
+}
+
 /// Every mistake.
 pub fn mistakes(mistakes: &[ConfigError]) -> Rows {
     let mut rows = Rows::of("configuration");
