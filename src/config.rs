@@ -9,10 +9,9 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::telemetry::{self, FilterError};
-
 mod broker;
 mod destination;
+mod filter;
 mod ini;
 mod kazoo_file;
 mod kazoo_ini;
@@ -23,6 +22,7 @@ mod tls;
 
 pub use broker::{NoBroker, authority, broker};
 pub use destination::{Allowed, Destination, Network, NotAllowed, PrivateAddresses};
+pub use filter::{FilterError, log_filter};
 pub use layers::{ConfigError, Layers, Origin, Sources, USUAL_FILE, own_file};
 use reader::Reader;
 pub use shown::{MASK, shown, without_credentials};
@@ -300,7 +300,7 @@ impl Config {
             destination: Destination::read(&mut r),
         };
         // An empty one was told already.
-        if let Err(why) = telemetry::check_filter(&config.log.level)
+        if let Err(why) = log_filter(&config.log.level)
             && why != FilterError::Empty
         {
             r.mistake("log.level", why.to_string());
