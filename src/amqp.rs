@@ -52,6 +52,11 @@ impl AmqpError {
         }
     }
 
+    /// Whether the user's permissions are what it fails of (`ACCESS_REFUSED`).
+    fn is_forbidden(&self) -> bool {
+        matches!(self.reply(), Some((403, _)))
+    }
+
     /// Whether a broker answered, and would not have the connection.
     fn is_refused_by_broker(&self) -> bool {
         matches!(self, Self::Broker { source, .. } if source.is_amqp_error())

@@ -1,12 +1,13 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand, ValueHint};
 
-use crate::config::{Config, ConfigError, Layers, Sources};
+use crate::config::{self as settings, Config, ConfigError, Layers, Sources};
 use crate::kazoo::time::Clock;
 
 mod check;
@@ -30,9 +31,10 @@ const USAGE: u8 = 64;
 struct Cli {
     /// A TOML file with settings; what it does not set keeps its default.
     ///
+    /// If neither this nor the variable names one, it is /etc/kz-record-call/config.toml, where that can be read; `none` means no file.
     /// Every setting can also be given in the environment: [amqp] uri is KZ_RECORD_CALL__AMQP__URI.
-    #[arg(long, short, global = true, value_name = "FILE", env = "KZ_RECORD_CALL_CONFIG")]
-    config: Option<PathBuf>,
+    #[arg(long, short, global = true, value_name = "FILE", env = "KZ_RECORD_CALL_CONFIG", value_hint = ValueHint::FilePath)]
+    config: Option<OsString>,
 
     /// A single setting, such as log.level=debug; wins over everything else. Can be given several times.
     ///
@@ -55,7 +57,7 @@ enum Command {
     Explain {
         /// A call's id, a recording's id, or its document's.
         name: String,
-        /// As JSON.
+        /// As JSON: everything that the ledger has, the URLs of actions with their credentials too.
         #[arg(long)]
         json: bool,
     },
@@ -104,9 +106,19 @@ pub fn main() -> ExitCode {
     match &cli.command {
         Command::Completions(args) => return ended(pages::completions(Cli::command(), args)),
         Command::Man(args) => return ended(pages::man(Cli::command(), args)),
+        Command::List(args) => {
+            if let Some(contradiction) = args.contradiction() {
+                let _ = Cli::command().error(ErrorKind::ArgumentConflict, contradiction).print();
+                return ExitCode::from(USAGE);
+            }
+        }
         _ => {}
     }
-    let layers = Layers::gather(&Sources::of_process(cli.config.as_deref(), &cli.set));
+    let (file, odd) = settings::own_file(cli.config.as_deref(), settings::USUAL_FILE);
+    let mut layers = Layers::gather(&Sources::of_process(file.as_deref(), &cli.set));
+    if let Some(odd) = odd {
+        layers.note(odd);
+    }
     match &cli.command {
         Command::Config(command) => return config::run(command, layers).unwrap_or_else(|error| failed(&error)),
         Command::Check(args) => return check::run(layers, args).unwrap_or_else(|error| failed(&error)),

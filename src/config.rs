@@ -11,6 +11,7 @@ use secrecy::SecretString;
 
 mod broker;
 mod destination;
+mod filter;
 mod ini;
 mod kazoo_file;
 mod kazoo_ini;
@@ -21,7 +22,8 @@ mod tls;
 
 pub use broker::{NoBroker, authority, broker};
 pub use destination::{Allowed, Destination, Network, NotAllowed, PrivateAddresses};
-pub use layers::{ConfigError, Layers, Origin, Sources};
+pub use filter::{FilterError, log_filter};
+pub use layers::{ConfigError, Layers, Origin, Sources, USUAL_FILE, own_file};
 use reader::Reader;
 pub use shown::{MASK, shown, without_credentials};
 pub use tls::{Authorities, Identity, KeyFiles, TlsFault, Unusable};
@@ -297,6 +299,12 @@ impl Config {
             },
             destination: Destination::read(&mut r),
         };
+        // An empty one was told already.
+        if let Err(why) = log_filter(&config.log.level)
+            && why != FilterError::Empty
+        {
+            r.mistake("log.level", why.to_string());
+        }
         if config.telemetry.otlp_endpoint.is_some() && !cfg!(feature = "otlp") {
             r.mistake(
                 "telemetry.otlp_endpoint",

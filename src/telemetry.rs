@@ -7,7 +7,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, fmt, reload};
 
-use crate::config::{Config, LogFormat};
+use crate::config::{self, Config, FilterError, LogFormat};
 
 pub mod events;
 mod level;
@@ -16,7 +16,7 @@ mod otlp;
 mod pulse;
 pub mod trace;
 
-pub use level::{FilterError, LogLevel};
+pub use level::LogLevel;
 pub use pulse::Pulses;
 
 /// Why logging could not be set up.
@@ -55,7 +55,7 @@ impl Logs {
 /// A filter that cannot be read, an exporter that cannot be made, or a logger that is set already.
 pub fn init_logs(config: &Config) -> Result<Logs, TelemetryError> {
     let log = &config.log;
-    let filter = level::filter(&log.level).map_err(|why| TelemetryError::Filter(log.level.clone(), why))?;
+    let filter = config::log_filter(&log.level).map_err(|why| TelemetryError::Filter(log.level.clone(), why))?;
     let (filter, handle) = reload::Layer::new(filter);
     let lines = match log.format {
         LogFormat::Text => {

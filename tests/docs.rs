@@ -508,6 +508,9 @@ fn accepted(key: &str, default: &toml::Value) -> String {
     if key == "kazoo.config_file" || path.iter().any(|end| key.ends_with(end)) {
         return "a path".into();
     }
+    if key == "log.level" {
+        return "a filter".into();
+    }
     let nonsense = [(variable(key), "?".to_owned())];
     let mistakes = match Layers::load(None, nonsense.into_iter()) {
         Ok(layers) => Config::of(layers).err().unwrap_or_default(),
@@ -551,8 +554,9 @@ fn configuration() -> String {
          [config/default.toml](../config/default.toml), which is compiled in, and from what the program itself refuses; a test compares them.\n\
          (`UPDATE_DOCS=1 cargo test --test docs` writes it anew.)\n\n\
          Units are in the keys' names: `_ms` milliseconds, `_s` seconds, `_days` days, `_bytes` bytes. Later wins: the default, Kazoo's own\n\
-         `config.ini`, the file that `--config` or `KZ_RECORD_CALL_CONFIG` names, the environment, `--set`. Lists are TOML arrays in the file, and\n\
-         words separated by commas or blanks in the environment. `kz-record-call config show` prints what came of it, each value with its origin.\n\
+         `config.ini`, the file that `--config` or `KZ_RECORD_CALL_CONFIG` names (else `/etc/kz-record-call/config.toml`, where that can be read;\n\
+         `none` is no file), the environment, `--set`. Lists are TOML arrays in the file, and words separated by commas or blanks in the environment.\n\
+         `kz-record-call config show` prints what came of it, each value with its origin.\n\
          A configuration with mistakes, an unknown key among them, is refused with all of them at once, and exit status 64.\n",
     );
     let defaults = defaults();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
-    QueueDeclareOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
@@ -20,7 +20,7 @@ use crate::config;
 use crate::kazoo::envelope::Envelope;
 use crate::kazoo::names::{CONTENT_TYPE, Exchange};
 
-use super::topology::{self, QueueSpec};
+use super::topology::{self, QueueKind, QueueSpec};
 use super::{AmqpError, link, within};
 
 /// One step must be through in this time.
@@ -200,6 +200,23 @@ impl Probe {
             consumer,
             _channel: channel,
         })
+    }
+
+    /// Whether we may declare queues with dead letters, as all workers share: the broker wants write permission on `amq.default` for them, and read
+    /// permission on the queue. The one declared here is this connection's, and deleted at once.
+    ///
+    /// # Errors
+    /// When we may not.
+    pub async fn dead_letters(&self, to: &str) -> Result<(), AmqpError> {
+        let channel = self.channel().await?;
+        let name = format!("kz_record_call.check-{}", uuid::Uuid::new_v4().simple());
+        let (options, _) = topology::declaration(&QueueKind::Exclusive);
+        let declare = channel.queue_declare(name.as_str().into(), options, topology::dead_lettering(to));
+        within(LIMIT, "declaring a queue", declare).await?;
+        let delete = channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default());
+        within(LIMIT, "deleting a queue", delete).await?;
+        topology::close(&channel).await;
+        Ok(())
     }
 
     /// A word that nobody else uses, for routing keys.

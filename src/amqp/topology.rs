@@ -73,20 +73,34 @@ pub async fn establish(connection: &Connection, spec: &QueueSpec, name: &str) ->
     let channel = match declared {
         Ok(_) => channel,
         Err(error) if error.is_refusal() => {
-            // It exists in another form, by an operator's hand or an older version's. Better to use it than to leave calls unanswered.
-            warn!(queue = name, %error, "the queue exists in another form; using it as it is");
+            // It exists in another form, by an operator's hand or an older version's, or may only be used. Better to use it than to leave
+            // calls unanswered.
+            if error.is_forbidden() {
+                warn!(
+                    queue = name,
+                    %error,
+                    "the queue may not be declared, see the user's permissions on the vhost; using it if it is there"
+                );
+            } else {
+                warn!(queue = name, %error, "the queue exists in another form; using it as it is");
+            }
             let channel = self::channel(connection).await?;
             let passive = QueueDeclareOptions {
                 passive: true,
                 ..options
             };
-            within(
+            let looked = within(
                 LIMIT,
                 "looking up a queue",
                 channel.queue_declare(name.into(), passive, FieldTable::default()),
             )
-            .await?;
-            channel
+            .await;
+            match looked {
+                Ok(_) => channel,
+                // That it is not there follows from that; the refusal is what somebody can act on.
+                Err(_) if error.is_forbidden() => return Err(error),
+                Err(error) => return Err(error),
+            }
         }
         Err(error) => return Err(error),
     };
@@ -161,7 +175,15 @@ pub async fn exchange(connection: &Connection, exchange: Exchange) -> Result<(),
             Ok(())
         }
         Err(error) if error.is_refusal() => {
-            warn!(exchange = exchange.name(), %error, "the exchange exists in another form; using it as it is");
+            if error.is_forbidden() {
+                warn!(
+                    exchange = exchange.name(),
+                    %error,
+                    "the exchange may not be declared, see the user's permissions on the vhost; using it if it is there"
+                );
+            } else {
+                warn!(exchange = exchange.name(), %error, "the exchange exists in another form; using it as it is");
+            }
             Ok(())
         }
         Err(error) => Err(error),
@@ -199,8 +221,9 @@ pub(super) fn declaration(kind: &QueueKind) -> (QueueDeclareOptions, FieldTable)
             arguments.insert("x-queue-type".into(), text("quorum"));
             arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
             arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(*max_bytes));
-            arguments.insert("x-dead-letter-exchange".into(), text(""));
-            arguments.insert("x-dead-letter-routing-key".into(), text(dead_letters));
+            for (name, value) in dead_lettering(dead_letters).inner() {
+                arguments.insert(name.clone(), value.clone());
+            }
             (durable, arguments)
         }
         QueueKind::DeadLetters { max_bytes } => {
@@ -209,4 +232,13 @@ pub(super) fn declaration(kind: &QueueKind) -> (QueueDeclareOptions, FieldTable)
             (durable, arguments)
         }
     }
+}
+
+/// Arguments of a queue whose dead letters go to the queue `to`.
+pub(super) fn dead_lettering(to: &str) -> FieldTable {
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-dead-letter-exchange".into(), text(""));
+    arguments.insert("x-dead-letter-routing-key".into(), text(to));
+    arguments
 }

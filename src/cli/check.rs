@@ -37,6 +37,10 @@ pub struct CheckArgs {
 pub fn run(layers: Layers, args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let mut report = Report::default();
     report.add(settings::sources(&layers));
+    let set_by = SetBy {
+        broker: settings::set_by(&layers, &["amqp.uri"]),
+        database: settings::set_by(&layers, &["couchdb.url", "couchdb.username", "couchdb.password"]),
+    };
     match Config::of(layers) {
         Err(mistakes) => report.add(settings::mistakes(&mistakes)),
         Ok(config) => {
@@ -45,7 +49,7 @@ pub fn run(layers: Layers, args: &CheckArgs) -> anyhow::Result<ExitCode> {
                 .enable_all()
                 .build()
                 .context("no runtime")?;
-            for rows in runtime.block_on(look(&config)) {
+            for rows in runtime.block_on(look(&config, &set_by)) {
                 report.add(rows);
             }
             // A name server that does not answer is not waited for any longer.
@@ -67,12 +71,18 @@ pub fn run(layers: Layers, args: &CheckArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Who set what a server may refuse.
+struct SetBy {
+    broker: String,
+    database: String,
+}
+
 /// The groups do not wait for each other.
-async fn look(config: &Config) -> Vec<Rows> {
+async fn look(config: &Config, set_by: &SetBy) -> Vec<Rows> {
     let clock = Clock::system();
     let (broker, database, uploads) = tokio::join!(
-        bounded("broker", broker::look(config)),
-        bounded("database", database::look(config, &clock)),
+        bounded("broker", broker::look(config, &set_by.broker)),
+        bounded("database", database::look(config, &clock, &set_by.database)),
         bounded("uploads", uploads::look(config)),
     );
     [broker, database, uploads].into_iter().flatten().collect()

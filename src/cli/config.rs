@@ -57,6 +57,7 @@ struct Row {
 
 struct View {
     rows: Vec<Row>,
+    own_file: Option<String>,
     kazoo_file: Option<String>,
     notes: Vec<String>,
     mistakes: Vec<ConfigError>,
@@ -74,8 +75,10 @@ impl View {
             })
             .collect();
         let (kazoo_file, notes) = (layers.kazoo_file().map(str::to_owned), layers.notes().to_vec());
+        let own_file = layers.own_file().map(str::to_owned);
         Self {
             rows,
+            own_file,
             kazoo_file,
             notes,
             mistakes: Config::of(layers).err().unwrap_or_default(),
@@ -89,6 +92,10 @@ impl View {
             "# What is set here, and by whom. Secrets are shown as {}.",
             config::MASK
         )?;
+        match &self.own_file {
+            Some(path) => writeln!(out, "# The file of settings: {path}")?,
+            None => writeln!(out, "# The file of settings: none is read")?,
+        }
         match &self.kazoo_file {
             Some(path) => writeln!(out, "# Kazoo's own file: {path}")?,
             None => writeln!(out, "# Kazoo's own file: none is read")?,
@@ -147,7 +154,7 @@ impl View {
             .iter()
             .map(|mistake| json!({ "key": mistake.key, "problem": mistake.problem, "set_by": mistake.origin.to_string() }))
             .collect();
-        json!({ "kazoo_file": self.kazoo_file, "settings": settings, "notes": self.notes, "mistakes": mistakes })
+        json!({ "file": self.own_file, "kazoo_file": self.kazoo_file, "settings": settings, "notes": self.notes, "mistakes": mistakes })
     }
 
     /// On standard error, so that standard output stays what it is.

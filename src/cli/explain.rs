@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::entry::Entry;
+use crate::entry::cause::Cause;
 use crate::entry::fact::{Destination, Fact, What};
 use crate::flow::next;
 use crate::kazoo::time::Moment;
@@ -223,13 +224,7 @@ fn places(entry: &Entry) -> Vec<String> {
         ));
     }
     if places.is_empty() {
-        let told = entry.told_end().or(entry.ended()).or(entry.started());
-        places.push(
-            match told.and_then(|told| told.node.as_deref().zip(told.path.as_deref())) {
-                Some((node, path)) => format!("on the switch {node}, {path}, as far as is known"),
-                None => "nowhere, as far as is known".into(),
-            },
-        );
+        places.push(on_the_switch(entry));
     }
     if let Some(audio) = entry.audio() {
         places.push(format!(
@@ -242,6 +237,44 @@ fn places(entry: &Entry) -> Vec<String> {
         }
     }
     places
+}
+
+/// Where the switch's file is, for audio that is nowhere else.
+fn on_the_switch(entry: &Entry) -> String {
+    let gone = entry.outcome().is_some_and(|(_, cause)| cause == Cause::FileGone);
+    let Some((node, path)) = switch_file(entry) else {
+        return "nowhere, as far as is known".into();
+    };
+    if entry.is_let_go() {
+        format!("nowhere any more: the switch {node} was told to delete its file {path}")
+    } else if gone {
+        format!("nowhere any more: the switch {node} has no file {path}")
+    } else {
+        format!("on the switch {node}, {path}, as far as is known")
+    }
+}
+
+/// The switch that recorded, and the file's path there.
+fn switch_file(entry: &Entry) -> Option<(&str, &str)> {
+    let told = entry.told_end().or(entry.ended()).or(entry.started())?;
+    told.node.as_deref().zip(told.path.as_deref())
+}
+
+/// What is left of a recording that an operator gives up, in words: all that no worker removes.
+pub fn what_stays(entry: &Entry) -> Vec<String> {
+    let mut stays = Vec::new();
+    if let Some((node, path)) = switch_file(entry).filter(|_| !entry.is_let_go()) {
+        stays.push(format!(
+            "its file stays on the switch {node}, {path}, if it is still there"
+        ));
+    }
+    if let Some(document) = entry.documented() {
+        stays.push(format!("its document {} in {} stays", document.id, document.database));
+    }
+    if let Some(url) = entry.uploaded() {
+        stays.push(format!("its audio stays at {}", without_secrets(url)));
+    }
+    stays
 }
 
 fn coming(record: &Record, now: Moment, policy: &next::Policy) -> String {
@@ -290,12 +323,4 @@ fn without_secrets(url: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_credential_is_shown() {
-        assert_eq!(without_secrets("https://u:p@h/in?token=abc"), "https://h/in?…");
-        assert_eq!(without_secrets("nonsense"), "(not a url)");
-    }
-}
+mod tests;

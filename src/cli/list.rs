@@ -1,10 +1,12 @@
 //! `kz-record-call list`, `retry` and `discard`.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use serde_json::json;
 
 use crate::config::Config;
@@ -13,19 +15,20 @@ use crate::entry::fact::What;
 use crate::flow::next;
 use crate::ledger::{Filter, Record, STATES};
 
+use super::explain;
 use super::ledger::{Desk, block_on, duration};
 
 /// Which recordings are listed.
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// Only these: asked, recording, ended, held, parked, announcing, unverified, closing, stored, delivered, discarded or failed.
-    #[arg(long)]
+    #[arg(long, hide_possible_values = true, value_parser = PossibleValuesParser::new(STATES))]
     state: Option<String>,
     /// Only this account's: 32 hex digits.
-    #[arg(long)]
+    #[arg(long, value_parser = account)]
     account: Option<String>,
     /// Only with this cause, such as unreachable.
-    #[arg(long)]
+    #[arg(long, hide_possible_values = true, value_parser = PossibleValuesParser::new(causes()))]
     cause: Option<String>,
     /// Only those asked for longer ago than this: 90s, 15m, 6h, 2d.
     #[arg(long, value_parser = age)]
@@ -56,12 +59,30 @@ fn age(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(number.saturating_mul(seconds)))
 }
 
-pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
-    if let Some(state) = &args.state
-        && !STATES.contains(&state.as_str())
-    {
-        bail!("{state:?} is not a state; there are {}", STATES.join(", "));
+/// Every cause, once.
+fn causes() -> BTreeSet<&'static str> {
+    let all = Outcome::ALL.iter().flat_map(|outcome| outcome.causes());
+    all.map(|cause| cause.name()).collect()
+}
+
+fn account(text: &str) -> Result<String, String> {
+    if text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("32 hex digits".into())
     }
+}
+
+impl ListArgs {
+    /// What is wrong with them together.
+    pub fn contradiction(&self) -> Option<&'static str> {
+        let (older, newer) = (self.older?, self.newer?);
+        (older >= newer)
+            .then_some("nothing is older than --older and newer than --newer: --older must be the shorter of the two")
+    }
+}
+
+pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
     block_on(async {
         let desk = Desk::open(config)?;
         let now = desk.clock.now();
@@ -71,12 +92,15 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
             cause: args.cause.clone(),
             before: args.older.map(|age| now.minus(age)),
             after: args.newer.map(|age| now.minus(age)),
-            limit: args.limit,
+            // One more, to know whether there are more.
+            limit: args.limit.saturating_add(1),
             ..Filter::default()
         };
         let found = desk.ledger.find(&filter).await;
         desk.close().await;
-        let found = found.context("the ledger does not tell")?;
+        let mut found = found.context("the ledger does not tell")?;
+        let more = found.len() > args.limit;
+        found.truncate(args.limit);
         let mut out = std::io::stdout().lock();
         if !args.json {
             writeln!(
@@ -99,20 +123,21 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
                     "{:<40} {:<12} {:<20} {:>12}  {:<32} {}",
                     row.media_id,
                     row.state,
-                    row.cause,
+                    row.cause.unwrap_or("-"),
                     duration(age),
-                    row.account,
+                    row.account.unwrap_or("-"),
                     record.entry.call_id
                 )?;
             }
         }
         if !args.json {
-            writeln!(
-                out,
-                "{} recording{}",
-                found.len(),
-                if found.len() == 1 { "" } else { "s" }
-            )?;
+            let s = if found.len() == 1 { "" } else { "s" };
+            writeln!(out, "{} recording{s}", found.len())?;
+        }
+        if more {
+            // On standard error, so that standard output stays what it is.
+            out.flush()?;
+            eprintln!("there are more: these are the newest {}, see --limit", found.len());
         }
         Ok(true)
     })
@@ -121,8 +146,8 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
 struct Row<'a> {
     media_id: &'a str,
     state: &'static str,
-    cause: &'static str,
-    account: &'a str,
+    cause: Option<&'static str>,
+    account: Option<&'a str>,
 }
 
 impl<'a> Row<'a> {
@@ -132,15 +157,15 @@ impl<'a> Row<'a> {
         Self {
             media_id: entry.order().map_or("unknown", |order| order.media_id.as_str()),
             state: entry.state(),
-            cause: cause.map_or("-", Cause::name),
-            account: next::account(entry).unwrap_or("-"),
+            cause: cause.map(Cause::name),
+            account: next::account(entry),
         }
     }
 
     fn json(&self, record: &Record) -> serde_json::Value {
         let order = record.entry.order();
         json!({
-            "media_id": self.media_id,
+            "media_id": order.map(|order| order.media_id.as_str()),
             "call_id": record.entry.call_id,
             "account_id": self.account,
             "state": self.state,
@@ -204,7 +229,7 @@ pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
 pub struct DiscardArgs {
     /// A recording's id, its document's, or its call's.
     name: String,
-    /// Yes: its audio is taken out of the hold, and no worker looks for it again.
+    /// Yes: its audio is taken out of the hold, and no worker looks for it again. What stays elsewhere is told.
     #[arg(long)]
     yes: bool,
 }
@@ -227,17 +252,57 @@ pub fn discard(config: &Config, args: &DiscardArgs) -> anyhow::Result<bool> {
         if !args.yes {
             bail!("{media_id} would be given up, and its audio with it; say --yes if that is meant");
         }
+        let held = entry.held().cloned();
         let (outcome, cause) = (Outcome::Discarded, Cause::DiscardedByOperator);
         desk.add(&mut entry, What::Concluded { outcome, cause }).await?;
         desk.close().await;
         writeln!(out, "{media_id}: discarded")?;
+        if let Some(holding) = &held {
+            writeln!(
+                out,
+                "  its copy in the hold, {}/{}, is removed by a worker",
+                holding.place, holding.name
+            )?;
+        }
+        for left in explain::what_stays(&entry) {
+            writeln!(out, "  {left}")?;
+        }
         Ok(true)
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches as _;
+
     use super::*;
+
+    #[test]
+    fn nothing_can_be_both_older_and_newer_when_the_ages_do_not_leave_any() {
+        let args = |older: &str, newer: &str| {
+            let command = ListArgs::augment_args(clap::Command::new("list"));
+            let matches = command.try_get_matches_from(["list", "--older", older, "--newer", newer]);
+            ListArgs::from_arg_matches(&matches.unwrap()).unwrap()
+        };
+        assert!(args("2h", "1h").contradiction().is_some());
+        assert!(args("1h", "60m").contradiction().is_some());
+        assert!(args("1h", "2h").contradiction().is_none());
+    }
+
+    #[test]
+    fn what_no_recording_can_have_is_refused() {
+        let refused = |option: &str, value: &str| {
+            let command = ListArgs::augment_args(clap::Command::new("list"));
+            command.try_get_matches_from(["list", option, value]).is_err()
+        };
+        for (option, good, bad) in [
+            ("--state", "parked", "parkd"),
+            ("--cause", "file_gone", "file-gone"),
+            ("--account", "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4", "4ba1"),
+        ] {
+            assert!(!refused(option, good) && refused(option, bad), "{option}");
+        }
+    }
 
     #[test]
     fn ages_have_a_unit() {

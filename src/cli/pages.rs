@@ -79,7 +79,10 @@ fn main_page(command: Command) -> anyhow::Result<Vec<u8>> {
     let mut more = Roff::new();
     more.control("SH", ["ENVIRONMENT"]);
     for (name, what) in [
-        ("KZ_RECORD_CALL_CONFIG", "The settings' file, as --config."),
+        (
+            "KZ_RECORD_CALL_CONFIG",
+            "The settings' file, as --config; none for no file.",
+        ),
         (
             "KZ_RECORD_CALL__SECTION__KEY",
             "Any setting: [amqp] uri is KZ_RECORD_CALL__AMQP__URI. It wins over the file.",
@@ -110,7 +113,7 @@ fn main_page(command: Command) -> anyhow::Result<Vec<u8>> {
     for (path, what) in [
         (
             "/etc/kz-record-call/config.toml",
-            "The settings of a worker that a package installed.",
+            "The settings, if neither --config nor KZ_RECORD_CALL_CONFIG names another file.",
         ),
         ("/etc/kz-record-call/environment", "Those that only root may read."),
         ("/usr/share/doc/kz-record-call/default.toml", "All settings, explained."),

@@ -17,6 +17,10 @@ pub enum NoBroker {
     NotAUri,
     #[error("not a URI with a host")]
     NoHost,
+    #[error(
+        "not a URI that can be read: in a user's name and password write %23 for #, %2F for /, %3F for ?, %40 for @, %25 for %"
+    )]
+    Unencoded,
     #[error("not usable: its path, which is the vhost, has more than one part; write a / in a vhost's name as %2f")]
     Path,
     #[error(
@@ -32,7 +36,12 @@ pub enum NoBroker {
 /// # Errors
 /// `NoBroker`.
 pub fn broker(text: &str) -> Result<AMQPUri, NoBroker> {
-    let url = Url::parse(text.trim()).map_err(|_| NoBroker::NotAUri)?;
+    let text = text.trim();
+    let url = match Url::parse(text) {
+        Ok(url) if url.fragment().is_none() => url,
+        Err(_) if !is_cut(text) => return Err(NoBroker::NotAUri),
+        _ => return Err(NoBroker::Unencoded),
+    };
     if !matches!(url.scheme(), "amqp" | "amqps") || url.cannot_be_a_base() {
         return Err(NoBroker::NotAUri);
     }
@@ -40,9 +49,13 @@ pub fn broker(text: &str) -> Result<AMQPUri, NoBroker> {
         return Err(NoBroker::NoHost);
     };
     if url.path().trim_start_matches('/').contains('/') {
-        return Err(NoBroker::Path);
+        return Err(if is_cut(text) {
+            NoBroker::Unencoded
+        } else {
+            NoBroker::Path
+        });
     }
-    let mut uri: AMQPUri = text.trim().parse().map_err(|_| NoBroker::Parameter)?;
+    let mut uri: AMQPUri = text.parse().map_err(|_| NoBroker::Parameter)?;
     // lapin takes what is no name for localhost.
     match host {
         Host::Ipv6(address) => uri.authority.host = address.to_string(),
@@ -51,6 +64,14 @@ pub fn broker(text: &str) -> Result<AMQPUri, NoBroker> {
     }
     uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
     Ok(uri)
+}
+
+/// Whether a URI has an @ only after the place where its host ends: then a character of the password has ended it.
+pub fn is_cut(text: &str) -> bool {
+    let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (host, after) = rest.split_at(end);
+    !host.contains('@') && after.contains('@')
 }
 
 /// Host and port, as people write them.
@@ -98,6 +119,11 @@ mod tests {
             ("amqp:h", NoBroker::NotAUri),
             ("amqp://", NoBroker::NoHost),
             ("amqp://h//v/w", NoBroker::Path),
+            ("amqp://u:p#ss@h", NoBroker::Unencoded),
+            ("amqp://u:1#ss@h", NoBroker::Unencoded),
+            ("amqp://u:p/ss@h/v", NoBroker::Unencoded),
+            ("amqp://u:1/ss@h/v", NoBroker::Unencoded),
+            ("amqp://u:p?ss@h/v", NoBroker::Unencoded),
             ("amqp://h?heartbeat=x", NoBroker::Parameter),
             ("amqp://h?auth_mechanism=gssapi", NoBroker::Parameter),
         ] {

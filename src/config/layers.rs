@@ -1,8 +1,9 @@
 //! The layers that settings come from, merged, with where each value was set: defaults, Kazoo's own file, a file, the environment, flags.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use toml::Value;
@@ -13,6 +14,27 @@ use super::kazoo_file;
 /// Variables of the environment that set a key begin with this.
 pub const ENV_PREFIX: &str = "KZ_RECORD_CALL__";
 
+/// Our own file on a host that has the package; read when nobody names another.
+pub const USUAL_FILE: &str = "/etc/kz-record-call/config.toml";
+
+/// Our own file: the one that is named, none where `none` or nothing is named, else `usual` if it can be read. The text is what is odd.
+pub fn own_file(named: Option<&OsStr>, usual: &str) -> (Option<PathBuf>, Option<String>) {
+    match named {
+        Some(named) if named.is_empty() || named == "none" => (None, None),
+        Some(named) => (Some(PathBuf::from(named)), None),
+        None => match std::fs::File::open(usual) {
+            Ok(_) => (Some(PathBuf::from(usual)), None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (None, None),
+            Err(error) => (
+                None,
+                Some(format!(
+                    "{usual} is there, and is not used: it cannot be read ({error})"
+                )),
+            ),
+        },
+    }
+}
+
 /// Where a value was set. Later ones win over earlier ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -22,7 +44,7 @@ pub enum Origin {
         path: String,
         line: usize,
     },
-    /// The file that `--config` names; the line where it is known.
+    /// Our own file; the line where it is known.
     File {
         path: String,
         line: Option<usize>,
@@ -110,6 +132,8 @@ pub struct Layers {
     /// What cannot be read at all.
     mistakes: Vec<ConfigError>,
     notes: Vec<String>,
+    /// Our own file, if there is one.
+    own_file: Option<String>,
     /// Kazoo's file, if one was read.
     kazoo_file: Option<String>,
 }
@@ -143,12 +167,18 @@ impl Layers {
         layers.manual = lines(super::DEFAULTS).unwrap_or_default();
         let mut above = Self::default();
         if let Some(path) = sources.file {
+            layers.own_file = Some(path.display().to_string());
             above.add_file(path);
         }
         for (name, value) in &sources.environment {
             if let Some(path) = name.strip_prefix(ENV_PREFIX) {
                 let key = path.to_ascii_lowercase().replace("__", ".");
                 above.set(key, Value::String(value.clone()), Origin::Environment(name.clone()));
+            } else if is_stray(name) {
+                // Without its value: that may be a secret.
+                above.note(format!(
+                    "{name} in the environment is not read: a setting's variable begins with {ENV_PREFIX}, and has two underscores before the key too"
+                ));
             }
         }
         for (index, flag) in sources.flags.iter().enumerate() {
@@ -222,7 +252,7 @@ impl Layers {
         });
     }
 
-    pub(super) fn note(&mut self, note: String) {
+    pub fn note(&mut self, note: String) {
         self.notes.push(note);
     }
 
@@ -259,10 +289,21 @@ impl Layers {
         &self.notes
     }
 
+    /// The path of our own file, if there is one.
+    pub fn own_file(&self) -> Option<&str> {
+        self.own_file.as_deref()
+    }
+
     /// The path of Kazoo's file, if one was read.
     pub fn kazoo_file(&self) -> Option<&str> {
         self.kazoo_file.as_deref()
     }
+}
+
+/// Whether a variable looks like one of ours, and is none.
+fn is_stray(name: &str) -> bool {
+    name.strip_prefix("KZ_RECORD_CALL_")
+        .is_some_and(|rest| !rest.starts_with('_') && rest != "CONFIG" && !rest.starts_with("TEST_"))
 }
 
 fn dotted(prefix: &str, name: &str) -> String {

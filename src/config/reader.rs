@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use toml::Value;
 use url::Url;
 
-use super::broker::broker;
+use super::broker::{broker, is_cut};
 use super::layers::{ConfigError, Layers, Origin};
 use super::tls::{Authorities, Identity, KeyFiles};
 
@@ -294,7 +294,11 @@ impl Reader {
         let mut url = match Url::parse(&text) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => url,
             _ => {
-                self.mistake("couchdb.url", "is not an http or https URL");
+                let hint = match is_cut(&text) {
+                    true => "; in a user's name and password write %23 for #, %2F for /, %3F for ?, %40 for @",
+                    false => "",
+                };
+                self.mistake("couchdb.url", format!("is not an http or https URL{hint}"));
                 #[allow(clippy::expect_used)]
                 Url::parse("http://127.0.0.1:5984").expect("a URL")
             }

@@ -61,10 +61,16 @@ impl Entry {
     pub fn owes_release(&self) -> bool {
         let too_short = self.outcome() == Some((Outcome::Discarded, Cause::TooShort));
         let safe = too_short || self.audio_is_safe();
+        let collected = self.has(|what| matches!(what, What::Collected(_)));
+        safe && collected && !self.is_let_go() && self.tidied().count() < TIDIES
+    }
+
+    /// Whether the switch was told to delete the file that passed through our hands last: not an earlier one, for it may have recorded again.
+    pub fn is_let_go(&self) -> bool {
         let place = |is: &dyn Fn(&What) -> bool| self.facts.iter().rposition(|fact| is(&fact.what));
         let collected = place(&|what| matches!(what, What::Collected(_)));
         let let_go = place(&|what| matches!(what, What::Released { .. } | What::Tidied { left: None, .. }));
-        safe && collected.is_some_and(|at| let_go.is_none_or(|let_go| let_go < at)) && self.tidied().count() < TIDIES
+        let_go.is_some_and(|let_go| collected.is_none_or(|at| at <= let_go))
     }
 
     /// Whether the audio that passed through our hands last is off its switch for good: that very audio, for the switch may have recorded again.

@@ -176,7 +176,11 @@ impl Cluster {
     /// Runs a command of the program; whether it went well, and what it wrote to its output.
     pub async fn command(&self, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kz-record-call"));
-        command.args(arguments).env_remove("RUST_LOG");
+        // Not what this host may have.
+        command
+            .args(arguments)
+            .env_remove("RUST_LOG")
+            .env("KZ_RECORD_CALL_CONFIG", "none");
         for (key, value) in &self.settings {
             match key.starts_with("KZ_RECORD_CALL") {
                 true => command.env(key, value),

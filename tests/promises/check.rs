@@ -358,6 +358,21 @@ async fn a_user_without_rights_and_a_policy_that_is_not_set_are_told(services: A
     ensure!(found.status == Some(0), "a worker gets along: {}", found.text);
     found.says("exchange kapps", "warning", "may not be declared by us")?;
     found.says("permissions", "good", "published")?;
+    // What a worker's queues with dead letters need besides.
+    let ours = "^(kz_record_call.*|kapps|targeted|callctl|callevt|switch|configuration|notifications)$";
+    broker
+        .rabbitmqctl(&["set_permissions", "poor", ours, ours, ours])
+        .await?;
+    let found = check(&world, &[("AMQP__URI", &uri)]).await?;
+    found.fails("permissions", "dead letters")?;
+    found.fails("permissions", "amq.default")?;
+    let fewest = ours.replace("notifications", "notifications|amq\\.default");
+    broker
+        .rabbitmqctl(&["set_permissions", "poor", ours, &fewest, ours])
+        .await?;
+    let found = check(&world, &[("AMQP__URI", &uri)]).await?;
+    found.says("permissions", "good", "published")?;
+    ensure!(found.status == Some(0), "{}", found.text);
     worker.ready(SOON).await?;
     drop(worker);
     world.finish().await

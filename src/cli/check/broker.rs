@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::amqp::{AmqpError, Form, Load, Probe, QueueKind, QueueSpec, Sent};
-use crate::config::{self, Config};
+use crate::config::{self, Config, TlsFault};
 use crate::flow::start::DEAD_LETTERS;
 use crate::kazoo::channel::{StatusReply, status_request};
 use crate::kazoo::envelope::Sender;
@@ -42,12 +42,13 @@ const READ: &[Exchange] = &[
     Exchange::Unrouted,
 ];
 
-pub async fn look(config: &Config) -> Vec<Rows> {
+/// `set_by` is where `amqp.uri` was set.
+pub async fn look(config: &Config, set_by: &str) -> Vec<Rows> {
     let mut rows = Rows::of(GROUP);
     let sender = Sender {
         node: format!("{APP_NAME}@{}", config.kazoo.host),
     };
-    let Some(probe) = connect(&mut rows, config, &sender).await else {
+    let Some((probe, vhost)) = connect(&mut rows, config, &sender, set_by).await else {
         rows.note("the rest", "cannot be looked at without a connection");
         return vec![rows];
     };
@@ -55,31 +56,31 @@ pub async fn look(config: &Config) -> Vec<Rows> {
     let missing = exchanges(&mut rows, &probe).await;
     queues(&mut rows, &probe, &worker::topology(config)).await;
     rights(&mut rows, &probe, &missing).await;
-    policy(&mut rows, &probe, &sender, &missing).await;
+    policy(&mut rows, &probe, &sender, &missing, &vhost).await;
     seen(&mut kazoo, &probe, &sender, &missing).await;
     probe.close().await;
     vec![rows, kazoo]
 }
 
-/// Tries every URI; looks on at the first that works.
-async fn connect(rows: &mut Rows, config: &Config, sender: &Sender) -> Option<Probe> {
+/// Tries every URI; looks on at the first that works, in its vhost.
+async fn connect(rows: &mut Rows, config: &Config, sender: &Sender, set_by: &str) -> Option<(Probe, String)> {
     let mut connected = None;
     let mut failed = Vec::new();
     let tried = config.amqp.uris.iter().map(|uri| async move {
-        let name = config::broker(uri.expose_secret()).map_or_else(
-            |_| "amqp.uri".to_owned(),
-            |uri| format!("{} vhost {}", config::authority(&uri), uri.vhost),
+        let (name, vhost) = config::broker(uri.expose_secret()).map_or_else(
+            |_| ("amqp.uri".to_owned(), String::new()),
+            |uri| (format!("{} vhost {}", config::authority(&uri), uri.vhost), uri.vhost),
         );
-        (name, Probe::connect(&config.amqp, uri, &sender.node).await)
+        ((name, vhost), Probe::connect(&config.amqp, uri, &sender.node).await)
     });
     // Side by side: five that do not answer take no longer than one.
-    for (name, probe) in futures_util::future::join_all(tried).await {
+    for ((name, vhost), probe) in futures_util::future::join_all(tried).await {
         match probe {
             Ok(probe) => {
                 let others = if connected.is_some() { ", a reserve" } else { "" };
                 rows.good(name, format!("connected{others}"));
                 match &connected {
-                    None => connected = Some(probe),
+                    None => connected = Some((probe, vhost)),
                     Some(_) => probe.close().await,
                 }
             }
@@ -87,7 +88,7 @@ async fn connect(rows: &mut Rows, config: &Config, sender: &Sender) -> Option<Pr
         }
     }
     for (name, error) in failed {
-        let (found, advice) = refusal(&error);
+        let (found, advice) = refusal(&error, set_by);
         if connected.is_some() {
             rows.warn(name, found, format!("the others are used meanwhile; {advice}"));
         } else {
@@ -98,11 +99,14 @@ async fn connect(rows: &mut Rows, config: &Config, sender: &Sender) -> Option<Pr
 }
 
 /// What a failed connection means, and what to do.
-fn refusal(error: &AmqpError) -> (String, String) {
+fn refusal(error: &AmqpError, set_by: &str) -> (String, String) {
     let found = error.reply().map_or_else(|| error.to_string(), |(_, words)| words);
     let advice = match error.reply() {
         Some((403, _)) => {
-            "user name or password in amqp.uri is wrong, or the user may not log in from here (guest may only from localhost)"
+            let advice = format!(
+                "user name or password in amqp.uri (set by {set_by}) is wrong, or the user may not log in from here (guest may only from localhost)"
+            );
+            return (found, advice);
         }
         Some((530, ref words)) if words.contains("refused") => {
             "the user has no permissions on the vhost of amqp.uri: rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'"
@@ -110,6 +114,12 @@ fn refusal(error: &AmqpError) -> (String, String) {
         Some((530, _)) => "the vhost of amqp.uri is not there; it is the URI's path, %2f for /",
         Some(_) => "the broker's own log tells more",
         None => match error {
+            AmqpError::Tls {
+                fault: TlsFault::Protocol(_),
+                ..
+            } => {
+                "amqps:// in amqp.uri is for the broker's TLS port, 5671 by default; for its plain port, 5672, write amqp://"
+            }
             AmqpError::Tls { .. } => "see the setting named there",
             AmqpError::TimedOut { .. } => "host and port of amqp.uri, and the firewall in between",
             _ => {
@@ -205,7 +215,7 @@ async fn queues(rows: &mut Rows, probe: &Probe, specs: &[QueueSpec]) {
             Ok((Form::Forbidden(words), _)) => rows.fail(
                 name,
                 format!("may not be used: {words}"),
-                "the user of amqp.uri needs permission to configure, write and read what begins with kz_record_call",
+                "the user of amqp.uri needs permission to configure, write and read what begins with kz_record_call, and to write amq.default",
             ),
             Err(error) => rows.fail(name, error.to_string(), "the broker's own log tells more"),
         }
@@ -237,6 +247,9 @@ async fn rights(rows: &mut Rows, probe: &Probe, unusable: &BTreeSet<Exchange>) {
             }
         }
     }
+    if let Err(error) = probe.dead_letters(DEAD_LETTERS).await {
+        refused.push(format!("declare queues with dead letters, as a worker's are ({error})"));
+    }
     for exchange in WRITTEN.iter().filter(|exchange| !unusable.contains(exchange)) {
         if let Err(error) = probe.may_publish(*exchange).await {
             refused.push(format!("publish to {exchange} ({error})"));
@@ -251,7 +264,7 @@ async fn rights(rows: &mut Rows, probe: &Probe, unusable: &BTreeSet<Exchange>) {
         rows.fail(
             "permissions",
             format!("we may not {}", refused.join("; nor ")),
-            "rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'",
+            "rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'; docs/installing.md has the fewest that do",
         );
     }
 }
@@ -264,12 +277,12 @@ fn message(sender: &Sender) -> Value {
 
 /// Whether the broker keeps actions while nobody is bound. A policy cannot be read by AMQP, but followed: what nobody is bound to at `kapps` comes
 /// out at our own exchange.
-async fn policy(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeSet<Exchange>) {
+async fn policy(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeSet<Exchange>, vhost: &str) {
     const NAME: &str = "policy for kapps";
     if unusable.contains(&Exchange::Unrouted) || unusable.contains(&Exchange::Kapps) {
         return rows.note(
             NAME,
-            "cannot be told before both exchanges are there; see the limits in README.md",
+            "cannot be told before both exchanges are there; see \"In this order\" in docs/production.md",
         );
     }
     let followed = async {
@@ -283,10 +296,21 @@ async fn policy(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTre
         Ok(Sent::Returned) => rows.warn(
             NAME,
             "is not set: an action that comes in the second after a broker restart hangs its call",
-            "rabbitmqctl set_policy kz-record-call '^kapps$' '{\"alternate-exchange\":\"kz_record_call.unrouted\"}' --apply-to exchanges",
+            set_policy(vhost),
         ),
         Err(error) => rows.note(NAME, format!("cannot be told: {error}")),
     }
+}
+
+/// What sets the policy in `vhost`, to be pasted into a shell.
+fn set_policy(vhost: &str) -> String {
+    let place = match vhost {
+        "/" => String::new(),
+        vhost => format!(" -p '{}'", vhost.replace('\'', r"'\''")),
+    };
+    format!(
+        r#"rabbitmqctl set_policy{place} kz-record-call '^kapps$' '{{"alternate-exchange":"kz_record_call.unrouted"}}' --apply-to exchanges"#
+    )
 }
 
 /// Whether ecallmgrs answer on this broker: each does, for a call that does not exist, that it does not know it.
@@ -326,5 +350,22 @@ async fn seen(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeS
             rows.good(NAME, format!("{} answered: {}", names.len(), names.join(", ")));
         }
         Err(error) => rows.fail(NAME, format!("cannot be asked: {error}"), "the rows above tell what is missing"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_is_set_where_the_worker_is() {
+        let rest =
+            r#"kz-record-call '^kapps$' '{"alternate-exchange":"kz_record_call.unrouted"}' --apply-to exchanges"#;
+        assert_eq!(set_policy("/"), format!("rabbitmqctl set_policy {rest}"));
+        assert_eq!(set_policy("kazoo"), format!("rabbitmqctl set_policy -p 'kazoo' {rest}"));
+        assert_eq!(
+            set_policy("it's"),
+            format!(r"rabbitmqctl set_policy -p 'it'\''s' {rest}")
+        );
     }
 }

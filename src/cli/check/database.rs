@@ -22,7 +22,8 @@ const ONE_REQUEST: Version = Version(3, 3, 3);
 const AHEAD_WARN_MS: u64 = 2_000;
 const AHEAD_FAIL_MS: u64 = 60_000;
 
-pub async fn look(config: &Config, clock: &Clock) -> Vec<Rows> {
+/// `set_by` is where the server and the credentials were set.
+pub async fn look(config: &Config, clock: &Clock, set_by: &str) -> Vec<Rows> {
     let mut rows = Rows::of("database");
     let couchdb = config::Couchdb {
         connect_timeout: config.couchdb.connect_timeout.min(LIMIT),
@@ -46,7 +47,13 @@ pub async fn look(config: &Config, clock: &Clock) -> Vec<Rows> {
         return vec![rows];
     };
     time(&mut rows, &welcome);
-    if !credentials(&mut rows, &couch, "couchdb.username and couchdb.password").await {
+    if !credentials(
+        &mut rows,
+        &couch,
+        &format!("couchdb.username and couchdb.password, or those in couchdb.url ({set_by})"),
+    )
+    .await
+    {
         rows.note("the rest", "cannot be looked at before that is corrected");
         return vec![rows];
     }

@@ -34,7 +34,7 @@ pub fn sources(layers: &Layers) -> Rows {
         rows.warn(
             "settings",
             "nothing is set: all have their defaults",
-            "give a file with --config (`kz-record-call config default` prints one to start from), or set kazoo.config_file",
+            "give a file with --config, or put one at /etc/kz-record-call/config.toml (`kz-record-call config default` prints one to start from), or set kazoo.config_file",
         );
     } else {
         rows.good("settings", words.join(", "));
@@ -74,6 +74,18 @@ fn open_files(rows: &mut Rows, layers: &Layers) {
             told.push(path.clone());
         }
     }
+}
+
+/// Where settings were set: of several, each with its key.
+pub fn set_by(layers: &Layers, keys: &[&str]) -> String {
+    let all = keys
+        .iter()
+        .filter_map(|key| layers.get(key).map(|(_, origin)| (key, origin)));
+    let words: Vec<String> = match keys.len() {
+        1 => all.map(|(_, origin)| origin.to_string()).collect(),
+        _ => all.map(|(key, origin)| format!("{key}: {origin}")).collect(),
+    };
+    words.join(", ")
 }
 
 /// Every mistake.

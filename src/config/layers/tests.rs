@@ -54,6 +54,24 @@ fn told(layers: Layers) -> Vec<String> {
 const HOST: (&str, &str) = ("KZ_RECORD_CALL__KAZOO__HOST", "rec1.example.com");
 
 #[test]
+fn the_usual_file_is_read_unless_another_or_none_is_named() {
+    let folder = Folder::new();
+    let (usual, missing) = (
+        folder.file("config.toml", ""),
+        folder.0.join("no.toml").display().to_string(),
+    );
+    let chosen = |named: Option<&str>, usual: &str| own_file(named.map(OsStr::new), usual);
+    assert_eq!(chosen(None, &usual), (Some(PathBuf::from(&usual)), None));
+    assert_eq!(chosen(None, &missing), (None, None));
+    assert_eq!(chosen(Some("other.toml"), &usual), (Some("other.toml".into()), None));
+    for none in ["", "none"] {
+        assert_eq!(chosen(Some(none), &usual), (None, None));
+    }
+    let (file, note) = chosen(None, &format!("{usual}/below-a-file"));
+    assert!(file.is_none() && note.unwrap().contains("cannot be read"));
+}
+
+#[test]
 fn kazoos_file_is_above_the_defaults_and_below_everything_else() {
     let folder = Folder::new();
     let (kazoo, empty) = (
@@ -234,4 +252,32 @@ fn credentials_in_a_url_win_over_those_of_kazoos_file() {
         "said in the same layer, what stands apart wins"
     );
     assert_eq!(credentials(&[]).0, "kazoo");
+}
+
+#[test]
+fn a_filter_that_a_worker_refuses_is_a_mistake_like_all_others() {
+    let mistakes = told(gather(None, &[], &["log.level=info,foo=loud".into()], &[]));
+    assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+    assert!(mistakes[0].starts_with("log.level is not a filter"), "{mistakes:?}");
+    let empty = told(gather(None, &[], &["log.level=".into()], &[]));
+    assert_eq!(empty, ["log.level is empty (set by flag --set)"]);
+}
+
+#[test]
+fn a_variable_that_only_looks_like_a_setting_is_noted_without_its_value() {
+    let environment = [
+        ("KZ_RECORD_CALL_AMQP_URI", "amqp://u:hunter2@h"),
+        ("KZ_RECORD_CALL_CONFIG", "x.toml"),
+        ("KZ_RECORD_CALL_TEST_CRASH", "1"),
+        ("KZ_RECORD_CALL__LOG__LEVEL", "debug"),
+        ("KZ_RECORD_CALLS", "1"),
+    ];
+    let layers = gather(None, &environment, &[], &[]);
+    let [note] = layers.notes() else {
+        panic!("{:?}", layers.notes());
+    };
+    assert!(
+        note.starts_with("KZ_RECORD_CALL_AMQP_URI ") && !note.contains("hunter2"),
+        "{note}"
+    );
 }

@@ -195,7 +195,11 @@ impl<'a> World<'a> {
         more: &[(&str, &str)],
     ) -> anyhow::Result<std::process::Output> {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kz-record-call"));
-        command.args(arguments).env_remove("RUST_LOG");
+        // Not what this host may have.
+        command
+            .args(arguments)
+            .env_remove("RUST_LOG")
+            .env("KZ_RECORD_CALL_CONFIG", "none");
         let settings = self.settings();
         let own = settings.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         for (key, value) in own.chain(more.iter().copied()) {

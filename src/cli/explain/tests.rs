@@ -1,0 +1,107 @@
+use super::*;
+use crate::entry::cause::Outcome;
+use crate::entry::fact::{Document, Holding};
+use crate::kazoo::call::Parties;
+use crate::recording::digest::Digests;
+use crate::recording::ending::Told;
+use crate::recording::identity::{Key, MediaId};
+
+const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
+
+#[test]
+fn no_credential_is_shown() {
+    assert_eq!(without_secrets("https://u:p@h/in?token=abc"), "https://h/in?…");
+    assert_eq!(without_secrets("nonsense"), "(not a url)");
+}
+
+/// A recording that ended on a switch, and what happened to it then.
+fn ended(facts: Vec<What>) -> Entry {
+    let mut entry = Entry::new(Key::of("call", "action"), "call");
+    let told = Told {
+        call_id: "call".into(),
+        at: NOW,
+        stamp: None,
+        node: Some("freeswitch@fs1".into()),
+        path: Some("/tmp/a.mp3".into()),
+        length_ms: Some(5000),
+        completion_cause: None,
+        account_id: None,
+        other_leg_call_id: None,
+        parties: Parties::default(),
+        variables: serde_json::Value::Null,
+    };
+    for (n, what) in [What::Ended(Box::new(told))].into_iter().chain(facts).enumerate() {
+        entry.add(Fact {
+            at: NOW.plus(std::time::Duration::from_secs(n as u64)),
+            by: "w".into(),
+            what,
+        });
+    }
+    entry
+}
+
+fn held() -> What {
+    let digests = Digests {
+        md5: "0".into(),
+        sha256: "1".into(),
+    };
+    What::Held {
+        n: 1,
+        holding: Holding {
+            place: "kz_record_call_hold-20260701".into(),
+            name: "a".into(),
+            size: 7,
+            digests,
+        },
+    }
+}
+
+fn concluded(outcome: Outcome, cause: Cause) -> What {
+    What::Concluded { outcome, cause }
+}
+
+#[test]
+fn a_file_that_the_switch_deleted_or_never_had_is_not_said_to_be_there() {
+    assert_eq!(
+        places(&ended(vec![])),
+        ["on the switch freeswitch@fs1, /tmp/a.mp3, as far as is known"]
+    );
+    let discarded = concluded(Outcome::Discarded, Cause::DiscardedByOperator);
+    for facts in [
+        vec![What::Released { n: 1 }],
+        vec![What::Tidied { n: 1, left: None }],
+        vec![held(), What::Released { n: 1 }, discarded, What::Unheld { n: 1 }],
+    ] {
+        let places = places(&ended(facts));
+        assert_eq!(
+            places,
+            ["nowhere any more: the switch freeswitch@fs1 was told to delete its file /tmp/a.mp3"]
+        );
+    }
+    assert_eq!(
+        places(&ended(vec![concluded(Outcome::Failed, Cause::FileGone)])),
+        ["nowhere any more: the switch freeswitch@fs1 has no file /tmp/a.mp3"]
+    );
+    let left = What::Tidied {
+        n: 1,
+        left: Some("no answer".into()),
+    };
+    assert!(places(&ended(vec![left]))[0].starts_with("on the switch"));
+}
+
+#[test]
+fn whoever_discards_is_told_what_stays() {
+    let document = Document {
+        id: MediaId::derived(Key::of("call", "action"), NOW),
+        database: "account/4b/a1/rest-202607".into(),
+        rev: "1-a".into(),
+        created: NOW,
+    };
+    let stays = what_stays(&ended(vec![What::Documented(document)]));
+    assert_eq!(
+        stays[0],
+        "its file stays on the switch freeswitch@fs1, /tmp/a.mp3, if it is still there"
+    );
+    assert!(stays[1].ends_with("in account/4b/a1/rest-202607 stays"), "{stays:?}");
+    assert!(what_stays(&ended(vec![held(), What::Released { n: 1 }])).is_empty());
+}
