@@ -27,21 +27,23 @@ impl MessageRejected<'_> {
 /// An AMQP connection came up or went down.
 pub struct AmqpConnection<'a> {
     pub connection: &'static str,
+    /// Host, port and vhost: one of several may be tried.
+    pub broker: &'a str,
     /// `Err` tells why it went down.
     pub state: Result<(), &'a str>,
 }
 
 impl AmqpConnection<'_> {
     pub fn emit(self) {
-        let connection = self.connection;
+        let (connection, broker) = (self.connection, self.broker);
         match self.state {
             Ok(()) => {
-                info!(connection, "AMQP connected");
+                info!(connection, broker, "AMQP connected");
                 counter!("kz_record_call_amqp_sessions_total", "connection" => connection).increment(1);
                 gauge!("kz_record_call_amqp_connected", "connection" => connection).set(1.0);
             }
             Err(why) => {
-                warn!(connection, why, "AMQP not connected");
+                warn!(connection, broker, why, "AMQP not connected");
                 gauge!("kz_record_call_amqp_connected", "connection" => connection).set(0.0);
             }
         }
