@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::entry::Entry;
-use crate::entry::fact::{Destination, Fact, What};
+use crate::entry::fact::{CollectFailure, Destination, Fact, What};
 use crate::flow::next;
 use crate::kazoo::time::Moment;
 use crate::ledger::Record;
@@ -84,7 +84,7 @@ fn story(out: &mut impl Write, record: &Record, now: Moment, policy: &next::Poli
             "    {}  +{after:>9.3} s  {:<18} {}",
             clock(fact.at),
             fact.by,
-            words(fact)
+            words(entry, fact)
         )?;
     }
     writeln!(out, "\n  Where the audio is")?;
@@ -110,7 +110,9 @@ fn verdict(entry: &Entry) -> String {
 }
 
 /// What a fact says, in words.
-fn words(fact: &Fact) -> String {
+fn words(entry: &Entry, fact: &Fact) -> String {
+    let heard_of = |known: &Fact| matches!(known.what, What::Started(_) | What::Ended(_) | What::PresumedEnded(_));
+    let unheard = || !entry.facts().iter().take_while(|known| *known != fact).any(heard_of);
     match &fact.what {
         What::Asked(order) => format!("asked for by a callflow, as {}", order.media_id),
         What::Commanded => "start command delivered to the broker".into(),
@@ -140,6 +142,16 @@ fn words(fact: &Fact) -> String {
         What::Looked { why: None, .. } => "read back: it is there, whole".into(),
         What::Looked { why: Some(why), .. } => format!("read back, and not whole: {why}"),
         What::Marked { .. } => "its document says that it rests".into(),
+        What::CollectFailed {
+            failure: CollectFailure::Missing,
+            why,
+            ..
+        } if unheard() => {
+            format!("asked the switch whether it has a file: {why}")
+        }
+        What::CollectFailed { why, .. } if unheard() => {
+            format!("the switch could not be asked whether it has a file: {why}")
+        }
         What::CollectFailed { attempt, why, .. } => format!("attempt {attempt}: the audio did not come: {why}"),
         What::Collected(audio) => format!(
             "audio received: {} bytes, sha256 {}",
@@ -297,5 +309,40 @@ mod tests {
     fn no_credential_is_shown() {
         assert_eq!(without_secrets("https://u:p@h/in?token=abc"), "https://h/in?…");
         assert_eq!(without_secrets("nonsense"), "(not a url)");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recording::ending::Told;
+    use crate::recording::identity::Key;
+
+    #[test]
+    fn a_file_of_a_recording_that_nobody_heard_of_is_only_asked_about() {
+        let mut entry = Entry::new(Key::of("call", "action"), "call");
+        let at = Moment::from_unix_seconds;
+        let mut add = |seconds: i64, what| {
+            entry.add(Fact {
+                at: at(seconds),
+                by: "w".into(),
+                what,
+            });
+        };
+        let failed = |attempt, failure| What::CollectFailed {
+            attempt,
+            failure,
+            why: "x".into(),
+        };
+        add(1, What::Commanded);
+        add(2, failed(1, CollectFailure::Unreachable));
+        add(3, failed(2, CollectFailure::Missing));
+        let told = Told::presumed("call", at(4), "fs1", "/tmp/a.mp3");
+        add(4, What::Started(Box::new(told)));
+        add(5, failed(3, CollectFailure::Unreachable));
+        let said: Vec<String> = entry.facts().iter().map(|fact| words(&entry, fact)).collect();
+        assert_eq!(said[1], "the switch could not be asked whether it has a file: x");
+        assert_eq!(said[2], "asked the switch whether it has a file: x");
+        assert_eq!(said[4], "attempt 3: the audio did not come: x");
     }
 }

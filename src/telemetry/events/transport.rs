@@ -1,6 +1,7 @@
 //! The broker, its messages, the configuration.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
 use tracing::{debug, error, info, warn};
@@ -60,6 +61,29 @@ pub struct Published {
 impl Published {
     pub fn emit(self) {
         counter!("kz_record_call_publishes_total", "exchange" => self.exchange, "result" => self.result).increment(1);
+    }
+}
+
+/// Nobody took what was sent to a switch. It is counted with what is published.
+pub struct NoEcallmgr<'a> {
+    pub switch: &'a str,
+}
+
+/// Between two lines that say the same of all switches.
+const SAID_ONCE_IN: Duration = Duration::from_secs(60);
+
+impl NoEcallmgr<'_> {
+    pub fn emit(self) {
+        static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_some_and(|at| at.elapsed() < SAID_ONCE_IN) {
+            return;
+        }
+        *said = Some(Instant::now());
+        warn!(
+            switch = self.switch,
+            "no ecallmgr takes what is sent to switches: no recording can be collected, or looked for"
+        );
     }
 }
 
