@@ -245,7 +245,12 @@ impl Worker {
 
     /// Ends in good order: no new deliveries, what is in hand is finished or given back within `grace`, then the connections close.
     pub async fn drain(self, grace: Duration) {
-        info!(grace_s = grace.as_secs(), "draining");
+        info!(
+            grace_s = grace.as_secs(),
+            recordings = self.parts.hands.count(),
+            tasks = self.handlers.len(),
+            "draining"
+        );
         self.service.stopping(grace);
         self.stop.cancel();
         self.handlers.close();
