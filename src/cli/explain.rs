@@ -304,19 +304,14 @@ fn without_secrets(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recording::ending::Told;
+    use crate::recording::identity::Key;
 
     #[test]
     fn no_credential_is_shown() {
         assert_eq!(without_secrets("https://u:p@h/in?token=abc"), "https://h/in?…");
         assert_eq!(without_secrets("nonsense"), "(not a url)");
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::recording::ending::Told;
-    use crate::recording::identity::Key;
 
     #[test]
     fn a_file_of_a_recording_that_nobody_heard_of_is_only_asked_about() {
