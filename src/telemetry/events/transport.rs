@@ -114,17 +114,25 @@ impl CertificateRead<'_> {
 
 /// `system_config/media` was read, or not.
 pub struct ConfigRead<'a> {
-    pub result: Result<(), &'a str>,
+    /// `Err` tells why, and whether it was read before.
+    pub result: Result<(), (&'a str, bool)>,
 }
 
 impl ConfigRead<'_> {
     pub fn emit(self) {
         let result = match self.result {
             Ok(()) => "ok",
-            Err(why) => {
+            Err((why, true)) => {
                 warn!(
                     why,
                     "system_config/media cannot be read; what was read before stays in force"
+                );
+                "failed"
+            }
+            Err((why, false)) => {
+                warn!(
+                    why,
+                    "system_config/media could not be read yet; where recordings go is decided when it is"
                 );
                 "failed"
             }
