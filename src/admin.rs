@@ -125,39 +125,53 @@ struct Admin {
     process: metrics_process::Collector,
 }
 
-/// Binds the admin port and begins to serve; returns the address that was bound.
+/// The admin port, bound and not served yet.
+pub struct Port {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Binds the admin port.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(
-    config: &config::Admin,
-    readiness: Readiness,
-    instruments: Instruments,
-    tasks: &TaskTracker,
-    stop: CancellationToken,
-) -> std::io::Result<SocketAddr> {
+pub async fn listen(config: &config::Admin) -> std::io::Result<Port> {
     let listener = TcpListener::bind(config.listen).await?;
     let address = listener.local_addr()?;
-    let router = Router::new()
-        .route("/livez", get(async || "alive\n"))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(render))
-        .route("/log-level", get(log_level).put(set_log_level))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(Admin {
-            readiness,
-            instruments,
-            process: metrics_process::Collector::default(),
+    Ok(Port { listener, address })
+}
+
+impl Port {
+    /// Begins to serve; returns the address that was bound.
+    pub fn serve(
+        self,
+        readiness: Readiness,
+        instruments: Instruments,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> SocketAddr {
+        let Self { listener, address } = self;
+        let router = Router::new()
+            .route("/livez", get(async || "alive\n"))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(render))
+            .route("/log-level", get(log_level).put(set_log_level))
+            .layer(DefaultBodyLimit::max(MAX_BODY))
+            .with_state(Admin {
+                readiness,
+                instruments,
+                process: metrics_process::Collector::default(),
+            });
+        tasks.spawn(async move {
+            if let Err(error) = axum::serve(listener, router)
+                .with_graceful_shutdown(stop.cancelled_owned())
+                .await
+            {
+                tracing::error!(%error, "the admin port stopped");
+            }
         });
-    tasks.spawn(async move {
-        if let Err(error) = axum::serve(listener, router)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await
-        {
-            tracing::error!(%error, "the admin port stopped");
-        }
-    });
-    Ok(address)
+        address
+    }
 }
 
 /// 200 when everything is in order, else 503; a line for each check.

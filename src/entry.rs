@@ -169,6 +169,12 @@ impl Entry {
         self.ended().map(|told| told.at)
     }
 
+    /// The same, by the event's own stamp if it has one: its time counts whole seconds, rounded up.
+    pub fn ended_exactly_at(&self) -> Option<Moment> {
+        let stamped = self.told_end().map(|told| Moment::from_unix_micros(told.order()));
+        stamped.or_else(|| self.ended_at())
+    }
+
     /// When an action first wanted it ended.
     pub fn stop_asked_at(&self) -> Option<Moment> {
         self.facts

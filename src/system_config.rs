@@ -89,7 +89,7 @@ async fn read(couch: &Couch, zone: &str, sender: &watch::Sender<Option<Media>>) 
             sender.send_if_modified(|present| {
                 let news = present.as_ref() != Some(&media);
                 if news {
-                    info!(?media, zone, "system_config/media read");
+                    tell(&media, zone);
                     *present = Some(media);
                 }
                 news
@@ -97,8 +97,28 @@ async fn read(couch: &Couch, zone: &str, sender: &watch::Sender<Option<Media>>) 
             ConfigRead { result: Ok(()) }.emit();
         }
         Err(error) => ConfigRead {
-            result: Err(&error.to_string()),
+            result: Err((&error.to_string(), sender.borrow().is_some())),
         }
         .emit(),
     }
+}
+
+fn tell(media: &Media, zone: &str) {
+    let third_party = match &media.third_party {
+        ThirdParty::NotSet => "none".to_owned(),
+        ThirdParty::Server(server) => server.authority(),
+        ThirdParty::Unusable(why) => format!("unusable: {why}"),
+    };
+    let proxy = media.proxy.base.as_ref().map_or("none", |url| url.authority());
+    info!(
+        zone,
+        store_recordings = media.store_recordings,
+        extension = %media.defaults.format,
+        record_min_sec = media.defaults.min_sec,
+        max_recording_time_limit = media.defaults.max_time_limit,
+        third_party,
+        proxy,
+        storage_retry_times = media.storage_retry_times,
+        "system_config/media read"
+    );
 }

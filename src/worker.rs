@@ -48,13 +48,13 @@ use service::Service;
 /// Why a worker did not start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    #[error("the spool folder {dir} cannot be used: {source}")]
-    Spool { dir: String, source: std::io::Error },
-    #[error("{what} cannot listen on {address}: {source}")]
+    #[error("the spool folder {dir} cannot be used: {why}")]
+    Spool { dir: String, why: std::io::Error },
+    #[error("{what} cannot listen on {address}: {why}")]
     Listen {
         what: &'static str,
         address: String,
-        source: std::io::Error,
+        why: std::io::Error,
     },
     #[error("the HTTP client cannot be built: {0}")]
     Http(CouchError),
@@ -87,7 +87,38 @@ impl Worker {
         let (service, pulses) = (Service::of_environment(), Pulses::default());
 
         let gates = Gates::default();
-        // Bound before anything else: an action that nobody is bound for crashes its callflow listener.
+        // What can fail for good comes first: whoever gives up has no session to break off.
+        let spool = Spool::open(&config.spool.dir, config.spool.min_free_bytes).map_err(|why| StartError::Spool {
+            dir: config.spool.dir.display().to_string(),
+            why,
+        })?;
+        let ingest = Ingest::start(
+            &config.ingest,
+            &config.kazoo.host,
+            &secret,
+            spool,
+            clock.clone(),
+            &tasks,
+            close.clone(),
+        )
+        .await
+        .map_err(|why| StartError::Listen {
+            what: "ingest",
+            address: config.ingest.listen.to_string(),
+            why,
+        })?;
+        let port = admin::listen(&config.admin).await.map_err(|why| StartError::Listen {
+            what: "admin",
+            address: config.admin.listen.to_string(),
+            why,
+        })?;
+        let couch = Couch::new(&config.couchdb).map_err(StartError::Http)?;
+        let hold = Hold::new(&config.hold, &config.couchdb, &couch).map_err(StartError::Http)?;
+        let upload = |error: NoClient| StartError::Http(CouchError::NoAnswer(error.to_string()));
+        let users = Http::for_users(&config.destination, clock.clone()).map_err(upload)?;
+        let cluster = Http::trusting(&config.destination, clock.clone()).map_err(upload)?;
+
+        // Bound before anything else that goes out: an action that nobody is bound for crashes its callflow listener.
         let (consumers, receivers) = Consumers::start(
             &config.amqp,
             &sender.node,
@@ -104,27 +135,6 @@ impl Worker {
             close.clone(),
         );
 
-        let spool =
-            Spool::open(&config.spool.dir, config.spool.min_free_bytes).map_err(|source| StartError::Spool {
-                dir: config.spool.dir.display().to_string(),
-                source,
-            })?;
-        let ingest = Ingest::start(
-            &config.ingest,
-            &config.kazoo.host,
-            &secret,
-            spool,
-            clock.clone(),
-            &tasks,
-            close.clone(),
-        )
-        .await
-        .map_err(|source| StartError::Listen {
-            what: "ingest",
-            address: config.ingest.listen.to_string(),
-            source,
-        })?;
-        let couch = Couch::new(&config.couchdb).map_err(StartError::Http)?;
         let system_config = SystemConfig::start(
             couch.clone(),
             config.kazoo.zone.clone(),
@@ -132,10 +142,6 @@ impl Worker {
             &tasks,
             stop.clone(),
         );
-        let hold = Hold::new(&config.hold, &config.couchdb, &couch).map_err(StartError::Http)?;
-        let upload = |error: NoClient| StartError::Http(CouchError::NoAnswer(error.to_string()));
-        let users = Http::for_users(&config.destination, clock.clone()).map_err(upload)?;
-        let cluster = Http::trusting(&config.destination, clock.clone()).map_err(upload)?;
         let accounts = Accounts::new(couch.clone());
         let servers = Servers::new(config.couchdb.clone());
         let pauses = Pauses {
@@ -192,13 +198,7 @@ impl Worker {
         });
         let readiness = Readiness::new(Arc::clone(&parts));
         let checks = admin::watch::start(&readiness, &tasks, close.clone());
-        let admin = admin::serve(&parts.config.admin, readiness, instruments, &tasks, close.clone())
-            .await
-            .map_err(|source| StartError::Listen {
-                what: "admin",
-                address: parts.config.admin.listen.to_string(),
-                source,
-            })?;
+        let admin = port.serve(readiness, instruments, &tasks, close.clone());
         let sessions = parts.consumers.watch();
         service.start(
             checks,
@@ -245,7 +245,12 @@ impl Worker {
 
     /// Ends in good order: no new deliveries, what is in hand is finished or given back within `grace`, then the connections close.
     pub async fn drain(self, grace: Duration) {
-        info!(grace_s = grace.as_secs(), "draining");
+        info!(
+            grace_s = grace.as_secs(),
+            recordings = self.parts.hands.count(),
+            tasks = self.handlers.len(),
+            "draining"
+        );
         self.service.stopping(grace);
         self.stop.cancel();
         self.handlers.close();

@@ -126,6 +126,7 @@ impl Side {
             if why != told {
                 AmqpConnection {
                     connection: link.name(),
+                    broker: link.broker(),
                     state: Err(&why),
                 }
                 .emit();
@@ -160,6 +161,7 @@ impl Side {
         }
         AmqpConnection {
             connection: link.name(),
+            broker: link.broker(),
             state: Ok(()),
         }
         .emit();

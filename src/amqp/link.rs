@@ -21,6 +21,8 @@ pub struct Link {
     client_name: String,
     config: config::Amqp,
     next: usize,
+    /// Which one was tried last: host, port and vhost.
+    broker: String,
     pause: Duration,
     failing_since: Option<Instant>,
 }
@@ -37,6 +39,7 @@ impl Link {
             client_name: format!("{node} {name}"),
             config,
             next: 0,
+            broker: String::new(),
             pause,
             failing_since: None,
         }
@@ -45,6 +48,10 @@ impl Link {
     /// One attempt, at the next URI of the list.
     pub async fn connect(&mut self) -> Result<Connection, AmqpError> {
         let uri = &self.config.uris[self.next % self.config.uris.len()];
+        self.broker = config::broker(uri.expose_secret()).map_or_else(
+            |error| error.to_string(),
+            |uri| format!("{}/{}", config::authority(&uri), uri.vhost.trim_start_matches('/')),
+        );
         let begun = Instant::now();
         let connected = connect(&self.config, uri, &self.client_name).await;
         let (connection, took) = (self.name, begun.elapsed());
@@ -78,6 +85,11 @@ impl Link {
 
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// The broker that was tried last, without credentials.
+    pub fn broker(&self) -> &str {
+        &self.broker
     }
 }
 

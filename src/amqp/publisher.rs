@@ -344,6 +344,7 @@ async fn supervise(mut link: Link, state: watch::Sender<Option<Live>>, lost: Arc
         if why != told {
             AmqpConnection {
                 connection: link.name(),
+                broker: link.broker(),
                 state: Err(&why),
             }
             .emit();
@@ -372,6 +373,7 @@ async fn session(
     }
     AmqpConnection {
         connection: link.name(),
+        broker: link.broker(),
         state: Ok(()),
     }
     .emit();

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::config::Config;
 use crate::entry::Entry;
 use crate::entry::cause::Cause;
-use crate::entry::fact::{Destination, Fact, What};
+use crate::entry::fact::{CollectFailure, Destination, Fact, What};
 use crate::flow::next;
 use crate::kazoo::time::Moment;
 use crate::ledger::Record;
@@ -85,7 +85,7 @@ fn story(out: &mut impl Write, record: &Record, now: Moment, policy: &next::Poli
             "    {}  +{after:>9.3} s  {:<18} {}",
             clock(fact.at),
             fact.by,
-            words(fact)
+            words(entry, fact)
         )?;
     }
     writeln!(out, "\n  Where the audio is")?;
@@ -111,7 +111,9 @@ fn verdict(entry: &Entry) -> String {
 }
 
 /// What a fact says, in words.
-fn words(fact: &Fact) -> String {
+fn words(entry: &Entry, fact: &Fact) -> String {
+    let heard_of = |known: &Fact| matches!(known.what, What::Started(_) | What::Ended(_) | What::PresumedEnded(_));
+    let unheard = || !entry.facts().iter().take_while(|known| *known != fact).any(heard_of);
     match &fact.what {
         What::Asked(order) => format!("asked for by a callflow, as {}", order.media_id),
         What::Commanded => "start command delivered to the broker".into(),
@@ -141,6 +143,16 @@ fn words(fact: &Fact) -> String {
         What::Looked { why: None, .. } => "read back: it is there, whole".into(),
         What::Looked { why: Some(why), .. } => format!("read back, and not whole: {why}"),
         What::Marked { .. } => "its document says that it rests".into(),
+        What::CollectFailed {
+            failure: CollectFailure::Missing,
+            why,
+            ..
+        } if unheard() => {
+            format!("asked the switch whether it has a file: {why}")
+        }
+        What::CollectFailed { why, .. } if unheard() => {
+            format!("the switch could not be asked whether it has a file: {why}")
+        }
         What::CollectFailed { attempt, why, .. } => format!("attempt {attempt}: the audio did not come: {why}"),
         What::Collected(audio) => format!(
             "audio received: {} bytes, sha256 {}",

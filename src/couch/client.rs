@@ -213,15 +213,20 @@ pub(super) fn no_answer(error: &reqwest::Error) -> CouchError {
         words = cause.to_string();
         source = cause.source();
     }
+    // Never the whole URL.
+    let host = error
+        .url()
+        .and_then(|url| url.host_str().zip(url.port_or_known_default()));
+    let server = host.map_or_else(|| "the server".to_owned(), |(host, port)| format!("{host}:{port}"));
     let kind = if error.is_timeout() {
-        "timed out"
+        "timed out".to_owned()
     } else if error.is_connect() {
-        "cannot connect"
+        format!("cannot connect to {server}")
     } else {
-        "connection lost"
+        "connection lost".to_owned()
     };
     CouchError::NoAnswer(if words.is_empty() {
-        kind.to_owned()
+        kind
     } else {
         format!("{kind}: {words}")
     })

@@ -49,6 +49,9 @@ pub enum Undecided {
     Plan,
     #[error("third_party_bigcouch_host cannot be used: {0}")]
     ThirdParty(NoServer),
+    /// What the recording carried cannot be read, and the ledger does not tell what its action said.
+    #[error("the ledger does not tell the action's url")]
+    Ledger,
 }
 
 /// Decides.

@@ -58,7 +58,7 @@ pub enum Cause {
     Unreachable,
     /// The switch did not bring its file, attempt after attempt.
     NotCollected,
-    /// The URL was too long to be carried through the switch, and the ledger does not know it.
+    /// The URL was not carried through the switch, being too long, or cannot be read; and the ledger does not know it.
     SettingsLost,
     /// Kazoo's store proxy, which the account's storage plan needs, cannot be used.
     NoStoreProxy,
@@ -170,7 +170,7 @@ impl Cause {
             Self::Unreachable => "the target could not be reached, attempt after attempt",
             Self::NotCollected => "the switch did not bring its file, attempt after attempt",
             Self::SettingsLost => {
-                "the url was too long to travel with the recording, and the ledger never heard of the start"
+                "the url did not travel with the recording (too long, or sealed with another secret), and the ledger never heard of the start"
             }
             Self::NoStoreProxy => "the account's storage plan needs Kazoo's store proxy, which cannot be used",
         }

@@ -11,7 +11,7 @@ use crate::ingest::{Answer, Progress, Upload, Wanted};
 use crate::kazoo::switch::{self, SendHttpReply};
 use crate::recording::digest::Digests;
 use crate::recording::order::Order;
-use crate::telemetry::events::{AudioSuspect, CollectEnded};
+use crate::telemetry::events::{AudioSuspect, CollectEnded, NoEcallmgr};
 
 use super::next::{Case, Input};
 use super::perform::{AGAIN, InHand, Parts};
@@ -187,6 +187,7 @@ impl Parts {
             (
                 CollectFailure::Unreachable,
                 if error.is_unroutable() {
+                    NoEcallmgr { switch: node }.emit();
                     "no ecallmgr serves the switch".to_owned()
                 } else {
                     error.to_string()

@@ -37,7 +37,7 @@ impl Parts {
         let begun = Instant::now();
         let way = match self.way(case, destination).await {
             Ok(way) => way,
-            Err(error) => return self.failed(case, attempt, destination, &error, begun),
+            Err(error) => return self.failed(case, attempt, (destination, ""), &error, begun),
         };
         let slot = match (destination, self.hosts.free_slot(&way.host)) {
             // Uploads from switches are bounded already, and a file brought here in vain costs more than it spares.
@@ -64,10 +64,10 @@ impl Parts {
         }
         match result.unwrap_or_else(|_| Err(DeliveryError::Target("it takes too long".into()))) {
             Ok(what) => {
-                self.ended(case, destination, Ok(()), begun);
+                self.ended(case, (destination, &way.host), Ok(()), begun);
                 Input::Fact(what)
             }
-            Err(error) => self.failed(case, attempt, destination, &error, begun),
+            Err(error) => self.failed(case, attempt, (destination, &way.host), &error, begun),
         }
     }
 
@@ -159,7 +159,7 @@ impl Parts {
         };
         match placed.await {
             Ok(placed) => Input::Fact(What::Documented(document_of(placed))),
-            Err(error) => self.failed(case, attempt, destination, &error, begun),
+            Err(error) => self.failed(case, attempt, (destination, ""), &error, begun),
         }
     }
 
@@ -180,7 +180,7 @@ impl Parts {
         };
         match completed.await {
             Ok(placed) => Input::Fact(delivered(destination, placed)),
-            Err(error) => self.failed(case, attempt, destination, &error, begun),
+            Err(error) => self.failed(case, attempt, (destination, ""), &error, begun),
         }
     }
 
@@ -285,19 +285,20 @@ impl Parts {
         &self,
         case: &Case,
         attempt: u32,
-        destination: Destination,
+        (destination, host): (Destination, &str),
         error: &DeliveryError,
         begun: Instant,
     ) -> Input {
-        self.ended(case, destination, Err(&error.to_string()), begun);
+        self.ended(case, (destination, host), Err(&error.to_string()), begun);
         Input::Fact(failure(attempt, destination, error))
     }
 
-    fn ended(&self, case: &Case, destination: Destination, result: Result<(), &str>, begun: Instant) {
+    fn ended(&self, case: &Case, (destination, host): (Destination, &str), result: Result<(), &str>, begun: Instant) {
         DeliveryEnded {
             call_id: &case.entry.call_id,
             media_id: case.entry.order().map_or("", |order| order.media_id.as_str()),
             destination: destination.name(),
+            host,
             result,
             took: begun.elapsed(),
         }

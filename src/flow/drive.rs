@@ -341,7 +341,7 @@ fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
             outcome: outcome.name(),
             cause: cause.name(),
             took: entry
-                .ended_at()
+                .ended_exactly_at()
                 .map_or_else(Default::default, |at| parts.now().since(at)),
             alarming: is_alarming(outcome, cause),
         }

@@ -158,7 +158,12 @@ pub fn due(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
         entry: entry.clone(),
         hand: Hand::Empty,
     };
-    match next(&mut case, Input::Due, now, policy).first() {
+    let effects = next(&mut case, Input::Due, now, policy);
+    if case.entry != *entry {
+        // What follows by now is to be written down, and told.
+        return Some(now);
+    }
+    match effects.first() {
         Some(Effect::Wait { until }) => Some(*until),
         Some(_) => Some(now),
         None => None,
@@ -234,7 +239,8 @@ fn source(entry: &Entry) -> Option<(&str, &str)> {
     let told: Vec<&Told> = [entry.ended(), entry.latest_start()].into_iter().flatten().collect();
     let node = told.iter().find_map(|told| told.node.as_deref());
     let path = told.iter().find_map(|told| told.path.as_deref());
-    if told.is_empty() { guess(entry) } else { node.zip(path) }
+    // A switch that tells of its recording, and not where, has it where it was told to.
+    node.zip(path).or_else(|| guess(entry))
 }
 
 /// Where the file should be, if it was made and nobody told.

@@ -16,6 +16,7 @@ use crate::destination::hold::Hold;
 use crate::destination::http::Http;
 use crate::destination::servers::Servers;
 use crate::destination::targets::Targets;
+use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{Destination, What};
 use crate::ingest::{Answer, Ingest, Upload};
@@ -129,6 +130,12 @@ impl InHand {
     }
 }
 
+/// How long the ledger has to tell what it knows of an order.
+const KNOWLEDGE: Duration = Duration::from_secs(3);
+
+/// So often the ledger is asked again for an order that it does not know, before its settings count as lost.
+const LOOKS_FOR_ORDER: usize = 3;
+
 /// How long an effect that must succeed rests between tries.
 pub const AGAIN: Duration = Duration::from_secs(1);
 
@@ -197,6 +204,17 @@ impl Parts {
         let mut order = entry.order()?.clone();
         let account_id = next::account(entry).unwrap_or_default();
         let n = entry.next_number("retried");
+        if order.url == Url::Lost {
+            match self.known_order(case).await {
+                Ok(Some(known)) => return Some(known),
+                // Whoever began it writes that down within moments, or it is on its way in the journal.
+                Ok(None) if n == 1 && entry.postponed().count() < LOOKS_FOR_ORDER => {
+                    return Some(self.undecided(case, &Undecided::Ledger));
+                }
+                Ok(None) => {}
+                Err(undecided) => return Some(self.undecided(case, &undecided)),
+            }
+        }
         if n > 1 && order.url == Url::Lost {
             // Somebody who knows that its URL is lost moved it on: it goes where it would have gone without one.
             order.url = Url::None;
@@ -230,6 +248,21 @@ impl Parts {
             destination,
             attempts,
         }))
+    }
+
+    /// What the ledger knows of a recording whose order is in doubt here, if its order is better: whoever began it may have written it down since.
+    async fn known_order(&self, case: &Case) -> Result<Option<Input>, Undecided> {
+        let address = address(&case.entry);
+        let known = tokio::time::timeout(KNOWLEDGE, self.ledger.load(&address)).await;
+        let Ok(Ok(record)) = known else {
+            return Err(Undecided::Ledger);
+        };
+        let known = record.map(|record| record.entry);
+        let is_better = |known: &Entry| {
+            let all = case.entry.clone().merge(known.clone());
+            all.order().is_some_and(|order| order.url != Url::Lost)
+        };
+        Ok(known.filter(is_better).map(|known| Input::Known(Box::new(known))))
     }
 
     /// What nobody has told is not decided: the default would throw the recording away, or put it where it must not go.

@@ -228,7 +228,7 @@ async fn a_third_party_that_is_set_while_running_takes_the_next_recording(servic
         let recording = record(&world, json!({})).await?;
         world.stored(&recording).await?;
     }
-    let reads = |line: &Value| line.to_string().contains("third_party: Server");
+    let reads = |line: &Value| line["message"] == "system_config/media read" && line["third_party"] != "none";
     media(&world, "third_party_bigcouch_host", json!(url)).await?;
     worker.logged("the changed configuration", reads, SOON).await?;
     let recording = record(&world, json!({})).await?;

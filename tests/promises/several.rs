@@ -20,6 +20,7 @@ promises![
     a_rolling_restart_under_load_loses_nothing,
     sigterm_under_load_loses_nothing,
     the_next_attempt_comes_at_its_time_though_the_worker_was_killed,
+    workers_with_different_secrets_lose_nothing,
 ];
 
 /// Between two calls of a load.
@@ -225,4 +226,28 @@ async fn shared(world: &World<'_>, workers: &[Worker]) -> TestResult {
         }
     }
     Ok(())
+}
+
+/// A mistake of whoever set them up: neither reads what the other's recordings carry, and the ledger knows it.
+async fn workers_with_different_secrets_lose_nothing(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _one = world.worker().await?;
+    let _other = world.worker_with(&[("SECRET", "not the secret of the tests")]).await?;
+    let calls = (0..16).map(|n| {
+        let world = &world;
+        async move {
+            tokio::time::sleep(GAP * n).await;
+            let call = world.kazoo.new_call(CallOptions::talking());
+            call.execute(json!({"label": "desk"})).await?.continued(SOON).await?;
+            let recording = call.wait_recording_started(SOON).await?;
+            // Some end before anything is written of them.
+            tokio::time::sleep(GAP * (n % 8)).await;
+            call.hangup("NORMAL_CLEARING").await;
+            let stored = world.stored(&recording).await?;
+            ensure!(stored.document["origin"] == "callflow : desk", "{:#}", stored.document);
+            anyhow::Ok(())
+        }
+    });
+    try_join_all(calls).await?;
+    world.finish().await
 }

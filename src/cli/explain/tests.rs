@@ -105,3 +105,31 @@ fn whoever_discards_is_told_what_stays() {
     assert!(stays[1].ends_with("in account/4b/a1/rest-202607 stays"), "{stays:?}");
     assert!(what_stays(&ended(vec![held(), What::Released { n: 1 }])).is_empty());
 }
+
+#[test]
+fn a_file_of_a_recording_that_nobody_heard_of_is_only_asked_about() {
+    let mut entry = Entry::new(Key::of("call", "action"), "call");
+    let at = Moment::from_unix_seconds;
+    let mut add = |seconds: i64, what| {
+        entry.add(Fact {
+            at: at(seconds),
+            by: "w".into(),
+            what,
+        });
+    };
+    let failed = |attempt, failure| What::CollectFailed {
+        attempt,
+        failure,
+        why: "x".into(),
+    };
+    add(1, What::Commanded);
+    add(2, failed(1, CollectFailure::Unreachable));
+    add(3, failed(2, CollectFailure::Missing));
+    let told = Told::presumed("call", at(4), "fs1", "/tmp/a.mp3");
+    add(4, What::Started(Box::new(told)));
+    add(5, failed(3, CollectFailure::Unreachable));
+    let said: Vec<String> = entry.facts().iter().map(|fact| words(&entry, fact)).collect();
+    assert_eq!(said[1], "the switch could not be asked whether it has a file: x");
+    assert_eq!(said[2], "asked the switch whether it has a file: x");
+    assert_eq!(said[4], "attempt 3: the audio did not come: x");
+}

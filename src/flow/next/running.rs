@@ -40,6 +40,11 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     if missing(entry) >= super::ending::MISSING_IS_GONE {
         return conclude(Outcome::Failed, Cause::FileGone);
     }
+    if source(entry).is_none() && suspected_end(entry, now, policy) {
+        // It is over, and nobody told on which switch it was: there is nothing to ask.
+        let end = entry.latest_start()?.clone();
+        return Some(What::PresumedEnded(Box::new(end)));
+    }
     if let Some(end) = presumed_end(entry, policy) {
         return Some(What::PresumedEnded(Box::new(end)));
     }

@@ -10,6 +10,7 @@ use super::*;
 
 mod ended;
 mod endings;
+mod limbo;
 mod resting;
 mod running;
 

@@ -201,19 +201,23 @@ pub struct DeliveryEnded<'a> {
     pub call_id: &'a str,
     pub media_id: &'a str,
     pub destination: &'static str,
+    /// The server's host; empty when the way to it is not known.
+    pub host: &'a str,
     pub result: Result<(), &'a str>,
     pub took: Duration,
 }
 
 impl DeliveryEnded<'_> {
     pub fn emit(self) {
-        let (call_id, media_id, destination) = (self.call_id, self.media_id, self.destination);
+        let (call_id, media_id) = (self.call_id, self.media_id);
+        let (destination, host) = (self.destination, self.host);
         let result = match self.result {
             Ok(()) => {
                 info!(
                     call_id,
                     media_id,
                     destination,
+                    host,
                     took_s = self.took.as_secs_f64(),
                     "delivered"
                 );
@@ -221,7 +225,7 @@ impl DeliveryEnded<'_> {
                 "delivered"
             }
             Err(why) => {
-                warn!(call_id, media_id, destination, why, "not delivered");
+                warn!(call_id, media_id, destination, host, why, "not delivered");
                 "failed"
             }
         };

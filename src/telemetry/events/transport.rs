@@ -1,6 +1,7 @@
 //! The broker, its messages, the configuration.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
 use tracing::{debug, error, info, warn};
@@ -27,21 +28,23 @@ impl MessageRejected<'_> {
 /// An AMQP connection came up or went down.
 pub struct AmqpConnection<'a> {
     pub connection: &'static str,
+    /// Host, port and vhost: one of several may be tried.
+    pub broker: &'a str,
     /// `Err` tells why it went down.
     pub state: Result<(), &'a str>,
 }
 
 impl AmqpConnection<'_> {
     pub fn emit(self) {
-        let connection = self.connection;
+        let (connection, broker) = (self.connection, self.broker);
         match self.state {
             Ok(()) => {
-                info!(connection, "AMQP connected");
+                info!(connection, broker, "AMQP connected");
                 counter!("kz_record_call_amqp_sessions_total", "connection" => connection).increment(1);
                 gauge!("kz_record_call_amqp_connected", "connection" => connection).set(1.0);
             }
             Err(why) => {
-                warn!(connection, why, "AMQP not connected");
+                warn!(connection, broker, why, "AMQP not connected");
                 gauge!("kz_record_call_amqp_connected", "connection" => connection).set(0.0);
             }
         }
@@ -58,6 +61,29 @@ pub struct Published {
 impl Published {
     pub fn emit(self) {
         counter!("kz_record_call_publishes_total", "exchange" => self.exchange, "result" => self.result).increment(1);
+    }
+}
+
+/// Nobody took what was sent to a switch. It is counted with what is published.
+pub struct NoEcallmgr<'a> {
+    pub switch: &'a str,
+}
+
+/// Between two lines that say the same of all switches.
+const SAID_ONCE_IN: Duration = Duration::from_secs(60);
+
+impl NoEcallmgr<'_> {
+    pub fn emit(self) {
+        static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_some_and(|at| at.elapsed() < SAID_ONCE_IN) {
+            return;
+        }
+        *said = Some(Instant::now());
+        warn!(
+            switch = self.switch,
+            "no ecallmgr takes what is sent to switches: no recording can be collected, or looked for"
+        );
     }
 }
 
@@ -88,17 +114,25 @@ impl CertificateRead<'_> {
 
 /// `system_config/media` was read, or not.
 pub struct ConfigRead<'a> {
-    pub result: Result<(), &'a str>,
+    /// `Err` tells why, and whether it was read before.
+    pub result: Result<(), (&'a str, bool)>,
 }
 
 impl ConfigRead<'_> {
     pub fn emit(self) {
         let result = match self.result {
             Ok(()) => "ok",
-            Err(why) => {
+            Err((why, true)) => {
                 warn!(
                     why,
                     "system_config/media cannot be read; what was read before stays in force"
+                );
+                "failed"
+            }
+            Err((why, false)) => {
+                warn!(
+                    why,
+                    "system_config/media could not be read yet; where recordings go is decided when it is"
                 );
                 "failed"
             }
