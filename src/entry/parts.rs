@@ -172,7 +172,9 @@ impl Entry {
         let Some(sealed) = self.sealed_at() else {
             return parts.len();
         };
-        let mut before = Some(0u64);
+        // A continuation's file may begin with what its recording had before, and then its length tells nothing of later parts.
+        let begins_with_it = self.order().is_none_or(|order| order.continues.is_none());
+        let mut before = begins_with_it.then_some(0u64);
         let in_it = parts.iter().take_while(|part| {
             let length = part.ended.and_then(|end| end.length_ms);
             let reached = before
