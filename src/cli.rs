@@ -17,6 +17,7 @@ mod healthcheck;
 mod ledger;
 mod list;
 mod pages;
+mod plain;
 mod run;
 
 /// `EX_USAGE`: the configuration, or the command line, is wrong.

@@ -14,6 +14,7 @@ use crate::ledger::Record;
 use crate::recording::order::Url;
 
 use super::ledger::{Desk, block_on, duration};
+use super::plain::Plain;
 
 pub fn run(config: &Config, name: &str, json: bool) -> anyhow::Result<bool> {
     block_on(async {
@@ -60,18 +61,24 @@ fn story(out: &mut impl Write, record: &Record, now: Moment, policy: &next::Poli
     let entry = &record.entry;
     let media_id = entry.order().map_or("unknown", |order| order.media_id.as_str());
     writeln!(out, "\nRecording {media_id}")?;
-    writeln!(out, "  call      {}", entry.call_id)?;
+    writeln!(out, "  call      {}", Plain(&entry.call_id))?;
     if let Some(order) = entry.order() {
-        writeln!(out, "  account   {}", next::account(entry).unwrap_or("unknown"))?;
-        writeln!(out, "  asked     {}, {}", order.asked_at.rfc3339(), order.origin)?;
+        writeln!(out, "  account   {}", Plain(next::account(entry).unwrap_or("unknown")))?;
+        writeln!(
+            out,
+            "  asked     {}, {}",
+            order.asked_at.rfc3339(),
+            Plain(&order.origin)
+        )?;
         writeln!(
             out,
             "  format    {}, file {} on the switch",
-            order.format, order.file_name
+            order.format,
+            Plain(&order.file_name)
         )?;
         match &order.url {
             Url::None => {}
-            Url::Given(url) => writeln!(out, "  url       {}", without_secrets(url))?,
+            Url::Given(url) => writeln!(out, "  url       {}", Plain(without_secrets(url)))?,
             Url::Lost => writeln!(out, "  url       there was one, and it is not known any more")?,
         }
     }
@@ -84,13 +91,13 @@ fn story(out: &mut impl Write, record: &Record, now: Moment, policy: &next::Poli
             out,
             "    {}  +{after:>9.3} s  {:<18} {}",
             clock(fact.at),
-            fact.by,
-            words(entry, fact)
+            Plain(&fact.by),
+            Plain(words(entry, fact))
         )?;
     }
     writeln!(out, "\n  Where the audio is")?;
     for place in places(entry) {
-        writeln!(out, "    {place}")?;
+        writeln!(out, "    {}", Plain(place))?;
     }
     writeln!(out, "\n  What comes next")?;
     writeln!(out, "    {}", coming(record, now, policy))?;

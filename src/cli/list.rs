@@ -17,6 +17,7 @@ use crate::ledger::{Filter, Record, STATES};
 
 use super::explain;
 use super::ledger::{Desk, block_on, duration};
+use super::plain::Plain;
 
 /// Which recordings are listed.
 #[derive(Debug, Args)]
@@ -126,7 +127,7 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
                     row.cause.unwrap_or("-"),
                     duration(age),
                     row.account.unwrap_or("-"),
-                    record.entry.call_id
+                    Plain(&record.entry.call_id)
                 )?;
             }
         }
@@ -265,7 +266,7 @@ pub fn discard(config: &Config, args: &DiscardArgs) -> anyhow::Result<bool> {
             )?;
         }
         for left in explain::what_stays(&entry) {
-            writeln!(out, "  {left}")?;
+            writeln!(out, "  {}", Plain(left))?;
         }
         Ok(true)
     })
