@@ -44,7 +44,7 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
             None => return reject(parts, delivery, "endings", &event.call_id, &why.to_string()).await,
         },
     };
-    let told = Box::new(Told::of(&event, parts.now()));
+    let told = Box::new(Told::of(&event, &order.file_name, parts.now()));
     let what = match event.name {
         EventName::RecordStart => What::Started(told),
         EventName::RecordStop => What::Ended(told),
