@@ -401,7 +401,10 @@ fn commanded(sent: &Outgoing, call_id: &str) {
 }
 
 fn ended(event: &RecordEvent) {
-    let told = Told::of(event, NOW);
+    let name = event.recording.name.as_deref().unwrap_or_default();
+    let told = Told::of(event, name, NOW);
+    let path = told.path.as_deref();
+    assert!(path.is_none_or(|path| path.starts_with('/') && path.ends_with(name) && !path.contains("/../")));
     comes_back(&told);
     let variables = event.variables.as_object().expect("they are an object");
     assert!(variables.len() <= 64 && event.variables.to_string().len() <= 256 * 1024);

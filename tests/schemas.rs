@@ -107,7 +107,11 @@ fn order() -> Order {
 /// As a true event says it.
 fn told() -> Told {
     let envelope = Envelope::read(&fixture("call_events/02-record-stop.json")).unwrap();
-    Told::of(&RecordEvent::of(&envelope).unwrap(), at(0))
+    Told::of(
+        &RecordEvent::of(&envelope).unwrap(),
+        "9f8e7d6c5b4a39281706f5e4d3c2b1a0.mp3",
+        at(0),
+    )
 }
 
 fn document() -> Document {

@@ -10,6 +10,7 @@ use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::event::{EventName, RecordEvent};
+use crate::kazoo::time::Moment;
 use crate::ledger::{Receipt, address};
 use crate::recording::carry::OpenError;
 use crate::recording::ending::Told;
@@ -28,6 +29,10 @@ use super::{drive, notices};
 /// How long the ledger has to tell what it knows before what the recording carried must do.
 const KNOWLEDGE: Duration = Duration::from_secs(3);
 
+/// How old an event may be by its own clock, and how far ahead of ours.
+const OLDEST: Duration = Duration::from_secs(62 * 86_400);
+const AHEAD: Duration = Duration::from_secs(86_400);
+
 /// Handles one delivery of the endings' queue.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
     let event = match delivery.envelope().and_then(|envelope| RecordEvent::of(&envelope)) {
@@ -44,7 +49,7 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
             None => return reject(parts, delivery, "endings", &event.call_id, &why.to_string()).await,
         },
     };
-    let told = Box::new(Told::of(&event, parts.now()));
+    let told = Box::new(Told::of(&event, &order.file_name, parts.now()));
     let what = match event.name {
         EventName::RecordStart => What::Started(told),
         EventName::RecordStop => What::Ended(told),
@@ -181,8 +186,9 @@ fn without_carry(parts: &Parts, event: &RecordEvent, why: OpenError) -> Option<O
         return Some(order);
     }
     warn!(call_id = event.call_id, media_id = recording.id, %why, "what the recording carried cannot be read; the ledger must know it");
-    let at = event.at.unwrap_or_else(|| parts.now());
+    let at = filed_at(event.at, parts.now());
     let media_id = recording.id.as_deref().and_then(|id| id.parse().ok());
+    let media_id = media_id.filter(|id| may_be_of(id, parts.now()));
     Some(Order {
         key,
         media_id: media_id.unwrap_or_else(|| MediaId::derived(key, at)),
@@ -204,6 +210,18 @@ fn without_carry(parts: &Parts, event: &RecordEvent, why: OpenError) -> Option<O
     })
 }
 
+/// The time that a recording is filed under of which only an event tells. It chooses the month of the ledger, whose databases every worker reads
+/// from then on: one that no event of a living recording has is not believed.
+fn filed_at(told: Option<Moment>, now: Moment) -> Moment {
+    told.filter(|at| (now.minus(OLDEST)..=now.plus(AHEAD)).contains(at))
+        .unwrap_or(now)
+}
+
+/// The same of its id, whose month chooses the account's database.
+fn may_be_of(media_id: &MediaId, now: Moment) -> bool {
+    (now.minus(OLDEST).month()..=now.plus(AHEAD).month()).contains(&media_id.month())
+}
+
 fn emit(event: &RecordEvent, entry: &Entry) {
     let media_id = entry.order().map_or("", |order| order.media_id.as_str());
     match event.name {
@@ -220,5 +238,32 @@ fn emit(event: &RecordEvent, entry: &Entry) {
             completion_cause: event.recording.completion_cause.as_deref().unwrap_or(""),
         }
         .emit(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_recording_is_filed_under_a_month_that_it_can_be_of() {
+        let now = Moment::from_unix_seconds(1_795_386_262);
+        let days = |days: u64| Duration::from_secs(days * 86_400);
+        for good in [now, now.minus(days(62)), now.plus(days(1)), now.minus(days(1))] {
+            assert_eq!(filed_at(Some(good), now), good);
+        }
+        let second = Duration::from_secs(1);
+        for bad in [
+            now.minus(days(62)).minus(second),
+            now.plus(days(1)).plus(second),
+            now.plus(days(5 * 365)),
+            Moment::from_unix_seconds(0),
+        ] {
+            assert_eq!(filed_at(Some(bad), now), now);
+        }
+        assert_eq!(filed_at(None, now), now);
+        let may_be = |id: &str| may_be_of(&id.parse().unwrap(), now);
+        assert!(may_be("202611-a") && may_be("202609-a"));
+        assert!(!may_be("202608-a") && !may_be("202612-a") && !may_be("203501-a"));
     }
 }

@@ -13,6 +13,7 @@ use crate::kazoo::dialplan::{Control, Trigger};
 use crate::kazoo::time::Moment;
 use crate::recording::audio::Audio;
 use crate::recording::ending::Told;
+use crate::recording::names;
 
 mod ending;
 mod running;
@@ -238,16 +239,29 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
 fn source(entry: &Entry) -> Option<(&str, &str)> {
     let told: Vec<&Told> = [entry.ended(), entry.latest_start()].into_iter().flatten().collect();
     let node = told.iter().find_map(|told| told.node.as_deref());
-    let path = told.iter().find_map(|told| told.path.as_deref());
+    // Facts come from others too, by the ledger, the journal and notices: each path is looked at again before it is used.
+    let mut paths = told.iter().filter_map(|told| told.path.as_deref());
+    let path = paths.find(|path| is_file_of(entry, path));
     // A switch that tells of its recording, and not where, has it where it was told to.
-    node.zip(path).or_else(|| guess(entry))
+    node.zip(path.or_else(|| ordered_path(entry))).or_else(|| guess(entry))
 }
 
 /// Where the file should be, if it was made and nobody told.
 fn guess(entry: &Entry) -> Option<(&str, &str)> {
     let command = entry.order()?.command.as_ref()?;
-    let path = Some(command.path.as_str()).filter(|path| !path.is_empty());
-    command.node.as_deref().zip(path)
+    command.node.as_deref().zip(ordered_path(entry))
+}
+
+/// Where we had the file made.
+fn ordered_path(entry: &Entry) -> Option<&str> {
+    let command = entry.order()?.command.as_ref()?;
+    Some(command.path.as_str()).filter(|path| is_file_of(entry, path))
+}
+
+fn is_file_of(entry: &Entry, path: &str) -> bool {
+    entry
+        .order()
+        .is_some_and(|order| names::is_path_of(path, &order.file_name))
 }
 
 /// The account that the recording belongs to: the order's, else the one that an event named.

@@ -58,7 +58,7 @@ pub struct Writer {
     up: watch::Sender<bool>,
     pending: HashMap<String, Pending>,
     revs: Revs,
-    /// While the database is down: when to try again.
+    /// When to look for the database again. Never `None` while it counts as down.
     resting: Option<Instant>,
 }
 
@@ -208,7 +208,11 @@ impl Writer {
             }
             // What was asked is at fault: one bad row must not hold up the others.
             Err(CouchError::Refused { .. }) if batch.len() > 1 => self.one_by_one(month, batch).await,
-            Err(error @ CouchError::Refused { .. }) => self.give_up(batch, &error.to_string()),
+            Err(error @ CouchError::Refused { .. }) => {
+                // An answer all the same.
+                self.is_up();
+                self.give_up(batch, &error.to_string());
+            }
             Err(error) => {
                 self.put_back(batch);
                 self.is_down(&error);
@@ -245,9 +249,7 @@ impl Writer {
                 },
                 () = &mut late, if !is_late => {
                     is_late = true;
-                    if self.up.send_if_modified(|up| std::mem::replace(up, false)) {
-                        LedgerState { state: Err("it does not answer") }.emit();
-                    }
+                    self.rest("it does not answer");
                 }
             }
         };
@@ -316,8 +318,14 @@ impl Writer {
             let sent = self.send(month, &single).await;
             let single = Vec::from(single);
             match sent {
-                Ok(rows) => self.settle(month, single, rows).await,
-                Err(error @ CouchError::Refused { .. }) => self.give_up(single, &error.to_string()),
+                Ok(rows) => {
+                    self.is_up();
+                    self.settle(month, single, rows).await;
+                }
+                Err(error @ CouchError::Refused { .. }) => {
+                    self.is_up();
+                    self.give_up(single, &error.to_string());
+                }
                 Err(error) => {
                     self.put_back(single);
                     self.is_down(&error);
@@ -364,15 +372,17 @@ impl Writer {
         }
     }
 
-    fn is_down(&mut self, error: &CouchError) {
+    /// Counts the database as down, and says when it is looked for again: without that, nobody would, for while it is down no notes come.
+    fn rest(&mut self, why: &str) {
         self.resting = Some(Instant::now() + AGAIN);
-        self.revs.clear();
         if self.up.send_if_modified(|up| std::mem::replace(up, false)) {
-            LedgerState {
-                state: Err(&error.to_string()),
-            }
-            .emit();
+            LedgerState { state: Err(why) }.emit();
         }
+    }
+
+    fn is_down(&mut self, error: &CouchError) {
+        self.rest(&error.to_string());
+        self.revs.clear();
         // Notes that nobody waits for any more have found another place, or come again.
         self.pending.retain(|_, pending| {
             pending.waiters.retain(|waiter| !waiter.is_closed());
@@ -385,5 +395,121 @@ fn durable(pending: Pending) {
     for waiter in pending.waiters {
         // Whoever does not wait any more does not need to know.
         let _ = waiter.send(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use crate::config::{Config, Couchdb, Layers};
+    use crate::couch::Couch;
+    use crate::recording::identity::Key;
+
+    use super::*;
+
+    /// Reads one request, and says whether it is a write of entries.
+    async fn is_write(stream: &mut TcpStream) -> bool {
+        let (mut head, mut buffer) = (Vec::new(), [0; 65_536]);
+        loop {
+            let text = String::from_utf8_lossy(&head).into_owned();
+            if let Some((first, body)) = text.split_once("\r\n\r\n") {
+                let length = first.lines().find_map(|line| {
+                    let (name, value) = line.split_once(':')?;
+                    name.eq_ignore_ascii_case("content-length")
+                        .then(|| value.trim().parse::<usize>().ok())?
+                });
+                if body.len() >= length.unwrap_or(0) {
+                    return first.lines().next().is_some_and(|line| line.contains("/_bulk_docs"));
+                }
+            }
+            match stream.read(&mut buffer).await {
+                Ok(read @ 1..) => head.extend_from_slice(&buffer[..read]),
+                _ => return false,
+            }
+        }
+    }
+
+    /// A database that answers everything, but refuses entries, and does not even say so before it counts as down.
+    async fn refuse_late(listener: TcpListener, up: watch::Receiver<bool>) {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut up = up.clone();
+            tokio::spawn(async move {
+                let (status, body) = if is_write(&mut stream).await {
+                    let _ = up.wait_for(|up| !up).await;
+                    ("400 Bad Request", r#"{"error":"bad_request","reason":"no"}"#)
+                } else {
+                    (
+                        "200 OK",
+                        r#"{"ok":true,"couchdb":"Welcome","version":"3.3.3","uuid":"u","vendor":{"name":"v"},"features":[]}"#,
+                    )
+                };
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    }
+
+    async fn writer() -> (Writer, mpsc::Sender<Note>, watch::Receiver<bool>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = Config::of(Layers::load(None, std::iter::empty()).unwrap())
+            .unwrap()
+            .couchdb;
+        let couch = Couch::new(&Couchdb {
+            url: format!("http://{}", listener.local_addr().unwrap()).parse().unwrap(),
+            ..config
+        });
+        let (notes, receiver) = mpsc::channel(8);
+        let (sender, up) = watch::channel(true);
+        tokio::spawn(refuse_late(listener, up.clone()));
+        let store = Arc::new(Store::new(couch.unwrap()));
+        let writer = Writer::new(store, Clock::system(), Arc::new(|_, _| None), receiver, sender);
+        (writer, notes, up)
+    }
+
+    fn note(action: &str) -> (Note, oneshot::Receiver<()>) {
+        let (done, receipt) = oneshot::channel();
+        let note = Note {
+            entry: Entry::new(Key::of("call", action), "call"),
+            lease: None,
+            linger: Duration::ZERO,
+            done,
+        };
+        (note, receipt)
+    }
+
+    #[tokio::test]
+    async fn a_database_that_refuses_late_counts_as_up_again_without_another_note() {
+        for actions in [&["a"][..], &["a", "b"]] {
+            let (mut writer, _notes, mut up) = writer().await;
+            let (noted, receipts): (Vec<Note>, Vec<_>) = actions.iter().map(|action| note(action)).unzip();
+            noted.into_iter().for_each(|note| writer.take(note));
+            let stop = CancellationToken::new();
+            let running = tokio::spawn(writer.run(stop.clone()));
+            up.wait_for(|up| !up).await.unwrap();
+            let back = tokio::time::timeout(LATE, up.wait_for(|up| *up)).await.is_ok();
+            assert!(back, "{actions:?}");
+            for receipt in receipts {
+                assert!(receipt.await.is_err(), "what was refused is not promised");
+            }
+            stop.cancel();
+            running.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_database_that_counts_as_down_is_always_looked_for_again() {
+        let (mut writer, _notes, mut up) = writer().await;
+        writer.rest("it does not answer");
+        assert!(!*up.borrow() && writer.next_write().is_some());
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(writer.run(stop.clone()));
+        assert!(tokio::time::timeout(LATE, up.wait_for(|up| *up)).await.is_ok());
+        stop.cancel();
+        running.await.unwrap();
     }
 }

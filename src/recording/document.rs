@@ -194,7 +194,11 @@ mod tests {
             env!("CARGO_MANIFEST_DIR")
         );
         let event = RecordEvent::of(&Envelope::read(&std::fs::read(path).unwrap()).unwrap()).unwrap();
-        Told::of(&event, Moment::from_unix_seconds(0))
+        Told::of(
+            &event,
+            "9f8e7d6c5b4a39281706f5e4d3c2b1a0.mp3",
+            Moment::from_unix_seconds(0),
+        )
     }
 
     fn order(call_id: &str) -> Order {

@@ -2,10 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tracing::warn;
 
-use crate::kazoo::call::Parties;
+use crate::kazoo::call::{Parties, clip};
 use crate::kazoo::event::RecordEvent;
 use crate::kazoo::time::Moment;
+
+use super::names;
 
 /// What a `RECORD_START` or `RECORD_STOP` told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,7 +23,7 @@ pub struct Told {
     /// The switch that has the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// The file's path there.
+    /// The file's path there, if what was told can be it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Milliseconds recorded.
@@ -58,13 +61,27 @@ impl Told {
         }
     }
 
-    pub fn of(event: &RecordEvent, heard: Moment) -> Self {
+    /// What an event tells of the recording in the file `file_name`. Whoever may publish can send one: a path that cannot be that file's is not
+    /// believed.
+    pub fn of(event: &RecordEvent, file_name: &str, heard: Moment) -> Self {
+        let told = event.recording.file_path.as_deref();
+        let path = told.filter(|path| names::is_path_of(path, file_name));
+        if path.is_none()
+            && let Some(told) = told
+        {
+            warn!(
+                call_id = event.call_id,
+                file_name,
+                told = clip(told, 200),
+                "an event tells a path that is not the recording's; it is ignored"
+            );
+        }
         Self {
             call_id: event.call_id.clone(),
             at: event.at.unwrap_or(heard),
             stamp: event.stamp,
             node: event.switch_node.clone(),
-            path: event.recording.file_path.clone(),
+            path: path.map(str::to_owned),
             length_ms: event.length_ms,
             completion_cause: event.recording.completion_cause.clone(),
             account_id: event.account_id.clone(),

@@ -69,6 +69,20 @@ pub fn is_plain(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
+/// Whether a path that somebody told can be the one of the recording's file on its switch. The switch's account may read what is not ours, and
+/// deletes what it has brought: nothing is believed but a file that has our recording's name, wherever that switch records.
+pub fn is_path_of(path: &str, file_name: &str) -> bool {
+    let is_ours = file_name
+        .rsplit_once('.')
+        .is_some_and(|(stem, _)| stem.parse::<Key>().is_ok())
+        && Format::of_file(file_name).is_some();
+    let Some((folder, name)) = path.rsplit_once('/') else {
+        return false;
+    };
+    let is_absolute = path.starts_with('/');
+    is_ours && is_absolute && name == file_name && folder.split('/').all(|part| part != "..")
+}
+
 fn is_audio(extension: &str) -> bool {
     ["mp3", "mp4", "wav"]
         .iter()
@@ -133,6 +147,32 @@ mod tests {
         ] {
             assert!(!is_plain(other), "{other}");
         }
+    }
+
+    #[test]
+    fn only_a_file_with_the_recordings_own_name_is_believed_to_be_its_file() {
+        let name = file_name(Key::of("call", "action"), Format::Mp3);
+        for good in ["/tmp", "", "/var/spool/recordings/a..b", "/tmp/"] {
+            assert!(is_path_of(&format!("{good}/{name}"), &name), "{good}");
+        }
+        for bad in [
+            "/etc/passwd",
+            "/tmp/../etc/shadow",
+            &format!("/tmp/../etc/{name}"),
+            &format!("/../{name}"),
+            &format!("tmp/{name}"),
+            &format!("/tmp/{name}/"),
+            &format!("/tmp/{name}/.."),
+            &format!("/tmp/x{name}"),
+            &format!("/tmp/{name}x"),
+            &name,
+            "",
+            "/",
+        ] {
+            assert!(!is_path_of(bad, &name), "{bad}");
+        }
+        // Whatever an order says, no file of ours is called so.
+        assert!(!is_path_of("/etc/passwd", "passwd") && !is_path_of("/tmp/a.mp3", "a.mp3") && !is_path_of("/", ""));
     }
 
     proptest! {

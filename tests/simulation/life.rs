@@ -153,7 +153,7 @@ impl World {
             at: self.now,
             stamp: Some(self.now.unix_micros()),
             node: Some("fs".into()),
-            path: Some("path".into()),
+            path: None,
             length_ms: Some(length),
             completion_cause: None,
             account_id: None,

@@ -157,7 +157,7 @@ pub fn order(n: u64, min_sec: u32) -> Order {
             silence: None,
             carry: "c".into(),
             node: Some("freeswitch@fs1".into()),
-            path: "/tmp/a.mp3".into(),
+            path: format!("/tmp/{key}.mp3"),
         }),
     }
 }

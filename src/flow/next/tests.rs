@@ -67,9 +67,14 @@ fn order() -> Order {
             silence: None,
             carry: "c".into(),
             node: Some("freeswitch@fs1".into()),
-            path: "/tmp/a.mp3".into(),
+            path: format!("/tmp/{key}.mp3"),
         }),
     }
+}
+
+/// Where the switch records.
+fn path() -> String {
+    format!("/tmp/{}", order().file_name)
 }
 
 fn told(length_ms: u64) -> Box<Told> {
@@ -78,7 +83,7 @@ fn told(length_ms: u64) -> Box<Told> {
         at: NOW,
         stamp: None,
         node: Some("freeswitch@fs1".into()),
-        path: Some("/tmp/a.mp3".into()),
+        path: Some(path()),
         length_ms: Some(length_ms),
         completion_cause: None,
         account_id: None,
@@ -137,7 +142,7 @@ fn collect(attempt: u32) -> Effect {
     Effect::Collect {
         attempt,
         node: "freeswitch@fs1".into(),
-        path: "/tmp/a.mp3".into(),
+        path: path(),
     }
 }
 

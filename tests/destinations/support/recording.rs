@@ -150,5 +150,5 @@ fn told() -> Told {
         "/tests/fixtures/call_events/02-record-stop.json"
     );
     let event = RecordEvent::of(&Envelope::read(&std::fs::read(path).unwrap()).unwrap()).unwrap();
-    Told::of(&event, ENDED)
+    Told::of(&event, "9f8e7d6c5b4a39281706f5e4d3c2b1a0.mp3", ENDED)
 }

@@ -317,3 +317,50 @@ fn a_file_that_is_written_again_stays_though_its_audio_is_safe() {
     assert_eq!(effects[0], Effect::Answer(Answer::Keep));
     assert!(effects.contains(&Effect::Continue), "{effects:?}");
 }
+
+#[test]
+fn a_file_that_is_not_the_recordings_is_never_asked_for() {
+    let with = |path: &str| {
+        let mut told = told(5000);
+        told.path = Some(path.to_owned());
+        Input::Fact(What::Ended(told))
+    };
+    for forged in [
+        "/etc/passwd",
+        "/tmp/../etc/shadow",
+        &format!("/x/../tmp/{}", order().file_name),
+    ] {
+        let mut case = asked(order());
+        step(&mut case, Input::Fact(What::Commanded));
+        step(&mut case, with(forged));
+        let effects = step(&mut case, decided(Destination::Account));
+        assert_eq!(effects, [collect(1)], "where it was ordered to be, not {forged}");
+
+        // Nor where nobody knows where it was ordered to be.
+        let mut case = asked(Order {
+            command: None,
+            ..order()
+        });
+        let effects = step(&mut case, with(forged));
+        assert_eq!(case.entry.outcome(), Some((Outcome::Failed, Cause::FileGone)));
+        assert!(!effects.iter().any(|effect| matches!(
+            effect,
+            Effect::Collect { .. } | Effect::Probe { .. } | Effect::Tidy { .. }
+        )));
+
+        // An order that is forged with it helps nobody.
+        let mut order = order();
+        order.file_name = "passwd".into();
+        let mut case = asked(order);
+        let effects = step(&mut case, with("/etc/passwd"));
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Collect { .. })));
+    }
+}
+
+#[test]
+fn a_continuation_asks_for_the_file_of_the_recording_that_it_goes_on_from() {
+    let mut case = started(order().continuation());
+    step(&mut case, Input::Fact(What::Ended(told(5000))));
+    assert_ne!(case.entry.key, order().key);
+    assert_eq!(super::source(&case.entry), Some(("freeswitch@fs1", path().as_str())));
+}

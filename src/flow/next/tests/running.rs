@@ -13,7 +13,7 @@ fn a_start_that_is_never_confirmed_fails_and_is_taken_up_if_it_starts_after_all(
         n: 1,
         attempt: 1,
         node: "freeswitch@fs1".into(),
-        path: "/tmp/a.mp3".into(),
+        path: path(),
     };
     assert_eq!(
         next(&mut case, Input::Due, after(30), &policy()),
@@ -171,7 +171,7 @@ fn an_end_that_nobody_told_is_presumed_when_the_channel_is_gone_and_the_file_res
         n,
         attempt: 1,
         node: "freeswitch@fs1".into(),
-        path: "/tmp/a.mp3".into(),
+        path: path(),
     };
     assert_eq!(next(&mut case, seen(2, false), after(70), &policy()), [probe(1)]);
     let probed = |n, md5: &str| {
