@@ -19,7 +19,7 @@ mod requests;
 mod topology;
 
 pub use consumer::{Consumers, SessionState};
-pub use delivery::Delivery;
+pub use delivery::{Delivery, Spare};
 pub use probe::{Form, Load, Mailbox, Probe, Sent};
 pub use publisher::{PublishError, Publisher};
 pub use requests::{Pending, Requests};

@@ -27,7 +27,7 @@ use crate::flow::notices::{self, Outbox, Replaced};
 use crate::flow::pace::Pace;
 use crate::flow::perform::{Parts, Slots};
 use crate::flow::registry::Registry;
-use crate::flow::{end, journal, start, sweep};
+use crate::flow::{dying, end, journal, start, sweep};
 use crate::ingest::{Ingest, Spool};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::APP_NAME;
@@ -270,19 +270,18 @@ impl Worker {
         let mut receivers = receivers.into_iter();
         let mut next = || receivers.next();
         if let Some(actions) = next() {
-            self.each(actions, |parts, delivery| async move {
+            self.each(start::QUEUE, actions, |parts, delivery| async move {
                 start::handle(&parts, delivery).await
             });
         }
         if let Some(endings) = next() {
-            self.each(
-                endings,
-                |parts, delivery| async move { end::handle(&parts, delivery).await },
-            );
+            self.each("endings", endings, |parts, delivery| async move {
+                end::handle(&parts, delivery).await
+            });
         }
         if let Some(replies) = next() {
             let parts = Arc::clone(&self.parts);
-            self.tasks.spawn(receive(replies, move |delivery| {
+            self.tasks.spawn(receive("replies", replies, move |delivery| {
                 if let Ok(envelope) = delivery.envelope() {
                     parts.requests.reply(envelope);
                 }
@@ -290,18 +289,19 @@ impl Worker {
         }
         if let Some(notices) = next() {
             let parts = Arc::clone(&self.parts);
-            self.tasks
-                .spawn(receive(notices, move |delivery| notices::handle(&parts, &delivery)));
+            self.tasks.spawn(receive("notices", notices, move |delivery| {
+                notices::handle(&parts, &delivery)
+            }));
         }
         if let Some(journal) = next() {
-            self.each(journal, |parts, delivery| async move {
+            self.each("journal", journal, |parts, delivery| async move {
                 journal::handle(&parts, delivery).await
             });
         }
     }
 
     /// A task for each delivery: one that waits holds up no other, and the prefetch bounds their number.
-    fn each<F, T>(&self, mut deliveries: mpsc::Receiver<Delivery>, handle: F)
+    fn each<F, T>(&self, queue: &'static str, mut deliveries: mpsc::Receiver<Delivery>, handle: F)
     where
         F: Fn(Arc<Parts>, Delivery) -> T + Send + 'static,
         T: Future<Output = ()> + Send + 'static,
@@ -309,15 +309,17 @@ impl Worker {
         let (parts, handlers) = (Arc::clone(&self.parts), self.handlers.clone());
         self.tasks.spawn(async move {
             while let Some(delivery) = deliveries.recv().await {
-                handlers.spawn(handle(Arc::clone(&parts), delivery));
+                let (parts, spare) = (Arc::clone(&parts), delivery.spare());
+                let work = handle(Arc::clone(&parts), delivery);
+                handlers.spawn(async move { dying::watched(&parts, queue, spare, work).await });
             }
         });
     }
 }
 
-async fn receive(mut deliveries: mpsc::Receiver<Delivery>, handle: impl Fn(Delivery)) {
+async fn receive(queue: &'static str, mut deliveries: mpsc::Receiver<Delivery>, handle: impl Fn(Delivery)) {
     while let Some(delivery) = deliveries.recv().await {
-        handle(delivery);
+        dying::survived(queue, delivery, &handle);
     }
 }
 

@@ -32,6 +32,9 @@ use super::{drive, journal, notices};
 /// Where messages go that nobody can read.
 pub const DEAD_LETTERS: &str = "kz_record_call.dead";
 
+/// What the actions' queue is called in logs and metrics.
+pub const QUEUE: &str = "actions";
+
 /// A result must get through: so often it is tried, each try as long as a publish may take.
 const RESULT_TRIES: u32 = 12;
 
@@ -60,7 +63,7 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
     let begun = Instant::now();
     let envelope = match delivery.envelope() {
         Ok(envelope) => envelope,
-        Err(error) => return reject(parts, delivery, "actions", "", &error.to_string()).await,
+        Err(error) => return reject(parts, delivery, QUEUE, "", &error.to_string()).await,
     };
     let reply_to = ReplyTo::of(&envelope);
     let done = match Execute::of(&envelope) {
@@ -255,6 +258,16 @@ async fn start_in_doubt(parts: &Arc<Parts>, entry: Entry) -> bool {
     // Uncommanded as it is, its call is looked for first.
     drive::go_on(parts, entry, Input::Due);
     durable
+}
+
+/// Answers an action that nothing else can be done about, if it says whom to answer.
+pub async fn answer(parts: &Arc<Parts>, delivery: &Delivery) {
+    let Ok(envelope) = delivery.envelope() else { return };
+    if let Ok(to) = ReplyTo::of(&envelope) {
+        accept(parts, &to).await;
+        // What it came to is told there.
+        let _ = result(parts, &to).await;
+    }
 }
 
 async fn accept(parts: &Parts, to: &ReplyTo) {
