@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::{self, Instruments, Readiness};
-use crate::amqp::{Consumers, Delivery, Publisher, Requests};
+use crate::amqp::{Consumers, Delivery, Publisher, Requests, Room};
 use crate::config::Config;
 use crate::couch::{Couch, CouchError};
 use crate::destination::hold::Hold;
@@ -167,6 +167,7 @@ impl Worker {
             publisher,
             consumers,
             requests: Requests::default(),
+            room: Room::default(),
             couch,
             system_config,
             ingest,
@@ -281,17 +282,19 @@ impl Worker {
         }
         if let Some(replies) = next() {
             let parts = Arc::clone(&self.parts);
-            self.tasks.spawn(receive("replies", replies, move |delivery| {
-                if let Ok(envelope) = delivery.envelope() {
-                    parts.requests.reply(envelope);
-                }
-            }));
+            self.tasks
+                .spawn(receive("replies", self.parts.clone(), replies, move |delivery| {
+                    if let Ok(envelope) = delivery.envelope() {
+                        parts.requests.reply(envelope);
+                    }
+                }));
         }
         if let Some(notices) = next() {
             let parts = Arc::clone(&self.parts);
-            self.tasks.spawn(receive("notices", notices, move |delivery| {
-                notices::handle(&parts, &delivery)
-            }));
+            self.tasks
+                .spawn(receive("notices", self.parts.clone(), notices, move |delivery| {
+                    notices::handle(&parts, &delivery)
+                }));
         }
         if let Some(journal) = next() {
             self.each("journal", journal, |parts, delivery| async move {
@@ -317,8 +320,14 @@ impl Worker {
     }
 }
 
-async fn receive(queue: &'static str, mut deliveries: mpsc::Receiver<Delivery>, handle: impl Fn(Delivery)) {
+async fn receive(
+    queue: &'static str,
+    parts: Arc<Parts>,
+    mut deliveries: mpsc::Receiver<Delivery>,
+    handle: impl Fn(Delivery),
+) {
     while let Some(delivery) = deliveries.recv().await {
+        let _room = parts.room.of(&delivery).await;
         dying::survived(queue, delivery, &handle);
     }
 }

@@ -55,7 +55,7 @@ impl Delivery {
         })
     }
 
-    /// The message.
+    /// The message. It may take many times the room of the body: see `Room`.
     ///
     /// # Errors
     /// As `Envelope::decode`.
@@ -63,8 +63,13 @@ impl Delivery {
         let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(|v| v.as_str().to_owned());
         let properties = &self.inner.properties;
         let kind = text(properties.content_type()).unwrap_or_default();
-        let encoding = text(properties.content_encoding()).unwrap_or_default();
-        Envelope::decode(&kind, &encoding, &self.inner.data)
+        Envelope::decode(&kind, self.encoding(), &self.inner.data)
+    }
+
+    /// The AMQP `content_encoding` property; empty without one.
+    pub fn encoding(&self) -> &str {
+        let encoding = self.inner.properties.content_encoding().as_ref();
+        encoding.map_or("", |encoding| encoding.as_str())
     }
 
     /// The AMQP `timestamp` property, in whatever unit the publisher wrote it.

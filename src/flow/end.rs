@@ -30,7 +30,10 @@ const KNOWLEDGE: Duration = Duration::from_secs(3);
 
 /// Handles one delivery of the endings' queue.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
-    let event = match delivery.envelope().and_then(|envelope| RecordEvent::of(&envelope)) {
+    let room = parts.room.of(&delivery).await;
+    let event = delivery.envelope().and_then(|envelope| RecordEvent::of(&envelope));
+    drop(room);
+    let event = match event {
         Ok(event) => event,
         Err(error) => return reject(parts, delivery, "endings", "", &error.to_string()).await,
     };

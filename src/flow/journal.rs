@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::amqp::Delivery;
 use crate::entry::Entry;
 use crate::entry::fact::What;
+use crate::kazoo::envelope::{MAX_BODY_BYTES, MessageError};
 use crate::telemetry::events::Journalled;
 
 use super::perform::Parts;
@@ -45,6 +46,9 @@ pub async fn write(parts: &Parts, entry: &Entry) -> bool {
 /// # Errors
 /// What is wrong with it, in words for the log.
 pub fn read(body: &[u8]) -> Result<Entry, String> {
+    if body.len() > MAX_BODY_BYTES {
+        return Err(MessageError::TooLarge(MAX_BODY_BYTES).to_string());
+    }
     let entry: Entry = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     for fact in entry.facts() {
         if let What::Asked(order) = &fact.what
@@ -58,7 +62,10 @@ pub fn read(body: &[u8]) -> Result<Entry, String> {
 
 /// Moves one message of the journal into the ledger.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
-    let entry = match read(delivery.body()) {
+    let room = parts.room.of(&delivery).await;
+    let entry = read(delivery.body());
+    drop(room);
+    let entry = match entry {
         Ok(entry) => entry,
         Err(why) => return reject(parts, delivery, "journal", "", &why).await,
     };

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
@@ -13,7 +14,7 @@ use crate::amqp::Delivery;
 use crate::destination::url::Target;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
-use crate::kazoo::action::{self, Execute, ReplyTo};
+use crate::kazoo::action::{self, Execute, ExecuteError, ReplyTo};
 use crate::kazoo::dialplan::Trigger;
 use crate::kazoo::envelope::Envelope;
 use crate::kazoo::time::message_time;
@@ -61,24 +62,27 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
 
 async fn act(parts: &Arc<Parts>, delivery: Delivery) {
     let begun = Instant::now();
-    let envelope = match delivery.envelope() {
-        Ok(envelope) => envelope,
+    let room = parts.room.of(&delivery).await;
+    let read = delivery.envelope().map(|envelope| read(parts, &delivery, &envelope));
+    drop(room);
+    let (reply_to, asked) = match read {
+        Ok(read) => read,
         Err(error) => return reject(parts, delivery, QUEUE, "", &error.to_string()).await,
     };
-    let reply_to = ReplyTo::of(&envelope);
-    let done = match Execute::of(&envelope) {
-        Ok(action) => {
+    let done = match asked {
+        Ok(asked) => {
+            let action = &asked.action;
             let age = delivery
                 .timestamp()
                 .and_then(|t| message_time(t, parts.now()))
                 .map(|at| parts.now().since(at));
             let job = Job {
                 parts,
-                action: &action,
+                action,
                 reply_to: reply_to.as_ref().ok(),
                 doubtful: delivery.redelivered() || age.is_some_and(|age| age > parts.config.flow.stale_action),
             };
-            run(&job, &delivery, &envelope, begun).await
+            run(&job, &delivery, &asked, begun).await
         }
         Err(refusal) => {
             let answered = match &reply_to {
@@ -104,11 +108,28 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
     // Otherwise it is durable nowhere: the broker keeps it, and delivers it again when this session is over.
 }
 
-async fn run(job: &Job<'_>, delivery: &Delivery, envelope: &Envelope, begun: Instant) -> bool {
-    let (parts, action) = (job.parts, job.action);
+/// What an action asks for. Its data, of any size, is gone when it is read.
+struct Asked {
+    action: Execute,
+    server_id: Option<String>,
+    plan: Plan,
+    corrections: Vec<Correction>,
+}
+
+/// Reads whom to answer, and what is asked for. Waits for nothing, for room is taken.
+fn read(
+    parts: &Parts,
+    delivery: &Delivery,
+    envelope: &Envelope,
+) -> (Result<ReplyTo, String>, Result<Asked, ExecuteError>) {
+    let reply_to = ReplyTo::of(envelope);
+    let mut action = match Execute::of(envelope) {
+        Ok(action) => action,
+        Err(refusal) => return (reply_to, Err(refusal)),
+    };
     let defaults = parts.system_config.defaults();
     let (mut plan, corrections) = plan(
-        action,
+        &action,
         &Circumstances {
             defaults: &defaults,
             seal: &parts.seal,
@@ -123,14 +144,26 @@ async fn run(job: &Job<'_>, delivery: &Delivery, envelope: &Envelope, begun: Ins
         let trace = delivery.trace().or_else(trace::current);
         order.trace = trace.map(|trace| trace.parent().to_owned());
     }
+    action.data = Value::Null;
+    let asked = Asked {
+        action,
+        server_id: envelope.server_id.clone(),
+        plan,
+        corrections,
+    };
+    (reply_to, Ok(asked))
+}
+
+async fn run(job: &Job<'_>, delivery: &Delivery, asked: &Asked, begun: Instant) -> bool {
+    let (action, plan) = (job.action, &asked.plan);
     if job.reply_to.is_none() {
-        let server_id = envelope.server_id.as_deref().unwrap_or("");
+        let server_id = asked.server_id.as_deref().unwrap_or("");
         warn!(
             call_id = action.call_id,
             server_id, "nobody can be answered; the recording goes on"
         );
     }
-    let (what, media_id, done) = match &plan {
+    let (what, media_id, done) = match plan {
         Plan::Skip => ("skip", String::new(), job.answer_at_once().await),
         Plan::Start(order) => ("start", order.media_id.to_string(), start(job, order).await),
         Plan::Control(what) => {
@@ -138,8 +171,8 @@ async fn run(job: &Job<'_>, delivery: &Delivery, envelope: &Envelope, begun: Ins
             (what.name(), media_id, done)
         }
     };
-    tell(&action.call_id, &media_id, &corrections);
-    if let Plan::Start(order) = &plan
+    tell(&action.call_id, &media_id, &asked.corrections);
+    if let Plan::Start(order) = plan
         && let Url::Given(url) = &order.url
         && let Err(why) = Target::parse(url)
     {
@@ -262,8 +295,10 @@ async fn start_in_doubt(parts: &Arc<Parts>, entry: Entry) -> bool {
 
 /// Answers an action that nothing else can be done about, if it says whom to answer.
 pub async fn answer(parts: &Arc<Parts>, delivery: &Delivery) {
-    let Ok(envelope) = delivery.envelope() else { return };
-    if let Ok(to) = ReplyTo::of(&envelope) {
+    let room = parts.room.of(delivery).await;
+    let to = delivery.envelope().map(|envelope| ReplyTo::of(&envelope));
+    drop(room);
+    if let Ok(Ok(to)) = to {
         accept(parts, &to).await;
         // What it came to is told there.
         let _ = result(parts, &to).await;

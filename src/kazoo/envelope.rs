@@ -10,7 +10,7 @@ use super::json::{self, owned_text, text};
 use super::names::{APP_NAME, APP_VERSION, CONTENT_TYPE};
 
 /// Bodies longer than this, inflated, are refused.
-pub const MAX_BODY_BYTES: usize = 8 << 20;
+pub const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// Why a body is not a Kazoo message.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -101,6 +101,13 @@ impl Envelope {
             name: self.name.clone(),
         }
     }
+}
+
+/// Whether a gzipped body has more than `limit` bytes, inflated. Takes no room; one that is damaged before that has not.
+pub fn is_longer_than(gzipped: &[u8], limit: usize) -> bool {
+    let limit = limit as u64;
+    let mut beginning = GzDecoder::new(gzipped).take(limit + 1);
+    std::io::copy(&mut beginning, &mut std::io::sink()).is_ok_and(|length| length > limit)
 }
 
 fn inflate(bytes: &[u8]) -> Result<Vec<u8>, MessageError> {
