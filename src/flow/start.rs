@@ -15,6 +15,7 @@ use crate::destination::url::Target;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::action::{self, Execute, ExecuteError, ReplyTo};
+use crate::kazoo::call::shown;
 use crate::kazoo::dialplan::Trigger;
 use crate::kazoo::envelope::Envelope;
 use crate::kazoo::time::message_time;
@@ -99,6 +100,9 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
                 answered: reply_to.is_ok() && answered,
             }
             .emit();
+            if answered && refusal.is_too_long() {
+                return reject(parts, delivery, QUEUE, call_id, &refusal.to_string()).await;
+            }
             answered
         }
     };
@@ -313,7 +317,7 @@ async fn accept(parts: &Parts, to: &ReplyTo) {
         .publish(&action::accepted(&parts.sender, &parts.current(to)))
         .await
     {
-        warn!(call_id = to.call_id, %error, "action.accepted was not delivered");
+        warn!(call_id = shown(&to.call_id), %error, "action.accepted was not delivered");
     }
 }
 
@@ -330,15 +334,15 @@ async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
                 return true;
             }
             Err(error) if error.is_unroutable() => {
-                warn!(call_id = to.call_id, %error, "nobody waits for the result: its callflow node is gone");
+                warn!(call_id = shown(&to.call_id), %error, "nobody waits for the result: its callflow node is gone");
                 return true;
             }
-            Err(error) => warn!(call_id = to.call_id, %error, "action.result is not delivered yet"),
+            Err(error) => warn!(call_id = shown(&to.call_id), %error, "action.result is not delivered yet"),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     error!(
-        call_id = to.call_id,
+        call_id = shown(&to.call_id),
         "action.result could not be delivered: its call may hang"
     );
     false
