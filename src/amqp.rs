@@ -16,13 +16,15 @@ mod link;
 mod probe;
 mod publisher;
 mod requests;
+mod room;
 mod topology;
 
 pub use consumer::{Consumers, SessionState};
-pub use delivery::Delivery;
+pub use delivery::{Delivery, Spare};
 pub use probe::{Form, Load, Mailbox, Probe, Sent};
 pub use publisher::{PublishError, Publisher};
 pub use requests::{Pending, Requests};
+pub use room::{Room, Taken};
 pub use topology::{Binding, QueueKind, QueueSpec};
 
 /// A lapin await that ended badly.

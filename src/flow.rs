@@ -11,6 +11,7 @@ mod continuation;
 pub mod crash;
 mod deliver;
 pub mod drive;
+pub mod dying;
 pub mod end;
 pub mod hands;
 pub mod journal;

@@ -57,17 +57,39 @@ pub struct Ledger {
 
 /// Resolves when what was noted is durable.
 #[derive(Debug)]
-pub struct Receipt(oneshot::Receiver<()>);
+pub struct Receipt(oneshot::Receiver<Told>);
+
+/// What is told of a note: that it is durable, or, in words, that it is too large for the ledger and always will be.
+type Told = Result<(), String>;
+
+/// What became of a note.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Noted {
+    Durable,
+    /// The ledger will never have it; with its words.
+    TooLarge(String),
+    /// The writer gave it up, or is gone.
+    Not,
+}
 
 impl Receipt {
     /// Waits until it is durable, for as long as that takes. `false` when the writer is gone before.
     pub async fn durable(self) -> bool {
-        self.0.await.is_ok()
+        self.noted().await == Noted::Durable
+    }
+
+    /// As `durable`, and why not.
+    pub async fn noted(self) -> Noted {
+        match self.0.await {
+            Ok(Ok(())) => Noted::Durable,
+            Ok(Err(why)) => Noted::TooLarge(why),
+            Err(_) => Noted::Not,
+        }
     }
 
     /// Waits for at most `limit`. A note that nobody waits for any more may be given up while the ledger is down.
     pub async fn within(self, limit: Duration) -> bool {
-        tokio::time::timeout(limit, self.0).await.is_ok_and(|got| got.is_ok())
+        tokio::time::timeout(limit, self.durable()).await.unwrap_or(false)
     }
 }
 

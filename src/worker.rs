@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::{self, Instruments, Readiness};
-use crate::amqp::{Consumers, Delivery, Publisher, Requests};
+use crate::amqp::{Consumers, Delivery, Publisher, Requests, Room};
 use crate::config::Config;
 use crate::couch::{Couch, CouchError};
 use crate::destination::hold::Hold;
@@ -27,7 +27,7 @@ use crate::flow::notices::{self, Outbox, Replaced};
 use crate::flow::pace::Pace;
 use crate::flow::perform::{Parts, Slots};
 use crate::flow::registry::Registry;
-use crate::flow::{end, journal, start, sweep};
+use crate::flow::{dying, end, journal, start, sweep};
 use crate::ingest::{Ingest, Spool};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::APP_NAME;
@@ -173,6 +173,7 @@ impl Worker {
             publisher,
             consumers,
             requests: Requests::default(),
+            room: Room::default(),
             couch,
             system_config,
             ingest,
@@ -275,38 +276,40 @@ impl Worker {
         let mut receivers = receivers.into_iter();
         let mut next = || receivers.next();
         if let Some(actions) = next() {
-            self.each(actions, |parts, delivery| async move {
+            self.each(start::QUEUE, actions, |parts, delivery| async move {
                 start::handle(&parts, delivery).await
             });
         }
         if let Some(endings) = next() {
-            self.each(
-                endings,
-                |parts, delivery| async move { end::handle(&parts, delivery).await },
-            );
+            self.each("endings", endings, |parts, delivery| async move {
+                end::handle(&parts, delivery).await
+            });
         }
         if let Some(replies) = next() {
             let parts = Arc::clone(&self.parts);
-            self.tasks.spawn(receive(replies, move |delivery| {
-                if let Ok(envelope) = delivery.envelope() {
-                    parts.requests.reply(envelope);
-                }
-            }));
+            self.tasks
+                .spawn(receive("replies", self.parts.clone(), replies, move |delivery| {
+                    if let Ok(envelope) = delivery.envelope() {
+                        parts.requests.reply(envelope);
+                    }
+                }));
         }
         if let Some(notices) = next() {
             let parts = Arc::clone(&self.parts);
             self.tasks
-                .spawn(receive(notices, move |delivery| notices::handle(&parts, &delivery)));
+                .spawn(receive("notices", self.parts.clone(), notices, move |delivery| {
+                    notices::handle(&parts, &delivery)
+                }));
         }
         if let Some(journal) = next() {
-            self.each(journal, |parts, delivery| async move {
+            self.each("journal", journal, |parts, delivery| async move {
                 journal::handle(&parts, delivery).await
             });
         }
     }
 
     /// A task for each delivery: one that waits holds up no other, and the prefetch bounds their number.
-    fn each<F, T>(&self, mut deliveries: mpsc::Receiver<Delivery>, handle: F)
+    fn each<F, T>(&self, queue: &'static str, mut deliveries: mpsc::Receiver<Delivery>, handle: F)
     where
         F: Fn(Arc<Parts>, Delivery) -> T + Send + 'static,
         T: Future<Output = ()> + Send + 'static,
@@ -314,15 +317,23 @@ impl Worker {
         let (parts, handlers) = (Arc::clone(&self.parts), self.handlers.clone());
         self.tasks.spawn(async move {
             while let Some(delivery) = deliveries.recv().await {
-                handlers.spawn(handle(Arc::clone(&parts), delivery));
+                let (parts, spare) = (Arc::clone(&parts), delivery.spare());
+                let work = handle(Arc::clone(&parts), delivery);
+                handlers.spawn(async move { dying::watched(&parts, queue, spare, work).await });
             }
         });
     }
 }
 
-async fn receive(mut deliveries: mpsc::Receiver<Delivery>, handle: impl Fn(Delivery)) {
+async fn receive(
+    queue: &'static str,
+    parts: Arc<Parts>,
+    mut deliveries: mpsc::Receiver<Delivery>,
+    handle: impl Fn(Delivery),
+) {
     while let Some(delivery) = deliveries.recv().await {
-        handle(delivery);
+        let _room = parts.room.of(&delivery).await;
+        dying::survived(queue, delivery, &handle);
     }
 }
 

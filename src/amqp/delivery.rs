@@ -1,5 +1,7 @@
 //! A message received, and its acknowledgement.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lapin::options::{BasicAckOptions, BasicNackOptions};
@@ -18,16 +20,42 @@ const ACK_LIMIT: Duration = Duration::from_secs(5);
 /// delivers it again. The acknowledgement belongs to the channel that the delivery came by, and is never sent on another.
 #[derive(Debug)]
 pub struct Delivery {
-    inner: lapin::message::Delivery,
+    inner: Arc<lapin::message::Delivery>,
     needs_ack: bool,
+    /// Acknowledged, or given back.
+    settled: Arc<AtomicBool>,
+}
+
+/// A hold on a delivery that somebody else handles, for when that one dies of it.
+#[derive(Debug)]
+pub struct Spare(Delivery);
+
+impl Spare {
+    /// The delivery, unless it was acknowledged or given back. Only for whoever knows that its handler is gone.
+    pub fn unsettled(self) -> Option<Delivery> {
+        (!self.0.settled.load(Ordering::Acquire)).then_some(self.0)
+    }
 }
 
 impl Delivery {
     pub(super) fn new(inner: lapin::message::Delivery, needs_ack: bool) -> Self {
-        Self { inner, needs_ack }
+        Self {
+            inner: Arc::new(inner),
+            needs_ack,
+            settled: Arc::default(),
+        }
     }
 
-    /// The message.
+    /// A hold on it that outlives the handler.
+    pub fn spare(&self) -> Spare {
+        Spare(Self {
+            inner: Arc::clone(&self.inner),
+            needs_ack: self.needs_ack,
+            settled: Arc::clone(&self.settled),
+        })
+    }
+
+    /// The message. It may take many times the room of the body: see `Room`.
     ///
     /// # Errors
     /// As `Envelope::decode`.
@@ -35,8 +63,13 @@ impl Delivery {
         let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(|v| v.as_str().to_owned());
         let properties = &self.inner.properties;
         let kind = text(properties.content_type()).unwrap_or_default();
-        let encoding = text(properties.content_encoding()).unwrap_or_default();
-        Envelope::decode(&kind, &encoding, &self.inner.data)
+        Envelope::decode(&kind, self.encoding(), &self.inner.data)
+    }
+
+    /// The AMQP `content_encoding` property; empty without one.
+    pub fn encoding(&self) -> &str {
+        let encoding = self.inner.properties.content_encoding().as_ref();
+        encoding.map_or("", |encoding| encoding.as_str())
     }
 
     /// The AMQP `timestamp` property, in whatever unit the publisher wrote it.
@@ -79,7 +112,7 @@ impl Delivery {
 
     /// The promise is kept: the broker may forget the message.
     pub async fn ack(self) {
-        if !self.needs_ack {
+        if self.settled.swap(true, Ordering::AcqRel) || !self.needs_ack {
             return;
         }
         match within(
@@ -97,7 +130,7 @@ impl Delivery {
 
     /// Gives the message back at once, for another worker.
     pub async fn give_back(self) {
-        if !self.needs_ack {
+        if self.settled.swap(true, Ordering::AcqRel) || !self.needs_ack {
             return;
         }
         let options = BasicNackOptions {
@@ -107,5 +140,33 @@ impl Delivery {
         if let Err(error) = within(ACK_LIMIT, "giving back", self.inner.acker.nack(options)).await {
             warn!(%error, "a message could not be given back; it comes again when the connection ends");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery() -> Delivery {
+        Delivery::new(
+            lapin::message::Delivery::mock(1, "".into(), "q".into(), false, b"{}".to_vec()),
+            false,
+        )
+    }
+
+    #[tokio::test]
+    async fn a_delivery_is_left_over_only_when_its_handler_did_not_settle_it() {
+        let one = delivery();
+        let spare = one.spare();
+        drop(one);
+        let left = spare.unsettled().unwrap();
+        assert_eq!(left.body(), b"{}");
+        let spare = left.spare();
+        left.ack().await;
+        assert!(spare.unsettled().is_none());
+        let two = delivery();
+        let spare = two.spare();
+        two.give_back().await;
+        assert!(spare.unsettled().is_none());
     }
 }

@@ -3,11 +3,12 @@
 //! Each channel has one message under way at most: lapin hands a returned message to whichever confirmation comes next, so only then is
 //! it certain which message came back. The returned `message_id` is compared all the same. Width comes from a pool of channels.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use serde_json::Value;
 use thiserror::Error;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
+use crate::kazoo::call::clip;
 use crate::kazoo::names::{CONTENT_TYPE, DELIVER_TO_PID, Exchange, TRACE_PARENT, TRACE_STATE};
 use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::routing_key::MAX_BYTES;
@@ -31,6 +33,9 @@ use super::{AmqpError, topology, within};
 /// The header that tells why a message is in the dead letters.
 const REASON: &str = "x-kz-record-call-reason";
 
+/// Longest reason in that header, in bytes: a frame of headers cannot be split, and what is wrong with a message may quote it.
+const MAX_REASON: usize = 1024;
+
 /// One step of a look at a queue.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -41,8 +46,8 @@ pub enum PublishError {
     Unroutable(String),
     #[error("the broker refused the message")]
     Refused,
-    #[error("the routing key is longer than {MAX_BYTES} bytes")]
-    KeyTooLong,
+    #[error("a routing key or name is longer than {MAX_BYTES} bytes")]
+    TooLong,
     #[error("not published within {0:?}")]
     TimedOut(Duration),
     #[error(transparent)]
@@ -112,10 +117,10 @@ impl Publisher {
     /// is harmless when it comes twice.
     pub async fn publish(&self, message: &Outgoing) -> Result<(), PublishError> {
         let body = message.body.to_string();
-        let id = message.body.get("Msg-ID").and_then(Value::as_str).unwrap_or_default();
+        let id = property_id(message.body.get("Msg-ID").and_then(Value::as_str).unwrap_or_default());
         let mut properties = BasicProperties::default()
             .with_content_type(CONTENT_TYPE.into())
-            .with_message_id(id.into())
+            .with_message_id(short(&id)?)
             .with_timestamp(u64::try_from(self.0.clock.now().unix_seconds()).unwrap_or(0));
         if message.persistent {
             properties = properties.with_delivery_mode(2);
@@ -142,7 +147,7 @@ impl Publisher {
                 &message.routing_key,
                 message.mandatory,
                 body.as_bytes(),
-                id,
+                &id,
                 properties,
             )
             .await;
@@ -163,16 +168,18 @@ impl Publisher {
     /// # Errors
     /// As `publish`.
     pub async fn enqueue(&self, queue: &str, id: &str, body: &Value) -> Result<(), PublishError> {
+        let id = property_id(id);
         let properties = BasicProperties::default()
             .with_content_type(CONTENT_TYPE.into())
-            .with_message_id(id.into())
+            .with_message_id(short(&id)?)
             .with_delivery_mode(2);
-        self.raw("", queue, true, body.to_string().as_bytes(), id, properties)
+        self.raw("", queue, true, body.to_string().as_bytes(), &id, properties)
             .await
     }
 
     /// Messages that are ready in somebody's queue now; `None` when that is not to be had.
     pub async fn depth(&self, queue: &str) -> Option<u32> {
+        let name = short(queue).ok()?;
         let live = self.0.connection.borrow().clone()?;
         let mut kept = self.0.looks.lock().await;
         // A queue that is not there closes the channel, and so does a look that is given up: only after a good one it is kept.
@@ -186,7 +193,7 @@ impl Publisher {
             passive: true,
             ..QueueDeclareOptions::default()
         };
-        let looked = channel.queue_declare(queue.into(), passive, FieldTable::default());
+        let looked = channel.queue_declare(name, passive, FieldTable::default());
         let found = within(LOOK, "looking at a queue", looked).await.ok()?;
         *kept = Some((live.epoch, channel));
         Some(found.message_count())
@@ -200,7 +207,7 @@ impl Publisher {
         let received = delivery.properties();
         let mut headers = received.headers().clone().unwrap_or_default();
         for (key, text) in [
-            (REASON, reason),
+            (REASON, clip(reason, MAX_REASON)),
             ("x-kz-record-call-exchange", delivery.exchange()),
             ("x-kz-record-call-routing-key", delivery.routing_key()),
         ] {
@@ -211,7 +218,7 @@ impl Publisher {
             .clone()
             .with_headers(headers)
             .with_delivery_mode(2)
-            .with_message_id(id.as_str().into());
+            .with_message_id(short(&id)?);
         self.raw("", queue, true, delivery.body(), &id, properties).await
     }
 
@@ -224,9 +231,6 @@ impl Publisher {
         id: &str,
         properties: BasicProperties,
     ) -> Result<(), PublishError> {
-        if key.len() > MAX_BYTES {
-            return Err(PublishError::KeyTooLong);
-        }
         let limit = self.0.limit;
         let publishing = self.on_a_channel(exchange, key, mandatory, body, id, properties);
         match tokio::time::timeout(limit, publishing).await {
@@ -248,6 +252,7 @@ impl Publisher {
         id: &str,
         properties: BasicProperties,
     ) -> Result<(), PublishError> {
+        let routing_key = short(key)?;
         let _permit = self
             .0
             .permits
@@ -261,7 +266,7 @@ impl Publisher {
         };
         let published = async {
             channel
-                .basic_publish(exchange.into(), key.into(), options, body, properties)
+                .basic_publish(exchange.into(), routing_key, options, body, properties)
                 .await?
                 .await
         };
@@ -323,6 +328,20 @@ impl Publisher {
             idle.push((epoch, channel));
         }
     }
+}
+
+/// A text as the protocol's short string. Its own conversion panics on what is too long, so text from outside takes this way.
+fn short(text: &str) -> Result<ShortString, PublishError> {
+    ShortString::try_new(text).map_err(|_| PublishError::TooLong)
+}
+
+/// The property `message_id` for a `Msg-ID`: the same, or one derived from it where it is too long for a property. The body keeps the whole.
+fn property_id(msg_id: &str) -> Cow<'_, str> {
+    if msg_id.len() <= MAX_BYTES {
+        return msg_id.into();
+    }
+    let derived = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, msg_id.as_bytes());
+    derived.simple().to_string().into()
 }
 
 async fn supervise(mut link: Link, state: watch::Sender<Option<Live>>, lost: Arc<Notify>, close: CancellationToken) {
@@ -393,4 +412,29 @@ async fn session(
     state.send_replace(None);
     link::close(&connection).await;
     AmqpError::Ended("the connection is gone")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_id_of_any_length_makes_a_property_and_the_same_one_each_time() {
+        for length in [0, 1, 255, 256, 4096, 1 << 20] {
+            for letter in ["m", "\u{e9}"] {
+                let id = letter.repeat(length / letter.len());
+                let property = property_id(&id);
+                assert!(short(&property).is_ok(), "{length}");
+                assert_eq!(property, property_id(&id));
+                assert_eq!(property == id, id.len() <= MAX_BYTES);
+            }
+        }
+        assert_ne!(property_id(&"a".repeat(300)), property_id(&"b".repeat(300)));
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_an_error_and_no_panic() {
+        assert!(short(&"q".repeat(MAX_BYTES)).is_ok());
+        assert!(matches!(short(&"q".repeat(MAX_BYTES + 1)), Err(PublishError::TooLong)));
+    }
 }

@@ -54,7 +54,15 @@ fn starts(text: &str) -> Vec<usize> {
             .count();
         at - scheme
     };
-    text.match_indices("://").map(|(at, _)| begin(at)).collect()
+    // One that is glued to what comes before is a part of that, such as of a password.
+    let apart = |start: &usize| {
+        let before = text[..*start].chars().next_back();
+        before.is_none_or(|c| c.is_whitespace() || matches!(c, ',' | ';' | '[' | '(' | '"' | '\'' | '<' | '='))
+    };
+    text.match_indices("://")
+        .map(|(at, _)| begin(at))
+        .filter(apart)
+        .collect()
 }
 
 /// One URL, and what follows it up to the next one.
@@ -64,7 +72,7 @@ fn url(text: &str) -> String {
     };
     // To the last @: a password that should have been encoded may have others in it, and slashes.
     let rest = match rest.rsplit_once('@') {
-        None => rest.to_owned(),
+        None => without_odd_port(rest),
         Some((userinfo, rest)) => match userinfo.split_once(':') {
             Some((name, _)) if is_plain(name) => format!("{name}:{MASK}@{rest}"),
             _ => format!("{MASK}@{rest}"),
@@ -78,6 +86,20 @@ fn url(text: &str) -> String {
         }
     };
     format!("{scheme}://{rest}")
+}
+
+/// What stands where a port should, and is none, may be a password that was cut off from its host.
+fn without_odd_port(rest: &str) -> String {
+    let end = rest
+        .find(|c: char| c.is_whitespace() || matches!(c, '/' | '?' | '#' | ','))
+        .unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    match authority.split_once(':') {
+        Some((host, port)) if !host.starts_with('[') && !port.bytes().all(|b| b.is_ascii_digit()) => {
+            format!("{host}:{MASK}")
+        }
+        _ => format!("{authority}{path}"),
+    }
 }
 
 fn parameter(text: &str) -> String {
@@ -140,6 +162,18 @@ mod tests {
             Value::Array(vec![Value::String("amqp://u:***@h".into())])
         );
         assert_eq!(shown("x.y", &Value::Integer(7), false), Value::String(MASK.into()));
+    }
+
+    #[test]
+    fn a_password_with_a_url_in_it_is_not_shown() {
+        for text in [
+            "amqp://:HUNTER://@a",
+            "amqp://u:HUNTER a://x@h",
+            "amqp://u:HUNTER,b://x@h/",
+        ] {
+            let shown = without_credentials(text);
+            assert!(!shown.contains("HUNTER"), "{shown}");
+        }
     }
 
     proptest! {

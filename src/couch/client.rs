@@ -181,6 +181,25 @@ fn segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
 }
 
+/// Longest answer that is read, in bytes.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// A whole answer of at most `most` bytes.
+async fn bounded(mut response: Response, most: usize) -> Result<Vec<u8>, CouchError> {
+    let too_long = || CouchError::NoAnswer(format!("the answer has more than {most} bytes"));
+    if response.content_length().is_some_and(|length| length > most as u64) {
+        return Err(too_long());
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&error))? {
+        if body.len() + chunk.len() > most {
+            return Err(too_long());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
 /// The JSON of a successful answer; the error of any other.
 pub(super) async fn answer(
     response: Result<Response, reqwest::Error>,
@@ -188,7 +207,7 @@ pub(super) async fn answer(
 ) -> Result<(u16, Value), CouchError> {
     let response = response.map_err(|error| no_answer(&error))?;
     let status = response.status();
-    let body = response.bytes().await.map_err(|error| no_answer(&error))?;
+    let body = bounded(response, MAX_ANSWER).await?;
     let json: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     if status.is_success() {
         return Ok((status.as_u16(), json));
@@ -247,5 +266,45 @@ fn of_library(error: &LibraryError, database: &str) -> CouchError {
             CouchError::of_status(details.status.as_u16(), &details.message, "", database)
         }
         (None, other) => CouchError::NoAnswer(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// What a server answers, and closes.
+    async fn answered(answer: Vec<u8>) -> Response {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", server.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut socket, _) = server.accept().await.unwrap();
+            let _ = socket.read(&mut [0; 4096]).await;
+            // A client that has read enough hangs up.
+            let _ = socket.write_all(&answer).await;
+        });
+        reqwest::get(url).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_given_up_at_the_bound() {
+        const MOST: usize = 100_000;
+        for (length, good) in [(0, true), (MOST, true), (MOST + 1, false), (20 * MOST, false)] {
+            for head in [
+                "HTTP/1.0 200 OK\r\n\r\n".to_owned(),
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"),
+            ] {
+                let mut whole = head.into_bytes();
+                whole.resize(whole.len() + length, b' ');
+                let read = bounded(answered(whole).await, MOST).await;
+                match read {
+                    Ok(body) => assert!(good && body.len() == length),
+                    Err(CouchError::NoAnswer(why)) => assert!(!good && why.contains("more than 100000 bytes"), "{why}"),
+                    Err(other) => panic!("{other}"),
+                }
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::entry::fact::{Fact, What};
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::event::{EventName, RecordEvent};
 use crate::kazoo::time::Moment;
-use crate::ledger::{Receipt, address};
+use crate::ledger::{Noted, Receipt, address};
 use crate::recording::carry::OpenError;
 use crate::recording::ending::Told;
 use crate::recording::format::Format;
@@ -35,7 +35,10 @@ const AHEAD: Duration = Duration::from_secs(86_400);
 
 /// Handles one delivery of the endings' queue.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
-    let event = match delivery.envelope().and_then(|envelope| RecordEvent::of(&envelope)) {
+    let room = parts.room.of(&delivery).await;
+    let event = delivery.envelope().and_then(|envelope| RecordEvent::of(&envelope));
+    drop(room);
+    let event = match event {
         Ok(event) => event,
         Err(error) => return reject(parts, delivery, "endings", "", &error.to_string()).await,
     };
@@ -106,23 +109,24 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, kn
     } else if ended || entry.stop_asked_at().is_some() || entry.is_to_be_continued() {
         drive::go_on(parts, entry, Input::Fact(what));
     }
-    settle(parts, delivery, receipt).await;
+    settle(parts, delivery, &event.call_id, receipt).await;
 }
 
 /// Acknowledges when it is durable; gives back what the ledger does not take, so that no delivery nears the broker's time-out.
-async fn settle(parts: &Parts, delivery: Delivery, receipt: Receipt) {
+async fn settle(parts: &Parts, delivery: Delivery, call_id: &str, receipt: Receipt) {
     let going_down = async {
         parts.stop.cancelled().await;
         tokio::time::sleep(parts.config.ledger.linger * 2).await;
     };
-    let durable = tokio::select! {
-        durable = receipt.within(parts.config.ledger.patience) => durable,
-        () = going_down => false,
+    let noted = tokio::select! {
+        noted = tokio::time::timeout(parts.config.ledger.patience, receipt.noted()) => noted.unwrap_or(Noted::Not),
+        () = going_down => Noted::Not,
     };
-    if durable {
-        parts.crash.step(delivery.ack()).await;
-    } else {
-        delivery.give_back().await;
+    match noted {
+        Noted::Durable => parts.crash.step(delivery.ack()).await,
+        // It would come again for ever.
+        Noted::TooLarge(why) => reject(parts, delivery, "endings", call_id, &why).await,
+        Noted::Not => delivery.give_back().await,
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use crate::amqp::Delivery;
 use crate::entry::Entry;
 use crate::entry::fact::What;
+use crate::kazoo::envelope::{MAX_BODY_BYTES, MessageError, check_ids};
+use crate::ledger::Noted;
 use crate::telemetry::events::Journalled;
 
 use super::perform::Parts;
@@ -45,7 +47,11 @@ pub async fn write(parts: &Parts, entry: &Entry) -> bool {
 /// # Errors
 /// What is wrong with it, in words for the log.
 pub fn read(body: &[u8]) -> Result<Entry, String> {
+    if body.len() > MAX_BODY_BYTES {
+        return Err(MessageError::TooLarge(MAX_BODY_BYTES).to_string());
+    }
     let entry: Entry = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    check_ids(&[("Call-ID", Some(&entry.call_id))]).map_err(|error| error.to_string())?;
     for fact in entry.facts() {
         if let What::Asked(order) = &fact.what
             && !order.is_harmless()
@@ -58,7 +64,10 @@ pub fn read(body: &[u8]) -> Result<Entry, String> {
 
 /// Moves one message of the journal into the ledger.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
-    let entry = match read(delivery.body()) {
+    let room = parts.room.of(&delivery).await;
+    let entry = read(delivery.body());
+    drop(room);
+    let entry = match entry {
         Ok(entry) => entry,
         Err(why) => return reject(parts, delivery, "journal", "", &why).await,
     };
@@ -67,11 +76,12 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
             .ledger
             .note(&entry, None, parts.config.ledger.budget)
             .await
-            .durable()
+            .noted()
             .await
     };
     match tokio::time::timeout(parts.config.ledger.patience, noted).await {
-        Ok(true) => delivery.ack().await,
+        Ok(Noted::Durable) => delivery.ack().await,
+        Ok(Noted::TooLarge(why)) => reject(parts, delivery, "journal", &entry.call_id, &why).await,
         _ => delivery.give_back().await,
     }
 }
@@ -112,6 +122,8 @@ mod tests {
             order["file_name"] = json!("call 1.mp3");
         });
         assert!(stray.is_ok(), "{stray:?}");
+        let long = json!({"key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "call_id": "c".repeat(1025), "facts": []});
+        assert!(read(long.to_string().as_bytes()).unwrap_err().contains("Call-ID"));
         assert!(read(b"{").is_err() && read(b"[]").is_err());
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::amqp::{Consumers, Publisher, Requests};
+use crate::amqp::{Consumers, Publisher, Requests, Room};
 use crate::config::Config;
 use crate::couch::Couch;
 use crate::destination::decide::{Decision, Ending, Undecided, decide};
@@ -47,6 +47,8 @@ pub struct Parts {
     pub publisher: Publisher,
     pub consumers: Consumers,
     pub requests: Requests,
+    /// For reading messages.
+    pub room: Room,
     pub couch: Couch,
     pub system_config: SystemConfig,
     pub ingest: Ingest,

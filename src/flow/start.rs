@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
@@ -13,7 +14,8 @@ use crate::amqp::Delivery;
 use crate::destination::url::Target;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
-use crate::kazoo::action::{self, Execute, ReplyTo};
+use crate::kazoo::action::{self, Execute, ExecuteError, ReplyTo};
+use crate::kazoo::call::shown;
 use crate::kazoo::dialplan::Trigger;
 use crate::kazoo::envelope::Envelope;
 use crate::kazoo::time::message_time;
@@ -31,6 +33,9 @@ use super::{drive, journal, notices};
 
 /// Where messages go that nobody can read.
 pub const DEAD_LETTERS: &str = "kz_record_call.dead";
+
+/// What the actions' queue is called in logs and metrics.
+pub const QUEUE: &str = "actions";
 
 /// A result must get through: so often it is tried, each try as long as a publish may take.
 const RESULT_TRIES: u32 = 12;
@@ -58,24 +63,27 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
 
 async fn act(parts: &Arc<Parts>, delivery: Delivery) {
     let begun = Instant::now();
-    let envelope = match delivery.envelope() {
-        Ok(envelope) => envelope,
-        Err(error) => return reject(parts, delivery, "actions", "", &error.to_string()).await,
+    let room = parts.room.of(&delivery).await;
+    let read = delivery.envelope().map(|envelope| read(parts, &delivery, &envelope));
+    drop(room);
+    let (reply_to, asked) = match read {
+        Ok(read) => read,
+        Err(error) => return reject(parts, delivery, QUEUE, "", &error.to_string()).await,
     };
-    let reply_to = ReplyTo::of(&envelope);
-    let done = match Execute::of(&envelope) {
-        Ok(action) => {
+    let done = match asked {
+        Ok(asked) => {
+            let action = &asked.action;
             let age = delivery
                 .timestamp()
                 .and_then(|t| message_time(t, parts.now()))
                 .map(|at| parts.now().since(at));
             let job = Job {
                 parts,
-                action: &action,
+                action,
                 reply_to: reply_to.as_ref().ok(),
                 doubtful: delivery.redelivered() || age.is_some_and(|age| age > parts.config.flow.stale_action),
             };
-            run(&job, &delivery, &envelope, begun).await
+            run(&job, &delivery, &asked, begun).await
         }
         Err(refusal) => {
             let answered = match &reply_to {
@@ -92,6 +100,9 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
                 answered: reply_to.is_ok() && answered,
             }
             .emit();
+            if answered && refusal.is_too_long() {
+                return reject(parts, delivery, QUEUE, call_id, &refusal.to_string()).await;
+            }
             answered
         }
     };
@@ -101,11 +112,28 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
     // Otherwise it is durable nowhere: the broker keeps it, and delivers it again when this session is over.
 }
 
-async fn run(job: &Job<'_>, delivery: &Delivery, envelope: &Envelope, begun: Instant) -> bool {
-    let (parts, action) = (job.parts, job.action);
+/// What an action asks for. Its data, of any size, is gone when it is read.
+struct Asked {
+    action: Execute,
+    server_id: Option<String>,
+    plan: Plan,
+    corrections: Vec<Correction>,
+}
+
+/// Reads whom to answer, and what is asked for. Waits for nothing, for room is taken.
+fn read(
+    parts: &Parts,
+    delivery: &Delivery,
+    envelope: &Envelope,
+) -> (Result<ReplyTo, String>, Result<Asked, ExecuteError>) {
+    let reply_to = ReplyTo::of(envelope);
+    let mut action = match Execute::of(envelope) {
+        Ok(action) => action,
+        Err(refusal) => return (reply_to, Err(refusal)),
+    };
     let defaults = parts.system_config.defaults();
     let (mut plan, corrections) = plan(
-        action,
+        &action,
         &Circumstances {
             defaults: &defaults,
             seal: &parts.seal,
@@ -120,14 +148,26 @@ async fn run(job: &Job<'_>, delivery: &Delivery, envelope: &Envelope, begun: Ins
         let trace = delivery.trace().or_else(trace::current);
         order.trace = trace.map(|trace| trace.parent().to_owned());
     }
+    action.data = Value::Null;
+    let asked = Asked {
+        action,
+        server_id: envelope.server_id.clone(),
+        plan,
+        corrections,
+    };
+    (reply_to, Ok(asked))
+}
+
+async fn run(job: &Job<'_>, delivery: &Delivery, asked: &Asked, begun: Instant) -> bool {
+    let (action, plan) = (job.action, &asked.plan);
     if job.reply_to.is_none() {
-        let server_id = envelope.server_id.as_deref().unwrap_or("");
+        let server_id = asked.server_id.as_deref().unwrap_or("");
         warn!(
             call_id = action.call_id,
             server_id, "nobody can be answered; the recording goes on"
         );
     }
-    let (what, media_id, done) = match &plan {
+    let (what, media_id, done) = match plan {
         Plan::Skip => ("skip", String::new(), job.answer_at_once().await),
         Plan::Start(order) => ("start", order.media_id.to_string(), start(job, order).await),
         Plan::Control(what) => {
@@ -135,8 +175,8 @@ async fn run(job: &Job<'_>, delivery: &Delivery, envelope: &Envelope, begun: Ins
             (what.name(), media_id, done)
         }
     };
-    tell(&action.call_id, &media_id, &corrections);
-    if let Plan::Start(order) = &plan
+    tell(&action.call_id, &media_id, &asked.corrections);
+    if let Plan::Start(order) = plan
         && let Url::Given(url) = &order.url
         && let Err(why) = Target::parse(url)
     {
@@ -257,6 +297,18 @@ async fn start_in_doubt(parts: &Arc<Parts>, entry: Entry) -> bool {
     durable
 }
 
+/// Answers an action that nothing else can be done about, if it says whom to answer.
+pub async fn answer(parts: &Arc<Parts>, delivery: &Delivery) {
+    let room = parts.room.of(delivery).await;
+    let to = delivery.envelope().map(|envelope| ReplyTo::of(&envelope));
+    drop(room);
+    if let Ok(Ok(to)) = to {
+        accept(parts, &to).await;
+        // What it came to is told there.
+        let _ = result(parts, &to).await;
+    }
+}
+
 async fn accept(parts: &Parts, to: &ReplyTo) {
     let _pass = parts.keep_pace(to.address.queue()).await;
     // The callflow only logs it; what counts is the result.
@@ -265,7 +317,7 @@ async fn accept(parts: &Parts, to: &ReplyTo) {
         .publish(&action::accepted(&parts.sender, &parts.current(to)))
         .await
     {
-        warn!(call_id = to.call_id, %error, "action.accepted was not delivered");
+        warn!(call_id = shown(&to.call_id), %error, "action.accepted was not delivered");
     }
 }
 
@@ -282,15 +334,15 @@ async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
                 return true;
             }
             Err(error) if error.is_unroutable() => {
-                warn!(call_id = to.call_id, %error, "nobody waits for the result: its callflow node is gone");
+                warn!(call_id = shown(&to.call_id), %error, "nobody waits for the result: its callflow node is gone");
                 return true;
             }
-            Err(error) => warn!(call_id = to.call_id, %error, "action.result is not delivered yet"),
+            Err(error) => warn!(call_id = shown(&to.call_id), %error, "action.result is not delivered yet"),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     error!(
-        call_id = to.call_id,
+        call_id = shown(&to.call_id),
         "action.result could not be delivered: its call may hang"
     );
     false

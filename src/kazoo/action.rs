@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::address::{Address, AddressError};
 use super::call::Call;
-use super::envelope::{Envelope, MessageError, Sender};
+use super::envelope::{Envelope, MessageError, Sender, check_ids};
 use super::json::{owned_text, text};
 use super::names::Exchange;
 use super::outgoing::Outgoing;
@@ -43,6 +43,13 @@ pub enum ExecuteError {
     ControlQueue(AddressError),
 }
 
+impl ExecuteError {
+    /// Whether an id is too long to be kept.
+    pub fn is_too_long(&self) -> bool {
+        matches!(self, Self::Message(MessageError::TooLong(_)))
+    }
+}
+
 impl ReplyTo {
     /// Reads where to answer from any message, as far as it can be read. The flow's own address in the call object stands in for
     /// a `Server-ID` that is missing or not addressable: a call that waits for our answer must get it.
@@ -77,7 +84,7 @@ impl Execute {
     ///
     /// # Errors
     /// When there is no call to act on: another kind of message, no `Call-ID`, no `Call` object, or a control queue that is missing or
-    /// not addressable.
+    /// not addressable, or an id that is too long to be kept.
     pub fn of(envelope: &Envelope) -> Result<Self, ExecuteError> {
         if !envelope.is(CATEGORY, "action.execute") {
             return Err(envelope.unexpected().into());
@@ -91,6 +98,13 @@ impl Execute {
         let call_id = owned_text(&envelope.body, "Call-ID")
             .or_else(|| call.call_id.clone())
             .ok_or(MessageError::Missing("Call-ID"))?;
+        check_ids(&[
+            ("Call-ID", Some(&call_id)),
+            ("Msg-ID", envelope.msg_id.as_deref()),
+            ("Fetch-ID", call.fetch_id.as_deref()),
+            ("Other-Leg-Call-ID", call.other_leg_call_id.as_deref()),
+            ("Switch-Nodename", call.switch_nodename.as_deref()),
+        ])?;
         let written = call
             .control_queue
             .as_deref()
@@ -167,6 +181,8 @@ fn reply(sender: &Sender, to: &ReplyTo, name: &str, body: Value) -> Outgoing {
 
 #[cfg(test)]
 mod tests {
+    use crate::kazoo::envelope::MAX_ID_BYTES;
+
     use super::*;
 
     fn sender() -> Sender {
@@ -239,6 +255,31 @@ mod tests {
         }
         body["Call"] = json!({});
         assert!(ReplyTo::of(&Envelope::of(body).unwrap()).is_err());
+    }
+
+    #[test]
+    fn an_action_whose_ids_are_too_long_to_be_kept_is_refused_and_can_be_answered_all_the_same() {
+        let body = envelope("01-start-minimal").body;
+        for (pointer, header) in [
+            ("/Call-ID", "Call-ID"),
+            ("/Msg-ID", "Msg-ID"),
+            ("/Call/Fetch-ID", "Fetch-ID"),
+        ] {
+            for (length, good) in [(MAX_ID_BYTES, true), (MAX_ID_BYTES + 1, false), (3 << 20, false)] {
+                let mut body = body.clone();
+                let (parent, key) = pointer.rsplit_once('/').unwrap();
+                let id = "i".repeat(length);
+                body.pointer_mut(parent).unwrap()[key] = json!(id);
+                let envelope = Envelope::of(body).unwrap();
+                let refusal = Execute::of(&envelope).err();
+                let expected = (!good).then(|| ExecuteError::from(MessageError::TooLong(header)));
+                assert_eq!(refusal, expected, "{pointer} {length}");
+                let to = ReplyTo::of(&envelope).unwrap();
+                assert_eq!(to.address.queue(), "callflow_route_2");
+                assert_eq!(to.call_id == id, header == "Call-ID");
+                assert_eq!(to.msg_id == id, header == "Msg-ID");
+            }
+        }
     }
 
     #[test]

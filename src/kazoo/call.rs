@@ -153,6 +153,11 @@ pub fn bounded_variables(variables: Option<&Value>) -> Value {
     Value::Object(kept.collect())
 }
 
+/// As much of an id, or another text from outside, as a line of the log has room for.
+pub fn shown(text: &str) -> &str {
+    clip(text, MAX_TEXT)
+}
+
 /// The longest prefix of at most `max` bytes that ends between characters.
 pub fn clip(text: &str, max: usize) -> &str {
     let mut end = text.len().min(max);

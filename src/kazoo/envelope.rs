@@ -6,11 +6,15 @@ use flate2::read::GzDecoder;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
+use super::call::shown;
 use super::json::{self, owned_text, text};
 use super::names::{APP_NAME, APP_VERSION, CONTENT_TYPE};
 
 /// Bodies longer than this, inflated, are refused.
-pub const MAX_BODY_BYTES: usize = 8 << 20;
+pub const MAX_BODY_BYTES: usize = 4 << 20;
+
+/// Ids longer than this, in bytes, are none: they are kept with every recording, and a database bounds its documents.
+pub const MAX_ID_BYTES: usize = 1024;
 
 /// Why a body is not a Kazoo message.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -21,6 +25,8 @@ pub enum MessageError {
     NotAnObject,
     #[error("the header {0} is missing, empty or not text")]
     Missing(&'static str),
+    #[error("the header {0} has more than {MAX_ID_BYTES} bytes")]
+    TooLong(&'static str),
     #[error("the header {header} is not usable: {why}")]
     Unusable { header: &'static str, why: String },
     #[error("the message is {category}/{name}, which does not belong here")]
@@ -97,10 +103,17 @@ impl Envelope {
     /// The error for a message that a queue of ours should not have.
     pub fn unexpected(&self) -> MessageError {
         MessageError::Unexpected {
-            category: self.category.clone(),
-            name: self.name.clone(),
+            category: shown(&self.category).to_owned(),
+            name: shown(&self.name).to_owned(),
         }
     }
+}
+
+/// Whether a gzipped body has more than `limit` bytes, inflated. Takes no room; one that is damaged before that has not.
+pub fn is_longer_than(gzipped: &[u8], limit: usize) -> bool {
+    let limit = limit as u64;
+    let mut beginning = GzDecoder::new(gzipped).take(limit + 1);
+    std::io::copy(&mut beginning, &mut std::io::sink()).is_ok_and(|length| length > limit)
 }
 
 fn inflate(bytes: &[u8]) -> Result<Vec<u8>, MessageError> {
@@ -114,6 +127,17 @@ fn inflate(bytes: &[u8]) -> Result<Vec<u8>, MessageError> {
         return Err(MessageError::TooLarge(MAX_BODY_BYTES));
     }
     Ok(out)
+}
+
+/// Checks the length of ids that are kept.
+///
+/// # Errors
+/// `TooLong`.
+pub fn check_ids(ids: &[(&'static str, Option<&str>)]) -> Result<(), MessageError> {
+    let long = |(_, id): &&(&str, Option<&str>)| id.is_some_and(|id| id.len() > MAX_ID_BYTES);
+    ids.iter()
+        .find(long)
+        .map_or(Ok(()), |(header, _)| Err(MessageError::TooLong(header)))
 }
 
 /// The text at a header that must be there.

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::call::{Parties, bounded_variables, is_account_id};
-use super::envelope::{Envelope, MessageError};
-use super::json::{integer_at, owned_text, text_or_number};
+use super::call::{Parties, bounded_variables, is_account_id, shown};
+use super::envelope::{Envelope, MAX_ID_BYTES, MessageError, check_ids};
+use super::json::{integer_at, owned_text, text, text_or_number};
 use super::names::RECORDER;
 use super::time::Moment;
 
@@ -14,6 +14,9 @@ pub enum EventName {
     RecordStart,
     RecordStop,
 }
+
+/// No file has a longer path (`PATH_MAX` of Linux), in bytes.
+const MAX_PATH: usize = 4096;
 
 /// `RECORD_START` or `RECORD_STOP` of one recording, anybody's.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,7 +68,7 @@ impl RecordEvent {
     /// Reads a `RECORD_START` or `RECORD_STOP`. Lenient: fields may be missing or of another type.
     ///
     /// # Errors
-    /// Another kind of message, or one without `Call-ID`.
+    /// Another kind of message, one without `Call-ID`, or an id that is too long to be kept.
     pub fn of(envelope: &Envelope) -> Result<Self, MessageError> {
         let name = match (envelope.category.as_str(), envelope.name.as_str()) {
             ("call_event", "RECORD_START") => EventName::RecordStart,
@@ -76,17 +79,28 @@ impl RecordEvent {
         let recording = body.get("Recording").unwrap_or(&Value::Null);
         let variables = body.get("Custom-Channel-Vars").unwrap_or(&Value::Null);
         let length = integer_at(body, "Length").or_else(|| integer_at(recording, "File-MilliSeconds"));
+        let call_id = owned_text(body, "Call-ID").ok_or(MessageError::Missing("Call-ID"))?;
+        check_ids(&[
+            ("Call-ID", Some(&call_id)),
+            ("Fetch-ID", text(variables, "Fetch-ID")),
+            ("Other-Leg-Call-ID", text(body, "Other-Leg-Call-ID")),
+            ("Switch-Nodename", text(body, "Switch-Nodename")),
+            ("Recording.ID", text(recording, "ID")),
+            ("Recording.Name", text(recording, "Name")),
+        ])?;
         Ok(Self {
             name,
-            call_id: owned_text(body, "Call-ID").ok_or(MessageError::Missing("Call-ID"))?,
+            call_id,
             at: event_time(body),
             recording: Recording {
                 id: owned_text(recording, "ID"),
                 name: owned_text(recording, "Name"),
                 recorder: owned_text(recording, "Recorder"),
                 carry: owned_text(recording, "Carry"),
-                file_path: owned_text(recording, "File-Path").or_else(|| owned_text(body, "Application-Response")),
-                completion_cause: owned_text(recording, "Completion-Cause"),
+                file_path: owned_text(recording, "File-Path")
+                    .or_else(|| owned_text(body, "Application-Response"))
+                    .filter(|path| path.len() <= MAX_PATH),
+                completion_cause: text(recording, "Completion-Cause").map(|cause| shown(cause).to_owned()),
             },
             switch_node: owned_text(body, "Switch-Nodename"),
             length_ms: length.and_then(|ms| u64::try_from(ms).ok()),
@@ -111,7 +125,9 @@ pub fn replaced_by(envelope: &Envelope) -> Option<(String, String)> {
         }
         _ => None,
     };
-    owned_text(body, "Call-ID").zip(new).filter(|(old, new)| old != new)
+    owned_text(body, "Call-ID")
+        .zip(new)
+        .filter(|(old, new)| old != new && old.len().max(new.len()) <= MAX_ID_BYTES)
 }
 
 /// `Timestamp` (Gregorian seconds), else `Msg-ID`, which on call events is the switch's Unix microseconds.
@@ -173,6 +189,31 @@ mod tests {
         assert_eq!(stop.length_ms, Some(61_020));
         assert_eq!(stop.at, Some(Moment::from_unix_micros(1_795_382_731_123_456)));
         assert!(stop.recording.is_ours());
+    }
+
+    #[test]
+    fn an_event_whose_ids_are_too_long_to_be_kept_is_refused() {
+        let long = "i".repeat(MAX_ID_BYTES + 1);
+        let event = |change: &dyn Fn(&mut Value)| {
+            let mut body = json!({
+                "Event-Category": "call_event", "Event-Name": "RECORD_STOP", "Call-ID": "c", "Recording": {}, "Custom-Channel-Vars": {},
+            });
+            change(&mut body);
+            RecordEvent::of(&Envelope::of(body).unwrap())
+        };
+        assert!(event(&|body| body["Call-ID"] = json!("i".repeat(MAX_ID_BYTES))).is_ok());
+        let refused = |header| Err(MessageError::TooLong(header));
+        assert_eq!(event(&|body| body["Call-ID"] = json!(long)), refused("Call-ID"));
+        assert_eq!(
+            event(&|body| body["Custom-Channel-Vars"]["Fetch-ID"] = json!(long)),
+            refused("Fetch-ID")
+        );
+        assert_eq!(
+            event(&|body| body["Recording"]["ID"] = json!(long)),
+            refused("Recording.ID")
+        );
+        let path = event(&|body| body["Recording"]["File-Path"] = json!("/".repeat(MAX_PATH + 1)));
+        assert_eq!(path.unwrap().recording.file_path, None);
     }
 
     #[test]

@@ -15,20 +15,21 @@ use tracing::{debug, error};
 
 use crate::couch::{CouchError, Row};
 use crate::entry::Entry;
+use crate::kazoo::call::shown;
 use crate::kazoo::time::{Clock, Month};
 use crate::telemetry::events::{LedgerBatch, LedgerState};
 
 use super::record::{Lease, Record};
 use super::revs::Revs;
 use super::store::Store;
-use super::{DueOf, address, database};
+use super::{DueOf, Told, address, database};
 
 /// Something to write down.
 pub struct Note {
     pub entry: Entry,
     pub lease: Option<Lease>,
     pub linger: Duration,
-    pub done: oneshot::Sender<()>,
+    pub(super) done: oneshot::Sender<Told>,
 }
 
 /// Documents in one request.
@@ -47,7 +48,7 @@ struct Pending {
     month: Month,
     record: Record,
     deadline: Instant,
-    waiters: Vec<oneshot::Sender<()>>,
+    waiters: Vec<oneshot::Sender<Told>>,
 }
 
 pub struct Writer {
@@ -127,7 +128,7 @@ impl Writer {
         let (id, deadline) = (address.id(), Instant::now() + note.linger);
         if note.lease.is_none() && !self.pending.contains_key(&id) && self.revs.has_all(&id, &note.entry) {
             // As what went to the journal because the ledger was slow.
-            let _ = note.done.send(());
+            let _ = note.done.send(Ok(()));
             return;
         }
         let record = Record {
@@ -334,15 +335,23 @@ impl Writer {
         }
     }
 
-    /// What the database will never have. Its waiters are told nothing: their messages stay with the broker, or go to the dead letters.
+    /// What the database will never have. When that is because it is too large, its waiters are told, and put their messages to the dead
+    /// letters; otherwise they are told nothing, and their messages stay with the broker.
     fn give_up(&mut self, batch: Vec<(String, Pending)>, why: &str) {
         for (id, pending) in batch {
             error!(
                 id,
-                call_id = pending.record.entry.call_id,
+                call_id = shown(&pending.record.entry.call_id),
                 why,
                 "the ledger refuses an entry; it is not written"
             );
+            if is_too_large(why) {
+                let why = format!("the ledger refuses the entry: {why}");
+                for waiter in pending.waiters {
+                    // Whoever does not wait any more comes again.
+                    let _ = waiter.send(Err(why.clone()));
+                }
+            }
         }
     }
 
@@ -391,10 +400,15 @@ impl Writer {
     }
 }
 
+/// Whether a refusal, in words, is of a document's size: CouchDB's `document_too_large`, a status 413 of it or of a proxy before it.
+fn is_too_large(why: &str) -> bool {
+    why.contains("too_large") || why.contains(": 413 ")
+}
+
 fn durable(pending: Pending) {
     for waiter in pending.waiters {
         // Whoever does not wait any more does not need to know.
-        let _ = waiter.send(());
+        let _ = waiter.send(Ok(()));
     }
 }
 
@@ -471,7 +485,7 @@ mod tests {
         (writer, notes, up)
     }
 
-    fn note(action: &str) -> (Note, oneshot::Receiver<()>) {
+    fn note(action: &str) -> (Note, oneshot::Receiver<Result<(), String>>) {
         let (done, receipt) = oneshot::channel();
         let note = Note {
             entry: Entry::new(Key::of("call", action), "call"),
@@ -494,7 +508,7 @@ mod tests {
             let back = tokio::time::timeout(LATE, up.wait_for(|up| *up)).await.is_ok();
             assert!(back, "{actions:?}");
             for receipt in receipts {
-                assert!(receipt.await.is_err(), "what was refused is not promised");
+                assert!(!matches!(receipt.await, Ok(Ok(()))), "what was refused is not promised");
             }
             stop.cancel();
             running.await.unwrap();
@@ -511,5 +525,13 @@ mod tests {
         assert!(tokio::time::timeout(LATE, up.wait_for(|up| *up)).await.is_ok());
         stop.cancel();
         running.await.unwrap();
+    }
+
+    #[test]
+    fn a_refusal_of_a_documents_size_is_known_in_a_row_and_as_a_whole() {
+        let whole = |status, error: &str| CouchError::of_status(status, error, "", "db").to_string();
+        assert!(is_too_large("document_too_large: c1!k"));
+        assert!(is_too_large(&whole(413, "document_too_large")) && is_too_large(&whole(413, "")));
+        assert!(!is_too_large(&whole(400, "bad_request")) && !is_too_large("forbidden: 413"));
     }
 }
