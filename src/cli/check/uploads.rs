@@ -40,7 +40,7 @@ async fn worker(rows: &mut Rows, config: &Config) -> bool {
         let url = format!("http://{}/readyz", near(address));
         let answer = client()?.get(url).send().await?;
         let ready = answer.status().is_success();
-        Ok::<_, reqwest::Error>((ready, answer.text().await?))
+        Ok::<_, reqwest::Error>((ready, beginning(answer).await?))
     };
     match asked.await {
         Ok((true, _)) => rows.good(NAME, format!("one runs and is ready ({address})")),
@@ -182,10 +182,23 @@ async fn resolve(url: &Url) -> Result<Vec<IpAddr>, String> {
     }
 }
 
+/// What a server says, as far as it is of interest: it may be anybody's.
+async fn beginning(mut answer: reqwest::Response) -> reqwest::Result<String> {
+    const READ_AT_MOST: usize = 64 << 10;
+    let mut read = Vec::new();
+    while let Some(piece) = answer.chunk().await? {
+        read.extend_from_slice(&piece);
+        if read.len() > READ_AT_MOST {
+            break;
+        }
+    }
+    Ok(String::from_utf8_lossy(&read).into_owned())
+}
+
 /// What the upload port behind a URL says to a GET, asked as a switch asks.
 async fn ask(base: &Url) -> Result<String, String> {
     let place = format!("{}/{PLACE}", base.as_str().trim_end_matches('/'));
-    let asked = async { client()?.get(&place).send().await?.text().await };
+    let asked = async { beginning(client()?.get(&place).send().await?).await };
     asked.await.map_err(|error: reqwest::Error| match TlsFault::of(&error) {
         Some(TlsFault::Certificate(why)) => {
             format!(
