@@ -198,3 +198,9 @@ pub fn describe() {
         }
     }
 }
+
+/// As much of an id from outside as a line of the log has room for.
+fn shown(text: &str) -> &str {
+    let end = text.char_indices().nth(256).map(|(end, _)| end);
+    end.and_then(|end| text.get(..end)).unwrap_or(text)
+}

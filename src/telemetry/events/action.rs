@@ -42,7 +42,7 @@ pub struct ActionRefused<'a> {
 impl ActionRefused<'_> {
     pub fn emit(self) {
         warn!(
-            call_id = crate::kazoo::call::shown(self.call_id),
+            call_id = super::shown(self.call_id),
             answered = self.answered,
             why = self.why,
             "action refused: there is no call to act on"

@@ -17,7 +17,7 @@ impl MessageRejected<'_> {
     pub fn emit(self) {
         error!(
             queue = self.queue,
-            call_id = crate::kazoo::call::shown(self.call_id),
+            call_id = super::shown(self.call_id),
             why = self.why,
             "message cannot be read; put to the dead letters"
         );
