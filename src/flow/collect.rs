@@ -133,8 +133,7 @@ impl Parts {
             }
             Ok(upload) if may_go(&upload.audio.digests) => {
                 self.ingest.remember_safe(order.key, &upload.audio.digests);
-                upload.answer(Answer::Release);
-                None
+                (!upload.answer(Answer::Release)).then(|| "the switch waited no longer for its answer".to_owned())
             }
             Ok(upload) => {
                 upload.answer(Answer::Keep);

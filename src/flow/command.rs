@@ -22,6 +22,9 @@ use super::perform::Parts;
 /// How long ecallmgrs have to answer for a channel: what Kazoo itself gives them.
 const CHANNEL_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a call that is bridged has to be told of.
+const BRIDGE_PATIENCE: Duration = Duration::from_millis(500);
+
 impl Parts {
     /// Sends the start command of an order, for the call's id as it is now.
     ///
@@ -207,8 +210,13 @@ impl Parts {
         let Some(order) = entry.order().filter(|order| order.begins_at_bridges()) else {
             return false;
         };
-        let state = self.channel_state(&self.replaced.current(&order.call_id)).await;
-        state.is_some_and(|state| state.answered && state.other_leg_call_id.is_some())
+        let call_id = self.replaced.current(&order.call_id);
+        // A call that lives is told of at once. Of one that is over nobody says anything, and the switch waits for its answer.
+        let state = tokio::time::timeout(BRIDGE_PATIENCE, self.channel_state(&call_id)).await;
+        state
+            .ok()
+            .flatten()
+            .is_some_and(|state| state.answered && state.other_leg_call_id.is_some())
     }
 
     pub async fn channel_state(&self, call_id: &str) -> Option<ChannelState> {
