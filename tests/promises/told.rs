@@ -88,6 +88,8 @@ async fn what_workers_tell_each_other_is_what_the_schemas_say(services: Arc<Serv
     let first = call.wait_recording_started(SOON).await?;
     // The plain start that follows where the bridge was there first must not come after the end.
     world.state(&call.id(), "recording", SOON).await?;
+    // As long as it is bridged its file stays.
+    call.unbridge();
     world.kazoo.end_recordings(&call).await;
     world.stored(&first).await?;
     world.state(&call.id(), "stored", SOON).await?;
