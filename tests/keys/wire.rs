@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use jsonschema::Validator;
 use kz_record_call::destination::url::Target;
-use kz_record_call::kazoo::action::{Execute, ReplyTo};
+use kz_record_call::kazoo::action::{Execute, ExecuteError, ReplyTo};
 use kz_record_call::kazoo::dialplan;
 use kz_record_call::kazoo::envelope::{Envelope, Sender};
 use kz_record_call::kazoo::time::Moment;
@@ -62,6 +62,13 @@ pub struct Outcome {
     pub begins: &'static str,
     pub order: Option<Order>,
     pub corrections: Vec<Correction>,
+}
+
+/// Why the message cannot be run, though somebody is answered.
+pub fn refusal(body: &[u8]) -> ExecuteError {
+    let envelope = Envelope::decode("application/json", "", body).expect("a message");
+    ReplyTo::of(&envelope).expect("somebody to answer");
+    Execute::of(&envelope).expect_err("an action that is refused")
 }
 
 /// Reads the message as the worker does, plans it, and holds what is sent against the schemas, and against Kazoo's validators as they are stated
