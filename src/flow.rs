@@ -23,6 +23,7 @@ mod policy;
 mod proof;
 pub mod registry;
 pub mod start;
+mod still;
 mod stop;
 pub mod sweep;
 mod way;

@@ -105,6 +105,24 @@ impl Entry {
         told.flatten().collect()
     }
 
+    /// The start of what nobody told of, and the file proves: it is not what is safe of this recording any more. `None` where something is known
+    /// to have come after it, which accounts for that, or nothing may.
+    pub fn untold_start(&self) -> Option<Told> {
+        if self.goes_on() || !self.order()?.may_begin_again() {
+            return None;
+        }
+        let ends = self.parts().into_iter().filter_map(|part| part.ended);
+        let last = ends.max_by_key(|told| told.order())?;
+        let just_after = |micros: i64| micros + 1;
+        Some(Told {
+            at: Moment::from_unix_micros(just_after(last.at.unix_micros())),
+            stamp: last.stamp.map(just_after),
+            length_ms: None,
+            completion_cause: None,
+            ..last.clone()
+        })
+    }
+
     /// Whether something was told that belongs to this recording's continuation, and was not handed on yet.
     pub fn is_to_be_continued(&self) -> bool {
         let told = u32::try_from(self.left_over().len()).unwrap_or(u32::MAX);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::entry::TIDIES;
@@ -15,6 +16,17 @@ use crate::telemetry::events::{AudioSuspect, CollectEnded, NoEcallmgr};
 
 use super::next::{Case, Input};
 use super::perform::{AGAIN, InHand, Parts};
+use super::still::Look;
+
+/// What a switch brought, or why it did not.
+type Fetched = Result<Upload, (CollectFailure, String)>;
+
+/// What came of a file that must be whole.
+enum Whole {
+    Brought(Box<(Fetched, Look, OwnedSemaphorePermit)>),
+    /// It was asked for twice, and was another one.
+    Grows,
+}
 
 impl Parts {
     /// Asks the switch for the file, and waits for what comes.
@@ -30,13 +42,14 @@ impl Parts {
         if let Some(input) = self.in_vain(case, attempt).await {
             return Some(input);
         }
-        let slot = tokio::select! {
-            slot = self.switches.slot(node) => slot?,
-            () = self.stop.cancelled() => return None,
-        };
-        let result = tokio::select! {
-            result = self.fetch(case, order, node, path) => result,
-            () = self.stop.cancelled() => return None,
+        let (result, look, slot) = match self.whole(case, order, node, path).await? {
+            Whole::Brought(brought) => *brought,
+            Whole::Grows => {
+                let before = case.entry.postponed().count();
+                let pause = self.policy.retry.get(before).or(self.policy.retry.last());
+                let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
+                return Some(self.postponed(case, until, "the switch records into the file".into()));
+            }
         };
         let told = result
             .as_ref()
@@ -61,7 +74,7 @@ impl Parts {
                     }
                     .emit();
                 }
-                *hand = Some(InHand::new(upload, slot));
+                *hand = Some(InHand::new(upload, look, slot));
                 Some(Input::Received(audio))
             }
             // Before it counts as missing: another worker may have stored it, and the switch deleted it.
@@ -82,17 +95,52 @@ impl Parts {
         }
     }
 
+    /// Asks for the file until it is surely whole: at once, unless the switch may be recording into it again. `None`: the worker is going down.
+    async fn whole(&self, case: &Case, order: &Order, node: &str, path: &str) -> Option<Whole> {
+        let mut before: Option<Digests> = None;
+        loop {
+            let look = self.unless_stopped(self.look_at_ended_call(&case.entry)).await?;
+            let slot = self.slot_of(node).await?;
+            let look = self.renewed(&case.entry, look).await;
+            let result = self.unless_stopped(self.fetch(case, order, node, path)).await?;
+            let brought = match &result {
+                Ok(upload) => Some(upload.audio.digests.clone()),
+                Err(_) => None,
+            };
+            let same = brought.is_none() || before == brought;
+            if same || self.is_still(&case.entry, &look).await {
+                return Some(Whole::Brought(Box::new((result, look, slot))));
+            }
+            if let Ok(upload) = result {
+                upload.answer(Answer::Keep);
+            }
+            if before.is_some() {
+                return Some(Whole::Grows);
+            }
+            before = brought;
+            drop(slot);
+            self.unless_stopped(tokio::time::sleep(self.until_it_has_grown()))
+                .await?;
+        }
+    }
+
+    async fn slot_of(&self, switch: &str) -> Option<OwnedSemaphorePermit> {
+        self.unless_stopped(self.switches.slot(switch)).await?
+    }
+
+    /// What comes of it; `None` when the worker is going down.
+    async fn unless_stopped<T>(&self, what: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = what => Some(done),
+            () = self.stop.cancelled() => None,
+        }
+    }
+
     /// Asks for the file to look at it, and leaves it on the switch: an end that nobody told is proved by two equal looks.
     pub(super) async fn probe(&self, case: &Case, n: u32, attempt: u32, node: &str, path: &str) -> Option<Input> {
         let order = case.entry.order()?;
-        let _slot = tokio::select! {
-            slot = self.switches.slot(node) => slot?,
-            () = self.stop.cancelled() => return None,
-        };
-        let result = tokio::select! {
-            result = self.fetch(case, order, node, path) => result,
-            () = self.stop.cancelled() => return None,
-        };
+        let _slot = self.slot_of(node).await?;
+        let result = self.unless_stopped(self.fetch(case, order, node, path)).await?;
         Some(Input::Fact(match result {
             Ok(upload) => {
                 let (size, md5) = (upload.audio.size, upload.audio.digests.md5.clone());
@@ -115,21 +163,16 @@ impl Parts {
     /// there, such as a recording that began anew, stays.
     pub(super) async fn tidy(&self, case: &Case, n: u32, node: &str, path: &str) -> Option<Input> {
         let order = case.entry.order()?;
-        let _slot = tokio::select! {
-            slot = self.switches.slot(node) => slot?,
-            () = self.stop.cancelled() => return None,
-        };
-        let result = tokio::select! {
-            result = self.fetch(case, order, node, path) => result,
-            () = self.stop.cancelled() => return None,
-        };
+        let _slot = self.slot_of(node).await?;
+        let look = self.look_at_call(&case.entry).await;
+        let result = self.unless_stopped(self.fetch(case, order, node, path)).await?;
         let short = case.entry.outcome() == Some((Outcome::Discarded, Cause::TooShort));
         let seen = case.entry.audio().map(|audio| &audio.digests);
         let may_go = |there: &Digests| case.entry.is_safe(there) || short && seen == Some(there);
         let left = match result {
-            Ok(upload) if self.is_recorded_into(&case.entry).await => {
+            Ok(upload) if !self.is_still(&case.entry, &look).await => {
                 upload.answer(Answer::Keep);
-                Some("the call is bridged, and the switch may record into it".to_owned())
+                Some("the switch may be recording into it".to_owned())
             }
             Ok(upload) if may_go(&upload.audio.digests) => {
                 self.ingest.remember_safe(order.key, &upload.audio.digests);
@@ -137,6 +180,10 @@ impl Parts {
             }
             Ok(upload) => {
                 upload.answer(Answer::Keep);
+                if let Some(told) = case.entry.untold_start() {
+                    // It was recorded into again, and nobody told: that becomes a recording of its own.
+                    return Some(Input::Fact(What::Started(Box::new(told))));
+                }
                 Some("what is there now is not what is safe".to_owned())
             }
             Err((CollectFailure::Missing, _)) => None,
@@ -155,13 +202,7 @@ impl Parts {
     }
 
     /// The outcome is what our ingest received, never what the reply says.
-    async fn fetch(
-        &self,
-        case: &Case,
-        order: &Order,
-        node: &str,
-        path: &str,
-    ) -> Result<Upload, (CollectFailure, String)> {
+    async fn fetch(&self, case: &Case, order: &Order, node: &str, path: &str) -> Fetched {
         if !self.ingest.spool().has_room(0) {
             return Err((CollectFailure::NotNow, "the spool's disk has too little room".into()));
         }

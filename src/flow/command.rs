@@ -22,9 +22,6 @@ use super::perform::Parts;
 /// How long ecallmgrs have to answer for a channel: what Kazoo itself gives them.
 const CHANNEL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a call that is bridged has to be told of.
-const BRIDGE_PATIENCE: Duration = Duration::from_millis(500);
-
 impl Parts {
     /// Sends the start command of an order, for the call's id as it is now.
     ///
@@ -204,21 +201,6 @@ impl Parts {
     }
 
     /// What the ecallmgr that knows a channel says of it; `None` when none does.
-    /// Whether the switch may be recording into the file again, and the event that tells so be late: where it begins at every bridge, and the call
-    /// is bridged now.
-    pub(super) async fn is_recorded_into(&self, entry: &Entry) -> bool {
-        let Some(order) = entry.order().filter(|order| order.begins_at_bridges()) else {
-            return false;
-        };
-        let call_id = self.replaced.current(&order.call_id);
-        // A call that lives is told of at once. Of one that is over nobody says anything, and the switch waits for its answer.
-        let state = tokio::time::timeout(BRIDGE_PATIENCE, self.channel_state(&call_id)).await;
-        state
-            .ok()
-            .flatten()
-            .is_some_and(|state| state.answered && state.other_leg_call_id.is_some())
-    }
-
     pub async fn channel_state(&self, call_id: &str) -> Option<ChannelState> {
         let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
         let msg_id = uuid::Uuid::new_v4().simple().to_string();

@@ -36,6 +36,7 @@ use super::next::{self, Case, Effect, Input, Policy};
 use super::notices::{Outbox, Replaced};
 use super::pace::{Pace, Pass};
 use super::registry::Registry;
+use super::still::Look;
 
 /// What the flow works with. Made once, shared by all.
 pub struct Parts {
@@ -123,12 +124,18 @@ impl Slots {
 /// An upload in hand, and the switch's slot that it holds.
 pub struct InHand {
     pub upload: Upload,
+    /// The call, before this file was asked for.
+    look: Look,
     _slot: OwnedSemaphorePermit,
 }
 
 impl InHand {
-    pub fn new(upload: Upload, slot: OwnedSemaphorePermit) -> Self {
-        Self { upload, _slot: slot }
+    pub fn new(upload: Upload, look: Look, slot: OwnedSemaphorePermit) -> Self {
+        Self {
+            upload,
+            look,
+            _slot: slot,
+        }
     }
 }
 
@@ -178,7 +185,7 @@ impl Parts {
                     let entry = &case.entry;
                     let safe = entry.is_safe(&held.upload.audio.digests) || entry.is_unwanted();
                     let answer = match answer {
-                        Answer::Release if safe && !self.is_recorded_into(entry).await => Answer::Release,
+                        Answer::Release if safe && self.is_still(entry, &held.look).await => Answer::Release,
                         _ => Answer::Keep,
                     };
                     if answer == Answer::Release {

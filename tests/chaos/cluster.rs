@@ -104,6 +104,7 @@ impl Cluster {
         let mut options = KazooOptions::new(&servers.kazoos_amqp()?).ecallmgrs(2);
         options.switch_node = format!("freeswitch@fs-{}.example.com", &unique[..6]);
         options.loud = false;
+        options.files_grow = true;
         options.account_id = PLAIN.into();
         options.clock = clock;
         options.recordings = Some(recordings.clone());

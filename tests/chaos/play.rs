@@ -117,6 +117,7 @@ impl Player<'_> {
             }
             Step::EndParts => {
                 self.cluster.kazoo.end_recordings(&call).await;
+                call.unbridge();
                 self.look();
             }
             Step::Move => call.move_recordings(),

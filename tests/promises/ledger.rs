@@ -191,7 +191,7 @@ async fn a_stop_that_the_switch_ignores_is_repeated_and_told(services: Arc<Servi
 }
 
 /// Settings with which the slow rules pass in a second.
-const FAST: [(&str, &str); 4] = [
+pub const FAST: [(&str, &str); 4] = [
     ("FLOW__CHECK_INTERVAL_MS", "500"),
     ("FLOW__GRACE_MS", "500"),
     ("FLOW__PROBE_GAP_MS", "500"),

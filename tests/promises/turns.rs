@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
+use crate::ledger::FAST;
 use crate::promises;
-use crate::simulator::sim::{Call, CallOptions, Observed, Recording, Size};
+use crate::simulator::sim::{Call, CallOptions, EventFault, Mistreat, Observed, Recording, Size, State};
 use crate::support::{SOON, Services, TestResult, World};
 
 promises![
@@ -22,6 +23,8 @@ promises![
     answer_wins_when_both_are_asked_for,
     every_bridge_of_a_call_is_kept,
     a_bridge_that_follows_at_once_goes_on_in_the_same_recording,
+    a_file_that_grows_is_brought_when_it_is_whole,
+    a_stretch_that_nobody_told_of_is_kept,
     a_recording_that_moves_to_another_leg_is_whole_and_the_callers,
     a_transfer_does_not_lose_the_recording,
     a_call_that_was_replaced_is_answered_under_its_new_id,
@@ -259,8 +262,8 @@ async fn every_bridge_of_a_call_is_kept(services: Arc<Services>) -> TestResult {
 
 /// A bridge that follows before the file was brought: the switch goes on in the same file, and it is brought once, whole.
 async fn a_bridge_that_follows_at_once_goes_on_in_the_same_recording(services: Arc<Services>) -> TestResult {
-    let world = World::new(&services).await?;
-    let _worker = world.worker().await?;
+    let world = World::with(&services, |options| options.files_grow = true).await?;
+    let _worker = world.worker_with(&FAST).await?;
     let call = world.kazoo.new_call(CallOptions::ringing());
     act(&call, json!({"record_on_bridge": true})).await?;
     call.bridge();
@@ -271,13 +274,7 @@ async fn a_bridge_that_follows_at_once_goes_on_in_the_same_recording(services: A
     world.state(&call.id(), "ended", SOON).await?;
     call.set_size(Size::Millis(7_000));
     call.bridge();
-    world
-        .kazoo
-        .wait_for("the second stretch", SOON, |s| {
-            let again = s.recordings().iter().find(|r| r.path == first.path);
-            again.filter(|r| r.starts == 2 && r.running()).map(drop)
-        })
-        .await?;
+    second_stretch(&world, &first).await?;
     world.state(&call.id(), "recording", SOON).await?;
     world.kazoo.serve_switch(true).await?;
     // As long as the call is bridged its file may be recorded into: it is stored, and stays.
@@ -287,13 +284,90 @@ async fn a_bridge_that_follows_at_once_goes_on_in_the_same_recording(services: A
         !world.ended(&first).await?.deleted,
         "the file of a bridged call was let go"
     );
-    call.unbridge();
+    call.hangup("NORMAL_CLEARING").await;
     let stored = world.stored(&first).await?;
     let length = stored.document["duration_ms"].as_u64().context("duration_ms")?;
     ensure!((9_000..9_100).contains(&length), "{:#}", stored.document);
     ensure!(outcomes(&world, &call).len() == 1, "{:?}", outcomes(&world, &call));
-    call.hangup("NORMAL_CLEARING").await;
     world.finish().await
+}
+
+/// Brought while the switch records into it again, and that was told to nobody: it is not taken for whole.
+async fn a_file_that_grows_is_brought_when_it_is_whole(services: Arc<Services>) -> TestResult {
+    let world = World::with(&services, |options| options.files_grow = true).await?;
+    let _worker = world.worker_with(&FAST).await?;
+    let call = world.kazoo.new_call(CallOptions::ringing());
+    act(&call, json!({"record_on_bridge": true})).await?;
+    call.bridge();
+    let first = call.wait_recording_started(SOON).await?;
+    world.kazoo.serve_switch(false).await?;
+    world.kazoo.end_recordings(&call).await;
+    world.state(&call.id(), "ended", SOON).await?;
+    untold(&world, "RECORD_START");
+    call.set_size(Size::Millis(60_000));
+    call.bridge();
+    second_stretch(&world, &first).await?;
+    world.kazoo.serve_switch(true).await?;
+    let twice = |s: &State| (s.uploads().iter().filter(|u| u.finished).count() >= 2).then_some(());
+    world.kazoo.wait_for("two uploads", SOON, twice).await?;
+    world.kazoo.end_recordings(&call).await;
+    call.hangup("NORMAL_CLEARING").await;
+    let stored = world.stored(&first).await?;
+    let length = stored.document["duration_ms"].as_u64().context("duration_ms")?;
+    ensure!((62_000..62_100).contains(&length), "{:#}", stored.document);
+    ensure!(outcomes(&world, &call).len() == 1, "{:?}", outcomes(&world, &call));
+    world.finish().await
+}
+
+/// The file of a bridged call is safe, and stays; what is recorded into it then is found when the call is over, though nobody told of it.
+async fn a_stretch_that_nobody_told_of_is_kept(services: Arc<Services>) -> TestResult {
+    let world = World::with(&services, |options| options.files_grow = true).await?;
+    let _worker = world.worker_with(&FAST).await?;
+    let call = world.kazoo.new_call(CallOptions::ringing());
+    act(&call, json!({"record_on_bridge": true})).await?;
+    call.bridge();
+    let first = call.wait_recording_started(SOON).await?;
+    world.kazoo.end_recordings(&call).await;
+    let told = world.outcome(&first.id).await?;
+    ensure!(told["Outcome"] == "stored", "{told:#}");
+    untold(&world, "RECORD_START");
+    untold(&world, "RECORD_STOP");
+    call.set_size(Size::Millis(7_000));
+    call.bridge();
+    second_stretch(&world, &first).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    let continues = |m: &Observed| m.category == "recording" && m.header("Continues") == first.id;
+    let continued = world.kazoo.tap().wait(continues, SOON).await?;
+    ensure!(continued.header("Outcome") == "stored", "{continued:?}");
+    let id = continued.header("Media-ID").to_owned();
+    let whole = world.ended(&first).await?;
+    let stored = world.couch.stored(&world.modb(&id), &id, &whole.audio).await?;
+    ensure!(stored.difference.is_none(), "{:?}", stored.difference);
+    let length = stored.document["duration_ms"].as_u64().context("duration_ms")?;
+    ensure!((9_000..9_100).contains(&length), "{:#}", stored.document);
+    world
+        .kazoo
+        .wait_for("the deletion", SOON, |s| {
+            let file = s.recordings().iter().find(|r| r.path == first.path);
+            file.filter(|r| r.deleted).map(drop)
+        })
+        .await?;
+    world.finish().await
+}
+
+/// Waits until the switch goes on in the same file.
+async fn second_stretch(world: &World<'_>, first: &Recording) -> TestResult {
+    let again = |s: &State| {
+        let file = s.recordings().iter().find(|r| r.path == first.path);
+        file.filter(|r| r.starts == 2 && r.running()).map(drop)
+    };
+    world.kazoo.wait_for("the second stretch", SOON, again).await
+}
+
+/// This event is lost from now on.
+fn untold(world: &World<'_>, event: &str) {
+    let fault = EventFault::new(event, Mistreat::Drop);
+    world.kazoo.faults(|faults| faults.events.push(fault));
 }
 
 async fn a_recording_that_moves_to_another_leg_is_whole_and_the_callers(services: Arc<Services>) -> TestResult {
@@ -526,12 +600,12 @@ async fn an_end_that_is_told_late_and_is_longer_is_kept_too(services: Arc<Servic
 /// Asked for in one month, ended in the next: id, database and listing are the first month's, also when the action comes again after the turn.
 async fn a_recording_over_the_turn_of_the_month_is_filed_where_its_id_says(services: Arc<Services>) -> TestResult {
     use crate::simulator::sim::wire::Clock;
-    // The worker's clock and Kazoo's stand a few seconds before the turn.
+    // The worker's clock and Kazoo's stand before the turn, by more than a worker needs to start.
     let real = Clock::default();
     let now = i64::try_from(real.unix_micros() / 1_000_000)?;
     let turn = turn_after(now);
     let clock = Clock {
-        offset_secs: turn - now - 4,
+        offset_secs: turn - now - 10,
     };
     let world = World::with(&services, |options| options.clock = clock).await?;
     let (before, after) = (

@@ -1,8 +1,10 @@
 //! Decisions about a recording that has ended: where its audio goes, and what is still owed once it is there.
 
+use std::time::Duration;
+
 use super::{
     Answer, Case, Cause, CollectFailure, DeliveryFailure, Destination, Effect, Entry, Fact, Hand, Moment, Outcome,
-    Policy, What, account, paused, source,
+    Policy, What, account, paused, running, source,
 };
 
 /// A file that is missing this often is gone.
@@ -10,6 +12,9 @@ pub(super) const MISSING_IS_GONE: usize = 3;
 
 /// After so many postponements of the decision the audio is taken off the switch.
 const UNDECIDED_IS_LONG: usize = 3;
+
+/// No call is waited for longer than that, whatever is said of it.
+const LONGEST_CALL: Duration = Duration::from_secs(86_400);
 
 /// What follows once the end is known.
 pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
@@ -247,6 +252,9 @@ fn read_back(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
 
 /// The file should be gone from its switch, and is perhaps not.
 fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
+    if let Some(first) = await_end_of_call(entry, now, policy) {
+        return first;
+    }
     let tried = entry.tidied().count();
     let rested = entry.tidied().next_back().map(|at| at.plus(policy.pause(tried, None)));
     if let Some(until) = rested.filter(|until| *until > now) {
@@ -258,6 +266,25 @@ fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
         node: node.to_owned(),
         path: path.to_owned(),
     }
+}
+
+/// As long as its call lives the switch may go on with the file of a recording that begins at bridges.
+fn await_end_of_call(entry: &Entry, now: Moment, policy: &Policy) -> Option<Effect> {
+    entry.order().filter(|order| order.may_begin_again())?;
+    let longest = entry.ended_at()?.plus(LONGEST_CALL);
+    if longest <= now || running::gone_for_good(entry, policy) {
+        return None;
+    }
+    let next = entry.channel_seen().map(|(at, alive)| {
+        let pause = if alive { policy.check_interval } else { policy.grace };
+        at.plus(pause).min(longest)
+    });
+    Some(match next.filter(|next| *next > now) {
+        Some(until) => Effect::Wait { until },
+        None => Effect::LookForChannel {
+            n: entry.next_number("channel_seen"),
+        },
+    })
 }
 
 fn delivered_at(entry: &Entry) -> Option<Moment> {

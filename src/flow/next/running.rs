@@ -200,7 +200,7 @@ fn limit(entry: &Entry, policy: &Policy) -> Option<Moment> {
 }
 
 /// The channel has been gone for the grace time, as at least two looks say.
-fn gone_for_good(entry: &Entry, policy: &Policy) -> bool {
+pub(super) fn gone_for_good(entry: &Entry, policy: &Policy) -> bool {
     let (Some(since), Some((last, false))) = (entry.gone_since(), entry.channel_seen()) else {
         return false;
     };

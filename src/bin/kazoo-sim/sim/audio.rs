@@ -153,6 +153,18 @@ impl Audio {
         begun
     }
 
+    /// This beginning of `whole`, a little later: never all of it.
+    pub fn grown(&self, whole: &Self) -> Self {
+        let rest = whole.units().saturating_sub(self.units());
+        let mut grown = self.clone();
+        if let Some(last) = grown.parts.last_mut()
+            && rest > 1
+        {
+            last.units += (rest / 8).clamp(1, 16);
+        }
+        grown
+    }
+
     fn units(&self) -> u64 {
         self.parts.iter().map(|p| p.units).sum()
     }
@@ -345,6 +357,25 @@ mod tests {
             let mut flipped = bytes.clone();
             *flipped.last_mut().unwrap() ^= 1;
             assert!(check("one", format, &flipped).is_err());
+        }
+    }
+
+    #[test]
+    fn a_file_grows_to_all_but_the_last_of_it() {
+        for format in [Format::WAV, Format::Mp3] {
+            let whole = Audio::new("a", format, Size::Millis(2_000));
+            let mut now = whole.begun(None);
+            let mut sizes = vec![now.len()];
+            for _ in 0..5_000 {
+                now = now.grown(&whole);
+                assert!(whole.bytes().len() > now.bytes().len());
+                if sizes.last() == Some(&now.len()) {
+                    break;
+                }
+                sizes.push(now.len());
+            }
+            assert!(sizes.len() > 10 && sizes.is_sorted(), "{sizes:?}");
+            assert_eq!(now.units() + 1, whole.units());
         }
     }
 

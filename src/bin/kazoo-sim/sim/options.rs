@@ -43,6 +43,8 @@ pub struct KazooOptions {
     pub timeline_limit: usize,
     /// Enforce `+limit`, with every second of it lasting this many real seconds.
     pub limit_scale: Option<f64>,
+    /// Whether the file of a running recording grows, as a real one does. Off where it would only cost time.
+    pub files_grow: bool,
     /// Whether events carry `Recording.File-Path`; public switch definitions lack it, Kazoo 5 reads it.
     pub recording_file_path: bool,
     /// Whether `RECORD_STOP` carries `File-Size` and its like.
@@ -70,6 +72,7 @@ impl Default for KazooOptions {
             loud: true,
             timeline_limit: 200_000,
             limit_scale: None,
+            files_grow: false,
             recording_file_path: true,
             recording_file_vars: true,
             clock: Clock::default(),

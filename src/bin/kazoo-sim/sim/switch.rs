@@ -123,8 +123,36 @@ pub fn start(world: &Arc<World>, leg: &str, command: &Object) {
                 opening.map(|r| r.phase = Phase::Running)
             });
             limit(world, &recording);
+            if world.options.files_grow {
+                grow(world.clone(), *recording);
+            }
         }
     }
+}
+
+/// How often something is written, and into what files: a great one would be written again and again.
+const WRITES: Duration = Duration::from_millis(50);
+const GROWS_TO: u64 = 4 << 20;
+
+/// More comes into the file, until this stretch of recording ends.
+fn grow(world: Arc<World>, recording: Recording) {
+    tokio::spawn(async move {
+        let mut written = recording.begun;
+        let runs = |r: &Recording| r.running() && r.starts == recording.starts && !r.deleted;
+        while written.len() < GROWS_TO {
+            tokio::time::sleep(WRITES).await;
+            // Nobody completes it meanwhile, nor is it made anew where it was taken away.
+            let goes_on = world.with(|s| {
+                let running = s.at_mut(&recording.path).filter(|r| runs(r))?;
+                written = written.grown(&running.audio);
+                let there = running.path.exists();
+                there.then(|| written.write(&running.path)).transpose().ok().flatten()
+            });
+            if goes_on.is_none() {
+                return;
+            }
+        }
+    });
 }
 
 enum Begun {

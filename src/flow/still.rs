@@ -1,0 +1,105 @@
+//! Whether a file that the switch brought is whole, and may be deleted: a recording that begins at every bridge is appended to the file that is
+//! there, and the event that would tell of it may be late, or lost.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use crate::entry::Entry;
+use crate::recording::order::Order;
+
+use super::perform::Parts;
+
+/// How long a call has to be told of. One that lives is told of at once; of one that is over nobody says anything, and the switch waits for its
+/// answer.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Within so short a time no bridge comes and goes unseen between two looks at the call.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// A file that is being written has grown in that time: the switch's encoders write at least every other second.
+const GROWS_WITHIN: Duration = Duration::from_secs(5);
+
+/// So many moments a call has to hang up.
+const HANGS_UP_WITHIN: u32 = 5;
+const MOMENT: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    /// No ecallmgr knows it.
+    Over,
+    Apart,
+    Bridged,
+}
+
+/// What was seen of a call before its file was asked for.
+pub struct Look {
+    at: Instant,
+    /// `None`: nothing is appended to this recording's file.
+    call: Option<Call>,
+}
+
+impl Look {
+    /// Whether too much may have happened since.
+    fn is_old(&self) -> bool {
+        self.call == Some(Call::Apart) && self.at.elapsed() > MOMENT
+    }
+}
+
+impl Parts {
+    /// Has a look at the call, before its file is asked for.
+    pub(super) async fn look_at_call(&self, entry: &Entry) -> Look {
+        let call = match entry.order().filter(|order| order.may_begin_again()) {
+            Some(order) => Some(self.call(order).await),
+            None => None,
+        };
+        Look {
+            at: Instant::now(),
+            call,
+        }
+    }
+
+    /// `look`, or a new one if that is too old.
+    pub(super) async fn renewed(&self, entry: &Entry, look: Look) -> Look {
+        if look.is_old() {
+            self.look_at_call(entry).await
+        } else {
+            look
+        }
+    }
+
+    /// A look where the recording has just ended: a call that hangs up is bridged for some moments more.
+    pub(super) async fn look_at_ended_call(&self, entry: &Entry) -> Look {
+        for _ in 0..HANGS_UP_WITHIN {
+            let look = self.look_at_call(entry).await;
+            if look.call != Some(Call::Bridged) {
+                return look;
+            }
+            tokio::time::sleep(MOMENT).await;
+        }
+        self.look_at_call(entry).await
+    }
+
+    /// Whether nothing can have been appended to the file since `look`.
+    pub(super) async fn is_still(&self, entry: &Entry, look: &Look) -> bool {
+        match (look.call, entry.order()) {
+            (None | Some(Call::Over), _) | (_, None) => true,
+            (Some(Call::Bridged), _) => false,
+            (Some(Call::Apart), Some(order)) => self.call(order).await != Call::Bridged && look.at.elapsed() < SHORT,
+        }
+    }
+
+    /// How long to wait before a file that was perhaps being written is asked for again.
+    pub(super) fn until_it_has_grown(&self) -> Duration {
+        self.policy.probe_gap.min(GROWS_WITHIN)
+    }
+
+    async fn call(&self, order: &Order) -> Call {
+        let call_id = self.replaced.current(&order.call_id);
+        match timeout(PATIENCE, self.channel_state(&call_id)).await {
+            Ok(Some(state)) if state.answered && state.other_leg_call_id.is_some() => Call::Bridged,
+            Ok(Some(_)) => Call::Apart,
+            Ok(None) | Err(_) => Call::Over,
+        }
+    }
+}
