@@ -311,9 +311,15 @@ fn coming(record: &Record, now: Moment, policy: &next::Policy) -> String {
             lease.until.rfc3339()
         );
     }
+    let last_look = entry.is_let_go() && entry.owes_release();
+    let why = if last_look {
+        ", to see whether its call is over, and nothing more was recorded"
+    } else {
+        ""
+    };
     match next::due(entry, now, policy) {
         Some(at) if at > now => format!(
-            "a worker takes it up in {} ({})",
+            "a worker takes it up in {} ({}){why}",
             duration(at.since(now).as_secs()),
             at.rfc3339()
         ),

@@ -2,6 +2,7 @@
 
 use crate::kazoo::time::Moment;
 use crate::recording::digest::Digests;
+use crate::recording::order::Order;
 
 use super::cause::{Cause, Outcome};
 use super::fact::{Destination, Fact, What};
@@ -62,15 +63,26 @@ impl Entry {
         let too_short = self.outcome() == Some((Outcome::Discarded, Cause::TooShort));
         let safe = too_short || self.audio_is_safe();
         let collected = self.has(|what| matches!(what, What::Collected(_)));
-        safe && collected && !self.is_let_go() && self.tidied().count() < TIDIES
+        let owes = !self.is_let_go() || self.owes_last_look();
+        safe && collected && owes && self.tidied().count() < TIDIES
     }
 
     /// Whether the switch was told to delete the file that passed through our hands last: not an earlier one, for it may have recorded again.
     pub fn is_let_go(&self) -> bool {
-        let place = |is: &dyn Fn(&What) -> bool| self.facts.iter().rposition(|fact| is(&fact.what));
-        let collected = place(&|what| matches!(what, What::Collected(_)));
-        let let_go = place(&|what| matches!(what, What::Released { .. } | What::Tidied { left: None, .. }));
-        let_go.is_some_and(|let_go| collected.is_none_or(|at| at <= let_go))
+        self.comes_after_collecting(|what| matches!(what, What::Released { .. } | What::Tidied { left: None, .. }))
+    }
+
+    /// Whether the switch may have made the file anew, at another bridge of which nobody was told: a look when the call is over tells.
+    pub fn owes_last_look(&self) -> bool {
+        let again = self.order().is_some_and(Order::begins_at_bridges);
+        again && !self.comes_after_collecting(|what| matches!(what, What::Tidied { left: None, .. }))
+    }
+
+    /// Whether such a fact came after the audio passed through our hands last.
+    fn comes_after_collecting(&self, is: impl Fn(&What) -> bool) -> bool {
+        let last = |is: &dyn Fn(&What) -> bool| self.facts.iter().rposition(|fact| is(&fact.what));
+        let collected = last(&|what| matches!(what, What::Collected(_)));
+        last(&is).is_some_and(|at| collected.is_none_or(|collected| collected <= at))
     }
 
     /// Whether the audio that passed through our hands last is off its switch for good: that very audio, for the switch may have recorded again.

@@ -58,12 +58,14 @@ impl World {
                 }),
                 None => self.missing(entry, *attempt),
             },
+            // It grows while it is looked at.
+            Effect::Collect { .. } if self.is_written(root) => self.postponed(entry),
             Effect::Collect { attempt, .. } => match self.there(root) {
                 Some(content) => Input::Received(self.audio(content)),
                 None => self.missing(entry, *attempt),
             },
             Effect::Tidy { n, .. } => {
-                let left = if self.switch_down || self.chance(80) {
+                let left = if self.switch_down || self.is_written(root) || self.chance(80) {
                     Some("not now".to_owned())
                 } else {
                     let there = self.there(root).map(|content| self.audio(content).digests);
@@ -74,7 +76,10 @@ impl World {
                             self.release(entry);
                             None
                         }
-                        Some(_) => Some("another one".to_owned()),
+                        Some(_) => match entry.untold_start() {
+                            Some(told) => return Input::Fact(What::Started(Box::new(told))),
+                            None => Some("another one".to_owned()),
+                        },
                         None => None,
                     }
                 };
@@ -175,6 +180,8 @@ impl World {
                     n: entry.next_number("held") - 1,
                 })
             }
+            // It may be recorded into.
+            Effect::Answer(_) if self.is_written(root) => Input::Answered(Answer::Keep),
             Effect::Answer(answer) => {
                 if *answer == Answer::Release {
                     self.release(entry);

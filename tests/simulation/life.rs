@@ -100,13 +100,19 @@ impl World {
         }
     }
 
-    /// The switch begins to record again under the same name, as at another bridge. The event is heard at once: what happens before it is heard,
-    /// nobody can know.
+    /// The switch begins to record again under the same name, as at another bridge. Where that is known to happen its event may be late, or lost;
+    /// else it is heard at once: what happens before it is heard, nobody can know.
     pub fn begin_again(&mut self, key: Key) {
-        let living = (0..self.workers.len()).find(|n| self.workers[*n].alive);
-        let Some(worker) = living.filter(|_| !self.store_down && !self.parted) else {
-            return;
+        let told = if self.orders[&key].0.may_begin_again() {
+            self.rng.u8(..3)
+        } else {
+            0
         };
+        let living = (0..self.workers.len()).find(|n| self.workers[*n].alive);
+        let living = living.filter(|_| !self.store_down && !self.parted);
+        if told == 0 && living.is_none() {
+            return;
+        }
         // Nobody is just being told to delete it.
         let in_hand = self.workers.iter().any(|worker| {
             let mut cases = worker.tasks.values().map(|task| &task.case);
@@ -125,7 +131,19 @@ impl World {
         file.recorded.insert(part, 1000);
         self.restarts += 1;
         self.note(format!("the switch records {key} again, part {part}"));
-        let told = self.tell(0);
+        let started = self.tell(0);
+        let worker = match (told, living) {
+            (0, Some(worker)) => worker,
+            (1, _) => {
+                self.unheard += 1;
+                return self.queue.push(Message::Started(started, key));
+            }
+            _ => {
+                self.unheard += 1;
+                return self.note("and tells nobody".to_owned());
+            }
+        };
+        let told = started;
         // Workers tell each other, for another one may have it in hand.
         let what = What::Started(told.clone());
         let mut member = key;

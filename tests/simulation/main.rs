@@ -22,6 +22,7 @@ use kz_record_call::entry::Entry;
 use world::World;
 
 static RESTARTS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+static UNHEARD: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 
 fn live(seed: u64) -> World {
     let mut world = World::new(seed);
@@ -51,6 +52,7 @@ fn no_life_of_a_recording_loses_it() {
             let world = live(seed);
             let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.judge()));
             RESTARTS.fetch_add(world.restarts, std::sync::atomic::Ordering::Relaxed);
+            UNHEARD.fetch_add(world.unheard, std::sync::atomic::Ordering::Relaxed);
             if judged.is_err() {
                 world.tell_all();
                 panic!("judged");
@@ -68,9 +70,11 @@ fn no_life_of_a_recording_loses_it() {
         }
     }
     let restarts = RESTARTS.load(std::sync::atomic::Ordering::Relaxed);
-    eprintln!("{outcomes:?}; {restarts} recordings began again");
+    let unheard = UNHEARD.load(std::sync::atomic::Ordering::Relaxed);
+    eprintln!("{outcomes:?}; {restarts} recordings began again, {unheard} of them unheard");
     if outcomes.values().sum::<u32>() > 100 {
         assert!(restarts > 10, "only {restarts} recordings began again");
+        assert!(unheard > 10, "only {unheard} of them began again unheard");
         for state in ["stored", "delivered", "parked"] {
             assert!(outcomes.contains_key(state), "no life ended as {state}: {outcomes:?}");
         }

@@ -16,6 +16,12 @@ impl World {
             .map(|file| file.content.clone())
     }
 
+    /// Whether the switch records into the file, as is seen where that is to be expected.
+    pub fn is_written(&self, root: Key) -> bool {
+        let again = self.orders.get(&root).is_some_and(|(order, _)| order.may_begin_again());
+        again && self.files.get(&root).is_some_and(|file| file.running)
+    }
+
     /// What a look finds: a recording that runs grows all the time.
     pub fn looked_at(&mut self, root: Key) -> Option<Content> {
         let file = self.files.get_mut(&root)?;

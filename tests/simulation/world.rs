@@ -123,12 +123,14 @@ pub struct World {
     /// What passed through a worker's hands, by its digest.
     pub seen: BTreeMap<String, Content>,
     pub restarts: u32,
+    /// Those of which nobody heard at once, or ever.
+    pub unheard: u32,
     pub announced: BTreeMap<Key, BTreeSet<&'static str>>,
     pub refuses: BTreeSet<Key>,
     pub log: Vec<String>,
 }
 
-pub fn order(n: u64, min_sec: u32) -> Order {
+pub fn order(n: u64, min_sec: u32, trigger: Trigger) -> Order {
     let key = Key::of("call", &n.to_string());
     Order {
         key,
@@ -150,7 +152,7 @@ pub fn order(n: u64, min_sec: u32) -> Order {
         command: Some(Command {
             control: "q".into(),
             fetch_id: None,
-            trigger: Trigger::Now,
+            trigger,
             time_limit: 3600,
             follow_transfer: true,
             sample_rate: None,
@@ -192,13 +194,15 @@ impl World {
             held: BTreeMap::new(),
             seen: BTreeMap::new(),
             restarts: 0,
+            unheard: 0,
             announced: BTreeMap::new(),
             refuses: BTreeSet::new(),
             log: Vec::new(),
             rng: fastrand::Rng::with_seed(seed),
         };
         for n in 0..4 {
-            let order = order(n, if rng.u8(..) < 40 { 3 } else { 0 });
+            let trigger = if rng.bool() { Trigger::Bridge } else { Trigger::Now };
+            let order = order(n, if rng.u8(..) < 40 { 3 } else { 0 }, trigger);
             let destination = Destination::ALL[rng.usize(..4)];
             if rng.u8(..) < 16 {
                 world.refuses.insert(order.key);

@@ -145,6 +145,7 @@ fn grow(world: Arc<World>, recording: Recording) {
             let goes_on = world.with(|s| {
                 let running = s.at_mut(&recording.path).filter(|r| runs(r))?;
                 written = written.grown(&running.audio);
+                running.begun = written.clone();
                 let there = running.path.exists();
                 there.then(|| written.write(&running.path)).transpose().ok().flatten()
             });
