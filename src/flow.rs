@@ -4,6 +4,7 @@
 //! before or after any of them, and another one goes on.
 
 pub mod alerts;
+mod ancestors;
 mod announce;
 mod collect;
 mod command;

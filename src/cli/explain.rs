@@ -264,7 +264,10 @@ fn on_the_switch(entry: &Entry) -> String {
     let Some((node, path)) = switch_file(entry) else {
         return "nowhere, as far as is known".into();
     };
-    if entry.is_let_go() {
+    let before = entry.order().and_then(|order| order.continues.as_ref());
+    if let Some(before) = before.filter(|_| entry.is_already_kept()) {
+        format!("in the recording that it goes on from, {}", before.media_id)
+    } else if entry.is_let_go() {
         format!("nowhere any more: the switch {node} was told to delete its file {path}")
     } else if gone {
         format!("nowhere any more: the switch {node} has no file {path}")

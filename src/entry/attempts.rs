@@ -90,6 +90,11 @@ impl Entry {
         self.last_audio().is_some_and(|audio| self.is_safe(&audio.digests))
     }
 
+    /// Whether its audio turned out to be that of the recording which it goes on from.
+    pub fn is_already_kept(&self) -> bool {
+        self.outcome() == Some((Outcome::Discarded, Cause::AlreadyKept))
+    }
+
     /// Whether nobody wants its audio, on the switch or anywhere.
     pub fn is_unwanted(&self) -> bool {
         matches!(

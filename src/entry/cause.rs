@@ -34,6 +34,8 @@ pub enum Cause {
     TooShort,
     /// It was to begin at an answer or a bridge that never came.
     NeverTriggered,
+    /// All that the switch recorded is in the recording that this one goes on from.
+    AlreadyKept,
     /// An operator said so.
     DiscardedByOperator,
     /// The switch never said that it began, and nothing else was heard of it.
@@ -91,6 +93,7 @@ impl Outcome {
                 Cause::StoringDisabled,
                 Cause::TooShort,
                 Cause::NeverTriggered,
+                Cause::AlreadyKept,
                 Cause::DiscardedByOperator,
             ],
             Self::Failed => &[
@@ -122,6 +125,7 @@ impl Cause {
             Self::StoringDisabled => "storing_disabled",
             Self::TooShort => "too_short",
             Self::NeverTriggered => "never_triggered",
+            Self::AlreadyKept => "already_kept",
             Self::DiscardedByOperator => "discarded_by_operator",
             Self::NeverStarted => "never_started",
             Self::StartRefused => "start_refused",
@@ -155,6 +159,7 @@ impl Cause {
             Self::StoringDisabled => "store_recordings is false in system_config/media; the file stays on the switch",
             Self::TooShort => "the recording is shorter than its record_min_sec",
             Self::NeverTriggered => "the call ended before the answer or bridge that the recording was to begin at",
+            Self::AlreadyKept => "all that the switch recorded is in the recording that this one goes on from",
             Self::DiscardedByOperator => "an operator discarded it",
             Self::NeverStarted => "the switch never said that it began to record",
             Self::StartRefused => "call control refused the start command",

@@ -14,6 +14,7 @@ use crate::recording::digest::Digests;
 use crate::recording::order::Order;
 use crate::telemetry::events::{AudioSuspect, CollectEnded, NoEcallmgr};
 
+use super::ancestors;
 use super::next::{Case, Input};
 use super::perform::{AGAIN, InHand, Parts};
 use super::still::Look;
@@ -63,6 +64,11 @@ impl Parts {
         }
         .emit();
         match result {
+            Ok(upload) if self.is_kept_before(case, &upload.audio.digests).await => {
+                // The recording that has it lets the file go, too.
+                upload.answer(Answer::Keep);
+                Some(ancestors::already_kept())
+            }
             Ok(upload) => {
                 let audio = upload.audio.clone();
                 for finding in &audio.findings {
@@ -77,20 +83,7 @@ impl Parts {
                 *hand = Some(InHand::new(upload, look, slot));
                 Some(Input::Received(audio))
             }
-            // Before it counts as missing: another worker may have stored it, and the switch deleted it.
-            Err((CollectFailure::Missing, why)) => Some(match self.stored_already(case, order).await {
-                Ok(Some(delivered)) => Input::Fact(delivered),
-                Ok(None) => Input::Fact(What::CollectFailed {
-                    attempt,
-                    failure: CollectFailure::Missing,
-                    why,
-                }),
-                Err(error) => Input::Fact(What::CollectFailed {
-                    attempt,
-                    failure: CollectFailure::Broken,
-                    why: format!("{why}; and the database does not tell whether it is stored: {error}"),
-                }),
-            }),
+            Err((CollectFailure::Missing, why)) => Some(self.missing(case, order, attempt, why).await),
             Err((failure, why)) => Some(Input::Fact(What::CollectFailed { attempt, failure, why })),
         }
     }
@@ -141,22 +134,30 @@ impl Parts {
         let order = case.entry.order()?;
         let _slot = self.slot_of(node).await?;
         let result = self.unless_stopped(self.fetch(case, order, node, path)).await?;
-        Some(Input::Fact(match result {
+        Some(match result {
             Ok(upload) => {
                 let (size, md5) = (upload.audio.size, upload.audio.digests.md5.clone());
                 upload.answer(Answer::Keep);
-                What::Probed { n, size, md5 }
+                Input::Fact(What::Probed { n, size, md5 })
             }
-            Err((CollectFailure::Missing, why)) => match self.stored_already(case, order).await {
-                Ok(Some(delivered)) => delivered,
-                _ => What::CollectFailed {
-                    attempt,
-                    failure: CollectFailure::Missing,
-                    why,
-                },
-            },
-            Err((failure, why)) => What::CollectFailed { attempt, failure, why },
-        }))
+            Err((CollectFailure::Missing, why)) => self.missing(case, order, attempt, why).await,
+            Err((failure, why)) => Input::Fact(What::CollectFailed { attempt, failure, why }),
+        })
+    }
+
+    /// The switch has no such file. Before it counts as missing: another worker may have stored it, and the switch deleted it; or it was all in the
+    /// recording before.
+    async fn missing(&self, case: &Case, order: &Order, attempt: u32, why: String) -> Input {
+        let (failure, why) = match self.stored_already(case, order).await {
+            Ok(Some(delivered)) => return Input::Fact(delivered),
+            Ok(None) if self.was_all_kept_before(case).await => return ancestors::already_kept(),
+            Ok(None) => (CollectFailure::Missing, why),
+            Err(error) => (
+                CollectFailure::Broken,
+                format!("{why}; and the database does not tell whether it is stored: {error}"),
+            ),
+        };
+        Input::Fact(What::CollectFailed { attempt, failure, why })
     }
 
     /// Asks once more for a file that the switch was never told to let go. Only the audio that is safe already is let go; whatever else is

@@ -19,7 +19,7 @@ pub fn judge(evidence: &Evidence) -> Vec<String> {
         let endings = of_start.remove(start.label.as_str()).unwrap_or_default();
         let mut say = |sentence: String| wrong.push(format!("{}: {sentence}", start.label));
         once(start, &endings, &mut say);
-        missing(start, &endings, &mut say);
+        missing(evidence, start, &endings, &mut say);
         invented(start, &endings, &mut say);
         for ending in &endings {
             if ending.is_kept() {
@@ -103,10 +103,12 @@ impl Start {
 }
 
 /// All audio that the switch wrote is kept somewhere, or it was told why not.
-fn missing(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
+fn missing(evidence: &Evidence, start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
     for file in &start.files {
         let kept = endings.iter().any(|ending| ending.is_kept() && ending.md5 == file.md5);
-        let told = endings.iter().any(|ending| causes::accounts_for(start, file, ending));
+        let told = endings
+            .iter()
+            .any(|ending| causes::accounts_for(evidence, start, file, ending));
         if !kept && !told {
             say(format!(
                 "{} ({} ms) is kept nowhere, and nobody said so: {}",

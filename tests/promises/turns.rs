@@ -25,6 +25,7 @@ promises![
     a_bridge_that_follows_at_once_goes_on_in_the_same_recording,
     a_file_that_grows_is_brought_when_it_is_whole,
     a_stretch_that_nobody_told_of_is_kept,
+    what_is_kept_already_is_not_kept_twice,
     a_recording_that_moves_to_another_leg_is_whole_and_the_callers,
     a_transfer_does_not_lose_the_recording,
     a_call_that_was_replaced_is_answered_under_its_new_id,
@@ -352,6 +353,48 @@ async fn a_stretch_that_nobody_told_of_is_kept(services: Arc<Services>) -> TestR
             file.filter(|r| r.deleted).map(drop)
         })
         .await?;
+    world.finish().await
+}
+
+/// The events of a stretch that is kept already come late: they make no second copy, and no alarm.
+async fn what_is_kept_already_is_not_kept_twice(services: Arc<Services>) -> TestResult {
+    let world = World::with(&services, |options| options.files_grow = true).await?;
+    let _worker = world.worker_with(&FAST).await?;
+    let call = world.kazoo.new_call(CallOptions::ringing());
+    act(&call, json!({"record_on_bridge": true})).await?;
+    call.bridge();
+    let first = call.wait_recording_started(SOON).await?;
+    world.kazoo.serve_switch(false).await?;
+    world.kazoo.end_recordings(&call).await;
+    world.state(&call.id(), "ended", SOON).await?;
+    for (event, seconds) in [("RECORD_START", 2), ("RECORD_STOP", 7)] {
+        let late = EventFault::new(event, Mistreat::Delay(Duration::from_secs(seconds)));
+        world.kazoo.faults(|faults| faults.events.push(late));
+    }
+    call.set_size(Size::Millis(7_000));
+    call.bridge();
+    second_stretch(&world, &first).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.kazoo.serve_switch(true).await?;
+    let stored = world.stored(&first).await?;
+    let length = stored.document["pvt_recording"]["audio_ms"]
+        .as_u64()
+        .context("audio_ms")?;
+    ensure!((9_000..9_100).contains(&length), "{:#}", stored.document);
+    let continues = |m: &Observed| m.category == "recording" && m.header("Continues") == first.id;
+    let continued = world.kazoo.tap().wait(continues, SOON).await;
+    if continued.is_err() {
+        let (_, story) = world.command(&["explain", &call.id()]).await?;
+        println!("{story}");
+    }
+    let continued = continued?;
+    ensure!(
+        (continued.header("Outcome"), continued.header("Cause")) == ("discarded", "already_kept"),
+        "{continued:?}"
+    );
+    let (_, story) = world.command(&["explain", continued.header("Media-ID")]).await?;
+    let place = format!("in the recording that it goes on from, {}", first.id);
+    ensure!(story.contains(&place), "{story}");
     world.finish().await
 }
 

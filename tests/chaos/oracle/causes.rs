@@ -12,10 +12,12 @@ const ON_THEIR_WAY: Duration = Duration::from_secs(5);
 const AFTERWARDS: Duration = Duration::from_millis(500);
 
 /// Whether this ending says truly why a file of the switch is not kept.
-pub fn accounts_for(start: &Start, file: &File, ending: &Ending) -> bool {
+pub fn accounts_for(evidence: &Evidence, start: &Start, file: &File, ending: &Ending) -> bool {
     match (ending.outcome.as_str(), ending.cause.as_str()) {
         ("discarded", "too_short") => file.millis < start.min_ms,
         ("failed", "file_gone") => file.lost,
+        // Its events went with a broker, its file with whoever cleans the folder: nobody has anything of it.
+        ("failed", "never_started") => file.lost && struck(evidence, takes_events),
         _ => false,
     }
 }
@@ -23,12 +25,14 @@ pub fn accounts_for(start: &Start, file: &File, ending: &Ending) -> bool {
 /// What was told of a recording that was not kept, and must be so.
 pub fn told(evidence: &Evidence, start: &Start, ending: &Ending, reopened: bool, say: &mut impl FnMut(String)) {
     // As far as could be known then.
-    let recorded = !start.files.is_empty() && !reopened;
+    let unknown = |file: &File| accounts_for(evidence, start, file, ending);
+    let recorded = !start.files.iter().all(unknown) && !reopened;
     let over = ending.at + AFTERWARDS >= start.over_at;
     let true_ = match (ending.outcome.as_str(), ending.cause.as_str()) {
-        ("discarded", "too_short") | ("failed", "file_gone") => {
-            start.files.iter().any(|file| accounts_for(start, file, ending))
-        }
+        ("discarded", "too_short") | ("failed", "file_gone") => start
+            .files
+            .iter()
+            .any(|file| accounts_for(evidence, start, file, ending)),
         ("discarded", "never_triggered") => !recorded && over && (!start.triggered || may_be_lost(evidence, start)),
         // A call's control queue goes with its broker.
         ("failed", "call_gone" | "never_started") => !recorded && (over || may_be_lost(evidence, start)),
@@ -47,6 +51,11 @@ pub fn told(evidence: &Evidence, start: &Start, ending: &Ending, reopened: bool,
 fn may_be_lost(evidence: &Evidence, start: &Start) -> bool {
     struck(evidence, |what| matches!(what, What::IgnoreStarts(_)))
         || start.asked_at.is_some_and(|at| broker_was_away(evidence, at))
+}
+
+/// Whether events may have gone with it.
+fn takes_events(what: What) -> bool {
+    matches!(what, What::RestartBroker { .. } | What::CutBroker)
 }
 
 fn struck(evidence: &Evidence, is: impl Fn(What) -> bool) -> bool {

@@ -34,7 +34,7 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Effect>) {
                 },
             )
         }
-        Cause::StoringDisabled | Cause::DiscardedByOperator => {
+        Cause::StoringDisabled | Cause::DiscardedByOperator | Cause::AlreadyKept => {
             let mut case = started(order());
             step(&mut case, Input::Fact(What::Ended(told(5000))));
             settled(case, What::Concluded { outcome, cause })
