@@ -435,4 +435,5 @@ fn consistent(entry: &Entry) {
     comes_back(entry);
     assert_eq!(&entry.clone().merge(entry.clone()), entry);
     let _ = (entry.parts().len(), entry.is_open(), entry.ended_at(), Open::of(entry));
+    let _ = (entry.untold_start(), entry.owes_release(), entry.goes_on());
 }

@@ -113,7 +113,7 @@ impl Entry {
         }
         let ends = self.parts().into_iter().filter_map(|part| part.ended);
         let last = ends.max_by_key(|told| told.order())?;
-        let just_after = |micros: i64| micros + 1;
+        let just_after = |micros: i64| micros.saturating_add(1);
         Some(Told {
             at: Moment::from_unix_micros(just_after(last.at.unix_micros())),
             stamp: last.stamp.map(just_after),

@@ -6,12 +6,10 @@ use super::{Cause, Control, Effect, Entry, Moment, Outcome, Policy, Told, Trigge
 pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<What> {
     let conclude = |outcome, cause| Some(What::Concluded { outcome, cause });
     if entry.started().is_none() {
-        let said = entry.facts().iter().find_map(|fact| match fact.what {
-            What::CommandLost { .. } => Some(Cause::CallGone),
-            What::CommandRefused { .. } => Some(Cause::StartRefused),
-            _ => None,
-        });
-        if let Some(cause) = said {
+        let looked = missing(entry) > 0 || super::guess(entry).is_none() || exhausted(entry, policy);
+        if let Some(cause) = came_to_nothing(entry)
+            && (looked || !may_have_come_twice(entry, cause))
+        {
             return conclude(Outcome::Failed, cause);
         }
         if let (Some(probe), Some((node, path))) = (entry.probes().next(), super::guess(entry)) {
@@ -25,7 +23,6 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
         }
         let overdue = entry.is_commanded() && confirm_by(entry, policy).is_some_and(|by| by <= now);
         let gone = gone_for_good(entry, policy);
-        let looked = missing(entry) > 0 || super::guess(entry).is_none() || exhausted(entry, policy);
         return match trigger(entry) {
             // The answer or bridge may come as long as the call lives.
             Trigger::Answer | Trigger::Bridge if overdue && gone && looked => {
@@ -69,6 +66,9 @@ pub(super) fn to_do(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> 
             if order.command.is_none() {
                 return Vec::new();
             }
+            if came_to_nothing(entry).is_some() {
+                return probe(entry, now, policy);
+            }
             // One that is to be stopped already is not begun any more: perhaps it was begun and stopped, and nobody told so yet.
             let wanted = entry.stop_asked_at().is_none();
             return match looked {
@@ -79,7 +79,7 @@ pub(super) fn to_do(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> 
             };
         }
         let by = confirm_by(entry, policy).unwrap_or(now);
-        if by > now {
+        if by > now && came_to_nothing(entry).is_none() {
             return vec![Effect::Wait { until: by }];
         }
         // Events can be lost. Before a start counts as failed its file is looked for; a delayed one may come as long as its call lives.
@@ -122,6 +122,20 @@ pub(super) fn to_do(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> 
     moments.push(Some(next_look));
     moments.push(limit(entry, policy));
     wait(moments, now)
+}
+
+/// Why a start command came to nothing, if anybody said so.
+fn came_to_nothing(entry: &Entry) -> Option<Cause> {
+    entry.facts().iter().find_map(|fact| match fact.what {
+        What::CommandLost { .. } => Some(Cause::CallGone),
+        What::CommandRefused { .. } => Some(Cause::StartRefused),
+        _ => None,
+    })
+}
+
+/// Two workers may have sent the command, as when an action is delivered twice: what is said of one tells nothing of the other. Its file does.
+fn may_have_come_twice(entry: &Entry, cause: Cause) -> bool {
+    (entry.is_commanded() || cause == Cause::StartRefused) && trigger(entry) == Trigger::Now
 }
 
 /// How often the switch said that it has no such file.

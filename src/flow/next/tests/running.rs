@@ -60,14 +60,45 @@ fn a_start_that_nobody_told_is_found_by_its_file() {
 
 #[test]
 fn a_refused_or_lost_start_has_its_cause() {
+    let mut lost = asked(order());
+    step(&mut lost, Input::Fact(What::CommandLost { why: "gone".into() }));
+    assert_eq!(lost.entry.outcome(), Some((Outcome::Failed, Cause::CallGone)));
+    let mut refused = asked(order());
+    step(&mut refused, Input::Fact(What::CommandRefused { why: "throw".into() }));
+    step(&mut refused, no_such_file());
+    assert_eq!(refused.entry.outcome(), Some((Outcome::Failed, Cause::StartRefused)));
+}
+
+/// An action that comes twice at once is commanded twice, by two workers: that one command came to nothing says nothing of the other.
+#[test]
+fn the_file_tells_whether_a_command_that_came_twice_came_to_nothing() {
     for (what, cause) in [
         (What::CommandRefused { why: "throw".into() }, Cause::StartRefused),
         (What::CommandLost { why: "gone".into() }, Cause::CallGone),
     ] {
         let mut case = asked(order());
-        step(&mut case, Input::Fact(what));
-        assert_eq!(case.entry.outcome(), Some((Outcome::Failed, cause)));
+        step(&mut case, Input::Fact(What::Commanded));
+        let probing = step(&mut case, Input::Fact(what));
+        assert!(matches!(probing[..], [Effect::Probe { .. }]), "{probing:?}");
+        let mut nothing = case.clone();
+        step(&mut nothing, no_such_file());
+        assert_eq!(nothing.entry.outcome(), Some((Outcome::Failed, cause)));
+        let there = What::Probed {
+            n: 1,
+            size: 1000,
+            md5: "0".into(),
+        };
+        step(&mut case, Input::Fact(there));
+        assert!(case.entry.outcome().is_none() && case.entry.started().is_some());
     }
+}
+
+fn no_such_file() -> Input {
+    Input::Fact(What::CollectFailed {
+        attempt: 1,
+        failure: CollectFailure::Missing,
+        why: "no file".into(),
+    })
 }
 
 #[test]
