@@ -129,18 +129,21 @@ pub async fn find(couch: &Couch, database: &str, id: &MediaId, key: Key) -> Resu
     Ok(document.and_then(|document| Placed::of(id, database, key, document)))
 }
 
-/// Writes into the document that the audio has arrived at a URL, and where.
+/// Writes into the document that the audio has arrived at a URL, and where; and what is known of it by now.
 ///
 /// # Errors
 /// When it is not written, or nobody can tell.
 pub async fn complete(
     couch: &Couch,
     placed: &Placed,
+    subject: &Subject<'_>,
     at: &Elsewhere<'_>,
     progress: &Progress<'_>,
-    now: Moment,
 ) -> Result<Placed, DeliveryError> {
-    edit(couch, placed, |document| completed(document, at, progress, now)).await
+    edit(couch, placed, |document| {
+        completed(document, subject.document(), at, progress, subject.now)
+    })
+    .await
 }
 
 /// Writes into the document how far the audio has come: parked with its cause, say, or where a storage plan put it.
@@ -150,10 +153,13 @@ pub async fn complete(
 pub async fn note(
     couch: &Couch,
     placed: &Placed,
+    subject: &Subject<'_>,
     progress: &Progress<'_>,
-    now: Moment,
 ) -> Result<Placed, DeliveryError> {
-    edit(couch, placed, |document| edited(document, progress, now)).await
+    edit(couch, placed, |document| {
+        edited(document, subject.document(), progress, subject.now)
+    })
+    .await
 }
 
 /// Changes the document as it is now. `change` may be called several times.

@@ -90,6 +90,12 @@ impl Entry {
 
     /// What was told of parts that are not in this recording's audio: the first of them is where its continuation begins.
     fn left_over(&self) -> Vec<What> {
+        let mut told = self.left_over_parts();
+        told.extend(self.delivered_beside());
+        told
+    }
+
+    fn left_over_parts(&self) -> Vec<What> {
         let parts = self.parts();
         if parts.len() == 1 && !self.has(|what| matches!(what, What::PresumedEnded(_))) {
             return Vec::new();
@@ -131,7 +137,7 @@ impl Entry {
 
     /// Whether parts are known that are not in this recording's audio: its file on the switch may be theirs too by now.
     pub fn goes_on(&self) -> bool {
-        !self.left_over().is_empty()
+        !self.left_over_parts().is_empty()
     }
 
     /// This recording's continuation: a recording of its own, with what was told of it so far, and how much that is. It goes on by the same rules,

@@ -2,7 +2,7 @@
 //!
 //! A worker that the ledger could not tell what was done already, as when its databases were in two parts, may have brought other audio of the
 //! same name: a later stretch of recording. Then one entry has two copies in the hold, or one that is not what was delivered. Each that is not
-//! the recording's becomes a recording of its own.
+//! the recording's becomes a recording of its own. And it may have been delivered, into a document beside: that is told of the continuation.
 
 use crate::kazoo::time::Moment;
 
@@ -32,6 +32,25 @@ impl Entry {
         });
         let all = |sha256: Option<&str>| sha256.is_some_and(|sha256| sha256 != holding.digests.sha256);
         delivered.clone().next().is_some() && delivered.all(all)
+    }
+
+    /// What was delivered beside this recording's own audio, as the continuation is to know it.
+    pub(super) fn delivered_beside(&self) -> Vec<What> {
+        let own = self.delivery().and_then(|delivery| delivery.sha256.as_deref());
+        let other = self.facts.iter().find_map(|fact| match &fact.what {
+            What::Delivered(delivery) => delivery.sha256.as_deref().filter(|sha256| Some(*sha256) != own),
+            _ => None,
+        });
+        let Some((other, _)) = other.zip(own) else {
+            return Vec::new();
+        };
+        let is_of_it = |what: &What| match what {
+            What::Collected(audio) => audio.digests.sha256 == other,
+            What::Delivered(delivery) => delivery.sha256.as_deref() == Some(other),
+            _ => false,
+        };
+        let told = self.facts.iter().map(|fact| &fact.what);
+        told.filter(|what| is_of_it(what)).cloned().collect()
     }
 
     /// One that was not made a recording of its own yet.

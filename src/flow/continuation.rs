@@ -16,7 +16,7 @@ impl Parts {
         self.begin(&continuation).await?;
         for fact in continuation.facts() {
             // It may be in hand here already, with less.
-            if matches!(fact.what, What::Started(_) | What::Ended(_)) {
+            if !matches!(fact.what, What::Asked(_) | What::Commanded) {
                 let _ = self.hands.tell(continuation.key, Input::Fact(fact.what.clone()));
             }
         }

@@ -143,7 +143,13 @@ impl Parts {
                     source: &source,
                 };
                 proxy::store(couch, &self.cluster, proxy, &job).await?;
-                let noted = pending::note(couch, &placed, &progress, self.now()).await?;
+                let noted = pending::note(
+                    couch,
+                    &placed,
+                    &self.subject(case, destination, &audio)?(&placed.id),
+                    &progress,
+                )
+                .await?;
                 Ok(delivered(destination, noted))
             }
         }
@@ -176,7 +182,8 @@ impl Parts {
                 content_type: order.format.content_type(),
                 length: audio.size,
             };
-            pending::complete(&couch, &placed, &at, &complete(&audio, attempt), self.now()).await
+            let subject = self.subject(case, destination, &audio)?(&placed.id);
+            pending::complete(&couch, &placed, &subject, &at, &complete(&audio, attempt)).await
         };
         match completed.await {
             Ok(placed) => Input::Fact(delivered(destination, placed)),
@@ -196,7 +203,13 @@ impl Parts {
                 attempts: case.entry.next_attempt() - 1,
                 cause: Some(cause.name()),
             };
-            pending::note(&couch, &placed, &progress, self.now()).await
+            pending::note(
+                &couch,
+                &placed,
+                &self.subject(case, destination, &audio)?(&placed.id),
+                &progress,
+            )
+            .await
         };
         if let Err(error) = marked.await {
             tracing::warn!(call_id = case.entry.call_id, %error, "the document does not say yet that the recording rests");

@@ -19,7 +19,33 @@ impl Parts {
         let Some(account_id) = next::account(&case.entry) else {
             return Ok(None);
         };
-        let destination = case.entry.destination().unwrap_or(Destination::Account);
+        let decided = case.entry.destination().unwrap_or(Destination::Account);
+        let found = self.stored_at(case, order, account_id, decided).await?;
+        if found.is_some() || decided == Destination::Url {
+            return Ok(found);
+        }
+        // The configuration may have been another one when somebody stored it, and died before he could say so.
+        for other in [Destination::Account, Destination::ThirdParty] {
+            if other == decided {
+                continue;
+            }
+            match self.stored_at(case, order, account_id, other).await {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(error) if other == Destination::Account => return Err(error),
+                Err(error) => tracing::debug!(call_id = order.call_id, %error, "the third party does not tell"),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn stored_at(
+        &self,
+        case: &Case,
+        order: &Order,
+        account_id: &str,
+        destination: Destination,
+    ) -> Result<Option<What>, DeliveryError> {
         let couch = self.documents(case, destination).await?;
         for id in ids(order) {
             let database = names::modb(account_id, id.month());

@@ -81,8 +81,21 @@ pub fn mark(document: &mut Map<String, Value>, progress: &Progress<'_>) {
     }
 }
 
-/// As `mark`, in a document that was stored before.
-pub fn edited(mut document: Map<String, Value>, progress: &Progress<'_>, now: Moment) -> Map<String, Value> {
+/// As `mark`, in a document that was stored before; and what is known by now, `known`, for the audio that arrives may be longer than what was there
+/// when the document was made. What others wrote into it stays.
+pub fn edited(
+    mut document: Map<String, Value>,
+    known: Map<String, Value>,
+    progress: &Progress<'_>,
+    now: Moment,
+) -> Map<String, Value> {
+    for (key, value) in known {
+        match (document.get_mut(&key), value) {
+            (Some(_), _) if ["_id", "pvt_created"].contains(&key.as_str()) => {}
+            (Some(Value::Object(there)), Value::Object(more)) if key == "pvt_recording" => there.extend(more),
+            (_, value) => drop(document.insert(key, value)),
+        }
+    }
     mark(&mut document, progress);
     let created = document.get("pvt_created").and_then(Value::as_i64).unwrap_or(0);
     // Events' times are rounded up: the end may lie in our future.
@@ -93,11 +106,12 @@ pub fn edited(mut document: Map<String, Value>, progress: &Progress<'_>, now: Mo
 /// The document of a recording whose audio has arrived at a URL. It has this one attachment, whatever it had before.
 pub fn completed(
     document: Map<String, Value>,
+    known: Map<String, Value>,
     at: &Elsewhere<'_>,
     progress: &Progress<'_>,
     now: Moment,
 ) -> Map<String, Value> {
-    let mut document = edited(document, progress, now);
+    let mut document = edited(document, known, progress, now);
     let stub = json!({
         "content_type": at.content_type,
         "length": at.length,
@@ -125,7 +139,17 @@ mod tests {
     fn pending() -> Map<String, Value> {
         let document = json!({
             "_id": "202611-a", "_rev": "1-x", "pvt_created": 63_962_610_391_i64, "pvt_modified": 63_962_610_391_i64,
-            "pvt_recording": {"key": "k", "state": "pending", "attempts": 1},
+            "pvt_recording": {"key": "k", "state": "pending", "attempts": 1, "sha256": "of a part"}, "duration_ms": 4000,
+            "noted_by_others": 1,
+        });
+        document.as_object().unwrap().clone()
+    }
+
+    /// The same recording's, made when all of it was told.
+    fn known() -> Map<String, Value> {
+        let document = json!({
+            "_id": "202611-a", "pvt_created": 63_962_610_395_i64, "pvt_modified": 63_962_610_395_i64, "duration_ms": 9000,
+            "pvt_recording": {"key": "k", "sha256": "of the whole"},
         });
         document.as_object().unwrap().clone()
     }
@@ -144,7 +168,7 @@ mod tests {
             cause: Some("complete"),
         };
         let now = Moment::from_gregorian_seconds(63_962_610_500);
-        let done = Value::Object(completed(pending(), &at, &progress, now));
+        let done = Value::Object(completed(pending(), known(), &at, &progress, now));
         assert_eq!(
             done["pvt_attachments"],
             json!({"desk.mp3": {
@@ -154,7 +178,15 @@ mod tests {
         );
         assert_eq!(
             done["pvt_recording"],
-            json!({"key": "k", "state": "complete", "attempts": 3, "cause": "complete"})
+            json!({"key": "k", "state": "complete", "attempts": 3, "cause": "complete", "sha256": "of the whole"})
+        );
+        assert_eq!(
+            (&done["duration_ms"], &done["noted_by_others"]),
+            (&json!(9000), &json!(1))
+        );
+        assert_eq!(
+            (&done["_id"], &done["pvt_created"]),
+            (&json!("202611-a"), &json!(63_962_610_391_i64))
         );
         assert_eq!(
             (&done["_rev"], &done["pvt_modified"]),
@@ -170,7 +202,7 @@ mod tests {
             cause: Some("url_refuses"),
         };
         let early = Moment::from_gregorian_seconds(63_962_610_000);
-        let parked = edited(pending(), &progress, early);
+        let parked = edited(pending(), known(), &progress, early);
         assert_eq!(parked["pvt_modified"], json!(63_962_610_391_i64));
         assert_eq!(parked["pvt_recording"]["cause"], "url_refuses");
         let again = Progress {
@@ -178,6 +210,10 @@ mod tests {
             attempts: 13,
             cause: None,
         };
-        assert!(edited(parked, &again, early)["pvt_recording"].get("cause").is_none());
+        assert!(
+            edited(parked, known(), &again, early)["pvt_recording"]
+                .get("cause")
+                .is_none()
+        );
     }
 }

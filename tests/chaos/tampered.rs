@@ -122,6 +122,12 @@ const TAMPERINGS: &[(&str, Tamper)] = &[
         (ending.outcome, ending.cause) = ("failed".into(), "call_gone".into());
         Some(())
     }),
+    ("audio that is said to be kept already, and is not", |e| {
+        let id = kept(e, "account")?.media_id.clone();
+        let ending = e.endings.iter_mut().find(|ending| ending.media_id == id)?;
+        (ending.outcome, ending.cause) = ("discarded".into(), "already_kept".into());
+        Some(())
+    }),
     ("a recording that rests for ever", |e| {
         let id = kept(e, "account")?.media_id.clone();
         let ending = e.endings.iter_mut().find(|ending| ending.media_id == id)?;

@@ -14,7 +14,7 @@ use kz_record_call::destination::pending::{self, Placed};
 use kz_record_call::destination::proxy::{self, Job, Kept};
 use kz_record_call::destination::{DeliveryError, Fault};
 use kz_record_call::kazoo::term::Term;
-use kz_record_call::kazoo::time::{Clock, Moment};
+use kz_record_call::kazoo::time::Clock;
 use kz_record_call::recording::progress::{Progress, State as Stage};
 use kz_record_call::system_config::{Media, Proxy};
 use serde_json::json;
@@ -204,8 +204,8 @@ async fn the_handler_gets_the_audio_and_the_document_says_where_it_is(couchdb: A
         attempts: 1,
         cause: Some("complete"),
     };
-    let now = Moment::from_gregorian_seconds(63_962_611_000);
-    pending::note(&world.couch(), &played.placed, &complete, now).await?;
+    let subject = played.recording.subject(&played.placed.id, "storage_plan");
+    pending::note(&world.couch(), &played.placed, &subject, &complete).await?;
     let document = world.document(&played.recording).await?;
     check_schema(&document)?;
     ensure!(document["pvt_recording"]["state"] == "complete");

@@ -8,6 +8,7 @@ use kz_record_call::destination::DeliveryError;
 use kz_record_call::destination::pending::{self, Placed};
 use kz_record_call::destination::url::Target;
 use kz_record_call::kazoo::time::Moment;
+use kz_record_call::recording::document::Subject;
 use kz_record_call::recording::order::Url;
 use kz_record_call::recording::progress::{Elsewhere, Progress, State};
 use kz_record_call::recording::settings::Method;
@@ -47,6 +48,14 @@ async fn place(couch: &Couch, recording: &Recording) -> Result<Placed, DeliveryE
     pending::create(couch, &recording.ids, |id| recording.subject(id, "url"), &PENDING).await
 }
 
+/// What is known of it when its document is edited.
+fn later<'a>(recording: &'a Recording, placed: &'a Placed) -> Subject<'a> {
+    Subject {
+        now: LATER,
+        ..recording.subject(&placed.id, "url")
+    }
+}
+
 /// As the flow does it.
 async fn deliver(couch: &Couch, recording: &Recording, placed: &Placed, method: Method) -> anyhow::Result<Placed> {
     let Url::Given(given) = &recording.order.url else {
@@ -66,7 +75,7 @@ async fn deliver(couch: &Couch, recording: &Recording, placed: &Placed, method: 
         attempts: 1,
         cause: Some("complete"),
     };
-    Ok(pending::complete(couch, placed, &at, &progress, LATER).await?)
+    Ok(pending::complete(couch, placed, &later(recording, placed), &at, &progress).await?)
 }
 
 async fn the_document_comes_first_and_is_completed_when_the_audio_is_there(couchdb: Arc<Couchdb>) -> TestResult {
@@ -191,7 +200,7 @@ async fn another_recordings_document_is_left_alone(couchdb: Arc<Couchdb>) -> Tes
         id: others.ids[0].clone(),
         ..placed
     };
-    let error = pending::note(&couch, &stranger, &PENDING, LATER)
+    let error = pending::note(&couch, &stranger, &later(&recording, &stranger), &PENDING)
         .await
         .err()
         .context("edited")?;
@@ -221,7 +230,7 @@ async fn a_document_that_is_gone_is_told(couchdb: Arc<Couchdb>) -> TestResult {
     let couch = world.couch();
     let placed = place(&couch, &recording).await?;
     world.delete(&recording.database(), recording.id().as_str()).await?;
-    let error = pending::note(&couch, &placed, &PENDING, LATER)
+    let error = pending::note(&couch, &placed, &later(&recording, &placed), &PENDING)
         .await
         .err()
         .context("edited")?;
@@ -239,7 +248,7 @@ async fn a_parked_recording_says_why_in_its_document(couchdb: Arc<Couchdb>) -> T
         attempts: 12,
         cause: Some("url_refuses"),
     };
-    pending::note(&couch, &placed, &parked, LATER).await?;
+    pending::note(&couch, &placed, &later(&recording, &placed), &parked).await?;
     let document = world.document(&recording).await?;
     check_schema(&document)?;
     ensure!(document["pvt_recording"]["state"] == "parked" && document["pvt_recording"]["cause"] == "url_refuses");

@@ -33,6 +33,11 @@ pub fn told(evidence: &Evidence, start: &Start, ending: &Ending, reopened: bool,
             .files
             .iter()
             .any(|file| accounts_for(evidence, start, file, ending)),
+        // The other audio of its start is judged by itself: all that the switch wrote must be kept.
+        ("discarded", "already_kept") => {
+            let mut others = evidence.endings.iter().filter(|other| other.label == ending.label);
+            ending.continues.is_some() && others.any(|other| other.is_kept() && other.key != ending.key)
+        }
         ("discarded", "never_triggered") => !recorded && over && (!start.triggered || may_be_lost(evidence, start)),
         // A call's control queue goes with its broker.
         ("failed", "call_gone" | "never_started") => !recorded && (over || may_be_lost(evidence, start)),

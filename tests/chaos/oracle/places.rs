@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::evidence::{Document, Ending, Evidence, Home, Start};
 use crate::plan::{Account, What};
+use crate::strike::Struck;
 use crate::targets::Place;
 
 /// Within this time of a change of the configuration every worker knows it.
@@ -44,7 +45,7 @@ pub fn kept(evidence: &Evidence, start: &Start, ending: &Ending, say: &mut impl 
             ending.destination
         ));
     };
-    described(start, ending, document, say);
+    described(evidence, start, ending, document, say);
     let whole = Some((ending.md5.clone(), ending.size.unwrap_or_default()));
     match ending.destination.as_str() {
         "account" | "third_party" => {
@@ -70,10 +71,16 @@ pub fn kept(evidence: &Evidence, start: &Start, ending: &Ending, say: &mut impl 
     }
 }
 
+/// Whether the document is this recording's: its own, or one that was put beside what it goes on from, by a worker that knew of no later part.
+fn is_of(evidence: &Evidence, document: &Document, ending: &Ending) -> bool {
+    let before = |other: &Ending| ending.continues.as_ref() == Some(&other.media_id) && other.key == document.key;
+    document.key == ending.key || evidence.endings.iter().any(before)
+}
+
 /// Its document says what is true, where Kazoo looks for it.
-fn described(start: &Start, ending: &Ending, document: &Document, say: &mut impl FnMut(String)) {
+fn described(evidence: &Evidence, start: &Start, ending: &Ending, document: &Document, say: &mut impl FnMut(String)) {
     let Document { id, database, .. } = document;
-    if document.label != start.label || document.key != ending.key {
+    if document.label != start.label || !is_of(evidence, document, ending) {
         say(format!(
             "{id} is of {} {}, not {}",
             document.label, document.key, ending.key
@@ -119,11 +126,15 @@ fn is_second_of_two(evidence: &Evidence, document: &Document, ending: &Ending) -
 /// audio went beside: of two audios of one recording neither is given up.
 fn is_before_it_grew(evidence: &Evidence, document: &Document, ending: &Ending) -> bool {
     let start = evidence.starts.iter().find(|start| start.label == ending.label);
-    let whole = start
-        .zip(document.audio.as_ref())
-        .is_some_and(|(start, (md5, _))| start.wholes.contains(md5) && *md5 != ending.md5);
+    let Some((start, asked_at)) = start.and_then(|start| Some((start, start.asked_at?))) else {
+        return false;
+    };
+    let audio = document.audio.as_ref();
+    let whole = audio.is_some_and(|(md5, _)| start.wholes.contains(md5) && *md5 != ending.md5);
     let broke = |what: What| matches!(what, What::Database(_) | What::StopDatabase { .. } | What::Kill(_));
-    whole && evidence.struck.iter().any(|struck| broke(struck.what))
+    let meanwhile = |struck: &&Struck| struck.from <= ending.at && struck.until >= asked_at;
+    let mut struck = evidence.struck.iter().filter(meanwhile);
+    whole && struck.any(|struck| broke(struck.what))
 }
 
 /// What is at a destination, and is of nobody.
@@ -132,7 +143,7 @@ pub fn strangers(evidence: &Evidence, wrong: &mut Vec<String>) {
         let Document { id, label, home, .. } = document;
         let told = evidence.endings.iter().any(|ending| {
             let there = (ending.destination == "third_party") == (*home == Home::ThirdParty);
-            let mine = ending.is_kept() && ending.key == document.key;
+            let mine = ending.is_kept() && is_of(evidence, document, ending);
             let told = ending.media_id == *id && there;
             mine && (told
                 || is_second_of_two(evidence, document, ending)
