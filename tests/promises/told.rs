@@ -92,7 +92,8 @@ async fn what_workers_tell_each_other_is_what_the_schemas_say(services: Arc<Serv
     call.unbridge();
     world.kazoo.end_recordings(&call).await;
     world.stored(&first).await?;
-    world.state(&call.id(), "stored", SOON).await?;
+    // The file is looked for once more when the call is over.
+    world.state(&call.id(), "closing", SOON).await?;
     call.set_size(Size::Millis(7_000));
     call.bridge();
     call.wait_recordings(2, SOON).await?;

@@ -100,6 +100,9 @@ fn process(world: &World, message: &Received) -> Process {
 /// `Insert-At` decides: at once, or behind the application that runs.
 fn dispatch(world: &Arc<World>, call: CallKey, body: &Arc<Object>) {
     let (ignored, error) = world.with(|s| {
+        if let Some(name) = text(body, "Media-Name") {
+            s.ordered.insert(name.to_owned());
+        }
         let first = (!s.faults.dialplan_errors.is_empty()).then(|| s.faults.dialplan_errors.remove(0));
         (s.faults.ignore_commands, first)
     });
