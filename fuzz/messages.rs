@@ -154,7 +154,7 @@ pub fn messages(data: &[u8]) {
         6 => ("application/erlang", "", body),
         _ => ("application/json", "br", body),
     };
-    if let Ok(entry) = journal::read(&body) {
+    if let Ok(entry) = journal::read(&body, NOW) {
         journalled(&entry, *packing);
     }
     match Envelope::decode(kind, encoding, &body) {

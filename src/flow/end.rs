@@ -10,7 +10,7 @@ use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::event::{EventName, RecordEvent};
-use crate::kazoo::time::Moment;
+use crate::kazoo::time::{Moment, Month};
 use crate::ledger::{Noted, Receipt, address};
 use crate::recording::carry::OpenError;
 use crate::recording::ending::Told;
@@ -223,7 +223,12 @@ fn filed_at(told: Option<Moment>, now: Moment) -> Moment {
 
 /// The same of its id, whose month chooses the account's database.
 fn may_be_of(media_id: &MediaId, now: Moment) -> bool {
-    (now.minus(OLDEST).month()..=now.plus(AHEAD).month()).contains(&media_id.month())
+    is_recent(media_id.month(), now)
+}
+
+/// Whether a recording that is worked on now can be of that month.
+pub(super) fn is_recent(month: Month, now: Moment) -> bool {
+    (now.minus(OLDEST).month()..=now.plus(AHEAD).month()).contains(&month)
 }
 
 fn emit(event: &RecordEvent, entry: &Entry) {

@@ -8,9 +8,11 @@ use crate::amqp::Delivery;
 use crate::entry::Entry;
 use crate::entry::fact::What;
 use crate::kazoo::envelope::{MAX_BODY_BYTES, MessageError, check_ids};
-use crate::ledger::Noted;
+use crate::kazoo::time::Moment;
+use crate::ledger::{Noted, address};
 use crate::telemetry::events::Journalled;
 
+use super::end;
 use super::perform::Parts;
 use super::start::reject;
 
@@ -42,11 +44,11 @@ pub async fn write(parts: &Parts, entry: &Entry) -> bool {
 }
 
 /// Reads one message of the journal. Whoever may publish can put one there, and what it orders is brought to a switch: words that we never write
-/// are not believed.
+/// are not believed, nor is a month that no recording of today is of: every worker would read its database from then on.
 ///
 /// # Errors
 /// What is wrong with it, in words for the log.
-pub fn read(body: &[u8]) -> Result<Entry, String> {
+pub fn read(body: &[u8], now: Moment) -> Result<Entry, String> {
     if body.len() > MAX_BODY_BYTES {
         return Err(MessageError::TooLarge(MAX_BODY_BYTES).to_string());
     }
@@ -59,13 +61,17 @@ pub fn read(body: &[u8]) -> Result<Entry, String> {
             return Err("it orders a recording whose words are not ours".to_owned());
         }
     }
+    let month = address(&entry).month;
+    if !end::is_recent(month, now) {
+        return Err(format!("it is of {month}, and nothing of then is recorded now"));
+    }
     Ok(entry)
 }
 
 /// Moves one message of the journal into the ledger.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
     let room = parts.room.of(&delivery).await;
-    let entry = read(delivery.body());
+    let entry = read(delivery.body(), parts.now());
     drop(room);
     let entry = match entry {
         Ok(entry) => entry,
@@ -92,15 +98,17 @@ mod tests {
 
     use super::*;
 
+    const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
+
     fn journalled(change: impl FnOnce(&mut Value)) -> Result<Entry, String> {
         let mut entry = json!({"key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "call_id": "c", "facts": [{"at": 1, "by": "w", "fact": "asked", "of": {
             "key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "media_id": "202611-a", "call_id": "c", "account_id": null, "zone": "local",
             "file_name": "5a0f1b2c3d4e5f60718293a4b5c6d7e8.mp3", "media_name": "a b.mp3", "format": "mp3", "origin": "callflow : ${system id}",
-            "method": "put", "url": "none", "min_sec": 0, "asked_at": 1, "parties": {},
+            "method": "put", "url": "none", "min_sec": 0, "asked_at": 1_795_386_200_000_000_i64, "parties": {},
             "command": {"control": "q", "trigger": "now", "time_limit": 5, "follow_transfer": true, "carry": "AbC-_9"},
         }}]});
         change(&mut entry["facts"][0]["of"]);
-        read(entry.to_string().as_bytes())
+        read(entry.to_string().as_bytes(), NOW)
     }
 
     #[test]
@@ -123,7 +131,12 @@ mod tests {
         });
         assert!(stray.is_ok(), "{stray:?}");
         let long = json!({"key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "call_id": "c".repeat(1025), "facts": []});
-        assert!(read(long.to_string().as_bytes()).unwrap_err().contains("Call-ID"));
-        assert!(read(b"{").is_err() && read(b"[]").is_err());
+        assert!(read(long.to_string().as_bytes(), NOW).unwrap_err().contains("Call-ID"));
+        assert!(read(b"{", NOW).is_err() && read(b"[]", NOW).is_err());
+        for month in ["1", "4_102_444_800_000_000", "1_790_000_000_000_000"] {
+            let asked_at: i64 = month.replace('_', "").parse().unwrap();
+            let read = journalled(|order| order["asked_at"] = json!(asked_at));
+            assert_eq!(read.is_ok(), month.starts_with("1_7"), "{read:?}");
+        }
     }
 }

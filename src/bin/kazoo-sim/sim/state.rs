@@ -191,7 +191,7 @@ pub struct State {
     pub(super) legs: HashMap<String, Leg>,
     pub(super) recordings: Vec<Recording>,
     pub(super) by_path: HashMap<PathBuf, usize>,
-    /// `Media-Name`s of start commands that reached the switch, whether it obeyed or not: these files may be looked for.
+    /// `Media-Name`s of start commands that reached call control, whether anybody obeyed or not: these files may be looked for.
     pub(super) ordered: HashSet<String>,
     pub(super) uploads: Vec<Upload>,
     pub(super) runs: HashMap<String, RunState>,
