@@ -25,6 +25,8 @@ say "destinations, against a real database ..."
 say "promises, against real servers ..."
 "$CARGO" test --locked --test promises -- "$@"
 if [ $# -eq 0 ]; then
+    say "sixty recordings while everything breaks ..."
+    CHAOS_SEED=1 CHAOS_RECORDINGS=60 CHAOS_SECONDS=20 CHAOS_WORKERS=3 "$CARGO" test --locked --test chaos
     say "spans, to a collector in the test, with the feature that brings them there ..."
     "$CARGO" test --locked --features otlp --test promises -- the_spans_of_an_action_reach_the_collector
 fi
