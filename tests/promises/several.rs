@@ -155,7 +155,7 @@ async fn the_next_attempt_comes_at_its_time_though_the_worker_was_killed(service
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     first.kill().await?;
-    let _second = world.worker_with(&settings).await?;
+    let second = world.worker_with(&settings).await?;
     let outcome = world.outcome(&id).await?;
     ensure!(outcome["Outcome"] == "delivered", "{outcome:#}");
     let arrivals = arrivals.lock().unwrap().clone();
@@ -165,7 +165,10 @@ async fn the_next_attempt_comes_at_its_time_though_the_worker_was_killed(service
     let after = two.duration_since(*one);
     // Two seconds more, for a machine that is busy with something else.
     let latest = PAUSE.mul_f64(1.2) + LEASE + Duration::from_secs(2);
-    ensure!(after >= PAUSE.mul_f64(0.8) && after <= latest, "{after:?}");
+    if after < PAUSE.mul_f64(0.8) || after > latest {
+        let (_, story) = world.command(&["explain", &id]).await?;
+        anyhow::bail!("{after:?}\n{story}\n{}\n{}", first.tail(), second.tail());
+    }
     world.finish().await
 }
 

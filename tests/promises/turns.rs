@@ -338,7 +338,7 @@ async fn a_stretch_that_nobody_told_of_is_kept(services: Arc<Services>) -> TestR
     second_stretch(&world, &first).await?;
     call.hangup("NORMAL_CLEARING").await;
     let continues = |m: &Observed| m.category == "recording" && m.header("Continues") == first.id;
-    let continued = world.kazoo.tap().wait(continues, SOON).await?;
+    let continued = world.kazoo.tap().wait(continues, CALLS_END).await?;
     ensure!(continued.header("Outcome") == "stored", "{continued:?}");
     let id = continued.header("Media-ID").to_owned();
     let whole = world.ended(&first).await?;
@@ -348,7 +348,7 @@ async fn a_stretch_that_nobody_told_of_is_kept(services: Arc<Services>) -> TestR
     ensure!((9_000..9_100).contains(&length), "{:#}", stored.document);
     world
         .kazoo
-        .wait_for("the deletion", SOON, |s| {
+        .wait_for("the deletion", CALLS_END, |s| {
             let file = s.recordings().iter().find(|r| r.path == first.path);
             file.filter(|r| r.deleted).map(drop)
         })
@@ -382,7 +382,7 @@ async fn what_is_kept_already_is_not_kept_twice(services: Arc<Services>) -> Test
         .context("audio_ms")?;
     ensure!((9_000..9_100).contains(&length), "{:#}", stored.document);
     let continues = |m: &Observed| m.category == "recording" && m.header("Continues") == first.id;
-    let continued = world.kazoo.tap().wait(continues, SOON).await;
+    let continued = world.kazoo.tap().wait(continues, CALLS_END).await;
     if continued.is_err() {
         let (_, story) = world.command(&["explain", &call.id()]).await?;
         println!("{story}");
@@ -397,6 +397,9 @@ async fn what_is_kept_already_is_not_kept_twice(services: Arc<Services>) -> Test
     ensure!(story.contains(&place), "{story}");
     world.finish().await
 }
+
+/// That a call is over is believed when nobody has known it for a while, and each question takes seconds.
+const CALLS_END: Duration = Duration::from_secs(60);
 
 /// Waits until the switch goes on in the same file.
 async fn second_stretch(world: &World<'_>, first: &Recording) -> TestResult {
