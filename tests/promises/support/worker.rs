@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::process::{Child, Command};
+
+/// How long a worker has to count what it did.
+const COUNTED: Duration = Duration::from_secs(20);
 
 pub struct Worker {
     child: Child,
@@ -118,6 +121,19 @@ impl Worker {
             .await?
             .text()
             .await?)
+    }
+
+    /// Waits until the metrics have this line: what was done is counted a moment after others see it.
+    pub async fn counts(&self, line: &str) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let metrics = self.metrics().await?;
+            if metrics.lines().any(|there| there == line) {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < COUNTED, "no {line} in\n{metrics}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Its process id.

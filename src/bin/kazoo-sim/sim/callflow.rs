@@ -88,6 +88,16 @@ impl Run {
         }
     }
 
+    /// Waits until the observer, too, has seen the result.
+    pub async fn observed(&self, patience: Duration) -> anyhow::Result<()> {
+        self.world
+            .wait_for("the observer to see the result", patience, |s| {
+                let order = &s.runs.get(&self.msg_id)?.order;
+                order.contains(&"result").then_some(())
+            })
+            .await
+    }
+
     /// The same message once more, as the broker delivers it again after a worker's death.
     pub async fn again(&self) -> anyhow::Result<bool> {
         self.world
