@@ -18,6 +18,7 @@ const UPLOADS: usize = 2;
 pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
     let (mut begun, mut below_quorum, mut uploads) = (false, false, 0);
     for _ in 0..ROUNDS {
+        let mut uploads_it = false;
         let step = match place.look_up().await? {
             Found::Taken => return Ok(Put::Taken),
             Found::Ours { rev } => {
@@ -32,17 +33,18 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
             Found::Incomplete { rev, whole: true, .. } => show(place, &rev).await,
             Found::Incomplete { why, .. } if uploads == UPLOADS => return Err(DeliveryError::Corrupt(why)),
             Found::Incomplete { rev, .. } => {
-                uploads += 1;
+                uploads_it = true;
                 upload(place, &rev).await
             }
         };
         match step {
             Ok(saved) => {
                 begun = true;
+                uploads += usize::from(uploads_it);
                 below_quorum |= saved.below_quorum;
             }
-            // Others were faster, or nobody knows: the next look tells.
-            Err(Step::Couch(CouchError::Conflict)) => {}
+            // Others were faster, and the document, or the attachment that it was to keep, is another one: the next look tells.
+            Err(Step::Couch(CouchError::Conflict | CouchError::Refused { status: 412, .. })) => {}
             Err(Step::Couch(error)) => return Err(place.told(error).await),
             Err(Step::Ours(error)) => return Err(error),
         }
