@@ -169,6 +169,7 @@ impl Side {
         self.state.send_modify(|state| {
             state.epoch += 1;
             state.consuming = true;
+            tracing::info!("bound and consuming: actions are taken from now on");
             state.reply_queue = reply_queue;
         });
         let mut tick = tokio::time::interval(Duration::from_secs(1));

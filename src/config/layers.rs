@@ -28,7 +28,7 @@ pub fn own_file(named: Option<&OsStr>, usual: &str) -> (Option<PathBuf>, Option<
             Err(error) => (
                 None,
                 Some(format!(
-                    "{usual} is there, and is not used: it cannot be read ({error})"
+                    "{usual} is there, and is not used: it cannot be read ({error}); run this as root, or as the worker's user"
                 )),
             ),
         },

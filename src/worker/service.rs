@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use crate::admin::Check;
 use crate::admin::watch::Checks;
@@ -128,7 +128,7 @@ async fn tell(manager: &Manager, mut checks: Checks, mut sessions: watch::Receiv
         let status = status(&checks.borrow_and_update(), consuming, hands.count());
         if consuming && !is_ready {
             is_ready = true;
-            info!("bound and consuming: the service manager is told");
+            debug!("the service manager is told that the worker is ready");
             manager.tell(&format!("READY=1\nSTATUS={status}"));
         } else if status != told {
             manager.tell(&format!("STATUS={status}"));

@@ -12,6 +12,8 @@ use crate::system_config::{Media, ThirdParty};
 
 use super::report::Rows;
 
+const THIRD_PARTY: &str = "third_party_bigcouch_host";
+
 /// One answer may take so long, whatever the configuration says.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -42,18 +44,13 @@ pub async fn look(config: &Config, clock: &Clock, set_by: &str) -> Vec<Rows> {
         }
     };
     let place = couchdb.url.authority().to_owned();
-    let Some(welcome) = server(&mut rows, &couch, &place, "couchdb.url", clock).await else {
+    let login = format!("couchdb.username and couchdb.password, or those in couchdb.url ({set_by})");
+    let Some(welcome) = server(&mut rows, &couch, &place, ("couchdb.url", &login), clock).await else {
         rows.note("the rest", "cannot be looked at before that is corrected");
         return vec![rows];
     };
     time(&mut rows, &welcome);
-    if !credentials(
-        &mut rows,
-        &couch,
-        &format!("couchdb.username and couchdb.password, or those in couchdb.url ({set_by})"),
-    )
-    .await
-    {
+    if !credentials(&mut rows, &couch, &login).await {
         rows.note("the rest", "cannot be looked at before that is corrected");
         return vec![rows];
     }
@@ -70,7 +67,14 @@ async fn within<T>(asked: impl Future<Output = Result<T, CouchError>>) -> Result
 }
 
 /// Whether a server is there, and which version it has.
-async fn server(rows: &mut Rows, couch: &Couch, place: &str, setting: &str, clock: &Clock) -> Option<Welcome> {
+/// `settings` are those that have its address, and the credentials.
+async fn server(
+    rows: &mut Rows,
+    couch: &Couch,
+    place: &str,
+    (setting, login): (&str, &str),
+    clock: &Clock,
+) -> Option<Welcome> {
     match within(couch.welcome(clock)).await {
         Ok(welcome) => {
             let kind = if welcome.is_bigcouch { "BigCouch" } else { "CouchDB" };
@@ -93,7 +97,7 @@ async fn server(rows: &mut Rows, couch: &Couch, place: &str, setting: &str, cloc
             rows.fail(
                 place,
                 format!("refuses our credentials ({status})"),
-                format!("{setting}: the user's name or password is wrong"),
+                format!("{login}: the user's name or password is wrong"),
             );
             None
         }
@@ -253,7 +257,7 @@ async fn third_party(rows: &mut Rows, server: &crate::couch::Server, couchdb: &c
     match Couch::elsewhere(server, couchdb) {
         Err(error) => rows.fail(place, error.to_string(), "see third_party_bigcouch_host"),
         Ok(couch) => {
-            let found = self::server(rows, &couch, &place, "third_party_bigcouch_host", clock).await;
+            let found = self::server(rows, &couch, &place, (THIRD_PARTY, THIRD_PARTY), clock).await;
             if found.is_some() {
                 credentials(rows, &couch, "the credentials in third_party_bigcouch_host").await;
             }

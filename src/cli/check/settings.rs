@@ -34,7 +34,7 @@ pub fn sources(layers: &Layers) -> Rows {
         rows.warn(
             "settings",
             "nothing is set: all have their defaults",
-            "give a file with --config, or put one at /etc/kz-record-call/config.toml (`kz-record-call config default` prints one to start from), or set kazoo.config_file",
+            "give a file with --config, or write into /etc/kz-record-call/config.toml (the package's sets nothing yet; `kz-record-call config default` prints one to start from), or set kazoo.config_file",
         );
     } else {
         rows.good("settings", words.join(", "));
