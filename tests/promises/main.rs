@@ -22,6 +22,7 @@ mod simulator {
 }
 
 mod actions;
+mod bridges;
 mod check;
 mod crashes;
 mod killed;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         killed::TESTS,
         several::TESTS,
         turns::TESTS,
+        bridges::TESTS,
         tls::TESTS,
         check::TESTS,
         settings::TESTS,
