@@ -4,6 +4,9 @@
 //! connect and silence are bounded, the length of the transfer is not. Nothing is ever buffered whole. Databases' and documents' names are
 //! percent-encoded here and nowhere else.
 
+use std::fmt::Write as _;
+
+use serde_json::Value;
 use thiserror::Error;
 
 mod bulk;
@@ -31,8 +34,16 @@ pub enum CouchError {
     NotFound,
     #[error("the document exists already, in another revision")]
     Conflict,
-    #[error("the server refused our credentials ({0})")]
-    Unauthorized(u16),
+    /// 401, or a 403 about who we are: the credentials, or what their user may do.
+    #[error("the server refused our credentials ({status}{})", detail(.reason))]
+    Unauthorized { status: u16, reason: String },
+    /// CouchDB counts failed log-ins of a user from an address, and refuses that user from there for some minutes.
+    #[error("the server refused our credentials (403: {0})")]
+    Locked(String),
+    /// A 403 of a rule that the database has for its documents (`validate_doc_update`): this document is at fault, neither the credentials nor
+    /// the server. The reason is the rule's own, with whatever else it says.
+    #[error("a rule of the database forbids the document: {reason}")]
+    Forbidden { reason: String },
     /// Another 4xx: what was asked is at fault.
     #[error("the server refused it: {status} {error}: {reason}")]
     Refused { status: u16, error: String, reason: String },
@@ -58,10 +69,34 @@ impl CouchError {
             }
             404 => Self::NotFound,
             409 => Self::Conflict,
-            401 | 403 => Self::Unauthorized(status),
+            403 if is_lockout(&reason) => Self::Locked(reason),
+            // CouchDB has the same word for a user who may not use a database at all.
+            403 if error == "forbidden" && !is_about_us(&reason) => Self::Forbidden { reason },
+            401 | 403 => Self::Unauthorized { status, reason },
             400..=499 => Self::Refused { status, error, reason },
             _ => Self::Failed { status, error, reason },
         }
+    }
+
+    /// The error of an answer that is not a success. Fields beside CouchDB's two words are kept for people: the rules of newer servers name
+    /// the `failures`.
+    pub(crate) fn of_answer(status: u16, answer: &Value, database: &str) -> Self {
+        let word = |key: &str| match answer.get(key) {
+            Some(Value::String(word)) => word.clone(),
+            None | Some(Value::Null) => String::new(),
+            // A rule may throw anything.
+            Some(other) => other.to_string(),
+        };
+        let mut failed = Self::of_status(status, &word("error"), &word("reason"), database);
+        if let Self::Forbidden { reason } = &mut failed {
+            for (key, value) in answer.as_object().into_iter().flatten() {
+                if !matches!(key.as_str(), "error" | "reason") {
+                    let _ = write!(reason, "; {key}: {value}");
+                }
+            }
+            *reason = clip(reason);
+        }
+        failed
     }
 
     /// The HTTP status, if there was one.
@@ -69,12 +104,80 @@ impl CouchError {
         match self {
             Self::DatabaseMissing(_) | Self::NotFound => Some(404),
             Self::Conflict => Some(409),
-            Self::Unauthorized(status) | Self::Refused { status, .. } | Self::Failed { status, .. } => Some(*status),
+            Self::Locked(_) | Self::Forbidden { .. } => Some(403),
+            Self::Unauthorized { status, .. } | Self::Refused { status, .. } | Self::Failed { status, .. } => {
+                Some(*status)
+            }
             Self::NoAnswer(_) | Self::Body(_) => None,
         }
     }
 }
 
+/// What CouchDB 3.4 says while an account is locked (`chttpd_auth_lockout`).
+fn is_lockout(reason: &str) -> bool {
+    reason.to_ascii_lowercase().contains("temporarily locked")
+}
+
+/// A 403 without words, or with those of a database's `_security`.
+fn is_about_us(reason: &str) -> bool {
+    reason.is_empty() || reason.starts_with("You are not ")
+}
+
+fn detail(reason: &str) -> String {
+    if reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {reason}")
+    }
+}
+
 fn clip(text: &str) -> String {
     crate::kazoo::call::clip(text, 200).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_rule_for_documents_is_not_taken_for_refused_credentials() {
+        let of = |status, answer: Value| CouchError::of_answer(status, &answer, "db");
+        let forbidden = |reason: &str| json!({"error": "forbidden", "reason": reason});
+        assert_eq!(
+            of(403, forbidden("recordings need owner_id")),
+            CouchError::Forbidden {
+                reason: "recordings need owner_id".into()
+            }
+        );
+        let CouchError::Forbidden { reason } = of(
+            403,
+            json!({"error": "forbidden", "reason": {"field": "owner_id"}, "failures": [{"ddoc": "_design/rules"}]}),
+        ) else {
+            panic!("not a rule");
+        };
+        assert!(
+            reason.contains(r#"{"field":"owner_id"}"#) && reason.contains("_design/rules"),
+            "{reason}"
+        );
+        for (status, answer) in [
+            (
+                401,
+                json!({"error": "unauthorized", "reason": "Name or password is incorrect."}),
+            ),
+            (403, forbidden("You are not allowed to access this db.")),
+            (403, forbidden("")),
+            (403, Value::Null),
+        ] {
+            let failed = of(status, answer.clone());
+            assert!(matches!(failed, CouchError::Unauthorized { .. }), "{answer}: {failed}");
+        }
+        let locked = of(
+            403,
+            forbidden("Account is temporarily locked due to multiple authentication failures"),
+        );
+        assert!(locked.to_string().contains("Account is temporarily locked"), "{locked}");
+        assert!(matches!(locked, CouchError::Locked(_)));
+    }
 }

@@ -212,13 +212,7 @@ pub(super) async fn answer(
     if status.is_success() {
         return Ok((status.as_u16(), json));
     }
-    let word = |key: &str| json.get(key).and_then(Value::as_str).unwrap_or_default();
-    Err(CouchError::of_status(
-        status.as_u16(),
-        word("error"),
-        word("reason"),
-        database,
-    ))
+    Err(CouchError::of_answer(status.as_u16(), &json, database))
 }
 
 /// A transport error in words, with its causes and without the URL, which may hold credentials.

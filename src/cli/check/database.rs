@@ -93,11 +93,11 @@ async fn server(
             }
             Some(welcome)
         }
-        Err(CouchError::Unauthorized(status)) => {
+        Err(error @ (CouchError::Unauthorized { .. } | CouchError::Locked(_))) => {
             rows.fail(
                 place,
-                format!("refuses our credentials ({status})"),
-                format!("{login}: the user's name or password is wrong"),
+                format!("refuses our credentials {}", words(&error)),
+                advice(&error, login, &format!("{login}: the user's name or password is wrong")),
             );
             None
         }
@@ -109,6 +109,26 @@ async fn server(
             );
             None
         }
+    }
+}
+
+/// A refusal of our credentials: its status, and the reason that the server gives.
+fn words(error: &CouchError) -> String {
+    match error {
+        CouchError::Locked(reason) => format!("(403): {reason}"),
+        CouchError::Unauthorized { status, reason } if !reason.is_empty() => format!("({status}): {reason}"),
+        other => format!("({})", other.status().unwrap_or_default()),
+    }
+}
+
+/// What to do about it.
+fn advice(error: &CouchError, setting: &str, otherwise: &str) -> String {
+    match error {
+        CouchError::Locked(_) => format!(
+            "find the client with a wrong password for this user (correct {setting} if it is this one); CouchDB unlocks the account five \
+             minutes after the first failure ([chttpd_auth_lockout])"
+        ),
+        _ => otherwise.to_owned(),
     }
 }
 
@@ -149,8 +169,9 @@ async fn credentials(rows: &mut Rows, couch: &Couch, setting: &str) -> bool {
             }
             true
         }
-        Err(CouchError::Unauthorized(status)) => {
-            rows.fail(NAME, format!("are refused ({status})"), format!("correct {setting}"));
+        Err(error @ (CouchError::Unauthorized { .. } | CouchError::Locked(_))) => {
+            let found = format!("are refused {}", words(&error));
+            rows.fail(NAME, found, advice(&error, setting, &format!("correct {setting}")));
             false
         }
         Err(error) => {
