@@ -14,6 +14,7 @@ use crate::recording::order::Order;
 mod attempts;
 pub mod cause;
 pub mod fact;
+pub mod legs;
 pub mod parts;
 mod stray;
 

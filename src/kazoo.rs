@@ -14,6 +14,7 @@ pub mod dialplan;
 pub mod envelope;
 pub mod event;
 pub mod json;
+pub mod leg;
 pub mod names;
 pub mod outgoing;
 pub mod routing_key;

@@ -194,6 +194,17 @@ impl Ledger {
             .map_err(LedgerError::Down)
     }
 
+    /// The open recordings of a conversation, by its `Call-Interaction-ID`, which a call's legs share.
+    ///
+    /// # Errors
+    /// When the ledger does not tell.
+    pub async fn of_interaction(&self, interaction: &str) -> Result<Vec<Record>, LedgerError> {
+        self.store
+            .of_interaction(&self.recent(), interaction)
+            .await
+            .map_err(LedgerError::Down)
+    }
+
     /// Where to find entries of this zone that something is to be done about, at most `limit` of them for each month.
     ///
     /// # Errors

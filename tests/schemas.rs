@@ -12,11 +12,13 @@ use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::entry::fact::{
     Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Fact, Holding, What,
 };
+use kz_record_call::entry::legs::Leg;
 use kz_record_call::kazoo::action::Execute;
 use kz_record_call::kazoo::channel::{StatusReply, channel_state};
 use kz_record_call::kazoo::dialplan::{DialplanError, Silence, Trigger};
 use kz_record_call::kazoo::envelope::Envelope;
 use kz_record_call::kazoo::event::{RecordEvent, replaced_by};
+use kz_record_call::kazoo::leg::LegEvent;
 use kz_record_call::kazoo::switch::SendHttpReply;
 use kz_record_call::kazoo::time::Moment;
 use kz_record_call::ledger::{Address, Lease, Record, STATES};
@@ -159,6 +161,20 @@ fn every_fact() -> Vec<What> {
             on: true,
         },
         What::ChannelSeen { n: 1, alive: false },
+        What::Leg(Box::new(Leg {
+            call_id: "call".into(),
+            event: LegEvent::Transferor,
+            other: Some("other".into()),
+            control: None,
+            stamp: Some(1_795_945_164_876_700),
+        })),
+        What::Leg(Box::new(Leg {
+            call_id: "call".into(),
+            event: LegEvent::Action,
+            other: None,
+            control: Some("pid://<0.1.0>/queue".into()),
+            stamp: None,
+        })),
         What::Probed {
             n: 1,
             size: 0,

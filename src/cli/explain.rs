@@ -8,7 +8,9 @@ use crate::config::Config;
 use crate::entry::Entry;
 use crate::entry::cause::Cause;
 use crate::entry::fact::{CollectFailure, Destination, Fact, What};
+use crate::entry::legs::Leg;
 use crate::flow::next;
+use crate::kazoo::leg::LegEvent;
 use crate::kazoo::time::Moment;
 use crate::ledger::Record;
 use crate::recording::order::Url;
@@ -138,6 +140,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         What::Masked { on: false, .. } => "audio unmasked".into(),
         What::ChannelSeen { alive: true, .. } => "looked for the call: it lives, or nobody can tell".into(),
         What::ChannelSeen { alive: false, .. } => "looked for the call: it is gone".into(),
+        What::Leg(leg) => leg_words(leg),
         What::Probed { size, .. } => format!("looked at the file on the switch: {size} bytes"),
         What::Ended(told) => format!(
             "the switch ended it: {} ms, {}",
@@ -205,6 +208,19 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         What::Concluded { outcome, cause } => format!("{outcome}: {}", cause.meaning()),
         What::Announced(announcement) => format!("announced: {}", announcement.name()),
         What::Closed => "closed".into(),
+    }
+}
+
+/// What happened to a leg that carries the recording, or may.
+fn leg_words(leg: &Leg) -> String {
+    let (leg_id, other) = (&leg.call_id, leg.other.as_deref().unwrap_or("another leg"));
+    match leg.event {
+        LegEvent::Bridged => format!("leg {leg_id} is bridged with {other}"),
+        LegEvent::Transferor => format!("leg {leg_id} transfers {other}: the recording goes with that"),
+        LegEvent::Transferee => format!("leg {leg_id} is transferred"),
+        LegEvent::Replaced | LegEvent::Direct => format!("leg {leg_id} is replaced by {other}"),
+        LegEvent::Gone => format!("leg {leg_id} is gone"),
+        LegEvent::Action => format!("an action ran on leg {leg_id}"),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::recording::identity::MediaId;
 use crate::recording::order::Order;
 
 use super::cause::{Cause, Outcome};
+use super::legs::Leg;
 
 /// Something that happened, when, and which worker saw it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +47,8 @@ pub enum What {
     Masked { action: String, on: bool },
     /// The channel was looked for; `alive` when an ecallmgr knows it.
     ChannelSeen { n: u32, alive: bool },
+    /// A leg that carries the recording, or may, was told of.
+    Leg(Box<Leg>),
     /// The file on the switch was read whole, and left there.
     Probed { n: u32, size: u64, md5: String },
     /// The switch ended the recording.
@@ -307,6 +310,7 @@ impl What {
             Self::StopUnconfirmed => "stop_unconfirmed",
             Self::Masked { .. } => "masked",
             Self::ChannelSeen { .. } => "channel_seen",
+            Self::Leg(_) => "leg",
             Self::Probed { .. } => "probed",
             Self::Ended(_) => "ended",
             Self::PresumedEnded(_) => "presumed_ended",

@@ -13,10 +13,12 @@ use tracing::debug;
 use crate::amqp::Delivery;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
+use crate::entry::legs::Leg;
 use crate::kazoo::action::ReplyTo;
 use crate::kazoo::dialplan::DialplanError;
 use crate::kazoo::envelope::Envelope;
 use crate::kazoo::event::replaced_by;
+use crate::kazoo::leg::{LegEvent, LegNews, leg_of_key};
 use crate::kazoo::names::Exchange;
 use crate::kazoo::outgoing::Outgoing;
 use crate::recording::identity::Key;
@@ -225,10 +227,18 @@ fn memory(parts: &Parts, delivery: &Delivery) {
 }
 
 fn event(parts: &Arc<Parts>, delivery: &Delivery) {
+    let key = delivery.routing_key();
+    let is_followed = parts.registry.follows(leg_of_key(key));
+    // Every call's events come, and few of them are of a call that is recorded. An action's call can be replaced before it records.
+    if !is_followed && !EVERYBODYS.iter().any(|event| key.starts_with(event)) {
+        return;
+    }
     let Ok(envelope) = delivery.envelope() else { return };
     if let Some((old, new)) = replaced_by(&envelope) {
         parts.replaced.replace(&old, &new);
-        return;
+    }
+    if let Some(news) = LegNews::of(&envelope) {
+        return learn(parts, &Leg::from(news));
     }
     let Ok(error) = DialplanError::of(&envelope) else {
         return;
@@ -250,6 +260,32 @@ fn event(parts: &Arc<Parts>, delivery: &Delivery) {
             entry.clone(),
             Input::Fact(What::CommandRefused { why: error.message }),
         );
+    }
+}
+
+/// Events that are read whatever call they are of.
+const EVERYBODYS: [&str; 3] = ["call.dialplan.", "call.CHANNEL_REPLACED.", "call.CHANNEL_DIRECT."];
+
+/// Takes in what happened to a leg. What moves a recording is written down at once, by the worker that knows the recording; what only tells of
+/// another leg when something is written, or looked for, anyway. Every worker remembers it meanwhile.
+pub(super) fn learn(parts: &Arc<Parts>, leg: &Leg) {
+    let moves = !matches!(leg.event, LegEvent::Bridged | LegEvent::Gone);
+    for key in parts.registry.learn(leg, parts.now(), &parts.policy.worker) {
+        let what = What::Leg(Box::new(leg.clone()));
+        if parts.hands.tell(key, Input::Fact(what)).is_ok() {
+            continue;
+        }
+        let Some(entry) = parts
+            .registry
+            .entry(key)
+            .filter(|entry| moves && entry.told_end().is_none())
+        else {
+            continue;
+        };
+        let parts = Arc::clone(parts);
+        parts.tasks.clone().spawn(async move {
+            drop(parts.ledger.note(&entry, None, parts.config.ledger.linger).await);
+        });
     }
 }
 
@@ -325,6 +361,7 @@ mod tests {
             fetch_id: None,
             media_id: "202611-a".into(),
             file_name: "a.mp3".into(),
+            interaction: None,
             asked_at: crate::kazoo::time::Moment::from_unix_seconds(1),
             stopping: false,
         };

@@ -8,7 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
-use crate::entry::fact::Fact;
+use crate::entry::fact::{Fact, What};
+use crate::entry::legs::Leg;
+use crate::kazoo::leg::{LegEvent, encoded_leg};
 use crate::kazoo::time::Moment;
 use crate::recording::identity::Key;
 
@@ -22,6 +24,9 @@ pub struct Open {
     pub media_id: String,
     /// The file on the switch, by which the switch knows the recording.
     pub file_name: String,
+    /// `Call-Interaction-ID`, which the call's other legs share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interaction: Option<String>,
     pub asked_at: Moment,
     /// A stop was sent; another stop means the one before.
     #[serde(default)]
@@ -38,6 +43,7 @@ impl Open {
             fetch_id: order.command.as_ref().and_then(|command| command.fetch_id.clone()),
             media_id: order.media_id.to_string(),
             file_name: order.file_name.clone(),
+            interaction: entry.interaction().map(str::to_owned),
             asked_at: order.asked_at,
             stopping: entry.stop_asked_at().is_some(),
         })
@@ -48,12 +54,19 @@ impl Open {
 const ENTRIES: usize = 5_000;
 /// Recordings that are remembered to have been commanded, and open ones.
 const KEYS: usize = 50_000;
+/// What is remembered of the legs of one recording.
+const LEGS: usize = 24;
 
 #[derive(Debug, Default)]
 struct Memory {
     open: Bounded<Key, Open>,
     by_call: HashMap<String, HashSet<Key>>,
     by_fetch: HashMap<String, HashSet<Key>>,
+    by_interaction: HashMap<String, HashSet<Key>>,
+    /// By every leg that carries a recording or may, as routing keys write it.
+    by_leg: HashMap<String, HashSet<Key>>,
+    /// What was learnt of the legs of open recordings.
+    legs: HashMap<Key, Vec<Fact>>,
     entries: Bounded<Key, Entry>,
     commanded: Bounded<Key, ()>,
     /// From the start command's id to its recording.
@@ -77,6 +90,17 @@ impl Registry {
         memory.by_call.entry(open.call_id.clone()).or_default().insert(open.key);
         if let Some(fetch_id) = &open.fetch_id {
             memory.by_fetch.entry(fetch_id.clone()).or_default().insert(open.key);
+        }
+        if let Some(interaction) = &open.interaction {
+            let keys = memory.by_interaction.entry(interaction.clone()).or_default();
+            keys.insert(open.key);
+        }
+        memory.link(open.key, &open.call_id);
+        if let Some(entry) = memory.entries.get(&open.key).cloned() {
+            entry
+                .living_legs()
+                .into_iter()
+                .for_each(|leg| memory.link(open.key, leg));
         }
         memory.commanded.insert(open.key, (), KEYS);
         if let Some(forgotten) = memory.open.insert(open.key, open, KEYS) {
@@ -104,11 +128,75 @@ impl Registry {
         } else {
             memory.entries.insert(entry.key, entry.clone(), ENTRIES);
         }
+        if memory.open.get(&entry.key).is_some() {
+            for leg in entry.living_legs() {
+                memory.link(entry.key, leg);
+            }
+        }
     }
 
     /// What is remembered of a recording.
     pub fn entry(&self, key: Key) -> Option<Entry> {
-        self.lock().entries.get(&key).cloned()
+        let memory = self.lock();
+        let mut entry = memory.entries.get(&key).cloned()?;
+        memory.add_legs(&mut entry);
+        Some(entry)
+    }
+
+    /// Whether a leg, as routing keys write it, carries a recording that is open, or may. Asked of every call's events before they are read.
+    pub fn follows(&self, encoded: &str) -> bool {
+        self.lock().by_leg.contains_key(encoded)
+    }
+
+    /// Takes in what happened to a leg; returns the open recordings that this is news of.
+    pub fn learn(&self, leg: &Leg, at: Moment, by: &str) -> Vec<Key> {
+        let mut memory = self.lock();
+        let concerned = memory
+            .by_leg
+            .get(&encoded_leg(&leg.call_id))
+            .cloned()
+            .unwrap_or_default();
+        let fact = Fact {
+            at,
+            by: by.to_owned(),
+            what: What::Leg(Box::new(leg.clone())),
+        };
+        let mut news = Vec::new();
+        for key in concerned {
+            let known = memory.legs.entry(key).or_default();
+            // A bridge that tells of no new leg tells nothing; an end is told once; of a leg that moves on and on the last is kept.
+            let says_same = |known: &Fact| match &known.what {
+                What::Leg(known) if leg.event == LegEvent::Bridged => {
+                    known.call_id == leg.call_id && known.other == leg.other
+                }
+                what => *what == fact.what,
+            };
+            if known.iter().any(says_same) {
+                continue;
+            }
+            if known.len() >= LEGS {
+                known.remove(1);
+            }
+            known.push(fact.clone());
+            if let Some(other) = &leg.other {
+                memory.link(key, other);
+            }
+            news.push(key);
+        }
+        news
+    }
+
+    /// The recordings that are open in one conversation, by its `Call-Interaction-ID`: oldest first.
+    pub fn of_interaction(&self, interaction: &str) -> Vec<Open> {
+        let memory = self.lock();
+        let keys = memory.by_interaction.get(interaction);
+        let mut open: Vec<Open> = keys
+            .into_iter()
+            .flatten()
+            .filter_map(|key| memory.open.get(key).cloned())
+            .collect();
+        open.sort_by_key(|open| open.asked_at);
+        open
     }
 
     /// Whether the recording was commanded, as far as is remembered.
@@ -150,9 +238,12 @@ impl Registry {
 
     /// Adds to an entry from the ledger what every worker was told of its recording's latest start: whoever lets the switch's file go must know.
     pub fn complete(&self, mut entry: Entry) -> Entry {
-        if let Some(started) = self.lock().restarts.get(&entry.key).cloned() {
+        let memory = self.lock();
+        if let Some(started) = memory.restarts.get(&entry.key).cloned() {
             entry.add(started);
         }
+        memory.add_legs(&mut entry);
+        drop(memory);
         entry
     }
 
@@ -167,6 +258,19 @@ impl Registry {
 }
 
 impl Memory {
+    fn link(&mut self, key: Key, call_id: &str) {
+        self.by_leg.entry(encoded_leg(call_id)).or_default().insert(key);
+    }
+
+    /// Nobody asks which leg had a recording that is over.
+    fn add_legs(&self, entry: &mut Entry) {
+        if entry.told_end().is_none() {
+            for fact in self.legs.get(&entry.key).into_iter().flatten() {
+                entry.add(fact.clone());
+            }
+        }
+    }
+
     fn unlink(&mut self, open: &Open) {
         fn take(map: &mut HashMap<String, HashSet<Key>>, id: &str, key: Key) {
             if let Some(keys) = map.get_mut(id) {
@@ -179,6 +283,23 @@ impl Memory {
         take(&mut self.by_call, &open.call_id, open.key);
         if let Some(fetch_id) = &open.fetch_id {
             take(&mut self.by_fetch, fetch_id, open.key);
+        }
+        if let Some(interaction) = &open.interaction {
+            take(&mut self.by_interaction, interaction, open.key);
+        }
+        take(&mut self.by_leg, &encoded_leg(&open.call_id), open.key);
+        let legs = self.entries.get(&open.key).into_iter();
+        let mut ids: Vec<String> = legs
+            .flat_map(|entry| entry.living_legs().into_iter().map(encoded_leg))
+            .collect();
+        for fact in self.legs.remove(&open.key).into_iter().flatten() {
+            if let What::Leg(leg) = fact.what {
+                ids.push(encoded_leg(&leg.call_id));
+                ids.extend(leg.other.as_deref().map(encoded_leg));
+            }
+        }
+        for id in ids {
+            take(&mut self.by_leg, &id, open.key);
         }
     }
 }
@@ -244,6 +365,7 @@ mod tests {
             fetch_id: Some("fetch".into()),
             media_id: "202611-a".into(),
             file_name: "a.mp3".into(),
+            interaction: Some("63963164363-c19045b1".into()),
             asked_at: Moment::from_unix_seconds(at),
             stopping: false,
         }

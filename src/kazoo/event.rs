@@ -131,12 +131,12 @@ pub fn replaced_by(envelope: &Envelope) -> Option<(String, String)> {
 }
 
 /// `Timestamp` (Gregorian seconds), else `Msg-ID`, which on call events is the switch's Unix microseconds.
-fn event_time(body: &Value) -> Option<Moment> {
+pub(super) fn event_time(body: &Value) -> Option<Moment> {
     let stamped = integer_at(body, "Timestamp").map(Moment::from_gregorian_seconds);
     stamped.filter(is_plausible).or_else(|| numbered(body))
 }
 
-fn numbered(body: &Value) -> Option<Moment> {
+pub(super) fn numbered(body: &Value) -> Option<Moment> {
     let number = text_or_number(body, "Msg-ID")?.parse().ok()?;
     Some(Moment::from_unix_micros(number)).filter(is_plausible)
 }

@@ -133,6 +133,7 @@ impl Record {
             "media_id": order.map(|order| order.media_id.as_str()),
             "document_id": entry.delivery().map(|delivery| delivery.document.id.as_str()),
             "fetch_id": order.and_then(|order| order.command.as_ref()).and_then(|command| command.fetch_id.as_deref()),
+            "interaction": entry.interaction(),
             "asked_at": order.map(|order| order.asked_at),
             "state": entry.state(),
             "cause": outcome.map(|(_, cause)| cause).or_else(|| entry.parked()),

@@ -23,13 +23,17 @@ pub struct Store {
     ready: Mutex<BTreeSet<Month>>,
 }
 
-fn designs() -> [(&'static str, Value); 2] {
+/// A design document of its own: workers of another version, which know only the others, do not write it back and forth.
+const LEGS: &str = "kz_record_call_legs";
+
+fn designs() -> [(&'static str, Value); 3] {
     let due = "function(doc) { if (typeof doc.due === 'number') { emit([doc.zone, doc.due], null); } }";
     let open = "function(doc) { if (doc.open) { emit(doc.zone, null); } }";
     let fetch = "function(doc) { if (doc.open && doc.fetch_id) { emit(doc.fetch_id, null); } }";
     let media = "function(doc) { if (doc.media_id) { emit(doc.media_id, null); } \
                  if (doc.document_id && doc.document_id !== doc.media_id) { emit(doc.document_id, null); } }";
     let state = "function(doc) { if (doc.state) { emit([doc.state, doc.asked_at], null); } }";
+    let interaction = "function(doc) { if (doc.open && doc.interaction) { emit(doc.interaction, null); } }";
     [
         (
             DESIGN,
@@ -43,6 +47,7 @@ fn designs() -> [(&'static str, Value); 2] {
                 COUNTS: {"map": COUNTS_MAP, "reduce": COUNTS_REDUCE},
             }),
         ),
+        (LEGS, json!({"interaction": {"map": interaction}})),
     ]
 }
 
@@ -191,11 +196,19 @@ impl Store {
     }
 
     pub async fn of_fetch(&self, months: &[Month], fetch_id: &str) -> Result<Vec<Record>, CouchError> {
-        let key = json!(fetch_id).to_string();
+        self.of_key(months, DESIGN, "fetch", fetch_id).await
+    }
+
+    pub async fn of_interaction(&self, months: &[Month], interaction: &str) -> Result<Vec<Record>, CouchError> {
+        self.of_key(months, LEGS, "interaction", interaction).await
+    }
+
+    async fn of_key(&self, months: &[Month], design: &str, view: &str, key: &str) -> Result<Vec<Record>, CouchError> {
+        let key = json!(key).to_string();
         let mut records = Vec::new();
         for month in months {
             let query = [("key", key.as_str()), ("include_docs", "true")];
-            let rows = self.rows(*month, DESIGN, "fetch", &query).await?;
+            let rows = self.rows(*month, design, view, &query).await?;
             records.extend(rows.iter().filter_map(|row| row.doc.as_ref()).filter_map(Record::read));
         }
         Ok(records)

@@ -11,6 +11,7 @@ use crate::amqp::{Binding, QueueKind, QueueSpec};
 use crate::config::Config;
 use crate::flow::{journal, notices, start};
 use crate::kazoo::change::MEDIA_CONFIG_KEYS;
+use crate::kazoo::leg::LegEvent;
 use crate::kazoo::names::{ACTION_KEY, Exchange};
 use crate::ledger::Ledger;
 
@@ -83,10 +84,9 @@ pub(super) fn queues(config: &Config, gates: &Gates) -> Vec<QueueSpec> {
         .map(|key| bound(Exchange::Configuration, key))
         .chain([
             bound(Exchange::Callevt, "call.dialplan.*"),
-            bound(Exchange::Callevt, "call.CHANNEL_REPLACED.*"),
-            bound(Exchange::Callevt, "call.CHANNEL_DIRECT.*"),
             bound(Exchange::Unrouted, notices::MEMORY_KEY),
-        ]);
+        ])
+        .chain(LegEvent::NAMES.map(|event| bound(Exchange::Callevt, &format!("call.{event}.*"))));
     vec![
         QueueSpec {
             name: ACTIONS.into(),
