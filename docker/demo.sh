@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # `make demo`: RabbitMQ, CouchDB, a worker and a simulated Kazoo; records calls through the whole way, shows what was stored and where,
 # and stops everything that it started.
+#
+# Settings: DEMO_PROFILE (default dev): release is what is packaged, and takes minutes longer to build.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$REPO_DIR"
 CARGO="${CARGO:-cargo}"
 NAME=demo
+PROFILE="${DEMO_PROFILE:-dev}"
 SCRATCH="$(mktemp -d)"
 WORKER=""
 
@@ -31,7 +34,7 @@ trap 'exit 143' TERM
 
 docker/engine.sh
 say "building (the first time takes some minutes) ..."
-"$CARGO" build --locked --bins
+"$CARGO" build --locked --bins --profile "$PROFILE"
 SERVICES_ENV="$SCRATCH/services.env" docker/services.sh up "$NAME" >/dev/null
 # shellcheck disable=SC1091
 source "$SCRATCH/services.env"
@@ -44,7 +47,9 @@ THIRD_PARTY_URL="$(
 )"
 export THIRD_PARTY_URL
 
-target="${CARGO_TARGET_DIR:-target}/debug"
+folder="$PROFILE"
+if [ "$PROFILE" = dev ]; then folder=debug; fi
+target="${CARGO_TARGET_DIR:-target}/$folder"
 ingest="$(free_port)"
 admin="$(free_port)"
 say "starting the worker ..."

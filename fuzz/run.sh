@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Fuzzes what comes by the broker: `make fuzz`, or fuzz/run.sh [TARGET [LIBFUZZER-OPTION...]]. TARGET: messages, terms; both in turn by default.
+# With --check the targets are only compiled, as far as it shows that they still can be.
 #
 # Settings: FUZZ_SECONDS (60) for each target, FUZZ_CORPUS (fuzz/corpus): inputs that reached something new are kept there.
 #
@@ -19,6 +20,10 @@ host="$(rustc -vV | sed -n 's/^host: //p')"
 
 # The same versions as the program's, which cargo then adds what only fuzzing needs to.
 cp Cargo.lock fuzz/Cargo.lock
+if [ "${1:-}" = --check ]; then
+    # As the program is checked, so that what is compiled is shared with that.
+    exec "$CARGO" check --manifest-path fuzz/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-$PWD/target}"
+fi
 flags=(
     --cfg fuzzing -Cpasses=sancov-module
     -Cllvm-args=-sanitizer-coverage-level=4

@@ -2,8 +2,8 @@
 # Checks what is packaged: that the alerts are right and their tests pass, that every expression of the dashboard can be read, that every metric that
 # is named exists, every runbook is written, the units agree, and the scripts are clean. Needs no build and no engine.
 #
-# What a missing tool would have checked is skipped, with a line that says so: promtool (Debian: prometheus), jq, shellcheck, and
-# systemd-analyze (systemd). With --strict that is a failure.
+# It needs promtool (Debian: prometheus), jq, shellcheck, and systemd-analyze (systemd); one that is missing is a failure. With --install they are
+# installed from Debian's packages first; with --lenient what a missing tool would have checked is skipped, with a line that says so.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,12 +17,22 @@ TEMPLATE=packaging/systemd/kz-record-call@.service
 # Metrics that alerts are written for and that workers do not have yet: those alerts do not fire. Take the name away when the metric is there.
 AWAITED=""
 
-strict=no
+strict=yes
 case "${1:-}" in
 '') ;;
---strict) strict=yes ;;
+--install)
+    # shellcheck source-path=SCRIPTDIR source=../docker/lib.sh
+    source docker/lib.sh
+    declare -A package=([promtool]=prometheus [jq]=jq [shellcheck]=shellcheck [systemd-analyze]=systemd)
+    missing=()
+    for tool in "${!package[@]}"; do
+        have "$tool" || missing+=("${package[$tool]}")
+    done
+    if [ "${#missing[@]}" -gt 0 ]; then apt_install "${missing[@]}"; fi
+    ;;
+--lenient) strict=no ;;
 *)
-    printf 'usage: %s [--strict]\n' "$0" >&2
+    printf 'usage: %s [--install | --lenient]\n' "$0" >&2
     exit 64
     ;;
 esac
