@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::flow::perform::Parts;
-use crate::telemetry::LogLevel;
+use crate::telemetry::{LogLevel, survive};
 
 pub mod watch;
 
@@ -162,14 +162,15 @@ impl Port {
                 instruments,
                 process: metrics_process::Collector::default(),
             });
-        tasks.spawn(async move {
+        let serving = async move {
             if let Err(error) = axum::serve(listener, router)
                 .with_graceful_shutdown(stop.cancelled_owned())
                 .await
             {
                 tracing::error!(%error, "the admin port stopped");
             }
-        });
+        };
+        tasks.spawn(survive("admin", serving));
         address
     }
 }

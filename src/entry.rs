@@ -17,22 +17,22 @@ pub mod fact;
 pub mod legs;
 pub mod parts;
 mod stray;
+mod union;
 
 use cause::{Cause, Outcome};
 use fact::{Announcement, Delivery, Destination, Document, Fact, Holding, What};
 
 /// One recording's entry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "union::Written", into = "union::Written")]
 pub struct Entry {
     pub key: Key,
     /// The call's id when the action ran: with the key, the entry's address.
     pub call_id: String,
     facts: Vec<Fact>,
+    /// What other versions of the program wrote, and this one cannot read whole.
+    opaque: Vec<union::Opaque>,
 }
-
-/// Facts of one kind that are kept: the first of them and the last.
-const KEPT_FIRST: usize = 4;
-const KEPT_LAST: usize = 28;
 
 /// Looks at what a server with too few copies had taken, before somebody else must look.
 pub const LOOKS: usize = 6;
@@ -46,6 +46,7 @@ impl Entry {
             key,
             call_id: call_id.to_owned(),
             facts: Vec::new(),
+            opaque: Vec::new(),
         }
     }
 
@@ -63,55 +64,6 @@ impl Entry {
     /// In the order in which they happened.
     pub fn facts(&self) -> &[Fact] {
         &self.facts
-    }
-
-    /// Adds a fact; `false` when the same is known already, whoever saw it and when.
-    pub fn add(&mut self, fact: Fact) -> bool {
-        let news = !self.facts.iter().any(|known| known.what == fact.what);
-        self.facts.push(fact);
-        self.normalise();
-        news
-    }
-
-    /// The union of two versions of the same entry. Commutative, associative and idempotent.
-    #[must_use]
-    pub fn merge(mut self, other: Self) -> Self {
-        self.facts.extend(other.facts);
-        self.normalise();
-        self
-    }
-
-    /// Sorted; of facts that say the same the earliest; of each kind the first few and the last.
-    fn normalise(&mut self) {
-        self.facts.sort_by(Fact::order);
-        let mut kept: Vec<Fact> = Vec::with_capacity(self.facts.len());
-        for fact in self.facts.drain(..) {
-            if !kept.iter().any(|known| known.what == fact.what) {
-                kept.push(fact);
-            }
-        }
-        let count = |kind: &str| kept.iter().filter(|f| f.what.kind() == kind).count();
-        let long: Vec<&'static str> = {
-            let mut kinds: Vec<&'static str> = kept.iter().map(|f| f.what.kind()).collect();
-            kinds.sort_unstable();
-            kinds.dedup();
-            kinds
-                .into_iter()
-                .filter(|kind| count(kind) > KEPT_FIRST + KEPT_LAST)
-                .collect()
-        };
-        for kind in long {
-            let total = count_of(&kept, kind);
-            let mut seen = 0;
-            kept.retain(|fact| {
-                if fact.what.kind() != kind {
-                    return true;
-                }
-                seen += 1;
-                seen <= KEPT_FIRST || seen > total - KEPT_LAST
-            });
-        }
-        self.facts = kept;
     }
 
     fn first<'a, T>(&'a self, pick: impl Fn(&'a What) -> Option<T>) -> Option<T> {
@@ -232,28 +184,12 @@ impl Entry {
 
     /// The number of the next look, probe, or whatever else counts.
     pub fn next_number(&self, kind: &str) -> u32 {
-        self.facts
-            .iter()
-            .filter(|fact| fact.what.kind() == kind)
-            .map(|fact| match fact.what {
-                What::ChannelSeen { n, .. }
-                | What::Probed { n, .. }
-                | What::StopSent { n }
-                | What::Held { n, .. }
-                | What::Unheld { n }
-                | What::Parked { n, .. }
-                | What::Decided { n, .. }
-                | What::Postponed { n, .. }
-                | What::Looked { n, .. }
-                | What::Marked { n }
-                | What::Released { n }
-                | What::Tidied { n, .. }
-                | What::Retried { n } => n,
-                _ => 0,
-            })
+        let numbers = self.facts.iter().filter(|fact| fact.what.kind() == kind);
+        numbers
+            .filter_map(|fact| fact.what.number())
             .max()
             .unwrap_or(0)
-            + 1
+            .saturating_add(1)
     }
 
     /// The number that a rest gets which begins now: higher than every rest and every retry before.
@@ -445,70 +381,5 @@ fn collected(what: &What) -> Option<&Audio> {
     }
 }
 
-fn count_of(facts: &[Fact], kind: &str) -> usize {
-    facts.iter().filter(|fact| fact.what.kind() == kind).count()
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn any_what() -> impl Strategy<Value = What> {
-        prop_oneof![
-            Just(What::Commanded),
-            Just(What::Closed),
-            prop::sample::select(vec![
-                Announcement::DocumentCreated,
-                Announcement::Outcome(Outcome::Failed)
-            ])
-            .prop_map(What::Announced),
-            (1u32..80).prop_map(|attempt| What::CollectFailed {
-                attempt,
-                failure: fact::CollectFailure::Broken,
-                why: "x".into(),
-            }),
-            prop::sample::select(vec![
-                (Outcome::Failed, Cause::FileGone),
-                (Outcome::Discarded, Cause::TooShort)
-            ])
-            .prop_map(|(outcome, cause)| What::Concluded { outcome, cause }),
-        ]
-    }
-
-    fn any_entry() -> impl Strategy<Value = Entry> {
-        let fact = (0i64..50, "[ab]", any_what()).prop_map(|(at, by, what)| Fact {
-            at: Moment::from_unix_seconds(at),
-            by,
-            what,
-        });
-        prop::collection::vec(fact, 0..60).prop_map(|facts| {
-            let mut entry = Entry::new(Key::of("call", "action"), "call");
-            for fact in facts {
-                entry.add(fact);
-            }
-            entry
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn merging_does_not_depend_on_order_or_repetition(a in any_entry(), b in any_entry(), c in any_entry()) {
-            prop_assert_eq!(a.clone().merge(b.clone()), b.clone().merge(a.clone()));
-            prop_assert_eq!(a.clone().merge(a.clone()), a.clone());
-            prop_assert_eq!(a.clone().merge(b.clone()).merge(c.clone()), a.merge(b.merge(c)));
-        }
-
-        #[test]
-        fn an_entry_survives_the_ledger(entry in any_entry()) {
-            let json = serde_json::to_vec(&entry).unwrap();
-            prop_assert_eq!(serde_json::from_slice::<Entry>(&json).unwrap(), entry);
-        }
-
-        #[test]
-        fn an_entry_is_bounded(entry in any_entry()) {
-            prop_assert!(entry.failures().count() <= KEPT_FIRST + KEPT_LAST && entry.next_attempt() <= 80);
-        }
-    }
-}
+mod tests;

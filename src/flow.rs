@@ -4,6 +4,7 @@
 //! before or after any of them, and another one goes on.
 
 pub mod alerts;
+pub mod alive;
 mod ancestors;
 mod announce;
 mod collect;

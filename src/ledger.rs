@@ -24,6 +24,8 @@ mod record;
 pub mod retention;
 mod revs;
 mod store;
+#[cfg(test)]
+mod testing;
 mod writer;
 
 pub use counts::Counted;
@@ -108,7 +110,7 @@ impl Ledger {
     ) -> Self {
         let (notes, receiver) = mpsc::channel(WAITING);
         let (up_sender, up) = watch::channel(true);
-        let store = Arc::new(Store::new(couch));
+        let store = Arc::new(Store::new(couch, clock.clone(), Arc::clone(&due)));
         let writer = Writer::new(Arc::clone(&store), clock.clone(), due, receiver, up_sender);
         tasks.spawn(pulses.beat("ledger", writer.run(stop)));
         Self {
@@ -205,24 +207,47 @@ impl Ledger {
             .map_err(LedgerError::Down)
     }
 
-    /// Where to find entries of this zone that something is to be done about, at most `limit` of them for each month.
+    /// Entries of this zone that something is to be done about, and where they are; at most `limit` of them for each month.
     ///
     /// # Errors
     /// When the ledger does not tell.
-    pub async fn due(&self, zone: &str, limit: usize) -> Result<Vec<Address>, LedgerError> {
+    pub async fn due(&self, zone: &str, limit: usize) -> Result<Vec<(Address, Record)>, LedgerError> {
         self.store
             .due(zone, self.clock.now(), limit)
             .await
             .map_err(LedgerError::Down)
     }
 
-    /// Takes a recording in hand: `None` when another worker has it, or it is not due any more.
+    /// Entries of this zone that a worker has in hand, as the ledger has it; at most `limit` of them for each month.
+    ///
+    /// # Errors
+    /// When the ledger does not tell.
+    pub async fn leased_by(
+        &self,
+        worker: &str,
+        zone: &str,
+        lease: Duration,
+        limit: usize,
+    ) -> Result<Vec<(Address, Record)>, LedgerError> {
+        // Its clock may be ahead of ours.
+        let until = self.clock.now().plus(lease * 2);
+        let leased = self.store.leased_by(worker, zone, until, limit).await;
+        leased.map_err(LedgerError::Down)
+    }
+
+    /// Takes a recording in hand: `None` when another worker has it that is not gone, or it is not there.
     ///
     /// # Errors
     /// When the ledger does not answer.
-    pub async fn take(&self, address: &Address, duration: Duration) -> Result<Option<Record>, LedgerError> {
+    pub async fn take(
+        &self,
+        address: &Address,
+        duration: Duration,
+        is_gone: &(dyn Fn(&str) -> bool + Sync),
+    ) -> Result<Option<Record>, LedgerError> {
         let lease = self.lease(duration);
-        self.store.take(address, lease).await.map_err(LedgerError::Down)
+        let taken = self.store.take(address, lease, is_gone).await;
+        taken.map_err(LedgerError::Down)
     }
 
     /// Every entry that is open, not parked, and of this zone.

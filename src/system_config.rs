@@ -15,6 +15,7 @@ use tracing::info;
 use crate::couch::Couch;
 use crate::recording::plan::Defaults;
 use crate::telemetry::events::ConfigRead;
+use crate::telemetry::survive;
 
 mod accounts;
 mod media;
@@ -47,7 +48,7 @@ impl SystemConfig {
         let noticed = Arc::clone(&changed);
         tasks.spawn(async move {
             while !stop.is_cancelled() {
-                read(&couch, &zone, &sender).await;
+                survive("system_config", read(&couch, &zone, &sender)).await;
                 let pause = if sender.borrow().is_some() {
                     poll
                 } else {

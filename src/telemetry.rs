@@ -14,10 +14,12 @@ mod level;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod pulse;
+mod survive;
 pub mod trace;
 
 pub use level::LogLevel;
 pub use pulse::Pulses;
+pub use survive::{survive, survive_for_ever, words};
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! The composition: builds the parts, spawns, supervises, drains. The only file that knows them all.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +21,10 @@ use crate::destination::http::{Http, NoClient};
 use crate::destination::servers::Servers;
 use crate::destination::targets::{Pauses, Targets};
 use crate::flow::alerts::Alerts;
+use crate::flow::alive::{self, Alive};
 use crate::flow::crash::Crash;
 use crate::flow::hands::Hands;
-use crate::flow::next::{self, Policy};
+use crate::flow::next::Policy;
 use crate::flow::notices::{self, Outbox, Replaced};
 use crate::flow::pace::Pace;
 use crate::flow::perform::{Parts, Slots};
@@ -32,10 +34,10 @@ use crate::ingest::{Ingest, Spool};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::APP_NAME;
 use crate::kazoo::time::Clock;
-use crate::ledger::{DueOf, Ledger};
+use crate::ledger::Ledger;
 use crate::recording::carry::Seal;
 use crate::system_config::{Accounts, SystemConfig};
-use crate::telemetry::Pulses;
+use crate::telemetry::{Pulses, survive, survive_for_ever};
 
 mod labels;
 mod queues;
@@ -152,8 +154,7 @@ impl Worker {
         let policy = Policy::of(&config);
         let policy_worker = policy.worker.clone();
         let ledger = {
-            let policy = policy.clone();
-            let due: DueOf = Arc::new(move |entry, now| next::due(entry, now, &policy));
+            let due = dying::due_of(policy.clone());
             Ledger::start(
                 couch.clone(),
                 clock.clone(),
@@ -183,6 +184,7 @@ impl Worker {
             replaced: Replaced::default(),
             outbox: Outbox::default(),
             hands: Hands::default(),
+            alive: Alive::new(&policy_worker),
             pace: Pace::new(config.flow.pace_per_second),
             switches: Slots::new(config.ingest.per_switch),
             hosts: Slots::new(config.destination.per_host),
@@ -219,11 +221,15 @@ impl Worker {
             admin,
         };
         worker.consume(receivers);
-        worker
-            .tasks
-            .spawn(pulses.beat("sweep", sweep::run(Arc::clone(&worker.parts))));
-        worker.tasks.spawn(sweep::reconcile(Arc::clone(&worker.parts)));
-        worker.tasks.spawn(sweep::retain(Arc::clone(&worker.parts)));
+        let sweep = survive_for_ever("sweep", background(&worker.parts, sweep::run));
+        worker.tasks.spawn(pulses.beat("sweep", sweep));
+        for (name, work) in [
+            ("reconcile", background(&worker.parts, sweep::reconcile)),
+            ("retain", background(&worker.parts, sweep::retain)),
+            ("heartbeat", background(&worker.parts, alive::beat)),
+        ] {
+            worker.tasks.spawn(survive_for_ever(name, work));
+        }
         info!(
             node = worker.parts.sender.node,
             ingest = %worker.parts.ingest.base(),
@@ -287,19 +293,19 @@ impl Worker {
         }
         if let Some(replies) = next() {
             let parts = Arc::clone(&self.parts);
-            self.tasks
-                .spawn(receive("replies", self.parts.clone(), replies, move |delivery| {
-                    if let Ok(envelope) = delivery.envelope() {
-                        parts.requests.reply(envelope);
-                    }
-                }));
+            let receiving = receive("replies", self.parts.clone(), replies, move |delivery| {
+                if let Ok(envelope) = delivery.envelope() {
+                    parts.requests.reply(envelope);
+                }
+            });
+            self.tasks.spawn(survive("replies", receiving));
         }
         if let Some(notices) = next() {
             let parts = Arc::clone(&self.parts);
-            self.tasks
-                .spawn(receive("notices", self.parts.clone(), notices, move |delivery| {
-                    notices::handle(&parts, &delivery)
-                }));
+            let receiving = receive("notices", self.parts.clone(), notices, move |delivery| {
+                notices::handle(&parts, &delivery)
+            });
+            self.tasks.spawn(survive("notices", receiving));
         }
         if let Some(journal) = next() {
             self.each("journal", journal, |parts, delivery| async move {
@@ -315,15 +321,27 @@ impl Worker {
         T: Future<Output = ()> + Send + 'static,
     {
         let (parts, handlers) = (Arc::clone(&self.parts), self.handlers.clone());
-        self.tasks.spawn(async move {
+        let receiving = async move {
             while let Some(delivery) = deliveries.recv().await {
                 let (parts, spare) = (Arc::clone(&parts), delivery.spare());
                 let work = handle(Arc::clone(&parts), delivery);
                 handlers.spawn(async move { dying::watched(&parts, queue, spare, work).await });
             }
-        });
+        };
+        self.tasks.spawn(survive(queue, receiving));
     }
 }
+
+/// Work that ends only with the worker, as it is begun each time.
+fn background<F: Future<Output = ()> + Send + 'static>(
+    parts: &Arc<Parts>,
+    work: fn(Arc<Parts>) -> F,
+) -> Box<dyn FnMut() -> Turn + Send> {
+    let parts = Arc::clone(parts);
+    Box::new(move || -> Turn { Box::pin(work(Arc::clone(&parts))) })
+}
+
+type Turn = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 async fn receive(
     queue: &'static str,

@@ -137,6 +137,31 @@ fn the_pure_rooms_do_no_io() {
     assert!(breaks.is_empty(), "{}", breaks.join("\n"));
 }
 
+/// A panic in a task that nothing watches is seen by nobody, and what the task did is never done again.
+#[test]
+fn no_task_is_spawned_bare() {
+    // What catches a panic: by itself, or by the heartbeat that the service manager and `/livez` look at.
+    const WATCHED: [&str; 4] = ["survive", "watched(", ".beat(", "begin("];
+    // A session's own set, which looks at how each of its tasks ended.
+    const SETS: [&str; 1] = ["amqp/consumer.rs"];
+    let mut bare = Vec::new();
+    for (file, text) in files() {
+        let is_test = ["tests", "testing"].iter().any(|word| file.contains(word));
+        if is_test || room_of(&file) == "cli" || SETS.contains(&file.as_str()) {
+            continue;
+        }
+        let code = code(&text);
+        for (at, _) in code.match_indices("spawn(") {
+            // The statement, as far as its own semicolon, and the line that names what is spawned.
+            let statement = code[at..].split(";\n").next().unwrap();
+            if !WATCHED.iter().any(|word| statement.contains(word)) {
+                bare.push(format!("{file}: {}", statement.lines().next().unwrap()));
+            }
+        }
+    }
+    assert!(bare.is_empty(), "{}", bare.join("\n"));
+}
+
 #[test]
 fn files_stay_small_enough_to_be_read() {
     let long: Vec<String> = files()

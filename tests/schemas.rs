@@ -10,7 +10,7 @@ use jsonschema::Validator;
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::entry::fact::{
-    Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Fact, Holding, What,
+    Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Fact, Holding, Since, What,
 };
 use kz_record_call::entry::legs::Leg;
 use kz_record_call::kazoo::action::Execute;
@@ -219,7 +219,19 @@ fn every_fact() -> Vec<What> {
             why: Some("why".into()),
         },
         What::Marked { n: 1 },
-        What::Retried { n: 1 },
+        What::Retried { n: 1, since: None },
+        What::Retried {
+            n: 2,
+            since: Some(Since {
+                attempt: 3,
+                postponed: 1,
+                panicked: 2,
+            }),
+        },
+        What::Panicked {
+            n: 1,
+            why: "index out of bounds".into(),
+        },
         What::Announced(Announcement::DocumentCreated),
         What::Announced(Announcement::DocumentEdited),
         What::Unheld { n: 1 },

@@ -1,5 +1,6 @@
 //! Looks at what the gauges tell, in the background: never on a recording's way, and never waiting long for anything.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -11,6 +12,7 @@ use crate::ledger::STATES;
 use crate::telemetry::events::{
     HoldMeasured, LookFailed, LookSucceeded, ReadinessChecked, RecordingsCounted, SpoolMeasured, TargetsCounted,
 };
+use crate::telemetry::survive_for_ever;
 
 use super::{Check, Readiness};
 
@@ -32,12 +34,15 @@ pub type Checks = watch::Receiver<Vec<Check>>;
 /// Begins to look. The checks go on until `close`; what costs the database something ends when the worker stops.
 pub fn start(readiness: &Readiness, tasks: &TaskTracker, close: CancellationToken) -> Checks {
     let (sender, checks) = watch::channel(Vec::new());
-    tasks.spawn(check(readiness.clone(), sender, close));
-    tasks.spawn(count(readiness.clone()));
+    let (looking, sender) = (readiness.clone(), Arc::new(sender));
+    let check = move || check(looking.clone(), Arc::clone(&sender), close.clone());
+    tasks.spawn(survive_for_ever("checks", check));
+    let looking = readiness.clone();
+    tasks.spawn(survive_for_ever("counts", move || count(looking.clone())));
     checks
 }
 
-async fn check(readiness: Readiness, seen: watch::Sender<Vec<Check>>, close: CancellationToken) {
+async fn check(readiness: Readiness, seen: Arc<watch::Sender<Vec<Check>>>, close: CancellationToken) {
     let parts = &readiness.parts;
     // A broker that was lost, or found, is told at once.
     let mut sessions = parts.consumers.watch();

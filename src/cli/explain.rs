@@ -205,6 +205,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         ),
         What::Parked { cause, .. } => format!("parked: {}", cause.meaning()),
         What::Retried { .. } => "moved on by an operator".into(),
+        What::Panicked { why, .. } => format!("the program failed on it, a fault of ours: {why}"),
         What::Concluded { outcome, cause } => format!("{outcome}: {}", cause.meaning()),
         What::Announced(announcement) => format!("announced: {}", announcement.name()),
         What::Closed => "closed".into(),

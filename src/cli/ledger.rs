@@ -1,7 +1,5 @@
 //! What the commands that look into the ledger share: the connection, and the words for people.
 
-use std::sync::Arc;
-
 use anyhow::{Context as _, bail};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -10,7 +8,8 @@ use crate::config::Config;
 use crate::couch::Couch;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
-use crate::flow::next::{self, Policy};
+use crate::flow::dying;
+use crate::flow::next::Policy;
 use crate::kazoo::time::Clock;
 use crate::ledger::{Filter, Ledger, Record};
 use crate::telemetry::Pulses;
@@ -32,10 +31,7 @@ impl Desk {
             worker: format!("operator@{}", config.kazoo.host),
             ..Policy::of(config)
         };
-        let due = {
-            let policy = policy.clone();
-            Arc::new(move |entry: &Entry, now| next::due(entry, now, &policy))
-        };
+        let due = dying::due_of(policy.clone());
         let ledger = Ledger::start(
             couch,
             clock.clone(),

@@ -214,8 +214,8 @@ pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
                 writeln!(out, "{media_id}: it is {} already", entry.state())?;
                 continue;
             }
-            let n = entry.next_retry();
-            desk.add(&mut entry, What::Retried { n }).await?;
+            let retry = entry.retry();
+            desk.add(&mut entry, retry).await?;
             writeln!(out, "{media_id}: moved on; a worker takes it up now")?;
             moved += 1;
         }

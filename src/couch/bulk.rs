@@ -12,6 +12,8 @@ use super::client::{Couch, answer};
 pub enum Row {
     Saved {
         rev: String,
+        /// Fewer copies than the quorum have it so far: the server's 202.
+        below_quorum: bool,
     },
     Conflict,
     /// The server will not have this document.
@@ -34,14 +36,27 @@ impl Couch {
     /// When the whole was refused, or there is no answer.
     pub async fn bulk_docs(&self, database: &str, documents: &[Value]) -> Result<Vec<Row>, CouchError> {
         let body = json!({ "docs": documents });
-        let rows = self.post(database, &["_bulk_docs"], &[], &body).await?;
+        let (status, rows) = self.posted(database, &["_bulk_docs"], &[], &body).await?;
         let rows = rows
             .as_array()
             .ok_or_else(|| CouchError::NoAnswer("_bulk_docs gave no rows".into()))?;
         if rows.len() != documents.len() {
             return Err(CouchError::NoAnswer("_bulk_docs gave other rows than were sent".into()));
         }
-        Ok(rows.iter().map(row).collect())
+        let rows: Vec<Row> = rows.iter().map(row).collect();
+        let is_named = |row: &Row| matches!(row, Row::Saved { below_quorum: true, .. });
+        if status != 202 || rows.iter().any(is_named) {
+            return Ok(rows);
+        }
+        // Some of them, and the server does not say which.
+        let suspect = |row: Row| match row {
+            Row::Saved { rev, .. } => Row::Saved {
+                rev,
+                below_quorum: true,
+            },
+            other => other,
+        };
+        Ok(rows.into_iter().map(suspect).collect())
     }
 
     /// The documents with these ids, in their order; `None` for what is not there or was deleted. Conflicting revisions are named in
@@ -55,10 +70,17 @@ impl Couch {
             .post(database, &["_all_docs"], &query, &json!({ "keys": ids }))
             .await?;
         let rows = rows(&found)?;
-        Ok(rows
-            .iter()
-            .map(|row| row.get("doc").filter(|doc| doc.is_object()).cloned())
-            .collect())
+        if rows.len() != ids.len() {
+            return Err(CouchError::NoAnswer(
+                "_all_docs gave other rows than were asked for".into(),
+            ));
+        }
+        let document = |row: &Value| match row.get("error").and_then(Value::as_str) {
+            None | Some("not_found") => Ok(row.get("doc").filter(|doc| doc.is_object()).cloned()),
+            // Whether it is there is open: a part of the cluster did not answer.
+            Some(error) => Err(CouchError::NoAnswer(format!("a document cannot be read: {error}"))),
+        };
+        rows.iter().map(document).collect()
     }
 
     /// One revision of a document.
@@ -215,12 +237,23 @@ impl Couch {
         query: &[(&str, &str)],
         body: &Value,
     ) -> Result<Value, CouchError> {
+        Ok(self.posted(database, path, query, body).await?.1)
+    }
+
+    /// The same, with the status.
+    async fn posted(
+        &self,
+        database: &str,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: &Value,
+    ) -> Result<(u16, Value), CouchError> {
         let request = self
             .request(Method::POST, database, path)
             .query(query)
             .header(CONTENT_TYPE, "application/json")
             .body(body.to_string());
-        Ok(answer(request.send().await, database).await?.1)
+        answer(request.send().await, database).await
     }
 }
 
@@ -234,7 +267,10 @@ fn rows(found: &Value) -> Result<&Vec<Value>, CouchError> {
 fn row(row: &Value) -> Row {
     let word = |key: &str| row.get(key).and_then(Value::as_str);
     match (word("rev"), word("error")) {
-        (Some(rev), None) => Row::Saved { rev: rev.to_owned() },
+        (Some(rev), None) => Row::Saved {
+            rev: rev.to_owned(),
+            below_quorum: row.get("accepted") == Some(&Value::Bool(true)),
+        },
         (_, Some("conflict")) => Row::Conflict,
         (_, error) => Row::Refused(format!(
             "{}: {}",

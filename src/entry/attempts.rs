@@ -5,7 +5,7 @@ use crate::recording::digest::Digests;
 use crate::recording::order::Order;
 
 use super::cause::{Cause, Outcome};
-use super::fact::{Destination, Fact, What};
+use super::fact::{Destination, Fact, Since, What};
 use super::{Entry, LOOKS, TIDIES};
 
 impl Entry {
@@ -29,11 +29,17 @@ impl Entry {
 
     /// The postponements since an operator last moved it on, in order: when, and until when.
     pub fn postponed(&self) -> impl DoubleEndedIterator<Item = (Moment, Moment)> {
-        let since = self.retried_at();
-        self.facts.iter().filter_map(move |fact| match fact.what {
-            What::Postponed { until, .. } if since.is_none_or(|since| fact.at > since) => Some((fact.at, until)),
-            _ => None,
-        })
+        let retried = self.retried();
+        let mut all: Vec<(u32, Moment, Moment)> = self
+            .facts
+            .iter()
+            .filter_map(|fact| match fact.what {
+                What::Postponed { n, until, .. } if Self::counts(retried, fact) => Some((n, fact.at, until)),
+                _ => None,
+            })
+            .collect();
+        all.sort_by_key(|(n, ..)| *n);
+        all.into_iter().map(|(_, at, until)| (at, until))
     }
 
     /// Looks at a delivery that a server with too few copies had taken: when, and whether it was there.
@@ -126,22 +132,53 @@ impl Entry {
             .map(|fact| fact.at)
     }
 
-    /// When an operator last moved it on.
-    fn retried_at(&self) -> Option<Moment> {
-        self.facts
-            .iter()
-            .rev()
-            .find(|fact| matches!(fact.what, What::Retried { .. }))
-            .map(|fact| fact.at)
+    /// The operator's last retry.
+    fn retried(&self) -> Option<&Fact> {
+        let retries = self.facts.iter().filter(|fact| fact.what.kind() == "retried");
+        retries.max_by_key(|fact| fact.what.number())
     }
 
-    /// The failures to collect or deliver since an operator last moved it on, in order.
+    /// Whether it came after the operator's last retry. By numbers: the operator's host has another clock than the worker's.
+    fn counts(retried: Option<&Fact>, fact: &Fact) -> bool {
+        let Some(retried) = retried else { return true };
+        let since = match (&retried.what, &fact.what) {
+            (What::Retried { since: Some(since), .. }, What::Postponed { .. }) => since.postponed,
+            (What::Retried { since: Some(since), .. }, What::Panicked { .. }) => since.panicked,
+            (What::Retried { since: Some(since), .. }, _) => since.attempt,
+            // An older version's, which had nothing but the time.
+            _ => return fact.at > retried.at,
+        };
+        fact.what.number().is_some_and(|number| number >= since)
+    }
+
+    /// What an operator does to move it on.
+    pub fn retry(&self) -> What {
+        What::Retried {
+            n: self.next_retry(),
+            since: Some(Since {
+                attempt: self.next_attempt(),
+                postponed: self.next_number("postponed"),
+                panicked: self.next_number("panicked"),
+            }),
+        }
+    }
+
+    /// The failures to collect or deliver since an operator last moved it on, by their numbers.
     pub fn failures(&self) -> impl DoubleEndedIterator<Item = &Fact> {
-        let since = self.retried_at();
-        self.facts
-            .iter()
-            .filter(|fact| fact.what.attempt().is_some())
-            .filter(move |fact| since.is_none_or(|since| fact.at > since))
+        let retried = self.retried();
+        let failed = self.facts.iter().filter(|fact| fact.what.attempt().is_some());
+        let mut all: Vec<&Fact> = failed.filter(|fact| Self::counts(retried, fact)).collect();
+        all.sort_by_key(|fact| fact.what.attempt());
+        all.into_iter()
+    }
+
+    /// When the program failed on it, since an operator last moved it on.
+    pub fn panics(&self) -> impl DoubleEndedIterator<Item = Moment> {
+        let retried = self.retried();
+        let panics = self.facts.iter().filter(|fact| fact.what.kind() == "panicked");
+        let mut all: Vec<&Fact> = panics.filter(|fact| Self::counts(retried, fact)).collect();
+        all.sort_by_key(|fact| fact.what.number());
+        all.into_iter().map(|fact| fact.at)
     }
 
     /// The number of the next attempt to bring the audio to its destination; counts from 1, and goes on over everything.
@@ -151,17 +188,19 @@ impl Entry {
             .filter_map(|fact| fact.what.attempt())
             .max()
             .unwrap_or(0)
-            + 1
+            .saturating_add(1)
     }
 
     /// Why it rests, if it does.
     pub fn parked(&self) -> Option<Cause> {
         let highest = |kind| self.next_number(kind);
-        (highest("parked") > highest("retried")).then(|| {
-            self.last(|what| match what {
-                What::Parked { cause, .. } => Some(*cause),
-                _ => None,
-            })
-        })?
+        if highest("parked") <= highest("retried") {
+            return None;
+        }
+        let rests = self.facts.iter().filter_map(|fact| match fact.what {
+            What::Parked { n, cause } => Some((n, cause)),
+            _ => None,
+        });
+        rests.max_by_key(|(n, _)| *n).map(|(_, cause)| cause)
     }
 }

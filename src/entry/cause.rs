@@ -64,6 +64,8 @@ pub enum Cause {
     SettingsLost,
     /// Kazoo's store proxy, which the account's storage plan needs, cannot be used.
     NoStoreProxy,
+    /// The program itself failed on it, attempt after attempt.
+    ProgramFault,
 }
 
 impl Outcome {
@@ -112,6 +114,7 @@ impl Outcome {
                 Cause::SettingsLost,
                 Cause::NoStoreProxy,
                 Cause::Undecided,
+                Cause::ProgramFault,
             ],
         }
     }
@@ -140,6 +143,7 @@ impl Cause {
             Self::NotCollected => "not_collected",
             Self::SettingsLost => "settings_lost",
             Self::NoStoreProxy => "no_store_proxy",
+            Self::ProgramFault => "program_fault",
         }
     }
 
@@ -178,6 +182,9 @@ impl Cause {
                 "the url did not travel with the recording (too long, or sealed with another secret), and the ledger never heard of the start"
             }
             Self::NoStoreProxy => "the account's storage plan needs Kazoo's store proxy, which cannot be used",
+            Self::ProgramFault => {
+                "the program failed on it, attempt after attempt: a fault of the program, which its log tells of"
+            }
         }
     }
 }

@@ -106,7 +106,14 @@ pub enum What {
     /// The document that came before the audio says that the recording rests.
     Marked { n: u32 },
     /// An operator moves it on: attempts begin anew.
-    Retried { n: u32 },
+    Retried {
+        n: u32,
+        /// From where on attempts count again; `None`: an older version wrote it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<Since>,
+    },
+    /// The program failed on the recording: a fault of ours, not of what was attempted.
+    Panicked { n: u32, why: String },
     /// The story ends without a delivery.
     Concluded { outcome: Outcome, cause: Cause },
     /// A notice is confirmed by the broker.
@@ -129,6 +136,15 @@ pub enum What {
     Closed,
 }
 
+/// Numbers that the first of what comes after an operator's retry has. Never times: an operator's clock is another one than a worker's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Since {
+    pub attempt: u32,
+    pub postponed: u32,
+    #[serde(default)]
+    pub panicked: u32,
+}
+
 /// How a collect failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -137,10 +153,11 @@ pub enum CollectFailure {
     Unreachable,
     /// The switch says that it has no such file, and the audio is not at its destination either.
     Missing,
-    /// It began, and broke off; or the switch could not do it.
-    Broken,
     /// We could not take it: no room, no session, or going down.
     NotNow,
+    /// It began, and broke off; or the switch could not do it; or another version of the program has a word for it that this one has not.
+    #[serde(other)]
+    Broken,
 }
 
 /// How a delivery failed.
@@ -149,8 +166,6 @@ pub enum CollectFailure {
 pub enum DeliveryFailure {
     /// The target will not have this recording, now or later.
     Refused,
-    /// The target cannot take anything now.
-    Target,
     /// Our own copy is not there any more.
     Source,
     /// The account's monthly database does not exist yet.
@@ -163,6 +178,9 @@ pub enum DeliveryFailure {
     Lost,
     /// Nobody said where Kazoo's store proxy is.
     NoProxy,
+    /// The target cannot take anything now; or another version of the program has a word for it that this one has not.
+    #[serde(other)]
+    Target,
 }
 
 impl DeliveryFailure {
@@ -297,6 +315,69 @@ impl What {
         }
     }
 
+    /// The number that tells each time from the others, of what can happen again.
+    pub const fn number(&self) -> Option<u32> {
+        match self {
+            Self::ChannelSeen { n, .. }
+            | Self::Probed { n, .. }
+            | Self::StopSent { n }
+            | Self::Held { n, .. }
+            | Self::Unheld { n }
+            | Self::Parked { n, .. }
+            | Self::Decided { n, .. }
+            | Self::Postponed { n, .. }
+            | Self::Looked { n, .. }
+            | Self::Marked { n }
+            | Self::Released { n }
+            | Self::Tidied { n, .. }
+            | Self::Retried { n, .. }
+            | Self::Panicked { n, .. } => Some(*n),
+            Self::CollectFailed { attempt, .. } | Self::DeliveryFailed { attempt, .. } => Some(*attempt),
+            Self::Continued { told } => Some(*told),
+            _ => None,
+        }
+    }
+
+    /// Every kind that this version knows.
+    pub const KINDS: &'static [&'static str] = &[
+        "asked",
+        "commanded",
+        "command_lost",
+        "command_refused",
+        "started",
+        "stop_asked",
+        "stop_sent",
+        "stop_unconfirmed",
+        "masked",
+        "channel_seen",
+        "leg",
+        "probed",
+        "ended",
+        "presumed_ended",
+        "decided",
+        "postponed",
+        "collect_failed",
+        "collected",
+        "held",
+        "documented",
+        "uploaded",
+        "delivery_failed",
+        "delivered",
+        "looked",
+        "parked",
+        "marked",
+        "retried",
+        "panicked",
+        "concluded",
+        "announced",
+        "unheld",
+        "released",
+        "tidied",
+        "separated",
+        "continued",
+        "closed",
+    ];
+
     /// The kind, for bounding and for people.
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -327,6 +408,7 @@ impl What {
             Self::Parked { .. } => "parked",
             Self::Marked { .. } => "marked",
             Self::Retried { .. } => "retried",
+            Self::Panicked { .. } => "panicked",
             Self::Concluded { .. } => "concluded",
             Self::Announced(_) => "announced",
             Self::Unheld { .. } => "unheld",

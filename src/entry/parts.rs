@@ -44,7 +44,31 @@ impl Event<'_> {
             None => self.heard > other.heard && self.told.order() > other.told.order(),
         }
     }
+
+    /// Whether this start comes after that end. The switch's stamps tick: a stop and the next start can have the same. What lasted for longer than
+    /// a tick did not begin and end within one.
+    fn begins_after(&self, end: &Event<'_>) -> bool {
+        let is_same_tick = self.told.stamp.is_some() && self.told.stamp == end.told.stamp;
+        if is_same_tick {
+            end.told.length_ms.is_some_and(|length| length > TICK_MS)
+        } else {
+            self.is_after(end)
+        }
+    }
+
+    /// Whether both are copies of one event, as two ecallmgrs publish it. The stamp alone does not tell: within a tick others have it too.
+    fn is_copy_of(&self, other: &Self) -> bool {
+        let (mine, theirs) = (self.told, other.told);
+        mine.stamp.is_some()
+            && mine.stamp == theirs.stamp
+            && mine.length_ms == theirs.length_ms
+            && mine.call_id == theirs.call_id
+            && mine.path == theirs.path
+    }
 }
+
+/// The stamps of a switch's events count in steps of 20 ms; with some patience.
+const TICK_MS: u64 = 40;
 
 impl Entry {
     /// Every part that is known of.
@@ -52,12 +76,12 @@ impl Entry {
         let (starts, ends) = (self.events(start_of), self.events(end_of));
         let mut begun: Vec<Vec<Event<'_>>> = vec![Vec::new()];
         for start in starts {
-            let restarted = begun
-                .last()
-                .and_then(|part| part.first())
-                .is_none_or(|first| ends.iter().any(|end| start.is_after(end) && !first.is_after(end)));
+            let restarted = begun.last().and_then(|part| part.first()).is_none_or(|first| {
+                ends.iter()
+                    .any(|end| start.begins_after(end) && !first.begins_after(end))
+            });
             // A start after an end of which no start was heard.
-            let unheard = begun.len() == 1 && begun[0].is_empty() && ends.iter().any(|end| start.is_after(end));
+            let unheard = begun.len() == 1 && begun[0].is_empty() && ends.iter().any(|end| start.begins_after(end));
             match begun.last_mut() {
                 Some(part) if !restarted || (part.is_empty() && !unheard) => part.push(start),
                 _ => begun.push(vec![start]),
@@ -173,8 +197,8 @@ impl Entry {
     /// Milliseconds that the switch told of this recording's own parts; `None` when it did not tell all of them.
     pub fn told_ms(&self) -> Option<u64> {
         let parts = self.own_parts();
-        let lengths = parts.iter().map(|part| part.ended.and_then(|told| told.length_ms));
-        lengths.sum()
+        let mut lengths = parts.iter().map(|part| part.ended.and_then(|told| told.length_ms));
+        lengths.try_fold(0u64, |all, length| Some(all.saturating_add(length?)))
     }
 
     /// Since when nothing more comes into this recording's audio: it is safe, or there is none.
@@ -203,8 +227,8 @@ impl Entry {
             let length = part.ended.and_then(|end| end.length_ms);
             let reached = before
                 .zip(length)
-                .is_some_and(|(before, length)| self.reaches(before + length / 2));
-            before = before.zip(length).map(|(before, length)| before + length);
+                .is_some_and(|(before, length)| self.reaches(before.saturating_add(length / 2)));
+            before = before.zip(length).map(|(before, length)| before.saturating_add(length));
             part.end_heard.is_some_and(|heard| heard <= sealed) || reached || self.is_presumed_over(part, sealed)
         });
         in_it.count().max(1)
@@ -253,7 +277,7 @@ impl Entry {
             .collect();
         events.sort_by_key(|event| (event.told.order(), event.heard));
         // Copies of one event that differ in what does not matter.
-        events.dedup_by(|copy, first| copy.told.stamp.is_some() && copy.told.stamp == first.told.stamp);
+        events.dedup_by(|copy, first| copy.is_copy_of(first));
         events
     }
 
@@ -278,7 +302,7 @@ fn end_of(what: &What) -> Option<&Told> {
 
 /// Puts an end where it belongs: to the last part that began before it.
 fn place<'a>(parts: &mut Vec<Part<'a>>, end: Event<'a>) {
-    let began_before = |part: &Part<'_>| part.begun.is_some_and(|begun| !begun.is_after(&end));
+    let began_before = |part: &Part<'_>| part.begun.is_some_and(|begun| !begun.begins_after(&end));
     let at = parts.iter().rposition(began_before).unwrap_or(0);
     let part = &mut parts[at];
     let Some((known, heard)) = part.ended.zip(part.end_heard) else {
@@ -287,7 +311,8 @@ fn place<'a>(parts: &mut Vec<Part<'a>>, end: Event<'a>) {
     };
     let known = Event { heard, told: known };
     // A repeat that was stamped anew says the same; another length is another stretch, whose start was lost.
-    if end.is_after(&known) && end.told.length_ms.is_some() && end.told.length_ms != known.told.length_ms {
+    let is_other = end.is_after(&known) || known.told.stamp.is_some() && known.told.stamp == end.told.stamp;
+    if is_other && end.told.length_ms.is_some() && end.told.length_ms != known.told.length_ms {
         let unheard = Part {
             started: None,
             ended: Some(end.told),
@@ -468,6 +493,28 @@ mod tests {
         assert_eq!(late.parts().len(), 2);
         let early = entry(&[(11, end(11, 10_000)), (12, start(1))]);
         assert_eq!(early.ended().map(|told| told.at), Some(at(11)));
+    }
+
+    #[test]
+    fn a_start_with_the_stamp_of_the_end_before_it_is_a_part_of_its_own() {
+        // The switch ended and began it within one tick of its stamps.
+        let mut facts = vec![(1, start(1)), (11, end(11, 10_000)), (11, start(11))];
+        assert_eq!(entry(&facts).ended(), None, "it is being recorded again");
+        assert_eq!(entry(&facts).parts().len(), 2);
+        facts.push((25, end(25, 14_000)));
+        assert_eq!(entry(&facts).ended().map(|told| told.at), Some(at(25)));
+        assert_eq!(entry(&facts).told_ms(), Some(24_000));
+        // One that was shorter than a tick has both in one.
+        let short = entry(&[(1, start(1)), (1, end(1, 20))]);
+        assert_eq!((short.parts().len(), short.ended().is_some()), (1, true));
+    }
+
+    #[test]
+    fn two_ends_of_one_tick_are_told_apart_by_what_they_tell() {
+        let both = entry(&[(1, start(1)), (11, end(11, 10_000)), (11, end(11, 20))]);
+        assert_eq!(both.parts().len(), 2);
+        let copies = entry(&[(1, start(1)), (11, end(11, 10_000)), (12, end(11, 10_000))]);
+        assert_eq!(copies.parts().len(), 1);
     }
 
     #[test]

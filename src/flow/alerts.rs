@@ -16,6 +16,7 @@ use crate::entry::cause::{Cause, Outcome};
 use crate::kazoo::alert::system_alert;
 use crate::kazoo::envelope::Sender;
 use crate::telemetry::events::Announced;
+use crate::telemetry::survive;
 
 use super::next;
 
@@ -65,7 +66,8 @@ impl Alerts {
             return;
         }
         let first = first(entry, outcome, cause);
-        inner.tasks.clone().spawn(async move {
+        let tasks = inner.tasks.clone();
+        let telling = async move {
             inner.publish(&first).await;
             loop {
                 let going_down = tokio::select! {
@@ -80,7 +82,8 @@ impl Alerts {
                     return;
                 }
             }
-        });
+        };
+        tasks.spawn(async move { survive("alerts", telling).await });
     }
 }
 

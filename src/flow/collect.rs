@@ -12,12 +12,15 @@ use crate::ingest::{Answer, Progress, Upload, Wanted};
 use crate::kazoo::switch::{self, SendHttpReply};
 use crate::recording::digest::Digests;
 use crate::recording::order::Order;
-use crate::telemetry::events::{AudioSuspect, CollectEnded, NoEcallmgr};
+use crate::telemetry::events::{AudioSuspect, CollectEnded, CollectPutOff, NoEcallmgr};
 
 use super::ancestors;
 use super::next::{Case, Input};
-use super::perform::{AGAIN, InHand, Parts};
+use super::perform::{AGAIN, Crowded, InHand, Parts};
 use super::still::Look;
+
+/// How soon a recording comes back that found too many waiting for its switch. Twice as long each time, for a few times.
+const PUT_OFF: Duration = Duration::from_secs(20);
 
 /// What a switch brought, or why it did not.
 type Fetched = Result<Upload, (CollectFailure, String)>;
@@ -42,6 +45,9 @@ impl Parts {
         let order = case.entry.order()?;
         if let Some(input) = self.in_vain(case, attempt).await {
             return Some(input);
+        }
+        if let Some(later) = self.put_off(case, node) {
+            return Some(later);
         }
         let (result, look, slot) = match self.whole(case, order, node, path).await? {
             Whole::Brought(brought) => *brought,
@@ -117,8 +123,29 @@ impl Parts {
         }
     }
 
+    /// A slot of the switch. Who waits for one is not busy: neither the sweep nor the recordings of other switches wait for it.
     async fn slot_of(&self, switch: &str) -> Option<OwnedSemaphorePermit> {
+        let _idle = self.hands.idle();
         self.unless_stopped(self.switches.slot(switch)).await?
+    }
+
+    /// Where so many wait for a slot of the switch already, further recordings rest in the ledger: memory is no place for a switch's backlog.
+    fn put_off(&self, case: &Case, switch: &str) -> Option<Input> {
+        let crowded = self.switches.crowded(switch);
+        if crowded == Crowded::No {
+            return None;
+        }
+        CollectPutOff {
+            call_id: &case.entry.call_id,
+            switch,
+            first: crowded == Crowded::Newly,
+        }
+        .emit();
+        // Longer for what has waited for longer, and not all at once.
+        let before = u32::try_from(case.entry.postponed().count()).unwrap_or(u32::MAX);
+        let pause = PUT_OFF * 2u32.saturating_pow(before.min(4));
+        let until = self.now().plus(pause.mul_f64(0.75 + fastrand::f64() * 0.5));
+        Some(self.postponed(case, until, format!("{switch} is busy")))
     }
 
     /// What comes of it; `None` when the worker is going down.
@@ -132,6 +159,9 @@ impl Parts {
     /// Asks for the file to look at it, and leaves it on the switch: an end that nobody told is proved by two equal looks.
     pub(super) async fn probe(&self, case: &Case, n: u32, attempt: u32, node: &str, path: &str) -> Option<Input> {
         let order = case.entry.order()?;
+        if let Some(later) = self.put_off(case, node) {
+            return Some(later);
+        }
         let _slot = self.slot_of(node).await?;
         let result = self.unless_stopped(self.fetch(case, order, node, path)).await?;
         Some(match result {
@@ -164,6 +194,9 @@ impl Parts {
     /// there, such as a recording that began anew, stays.
     pub(super) async fn tidy(&self, case: &Case, n: u32, node: &str, path: &str) -> Option<Input> {
         let order = case.entry.order()?;
+        if let Some(later) = self.put_off(case, node) {
+            return Some(later);
+        }
         let _slot = self.slot_of(node).await?;
         let look = self.look_at_call(&case.entry).await;
         let result = self.unless_stopped(self.fetch(case, order, node, path)).await?;

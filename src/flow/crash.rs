@@ -1,8 +1,8 @@
-//! For tests that kill the worker at each of its steps. Only debug builds have it; in a release build it is nothing.
+//! For tests that kill the worker at each of its steps, or let one of them panic. Only debug builds have it; in a release build it is nothing.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// `before:<n>` or `after:<n>`: the process kills itself there, counted over all its steps.
+/// `before:<n>` or `after:<n>`: the process kills itself there, counted over all its steps. `panic:<n>`: that step panics.
 const VARIABLE: &str = "KZ_RECORD_CALL_TEST_CRASH";
 
 /// Where the process kills itself, if it does.
@@ -16,6 +16,7 @@ pub struct Crash {
 enum Side {
     Before,
     After,
+    Panic,
 }
 
 impl Crash {
@@ -31,6 +32,9 @@ impl Crash {
     pub async fn step<T>(&self, step: impl Future<Output = T>) -> T {
         let n = self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         self.die_at(Side::Before, n);
+        if self.at == Some((Side::Panic, n)) {
+            std::panic::panic_any("as a test wants it");
+        }
         let done = step.await;
         self.die_at(Side::After, n);
         done
@@ -49,6 +53,7 @@ fn parse(text: &str) -> Option<(Side, u32)> {
     let side = match side {
         "before" => Side::Before,
         "after" => Side::After,
+        "panic" => Side::Panic,
         _ => return None,
     };
     Some((side, n.parse().ok()?))
@@ -62,6 +67,7 @@ mod tests {
     fn a_crash_has_a_side_and_a_number() {
         assert_eq!(parse("before:3"), Some((Side::Before, 3)));
         assert_eq!(parse("after:12"), Some((Side::After, 12)));
+        assert_eq!(parse("panic:2"), Some((Side::Panic, 2)));
         for wrong in ["", "before", "after:", "during:1", "before:-1"] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }

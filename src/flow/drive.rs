@@ -1,14 +1,14 @@
 //! Drives one recording: what happened goes into `next`, what it asks for is performed, until nothing is to be done now. Every step is noted
 //! in the ledger.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{Announcement, Destination, What};
 use crate::ingest::Answer;
-use crate::ledger::{Lease, address};
+use crate::ledger::{Lease, Noted, address};
 use crate::recording::audio::Audio;
 use crate::recording::ending::Told;
 use crate::telemetry::events::{RecordingClosed, RecordingParked, RecordingsInHand, StopUnconfirmed};
@@ -18,29 +18,35 @@ use super::hands::Mailbox;
 use super::next::{self, Case, Effect, Hand, Input, next};
 use super::perform::{InHand, Parts};
 
-/// Hands `input` to whoever has the recording in hand, or begins to drive it.
+mod survive;
+
+use survive::Left;
+pub use survive::begin;
+
+/// Hands `input` to the task that has the recording in hand, or begins to drive it.
 pub fn go_on(parts: &Arc<Parts>, entry: Entry, input: Input) {
     let key = entry.key;
     let Err(input) = parts.hands.tell(key, input) else {
         return;
     };
-    match parts.hands.take(key) {
-        Some(mailbox) => {
-            let parts = Arc::clone(parts);
-            parts
-                .tasks
-                .clone()
-                .spawn(async move { drive(&parts, entry, input, mailbox).await });
-        }
-        // Somebody took it in between.
-        None => drop(parts.hands.tell(key, input)),
+    let input = match parts.hands.take(key) {
+        Some(mailbox) => return begin(parts, entry, input, mailbox),
+        // Another task took it in between.
+        None => parts.hands.tell(key, input),
+    };
+    if input.is_err() {
+        tracing::warn!(
+            event = "recording_told_too_much",
+            call_id = entry.call_id,
+            "more is told of a recording than its task takes in; what is left out is in the ledger"
+        );
     }
 }
 
 /// Drives the recording on from `input` until nothing is to be done now, or the worker is going down.
-pub async fn drive(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) {
+async fn drive(parts: &Parts, entry: Entry, input: Input, mailbox: &mut Mailbox, left: &Mutex<Left>) {
     let trace = trace_of(&entry);
-    trace::within(Stage::Recording, trace, drive_on(parts, entry, input, mailbox)).await;
+    trace::within(Stage::Recording, trace, drive_on(parts, entry, input, mailbox, left)).await;
 }
 
 /// The trace of the action that asked for the recording.
@@ -48,7 +54,7 @@ pub fn trace_of(entry: &Entry) -> Option<Trace> {
     Trace::read(entry.order()?.trace.as_deref()?, None)
 }
 
-async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) {
+async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: &mut Mailbox, left: &Mutex<Left>) {
     let _counted = Counted::new();
     let mut driver = Driver {
         parts,
@@ -57,9 +63,9 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) {
             hand: Hand::Empty,
         },
         lease: None,
+        left,
     };
     let mut hand: Option<InHand> = None;
-    let mut mailbox = Box::new(mailbox);
     let mut effects = driver.step(input).await;
     loop {
         while let Some(input) = mailbox.take_next() {
@@ -72,11 +78,8 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) {
                     return;
                 }
                 match mailbox.let_go() {
-                    Ok(()) => return,
-                    Err((same, input)) => {
-                        mailbox = same;
-                        effects = driver.step(input).await;
-                    }
+                    None => return,
+                    Some(input) => effects = driver.step(input).await,
                 }
             }
             Some(effect) => {
@@ -96,7 +99,7 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) {
                 let end = driver.end();
                 let lets_go = effect == Effect::Answer(Answer::Release);
                 let input = match driver.safe(effect).await {
-                    Some(_) if lets_go && driver.heard(&mut mailbox).await => {
+                    Some(_) if lets_go && driver.heard(mailbox).await => {
                         effects = driver.step(Input::Due).await;
                         continue;
                     }
@@ -105,7 +108,7 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: Mailbox) {
                 };
                 match input {
                     Some(Input::Received(audio)) => {
-                        effects = driver.receive(audio, end, &mut mailbox, &mut hand).await;
+                        effects = driver.receive(audio, end, mailbox, &mut hand).await;
                     }
                     Some(input) => effects = driver.step(input).await,
                     None => {
@@ -128,17 +131,20 @@ struct Driver<'a> {
     parts: &'a Parts,
     case: Case,
     lease: Option<Lease>,
+    left: &'a Mutex<Left>,
 }
 
 impl Driver<'_> {
     /// Takes in what happened, tells what came of it, and notes it.
     async fn step(&mut self, input: Input) -> Vec<Effect> {
         let (parts, before) = (self.parts, self.case.entry.clone());
+        self.leave(Some(input.clone()));
         let effects = next(&mut self.case, input, parts.now(), &parts.policy);
         let entry = &self.case.entry;
         if *entry != before {
             tell(parts, &before, entry);
         }
+        self.leave(None);
         let now = parts.now();
         let held = self
             .lease
@@ -155,6 +161,15 @@ impl Driver<'_> {
             );
         }
         effects
+    }
+
+    /// What is left behind, should the next thing panic.
+    fn leave(&self, taking: Option<Input>) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if taking.is_none() && left.entry != self.case.entry {
+            left.entry = self.case.entry.clone();
+        }
+        left.taking = taking;
     }
 
     /// Whether it says that audio is not where it belongs, or that there must be more of it. Another worker may have brought it there, and this one
@@ -281,20 +296,28 @@ impl Driver<'_> {
 
     /// Lets the ledger have everything before the recording is let go. `false` when the worker is going down before.
     async fn rest(&self, nothing_to_wait_for: bool) -> bool {
-        let linger = if nothing_to_wait_for {
-            self.parts.config.ledger.linger
+        let parts = self.parts;
+        let mut linger = if nothing_to_wait_for {
+            parts.config.ledger.linger
         } else {
             Duration::ZERO
         };
-        let receipt = self
-            .parts
-            .ledger
-            .note(&self.case.entry, Some(self.parts.ledger.no_lease()), linger)
-            .await;
-        tokio::select! {
-            durable = receipt.durable() => durable,
-            // The writer writes what it has before it ends.
-            () = self.parts.stop.cancelled() => false,
+        loop {
+            let lease = Some(parts.ledger.no_lease());
+            let receipt = parts.ledger.note(&self.case.entry, lease, linger).await;
+            let noted = tokio::select! {
+                noted = receipt.noted() => noted,
+                // The writer writes what it has before it ends.
+                () = parts.stop.cancelled() => return false,
+            };
+            match noted {
+                // What the ledger will never have is no reason to keep it in hand: its writer logs it.
+                Noted::Durable | Noted::TooLarge(_) => return true,
+                Noted::Not => linger = Duration::ZERO,
+            }
+            if parts.rest().await.is_none() {
+                return false;
+            }
         }
     }
 

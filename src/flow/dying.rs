@@ -1,15 +1,23 @@
-//! A handler that panics takes neither its delivery nor its queue's consumer with it: the message is explained and put aside.
+//! A handler that panics takes neither its delivery nor its queue's consumer with it: the message is explained and put aside. And a recording
+//! that the program fails on is not lost.
 
 use std::any::Any;
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tracing::error;
 
 use crate::amqp::{Delivery, Spare};
+use crate::entry::Entry;
+use crate::entry::cause::Cause;
+use crate::entry::fact::What;
+use crate::ledger::DueOf;
+use crate::telemetry::events::TaskPanicked;
+use crate::telemetry::words;
 
+use super::next::{self, Policy};
 use super::perform::Parts;
 use super::start;
 
@@ -43,34 +51,50 @@ pub fn survived(queue: &'static str, delivery: Delivery, handle: impl Fn(Deliver
 }
 
 fn tell(queue: &'static str, panic: &(dyn Any + Send)) {
-    error!(
-        queue,
-        panic = words(panic),
-        "a handler panicked: this is a fault of the program"
-    );
+    TaskPanicked {
+        task: "handler",
+        name: queue,
+        call_id: "",
+        media_id: "",
+        why: words(panic),
+    }
+    .emit();
 }
 
-fn words(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    crate::kazoo::call::clip(text.unwrap_or("of something that is no text"), 512)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_handler_died_of_is_told_in_words() {
-        let died = |panic: fn()| std::panic::catch_unwind(panic).unwrap_err();
-        assert_eq!(words(&*died(|| panic!("plain"))), "plain");
-        assert_eq!(
-            words(&*died(|| panic!("number {}", std::hint::black_box(7)))),
-            "number 7"
-        );
-        assert_eq!(
-            words(&*died(|| std::panic::panic_any(7))),
-            "of something that is no text"
-        );
+/// Notes on its entry that the program failed on a recording. Where even its decisions fail it is parked here.
+pub(super) fn note(entry: &mut Entry, parts: &Parts, why: String) {
+    let n = entry.next_number("panicked");
+    entry.add(parts.fact(What::Panicked { n, why }));
+    let often = usize::try_from(parts.policy.max_attempts).unwrap_or(usize::MAX);
+    if entry.panics().count() <= often {
+        // What follows from that is decided where everything is.
+        return;
+    }
+    let is_open = || entry.outcome().is_none() && entry.parked().is_none();
+    if catch_unwind(AssertUnwindSafe(is_open)).unwrap_or(true) {
+        let (n, cause) = (entry.next_rest(), Cause::ProgramFault);
+        entry.add(parts.fact(What::Parked { n, cause }));
     }
 }
+
+/// When something is to be done about an entry, for the ledger. An entry that the program fails on is looked at again later: its panic must not
+/// become the ledger's.
+pub fn due_of(policy: Policy) -> DueOf {
+    Arc::new(move |entry, now| {
+        let due = catch_unwind(AssertUnwindSafe(|| next::due(entry, now, &policy)));
+        due.unwrap_or_else(|panic| {
+            TaskPanicked {
+                task: "recording",
+                name: "due",
+                call_id: &entry.call_id,
+                media_id: "",
+                why: words(&*panic),
+            }
+            .emit();
+            Some(now.plus(MUCH_LATER))
+        })
+    })
+}
+
+/// When an entry is looked at again of which cannot even be told when it is due.
+const MUCH_LATER: Duration = Duration::from_secs(3600);

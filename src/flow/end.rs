@@ -18,6 +18,7 @@ use crate::recording::format::Format;
 use crate::recording::identity::{Key, MediaId};
 use crate::recording::order::{Order, Url};
 use crate::telemetry::events::{RecordingEnded, RecordingStarted};
+use crate::telemetry::survive;
 use crate::telemetry::trace::{self, Stage};
 
 use super::next::Input;
@@ -137,13 +138,14 @@ fn mask(parts: &Arc<Parts>, entry: &Entry) {
     let call_id = parts
         .replaced
         .current(entry.started().map_or(&order.call_id, |told| &told.call_id));
-    let parts = Arc::clone(parts);
-    parts.tasks.clone().spawn(async move {
+    let (parts, tasks) = (Arc::clone(parts), parts.tasks.clone());
+    let masking = async move {
         // What it came to is told by the command's own event.
         let _ = parts
             .send_control(&to, &call_id, order.media_id.as_str(), &order.file_name, Control::Mask)
             .await;
-    });
+    };
+    tasks.spawn(survive("mask", masking));
 }
 
 /// This worker's memory, else the ledger.

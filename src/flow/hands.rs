@@ -1,88 +1,109 @@
 //! Which recordings this worker has in hand. One task goes on with a recording at a time; what others learn of it meanwhile is handed to
 //! that task.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::mpsc;
 
 use crate::recording::identity::Key;
 
 use super::next::Input;
 
-/// Inputs that wait for the task that has the recording.
-const WAITING: usize = 64;
+/// Inputs that wait for the task that has the recording. What is told twice waits once.
+const WAITING: usize = 256;
 
-type Table = Arc<Mutex<HashMap<Key, mpsc::Sender<Input>>>>;
+type Table = Arc<Mutex<HashMap<Key, VecDeque<Input>>>>;
 
 /// The recordings in hand.
 #[derive(Debug, Clone, Default)]
-pub struct Hands(Table);
+pub struct Hands {
+    table: Table,
+    idle: Arc<AtomicUsize>,
+}
 
 /// A recording in this task's hand, and what others learn of it.
 #[derive(Debug)]
 pub struct Mailbox {
     key: Key,
-    inputs: mpsc::Receiver<Input>,
     table: Table,
     released: bool,
 }
 
+/// A task that only waits for its turn, as for a slot of a switch: it does not count as busy.
+#[derive(Debug)]
+pub struct Idle(Arc<AtomicUsize>);
+
 impl Hands {
     /// Takes a recording in hand; `None` when another task has it.
     pub fn take(&self, key: Key) -> Option<Mailbox> {
-        let mut table = lock(&self.0);
+        let mut table = lock(&self.table);
         if table.contains_key(&key) {
             return None;
         }
-        let (sender, inputs) = mpsc::channel(WAITING);
-        table.insert(key, sender);
+        table.insert(key, VecDeque::new());
         Some(Mailbox {
             key,
-            inputs,
-            table: Arc::clone(&self.0),
+            table: Arc::clone(&self.table),
             released: false,
         })
     }
 
-    /// Hands something to the task that has the recording; gives it back when nobody has.
+    /// Hands something to the task that has the recording; gives it back when none has, or when too much waits there already.
     ///
     /// # Errors
     /// The input, for the caller to act on.
     pub fn tell(&self, key: Key, input: Input) -> Result<(), Input> {
-        match lock(&self.0).get(&key) {
-            Some(sender) => sender.try_send(input).map_err(mpsc::error::TrySendError::into_inner),
-            None => Err(input),
+        match lock(&self.table).get_mut(&key) {
+            Some(inputs) if inputs.contains(&input) => Ok(()),
+            Some(inputs) if inputs.len() < WAITING => {
+                inputs.push_back(input);
+                Ok(())
+            }
+            _ => Err(input),
         }
     }
 
     pub fn count(&self) -> usize {
-        lock(&self.0).len()
+        lock(&self.table).len()
+    }
+
+    /// Those that do something, or hold something that others wait for.
+    pub fn busy(&self) -> usize {
+        self.count().saturating_sub(self.idle.load(Ordering::Relaxed))
+    }
+
+    /// The caller's task waits for its turn, until the guard is dropped.
+    pub fn idle(&self) -> Idle {
+        self.idle.fetch_add(1, Ordering::Relaxed);
+        Idle(Arc::clone(&self.idle))
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Mailbox {
     /// The next thing that others learnt, if there is one now.
     pub fn take_next(&mut self) -> Option<Input> {
-        self.inputs.try_recv().ok()
+        lock(&self.table).get_mut(&self.key)?.pop_front()
     }
 
-    /// Lets the recording go, unless something is left to take in.
-    ///
-    /// # Errors
-    /// The mailbox and what is left.
-    pub fn let_go(mut self) -> Result<(), (Box<Self>, Input)> {
-        let table = Arc::clone(&self.table);
-        // Under the lock: what is told before this is seen here, what is told after finds nobody.
-        let mut table = lock(&table);
-        match self.inputs.try_recv() {
-            Ok(input) => Err((Box::new(self), input)),
-            Err(_) => {
-                table.remove(&self.key);
-                self.released = true;
-                Ok(())
-            }
+    /// Lets the recording go, unless something is left to take in: that is returned, and the recording is still in hand.
+    pub fn let_go(&mut self) -> Option<Input> {
+        if self.released {
+            return None;
         }
+        // Under the lock: what is told before this is seen here, what is told after finds nobody.
+        let mut table = lock(&self.table);
+        let left = table.get_mut(&self.key).and_then(VecDeque::pop_front);
+        if left.is_none() {
+            table.remove(&self.key);
+            self.released = true;
+        }
+        left
     }
 }
 
@@ -94,7 +115,7 @@ impl Drop for Mailbox {
     }
 }
 
-fn lock(table: &Table) -> MutexGuard<'_, HashMap<Key, mpsc::Sender<Input>>> {
+fn lock(table: &Table) -> MutexGuard<'_, HashMap<Key, VecDeque<Input>>> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -111,10 +132,38 @@ mod tests {
         hands.tell(key, Input::Due).unwrap();
         assert_eq!(mailbox.take_next(), Some(Input::Due));
         hands.tell(key, Input::Doubt).unwrap();
-        let (mailbox, left) = mailbox.let_go().unwrap_err();
-        assert_eq!(left, Input::Doubt);
-        mailbox.let_go().unwrap();
-        assert!(hands.take(key).is_some());
+        assert_eq!(mailbox.let_go(), Some(Input::Doubt));
+        assert!(hands.take(key).is_none(), "it is in hand until nothing is left");
+        assert_eq!(mailbox.let_go(), None);
+        let again = hands.take(key).unwrap();
+        drop(mailbox);
+        assert!(hands.take(key).is_none(), "an old mailbox takes nothing from a new one");
+        drop(again);
+    }
+
+    #[test]
+    fn what_is_told_again_and_again_leaves_room_for_what_is_new() {
+        let (hands, key) = (Hands::default(), Key::of("call", "action"));
+        let mut mailbox = hands.take(key).unwrap();
+        for _ in 0..10 * WAITING {
+            hands.tell(key, Input::Due).unwrap();
+        }
+        hands.tell(key, Input::Doubt).unwrap();
+        assert_eq!(
+            (mailbox.take_next(), mailbox.take_next()),
+            (Some(Input::Due), Some(Input::Doubt))
+        );
+        assert_eq!(mailbox.take_next(), None);
+    }
+
+    #[test]
+    fn a_task_that_waits_for_its_turn_is_not_busy() {
+        let hands = Hands::default();
+        let _mailboxes = ["1", "2"].map(|action| hands.take(Key::of("call", action)).unwrap());
+        let idle = hands.idle();
+        assert_eq!((hands.count(), hands.busy()), (2, 1));
+        drop(idle);
+        assert_eq!(hands.busy(), 2);
     }
 
     #[test]

@@ -145,7 +145,11 @@ pub fn next(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Vec<
             break;
         }
     }
-    if doubt && case.entry.is_open() && case.entry.order().is_some() {
+    if doubt
+        && case.entry.is_open()
+        && case.entry.order().is_some()
+        && left_alone(&case.entry, now, policy).is_none_or(|until| until <= now)
+    {
         return vec![Effect::LookForChannel {
             n: case.entry.next_number("channel_seen"),
         }];
@@ -225,10 +229,17 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
     if entry.outcome().is_some() {
         return None;
     }
-    if entry.parked().is_some() {
+    if entry.parked().is_some() || entry.unreadable().next().is_some() {
         return None;
     }
     if entry.ended().is_some() {
+        if entry.panics().count() >= policy.attempts(None) {
+            // Its audio is kept where it is; a recording that runs goes on, for its end is still to be heard.
+            return Some(What::Parked {
+                n: entry.next_rest(),
+                cause: Cause::ProgramFault,
+            });
+        }
         ending::follows(case, now, policy)
     } else {
         running::follows(entry, now, policy)
@@ -280,6 +291,11 @@ pub fn account(entry: &Entry) -> Option<&str> {
 
 fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     let entry = &case.entry;
+    if case.hand == Hand::Empty
+        && let Some(until) = left_alone(entry, now, policy).filter(|until| *until > now)
+    {
+        return vec![Effect::Wait { until }];
+    }
     if let (Some(stray), Hand::Empty) = (entry.stray(), case.hand) {
         let name = stray.name.clone();
         return vec![Effect::Separate { name }];
@@ -295,6 +311,19 @@ fn to_do(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
         return vec![Effect::Answer(Answer::Keep)];
     }
     running::to_do(entry, now, policy)
+}
+
+/// Until when nothing at all is done about a recording: the program failed on it, or a newer version decided something that this one cannot
+/// judge, and goes on with it.
+fn left_alone(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
+    let mut facts = entry.facts().iter().rev();
+    let parked = facts.find(|fact| matches!(fact.what, What::Parked { .. }));
+    // Once it is parked for that its notices go out; where these panic too, they wait like all else.
+    let panicked = entry.panics().next_back();
+    let panicked = panicked.filter(|at| parked.is_none_or(|parked| *at > parked.at));
+    let panicked = panicked.map(|at| at.plus(policy.pause(entry.panics().count(), None)));
+    let newer = entry.unreadable().next().map(|_| now.plus(policy.check_interval));
+    panicked.into_iter().chain(newer).max()
 }
 
 /// Until when the last failure, or the last postponement, lets the recording rest. Varied by the recording's key, so that a thousand that

@@ -15,6 +15,7 @@ use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::entry::legs::Leg;
 use crate::kazoo::action::ReplyTo;
+use crate::kazoo::call::clip;
 use crate::kazoo::dialplan::DialplanError;
 use crate::kazoo::envelope::Envelope;
 use crate::kazoo::event::replaced_by;
@@ -24,6 +25,7 @@ use crate::kazoo::outgoing::Outgoing;
 use crate::recording::identity::Key;
 use crate::recording::names;
 use crate::telemetry::events::CommandRefused;
+use crate::telemetry::survive;
 
 use super::drive;
 use super::next::Input;
@@ -73,7 +75,7 @@ pub fn began_again(parts: &Arc<Parts>, key: Key, started: &Fact) {
     tell_family(parts, key, started);
     let (parts, body) = (Arc::clone(parts), json!({ "Key": key, "Fact": started }));
     let tasks = parts.tasks.clone();
-    tasks.spawn(async move { send(&parts, "began_again", body).await });
+    tasks.spawn(async move { survive("began_again", send(&parts, "began_again", body)).await });
 }
 
 /// Tells whoever has the recording, or one of its continuations, in hand here.
@@ -174,20 +176,21 @@ fn say(parts: &Arc<Parts>, news: News) {
     if !parts.outbox.put(news) {
         return;
     }
-    let parts = Arc::clone(parts);
-    parts.tasks.clone().spawn(async move {
+    let (parts, tasks) = (Arc::clone(parts), parts.tasks.clone());
+    let sending = async move {
         loop {
             let news = parts.outbox.take();
             if news.is_empty() {
                 return;
             }
-            send(&parts, "recordings", json!({ "Recordings": news })).await;
+            survive("recordings", send(&parts, "recordings", json!({ "Recordings": news }))).await;
             tokio::time::sleep(TOGETHER).await;
         }
-    });
+    };
+    tasks.spawn(survive("news", sending));
 }
 
-async fn send(parts: &Parts, name: &'static str, body: Value) {
+pub(super) async fn send(parts: &Parts, name: &'static str, body: Value) {
     let msg_id = uuid::Uuid::new_v4().simple().to_string();
     let body = parts.sender.message(CATEGORY, name, &msg_id, body);
     let message = Outgoing::topic(Exchange::Unrouted, MEMORY_KEY.to_owned(), body);
@@ -215,6 +218,12 @@ fn memory(parts: &Parts, delivery: &Delivery) {
     if envelope.name == "began_again" {
         if let Some((key, started)) = restart_of(&envelope) {
             tell_family(parts, key, &started);
+        }
+        return;
+    }
+    if envelope.name == "alive" {
+        if let Some(worker) = envelope.body.get("Worker").and_then(Value::as_str) {
+            parts.alive.heard(clip(worker, 256));
         }
         return;
     }
@@ -282,10 +291,11 @@ pub(super) fn learn(parts: &Arc<Parts>, leg: &Leg) {
         else {
             continue;
         };
-        let parts = Arc::clone(parts);
-        parts.tasks.clone().spawn(async move {
+        let (parts, tasks) = (Arc::clone(parts), parts.tasks.clone());
+        let noting = async move {
             drop(parts.ledger.note(&entry, None, parts.config.ledger.linger).await);
-        });
+        };
+        tasks.spawn(survive("leg", noting));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Does one effect, and tells what came of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::destination::servers::Servers;
 use crate::destination::targets::Targets;
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
-use crate::entry::fact::{Destination, What};
+use crate::entry::fact::{Destination, Fact, What};
 use crate::ingest::{Answer, Ingest, Upload};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::time::{Clock, Moment};
@@ -30,6 +30,7 @@ use crate::telemetry::events::HoldRefused;
 use crate::telemetry::trace::{self, Stage};
 
 use super::alerts::Alerts;
+use super::alive::Alive;
 use super::crash::Crash;
 use super::hands::Hands;
 use super::next::{self, Case, Effect, Input, Policy};
@@ -59,6 +60,8 @@ pub struct Parts {
     pub replaced: Replaced,
     pub outbox: Outbox,
     pub hands: Hands,
+    /// The other workers, as far as their heartbeats tell.
+    pub alive: Alive,
     pub pace: Pace,
     /// Uploads from each switch: every one holds a thread of a live media server.
     pub switches: Slots,
@@ -84,7 +87,20 @@ pub struct Parts {
 pub struct Slots {
     each: usize,
     gates: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Names that were crowded, and are not free again.
+    crowded: Mutex<HashSet<String>>,
 }
+
+/// How many wait for a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crowded {
+    No,
+    Newly,
+    Still,
+}
+
+/// Recordings that wait in this worker for a slot of one switch; further ones rest in the ledger.
+const WAITING_EACH: usize = 64;
 
 /// Names that are remembered: users' URLs could name any number of hosts.
 const MOST_NAMES: usize = 1024;
@@ -94,12 +110,34 @@ impl Slots {
         Self {
             each,
             gates: Mutex::default(),
+            crowded: Mutex::default(),
         }
     }
 
     /// A slot, when there is one.
     pub async fn slot(&self, name: &str) -> Option<OwnedSemaphorePermit> {
         self.gate(name).acquire_owned().await.ok()
+    }
+
+    /// Whether as many as may wait for a slot of that name wait for one already.
+    pub fn crowded(&self, name: &str) -> Crowded {
+        let waiting = self.waiting(name);
+        let mut crowded = self.crowded.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting < WAITING_EACH {
+            if waiting == 0 {
+                crowded.remove(name);
+            }
+            return Crowded::No;
+        }
+        if crowded.len() < MOST_NAMES && crowded.insert(name.to_owned()) {
+            return Crowded::Newly;
+        }
+        Crowded::Still
+    }
+
+    fn waiting(&self, name: &str) -> usize {
+        // The map's own gate and this one; those that have a slot, and those that wait for one.
+        Arc::strong_count(&self.gate(name)).saturating_sub(2 + self.each)
     }
 
     /// A slot, if there is one now.
@@ -151,6 +189,15 @@ pub const AGAIN: Duration = Duration::from_secs(1);
 impl Parts {
     pub fn now(&self) -> Moment {
         self.clock.now()
+    }
+
+    /// Something that this worker saw now.
+    pub fn fact(&self, what: What) -> Fact {
+        Fact {
+            at: self.now(),
+            by: self.policy.worker.clone(),
+            what,
+        }
     }
 
     /// Does `effect`. `None`: the worker is going down, and it was left undone.
@@ -326,5 +373,32 @@ impl Parts {
             () = tokio::time::sleep(AGAIN) => Some(()),
             () = self.stop.cancelled() => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn so_many_wait_for_a_slot_of_a_switch_and_the_others_rest_elsewhere() {
+        let slots = Arc::new(Slots::new(2));
+        let held = [slots.slot("fs1").await, slots.slot("fs1").await];
+        assert_eq!(slots.crowded("fs1"), Crowded::No, "all slots are taken, and none waits");
+        let wait = |slots: Arc<Slots>| async move { drop(slots.slot("fs1").await) };
+        let waiting: Vec<_> = (0..WAITING_EACH)
+            .map(|_| tokio::spawn(wait(Arc::clone(&slots))))
+            .collect();
+        while slots.waiting("fs1") < WAITING_EACH {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(slots.crowded("fs1"), Crowded::Newly);
+        assert_eq!(slots.crowded("fs1"), Crowded::Still, "that is logged once");
+        assert_eq!(slots.crowded("fs2"), Crowded::No, "and is nothing to another switch");
+        drop(held);
+        for one in waiting {
+            one.await.unwrap();
+        }
+        assert_eq!(slots.crowded("fs1"), Crowded::No);
     }
 }

@@ -24,6 +24,7 @@ use crate::recording::order::{Order, Url};
 use crate::recording::plan::{Circumstances, Plan, plan};
 use crate::recording::settings::Correction;
 use crate::telemetry::events::{ActionHandled, ActionRefused, MessageRejected, SettingCorrected};
+use crate::telemetry::survive;
 use crate::telemetry::trace::{self, Stage};
 
 use super::next::Input;
@@ -264,9 +265,9 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
         drive::go_on(parts, entry, Input::Due);
     } else if trigger != Trigger::Now {
         let (parts, order, call_id) = (Arc::clone(parts), order.clone(), action.call_id.clone());
-        parts.tasks.clone().spawn(trace::carried(async move {
-            parts.start_if_so_already(&order, &call_id).await
-        }));
+        let tasks = parts.tasks.clone();
+        let starting = async move { parts.start_if_so_already(&order, &call_id).await };
+        tasks.spawn(trace::carried(survive("start_if_so_already", starting)));
     }
     answered && durable
 }
@@ -349,8 +350,8 @@ async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
 }
 
 fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
-    let (parts, to) = (Arc::clone(parts), to.clone());
-    parts.tasks.clone().spawn(trace::carried(async move {
+    let (parts, to, tasks) = (Arc::clone(parts), to.clone(), parts.tasks.clone());
+    let repeating = async move {
         tokio::select! {
             () = tokio::time::sleep(ONCE_MORE) => {}
             () = parts.stop.cancelled() => {}
@@ -361,7 +362,8 @@ fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
             .publisher
             .publish(&action::continues(&parts.sender, &parts.current(&to)))
             .await;
-    }));
+    };
+    tasks.spawn(trace::carried(survive("result_once_more", repeating)));
 }
 
 fn tell(call_id: &str, media_id: &str, corrections: &[Correction]) {

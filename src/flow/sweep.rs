@@ -8,16 +8,19 @@ use tracing::debug;
 
 use crate::destination::hold::HoldError;
 use crate::entry::Entry;
-use crate::ledger::{Address, retention};
-use crate::telemetry::events::SweepEnded;
+use crate::ledger::{Address, Record, retention};
+use crate::telemetry::events::{SweepEnded, SweepFull, WorkerGone};
+use crate::telemetry::survive;
 
 use super::drive;
+use super::hands::Mailbox;
 use super::next::Input;
 use super::perform::Parts;
 
-/// Recordings that one sweep takes at most, and that a worker has in hand before it takes no more.
+/// Recordings that one sweep takes at most, and that a worker has in flight before it takes no more. Those that wait for a slot of their switch
+/// do not count: one switch that brings nothing must not stop the sweep for all others.
 const TAKE: usize = 64;
-const IN_HAND: usize = 512;
+const IN_FLIGHT: usize = 512;
 
 /// How often old months are looked at.
 const RETENTION: Duration = Duration::from_secs(6 * 3600);
@@ -29,7 +32,7 @@ const RECONCILE_STEP: Duration = Duration::from_millis(20);
 pub async fn run(parts: Arc<Parts>) {
     // Events that came while the ledger was away wait in their queue, and are read only now.
     let mut behind_until: Option<Instant> = None;
-    let mut was_up = true;
+    let (mut was_up, mut was_full) = (true, false);
     loop {
         // Not all workers at once.
         let poll = parts.config.ledger.poll;
@@ -44,49 +47,140 @@ pub async fn run(parts: Arc<Parts>) {
             parts.targets.delivered(&parts.home().host);
         }
         was_up = is_up;
-        if !is_up || parts.hands.count() >= IN_HAND {
+        let in_flight = parts.hands.busy();
+        let is_full = in_flight >= IN_FLIGHT;
+        if is_full {
+            let first = !was_full;
+            SweepFull { in_flight, first }.emit();
+        }
+        was_full = is_full;
+        if !is_up || is_full {
             continue;
         }
         let behind = behind_until.is_some_and(|until| Instant::now() < until);
         match parts.ledger.due(&parts.config.kazoo.zone, TAKE * 2).await {
-            Ok(mut due) => {
-                fastrand::shuffle(&mut due);
-                let mut taken = 0;
-                for address in due.iter().take(TAKE) {
-                    taken += usize::from(take(&parts, address, Input::Due, behind).await);
-                }
-                SweepEnded { due: due.len(), taken }.emit();
+            Ok(due) => {
+                let (count, room) = (due.len(), TAKE.min(IN_FLIGHT - in_flight));
+                let taken = take_some(&parts, due, room, behind).await;
+                SweepEnded { due: count, taken }.emit();
             }
             Err(error) => debug!(%error, "the ledger does not say what is due"),
+        }
+        take_over(&parts, TAKE.min(IN_FLIGHT.saturating_sub(parts.hands.busy()))).await;
+    }
+}
+
+/// Takes what a worker that is gone had in flight, without waiting for its leases to run out.
+async fn take_over(parts: &Arc<Parts>, room: usize) {
+    for worker in parts.alive.gone() {
+        let (zone, lease) = (&parts.config.kazoo.zone, parts.config.ledger.lease);
+        match parts.ledger.leased_by(&worker, zone, lease, TAKE * 2).await {
+            Ok(leased) if leased.is_empty() => parts.alive.forget(&worker),
+            Ok(leased) => {
+                let recordings = leased.len();
+                let taken = take_some(parts, leased, room, false).await;
+                debug!(worker, recordings, taken, "taking over");
+                if taken > 0 {
+                    WorkerGone {
+                        worker: &worker,
+                        recordings: taken,
+                    }
+                    .emit();
+                }
+            }
+            Err(error) => debug!(%error, "the ledger does not say what a worker had in flight"),
         }
     }
 }
 
-/// Takes a recording in hand, if nobody has it; one that nothing was heard of yet not while events are `behind`.
-async fn take(parts: &Arc<Parts>, address: &Address, input: Input, behind: bool) -> bool {
+/// Takes some of them in hand, at most as many as there is `room` for.
+async fn take_some(parts: &Arc<Parts>, mut found: Vec<(Address, Record)>, room: usize, behind: bool) -> usize {
+    fastrand::shuffle(&mut found);
+    let mut taken = 0;
+    for (address, record) in found.into_iter().take(room) {
+        taken += usize::from(take(parts, &address, Some(record.entry), Input::Due, behind).await);
+    }
+    taken
+}
+
+/// Takes a recording in hand, if no other worker has it; one that nothing was heard of yet not while events are `behind`. `seen` is the entry as
+/// it was found.
+async fn take(parts: &Arc<Parts>, address: &Address, seen: Option<Entry>, input: Input, behind: bool) -> bool {
+    let seen = seen.map(|entry| known(parts, entry));
+    let is_silent = |entry: &Entry| entry.started().is_none() && entry.ended().is_none();
+    if behind && seen.as_ref().is_none_or(is_silent) {
+        // Before its lease is taken: a start that nobody commanded would wait for that to run out.
+        return false;
+    }
     let Some(mailbox) = parts.hands.take(address.key) else {
         return false;
     };
-    match parts.ledger.take(address, parts.config.ledger.lease).await {
+    let is_gone = |worker: &str| parts.alive.is_gone(worker);
+    let taken = parts.ledger.take(address, parts.config.ledger.lease, &is_gone).await;
+    match taken {
         Ok(Some(record)) => {
-            // What this worker heard lately may not be written yet.
-            let known = parts.registry.entry(address.key);
-            let entry = known.map_or_else(|| record.entry.clone(), |known| record.entry.clone().merge(known));
-            let entry = parts.registry.complete(entry);
-            if behind && entry.started().is_none() && entry.ended().is_none() {
-                return false;
-            }
-            let parts = Arc::clone(parts);
-            parts
-                .tasks
-                .clone()
-                .spawn(async move { drive::drive(&parts, entry, input, mailbox).await });
+            drive::begin(parts, known(parts, record.entry), input, mailbox);
             true
         }
-        Ok(None) => false,
+        Ok(None) => {
+            leave(parts, address, seen, mailbox);
+            false
+        }
         Err(error) => {
             debug!(%error, "a recording that is due could not be taken");
+            if let Some(entry) = &seen {
+                give_back(parts, entry.clone());
+            }
+            leave(parts, address, seen, mailbox);
             false
+        }
+    }
+}
+
+/// The lease may be written although its answer was lost: then nobody would have the recording in hand until it runs out.
+fn give_back(parts: &Arc<Parts>, entry: Entry) {
+    let (parts, tasks) = (Arc::clone(parts), parts.tasks.clone());
+    let giving = async move {
+        let lease = Some(parts.ledger.no_lease());
+        let receipt = parts.ledger.note(&entry, lease, Duration::ZERO).await;
+        let written = receipt.within(parts.config.ledger.lease);
+        tokio::select! {
+            _ = written => {}
+            () = parts.stop.cancelled() => {}
+        }
+    };
+    tasks.spawn(survive("give_back", giving));
+}
+
+/// What the ledger has of a recording, with what this worker heard lately and may not be written yet.
+fn known(parts: &Parts, entry: Entry) -> Entry {
+    let known = parts.registry.entry(entry.key);
+    let entry = known.map_or_else(|| entry.clone(), |known| entry.clone().merge(known));
+    parts.registry.complete(entry)
+}
+
+/// Lets go of a recording that was not taken. What was told of it meanwhile was told to this task alone: with that it goes on.
+fn leave(parts: &Arc<Parts>, address: &Address, seen: Option<Entry>, mut mailbox: Mailbox) {
+    let Some(input) = mailbox.let_go() else { return };
+    match seen.or_else(|| parts.registry.entry(address.key)) {
+        Some(entry) => drive::begin(parts, known(parts, entry), input, mailbox),
+        None => {
+            let (parts, address, tasks) = (Arc::clone(parts), address.clone(), parts.tasks.clone());
+            let going_on = async move {
+                let entry = loop {
+                    match parts.ledger.load(&address).await {
+                        Ok(record) => break record.map(|record| record.entry),
+                        Err(error) => debug!(%error, "what was told of a recording waits for the ledger"),
+                    }
+                    if parts.rest().await.is_none() {
+                        break None;
+                    }
+                };
+                if let Some(entry) = entry {
+                    drive::begin(&parts, known(&parts, entry), input, mailbox);
+                }
+            };
+            tasks.spawn(async move { survive("left", going_on).await });
         }
     }
 }
@@ -123,7 +217,7 @@ pub async fn reconcile(parts: Arc<Parts>) {
             if parts.stop.is_cancelled() {
                 return;
             }
-            take(&parts, &address, Input::Doubt, false).await;
+            take(&parts, &address, None, Input::Doubt, false).await;
             tokio::time::sleep(RECONCILE_STEP).await;
         }
     }

@@ -27,6 +27,7 @@ use crate::recording::carry::derive_key;
 use crate::recording::digest::{Digests, Hasher};
 use crate::recording::identity::Key;
 use crate::telemetry::events::{UploadAnswered, UploadsInProgress};
+use crate::telemetry::{survive, survive_for_ever};
 
 use super::receive::receive;
 use super::slots::{Answer, Expected, Slots, Wanted};
@@ -88,9 +89,12 @@ impl Ingest {
             certificate,
         }));
         if let Some(certificate) = &ingest.0.certificate {
-            tasks.spawn(certificate.clone().follow(stop.clone()));
+            let (certificate, stop) = (certificate.clone(), stop.clone());
+            let follow = move || certificate.clone().follow(stop.clone());
+            tasks.spawn(survive_for_ever("certificate", follow));
         }
-        tasks.spawn(ingest.clone().serve(listener, acceptor, tasks.clone(), stop));
+        let serving = ingest.clone().serve(listener, acceptor, tasks.clone(), stop);
+        tasks.spawn(survive("uploads", serving));
         Ok(ingest)
     }
 
@@ -151,10 +155,11 @@ impl Ingest {
             match accepted {
                 Ok((stream, peer)) => {
                     let (router, acceptor, stop) = (router.clone(), acceptor.clone(), stop.clone());
-                    tasks.spawn(async move {
+                    let work = async move {
                         let _permit = permit;
                         accept(stream, peer, acceptor, router, stop).await;
-                    });
+                    };
+                    tasks.spawn(survive("upload", work));
                 }
                 Err(error) => {
                     warn!(%error, "a connection could not be accepted");

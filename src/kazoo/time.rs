@@ -112,14 +112,27 @@ impl Month {
 
     /// The first moment of the month.
     pub fn start(self) -> Moment {
-        let month = time::Month::try_from(self.month).unwrap_or(time::Month::January);
+        let month = self.in_calendar();
         Date::from_calendar_date(i32::from(self.year), month, 1)
             .map(|date| date.midnight().assume_offset(UtcOffset::UTC))
             .map_or(Moment(0), |at| Moment::from_unix_seconds(at.unix_timestamp()))
     }
 
+    fn in_calendar(self) -> time::Month {
+        time::Month::try_from(self.month).unwrap_or(time::Month::January)
+    }
+
+    /// The last second of the month.
+    fn last_second(self) -> Moment {
+        let days = self.in_calendar().length(i32::from(self.year));
+        self.start().plus(Duration::from_secs(u64::from(days) * 86_400 - 1))
+    }
+
+    /// The month after this one; the last that can be named is its own.
     pub fn next(self) -> Self {
-        if self.month == 12 {
+        if (self.year, self.month) == (9999, 12) {
+            self
+        } else if self.month == 12 {
             Self {
                 year: self.year + 1,
                 month: 1,
@@ -132,10 +145,13 @@ impl Month {
         }
     }
 
+    /// The month before this one; the first that can be named is its own.
     pub fn previous(self) -> Self {
-        if self.month == 1 {
+        if (self.year, self.month) == (0, 1) {
+            self
+        } else if self.month == 1 {
             Self {
-                year: self.year.saturating_sub(1),
+                year: self.year - 1,
                 month: 12,
             }
         } else {
@@ -146,13 +162,17 @@ impl Month {
         }
     }
 
+    /// Whether `other` is this month, the one before, or the one after.
+    pub fn is_next_to(self, other: Self) -> bool {
+        [self.previous(), self, self.next()].contains(&other)
+    }
+
     /// `moment`, moved to the nearest second inside of this month when it is outside.
     ///
     /// Crossbar lists a recording by `pvt_created` in the database of the id's month (`cb_recordings`), so a recording that
     /// ends after the turn of the month must still be created inside of the month of its id.
     pub fn clamp(self, moment: Moment) -> Moment {
-        let last = Moment::from_unix_seconds(self.next().start().unix_seconds() - 1);
-        moment.clamp(self.start(), last)
+        moment.max(self.start()).min(self.last_second())
     }
 }
 
@@ -233,7 +253,32 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_moment_is_moved_into_any_month_that_an_id_can_name(id in "[0-9]{4}(0[1-9]|1[0-2])", micros in any::<i64>(), s in any::<u64>()) {
+            let month = Month::of_id(&id).unwrap();
+            let clamped = month.clamp(Moment::from_unix_micros(micros));
+            prop_assert_eq!(clamped.month(), month);
+            prop_assert!(month.next() >= month && month.previous() <= month);
+            prop_assert!(month.next().start() >= month.start());
+            let at = Moment::from_unix_micros(micros);
+            let more = Duration::from_secs(s);
+            let _ = (at.plus(more), at.minus(more), at.since(clamped), at.day(), at.rfc3339(), at.gregorian_seconds());
+        }
+    }
+
+    #[test]
+    fn the_first_and_the_last_month_have_their_ends() {
+        let (first, last) = (Month::of_id("000001").unwrap(), Month::of_id("999912").unwrap());
+        assert_eq!((first.previous(), last.next()), (first, last));
+        let far = Moment::from_unix_micros(i64::MAX);
+        assert_eq!(last.clamp(far).rfc3339(), "9999-12-31T23:59:59Z");
+        assert_eq!(last.clamp(Moment::from_unix_seconds(0)), last.start());
+    }
 
     const NOVEMBER_END: i64 = 1_796_083_199; // 2026-11-30T23:59:59Z
 

@@ -1,5 +1,7 @@
 //! An entry as it is written down: pure forms.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use aws_lc_rs::digest::{SHA256, digest};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
@@ -108,15 +110,33 @@ impl Record {
 
     /// Whether everything that `other` knows is known here.
     pub fn knows(&self, other: &Entry) -> bool {
-        other
-            .facts()
-            .iter()
-            .all(|fact| self.entry.facts().iter().any(|known| known.what == fact.what))
+        self.entry.knows(other)
+    }
+
+    /// The document, as `document_of` makes it. Where the program fails on what the entry says, its facts are written all the same, and it is due:
+    /// whatever panics here would take every other entry's writes with it.
+    pub fn document(&self, id: &str, due: Option<Moment>) -> Value {
+        let made = catch_unwind(AssertUnwindSafe(|| self.document_of(id, due)));
+        made.unwrap_or_else(|_| {
+            let mut document = json!({
+                "_id": id,
+                "key": self.entry.key,
+                "call_id": self.entry.call_id,
+                "facts": self.entry.written(),
+                "zone": self.entry.order().map_or("", |order| order.zone.as_str()),
+                "state": "asked",
+                "due": due,
+            });
+            if let (Some(map), Some(rev)) = (document.as_object_mut(), &self.rev) {
+                map.insert("_rev".into(), json!(rev));
+            }
+            document
+        })
     }
 
     /// The document. `due` is when something is to be done about it, were it in nobody's hand. The fields beside the facts are for the views
     /// only, and made anew at every write.
-    pub fn document(&self, id: &str, due: Option<Moment>) -> Value {
+    fn document_of(&self, id: &str, due: Option<Moment>) -> Value {
         let entry = &self.entry;
         let order = entry.order();
         let leased = self.lease.as_ref().filter(|lease| !lease.by.is_empty());
@@ -127,7 +147,7 @@ impl Record {
             "_id": id,
             "key": entry.key,
             "call_id": entry.call_id,
-            "facts": entry.facts(),
+            "facts": entry.written(),
             "zone": order.map_or("", |order| order.zone.as_str()),
             "account_id": order.and_then(|order| order.account_id.as_deref()),
             "media_id": order.map(|order| order.media_id.as_str()),

@@ -19,6 +19,8 @@ pub struct Revs {
 struct Known {
     rev: String,
     facts: Vec<u64>,
+    /// As many copies as the quorum asks for have it.
+    safe: bool,
 }
 
 impl Revs {
@@ -34,16 +36,18 @@ impl Revs {
             .then(|| known.rev.clone())
     }
 
-    /// Whether all that `entry` says was written before.
+    /// Whether all that `entry` says was written before, with enough copies.
     pub fn has_all(&self, id: &str, entry: &Entry) -> bool {
         let Some(known) = self.known.get(id) else { return false };
-        fingerprints(entry).iter().all(|fact| known.facts.contains(fact))
+        known.safe && fingerprints(entry).iter().all(|fact| known.facts.contains(fact))
     }
 
-    pub fn remember(&mut self, id: &str, rev: &str, entry: &Entry) {
+    /// `safe`: as many copies as the quorum asks for have it.
+    pub fn remember(&mut self, id: &str, rev: &str, entry: &Entry, safe: bool) {
         let known = Known {
             rev: rev.to_owned(),
             facts: fingerprints(entry),
+            safe,
         };
         if self.known.insert(id.to_owned(), known).is_none() {
             self.order.push_back(id.to_owned());
@@ -67,14 +71,12 @@ impl Revs {
 
 /// A number for each fact; the same for facts that say the same.
 fn fingerprints(entry: &Entry) -> Vec<u64> {
-    let facts = entry.facts().iter();
-    facts
-        .map(|fact| {
-            let mut hasher = DefaultHasher::new();
-            serde_json::to_vec(&fact.what).unwrap_or_default().hash(&mut hasher);
-            hasher.finish()
-        })
-        .collect()
+    let fingerprint = |fact: String| {
+        let mut hasher = DefaultHasher::new();
+        fact.hash(&mut hasher);
+        hasher.finish()
+    };
+    entry.says().map(fingerprint).collect()
 }
 
 #[cfg(test)]
@@ -103,11 +105,14 @@ mod tests {
         let more = entry(&[What::Commanded, What::StopUnconfirmed]);
         let mut revs = Revs::default();
         assert_eq!(revs.get("id", &more), None);
-        revs.remember("id", "1-a", &less);
+        revs.remember("id", "1-a", &less, true);
         assert_eq!(revs.get("id", &more).as_deref(), Some("1-a"));
-        revs.remember("id", "2-b", &more);
+        revs.remember("id", "2-b", &more, true);
         assert_eq!(revs.get("id", &less), None);
         assert!(revs.has_all("id", &less) && revs.has_all("id", &more) && !revs.has_all("other", &less));
         assert_eq!(revs.get("id", &more).as_deref(), Some("2-b"));
+        revs.remember("id", "3-c", &more, false);
+        assert!(!revs.has_all("id", &more), "one copy of it is no promise");
+        assert_eq!(revs.get("id", &more).as_deref(), Some("3-c"));
     }
 }

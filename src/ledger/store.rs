@@ -4,13 +4,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
+use tracing::{debug, warn};
 
 use crate::couch::{Couch, CouchError, Row};
-use crate::kazoo::time::{Moment, Month};
+use crate::kazoo::time::{Clock, Moment, Month};
 
 use super::counts::{COUNTS, COUNTS_MAP, COUNTS_REDUCE};
 use super::record::{Address, Lease, Record, call_prefix};
-use super::{PREFIX, database};
+use super::{DueOf, PREFIX, database};
 
 /// The design document that workers read all the time. Small: it is updated with every write.
 const DESIGN: &str = "kz_record_call";
@@ -19,12 +20,35 @@ pub(super) const LOOKUP: &str = "kz_record_call_lookup";
 
 pub struct Store {
     pub(super) couch: Couch,
+    /// For what is merged here: an entry without its time is never taken up again.
+    due: DueOf,
+    clock: Clock,
     /// Databases that are there, with their views.
     ready: Mutex<BTreeSet<Month>>,
 }
 
 /// A design document of its own: workers of another version, which know only the others, do not write it back and forth.
 const LEGS: &str = "kz_record_call_legs";
+
+/// Entries of one answer of the view that tells what is due, and answers that are looked through for those that are wanted.
+const PAGE: usize = 128;
+const MOST_PAGES: usize = 16;
+
+/// What stands under an entry's id.
+pub enum Found {
+    Record(Box<Record>),
+    /// No entry that this version can read.
+    Unreadable,
+}
+
+impl Found {
+    fn record(self) -> Option<Record> {
+        match self {
+            Self::Record(record) => Some(*record),
+            Self::Unreadable => None,
+        }
+    }
+}
 
 fn designs() -> [(&'static str, Value); 3] {
     let due = "function(doc) { if (typeof doc.due === 'number') { emit([doc.zone, doc.due], null); } }";
@@ -52,9 +76,11 @@ fn designs() -> [(&'static str, Value); 3] {
 }
 
 impl Store {
-    pub fn new(couch: Couch) -> Self {
+    pub fn new(couch: Couch, clock: Clock, due: DueOf) -> Self {
         Self {
             couch,
+            due,
+            clock,
             ready: Mutex::default(),
         }
     }
@@ -118,13 +144,14 @@ impl Store {
             .load_many(address.month, &[address.id()])
             .await?
             .into_values()
-            .next())
+            .find_map(Found::record))
     }
 
-    /// The records with these document ids. Conflicting revisions are merged, and the losers deleted.
-    pub async fn load_many(&self, month: Month, ids: &[String]) -> Result<HashMap<String, Record>, CouchError> {
+    /// What is written under these document ids; those that are not there are left out. Conflicting revisions are merged, and what was merged
+    /// is deleted.
+    pub async fn load_many(&self, month: Month, ids: &[String]) -> Result<HashMap<String, Found>, CouchError> {
         let name = database(month);
-        let found = match self.couch.get_many(&name, ids).await {
+        let documents = match self.couch.get_many(&name, ids).await {
             Ok(found) => found,
             Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {
                 self.forget(month);
@@ -132,48 +159,61 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
-        let mut records = HashMap::new();
-        for (id, document) in ids.iter().zip(found) {
-            if let Some(record) = self.whole(&name, id, document).await? {
-                records.insert(id.clone(), record);
-            }
+        let mut found = HashMap::new();
+        for (id, document) in ids.iter().zip(documents) {
+            let Some(document) = document else { continue };
+            found.insert(id.clone(), self.whole(&name, id, &document).await?);
         }
-        Ok(records)
+        Ok(found)
     }
 
     /// A record, with all its conflicting versions merged into it.
-    async fn whole(&self, name: &str, id: &str, document: Option<Value>) -> Result<Option<Record>, CouchError> {
-        let Some(document) = document else { return Ok(None) };
-        let Some(mut record) = Record::read(&document) else {
-            return Ok(None);
+    async fn whole(&self, name: &str, id: &str, document: &Value) -> Result<Found, CouchError> {
+        let Some(mut record) = Record::read(document) else {
+            return Ok(Found::Unreadable);
         };
-        let losers = document
-            .get("_conflicts")
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default();
-        for rev in losers.iter().filter_map(Value::as_str) {
-            if let Some(other) = self
-                .couch
-                .get_revision(name, id, rev)
-                .await?
-                .as_ref()
-                .and_then(Record::read)
-            {
-                record = record.merge(other);
+        let losers = document.get("_conflicts").and_then(Value::as_array);
+        let mut merged = Vec::new();
+        for rev in losers.into_iter().flatten().filter_map(Value::as_str) {
+            let loser = self.couch.get_revision(name, id, rev).await?;
+            // Not there while copies differ, or nothing that can be read: what it knows is not known here, so it stays.
+            let Some(other) = loser.as_ref().and_then(Record::read) else {
+                warn!(
+                    event = "ledger_conflict_unread",
+                    id, rev, "a conflicting revision of a ledger entry cannot be read; it is left there"
+                );
+                continue;
+            };
+            record = record.merge(other);
+            merged.push(rev);
+        }
+        if !merged.is_empty() {
+            self.replace(name, id, &mut record, &merged).await?;
+        }
+        Ok(Found::Record(Box::new(record)))
+    }
+
+    /// Writes the union of conflicting revisions, and deletes those that are in it. The union first: a crash in between leaves nothing out. Other
+    /// workers may be doing the same; where one of them was first, this changes nothing, and the next read merges what is left.
+    async fn replace(&self, name: &str, id: &str, record: &mut Record, merged: &[&str]) -> Result<(), CouchError> {
+        let document = record.document(id, (self.due)(&record.entry, self.clock.now()));
+        let rows = self.couch.bulk_docs(name, &[document]).await?;
+        let [Row::Saved { rev, below_quorum }] = &rows[..] else {
+            return Ok(());
+        };
+        record.rev = Some(rev.clone());
+        if *below_quorum {
+            // One node alone has the union. The revisions that it was made of are the other copies.
+            return Ok(());
+        }
+        for rev in merged {
+            match self.couch.delete(name, id, rev).await {
+                // No leaf any more: another worker deleted it.
+                Ok(()) | Err(CouchError::Conflict) => {}
+                Err(error) => debug!(id, rev, %error, "a merged revision is not deleted yet"),
             }
         }
-        if !losers.is_empty() {
-            // The union first, the losers after: a crash in between leaves nothing out.
-            let document = record.document(id, None);
-            if let [Row::Saved { rev }] = &self.couch.bulk_docs(name, &[document]).await?[..] {
-                record.rev = Some(rev.clone());
-                for rev in losers.iter().filter_map(Value::as_str) {
-                    self.couch.delete(name, id, rev).await?;
-                }
-            }
-        }
-        Ok(Some(record))
+        Ok(())
     }
 
     pub async fn of_call(&self, months: &[Month], call_id: &str) -> Result<Vec<Record>, CouchError> {
@@ -214,21 +254,63 @@ impl Store {
         Ok(records)
     }
 
-    pub async fn due(&self, zone: &str, now: Moment, limit: usize) -> Result<Vec<Address>, CouchError> {
-        let (from, to) = (json!([zone, 0]).to_string(), json!([zone, now]).to_string());
-        let limit = limit.to_string();
+    /// What is due, the longest first, at most `limit` of each month. What cannot be read is passed over: nothing can be done about it here, and
+    /// it must not stand before the others.
+    pub async fn due(&self, zone: &str, now: Moment, limit: usize) -> Result<Vec<(Address, Record)>, CouchError> {
+        let range = [json!([zone, 0]), json!([zone, now])];
         let mut due = Vec::new();
         for month in self.months().await? {
+            due.extend(self.in_range(month, &range, limit, |_| true).await?);
+        }
+        Ok(due)
+    }
+
+    /// What a worker has in hand, as the ledger has it: at most `limit` of each month. Its lease says when it is due.
+    pub async fn leased_by(
+        &self,
+        worker: &str,
+        zone: &str,
+        until: Moment,
+        limit: usize,
+    ) -> Result<Vec<(Address, Record)>, CouchError> {
+        let range = [json!([zone, 0]), json!([zone, until])];
+        let is_its = |record: &Record| record.lease.as_ref().is_some_and(|lease| lease.by == worker);
+        let mut leased = Vec::new();
+        for month in self.months().await? {
+            leased.extend(self.in_range(month, &range, limit, is_its).await?);
+        }
+        Ok(leased)
+    }
+
+    async fn in_range(
+        &self,
+        month: Month,
+        [from, to]: &[Value; 2],
+        limit: usize,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Result<Vec<(Address, Record)>, CouchError> {
+        let (from, to, page) = (from.to_string(), to.to_string(), PAGE.max(limit).to_string());
+        let mut found = Vec::new();
+        for nth in 0..MOST_PAGES {
+            let skip = (nth * PAGE.max(limit)).to_string();
             let query = [
                 ("startkey", from.as_str()),
                 ("endkey", &to),
-                ("limit", &limit),
+                ("limit", &page),
+                ("skip", &skip),
                 ("include_docs", "true"),
             ];
             let rows = self.rows(month, DESIGN, "due", &query).await?;
-            due.extend(rows.into_iter().filter_map(|row| address(month, row.doc.as_ref()?)));
+            let is_last = rows.len() < PAGE.max(limit);
+            let documents = rows.iter().filter_map(|row| row.doc.as_ref());
+            let read = documents.filter_map(|doc| Some((address(month, doc)?, Record::read(doc)?)));
+            found.extend(read.filter(|(_, record)| wanted(record)));
+            if is_last || found.len() >= limit {
+                break;
+            }
         }
-        Ok(due)
+        found.truncate(limit);
+        Ok(found)
     }
 
     pub async fn open(&self, zone: &str) -> Result<Vec<Address>, CouchError> {
@@ -242,9 +324,14 @@ impl Store {
         Ok(open)
     }
 
-    /// Writes a lease, if nobody holds one and something is to be done. The revision makes sure that of two workers one gets it; a database
-    /// in two parts may give it twice.
-    pub async fn take(&self, address: &Address, lease: Lease) -> Result<Option<Record>, CouchError> {
+    /// Writes a lease, if no worker holds one that still works, and something is to be done. The revision makes sure that of two workers one gets
+    /// it; a database in two parts may give it twice.
+    pub async fn take(
+        &self,
+        address: &Address,
+        lease: Lease,
+        is_gone: &(dyn Fn(&str) -> bool + Sync),
+    ) -> Result<Option<Record>, CouchError> {
         let id = address.id();
         let Some(mut record) = self.load(address).await? else {
             return Ok(None);
@@ -252,7 +339,7 @@ impl Store {
         if record
             .lease
             .as_ref()
-            .is_some_and(|held| held.holds(lease.stamped) && held.by != lease.by)
+            .is_some_and(|held| held.holds(lease.stamped) && held.by != lease.by && !is_gone(&held.by))
         {
             return Ok(None);
         }
@@ -260,7 +347,7 @@ impl Store {
         record.lease = Some(lease);
         let document = record.document(&id, Some(until));
         match &self.couch.bulk_docs(&database(address.month), &[document]).await?[..] {
-            [Row::Saved { rev }] => {
+            [Row::Saved { rev, .. }] => {
                 record.rev = Some(rev.clone());
                 Ok(Some(record))
             }
@@ -303,3 +390,6 @@ fn address(month: Month, document: &Value) -> Option<Address> {
         key: text("key")?.parse().ok()?,
     })
 }
+
+#[cfg(test)]
+mod tests;

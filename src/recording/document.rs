@@ -307,4 +307,14 @@ mod tests {
         assert!(doc["pvt_account_db"].as_str().unwrap().ends_with("-202611"));
         assert!(doc["cdr_id"].as_str().unwrap().starts_with("202612-"));
     }
+
+    #[test]
+    fn an_id_of_the_last_month_that_there_is_makes_a_document_too() {
+        let ended = told();
+        for id in ["999912-frontdesk", "000001-frontdesk"] {
+            let mut order = order(&ended.call_id);
+            order.media_id = id.parse().unwrap();
+            assert_eq!(document(&order, None, &ended)["_id"], id);
+        }
+    }
 }

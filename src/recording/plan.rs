@@ -105,9 +105,22 @@ pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<C
             used
         }
     };
+    let media_id = match settings.media_id {
+        Some(given) if !asked_at.month().is_next_to(given.month()) => {
+            let used = MediaId::derived(key, asked_at);
+            corrections.push(Correction {
+                key: "media_id",
+                given: given.to_string(),
+                used: used.to_string(),
+                why: "its month is neither the present one nor next to it",
+            });
+            used
+        }
+        given => given.unwrap_or_else(|| MediaId::derived(key, asked_at)),
+    };
     let mut order = Order {
         key,
-        media_id: settings.media_id.unwrap_or_else(|| MediaId::derived(key, asked_at)),
+        media_id,
         call_id: action.call_id.clone(),
         account_id: action.call.account_id.clone(),
         zone: circumstances.zone.to_owned(),
@@ -285,6 +298,24 @@ mod tests {
     fn safe(text: &str) -> bool {
         text.bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    }
+
+    #[test]
+    fn an_id_of_a_month_that_nobody_is_in_is_not_taken() {
+        let planned = |id: &str| {
+            let action = with_data(json!({"media_id": id}));
+            let (plan, corrections) = planned_at(&action, None, Moment::from_unix_seconds(1_795_386_262));
+            let Plan::Start(order) = plan else { panic!("{plan:?}") };
+            (order.media_id.to_string(), order.key, corrections.len())
+        };
+        for month in ["202610", "202611", "202612"] {
+            let id = format!("{month}-frontdesk");
+            assert_eq!(planned(&id).0, id);
+        }
+        for month in ["000001", "202609", "202701", "999912"] {
+            let (id, key, corrections) = planned(&format!("{month}-frontdesk"));
+            assert_eq!((id, corrections), (format!("202611-{key}"), 1), "{month}");
+        }
     }
 
     proptest! {

@@ -9,6 +9,7 @@ mod action;
 mod destination;
 mod gauges;
 mod recording;
+mod survival;
 mod transport;
 mod zero;
 
@@ -16,6 +17,7 @@ pub use action::*;
 pub use destination::*;
 pub use gauges::*;
 pub use recording::*;
+pub use survival::*;
 pub use transport::*;
 pub use zero::{Labels, begin_at_zero};
 
@@ -171,6 +173,26 @@ pub const METRICS: &[(&str, &str)] = &[
     (
         "kz_record_call_journal_writes_total",
         "Starts written to the journal because the ledger did not take them in time, by result.",
+    ),
+    (
+        "kz_record_call_ledger_below_quorum_total",
+        "Entries that count as written although fewer nodes than the quorum have them.",
+    ),
+    (
+        "kz_record_call_panics_total",
+        "Faults of the program that were caught, by task: recording, handler, background.",
+    ),
+    (
+        "kz_record_call_sweeps_full_total",
+        "Sweeps that took nothing because this worker had as many recordings in flight as it may have.",
+    ),
+    (
+        "kz_record_call_collects_put_off_total",
+        "Uploads put off because too many recordings waited for a slot of their switch.",
+    ),
+    (
+        "kz_record_call_workers_gone_total",
+        "Other workers whose heartbeat stopped, and whose recordings were taken over.",
     ),
     (
         "kz_record_call_sweep_taken_total",

@@ -14,6 +14,7 @@ use crate::kazoo::change::MEDIA_CONFIG_KEYS;
 use crate::kazoo::leg::LegEvent;
 use crate::kazoo::names::{ACTION_KEY, Exchange};
 use crate::ledger::Ledger;
+use crate::telemetry::survive;
 
 /// The queues that all workers share.
 pub const ACTIONS: &str = "kz_record_call.actions";
@@ -44,7 +45,7 @@ impl Gates {
     /// Follows the ledger from now on.
     pub(super) fn open(self, ledger: &Ledger, patience: Duration, tasks: &TaskTracker, stop: CancellationToken) {
         let mut up = ledger.watch();
-        tasks.spawn(async move {
+        let following = async move {
             loop {
                 let is_up = *up.borrow_and_update();
                 self.journal.send_replace(is_up);
@@ -60,7 +61,8 @@ impl Gates {
                     () = stop.cancelled() => return,
                 }
             }
-        });
+        };
+        tasks.spawn(survive("gates", following));
     }
 }
 

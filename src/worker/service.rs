@@ -17,7 +17,7 @@ use crate::admin::Check;
 use crate::admin::watch::Checks;
 use crate::amqp::SessionState;
 use crate::flow::hands::Hands;
-use crate::telemetry::Pulses;
+use crate::telemetry::{Pulses, survive};
 
 /// A task may be silent for this long, however short the watchdog's time is: a machine can be busy.
 const STILL: Duration = Duration::from_secs(2);
@@ -64,14 +64,15 @@ impl Service {
         let Some(manager) = self.0.clone() else { return };
         if let Some(period) = watchdog() {
             // Until the process ends: a drain that hangs is no better than work that hangs.
-            tokio::spawn(watch(Arc::clone(&manager), pulses, period));
+            tokio::spawn(survive("watchdog", watch(Arc::clone(&manager), pulses, period)));
         }
-        tasks.spawn(async move {
+        let telling = async move {
             tokio::select! {
                 () = tell(&manager, checks, sessions, &hands) => {}
                 () = close.cancelled() => {}
             }
-        });
+        };
+        tasks.spawn(survive("service", telling));
     }
 
     /// The worker goes down, and takes up to `grace` for what it has in hand.

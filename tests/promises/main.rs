@@ -28,6 +28,7 @@ mod crashes;
 mod killed;
 mod ledger;
 mod main_job;
+mod neighbours;
 mod places;
 mod settings;
 mod several;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         sizes::TESTS,
         killed::TESTS,
         several::TESTS,
+        neighbours::TESTS,
         turns::TESTS,
         bridges::TESTS,
         tls::TESTS,

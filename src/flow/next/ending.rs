@@ -257,7 +257,8 @@ fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
     }
     let tried = entry.tidied().count();
     let rested = entry.tidied().next_back().map(|at| at.plus(policy.pause(tried, None)));
-    if let Some(until) = rested.filter(|until| *until > now) {
+    let put_off = entry.postponed().next_back().map(|(_, until)| until);
+    if let Some(until) = rested.into_iter().chain(put_off).max().filter(|until| *until > now) {
         return Effect::Wait { until };
     }
     let (node, path) = source(entry).unwrap_or_default();

@@ -8,6 +8,7 @@ use crate::recording::settings::Method;
 
 use super::*;
 
+mod clocks;
 mod ended;
 mod endings;
 mod limbo;

@@ -158,6 +158,24 @@ impl LedgerBatch {
     }
 }
 
+/// An entry was written again and again, and the cluster has fewer copies of it than its quorum: it counts as written all the same.
+pub struct LedgerBelowQuorum<'a> {
+    pub call_id: &'a str,
+    pub writes: u32,
+}
+
+impl LedgerBelowQuorum<'_> {
+    pub fn emit(self) {
+        warn!(
+            event = "ledger_below_quorum",
+            call_id = self.call_id,
+            writes = self.writes,
+            "fewer nodes than the quorum have a ledger entry; one lost disk may lose it"
+        );
+        counter!("kz_record_call_ledger_below_quorum_total").increment(1);
+    }
+}
+
 /// The ledger went down, or came back.
 pub struct LedgerState<'a> {
     pub state: Result<(), &'a str>,

@@ -108,6 +108,13 @@ fn plain() {
     counter!("kz_record_call_target_pauses_total").absolute(0);
     counter!("kz_record_call_read_backs_failed_total").absolute(0);
     counter!("kz_record_call_sweep_taken_total").absolute(0);
+    counter!("kz_record_call_sweeps_full_total").absolute(0);
+    counter!("kz_record_call_collects_put_off_total").absolute(0);
+    counter!("kz_record_call_workers_gone_total").absolute(0);
+    counter!("kz_record_call_ledger_below_quorum_total").absolute(0);
+    for task in super::TASKS {
+        counter!("kz_record_call_panics_total", "task" => task).absolute(0);
+    }
     // Their buckets too: the first slow action is one.
     let _ = histogram!("kz_record_call_action_seconds");
     let _ = histogram!("kz_record_call_recording_seconds");

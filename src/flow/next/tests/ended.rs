@@ -160,7 +160,8 @@ fn a_target_that_refuses_parks_it_with_its_audio_held() {
         []
     );
     assert!(!case.entry.is_closed());
-    let moved_on = next(&mut case, Input::Fact(What::Retried { n: 1 }), after(9), &policy());
+    let retry = case.entry.retry();
+    let moved_on = next(&mut case, Input::Fact(retry), after(9), &policy());
     assert_eq!(moved_on, [Effect::Decide]);
 }
 
@@ -177,7 +178,8 @@ fn attempts_end_at_their_number_and_begin_anew_when_somebody_says_so() {
         next(&mut case, Input::Fact(what), after(u64::from(attempt) * 100), &policy());
     }
     assert_eq!(case.entry.parked(), Some(Cause::NotCollected));
-    let again = next(&mut case, Input::Fact(What::Retried { n: 1 }), after(5000), &policy());
+    let retry = case.entry.retry();
+    let again = next(&mut case, Input::Fact(retry), after(5000), &policy());
     assert_eq!(again, [Effect::Decide]);
     assert_eq!(case.entry.next_attempt(), 13);
 }

@@ -77,6 +77,15 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Effect>) {
             failed(attempt, Destination::ThirdParty, DeliveryFailure::Target)
         }),
         Cause::NotCollected => failing(12, |attempt| collect_failed(attempt, CollectFailure::Unreachable)),
+        Cause::ProgramFault => {
+            let mut case = ended_as(order(), Destination::Account);
+            let mut then = Vec::new();
+            for n in 1..=12 {
+                let what = What::Panicked { n, why: "x".into() };
+                then = next(&mut case, Input::Fact(what), after(u64::from(n) * 100_000), &policy());
+            }
+            (case, then)
+        }
         Cause::Undecided => undecided(),
     }
 }

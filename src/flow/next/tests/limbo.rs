@@ -67,8 +67,8 @@ fn a_retry_never_leaves_a_recording_in_limbo() {
             let parked = What::Parked { n: 1, cause: *cause };
             add(&mut entry, parked);
             add(&mut entry, What::Announced(Announcement::Outcome(Outcome::Parked)));
-            let n = entry.next_retry();
-            add(&mut entry, What::Retried { n });
+            let retry = entry.retry();
+            add(&mut entry, retry);
             let mut case = Case {
                 entry,
                 hand: Hand::Empty,

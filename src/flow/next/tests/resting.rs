@@ -109,9 +109,9 @@ fn an_operators_retry_decides_anew() {
     step(&mut case, Input::Fact(holding()));
     assert_eq!(case.entry.parked(), Some(Cause::Refused));
     step(&mut case, Input::Answered(Answer::Release));
-    let n = case.entry.next_retry();
+    let retry = case.entry.retry();
     assert_eq!(case.entry.destination(), Some(Destination::ThirdParty));
-    let effects = next(&mut case, Input::Fact(What::Retried { n }), after(50), &policy());
+    let effects = next(&mut case, Input::Fact(retry), after(50), &policy());
     assert_eq!(case.entry.destination(), None);
     assert_eq!(effects, [Effect::Decide]);
 }

@@ -1,0 +1,229 @@
+//! The set of facts itself: how it grows, how two versions merge, what is kept of long stories, and how it is written down.
+//!
+//! Old and new versions of the program write the same entries. A fact that this version cannot read, or of which it can read only a part, is
+//! kept as it was written and goes back into the ledger unharmed.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::recording::identity::Key;
+
+use super::Entry;
+use super::fact::{Fact, What};
+
+/// Facts of one kind that are kept: the first of them and the last.
+pub(super) const KEPT_FIRST: usize = 4;
+pub(super) const KEPT_LAST: usize = 28;
+
+/// Kinds of facts of other versions that are kept.
+const MOST_KINDS: usize = 64;
+
+/// A fact as another version of the program wrote it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Opaque {
+    at: i64,
+    kind: String,
+    /// The same in JSON, for a total order.
+    text: String,
+    written: Value,
+    /// The part of it that this version can read.
+    read: Option<Fact>,
+}
+
+/// An entry as it is written down.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Written {
+    key: Key,
+    call_id: String,
+    facts: Vec<Value>,
+}
+
+impl Opaque {
+    fn of(written: Value, read: Option<Fact>) -> Self {
+        Self {
+            at: written.get("at").and_then(Value::as_i64).unwrap_or_default(),
+            kind: written
+                .get("fact")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned(),
+            text: written.to_string(),
+            written,
+            read,
+        }
+    }
+
+    fn place(&self) -> (i64, &str, &str) {
+        (self.at, &self.kind, &self.text)
+    }
+}
+
+impl From<Written> for Entry {
+    fn from(written: Written) -> Self {
+        let mut entry = Self::new(written.key, &written.call_id);
+        for fact in written.facts {
+            let read = Fact::deserialize(&fact).ok();
+            let whole = read
+                .as_ref()
+                .and_then(|read| serde_json::to_value(read).ok())
+                .is_some_and(|ours| says_all(&ours, &fact));
+            entry.facts.extend(read.clone());
+            if !whole {
+                entry.opaque.push(Opaque::of(fact, read));
+            }
+        }
+        entry.normalise();
+        entry
+    }
+}
+
+impl From<Entry> for Written {
+    fn from(entry: Entry) -> Self {
+        Self {
+            facts: entry.written(),
+            key: entry.key,
+            call_id: entry.call_id,
+        }
+    }
+}
+
+/// Whether `ours` says everything that `theirs` says. What is not there says as much as `null`.
+fn says_all(ours: &Value, theirs: &Value) -> bool {
+    match (ours, theirs) {
+        (Value::Object(ours), Value::Object(theirs)) => theirs
+            .iter()
+            .all(|(name, value)| value.is_null() || ours.get(name).is_some_and(|ours| says_all(ours, value))),
+        (Value::Array(ours), Value::Array(theirs)) => {
+            ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(ours, theirs)| says_all(ours, theirs))
+        }
+        (ours, theirs) => ours == theirs,
+    }
+}
+
+impl Entry {
+    /// Adds a fact; `false` when the same is known already, whoever saw it and when.
+    pub fn add(&mut self, fact: Fact) -> bool {
+        let news = !self.facts.iter().any(|known| known.what == fact.what);
+        self.facts.push(fact);
+        self.normalise();
+        news
+    }
+
+    /// The union of two versions of the same entry. Commutative, associative and idempotent.
+    #[must_use]
+    pub fn merge(mut self, other: Self) -> Self {
+        self.facts.extend(other.facts);
+        self.opaque.extend(other.opaque);
+        self.normalise();
+        self
+    }
+
+    /// Whether everything that `other` knows is known here.
+    pub fn knows(&self, other: &Self) -> bool {
+        let fact = |fact: &Fact| self.facts.iter().any(|known| known.what == fact.what);
+        let opaque = |opaque: &Opaque| self.opaque.iter().any(|known| known.written == opaque.written);
+        other.facts.iter().all(fact) && other.opaque.iter().all(opaque)
+    }
+
+    /// The facts as they are written down, those of other versions included.
+    pub fn written(&self) -> Vec<Value> {
+        let is_there = |fact: &Fact| self.opaque.iter().any(|opaque| opaque.read.as_ref() == Some(fact));
+        let own = self.facts.iter().filter(|fact| !is_there(fact));
+        let mut written: Vec<(i64, Value)> = own
+            .filter_map(|fact| Some((fact.at.unix_micros(), serde_json::to_value(fact).ok()?)))
+            .chain(self.opaque.iter().map(|opaque| (opaque.at, opaque.written.clone())))
+            .collect();
+        written.sort_by_key(|(at, _)| *at);
+        written.into_iter().map(|(_, fact)| fact).collect()
+    }
+
+    /// Texts that differ for facts that differ, those of other versions included; the same for facts that say the same.
+    pub fn says(&self) -> impl Iterator<Item = String> {
+        let own = self
+            .facts
+            .iter()
+            .map(|fact| serde_json::to_string(&fact.what).unwrap_or_default());
+        own.chain(self.opaque.iter().map(|opaque| opaque.text.clone()))
+    }
+
+    /// Facts of kinds that this version knows, with a content that it does not: a newer version decided something that this one cannot judge.
+    pub fn unreadable(&self) -> impl Iterator<Item = &str> {
+        let unread = self.opaque.iter().filter(|opaque| opaque.read.is_none());
+        unread
+            .map(|opaque| opaque.kind.as_str())
+            .filter(|kind| What::KINDS.contains(kind))
+    }
+
+    /// How many facts only another version of the program can read, or read whole.
+    pub fn of_other_versions(&self) -> usize {
+        self.opaque.len()
+    }
+
+    /// Sorted; of facts that say the same the earliest; of each kind the first few and the last.
+    fn normalise(&mut self) {
+        self.facts.sort_by(Fact::order);
+        let mut kept: Vec<Fact> = Vec::with_capacity(self.facts.len());
+        for fact in self.facts.drain(..) {
+            if !kept.iter().any(|known| known.what == fact.what) {
+                kept.push(fact);
+            }
+        }
+        for kind in What::KINDS.iter().copied() {
+            bound(&mut kept, |fact| fact.what.kind() == kind, rank);
+        }
+        self.facts = kept;
+        if !self.opaque.is_empty() {
+            self.bound_opaque();
+        }
+    }
+
+    fn bound_opaque(&mut self) {
+        self.opaque.sort_by(|one, other| one.place().cmp(&other.place()));
+        let mut kept: Vec<Opaque> = Vec::with_capacity(self.opaque.len());
+        for opaque in self.opaque.drain(..) {
+            if !kept.iter().any(|known| known.written == opaque.written) {
+                kept.push(opaque);
+            }
+        }
+        let mut kinds: Vec<String> = kept.iter().map(|opaque| opaque.kind.clone()).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        kinds.truncate(MOST_KINDS);
+        kept.retain(|opaque| kinds.contains(&opaque.kind));
+        for kind in &kinds {
+            let rank = |opaque: &Opaque| (opaque.at, opaque.text.clone());
+            bound(&mut kept, |opaque| opaque.kind == *kind, rank);
+        }
+        self.opaque = kept;
+    }
+}
+
+/// Where a fact stands among those of its kind. Not by time where there is a number: two workers see the same fact at different times, and
+/// which facts are kept must not depend on who merges with whom first.
+fn rank(fact: &Fact) -> (i64, String) {
+    let content = || format!("{:?}", fact.what);
+    let number = fact.what.number().map(i64::from);
+    (number.unwrap_or(fact.at.unix_micros()), content())
+}
+
+/// Keeps the first few and the last of those that `is` means.
+fn bound<T, R: Ord>(all: &mut Vec<T>, is: impl Fn(&T) -> bool, rank: impl Fn(&T) -> R) {
+    if all.iter().filter(|one| is(one)).count() <= KEPT_FIRST + KEPT_LAST {
+        return;
+    }
+    let mut ranked: Vec<(R, usize)> = all
+        .iter()
+        .enumerate()
+        .filter(|(_, one)| is(one))
+        .map(|(index, one)| (rank(one), index))
+        .collect();
+    ranked.sort_unstable();
+    let end = ranked.len() - KEPT_LAST;
+    let mut drop: Vec<usize> = ranked[KEPT_FIRST..end].iter().map(|(_, index)| *index).collect();
+    drop.sort_unstable();
+    let mut index = 0;
+    all.retain(|_| {
+        index += 1;
+        drop.binary_search(&(index - 1)).is_err()
+    });
+}

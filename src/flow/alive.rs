@@ -1,0 +1,166 @@
+//! Which workers are alive, as their heartbeats tell. A worker that was killed leaves leases that run for minutes; one that is idle need not
+//! wait for that. Wrong guesses cost work and nothing else: a lease is no lock.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::notices;
+use super::perform::Parts;
+
+/// Between two heartbeats of a worker.
+const BEAT: Duration = Duration::from_secs(5);
+
+/// The same while it goes down.
+const AT_THE_END: Duration = Duration::from_secs(1);
+
+/// A worker that is silent for so long is gone, where this worker heard its own heartbeats all that time: else it is the broker that is silent.
+const GONE: Duration = Duration::from_secs(30);
+
+/// Heartbeats of this worker's own that may be late, or missing.
+const STEADY: Duration = Duration::from_secs(15);
+
+/// Workers that are remembered, and for how long: no lease that matters is older.
+const MOST: usize = 1024;
+const REMEMBERED: Duration = Duration::from_secs(86_400);
+
+/// Sends this worker's heartbeats until it goes down.
+pub async fn beat(parts: Arc<Parts>) {
+    loop {
+        notices::send(&parts, "alive", json!({ "Worker": parts.policy.worker })).await;
+        if parts.stop.is_cancelled() {
+            // Going down: what is in hand is finished, and is nobody else's until then.
+            if parts.hands.count() == 0 {
+                return;
+            }
+            tokio::time::sleep(AT_THE_END).await;
+        } else {
+            tokio::select! {
+                () = tokio::time::sleep(BEAT) => {}
+                () = parts.stop.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// The workers that were heard of.
+#[derive(Debug)]
+pub struct Alive {
+    me: String,
+    heard: Mutex<Heard>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    /// The last heartbeat of each other worker.
+    others: HashMap<String, Instant>,
+    /// This worker's own last one, and since when they came without a gap.
+    own: Option<(Instant, Instant)>,
+}
+
+impl Alive {
+    pub fn new(me: &str) -> Self {
+        Self {
+            me: me.to_owned(),
+            heard: Mutex::default(),
+        }
+    }
+
+    /// A heartbeat came.
+    pub fn heard(&self, worker: &str) {
+        self.heard_at(worker, Instant::now());
+    }
+
+    fn heard_at(&self, worker: &str, now: Instant) {
+        let mut heard = self.lock();
+        if worker == self.me {
+            let since = match heard.own {
+                Some((since, last)) if now.duration_since(last) <= STEADY => since,
+                _ => now,
+            };
+            heard.own = Some((since, now));
+            return;
+        }
+        if !heard.others.contains_key(worker) {
+            tracing::debug!(worker, "heartbeat of another worker");
+        }
+        heard.others.retain(|_, last| now.duration_since(*last) < REMEMBERED);
+        if heard.others.len() < MOST || heard.others.contains_key(worker) {
+            heard.others.insert(worker.to_owned(), now);
+        }
+    }
+
+    /// Whether a worker that was alive is gone. One that was never heard of may be of a version without heartbeats.
+    pub fn is_gone(&self, worker: &str) -> bool {
+        self.gone_at(Instant::now()).iter().any(|gone| gone == worker)
+    }
+
+    /// Every worker that is gone.
+    pub fn gone(&self) -> Vec<String> {
+        self.gone_at(Instant::now())
+    }
+
+    fn gone_at(&self, now: Instant) -> Vec<String> {
+        let heard = self.lock();
+        let Some((since, last)) = heard.own else {
+            return Vec::new();
+        };
+        if now.duration_since(last) > STEADY {
+            return Vec::new();
+        }
+        let is_gone = |heard: &Instant| now.duration_since(since.max(*heard)) > GONE;
+        let gone = heard.others.iter().filter(|(_, last)| is_gone(last));
+        gone.map(|(worker, _)| worker.clone()).collect()
+    }
+
+    /// It left nothing behind any more.
+    pub fn forget(&self, worker: &str) {
+        self.lock().others.remove(worker);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_is_silent_while_this_one_hears_itself_is_gone() {
+        let alive = Alive::new("me");
+        let begun = Instant::now();
+        let at = |second| begun + Duration::from_secs(second);
+        for second in (0..=60).step_by(5) {
+            alive.heard_at("me", at(second));
+            if second <= 20 {
+                alive.heard_at("dead", at(second));
+            }
+            alive.heard_at("living", at(second));
+        }
+        assert_eq!(alive.gone_at(at(50)), [""; 0], "not for a while");
+        assert_eq!(alive.gone_at(at(60)), ["dead"]);
+        alive.forget("dead");
+        assert_eq!(alive.gone_at(at(60)), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_was_away_makes_no_worker_gone() {
+        let alive = Alive::new("me");
+        let begun = Instant::now();
+        let at = |second| begun + Duration::from_secs(second);
+        alive.heard_at("me", at(0));
+        alive.heard_at("other", at(0));
+        assert_eq!(alive.gone_at(at(100)), [""; 0], "nothing comes at all");
+        alive.heard_at("me", at(100));
+        assert_eq!(alive.gone_at(at(101)), [""; 0], "it has its time to be heard again");
+        for second in (105..=140).step_by(5) {
+            alive.heard_at("me", at(second));
+        }
+        assert_eq!(alive.gone_at(at(140)), ["other"]);
+    }
+}

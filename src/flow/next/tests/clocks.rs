@@ -1,0 +1,117 @@
+//! Hosts whose clocks differ, workers of other versions, and a program that fails.
+
+use super::*;
+
+/// Held, parked because its target refuses it, and moved on by a host whose clock differs by so many seconds.
+fn moved_on(skew: i64) -> Case {
+    let mut case = ended_as(order(), Destination::ThirdParty);
+    step(&mut case, Input::Received(audio(5000)));
+    step(
+        &mut case,
+        Input::Fact(failed(1, Destination::ThirdParty, DeliveryFailure::Refused)),
+    );
+    step(&mut case, Input::Fact(holding()));
+    step(&mut case, Input::Answered(Answer::Release));
+    assert_eq!(case.entry.parked(), Some(Cause::Refused));
+    let at = Moment::from_unix_micros(after(1800).unix_micros() + skew * 1_000_000);
+    let (by, what) = ("operator@laptop".to_owned(), case.entry.retry());
+    case.entry.add(Fact { at, by, what });
+    case
+}
+
+#[test]
+fn a_retry_from_a_host_with_another_clock_makes_an_attempt() {
+    for skew in [-7200, -3600, 0, 3600] {
+        let mut case = moved_on(skew);
+        let effects = next(&mut case, Input::Due, after(1800), &policy());
+        assert_eq!((case.entry.parked(), effects), (None, vec![Effect::Decide]), "{skew}");
+    }
+}
+
+#[test]
+fn after_a_retry_from_a_host_with_another_clock_there_are_pauses_and_an_end() {
+    for skew in [-3600, 0, 3600] {
+        let mut case = moved_on(skew);
+        let decided = What::Decided {
+            n: 2,
+            destination: Destination::ThirdParty,
+            attempts: None,
+        };
+        let mut effects = next(&mut case, Input::Fact(decided), after(1800), &policy());
+        let mut now = after(1800);
+        let mut attempts = 0;
+        while let Some(Effect::Deliver { attempt, destination }) = effects.first().cloned() {
+            attempts += 1;
+            let begun = now;
+            let what = failed(attempt, destination, DeliveryFailure::Target);
+            effects = next(&mut case, Input::Fact(what), now, &policy());
+            if let Some(Effect::Wait { until }) = effects.first() {
+                now = *until;
+                effects = next(&mut case, Input::Due, now, &policy());
+                assert!(now.since(begun) >= Duration::from_secs(4), "{skew}: no pause");
+            }
+            assert!(attempts <= 12, "{skew}: it never ends");
+        }
+        assert_eq!(
+            (attempts, case.entry.parked()),
+            (12, Some(Cause::Unreachable)),
+            "{skew}"
+        );
+    }
+}
+
+#[test]
+fn what_the_program_fails_on_is_put_off_for_longer_and_longer_and_parked_in_the_end() {
+    let mut case = ended_as(order(), Destination::Account);
+    let mut now = NOW;
+    for n in 1..12 {
+        let why = "index out of bounds".to_owned();
+        let effects = next(&mut case, Input::Fact(What::Panicked { n, why }), now, &policy());
+        let [Effect::Wait { until }] = effects[..] else {
+            panic!("{n}: {effects:?}")
+        };
+        assert!(until.since(now) >= Duration::from_secs(5), "{n}");
+        now = until;
+        assert_eq!(due(&case.entry, now, &policy()), Some(now), "{n}: it is taken up again");
+    }
+    let why = "index out of bounds".to_owned();
+    let effects = next(&mut case, Input::Fact(What::Panicked { n: 12, why }), now, &policy());
+    assert_eq!(case.entry.parked(), Some(Cause::ProgramFault));
+    assert!(
+        effects.contains(&announce(Announcement::Outcome(Outcome::Parked))),
+        "{effects:?}"
+    );
+    // An operator moves it on, with a program that does better.
+    let retry = case.entry.retry();
+    assert_eq!(next(&mut case, Input::Fact(retry), now, &policy()), [Effect::Decide]);
+}
+
+#[test]
+fn a_recording_that_runs_is_not_parked_because_the_program_fails_on_it() {
+    let mut case = started(order());
+    for n in 1..=20 {
+        let what = What::Panicked { n, why: "x".into() };
+        next(&mut case, Input::Fact(what), after(u64::from(n) * 10), &policy());
+    }
+    assert_eq!(case.entry.parked(), None);
+}
+
+#[test]
+fn what_only_a_newer_version_can_judge_is_left_to_it() {
+    let case = ended_as(order(), Destination::Account);
+    let mut written = serde_json::to_value(&case.entry).unwrap();
+    let concluded = serde_json::json!({"at": 1, "by": "w2", "fact": "concluded", "of": {"outcome": "stored", "cause": "of_the_next_version"}});
+    written["facts"].as_array_mut().unwrap().push(concluded);
+    let mut case = Case {
+        entry: serde_json::from_value(written).unwrap(),
+        hand: Hand::Empty,
+    };
+    let effects = next(&mut case, Input::Due, NOW, &policy());
+    assert_eq!(
+        effects,
+        [Effect::Wait {
+            until: NOW.plus(policy().check_interval)
+        }]
+    );
+    assert_eq!(case.entry.outcome(), None);
+}

@@ -1,0 +1,188 @@
+use std::sync::Arc;
+
+use crate::entry::fact::What;
+use crate::ledger::testing::{Log, document, entry, found, server, welcome};
+
+use super::*;
+
+const NOW: Moment = Moment::from_unix_seconds(1_795_386_400);
+
+/// A store of which everything is due in an hour.
+fn store(couch: Couch) -> Store {
+    let due: DueOf = Arc::new(|_, now| Some(now.plus(std::time::Duration::from_secs(3600))));
+    Store::new(couch, Clock::fixed(NOW), due)
+}
+
+fn here() -> Address {
+    crate::ledger::address(&entry("action", 1_795_386_262, &[What::Commanded]))
+}
+
+/// A database with one entry, whose other revision is read as `loser` says; writes and deletions are answered as these say.
+async fn in_conflict(
+    loser: (&'static str, Value),
+    saved: Value,
+    deleted: (&'static str, Value),
+) -> (Result<Option<Record>, CouchError>, Log) {
+    let mut winner = document(&[What::Commanded], "2-b");
+    winner["_conflicts"] = json!(["2-a"]);
+    let (couch, log) = server(move |first, _| {
+        if first.contains("_all_docs") {
+            found(&winner)
+        } else if first.contains("_bulk_docs") {
+            ("201 Created", json!([saved]))
+        } else if first.contains("rev=2-a") {
+            if first.starts_with("GET") {
+                loser.clone()
+            } else {
+                deleted.clone()
+            }
+        } else {
+            welcome()
+        }
+    })
+    .await;
+    (store(couch).load(&here()).await, log)
+}
+
+fn written(log: &Log) -> Value {
+    let log = log.lock().unwrap();
+    let (_, body) = log.iter().find(|(first, _)| first.contains("_bulk_docs")).unwrap();
+    serde_json::from_str::<Value>(body).unwrap()["docs"][0].clone()
+}
+
+fn deletions(log: &Log) -> usize {
+    let log = log.lock().unwrap();
+    log.iter().filter(|(first, _)| first.starts_with("DELETE")).count()
+}
+
+fn saved() -> Value {
+    json!({"ok": true, "id": "x", "rev": "3-c"})
+}
+
+#[tokio::test]
+async fn a_merge_of_conflicts_keeps_the_time_when_it_is_due() {
+    let loser = document(&[What::Commanded, What::StopUnconfirmed], "2-a");
+    let (loaded, log) = in_conflict(("200 OK", loser), saved(), welcome()).await;
+    let written = written(&log);
+    assert_eq!(
+        written["due"],
+        json!(NOW.plus(std::time::Duration::from_secs(3600))),
+        "{written}"
+    );
+    assert_eq!(written["facts"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        (deletions(&log), loaded.unwrap().unwrap().rev.as_deref()),
+        (1, Some("3-c"))
+    );
+}
+
+#[tokio::test]
+async fn a_conflicting_revision_that_cannot_be_read_is_not_deleted() {
+    for unreadable in [
+        (
+            "404 Object Not Found",
+            json!({"error": "not_found", "reason": "missing"}),
+        ),
+        ("200 OK", json!("a proxy's page")),
+        ("200 OK", json!({"_id": "x", "_rev": "2-a", "key": "not a key"})),
+    ] {
+        let (loaded, log) = in_conflict(unreadable.clone(), saved(), welcome()).await;
+        assert_eq!(deletions(&log), 0, "{unreadable:?}");
+        assert!(loaded.unwrap().is_some());
+    }
+}
+
+#[tokio::test]
+async fn what_a_newer_version_wrote_is_merged_and_not_lost() {
+    let mut newer = document(&[What::Commanded], "2-a");
+    let fact = json!({"at": 1, "by": "w2", "fact": "of_the_next_version", "of": {"n": 1}});
+    newer["facts"].as_array_mut().unwrap().push(fact.clone());
+    let (_, log) = in_conflict(("200 OK", newer), saved(), welcome()).await;
+    assert!(written(&log)["facts"].as_array().unwrap().contains(&fact));
+    assert_eq!(deletions(&log), 1);
+}
+
+#[tokio::test]
+async fn to_resolve_a_conflict_second_is_no_outage() {
+    let loser = document(&[What::Commanded, What::StopUnconfirmed], "2-a");
+    let conflict = (
+        "409 Conflict",
+        json!({"error": "conflict", "reason": "Document update conflict."}),
+    );
+    let (loaded, _) = in_conflict(("200 OK", loser.clone()), saved(), conflict.clone()).await;
+    assert_eq!(loaded.unwrap().unwrap().entry.facts().len(), 2);
+    // The other worker was first with the union.
+    let lost = json!({"id": "x", "error": "conflict", "reason": "Document update conflict."});
+    let (loaded, log) = in_conflict(("200 OK", loser), lost, conflict).await;
+    assert_eq!((loaded.unwrap().unwrap().entry.facts().len(), deletions(&log)), (2, 0));
+}
+
+#[tokio::test]
+async fn the_revisions_that_a_union_was_made_of_stay_while_one_node_alone_has_it() {
+    let loser = document(&[What::Commanded, What::StopUnconfirmed], "2-a");
+    let accepted = json!({"ok": true, "id": "x", "rev": "3-c", "accepted": true});
+    let (_, log) = in_conflict(("200 OK", loser), accepted, welcome()).await;
+    assert_eq!(deletions(&log), 0);
+}
+
+#[tokio::test]
+async fn a_document_that_a_shard_does_not_tell_of_is_not_taken_for_missing() {
+    let (couch, _) = server(|first, _| match first.contains("_all_docs") {
+        true => ("200 OK", json!({"rows": [{"key": "x", "error": "timeout"}]})),
+        false => welcome(),
+    })
+    .await;
+    assert!(store(couch).load(&here()).await.is_err());
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_does_not_stand_before_what_is_due() {
+    let good = document(&[What::Commanded], "1-a");
+    let (couch, _) = server(move |first, _| {
+        let skip = first
+            .split("skip=")
+            .nth(1)
+            .and_then(|rest| rest.split(['&', ' ']).next());
+        let bad =
+            json!({"id": "x", "key": [], "value": null, "doc": {"_id": "x", "key": "no", "call_id": "c", "facts": []}});
+        match (first.contains("_all_dbs"), skip) {
+            (true, _) => ("200 OK", json!(["kz_record_call-202611"])),
+            (_, Some("0")) => ("200 OK", json!({"rows": vec![bad; PAGE]})),
+            (_, Some(_)) => (
+                "200 OK",
+                json!({"rows": [{"id": good["_id"], "key": [], "value": null, "doc": good}]}),
+            ),
+            _ => welcome(),
+        }
+    })
+    .await;
+    let due = store(couch).due("", NOW, 4).await.unwrap();
+    assert_eq!(
+        due.into_iter().map(|(address, _)| address).collect::<Vec<_>>(),
+        [here()]
+    );
+}
+
+#[tokio::test]
+async fn a_lease_of_a_worker_that_is_gone_is_taken_over() {
+    for (gone, taken) in [("w2", true), ("another", false)] {
+        let mut held = document(&[What::Commanded], "1-a");
+        held["lease"] = json!({"by": "w2", "until": NOW.plus(std::time::Duration::from_secs(250)), "stamped": NOW});
+        let (couch, _) = server(move |first, _| match first {
+            _ if first.contains("_all_docs") => found(&held),
+            _ if first.contains("_bulk_docs") => ("201 Created", json!([saved()])),
+            _ => welcome(),
+        })
+        .await;
+        let lease = Lease {
+            by: "w".into(),
+            until: NOW.plus(std::time::Duration::from_secs(300)),
+            stamped: NOW,
+        };
+        let got = store(couch)
+            .take(&here(), lease, &|worker| worker == gone)
+            .await
+            .unwrap();
+        assert_eq!(got.is_some(), taken, "{gone}");
+    }
+}

@@ -1,0 +1,95 @@
+//! Faults of the program itself: a task that panicked, and what became of its work.
+
+use metrics::counter;
+use tracing::error;
+
+use super::shown;
+
+/// What a task can be: the label of its metric.
+pub const TASKS: [&str; 3] = ["recording", "handler", "background"];
+
+/// A task panicked, and its panic was caught.
+pub struct TaskPanicked<'a> {
+    /// One of `TASKS`.
+    pub task: &'static str,
+    /// Which one of its kind.
+    pub name: &'a str,
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+    pub why: &'a str,
+}
+
+impl TaskPanicked<'_> {
+    pub fn emit(self) {
+        error!(
+            event = "task_panicked",
+            task = self.task,
+            name = self.name,
+            call_id = shown(self.call_id),
+            media_id = self.media_id,
+            panic = self.why,
+            "a task panicked: this is a fault of the program"
+        );
+        counter!("kz_record_call_panics_total", "task" => self.task).increment(1);
+    }
+}
+
+/// The sweep takes nothing: as many recordings as this worker may have in flight are in flight.
+pub struct SweepFull {
+    pub in_flight: usize,
+    /// The first time since it took something.
+    pub first: bool,
+}
+
+impl SweepFull {
+    pub fn emit(self) {
+        if self.first {
+            tracing::warn!(
+                event = "sweep_full",
+                in_flight = self.in_flight,
+                "the worker has as many recordings in flight as it may have; due recordings wait, or go to other workers"
+            );
+        }
+        counter!("kz_record_call_sweeps_full_total").increment(1);
+    }
+}
+
+/// A recording was put off because too many wait for a slot of its switch already.
+pub struct CollectPutOff<'a> {
+    pub call_id: &'a str,
+    pub switch: &'a str,
+    /// The first since a slot of that switch was free.
+    pub first: bool,
+}
+
+impl CollectPutOff<'_> {
+    pub fn emit(self) {
+        if self.first {
+            tracing::warn!(
+                event = "switch_queue_full",
+                switch = self.switch,
+                call_id = shown(self.call_id),
+                "too many recordings wait for an upload slot of one switch; further ones are put off"
+            );
+        }
+        counter!("kz_record_call_collects_put_off_total").increment(1);
+    }
+}
+
+/// A worker is gone: what it had in flight is taken over.
+pub struct WorkerGone<'a> {
+    pub worker: &'a str,
+    pub recordings: usize,
+}
+
+impl WorkerGone<'_> {
+    pub fn emit(self) {
+        tracing::warn!(
+            event = "worker_gone",
+            worker = shown(self.worker),
+            recordings = self.recordings,
+            "another worker sends no heartbeat any more; its recordings are taken over before their leases run out"
+        );
+        counter!("kz_record_call_workers_gone_total").increment(1);
+    }
+}
