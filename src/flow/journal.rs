@@ -61,6 +61,10 @@ pub fn read(body: &[u8], now: Moment) -> Result<Entry, String> {
             return Err("it orders a recording whose words are not ours".to_owned());
         }
     }
+    if entry.unreadable().any(|kind| kind == "asked") {
+        // Its words cannot be looked at, and every worker would have them from the ledger.
+        return Err("it orders a recording in words that cannot be read".to_owned());
+    }
     let month = address(&entry).month;
     if !end::is_recent(month, now) {
         return Err(format!("it is of {month}, and nothing of then is recorded now"));
@@ -130,6 +134,14 @@ mod tests {
             order["file_name"] = json!("call 1.mp3");
         });
         assert!(stray.is_ok(), "{stray:?}");
+        // Nor beside facts that can be read.
+        let mut evil = json!({"key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "call_id": "c", "facts": [
+            {"at": NOW, "by": "w", "fact": "commanded"}, {"at": NOW, "by": "w", "fact": "asked", "of": {"file_name": "${system id}.mp3"}},
+        ]});
+        assert!(read(evil.to_string().as_bytes(), NOW).is_err());
+        evil["facts"][1] = json!({"at": NOW, "by": "w", "fact": "of_the_next_version", "of": 1});
+        let newer = read(evil.to_string().as_bytes(), NOW).map(|entry| entry.of_other_versions());
+        assert_eq!(newer, Ok(1), "another version's facts are moved on");
         let long = json!({"key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "call_id": "c".repeat(1025), "facts": []});
         assert!(read(long.to_string().as_bytes(), NOW).unwrap_err().contains("Call-ID"));
         assert!(read(b"{", NOW).is_err() && read(b"[]", NOW).is_err());

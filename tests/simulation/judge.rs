@@ -46,6 +46,12 @@ impl World {
     pub fn judge_one(&self, key: Key, root: Key) {
         let entry = self.store[0][&key].entry.as_ref().unwrap();
         let file = self.files.get(&root);
+        let newer = self.newer.get(&key).copied().unwrap_or(0).min(32);
+        assert_eq!(
+            entry.of_other_versions(),
+            newer as usize,
+            "what a newer version wrote is lost: {key}"
+        );
         let told = self.announced.get(&key).cloned().unwrap_or_default();
         assert!(!told.is_empty(), "nobody was told of {key}");
         assert!(self.documents.get(&key).copied().unwrap_or(0) <= 1);
@@ -68,6 +74,8 @@ impl World {
                 assert!(order.min_sec > 0, "{key}");
             }
             (None, Some(_)) => {
+                let tried = entry.failures().count() + entry.postponed().count() + entry.panics().count();
+                assert!(tried > 0, "moved on, and parked again without an attempt: {key}");
                 let held = entry
                     .held()
                     .is_some_and(|holding| self.held.contains_key(&holding.name));

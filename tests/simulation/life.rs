@@ -22,6 +22,15 @@ impl World {
         if self.chance(30) {
             self.mend_something();
         }
+        if self.chance(10) && !self.store_down {
+            let part = self.rng.usize(..2);
+            self.retry_something(part);
+        }
+        if self.chance(5) && !self.store_down {
+            let (part, nth) = (self.rng.usize(..2), self.rng.usize(..self.orders.len()));
+            let key = *self.orders.keys().nth(nth).unwrap();
+            self.noted_by_a_newer_version(part, key);
+        }
         match self.rng.u8(..10) {
             0 | 1 => self.deliver_message(),
             2 => self.life_goes_on(),
@@ -169,7 +178,8 @@ impl World {
         Box::new(Told {
             call_id: "call".into(),
             at: self.now,
-            stamp: Some(self.now.unix_micros()),
+            // The switch's stamps count in steps of 20 ms.
+            stamp: Some(self.now.unix_micros() / 20_000 * 20_000),
             node: Some("fs".into()),
             path: None,
             length_ms: Some(length),

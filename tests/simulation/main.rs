@@ -22,6 +22,8 @@ use kz_record_call::entry::Entry;
 use world::World;
 
 static RESTARTS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+static RETRIES: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+static PANICS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 static UNHEARD: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 
 fn live(seed: u64) -> World {
@@ -52,6 +54,8 @@ fn no_life_of_a_recording_loses_it() {
             let world = live(seed);
             let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.judge()));
             RESTARTS.fetch_add(world.restarts, std::sync::atomic::Ordering::Relaxed);
+            RETRIES.fetch_add(world.retries, std::sync::atomic::Ordering::Relaxed);
+            PANICS.fetch_add(world.panics, std::sync::atomic::Ordering::Relaxed);
             UNHEARD.fetch_add(world.unheard, std::sync::atomic::Ordering::Relaxed);
             if judged.is_err() {
                 world.tell_all();
@@ -72,7 +76,12 @@ fn no_life_of_a_recording_loses_it() {
     let restarts = RESTARTS.load(std::sync::atomic::Ordering::Relaxed);
     let unheard = UNHEARD.load(std::sync::atomic::Ordering::Relaxed);
     eprintln!("{outcomes:?}; {restarts} recordings began again, {unheard} of them unheard");
+    let retries = RETRIES.load(std::sync::atomic::Ordering::Relaxed);
+    let panics = PANICS.load(std::sync::atomic::Ordering::Relaxed);
+    eprintln!("{retries} recordings were moved on, workers panicked at {panics}");
     if outcomes.values().sum::<u32>() > 100 {
+        assert!(retries > 10, "only {retries} recordings were moved on");
+        assert!(panics > 10, "workers panicked only {panics} times");
         assert!(restarts > 10, "only {restarts} recordings began again");
         assert!(unheard > 10, "only {unheard} of them began again unheard");
         for state in ["stored", "delivered", "parked"] {

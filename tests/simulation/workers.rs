@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
-use kz_record_call::flow::next::{Case, Effect, Hand, Input, due, next};
+use kz_record_call::flow::next::{Case, Effect, Hand, Input, next};
 use kz_record_call::ingest::Answer;
 use kz_record_call::recording::identity::Key;
 
@@ -114,18 +114,42 @@ impl World {
             return;
         }
         let part = self.workers[worker].part;
-        let (now, policy) = (self.now, self.policy.clone());
+        let now = self.now;
         let due: Vec<Entry> = self.store[part]
             .values()
+            .filter(|stored| stored.due.is_some_and(|at| at <= now))
             .filter(|stored| stored.leased_until.is_none_or(|until| until <= now))
             .filter_map(|stored| Some(self.complete(stored.entry.clone()?)))
-            .filter(|entry| due(entry, now, &policy).is_some_and(|at| at <= now))
             .collect();
         for entry in due {
+            if self.chance(100) {
+                // Another worker is asking for it too: neither gets it, and what is told meanwhile is heard all the same.
+                continue;
+            }
             if !self.workers[worker].tasks.contains_key(&entry.key) {
                 self.write(part, &entry, Some(now.plus(LEASE)));
                 self.go_on(worker, entry, Input::Due, None);
             }
+        }
+    }
+
+    /// The program fails on a recording: that is noted, its lease given back, and what was told is not lost.
+    fn panic(&mut self, worker: usize, key: Key) {
+        let part = self.workers[worker].part;
+        let Some(task) = self.workers[worker].tasks.remove(&key) else {
+            return;
+        };
+        let mut entry = task.case.entry;
+        let n = entry.next_number("panicked");
+        entry.add(Fact {
+            at: self.now,
+            by: "w".into(),
+            what: What::Panicked { n, why: "x".into() },
+        });
+        self.panics += 1;
+        self.note(format!("worker {worker} panics at {key}"));
+        if !self.write(part, &entry, None) {
+            self.queue.extend(task.unacked);
         }
     }
 
@@ -161,6 +185,9 @@ impl World {
             Some(effect) => {
                 if self.chance(20) {
                     return self.crash(worker); // before the effect
+                }
+                if self.chance(5) {
+                    return self.panic(worker, key);
                 }
                 let hand = self.workers[worker].tasks[&key].case.hand;
                 // As the driver does: where only the store would tell what became of the audio, it must know before.

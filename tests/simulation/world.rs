@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Destination, Fact};
-use kz_record_call::flow::next::{Case, Effect, Policy};
+use kz_record_call::flow::next::{Case, Effect, Policy, due};
 use kz_record_call::kazoo::call::Parties;
 use kz_record_call::kazoo::dialplan::Trigger;
 use kz_record_call::kazoo::time::Moment;
@@ -93,6 +93,8 @@ pub struct Worker {
 pub struct Stored {
     pub entry: Option<Entry>,
     pub leased_until: Option<Moment>,
+    /// As it is written down: what has none is never taken up by a sweep.
+    pub due: Option<Moment>,
 }
 
 pub struct World {
@@ -125,6 +127,11 @@ pub struct World {
     pub restarts: u32,
     /// Those of which nobody heard at once, or ever.
     pub unheard: u32,
+    /// What workers of the next version noted, by recording.
+    pub newer: BTreeMap<Key, u32>,
+    /// What operators moved on, and workers that panicked at it.
+    pub retries: u32,
+    pub panics: u32,
     pub announced: BTreeMap<Key, BTreeSet<&'static str>>,
     pub refuses: BTreeSet<Key>,
     pub log: Vec<String>,
@@ -195,6 +202,9 @@ impl World {
             seen: BTreeMap::new(),
             restarts: 0,
             unheard: 0,
+            newer: BTreeMap::new(),
+            retries: 0,
+            panics: 0,
             announced: BTreeMap::new(),
             refuses: BTreeSet::new(),
             log: Vec::new(),
@@ -240,9 +250,16 @@ impl World {
                 (Some(one), Some(other)) => Some(one.merge(other)),
                 (one, other) => one.or(other),
             };
+            let leased_until = one.leased_until.max(other.leased_until);
+            let due = match &entry {
+                // Whoever merges writes when it is due.
+                Some(entry) => self.due_of(entry, leased_until),
+                None => None,
+            };
             let merged = Stored {
                 entry,
-                leased_until: one.leased_until.max(other.leased_until),
+                leased_until,
+                due,
             };
             self.store
                 .iter_mut()
@@ -255,14 +272,73 @@ impl World {
             return false;
         }
         for at in if self.parted { vec![part] } else { vec![0, 1] } {
-            let stored = self.store[at].entry(entry.key).or_default();
-            stored.entry = Some(match stored.entry.take() {
+            let there = self.store[at].get(&entry.key).and_then(|stored| stored.entry.clone());
+            let entry = match there {
                 Some(there) => there.merge(entry.clone()),
                 None => entry.clone(),
-            });
-            stored.leased_until = lease;
+            };
+            // As it is read back: what another version wrote is in it too.
+            let entry: Entry = serde_json::from_value(serde_json::to_value(&entry).unwrap()).unwrap();
+            let due = self.due_of(&entry, lease);
+            let stored = Stored {
+                due,
+                leased_until: lease,
+                entry: Some(entry),
+            };
+            let key = stored.entry.as_ref().unwrap().key;
+            self.store[at].insert(key, stored);
         }
         true
+    }
+
+    /// When something is to be done about it, as the ledger writes it down.
+    fn due_of(&self, entry: &Entry, lease: Option<Moment>) -> Option<Moment> {
+        let due = due(entry, self.now, &self.policy)?;
+        Some(lease.map_or(due, |lease| due.max(lease)))
+    }
+
+    /// A worker of the next version notes something on it that this one has no word for.
+    pub fn noted_by_a_newer_version(&mut self, part: usize, key: Key) {
+        let Some(entry) = self.store[part].get(&key).and_then(|stored| stored.entry.clone()) else {
+            return;
+        };
+        let n = self.newer.entry(key).or_default();
+        *n += 1;
+        let at = self.now.unix_micros();
+        let mut written = serde_json::to_value(&entry).unwrap();
+        let fact = serde_json::json!({"at": at, "by": "w2", "fact": "of_the_next_version", "of": {"n": *n}});
+        written["facts"].as_array_mut().unwrap().push(fact);
+        let lease = self.store[part][&key].leased_until;
+        let newer: Entry = serde_json::from_value(written).unwrap();
+        if !self.write(part, &newer, lease) {
+            *self.newer.get_mut(&key).unwrap() -= 1;
+        }
+    }
+
+    /// An operator moves on what is parked, from a host whose clock is an hour off.
+    pub fn retry_something(&mut self, part: usize) {
+        let hour = Duration::from_secs(3600);
+        let at = if self.rng.bool() {
+            self.now.plus(hour)
+        } else {
+            self.now.minus(hour)
+        };
+        let entries: Vec<Entry> = self.store[part]
+            .values()
+            .filter_map(|stored| stored.entry.clone())
+            .collect();
+        for mut entry in entries {
+            if entry.parked().is_some() && entry.outcome().is_none() {
+                let what = entry.retry();
+                entry.add(Fact {
+                    at,
+                    by: "operator".into(),
+                    what,
+                });
+                let lease = self.store[part][&entry.key].leased_until;
+                self.retries += u32::from(self.write(part, &entry, lease));
+            }
+        }
     }
 
     pub fn read(&self, part: usize, key: Key) -> Option<Entry> {
