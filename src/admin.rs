@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -78,11 +78,14 @@ impl Readiness {
                 parts.consumers.state().consuming,
                 "the queues are not bound and consumed",
             ),
-            check(
-                "publishing",
-                parts.publisher.is_connected(),
-                "there is no connection to publish on",
-            ),
+            Check {
+                name: "publishing",
+                fault: match parts.publisher.alarm() {
+                    Some(reason) => Some(format!("the broker takes no messages: {reason}")),
+                    None if !parts.publisher.is_connected() => Some("there is no connection to publish on".into()),
+                    None => None,
+                },
+            },
             Check {
                 name: "database",
                 fault: database,
@@ -163,7 +166,8 @@ impl Port {
                 process: metrics_process::Collector::default(),
             });
         let serving = async move {
-            if let Err(error) = axum::serve(listener, router)
+            let service = router.into_make_service_with_connect_info::<SocketAddr>();
+            if let Err(error) = axum::serve(listener, service)
                 .with_graceful_shutdown(stop.cancelled_owned())
                 .await
             {
@@ -217,7 +221,15 @@ async fn log_level(State(admin): State<Admin>) -> Response {
 }
 
 /// The body is the filter, as in `log.level`. In force until the worker ends.
-async fn set_log_level(State(admin): State<Admin>, filter: String) -> Response {
+async fn set_log_level(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    filter: String,
+) -> Response {
+    if !may_set_log_level(admin.readiness.parts.config.admin.log_level_from, peer) {
+        let why = "only from this host's loopback address: see admin.log_level_from\n";
+        return (StatusCode::FORBIDDEN, why).into_response();
+    }
     let Some(level) = &admin.instruments.log_level else {
         return (StatusCode::NOT_FOUND, "the log level cannot be changed\n").into_response();
     };
@@ -226,6 +238,36 @@ async fn set_log_level(State(admin): State<Admin>, filter: String) -> Response {
         Err(why) => {
             let given = crate::kazoo::call::clip(filter.trim(), 200);
             (StatusCode::BAD_REQUEST, format!("{given:?} {why}\n")).into_response()
+        }
+    }
+}
+
+fn may_set_log_level(from: config::LogLevelFrom, peer: SocketAddr) -> bool {
+    match from {
+        config::LogLevelFrom::Anywhere => true,
+        // An IPv4 peer of a socket that listens on `::`.
+        config::LogLevelFrom::Loopback => peer.ip().to_canonical().is_loopback(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_host_changes_what_is_logged_unless_a_setting_says_otherwise() {
+        for (peer, ours) in [
+            ("127.0.0.1:1", true),
+            ("127.8.9.1:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("172.17.0.1:1", false),
+            ("[::ffff:10.0.0.1]:1", false),
+            ("[fe80::1]:1", false),
+        ] {
+            let peer = peer.parse().unwrap();
+            assert_eq!(may_set_log_level(config::LogLevelFrom::Loopback, peer), ours, "{peer}");
+            assert!(may_set_log_level(config::LogLevelFrom::Anywhere, peer));
         }
     }
 }

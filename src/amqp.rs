@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::config::{NoBroker, TlsFault};
 
+mod brokers;
 mod consumer;
 mod delivery;
 mod link;
@@ -19,6 +20,7 @@ mod requests;
 mod room;
 mod topology;
 
+pub use brokers::Brokers;
 pub use consumer::{Consumers, SessionState};
 pub use delivery::{Delivery, Spare};
 pub use probe::{Form, Load, Mailbox, Probe, Sent};

@@ -58,6 +58,8 @@ pub struct Amqp {
     pub ca: Option<Authorities>,
     /// For `amqps`, where the broker asks for one.
     pub identity: Option<Identity>,
+    /// The broker's management API, for `check`.
+    pub management_url: Option<url::Url>,
     pub connect_timeout: Duration,
     pub reconnect_min: Duration,
     pub reconnect_max: Duration,
@@ -110,6 +112,16 @@ pub struct Ingest {
 pub struct Admin {
     pub listen: SocketAddr,
     pub count_every: Duration,
+    pub log_level_from: LogLevelFrom,
+}
+
+/// Who may change what is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevelFrom {
+    /// Who is on this host.
+    Loopback,
+    /// Whoever reaches the port.
+    Anywhere,
 }
 
 #[derive(Debug, Clone)]
@@ -207,6 +219,7 @@ impl Config {
                 uris: r.amqp_uris("amqp.uri"),
                 ca: r.authorities("amqp.ca_file"),
                 identity: r.identity("amqp.client_certificate", "amqp.client_key"),
+                management_url: r.optional_url("amqp.management_url"),
                 connect_timeout: r.millis("amqp.connect_timeout_ms", 100, 300_000),
                 reconnect_min: r.millis("amqp.reconnect_min_ms", 10, 10_000),
                 reconnect_max: r.millis("amqp.reconnect_max_ms", 10, 60_000),
@@ -246,6 +259,13 @@ impl Config {
             admin: Admin {
                 listen: r.socket("admin.listen"),
                 count_every: r.seconds("admin.count_every_s", 1, 86_400),
+                log_level_from: r.one_of(
+                    "admin.log_level_from",
+                    &[
+                        ("loopback", LogLevelFrom::Loopback),
+                        ("anywhere", LogLevelFrom::Anywhere),
+                    ],
+                ),
             },
             spool: Spool {
                 dir: PathBuf::from(r.required_text("spool.dir")),

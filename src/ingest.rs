@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+mod connections;
 mod inspect;
 mod receive;
 mod server;

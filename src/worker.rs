@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::{self, Instruments, Readiness};
-use crate::amqp::{Consumers, Delivery, Publisher, Requests, Room};
+use crate::amqp::{Brokers, Consumers, Delivery, Publisher, Requests, Room};
 use crate::config::Config;
 use crate::couch::{Couch, CouchError};
 use crate::destination::hold::Hold;
@@ -29,7 +29,7 @@ use crate::flow::notices::{self, Outbox, Replaced};
 use crate::flow::pace::Pace;
 use crate::flow::perform::{Parts, Slots};
 use crate::flow::registry::Registry;
-use crate::flow::{dying, end, journal, start, sweep};
+use crate::flow::{answers, dying, end, journal, start, sweep};
 use crate::ingest::{Ingest, Spool};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::APP_NAME;
@@ -120,9 +120,12 @@ impl Worker {
         let users = Http::for_users(&config.destination, clock.clone()).map_err(upload)?;
         let cluster = Http::trusting(&config.destination, clock.clone()).map_err(upload)?;
 
+        let brokers = Brokers::new(&config.amqp);
+        brokers.prefer_the_first(&config.amqp, &sender.node, &tasks, close.clone());
         // Bound before anything else that goes out: an action that nobody is bound for crashes its callflow listener.
         let (consumers, receivers) = Consumers::start(
             &config.amqp,
+            &brokers,
             &sender.node,
             queues(&config, &gates),
             (&tasks, &pulses),
@@ -131,6 +134,7 @@ impl Worker {
         );
         let publisher = Publisher::start(
             &config.amqp,
+            &brokers,
             &sender.node,
             clock.clone(),
             (&tasks, &pulses),
@@ -310,6 +314,11 @@ impl Worker {
         if let Some(journal) = next() {
             self.each("journal", journal, |parts, delivery| async move {
                 journal::handle(&parts, delivery).await
+            });
+        }
+        if let Some(answers) = next() {
+            self.each("answers", answers, |parts, delivery| async move {
+                answers::handle(&parts, delivery).await
             });
         }
     }

@@ -46,6 +46,7 @@ async fn check(readiness: Readiness, seen: Arc<watch::Sender<Vec<Check>>>, close
     let parts = &readiness.parts;
     // A broker that was lost, or found, is told at once.
     let mut sessions = parts.consumers.watch();
+    let mut alarm = parts.publisher.watch_alarm();
     loop {
         let stopping = parts.stop.is_cancelled();
         let checks = readiness.checks().await;
@@ -65,6 +66,7 @@ async fn check(readiness: Readiness, seen: Arc<watch::Sender<Vec<Check>>>, close
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
             Ok(()) = sessions.changed() => {}
+            Ok(()) = alarm.changed() => {}
             () = parts.stop.cancelled(), if !stopping => {}
             () = close.cancelled() => return,
         }

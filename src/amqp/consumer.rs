@@ -13,14 +13,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::telemetry::Pulses;
-use crate::telemetry::events::AmqpConnection;
+use crate::telemetry::events::{AmqpConnection, DeadLettersDeclared};
 
+use super::brokers::Brokers;
 use super::delivery::Delivery;
 use super::link::{self, Link};
-use super::topology::{self, QueueKind, QueueSpec};
+use super::topology::{self, QueueKind, QueueSpec, Restored};
 use super::{AmqpError, within};
 
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// How often the queue of dead letters is looked for: what the broker drops while it is missing is lost.
+const DEAD_LETTERS_EVERY: Duration = Duration::from_secs(10);
 
 /// What the present session is good for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,6 +58,7 @@ impl Consumers {
     /// `stop` cancels the consumers and keeps the connection for acknowledgements; `close` ends it.
     pub fn start(
         config: &config::Amqp,
+        brokers: &Brokers,
         node: &str,
         specs: Vec<QueueSpec>,
         (tasks, pulses): (&TaskTracker, &Pulses),
@@ -73,7 +78,7 @@ impl Consumers {
                 connection: close,
             },
         };
-        let supervisor = side.supervise(Link::new("consume", node, config.clone()));
+        let supervisor = side.supervise(Link::new("consume", node, config.clone(), brokers, true));
         tasks.spawn(pulses.beat("consume", supervisor));
         (Self { state }, receivers)
     }
@@ -147,13 +152,17 @@ impl Side {
         if let Some((first, _)) = self.specs.first()
             && let Err(error) = topology::bind_early(connection, first).await
         {
+            link.failed();
             return error;
         }
         for (spec, sender) in &self.specs {
             let name = spec.session_name();
             match self.begin(connection, spec, &name, sender, &mut consuming).await {
                 Ok(channel) => channels.extend(channel),
-                Err(error) => return error,
+                Err(error) => {
+                    link.failed();
+                    return error;
+                }
             }
             if spec.bindings.iter().any(|binding| binding.key.is_none()) {
                 reply_queue = Some(name);
@@ -173,11 +182,15 @@ impl Side {
             state.reply_queue = reply_queue;
         });
         let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let dead_letters = self.keep_dead_letters(connection);
+        tokio::pin!(dead_letters);
         loop {
             tokio::select! {
                 ended = consuming.join_next() => {
                     return AmqpError::Ended(ended.and_then(Result::ok).unwrap_or("a consumer stopped"));
                 }
+                () = &mut dead_letters => {}
+                () = link.moved() => return AmqpError::Ended("another broker is used from now on"),
                 _ = tick.tick() => if !connection.status().connected() {
                     return AmqpError::Ended("the connection is gone");
                 },
@@ -191,6 +204,28 @@ impl Side {
         }
         self.stop.connection.cancelled().await;
         AmqpError::Ended("stopped")
+    }
+
+    /// Declares the queue of dead letters again whenever it is missing.
+    async fn keep_dead_letters(&self, connection: &Connection) {
+        let is_dead_letters = |spec: &&QueueSpec| matches!(spec.kind, QueueKind::DeadLetters { .. });
+        let specs = self.specs.iter().map(|(spec, _)| spec).filter(is_dead_letters);
+        let mut specs: Vec<&QueueSpec> = specs.collect();
+        while !specs.is_empty() {
+            tokio::time::sleep(DEAD_LETTERS_EVERY).await;
+            let mut right = Vec::new();
+            for spec in specs {
+                match topology::restore(connection, spec).await {
+                    Ok(Restored::Missing) => DeadLettersDeclared { queue: &spec.name }.emit(),
+                    Ok(Restored::There) | Err(_) => {}
+                    // That was told when the session began; each attempt would cost a channel.
+                    Ok(Restored::OtherForm) => continue,
+                }
+                right.push(spec);
+            }
+            specs = right;
+        }
+        std::future::pending::<()>().await;
     }
 
     /// Binds a queue and begins to consume it. Each consumer has a channel of its own.

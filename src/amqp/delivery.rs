@@ -128,13 +128,39 @@ impl Delivery {
         }
     }
 
+    /// How often it was delivered and came back, as far as the broker tells (quorum queues do).
+    pub fn returns(&self) -> u32 {
+        let headers = self.inner.properties.headers().as_ref();
+        let number = |name: &str| match headers?.inner().get(name)? {
+            AMQPValue::LongLongInt(number) => u32::try_from(*number).ok(),
+            AMQPValue::LongInt(number) => u32::try_from(*number).ok(),
+            AMQPValue::LongUInt(number) => Some(*number),
+            AMQPValue::ShortInt(number) => u32::try_from(*number).ok(),
+            AMQPValue::ShortShortInt(number) => u32::try_from(*number).ok(),
+            AMQPValue::ShortShortUInt(number) => Some(u32::from(*number)),
+            _ => None,
+        };
+        // RabbitMQ 4.3 counts what is returned on purpose by the second alone.
+        let counted = ["x-delivery-count", "x-acquired-count"].map(number);
+        counted.into_iter().flatten().max().unwrap_or(0)
+    }
+
     /// Gives the message back at once, for another worker.
     pub async fn give_back(self) {
+        self.nack(true).await;
+    }
+
+    /// Leaves the message to the broker's own dead-lettering, which asks for nothing but that its queue is there.
+    pub async fn refuse(self) {
+        self.nack(false).await;
+    }
+
+    async fn nack(self, requeue: bool) {
         if self.settled.swap(true, Ordering::AcqRel) || !self.needs_ack {
             return;
         }
         let options = BasicNackOptions {
-            requeue: true,
+            requeue,
             ..BasicNackOptions::default()
         };
         if let Err(error) = within(ACK_LIMIT, "giving back", self.inner.acker.nack(options)).await {

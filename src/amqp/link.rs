@@ -10,44 +10,55 @@ use tracing::trace;
 
 use crate::config;
 
+use super::brokers::Brokers;
 use super::{AmqpError, within};
 
 /// The pause after an answer of the broker that is not a connection, such as wrong credentials.
 const CALM: Duration = Duration::from_millis(500);
 
-/// Connects to the configured brokers in turn.
+/// Connects to the broker that is chosen.
 pub struct Link {
     name: &'static str,
     client_name: String,
     config: config::Amqp,
-    next: usize,
+    brokers: Brokers,
+    /// Which one was tried last.
+    tried: usize,
+    /// Whether a failure moves both connections to the next broker at once; else only one that lasts.
+    leads: bool,
     /// Which one was tried last: host, port and vhost.
     broker: String,
     pause: Duration,
     failing_since: Option<Instant>,
 }
 
+/// A connection that follows asks for another broker when it has failed for so long: the other one may have the same trouble, or none.
+const INSISTS_AFTER: Duration = Duration::from_secs(10);
+
 /// For this long after a loss the pauses stay at their minimum: a broker that restarts is back within it, and Kazoo's callflow publishes
 /// again 500 ms after it.
 const EAGER: Duration = Duration::from_secs(60);
 
 impl Link {
-    pub fn new(name: &'static str, node: &str, config: config::Amqp) -> Self {
+    pub fn new(name: &'static str, node: &str, config: config::Amqp, brokers: &Brokers, leads: bool) -> Self {
         let pause = config.reconnect_min;
         Self {
             name,
             client_name: format!("{node} {name}"),
             config,
-            next: 0,
+            brokers: brokers.clone(),
+            tried: 0,
+            leads,
             broker: String::new(),
             pause,
             failing_since: None,
         }
     }
 
-    /// One attempt, at the next URI of the list.
+    /// One attempt, at the broker that is chosen now.
     pub async fn connect(&mut self) -> Result<Connection, AmqpError> {
-        let uri = &self.config.uris[self.next % self.config.uris.len()];
+        self.tried = self.brokers.chosen();
+        let uri = &self.config.uris[self.tried % self.config.uris.len()];
         self.broker = config::broker(uri.expose_secret()).map_or_else(
             |error| error.to_string(),
             |uri| format!("{}/{}", config::authority(&uri), uri.vhost.trim_start_matches('/')),
@@ -57,9 +68,22 @@ impl Link {
         let (connection, took) = (self.name, begun.elapsed());
         trace!(connection, ?took, connected = connected.is_ok(), "connect attempt");
         if connected.is_err() {
-            self.next = self.next.wrapping_add(1);
+            self.failed();
         }
         connected
+    }
+
+    /// This broker is of no use: it takes no connection, or does not let us work on one.
+    pub fn failed(&mut self) {
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        if self.leads || since.elapsed() > INSISTS_AFTER {
+            self.brokers.move_on(self.tried);
+        }
+    }
+
+    /// Until another broker is chosen than the one of this session.
+    pub async fn moved(&self) {
+        self.brokers.moved(self.tried).await;
     }
 
     /// The session reached its work: the next loss is a new one.

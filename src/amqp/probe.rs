@@ -74,6 +74,27 @@ impl Probe {
         })
     }
 
+    /// Whether the length of a queue of Kazoo's may be looked at. One that is gone, or somebody's own, may.
+    ///
+    /// # Errors
+    /// When it may not.
+    pub async fn may_look(&self, queue: &str) -> Result<(), AmqpError> {
+        let channel = self.channel().await?;
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let looking = channel.queue_declare(queue.into(), passive, FieldTable::default());
+        match within(LIMIT, "looking at a queue", looking).await {
+            Ok(_) => {
+                topology::close(&channel).await;
+                Ok(())
+            }
+            Err(error) if error.is_refusal() && !error.is_forbidden() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether an exchange is as Kazoo declares it (`kz_amqp_util:new_exchange`), or as we do ours.
     ///
     /// # Errors

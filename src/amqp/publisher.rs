@@ -7,9 +7,9 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use lapin::{BasicProperties, Channel, Confirmation};
 use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -17,27 +17,26 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
-use crate::kazoo::call::clip;
-use crate::kazoo::names::{CONTENT_TYPE, DELIVER_TO_PID, Exchange, TRACE_PARENT, TRACE_STATE};
+use crate::kazoo::names::{CONTENT_TYPE, DELIVER_TO_PID, TRACE_PARENT, TRACE_STATE};
 use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::routing_key::MAX_BYTES;
 use crate::kazoo::time::Clock;
 use crate::telemetry::Pulses;
-use crate::telemetry::events::{AmqpConnection, Published};
+use crate::telemetry::events::Published;
 use crate::telemetry::trace::{self, Trace};
 
+use super::brokers::Brokers;
 use super::delivery::Delivery;
-use super::link::{self, Link};
-use super::{AmqpError, topology, within};
+use super::link::Link;
+use super::topology::{self, QueueSpec, Restored};
+use super::{AmqpError, within};
 
-/// The header that tells why a message is in the dead letters.
-const REASON: &str = "x-kz-record-call-reason";
+mod letters;
+mod looks;
+mod session;
 
-/// Longest reason in that header, in bytes: a frame of headers cannot be split, and what is wrong with a message may quote it.
-const MAX_REASON: usize = 1024;
-
-/// One step of a look at a queue.
-const LOOK: Duration = Duration::from_secs(1);
+use looks::Looks;
+use session::Live;
 
 /// Why a message was not published, or may not have been.
 #[derive(Debug, Error)]
@@ -50,6 +49,8 @@ pub enum PublishError {
     TooLong,
     #[error("not published within {0:?}")]
     TimedOut(Duration),
+    #[error("the broker takes no messages: {0}")]
+    Blocked(String),
     #[error(transparent)]
     Amqp(#[from] AmqpError),
 }
@@ -57,6 +58,20 @@ pub enum PublishError {
 impl PublishError {
     pub fn is_unroutable(&self) -> bool {
         matches!(self, Self::Unroutable(_))
+    }
+
+    /// Whether the broker has an alarm, and takes no messages of anybody.
+    pub fn is_alarm(&self) -> bool {
+        matches!(self, Self::Blocked(_))
+    }
+
+    /// Whether the message is what the broker refuses, and not the connection that is in trouble: the same message comes to the same.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Unroutable(_) | Self::Refused | Self::TooLong => true,
+            Self::Amqp(error) => error.reply().is_some(),
+            Self::TimedOut(_) | Self::Blocked(_) => false,
+        }
     }
 }
 
@@ -67,39 +82,42 @@ pub struct Publisher(Arc<Inner>);
 struct Inner {
     connection: watch::Receiver<Option<Live>>,
     permits: Semaphore,
+    /// Why the broker takes nothing now.
+    blocked: watch::Receiver<Option<String>>,
     idle: Mutex<Vec<(u64, Channel)>>,
-    /// For looks at queues.
-    looks: tokio::sync::Mutex<Option<(u64, Channel)>>,
+    looks: Looks,
     lost: Arc<Notify>,
     limit: Duration,
     clock: Clock,
-}
-
-/// The present connection.
-#[derive(Clone)]
-struct Live {
-    epoch: u64,
-    connection: Arc<Connection>,
 }
 
 impl Publisher {
     /// Begins to keep a connection for publishing. `close` ends it.
     pub fn start(
         config: &config::Amqp,
+        brokers: &Brokers,
         node: &str,
         clock: Clock,
         (tasks, pulses): (&TaskTracker, &Pulses),
         close: CancellationToken,
     ) -> Self {
-        let (sender, connection) = watch::channel(None);
+        let (live, connection) = watch::channel(None);
+        let (alarm, blocked) = watch::channel(None);
         let lost = Arc::new(Notify::new());
-        let link = Link::new("publish", node, config.clone());
-        tasks.spawn(pulses.beat("publish", supervise(link, sender, Arc::clone(&lost), close)));
+        let link = Link::new("publish", node, config.clone(), brokers, false);
+        let side = session::Side {
+            live,
+            alarm,
+            lost: Arc::clone(&lost),
+            close,
+        };
+        tasks.spawn(pulses.beat("publish", side.supervise(link)));
         Self(Arc::new(Inner {
             connection,
             permits: Semaphore::new(usize::from(config.publish_window)),
+            blocked,
             idle: Mutex::new(Vec::new()),
-            looks: tokio::sync::Mutex::new(None),
+            looks: Looks::default(),
             lost,
             limit: config.publish_timeout,
             clock,
@@ -108,6 +126,16 @@ impl Publisher {
 
     pub fn is_connected(&self) -> bool {
         self.0.connection.borrow().is_some()
+    }
+
+    /// Why the broker takes no messages now: the reason of its alarm.
+    pub fn alarm(&self) -> Option<String> {
+        self.0.blocked.borrow().clone()
+    }
+
+    /// Follows the broker's alarm.
+    pub fn watch_alarm(&self) -> watch::Receiver<Option<String>> {
+        self.0.blocked.clone()
     }
 
     /// Publishes, and waits until the broker has confirmed it.
@@ -179,47 +207,33 @@ impl Publisher {
 
     /// Messages that are ready in somebody's queue now; `None` when that is not to be had.
     pub async fn depth(&self, queue: &str) -> Option<u32> {
+        if self.alarm().is_some() {
+            return None;
+        }
         let name = short(queue).ok()?;
         let live = self.0.connection.borrow().clone()?;
-        let mut kept = self.0.looks.lock().await;
-        // A queue that is not there closes the channel, and so does a look that is given up: only after a good one it is kept.
-        let channel = match kept.take() {
-            Some((epoch, channel)) if epoch == live.epoch && channel.status().connected() => channel,
-            _ => within(LOOK, "opening a channel", live.connection.create_channel())
-                .await
-                .ok()?,
-        };
-        let passive = QueueDeclareOptions {
-            passive: true,
-            ..QueueDeclareOptions::default()
-        };
-        let looked = channel.queue_declare(name, passive, FieldTable::default());
-        let found = within(LOOK, "looking at a queue", looked).await.ok()?;
-        *kept = Some((live.epoch, channel));
-        Some(found.message_count())
+        self.0.looks.depth(&live, name).await
     }
 
-    /// Puts a copy of a delivery, byte by byte, to `queue`, with the reason in a header.
+    /// Puts a copy of a delivery to `queue`: its body byte by byte, and of its properties what anybody may write; with the reason in a header.
     ///
     /// # Errors
     /// As `publish`; the delivery must then not be acknowledged.
     pub async fn dead_letter(&self, delivery: &Delivery, queue: &str, reason: &str) -> Result<(), PublishError> {
-        let received = delivery.properties();
-        let mut headers = received.headers().clone().unwrap_or_default();
-        for (key, text) in [
-            (REASON, clip(reason, MAX_REASON)),
-            ("x-kz-record-call-exchange", delivery.exchange()),
-            ("x-kz-record-call-routing-key", delivery.routing_key()),
-        ] {
-            headers.insert(key.into(), AMQPValue::LongString(text.into()));
-        }
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let properties = received
-            .clone()
-            .with_headers(headers)
-            .with_delivery_mode(2)
-            .with_message_id(short(&id)?);
+        let properties = letters::properties(delivery, reason).with_message_id(short(&id)?);
         self.raw("", queue, true, delivery.body(), &id, properties).await
+    }
+
+    /// Declares one of our own queues that is missing; whether it was.
+    ///
+    /// # Errors
+    /// When it cannot be declared now.
+    pub async fn restore(&self, spec: &QueueSpec) -> Result<bool, PublishError> {
+        let Some(live) = self.0.connection.borrow().clone() else {
+            return Err(AmqpError::Ended("there is no connection to publish on").into());
+        };
+        Ok(topology::restore(&live.connection, spec).await? == Restored::Missing)
     }
 
     async fn raw(
@@ -236,6 +250,9 @@ impl Publisher {
         match tokio::time::timeout(limit, publishing).await {
             Ok(result) => result,
             Err(_) => {
+                if let Some(reason) = self.alarm() {
+                    return Err(PublishError::Blocked(reason));
+                }
                 // Its channel was dropped with the future; the connection may be dead without saying so.
                 self.0.lost.notify_one();
                 Err(PublishError::TimedOut(limit))
@@ -253,6 +270,9 @@ impl Publisher {
         properties: BasicProperties,
     ) -> Result<(), PublishError> {
         let routing_key = short(key)?;
+        // What is written to a connection that is blocked stays in its buffer, and would go out with every repeat of it.
+        let mut alarm = self.0.blocked.clone();
+        let _ = alarm.wait_for(Option::is_none).await;
         let _permit = self
             .0
             .permits
@@ -342,76 +362,6 @@ fn property_id(msg_id: &str) -> Cow<'_, str> {
     }
     let derived = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, msg_id.as_bytes());
     derived.simple().to_string().into()
-}
-
-async fn supervise(mut link: Link, state: watch::Sender<Option<Live>>, lost: Arc<Notify>, close: CancellationToken) {
-    let (mut epoch, mut told) = (0, String::new());
-    while !close.is_cancelled() {
-        let ended = match link.connect().await {
-            Ok(connection) => {
-                epoch += 1;
-                let ended = session(Arc::new(connection), epoch, &mut link, &state, &lost, &close).await;
-                told.clear();
-                ended
-            }
-            Err(error) => error,
-        };
-        if close.is_cancelled() {
-            break;
-        }
-        let why = ended.to_string();
-        if why != told {
-            AmqpConnection {
-                connection: link.name(),
-                broker: link.broker(),
-                state: Err(&why),
-            }
-            .emit();
-            told = why;
-        }
-        tokio::select! {
-            () = link.pause(&ended) => {}
-            () = close.cancelled() => {}
-        }
-    }
-}
-
-async fn session(
-    connection: Arc<Connection>,
-    epoch: u64,
-    link: &mut Link,
-    state: &watch::Sender<Option<Live>>,
-    lost: &Notify,
-    close: &CancellationToken,
-) -> AmqpError {
-    // A message to an exchange that is missing would kill its channel; one that nobody is bound to is merely returned.
-    for exchange in Exchange::ALL {
-        if let Err(error) = topology::exchange(&connection, exchange).await {
-            return error;
-        }
-    }
-    AmqpConnection {
-        connection: link.name(),
-        broker: link.broker(),
-        state: Ok(()),
-    }
-    .emit();
-    link.succeeded();
-    state.send_replace(Some(Live {
-        epoch,
-        connection: Arc::clone(&connection),
-    }));
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
-    while connection.status().connected() && !close.is_cancelled() {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = lost.notified() => {}
-            () = close.cancelled() => {}
-        }
-    }
-    state.send_replace(None);
-    link::close(&connection).await;
-    AmqpError::Ended("the connection is gone")
 }
 
 #[cfg(test)]

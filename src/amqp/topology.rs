@@ -121,6 +121,41 @@ pub async fn establish(connection: &Connection, spec: &QueueSpec, name: &str) ->
     Ok(())
 }
 
+/// How a queue that nobody consumes was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restored {
+    There,
+    OtherForm,
+    /// It is declared now.
+    Missing,
+}
+
+/// Declares a queue that nobody consumes again. Where a policy lets unused queues expire, that is what keeps it.
+pub async fn restore(connection: &Connection, spec: &QueueSpec) -> Result<Restored, AmqpError> {
+    let (options, arguments) = declaration(&spec.kind);
+    let name = spec.name.as_str();
+    let looking = channel(connection).await?;
+    let passive = QueueDeclareOptions {
+        passive: true,
+        ..options
+    };
+    let look = looking.queue_declare(name.into(), passive, FieldTable::default());
+    let (found, declaring) = match within(LIMIT, "looking up a queue", look).await {
+        Ok(_) => (Restored::There, looking),
+        Err(error) if matches!(error.reply(), Some((404, _))) => (Restored::Missing, channel(connection).await?),
+        Err(error) => return Err(error),
+    };
+    let declare = declaring.queue_declare(name.into(), options, arguments);
+    match within(LIMIT, "declaring a queue", declare).await {
+        Ok(_) => {
+            close(&declaring).await;
+            Ok(found)
+        }
+        Err(error) if found == Restored::There && error.is_refusal() => Ok(Restored::OtherForm),
+        Err(error) => Err(error),
+    }
+}
+
 /// Binds a shared queue that an earlier session declared, in as few steps as it takes: after a broker restart every message in between is
 /// returned to its sender, and looking a quorum queue up then takes the time of an election. A queue that is not there yet is no error.
 pub async fn bind_early(connection: &Connection, spec: &QueueSpec) -> Result<(), AmqpError> {
@@ -228,6 +263,8 @@ pub(super) fn declaration(kind: &QueueKind) -> (QueueDeclareOptions, FieldTable)
         }
         QueueKind::DeadLetters { max_bytes } => {
             arguments.insert("x-queue-type".into(), text("quorum"));
+            // Looking at a dead letter counts as a delivery, and one that is over the limit is gone.
+            arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
             arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(*max_bytes));
             (durable, arguments)
         }

@@ -16,6 +16,7 @@ use crate::kazoo::time::Clock;
 mod broker;
 mod database;
 mod disk;
+mod policies;
 mod report;
 mod settings;
 mod switch;

@@ -10,6 +10,9 @@ use url::{Host, Url};
 /// nobody answers on unnoticed for two.
 pub const HEARTBEAT_S: u16 = 10;
 
+/// The least that RabbitMQ 4.1 and newer accept for a frame.
+const FRAME_MIN: u32 = 8192;
+
 /// A text that names no broker. Its words follow "is"; they never show the text, which may have a password in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum NoBroker {
@@ -63,7 +66,31 @@ pub fn broker(text: &str) -> Result<AMQPUri, NoBroker> {
         Host::Domain(_) => {}
     }
     uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+    if let Some(frame_max) = uri.query.frame_max.filter(|max| *max != 0) {
+        uri.query.frame_max = Some(frame_max.max(FRAME_MIN));
+    }
     Ok(uri)
+}
+
+/// What a URI asks for that is not done, in words for the operator.
+pub fn remarks(text: &str) -> Vec<&'static str> {
+    let Ok(url) = Url::parse(text.trim()) else {
+        return Vec::new();
+    };
+    let value = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value);
+    let mut remarks = Vec::new();
+    if url.scheme() == "amqps" && value("verify").is_some_and(|verify| verify == "verify_none") {
+        remarks.push(
+            "verify=verify_none is not followed: the broker's certificate is verified. Set amqp.ca_file to the authority that issued the certificate",
+        );
+    }
+    let frame_max = value("frame_max").and_then(|max| max.parse::<u32>().ok());
+    if frame_max.is_some_and(|max| (1..FRAME_MIN).contains(&max)) {
+        remarks.push(
+            "frame_max is below 8192, which RabbitMQ 4.1 and newer refuse: 8192 is used. Remove frame_max from the URI",
+        );
+    }
+    remarks
 }
 
 /// Whether a URI has an @ only after the place where its host ends: then a character of the password has ended it.
@@ -108,6 +135,37 @@ mod tests {
         let uri = broker("amqps://kazoo:p%40ss@h/v?heartbeat=3&verify=verify_peer").unwrap();
         assert_eq!(uri.authority.userinfo.password, "p@ss");
         assert_eq!((uri.scheme, uri.query.heartbeat), (AMQPScheme::AMQPS, Some(3)));
+    }
+
+    #[test]
+    fn a_frame_is_never_smaller_than_newer_brokers_accept() {
+        for (given, used) in [
+            ("4096", 8192),
+            ("1", 8192),
+            ("0", 0),
+            ("8192", 8192),
+            ("131072", 131_072),
+        ] {
+            let text = format!("amqp://h?frame_max={given}");
+            assert_eq!(broker(&text).unwrap().query.frame_max, Some(used), "{given}");
+            assert_eq!(remarks(&text).len(), usize::from(given != used.to_string()), "{given}");
+        }
+        assert_eq!(broker("amqp://h").unwrap().query.frame_max, None);
+    }
+
+    #[test]
+    fn a_uri_that_asks_for_no_verification_is_told_that_there_is_one() {
+        let told = remarks("amqps://u:p@h/v?verify=verify_none&frame_max=4096");
+        assert_eq!(told.len(), 2);
+        assert!(told[0].contains("amqp.ca_file"));
+        for silent in [
+            "amqps://h?verify=verify_peer",
+            "amqp://h?verify=verify_none",
+            "amqps://h",
+            "no uri",
+        ] {
+            assert!(remarks(silent).is_empty(), "{silent}");
+        }
     }
 
     #[test]

@@ -64,15 +64,22 @@ pub fn add(layers: &mut Layers, above: &Layers, sources: &Sources<'_>) {
         .chain([kernel.as_str()])
         .filter(|host| !host.is_empty())
         .collect();
-    let (settings, notes) = kazoo_ini::settings(&Ini::parse(&bytes), &Reader { zone, hosts });
-    for setting in settings {
+    let read = kazoo_ini::settings(&Ini::parse(&bytes), &Reader { zone, hosts });
+    if let Some(problem) = read.no_broker.filter(|_| above.get("amqp.uri").is_none()) {
+        let origin = Origin::Kazoo {
+            path: path.to_owned(),
+            line: problem.line,
+        };
+        layers.mistake("amqp.uri", origin, format!("is not set: the file {}", problem.text));
+    }
+    for setting in read.settings {
         let origin = Origin::Kazoo {
             path: path.to_owned(),
             line: setting.line,
         };
         layers.set(setting.key.to_owned(), value(setting.value), origin);
     }
-    for note in notes {
+    for note in read.notes {
         layers.note(format!("Kazoo's file {path}, line {} {}", note.line, note.text));
     }
     layers.read_from_kazoo(path.to_owned());

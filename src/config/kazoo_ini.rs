@@ -42,18 +42,33 @@ pub enum Values {
     Several(Vec<String>),
 }
 
-/// Reads the settings that a file makes, and adds to its notes what is odd about them.
-pub fn settings(ini: &Ini, reader: &Reader<'_>) -> (Vec<Setting>, Vec<Note>) {
+/// What a file says of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    pub settings: Vec<Setting>,
+    /// What is odd about it.
+    pub notes: Vec<Note>,
+    /// The file has brokers, and says of none that it is this host's: a guess would be another zone's, or none.
+    pub no_broker: Option<Note>,
+}
+
+/// Reads the settings that a file makes.
+pub fn settings(ini: &Ini, reader: &Reader<'_>) -> Read {
     let mut file = File {
         ini,
         reader,
         notes: ini.notes.clone(),
         settings: Vec::new(),
+        no_broker: None,
     };
     let zone = file.zone();
     file.database(&zone);
     file.notes.sort_by_key(|note| note.line);
-    (file.settings, file.notes)
+    Read {
+        settings: file.settings,
+        notes: file.notes,
+        no_broker: file.no_broker,
+    }
 }
 
 struct File<'a> {
@@ -61,6 +76,7 @@ struct File<'a> {
     reader: &'a Reader<'a>,
     notes: Vec<Note>,
     settings: Vec<Setting>,
+    no_broker: Option<Note>,
 }
 
 /// How a section with `host` concerns this host.
@@ -156,7 +172,17 @@ impl<'a> File<'a> {
         } else {
             of_zone
         };
-        let Some(first) = uris.first() else { return zone };
+        let Some(first) = uris.first() else {
+            let all = zones.iter().copied().chain(self.sections("amqp")).collect::<Vec<_>>();
+            self.no_broker = brokers(&all).first().map(|broker| {
+                let text = format!(
+                    "names brokers, and none of them for this host ({}) in zone {zone:?}: set kazoo.zone (or KAZOO_ZONE), or amqp.uri itself",
+                    self.reader.hosts.join(", ")
+                );
+                Note::new(broker.line, text)
+            });
+            return zone;
+        };
         self.tls(&first.value, first.line);
         let mut values: Vec<String> = Vec::new();
         for uri in &uris {

@@ -9,7 +9,7 @@ use thiserror::Error;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 
-use super::kazoo_file;
+use super::{broker, kazoo_file};
 
 /// Variables of the environment that set a key begin with this.
 pub const ENV_PREFIX: &str = "KZ_RECORD_CALL__";
@@ -199,7 +199,28 @@ impl Layers {
         layers.values.extend(above.values);
         layers.mistakes.extend(above.mistakes);
         layers.notes.extend(above.notes);
+        layers.remark_on_brokers();
         layers
+    }
+
+    /// Says what URIs of brokers ask for in vain.
+    fn remark_on_brokers(&mut self) {
+        let Some((value, origin)) = self.get("amqp.uri") else {
+            return;
+        };
+        let uris: Vec<&str> = match value {
+            Value::Array(uris) => uris.iter().filter_map(Value::as_str).collect(),
+            Value::String(uris) => uris.split([',', ' ', '\t', '\n']).collect(),
+            _ => Vec::new(),
+        };
+        let mut remarks: Vec<&str> = uris.into_iter().flat_map(broker::remarks).collect();
+        remarks.sort_unstable();
+        remarks.dedup();
+        let notes: Vec<String> = remarks
+            .into_iter()
+            .map(|remark| format!("amqp.uri ({origin}): {remark}"))
+            .collect();
+        self.notes.extend(notes);
     }
 
     fn add_file(&mut self, path: &Path) {

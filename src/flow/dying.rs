@@ -19,28 +19,35 @@ use crate::telemetry::words;
 
 use super::next::{self, Policy};
 use super::perform::Parts;
-use super::start;
+use super::returns::{put_back, reject};
+use super::{answers, start};
 
 /// Why its message is in the dead letters.
 const WHY: &str = "handler panicked";
 
 /// Runs the handler of one delivery. When it panics before it has settled that, the call is answered if it was an action, and the message goes
-/// to the dead letters.
+/// to the dead letters. What a handler leaves unsettled goes back to its queue: nothing stays here, where it would take a place for good.
 pub async fn watched(parts: &Arc<Parts>, queue: &'static str, spare: Spare, work: impl Future<Output = ()>) {
     // What a handler shares with others is locks, which are taken over from whoever died holding them, and channels.
-    let Err(panic) = AssertUnwindSafe(work).catch_unwind().await else {
-        return;
-    };
-    tell(queue, &*panic);
+    let ended = AssertUnwindSafe(work).catch_unwind().await;
+    if let Err(panic) = &ended {
+        tell(queue, &**panic);
+    }
     let Some(delivery) = spare.unsettled() else { return };
+    if ended.is_ok() {
+        return put_back(parts, queue, delivery).await;
+    }
     if queue == start::QUEUE {
         // It may die of the same; the message is put aside all the same.
-        let answering = AssertUnwindSafe(start::answer(parts, &delivery)).catch_unwind();
-        if let Err(panic) = answering.await {
-            tell(queue, &*panic);
+        let answering = AssertUnwindSafe(answers::answer(parts, &delivery)).catch_unwind();
+        match answering.await {
+            Ok(true) => {}
+            // Its call waits: the next one may get through to it.
+            Ok(false) => return put_back(parts, queue, delivery).await,
+            Err(panic) => tell(queue, &*panic),
         }
     }
-    start::reject(parts, delivery, queue, "", WHY).await;
+    reject(parts, delivery, queue, "", WHY).await;
 }
 
 /// As `watched`, for what is acknowledged before it is handled: the next one is handled all the same.

@@ -24,7 +24,7 @@ use crate::telemetry::trace::{self, Stage};
 use super::next::Input;
 use super::perform::Parts;
 use super::registry::Open;
-use super::start::reject;
+use super::returns::{put_back, reject};
 use super::{drive, notices};
 
 /// How long the ledger has to tell what it knows before what the recording carried must do.
@@ -37,10 +37,17 @@ const AHEAD: Duration = Duration::from_secs(86_400);
 /// Handles one delivery of the endings' queue.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
     let room = parts.room.of(&delivery).await;
-    let event = delivery.envelope().and_then(|envelope| RecordEvent::of(&envelope));
+    // Whatever else is bound to the queue, such as the event of a later Kazoo, is not ours to judge.
+    let event = delivery
+        .envelope()
+        .and_then(|envelope| match RecordEvent::is_one(&envelope) {
+            Some(false) => Ok(None),
+            _ => RecordEvent::of(&envelope).map(Some),
+        });
     drop(room);
     let event = match event {
-        Ok(event) => event,
+        Ok(Some(event)) => event,
+        Ok(None) => return delivery.ack().await,
         Err(error) => return reject(parts, delivery, "endings", "", &error.to_string()).await,
     };
     if !event.recording.is_ours() {
@@ -114,7 +121,7 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, kn
 }
 
 /// Acknowledges when it is durable; gives back what the ledger does not take, so that no delivery nears the broker's time-out.
-async fn settle(parts: &Parts, delivery: Delivery, call_id: &str, receipt: Receipt) {
+async fn settle(parts: &Arc<Parts>, delivery: Delivery, call_id: &str, receipt: Receipt) {
     let going_down = async {
         parts.stop.cancelled().await;
         tokio::time::sleep(parts.config.ledger.linger * 2).await;
@@ -127,7 +134,7 @@ async fn settle(parts: &Parts, delivery: Delivery, call_id: &str, receipt: Recei
         Noted::Durable => parts.crash.step(delivery.ack()).await,
         // It would come again for ever.
         Noted::TooLarge(why) => reject(parts, delivery, "endings", call_id, &why).await,
-        Noted::Not => delivery.give_back().await,
+        Noted::Not => put_back(parts, "endings", delivery).await,
     }
 }
 

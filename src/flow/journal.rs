@@ -14,7 +14,7 @@ use crate::telemetry::events::Journalled;
 
 use super::end;
 use super::perform::Parts;
-use super::start::reject;
+use super::returns::{put_back, reject};
 
 /// The queue.
 pub const JOURNAL: &str = "kz_record_call.journal";
@@ -92,7 +92,7 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
     match tokio::time::timeout(parts.config.ledger.patience, noted).await {
         Ok(Noted::Durable) => delivery.ack().await,
         Ok(Noted::TooLarge(why)) => reject(parts, delivery, "journal", &entry.call_id, &why).await,
-        _ => delivery.give_back().await,
+        _ => put_back(parts, "journal", delivery).await,
     }
 }
 

@@ -5,7 +5,7 @@
 //! looked at, so many messages a second go out.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ const ROOM: u32 = 50;
 /// Between two looks at a queue that is full.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// A queue that stays full this long is read by nobody; or it is one that does not drop.
+/// A queue that stays full this long is read by nobody; or it is one that does not drop. The patience is the queue's, not each message's: then
+/// they go out at the rate, until a look finds room again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is known of each queue.
@@ -35,10 +36,35 @@ pub struct Pace {
 
 #[derive(Debug)]
 struct Address {
-    /// Messages that may still go out after the last look.
-    room: tokio::sync::Mutex<u32>,
+    room: tokio::sync::Mutex<Room>,
+    /// Messages that wait for room.
+    waiting: AtomicUsize,
     /// Messages that were let through and are not yet in the queue, as far as we know: no look shows them.
     under_way: AtomicU32,
+}
+
+#[derive(Debug)]
+struct Room {
+    /// Messages that may still go out after the last look.
+    left: u32,
+    /// Since when no look has found any room.
+    full_since: Option<Instant>,
+}
+
+/// A message that waits, for as long as this lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// A message that was let through. It counts as on its way until this is dropped.
@@ -69,15 +95,21 @@ impl Pace {
         F: Future<Output = Option<u32>>,
     {
         let address = self.address(queue);
+        let waiting = Waiting::new(&address.waiting);
         // One looks, the others wait behind it, and go in their order.
         let mut room = address.room.lock().await;
-        let (end, mut is_unsure) = (Instant::now() + PATIENCE, false);
-        while *room == 0 {
+        let mut is_unsure = false;
+        while room.left == 0 {
             // Before the look: what is confirmed meanwhile counts twice rather than not at all.
             let under_way = address.under_way.load(Ordering::Acquire);
             match depth().await {
-                Some(depth) if depth + under_way < ROOM => *room = ROOM - depth - under_way,
-                Some(_) if Instant::now() < end => {
+                Some(depth) if depth.saturating_add(under_way) < ROOM => {
+                    *room = Room {
+                        left: ROOM - depth - under_way,
+                        full_since: None,
+                    }
+                }
+                Some(_) if room.full_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE => {
                     is_unsure = true;
                     tokio::time::sleep(AGAIN).await;
                 }
@@ -85,14 +117,34 @@ impl Pace {
                 Some(_) | None => {
                     is_unsure = true;
                     tokio::time::sleep(self.step).await;
-                    *room = 1;
+                    room.left = 1;
                 }
             }
         }
-        *room -= 1;
+        room.left -= 1;
         drop(room);
+        drop(waiting);
         address.under_way.fetch_add(1, Ordering::AcqRel);
         Pass { address, is_unsure }
+    }
+
+    /// Lets a message through if there is room for it now, without a look.
+    pub fn at_once(&self, queue: &str) -> Option<Pass> {
+        let address = self.address(queue);
+        {
+            let mut room = address.room.try_lock().ok()?;
+            room.left = room.left.checked_sub(1)?;
+        }
+        address.under_way.fetch_add(1, Ordering::AcqRel);
+        Some(Pass {
+            address,
+            is_unsure: false,
+        })
+    }
+
+    /// Messages that wait for room in `queue`.
+    pub fn waiting(&self, queue: &str) -> usize {
+        self.address(queue).waiting.load(Ordering::Acquire)
     }
 
     fn address(&self, queue: &str) -> Arc<Address> {
@@ -102,7 +154,11 @@ impl Pace {
         }
         let address = known.entry(queue.to_owned()).or_insert_with(|| {
             Arc::new(Address {
-                room: tokio::sync::Mutex::new(UNSEEN),
+                room: tokio::sync::Mutex::new(Room {
+                    left: UNSEEN,
+                    full_since: None,
+                }),
+                waiting: AtomicUsize::new(0),
                 under_way: AtomicU32::new(0),
             })
         });
@@ -166,6 +222,39 @@ mod tests {
             assert!(!pace.keep("q", async || Some(0)).await.is_unsure);
         }
         assert!(begun.elapsed() < Duration::from_millis(10), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_nobody_reads_uses_up_one_patience_and_not_one_for_each_message() {
+        let (pace, begun) = (Pace::new(200), Instant::now());
+        for _ in 0..UNSEEN + 100 {
+            pace.keep("q", async || Some(100)).await;
+        }
+        let took = begun.elapsed();
+        assert!(took <= PATIENCE + Duration::from_secs(2), "{took:?}");
+        // Found with room once, it is waited for again.
+        pace.keep("q", async || Some(ROOM - 1)).await;
+        let waits = tokio::time::timeout(PATIENCE / 2, pace.keep("q", async || Some(100))).await;
+        assert!(waits.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_counted_for_each_queue_and_what_need_not_go_does_not_wait() {
+        let pace = Pace::new(200);
+        for _ in 0..UNSEEN {
+            assert!(pace.at_once("q").is_some());
+        }
+        assert!(pace.at_once("q").is_none() && pace.at_once("another").is_some());
+        let full = async || Some(100);
+        let waits = [pace.keep("q", full), pace.keep("q", full)];
+        let waits = waits.map(|wait| Box::pin(tokio::time::timeout(Duration::from_secs(1), wait)));
+        let counts = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            (pace.waiting("q"), pace.waiting("another"))
+        };
+        let (waited, counts) = tokio::join!(futures_util::future::join_all(waits), counts);
+        assert!(waited.iter().all(Result::is_err));
+        assert_eq!((counts, pace.waiting("q")), ((2, 0), 0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -367,6 +367,11 @@ impl Parts {
         self.pace.keep(queue, || self.publisher.depth(queue)).await
     }
 
+    /// The same where nothing waits: `None` when there is no room at once.
+    pub fn pass_at_once(&self, queue: &str) -> Option<Pass> {
+        self.pace.at_once(queue)
+    }
+
     /// A pause before something that must succeed is tried again; `None` when the worker is going down.
     pub async fn rest(&self) -> Option<()> {
         tokio::select! {

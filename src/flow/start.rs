@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::amqp::Delivery;
 use crate::destination::url::Target;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
-use crate::kazoo::action::{self, Execute, ExecuteError, ReplyTo};
-use crate::kazoo::call::shown;
+use crate::kazoo::action::{Execute, ExecuteError, ReplyTo};
 use crate::kazoo::dialplan::Trigger;
 use crate::kazoo::envelope::Envelope;
 use crate::kazoo::time::message_time;
@@ -23,26 +22,20 @@ use crate::ledger::address;
 use crate::recording::order::{Order, Url};
 use crate::recording::plan::{Circumstances, Plan, plan};
 use crate::recording::settings::Correction;
-use crate::telemetry::events::{ActionHandled, ActionRefused, MessageRejected, SettingCorrected};
+use crate::telemetry::events::{ActionHandled, ActionRefused, SettingCorrected};
 use crate::telemetry::survive;
 use crate::telemetry::trace::{self, Stage};
 
+use super::answers::{ALARM_PATIENCE, accept, result};
 use super::next::Input;
 use super::perform::Parts;
 use super::registry::Open;
 use super::{drive, journal, notices};
 
-/// Where messages go that nobody can read.
-pub const DEAD_LETTERS: &str = "kz_record_call.dead";
+pub use super::returns::{DEAD_LETTERS, reject};
 
 /// What the actions' queue is called in logs and metrics.
 pub const QUEUE: &str = "actions";
-
-/// A result must get through: so often it is tried, each try as long as a publish may take.
-const RESULT_TRIES: u32 = 12;
-
-/// A result that its queue may not have had room for is sent once more after this: a repeat is ignored, one that was dropped is not missed.
-const ONCE_MORE: Duration = Duration::from_secs(2);
 
 /// How long the ledger has to tell what it knows of a repeated action.
 const KNOWLEDGE: Duration = Duration::from_secs(2);
@@ -110,7 +103,7 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
     if done {
         parts.crash.step(delivery.ack()).await;
     }
-    // Otherwise it is durable nowhere: the broker keeps it, and delivers it again when this session is over.
+    // Otherwise it is durable nowhere, or not answered: `dying::watched` returns it to its queue.
 }
 
 /// What an action asks for. Its data, of any size, is gone when it is read.
@@ -241,10 +234,15 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     parts.registry.remember(&entry);
     notices::opened(parts, &entry);
     job.accept().await;
-    let sent = parts
-        .crash
-        .step(parts.send_start(order, &action.call_id, trigger))
-        .await;
+    let begun = Instant::now();
+    let sent = loop {
+        let sending = parts.send_start(order, &action.call_id, trigger);
+        match parts.crash.step(sending).await {
+            // The result waits for the end of the alarm too, and must not come first: the call would go on before it is recorded.
+            Err(error) if error.is_alarm() && begun.elapsed() < ALARM_PATIENCE && !parts.stop.is_cancelled() => {}
+            sent => break sent,
+        }
+    };
     let answered = job.result().await;
     let mut add = |what| {
         entry.add(Fact {
@@ -298,74 +296,6 @@ async fn start_in_doubt(parts: &Arc<Parts>, entry: Entry) -> bool {
     durable
 }
 
-/// Answers an action that nothing else can be done about, if it says whom to answer.
-pub async fn answer(parts: &Arc<Parts>, delivery: &Delivery) {
-    let room = parts.room.of(delivery).await;
-    let to = delivery.envelope().map(|envelope| ReplyTo::of(&envelope));
-    drop(room);
-    if let Ok(Ok(to)) = to {
-        accept(parts, &to).await;
-        // What it came to is told there.
-        let _ = result(parts, &to).await;
-    }
-}
-
-async fn accept(parts: &Parts, to: &ReplyTo) {
-    let _pass = parts.keep_pace(to.address.queue()).await;
-    // The callflow only logs it; what counts is the result.
-    if let Err(error) = parts
-        .publisher
-        .publish(&action::accepted(&parts.sender, &parts.current(to)))
-        .await
-    {
-        warn!(call_id = shown(&to.call_id), %error, "action.accepted was not delivered");
-    }
-}
-
-/// Sends the result until the broker has it. A result that no queue takes has nobody waiting for it.
-async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
-    let pass = parts.keep_pace(to.address.queue()).await;
-    for _ in 0..RESULT_TRIES {
-        let message = action::continues(&parts.sender, &parts.current(to));
-        match parts.publisher.publish(&message).await {
-            Ok(()) => {
-                if pass.is_unsure {
-                    once_more(parts, to);
-                }
-                return true;
-            }
-            Err(error) if error.is_unroutable() => {
-                warn!(call_id = shown(&to.call_id), %error, "nobody waits for the result: its callflow node is gone");
-                return true;
-            }
-            Err(error) => warn!(call_id = shown(&to.call_id), %error, "action.result is not delivered yet"),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    error!(
-        call_id = shown(&to.call_id),
-        "action.result could not be delivered: its call may hang"
-    );
-    false
-}
-
-fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
-    let (parts, to, tasks) = (Arc::clone(parts), to.clone(), parts.tasks.clone());
-    let repeating = async move {
-        tokio::select! {
-            () = tokio::time::sleep(ONCE_MORE) => {}
-            () = parts.stop.cancelled() => {}
-        }
-        let _pass = parts.keep_pace(to.address.queue()).await;
-        // The first one was confirmed; this one is for a queue that dropped it.
-        let _ = parts
-            .publisher
-            .publish(&action::continues(&parts.sender, &parts.current(&to)))
-            .await;
-    };
-    tasks.spawn(trace::carried(survive("result_once_more", repeating)));
-}
-
 fn tell(call_id: &str, media_id: &str, corrections: &[Correction]) {
     for Correction { key, given, used, why } in corrections {
         SettingCorrected {
@@ -377,17 +307,5 @@ fn tell(call_id: &str, media_id: &str, corrections: &[Correction]) {
             why,
         }
         .emit();
-    }
-}
-
-/// Puts a message that cannot be read to the dead letters, with its reason.
-pub async fn reject(parts: &Parts, delivery: Delivery, queue: &'static str, call_id: &str, why: &str) {
-    MessageRejected { queue, call_id, why }.emit();
-    match parts.publisher.dead_letter(&delivery, DEAD_LETTERS, why).await {
-        Ok(()) => delivery.ack().await,
-        Err(error) => {
-            // It stays unacknowledged, and comes again when this session is over.
-            error!(queue, %error, "the dead letters do not take it");
-        }
     }
 }

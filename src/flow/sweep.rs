@@ -25,6 +25,9 @@ const IN_FLIGHT: usize = 512;
 /// How often old months are looked at.
 const RETENTION: Duration = Duration::from_secs(6 * 3600);
 
+/// Between two questions whether there is an ecallmgr.
+const ANSWER_PAUSES_S: [u64; 10] = [1, 1, 2, 2, 4, 8, 15, 30, 60, 60];
+
 /// Between two recordings that a reconcile looks after.
 const RECONCILE_STEP: Duration = Duration::from_millis(20);
 
@@ -211,6 +214,11 @@ pub async fn reconcile(parts: Arc<Parts>) {
                 return;
             }
         };
+        // After a broker restart ecallmgrs may be back later than this worker, and a call that nobody answers for counts as alive until it is looked at
+        // again, minutes later.
+        if !open.is_empty() && !ecallmgr_answers(&parts).await {
+            return;
+        }
         fastrand::shuffle(&mut open);
         debug!(recordings = open.len(), epoch, "looking after the open recordings");
         for address in open {
@@ -221,6 +229,23 @@ pub async fn reconcile(parts: Arc<Parts>) {
             tokio::time::sleep(RECONCILE_STEP).await;
         }
     }
+}
+
+/// Waits until an ecallmgr answers, and not for ever; `false` when the worker goes down meanwhile. Each answers for every call, also for one that
+/// does not exist.
+async fn ecallmgr_answers(parts: &Arc<Parts>) -> bool {
+    let no_call = format!("kz-record-call-{}", uuid::Uuid::new_v4().simple());
+    for pause in ANSWER_PAUSES_S.map(Duration::from_secs) {
+        if parts.is_alive(&no_call).await.is_some() {
+            return true;
+        }
+        debug!(pause_s = pause.as_secs(), "no ecallmgr answers yet");
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = parts.stop.cancelled() => return false,
+        }
+    }
+    true
 }
 
 /// Drops what is past its retention, every few hours.

@@ -8,6 +8,7 @@ use aws_lc_rs::hmac;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,6 +30,7 @@ use crate::recording::identity::Key;
 use crate::telemetry::events::{UploadAnswered, UploadsInProgress};
 use crate::telemetry::{survive, survive_for_ever};
 
+use super::connections::Connections;
 use super::receive::receive;
 use super::slots::{Answer, Expected, Slots, Wanted};
 use super::spool::Spool;
@@ -141,23 +143,35 @@ impl Ingest {
         tasks: TaskTracker,
         stop: CancellationToken,
     ) {
-        let connections = Arc::new(Semaphore::new(self.0.config.in_all * 2 + 64));
+        let connections = Connections::new(self.0.config.in_all * 2 + 64);
         let router = Router::new().fallback(answer).with_state(self);
         loop {
-            let permit = tokio::select! {
-                permit = Arc::clone(&connections).acquire_owned() => permit,
-                () = stop.cancelled() => return,
-            };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = stop.cancelled() => return,
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let (router, acceptor, stop) = (router.clone(), acceptor.clone(), stop.clone());
+                    let Some(place) = connections.enter() else {
+                        debug!(%peer, "a connection was closed: all there may be are uploading");
+                        continue;
+                    };
+                    let (place, acceptor, stop) = (Arc::new(place), acceptor.clone(), stop.clone());
+                    let (leave, of) = (place.leave(), Arc::clone(&place));
+                    let router = router.clone().layer(from_fn(move |request: Request, next: Next| {
+                        let busy = of.begin();
+                        async move {
+                            let response = next.run(request).await;
+                            drop(busy);
+                            response
+                        }
+                    }));
                     let work = async move {
-                        let _permit = permit;
-                        accept(stream, peer, acceptor, router, stop).await;
+                        tokio::select! {
+                            () = accept(stream, peer, acceptor, router, stop) => {}
+                            () = leave.cancelled() => debug!(%peer, "a connection that said nothing was closed for another one"),
+                        }
+                        drop(place);
                     };
                     tasks.spawn(survive("upload", work));
                 }

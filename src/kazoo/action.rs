@@ -79,6 +79,21 @@ impl ReplyTo {
     }
 }
 
+impl ReplyTo {
+    /// Reads whom an answer is owed to, as this program wrote it down.
+    ///
+    /// # Errors
+    /// What is missing, in words for the log.
+    pub fn owed(envelope: &Envelope) -> Result<Self, String> {
+        let written = text(&envelope.body, "Reply-To").ok_or("it is missing")?;
+        Ok(Self {
+            address: Address::parse(written).map_err(|error| error.to_string())?,
+            msg_id: envelope.msg_id.clone().ok_or("the message has no Msg-ID")?,
+            call_id: owned_text(&envelope.body, "Call-ID").ok_or("the message has no Call-ID")?,
+        })
+    }
+}
+
 impl Execute {
     /// Reads an `action.execute`. `Data` may be anything: the domain sorts it out.
     ///

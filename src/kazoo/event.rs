@@ -65,6 +65,12 @@ impl Recording {
 }
 
 impl RecordEvent {
+    /// Whether an event of a call is one of these; `None` for what is no event of a call.
+    pub fn is_one(envelope: &Envelope) -> Option<bool> {
+        let known = ["RECORD_START", "RECORD_STOP"];
+        (envelope.category == "call_event").then(|| known.contains(&envelope.name.as_str()))
+    }
+
     /// Reads a `RECORD_START` or `RECORD_STOP`. Lenient: fields may be missing or of another type.
     ///
     /// # Errors

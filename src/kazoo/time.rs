@@ -184,14 +184,15 @@ impl fmt::Display for Month {
 
 /// The moment that a message's AMQP `timestamp` property means, if it is within a day of `now`.
 ///
-/// Kazoo writes Gregorian microseconds there (`kz_amqp_util:basic_publish`), AMQP asks for Unix seconds, others write Unix
-/// microseconds: whichever of these lands near our clock is meant, anything else is ignored.
+/// Kazoo writes Gregorian microseconds there (`kz_amqp_util:basic_publish`), AMQP asks for Unix seconds, as a broker that overwrites it does, others
+/// write Unix milliseconds or microseconds: whichever of these lands near our clock is meant, anything else is ignored.
 pub fn message_time(timestamp: u64, now: Moment) -> Option<Moment> {
     const DAY: Duration = Duration::from_secs(86_400);
     let value = i64::try_from(timestamp).ok()?;
     let readings = [
         Moment::from_unix_micros(value.saturating_sub(GREGORIAN_OFFSET_S * MICROS)),
         Moment::from_unix_micros(value),
+        Moment::from_unix_micros(value.saturating_mul(1000)),
         Moment::from_unix_seconds(value),
     ];
     readings
@@ -281,6 +282,25 @@ mod tests {
     }
 
     const NOVEMBER_END: i64 = 1_796_083_199; // 2026-11-30T23:59:59Z
+
+    /// A broker may write its own time there (`message_interceptors`, rabbitmq-message-timestamp), in a unit of its own.
+    #[test]
+    fn a_time_that_a_broker_wrote_is_read_and_one_that_is_none_is_ignored() {
+        let now = Moment::from_unix_seconds(1_795_386_262);
+        for (timestamp, age) in [
+            (1_795_386_202, Some(60)),
+            (1_795_386_202_000, Some(60)),
+            (1_795_386_202_000_000, Some(60)),
+            ((1_795_386_202 + 62_167_219_200) * 1_000_000, Some(60)),
+            (0, None),
+            (1, None),
+            (u64::MAX, None),
+            (1_795_386_262 - 86_401, None),
+        ] {
+            let told = message_time(timestamp, now).map(|at| now.since(at).as_secs());
+            assert_eq!(told, age, "{timestamp}");
+        }
+    }
 
     #[test]
     fn gregorian_seconds_are_kazoos() {

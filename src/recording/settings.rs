@@ -317,6 +317,20 @@ mod tests {
     }
 
     #[test]
+    fn a_verb_may_have_capitals_and_one_with_blanks_is_put_and_told() {
+        for (given, used, told) in [
+            ("POST", Method::Post, 0),
+            ("Put", Method::Put, 0),
+            ("post", Method::Post, 0),
+            (" put ", Method::Put, 1),
+            ("PATCH", Method::Put, 1),
+        ] {
+            let (settings, corrections) = read(&json!({ "method": given }));
+            assert_eq!((settings.method, corrections.len()), (used, told), "{given:?}");
+        }
+    }
+
+    #[test]
     fn numbers_and_booleans_may_be_strings() {
         let (settings, corrections) = read(&json!({
             "time_limit": "600", "record_min_sec": "3", "record_sample_rate": "16000", "record_on_answer": "true",

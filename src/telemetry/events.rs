@@ -81,6 +81,18 @@ pub const METRICS: &[(&str, &str)] = &[
         "1 while consuming or publishing is connected, by connection.",
     ),
     (
+        "kz_record_call_amqp_blocked",
+        "1 while the broker takes no messages of this worker because of an alarm (connection.blocked).",
+    ),
+    (
+        "kz_record_call_amqp_alarms_total",
+        "Times that the broker took no messages because of an alarm.",
+    ),
+    (
+        "kz_record_call_deliveries_returned_total",
+        "Messages that were not finished and went back to their queue, by queue.",
+    ),
+    (
         "kz_record_call_amqp_sessions_total",
         "AMQP sessions begun, by connection.",
     ),

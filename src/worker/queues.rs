@@ -9,7 +9,7 @@ use tracing::warn;
 
 use crate::amqp::{Binding, QueueKind, QueueSpec};
 use crate::config::Config;
-use crate::flow::{journal, notices, start};
+use crate::flow::{answers, journal, notices, returns};
 use crate::kazoo::change::MEDIA_CONFIG_KEYS;
 use crate::kazoo::leg::LegEvent;
 use crate::kazoo::names::{ACTION_KEY, Exchange};
@@ -24,7 +24,7 @@ pub const ENDINGS: &str = "kz_record_call.endings";
 const ACTIONS_MAX_BYTES: i64 = 256 << 20;
 const ENDINGS_MAX_BYTES: i64 = 1 << 30;
 const JOURNAL_MAX_BYTES: i64 = 1 << 30;
-const DEAD_MAX_BYTES: i64 = 256 << 20;
+const ANSWERS_MAX_BYTES: i64 = 64 << 20;
 
 /// Queues that are left alone while the ledger is down: the journal at once, the endings after a while.
 pub(super) struct Gates {
@@ -79,7 +79,7 @@ pub(super) fn queues(config: &Config, gates: &Gates) -> Vec<QueueSpec> {
     };
     let shared = |max_bytes| QueueKind::Shared {
         max_bytes,
-        dead_letters: start::DEAD_LETTERS.to_owned(),
+        dead_letters: returns::DEAD_LETTERS.to_owned(),
     };
     let notices = MEDIA_CONFIG_KEYS
         .iter()
@@ -134,13 +134,12 @@ pub(super) fn queues(config: &Config, gates: &Gates) -> Vec<QueueSpec> {
             gate: Some(gates.journal.subscribe()),
         },
         QueueSpec {
-            name: start::DEAD_LETTERS.into(),
-            kind: QueueKind::DeadLetters {
-                max_bytes: DEAD_MAX_BYTES,
-            },
+            name: answers::ANSWERS.into(),
+            kind: shared(ANSWERS_MAX_BYTES),
             bindings: Vec::new(),
-            prefetch: 1,
+            prefetch: config.amqp.prefetch_actions,
             gate: None,
         },
+        returns::dead_letters(),
     ]
 }

@@ -23,6 +23,7 @@ promises![
     an_exchange_in_another_form_is_told,
     a_vhost_without_kazoo_is_told,
     a_user_without_rights_and_a_policy_that_is_not_set_are_told,
+    the_policies_that_are_in_force_are_named_with_the_cure,
     a_database_that_is_away_or_refuses_us_is_told,
     a_cluster_without_media_settings_is_told_what_that_means,
     what_the_media_settings_mean_is_told,
@@ -312,6 +313,71 @@ async fn a_vhost_without_kazoo_is_told(services: Arc<Services>) -> TestResult {
     }
     world.kazoo.stop().await;
     Ok(())
+}
+
+/// One policy alone is in force, by its priority; and what a foreign one does to our queues is named, with the command that ends it.
+async fn the_policies_that_are_in_force_are_named_with_the_cure(services: Arc<Services>) -> TestResult {
+    let broker = Broker::start().await?;
+    let url = broker.management().await?;
+    let services = services.with_broker(&broker).await?;
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let settings = [("AMQP__MANAGEMENT_URL", url.as_str())];
+    for (name, pattern, definition, to) in [
+        ("ha", ".*", r#"{"max-length":1000000}"#, "all"),
+        (
+            "kz-record-call",
+            "^kapps$",
+            r#"{"alternate-exchange":"kz_record_call.unrouted"}"#,
+            "exchanges",
+        ),
+    ] {
+        let priority = if name == "ha" { "1" } else { "0" };
+        let arguments = [
+            "set_policy",
+            name,
+            pattern,
+            definition,
+            "--priority",
+            priority,
+            "--apply-to",
+            to,
+        ];
+        broker.rabbitmqctl(&arguments).await?;
+    }
+    // The management API gathers what it shows every few seconds.
+    let begun = Instant::now();
+    let found = loop {
+        let found = check(&world, &settings).await?;
+        let told = found.says("queue kz_record_call.actions", "warning", "max-length 1000000");
+        if told.is_ok() {
+            break found;
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(60), "{}", found.text);
+    };
+    found.says("policy for kapps", "warning", "\"ha\" with priority 1")?;
+    let command = found.row("policy for kapps")?["advice"].as_str().context("no advice")?;
+    ensure!(command.contains("--priority 2 "), "{command}");
+    let cure = found
+        .rows("queue kz_record_call.actions")
+        .find_map(|row| row["advice"].as_str());
+    let cure = cure.context("no cure")?.to_owned();
+    // What it says is done, word by word.
+    for command in [command, &cure] {
+        let words: Vec<&str> = command.split(' ').map(|word| word.trim_matches('\'')).collect();
+        broker.rabbitmqctl(&words[1..]).await?;
+    }
+    let begun = Instant::now();
+    let found = loop {
+        let found = check(&world, &settings).await?;
+        if found.says("policies", "good", "none on our queues").is_ok() {
+            break found;
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(60), "{}", found.text);
+    };
+    found.says("policy for kapps", "good", "are kept")?;
+    found.says("Kazoo's queues", "good", "may be looked at")?;
+    world.finish().await
 }
 
 async fn a_user_without_rights_and_a_policy_that_is_not_set_are_told(services: Arc<Services>) -> TestResult {

@@ -23,6 +23,7 @@ mod simulator {
 
 mod actions;
 mod bridges;
+mod broker_alarms;
 mod check;
 mod crashes;
 mod killed;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         watching::TESTS,
         traces::TESTS,
         told::TESTS,
+        broker_alarms::TESTS,
     ];
     for list in lists {
         tests.extend_from_slice(list);

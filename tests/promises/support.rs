@@ -7,6 +7,7 @@ use std::sync::Arc;
 #[allow(dead_code)] // the destinations' own tests use more of it
 #[path = "../destinations/support/server.rs"]
 pub mod http;
+mod looks;
 mod proxy;
 mod schema_files;
 pub mod schemas;
@@ -15,6 +16,7 @@ pub mod tls;
 mod worker;
 mod world;
 
+pub use looks::Looks;
 pub use proxy::{Mode, Proxy};
 pub use services::{Broker, Services, couch};
 pub use worker::Worker;

@@ -3,18 +3,19 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::amqp::{AmqpError, Form, Load, Probe, QueueKind, QueueSpec, Sent};
 use crate::config::{self, Config, TlsFault};
-use crate::flow::start::DEAD_LETTERS;
+use crate::flow::returns::DEAD_LETTERS;
 use crate::kazoo::channel::{StatusReply, status_request};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::{APP_NAME, Exchange};
 use crate::worker;
 
+use super::policies;
 use super::report::Rows;
 
 const GROUP: &str = "broker";
@@ -48,22 +49,30 @@ pub async fn look(config: &Config, set_by: &str) -> Vec<Rows> {
     let sender = Sender {
         node: format!("{APP_NAME}@{}", config.kazoo.host),
     };
-    let Some((probe, vhost)) = connect(&mut rows, config, &sender, set_by).await else {
+    let Some((probe, vhost, uri)) = connect(&mut rows, config, &sender, set_by).await else {
         rows.note("the rest", "cannot be looked at without a connection");
         return vec![rows];
     };
     let mut kazoo = Rows::of("kazoo");
     let missing = exchanges(&mut rows, &probe).await;
-    queues(&mut rows, &probe, &worker::topology(config)).await;
+    let specs = worker::topology(config);
+    queues(&mut rows, &probe, &specs).await;
     rights(&mut rows, &probe, &missing).await;
-    policy(&mut rows, &probe, &sender, &missing, &vhost).await;
+    let found = policies::look(&mut rows, config, uri, &vhost, &specs).await;
+    policy(&mut rows, &probe, &sender, &missing, (&found, &vhost)).await;
     seen(&mut kazoo, &probe, &sender, &missing).await;
+    looks(&mut kazoo, &probe).await;
     probe.close().await;
     vec![rows, kazoo]
 }
 
 /// Tries every URI; looks on at the first that works, in its vhost.
-async fn connect(rows: &mut Rows, config: &Config, sender: &Sender, set_by: &str) -> Option<(Probe, String)> {
+async fn connect<'a>(
+    rows: &mut Rows,
+    config: &'a Config,
+    sender: &Sender,
+    set_by: &str,
+) -> Option<(Probe, String, &'a SecretString)> {
     let mut connected = None;
     let mut failed = Vec::new();
     let tried = config.amqp.uris.iter().map(|uri| async move {
@@ -71,16 +80,19 @@ async fn connect(rows: &mut Rows, config: &Config, sender: &Sender, set_by: &str
             |_| ("amqp.uri".to_owned(), String::new()),
             |uri| (format!("{} vhost {}", config::authority(&uri), uri.vhost), uri.vhost),
         );
-        ((name, vhost), Probe::connect(&config.amqp, uri, &sender.node).await)
+        (
+            (name, vhost, uri),
+            Probe::connect(&config.amqp, uri, &sender.node).await,
+        )
     });
     // Side by side: five that do not answer take no longer than one.
-    for ((name, vhost), probe) in futures_util::future::join_all(tried).await {
+    for ((name, vhost, uri), probe) in futures_util::future::join_all(tried).await {
         match probe {
             Ok(probe) => {
                 let others = if connected.is_some() { ", a reserve" } else { "" };
                 rows.good(name, format!("connected{others}"));
                 match &connected {
-                    None => connected = Some((probe, vhost)),
+                    None => connected = Some((probe, vhost, uri)),
                     Some(_) => probe.close().await,
                 }
             }
@@ -277,7 +289,13 @@ fn message(sender: &Sender) -> Value {
 
 /// Whether the broker keeps actions while nobody is bound. A policy cannot be read by AMQP, but followed: what nobody is bound to at `kapps` comes
 /// out at our own exchange.
-async fn policy(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeSet<Exchange>, vhost: &str) {
+async fn policy(
+    rows: &mut Rows,
+    probe: &Probe,
+    sender: &Sender,
+    unusable: &BTreeSet<Exchange>,
+    (policies, vhost): (&policies::Found, &str),
+) {
     const NAME: &str = "policy for kapps";
     if unusable.contains(&Exchange::Unrouted) || unusable.contains(&Exchange::Kapps) {
         return rows.note(
@@ -293,24 +311,26 @@ async fn policy(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTre
     };
     match followed.await {
         Ok(Sent::Routed) => rows.good(NAME, "actions that come while nobody is bound are kept"),
-        Ok(Sent::Returned) => rows.warn(
-            NAME,
-            "is not set: an action that comes in the second after a broker restart hangs its call",
-            set_policy(vhost),
-        ),
+        Ok(Sent::Returned) => {
+            let (found, advice) = policies.keeping_actions(vhost);
+            rows.warn(NAME, found, advice);
+        }
         Err(error) => rows.note(NAME, format!("cannot be told: {error}")),
     }
 }
 
-/// What sets the policy in `vhost`, to be pasted into a shell.
-fn set_policy(vhost: &str) -> String {
-    let place = match vhost {
-        "/" => String::new(),
-        vhost => format!(" -p '{}'", vhost.replace('\'', r"'\''")),
-    };
-    format!(
-        r#"rabbitmqctl set_policy{place} kz-record-call '^kapps$' '{{"alternate-exchange":"kz_record_call.unrouted"}}' --apply-to exchanges"#
-    )
+/// Whether the length of Kazoo's queues may be looked at: the answers to a crowd of calls are let through as a queue has room.
+async fn looks(rows: &mut Rows, probe: &Probe) {
+    const NAME: &str = "Kazoo's queues";
+    // None of ours, and none that is there: the broker looks at the permission first.
+    match probe.may_look(&format!("callflow-{}", probe.mark())).await {
+        Ok(()) => rows.good(NAME, "their length may be looked at"),
+        Err(error) => rows.warn(
+            NAME,
+            format!("their length may not be looked at: {error}. Answers go out at the rate flow.pace_per_second"),
+            "let the user of amqp.uri read every queue; docs/installing.md has the permissions",
+        ),
+    }
 }
 
 /// Whether ecallmgrs answer on this broker: each does, for a call that does not exist, that it does not know it.
@@ -350,22 +370,5 @@ async fn seen(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeS
             rows.good(NAME, format!("{} answered: {}", names.len(), names.join(", ")));
         }
         Err(error) => rows.fail(NAME, format!("cannot be asked: {error}"), "the rows above tell what is missing"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_policy_is_set_where_the_worker_is() {
-        let rest =
-            r#"kz-record-call '^kapps$' '{"alternate-exchange":"kz_record_call.unrouted"}' --apply-to exchanges"#;
-        assert_eq!(set_policy("/"), format!("rabbitmqctl set_policy {rest}"));
-        assert_eq!(set_policy("kazoo"), format!("rabbitmqctl set_policy -p 'kazoo' {rest}"));
-        assert_eq!(
-            set_policy("it's"),
-            format!(r"rabbitmqctl set_policy -p 'it'\''s' {rest}")
-        );
     }
 }

@@ -12,7 +12,7 @@ fn reader<'a>(zone: Option<&'a str>) -> Reader<'a> {
 }
 
 fn read(text: &str, zone: Option<&str>) -> (Vec<(&'static str, String, usize)>, Vec<usize>) {
-    let (settings, notes) = settings(&Ini::parse(text.as_bytes()), &reader(zone));
+    let Read { settings, notes, .. } = settings(&Ini::parse(text.as_bytes()), &reader(zone));
     let settings = settings
         .into_iter()
         .map(|setting| match setting.value {
@@ -68,6 +68,54 @@ fn the_zone_is_that_of_this_hosts_nodes_and_its_brokers_are_tried_in_order() {
     let (settings, notes) = read(ZONES, Some("east"));
     assert_eq!(settings, [("amqp.uri", "amqp://e1 amqp://e2".to_owned(), 3)]);
     assert!(notes.is_empty(), "{notes:?}");
+}
+
+/// One file for all hosts, as older Kazoos have it: a broker of another zone, or one on this host, would record nobody's calls.
+#[test]
+fn a_host_that_one_file_for_all_zones_does_not_name_gets_no_broker() {
+    let text = "[zone]\nname = \"zone_1\"\namqp_uri = \"amqp://kz:a@192.0.2.10:5672\"\n\
+                [zone]\nname = \"zone_2\"\namqp_uri = \"amqp://kz:b@192.0.2.20:5672\"\n\
+                [bigcouch]\nip = \"127.0.0.1\"\n\
+                [whistle_apps]\nhost = \"apps001.example.com\"\nzone = \"zone_1\"\n\
+                [whistle_apps]\nhost = \"apps002.example.com\"\nzone = \"zone_2\"\n\
+                [ecallmgr]\nhost = \"apps002.example.com\"\nzone = \"zone_2\"\n";
+    let of = |hosts: Vec<&str>, zone: Option<&str>| {
+        let read = settings(&Ini::parse(text.as_bytes()), &Reader { zone, hosts });
+        let value = |key: &str| {
+            read.settings
+                .iter()
+                .find(|setting| setting.key == key)
+                .map(|s| s.value.clone())
+        };
+        assert_eq!(value("couchdb.url"), Some(Values::One("http://127.0.0.1:5984".into())));
+        (
+            value("kazoo.zone"),
+            value("amqp.uri"),
+            read.no_broker.map(|note| (note.line, note.text)),
+        )
+    };
+    for (host, zone, broker) in [
+        ("apps001.example.com", "zone_1", "amqp://kz:a@192.0.2.10:5672"),
+        ("apps002.example.com", "zone_2", "amqp://kz:b@192.0.2.20:5672"),
+        ("apps002", "zone_2", "amqp://kz:b@192.0.2.20:5672"),
+    ] {
+        let uri = Values::Several(vec![broker.into()]);
+        assert_eq!(of(vec![host], None), (Some(Values::One(zone.into())), Some(uri), None));
+    }
+    for (hosts, zone) in [
+        (vec!["other.example.com"], None),
+        (vec![], None),
+        (vec!["apps001"], Some("zone_3")),
+    ] {
+        let (_, uri, why) = of(hosts, zone);
+        let (line, words) = why.unwrap();
+        assert!(
+            uri.is_none() && line == 3 && words.contains("kazoo.zone") && words.contains("amqp.uri"),
+            "{words}"
+        );
+    }
+    let (_, uri, why) = of(vec!["other.example.com"], Some("zone_1"));
+    assert!(uri.is_some() && why.is_none());
 }
 
 #[test]
@@ -221,7 +269,7 @@ proptest! {
         zone in prop_oneof![Just(None), Just(Some("a")), Just(Some("c"))],
     ) {
         let ini = Ini::parse(lines.join("\n").as_bytes());
-        let (settings, _) = settings(&ini, &reader(zone));
+        let Read { settings, .. } = settings(&ini, &reader(zone));
         let mut keys: Vec<&str> = settings.iter().map(|setting| setting.key).collect();
         keys.sort_unstable();
         keys.dedup();

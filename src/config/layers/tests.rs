@@ -111,6 +111,8 @@ fn kazoos_file_is_above_the_defaults_and_below_everything_else() {
         HOST,
         ("KZ_RECORD_CALL__KAZOO__ZONE", "y"),
         ("KZ_RECORD_CALL__LOG__LEVEL", "error"),
+        // Kazoo's file has no zone z.
+        ("KZ_RECORD_CALL__AMQP__URI", "amqp://own"),
     ];
     let layers = gather(Some(&ours), &environment, &flags, &places);
     assert_eq!(layers.get("log.level").unwrap().1, Origin::Flag);
@@ -240,7 +242,8 @@ fn credentials_in_a_url_win_over_those_of_kazoos_file() {
     let folder = Folder::new();
     let kazoo = folder.file("config.ini", KAZOO);
     let credentials = |environment: &[(&str, &str)]| {
-        let couchdb = Config::of(gather(None, environment, &[], &[&kazoo])).unwrap().couchdb;
+        let environment = [&[HOST], environment].concat();
+        let couchdb = Config::of(gather(None, &environment, &[], &[&kazoo])).unwrap().couchdb;
         (couchdb.username, couchdb.password.expose_secret().to_owned())
     };
     let url = ("KZ_RECORD_CALL__COUCHDB__URL", "http://u:p@other:5984");
@@ -252,6 +255,24 @@ fn credentials_in_a_url_win_over_those_of_kazoos_file() {
         "said in the same layer, what stands apart wins"
     );
     assert_eq!(credentials(&[]).0, "kazoo");
+}
+
+#[test]
+fn a_host_that_kazoos_file_gives_no_broker_does_not_start_at_the_defaults() {
+    let folder = Folder::new();
+    let kazoo = folder.file("config.ini", KAZOO);
+    let other = ("KZ_RECORD_CALL__KAZOO__HOST", "other.example.net");
+    let mistakes = told(gather(None, &[other], &[], &[&kazoo]));
+    assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+    assert!(
+        mistakes[0].starts_with("amqp.uri is not set") && mistakes[0].contains("kazoo.zone"),
+        "{mistakes:?}"
+    );
+    let own = ("KZ_RECORD_CALL__AMQP__URI", "amqps://own?verify=verify_none");
+    let layers = gather(None, &[other, own], &[], &[&kazoo]);
+    let notes = layers.notes().join("\n");
+    assert!(notes.contains("verify_none is not followed"), "{notes}");
+    assert!(Config::of(layers).is_ok());
 }
 
 #[test]

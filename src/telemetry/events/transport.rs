@@ -51,6 +51,84 @@ impl AmqpConnection<'_> {
     }
 }
 
+/// The broker takes no messages of ours (`connection.blocked`): an alarm of its memory or disk. It began, or is over.
+pub enum AmqpAlarm<'a> {
+    Began { reason: &'a str },
+    Ended { lasted: Duration },
+}
+
+impl AmqpAlarm<'_> {
+    pub fn emit(self) {
+        let blocked = match self {
+            Self::Began { reason } => {
+                error!(
+                    event = "amqp_blocked",
+                    reason, "the broker takes no messages: actions stay unanswered until its alarm is over"
+                );
+                counter!("kz_record_call_amqp_alarms_total").increment(1);
+                1.0
+            }
+            Self::Ended { lasted } => {
+                warn!(
+                    event = "amqp_unblocked",
+                    lasted_ms = u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX),
+                    "the broker takes messages again"
+                );
+                0.0
+            }
+        };
+        gauge!("kz_record_call_amqp_blocked").set(blocked);
+    }
+}
+
+/// Kazoo's queues may not be looked at on this connection (RabbitMQ 4.2.6 and later ask for a permission).
+pub struct LooksRefused<'a> {
+    pub queue: &'a str,
+    pub why: &'a str,
+}
+
+impl LooksRefused<'_> {
+    pub fn emit(self) {
+        warn!(
+            event = "queue_look_refused",
+            queue = self.queue,
+            why = self.why,
+            "Kazoo's queues may not be looked at; the rate limit flow.pace_per_second alone protects them on this connection"
+        );
+    }
+}
+
+/// The queue of dead letters was missing, and is declared again.
+pub struct DeadLettersDeclared<'a> {
+    pub queue: &'a str,
+}
+
+impl DeadLettersDeclared<'_> {
+    pub fn emit(self) {
+        warn!(
+            event = "dead_letter_queue_declared",
+            queue = self.queue,
+            "the dead-letter queue was missing, and was declared again: what was dead-lettered meanwhile is lost"
+        );
+    }
+}
+
+/// A delivery was not finished, and goes back to its queue.
+pub struct DeliveryReturned {
+    pub queue: &'static str,
+}
+
+impl DeliveryReturned {
+    pub fn emit(self) {
+        warn!(
+            event = "delivery_returned",
+            queue = self.queue,
+            "a message was not finished; it is returned to its queue"
+        );
+        counter!("kz_record_call_deliveries_returned_total", "queue" => self.queue).increment(1);
+    }
+}
+
 /// A message was published, or not.
 pub struct Published {
     pub exchange: &'static str,

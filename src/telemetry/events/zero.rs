@@ -25,7 +25,7 @@ const STATUSES: [&str; 11] = [
     "200", "400", "403", "404", "405", "408", "410", "413", "421", "503", "507",
 ];
 /// Queues whose messages can be unreadable.
-const QUEUES: [&str; 3] = ["actions", "endings", "journal"];
+const QUEUES: [&str; 4] = ["actions", "endings", "journal", "answers"];
 const CONNECTIONS: [&str; 2] = ["consume", "publish"];
 
 /// Brings all of them into being, and the gauges that are told only when they change.
@@ -68,6 +68,7 @@ pub fn begin_at_zero(labels: &Labels<'_>) {
     }
     for queue in QUEUES {
         counter!("kz_record_call_messages_rejected_total", "queue" => queue).absolute(0);
+        counter!("kz_record_call_deliveries_returned_total", "queue" => queue).absolute(0);
     }
     for connection in CONNECTIONS {
         counter!("kz_record_call_amqp_sessions_total", "connection" => connection).absolute(0);
@@ -119,6 +120,8 @@ fn plain() {
     let _ = histogram!("kz_record_call_action_seconds");
     let _ = histogram!("kz_record_call_recording_seconds");
     let _ = histogram!("kz_record_call_ledger_batch_seconds");
+    counter!("kz_record_call_amqp_alarms_total").absolute(0);
+    gauge!("kz_record_call_amqp_blocked").set(0.0);
     gauge!("kz_record_call_uploads_in_progress").set(0.0);
     gauge!("kz_record_call_recordings_in_hand").set(0.0);
     gauge!("kz_record_call_targets_paused").set(0.0);

@@ -171,6 +171,7 @@ impl Broker {
     pub async fn start() -> anyhow::Result<Self> {
         let container = image("RABBITMQ_IMAGE")?
             .with_exposed_port(5672.tcp())
+            .with_exposed_port(15672.tcp())
             .with_startup_timeout(Duration::from_secs(120))
             .start()
             .await?;
@@ -218,6 +219,32 @@ impl Broker {
         ])
         .await?;
         Ok(names.iter().map(|name| self.uri(name)).collect())
+    }
+
+    /// Turns the management API on; its URL.
+    pub async fn management(&self) -> anyhow::Result<String> {
+        let docker = std::env::var("DOCKER").unwrap_or_else(|_| "docker".into());
+        let output = tokio::process::Command::new(docker)
+            .args([
+                "exec",
+                self.container.id(),
+                "rabbitmq-plugins",
+                "enable",
+                "rabbitmq_management",
+            ])
+            .output()
+            .await?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let url = format!("http://127.0.0.1:{}", self.container.get_host_port_ipv4(15672).await?);
+        let begun = Instant::now();
+        while reqwest::get(&url).await.is_err() {
+            ensure!(
+                begun.elapsed() < Duration::from_secs(60),
+                "the management API does not come up"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(url)
     }
 
     pub async fn rabbitmqctl(&self, arguments: &[&str]) -> anyhow::Result<String> {

@@ -15,7 +15,7 @@ use crate::simulator::sim::{Kazoo, KazooOptions, Recording};
 use super::schemas;
 use super::services::{Lease, Services};
 use super::worker::Worker;
-use super::{Proxy, SOON};
+use super::{Looks, Proxy, SOON};
 
 const ACCOUNT: &str = "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4";
 
@@ -78,6 +78,16 @@ impl<'a> World<'a> {
         uri.set_host(Some("127.0.0.1"))?;
         uri.set_port(Some(proxy.port)).ok().context("no port")?;
         Ok((proxy, ("AMQP__URI", uri.to_string())))
+    }
+
+    /// A proxy before the broker that counts looks at queues, and the setting that makes a worker use it.
+    pub async fn broker_looks(&self, refuse: bool) -> anyhow::Result<(Looks, (&'static str, String))> {
+        let mut uri = url::Url::parse(&self.lease.uri)?;
+        let target = format!("{}:{}", uri.host_str().context("no host")?, uri.port().unwrap_or(5672));
+        let looks = Looks::start(&target, refuse).await?;
+        uri.set_host(Some("127.0.0.1"))?;
+        uri.set_port(Some(looks.port)).ok().context("no port")?;
+        Ok((looks, ("AMQP__URI", uri.to_string())))
     }
 
     /// The ledger's documents.
@@ -322,6 +332,7 @@ async fn clean(uri: &str) -> anyhow::Result<()> {
         "kz_record_call.endings",
         "kz_record_call.dead",
         "kz_record_call.journal",
+        "kz_record_call.answers",
     ] {
         let channel = connection.create_channel().await?;
         channel

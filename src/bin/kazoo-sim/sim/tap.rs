@@ -87,23 +87,23 @@ pub fn observe(s: &mut State, message: &Received, body: Arc<Object>) {
     });
 }
 
-/// Accepted, then the command, then the result: a result that came first would let the call go on before the start was
-/// on its way. Only the first delivery of an action is judged: after a worker's death the answer comes first.
+/// Accepted, if it comes at all, then the command, then the result: a result that came first would let the call go on before the start was
+/// on its way. `accepted` is left out where its queue has no room. Only the first delivery of an action is judged: after a worker's death the answer comes first.
 fn order(s: &mut State, message: &Received, body: &Object) -> Option<String> {
     let (name, id) = (text(body, "Event-Name")?, text(body, "Msg-ID")?);
     match name {
         "action.accepted" => {
-            s.runs.get_mut(id)?.order.push("accepted");
-            None
+            // One that the broker had not confirmed may come again.
+            let lost = s.broker_lost;
+            let run = s.runs.get_mut(id)?;
+            let late = run.times_published == 1 && !lost && !run.order.is_empty() && !run.order.contains(&"accepted");
+            run.order.push("accepted");
+            late.then(|| format!("action {id}: accepted came after the command or the result"))
         }
         "action.result" => {
             let run = s.runs.get_mut(id).filter(|r| r.times_published == 1)?;
-            // The broker may have taken it with it; the call goes on by the result alone.
-            let lost = s.broker_lost;
-            let early =
-                (run.order.is_empty() && !lost).then(|| format!("action {id}: the result came before accepted"));
             run.order.push("result");
-            early
+            None
         }
         "command" if message.exchange == "callctl" => {
             let starts = text(body, "Record-Action").is_none_or(|action| action == "start");
@@ -117,7 +117,6 @@ fn order(s: &mut State, message: &Received, body: &Object) -> Option<String> {
             let action = actions.into_iter().find(|id| s.runs.get(id).is_some_and(waiting))?;
             let run = s.runs.get_mut(&action)?;
             let disorder = match run.order.as_slice() {
-                [] => Some(format!("action {action}: the command came before accepted")),
                 seen if seen.contains(&"result") => Some(format!("action {action}: the command came after the result")),
                 _ => None,
             };

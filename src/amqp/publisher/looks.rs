@@ -1,0 +1,92 @@
+//! Looks at how many messages are in Kazoo's queues. A look that the broker refuses costs a channel, so none is made twice in vain.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use lapin::Channel;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{FieldTable, ShortString};
+use tokio::sync::Mutex;
+
+use crate::telemetry::events::LooksRefused;
+
+use super::super::within;
+use super::session::Live;
+
+/// One step of a look.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Queues that are remembered as somebody's own.
+const REMEMBERED: usize = 2_000;
+
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+const RESOURCE_LOCKED: u16 = 405;
+
+#[derive(Default)]
+pub(super) struct Looks {
+    state: Mutex<State>,
+    /// The connection, by its epoch, on which looks are refused.
+    refused: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    channel: Option<(u64, Channel)>,
+    /// Exclusive queues of other connections.
+    locked: HashSet<String>,
+}
+
+impl Looks {
+    /// Messages that are ready in a queue. A queue that is gone has none: what is sent to it comes back.
+    pub(super) async fn depth(&self, live: &Live, queue: ShortString) -> Option<u32> {
+        if self.refused.load(Ordering::Acquire) == live.epoch {
+            return None;
+        }
+        let name = queue.as_str().to_owned();
+        let mut state = self.state.lock().await;
+        // Meanwhile another one may have been refused.
+        if self.refused.load(Ordering::Acquire) == live.epoch || state.locked.contains(&name) {
+            return None;
+        }
+        // A refusal closes the channel, and so does a look that is given up: only after a good one it is kept.
+        let channel = match state.channel.take() {
+            Some((epoch, channel)) if epoch == live.epoch && channel.status().connected() => channel,
+            _ => within(LOOK, "opening a channel", live.connection.create_channel())
+                .await
+                .ok()?,
+        };
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let looked = channel.queue_declare(queue, passive, FieldTable::default());
+        let error = match within(LOOK, "looking at a queue", looked).await {
+            Ok(found) => {
+                state.channel = Some((live.epoch, channel));
+                return Some(found.message_count());
+            }
+            Err(error) => error,
+        };
+        match error.reply() {
+            Some((NOT_FOUND, _)) => return Some(0),
+            Some((ACCESS_REFUSED, why)) => {
+                self.refused.store(live.epoch, Ordering::Release);
+                LooksRefused {
+                    queue: &name,
+                    why: &why,
+                }
+                .emit();
+            }
+            Some((RESOURCE_LOCKED, _)) => {
+                if state.locked.len() >= REMEMBERED {
+                    state.locked.clear();
+                }
+                state.locked.insert(name);
+            }
+            _ => {}
+        }
+        None
+    }
+}

@@ -1,0 +1,349 @@
+//! RabbitMQ's policies. AMQP does not show them, so they are read from the management API of the broker, where that answers: which policy is in
+//! force on our queues and on `kapps`, and with which priority. Of several policies that match the one with the highest priority is in force, alone.
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::{Map, Value, json};
+use url::Url;
+
+use crate::amqp::{QueueKind, QueueSpec};
+use crate::config::{self, Config};
+use crate::flow::returns::DEAD_LETTERS;
+use crate::kazoo::names::Exchange;
+
+use super::report::Rows;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The port of the management API, where no setting says otherwise.
+const PORT: u16 = 15672;
+
+/// The exchange that takes what nobody is bound for.
+const KEEPS: &str = "alternate-exchange";
+
+/// A `delivery-limit` below this can be used up by ordinary repeats.
+const FEW_DELIVERIES: u64 = 1000;
+
+/// A policy's place and content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Policy {
+    name: String,
+    priority: i64,
+    definition: Map<String, Value>,
+}
+
+/// What the management API told.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// In force on `kapps`.
+    kapps: Option<Policy>,
+    /// Why nothing is known.
+    unknown: Option<String>,
+}
+
+/// Reads the policies of the vhost of `uri`, and says what ours must not have.
+pub(super) async fn look(
+    rows: &mut Rows,
+    config: &Config,
+    uri: &SecretString,
+    vhost: &str,
+    specs: &[QueueSpec],
+) -> Found {
+    let api = match Api::of(config, uri, vhost) {
+        Ok(api) => api,
+        Err(why) => return Found::unknown(rows, &why, vhost),
+    };
+    let policies = match api.get(&["policies", vhost]).await {
+        Ok(policies) => policies.unwrap_or_default(),
+        Err(why) => return Found::unknown(rows, &format!("{}: {why}", api.base), vhost),
+    };
+    let shared = specs.iter().filter(|spec| spec.kind != QueueKind::Exclusive);
+    let mut foreign = 0;
+    for spec in shared {
+        let Ok(Some(queue)) = api.get(&["queues", vhost, &spec.name]).await else {
+            continue;
+        };
+        for (kind, field) in [("policy", "policy"), ("operator policy", "operator_policy")] {
+            let Some(name) = queue[field].as_str().filter(|name| !name.is_empty()) else {
+                continue;
+            };
+            let definition = match kind {
+                "policy" => find(&policies, name).map(|policy| policy.definition),
+                // What is in force of both; the operator's own list is for administrators.
+                _ => queue["effective_policy_definition"].as_object().cloned(),
+            };
+            let harm = harm(&spec.name, &definition.unwrap_or_default());
+            if harm.is_empty() {
+                continue;
+            }
+            foreign += 1;
+            let cure = match kind {
+                "policy" => cure(vhost, find(&policies, name).map_or(0, |policy| policy.priority)),
+                _ => format!(
+                    "change its pattern: `rabbitmqctl list_operator_policies{}` shows it, `rabbitmqctl set_operator_policy` replaces it",
+                    place(vhost)
+                ),
+            };
+            rows.warn(
+                format!("queue {}", spec.name),
+                format!("the {kind} {name:?} is in force: {}", harm.join("; ")),
+                cure,
+            );
+        }
+    }
+    if foreign == 0 {
+        rows.good("policies", "none on our queues that drops or limits messages");
+    }
+    let exchange = api.get(&["exchanges", vhost, Exchange::Kapps.name()]).await;
+    let kapps = exchange.ok().flatten();
+    let name = kapps.as_ref().and_then(|kapps| kapps["policy"].as_str());
+    Found {
+        kapps: name.and_then(|name| find(&policies, name)),
+        unknown: None,
+    }
+}
+
+impl Found {
+    fn unknown(rows: &mut Rows, why: &str, vhost: &str) -> Self {
+        rows.note(
+            "policies",
+            format!(
+                "cannot be read from the management API ({why}); `rabbitmqctl list_policies{}` shows them. amqp.management_url says where the API is",
+                place(vhost)
+            ),
+        );
+        Self {
+            kapps: None,
+            unknown: Some(why.to_owned()),
+        }
+    }
+
+    /// Why actions are not kept, and the command that changes it, to be pasted into a shell.
+    pub(super) fn keeping_actions(&self, vhost: &str) -> (String, String) {
+        let none = "is not set: an action that comes in the second after a broker restart hangs its call";
+        match &self.kapps {
+            None if self.unknown.is_some() => (
+                none.to_owned(),
+                format!(
+                    "{}. If another policy matches kapps, the one with the highest priority is in force: see `rabbitmqctl list_policies{}`, and \
+                     add --priority with a higher number and what the other one has",
+                    set_policy(vhost, 0, &Map::new()),
+                    place(vhost)
+                ),
+            ),
+            None => (none.to_owned(), set_policy(vhost, 0, &Map::new())),
+            Some(other) => {
+                let words = format!(
+                    "is not in force: the policy {:?} with priority {} is, and one alone can be. An action that comes in the second after a broker \
+                     restart hangs its call",
+                    other.name, other.priority
+                );
+                // What the other one does for exchanges goes on.
+                let mut kept = other.definition.clone();
+                kept.retain(|key, _| key.starts_with("federation-upstream"));
+                (words, set_policy(vhost, other.priority.saturating_add(1), &kept))
+            }
+        }
+    }
+}
+
+fn find(policies: &Value, name: &str) -> Option<Policy> {
+    let policies = policies.as_array()?.iter();
+    let policy = policies.into_iter().find(|policy| policy["name"] == name)?;
+    Some(Policy {
+        name: name.to_owned(),
+        priority: policy["priority"].as_i64().unwrap_or(0),
+        definition: policy["definition"].as_object().cloned().unwrap_or_default(),
+    })
+}
+
+/// What a policy does to one of our queues that it must not.
+fn harm(queue: &str, definition: &Map<String, Value>) -> Vec<String> {
+    let mut harm = Vec::new();
+    for (key, value) in definition {
+        let limit = value.as_u64().unwrap_or(u64::MAX);
+        match key.as_str() {
+            "expires" => harm.push(format!(
+                "{key} {value} deletes the queue, and what is in it, when no worker uses it so many ms"
+            )),
+            "message-ttl" => harm.push(format!("{key} {value} drops messages that wait so many ms")),
+            "delivery-limit" if limit < FEW_DELIVERIES => {
+                harm.push(format!(
+                    "{key} {value} drops a message that comes back so often, as while a database is away"
+                ));
+            }
+            "max-length" => harm.push(format!("{key} {value} drops messages when so many wait")),
+            "max-length-bytes" if limit < 64 << 20 => {
+                harm.push(format!("{key} {value} drops messages when so many bytes wait"))
+            }
+            "dead-letter-exchange" | "dead-letter-routing-key" if queue == DEAD_LETTERS => {
+                harm.push(format!("{key} {value} sends dead letters on"));
+            }
+            _ => {}
+        }
+    }
+    harm
+}
+
+/// What puts a policy of ours, which changes nothing, in the place of another one.
+fn cure(vhost: &str, priority: i64) -> String {
+    format!(
+        r#"rabbitmqctl set_policy{} kz-record-call-queues '^kz_record_call\.' '{{"delivery-limit":1000000}}' --priority {} --apply-to queues"#,
+        place(vhost),
+        priority.saturating_add(1)
+    )
+}
+
+fn place(vhost: &str) -> String {
+    match vhost {
+        "/" => String::new(),
+        vhost => format!(" -p '{}'", vhost.replace('\'', r"'\''")),
+    }
+}
+
+/// What sets the policy for `kapps` in `vhost`, to be pasted into a shell.
+fn set_policy(vhost: &str, priority: i64, kept: &Map<String, Value>) -> String {
+    let mut definition = kept.clone();
+    definition.insert(KEEPS.to_owned(), json!(Exchange::Unrouted.name()));
+    let definition = Value::Object(definition).to_string().replace('\'', r"'\''");
+    let place = place(vhost);
+    let priority = match priority {
+        0 => String::new(),
+        priority => format!(" --priority {priority}"),
+    };
+    format!("rabbitmqctl set_policy{place} kz-record-call '^kapps$' '{definition}'{priority} --apply-to exchanges")
+}
+
+struct Api {
+    client: reqwest::Client,
+    base: Url,
+    user: String,
+    password: SecretString,
+}
+
+impl Api {
+    fn of(config: &Config, uri: &SecretString, vhost: &str) -> Result<Self, String> {
+        let broker = config::broker(uri.expose_secret()).map_err(|error| error.to_string())?;
+        let base = match &config.amqp.management_url {
+            Some(url) => url.clone(),
+            None => {
+                let host = match broker.authority.host.contains(':') {
+                    true => format!("[{}]", broker.authority.host),
+                    false => broker.authority.host.clone(),
+                };
+                Url::parse(&format!("http://{host}:{PORT}")).map_err(|error| error.to_string())?
+            }
+        };
+        if vhost.is_empty() {
+            return Err("the vhost has no name".to_owned());
+        }
+        let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build();
+        Ok(Self {
+            client: client.map_err(|error| error.to_string())?,
+            base,
+            user: broker.authority.userinfo.username,
+            password: SecretString::from(broker.authority.userinfo.password),
+        })
+    }
+
+    /// One thing; `None` when it is not there.
+    async fn get(&self, path: &[&str]) -> Result<Option<Value>, String> {
+        let mut url = self.base.clone();
+        match url.path_segments_mut() {
+            Ok(mut segments) => drop(segments.pop_if_empty().push("api").extend(path)),
+            Err(()) => return Err("no URL with a host".to_owned()),
+        }
+        let request = self
+            .client
+            .get(url)
+            .basic_auth(&self.user, Some(self.password.expose_secret()));
+        let answer = request.send().await.map_err(|error| error.without_url().to_string())?;
+        match answer.status().as_u16() {
+            200 => {}
+            404 => return Ok(None),
+            401 | 403 => {
+                return Err(
+                    "the user of amqp.uri may not read it: it needs the tag monitoring or policymaker".to_owned(),
+                );
+            }
+            status => return Err(format!("it answers {status}")),
+        }
+        let bytes = answer.bytes().await.map_err(|error| error.without_url().to_string())?;
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|_| "it answers what is no JSON".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap()
+    }
+
+    #[test]
+    fn the_policy_is_set_where_the_worker_is() {
+        let rest =
+            r#"kz-record-call '^kapps$' '{"alternate-exchange":"kz_record_call.unrouted"}' --apply-to exchanges"#;
+        let set = |vhost| set_policy(vhost, 0, &Map::new());
+        assert_eq!(set("/"), format!("rabbitmqctl set_policy {rest}"));
+        assert_eq!(set("kazoo"), format!("rabbitmqctl set_policy -p 'kazoo' {rest}"));
+        assert_eq!(set("it's"), format!(r"rabbitmqctl set_policy -p 'it'\''s' {rest}"));
+    }
+
+    #[test]
+    fn where_another_policy_is_in_force_the_command_has_a_priority_that_wins() {
+        let other = Policy {
+            name: "ha".into(),
+            priority: 1,
+            definition: object(json!({"max-length": 1_000_000, "federation-upstream-set": "all"})),
+        };
+        let found = Found {
+            kapps: Some(other),
+            unknown: None,
+        };
+        let (words, command) = found.keeping_actions("/");
+        assert!(words.contains("\"ha\" with priority 1"), "{words}");
+        assert_eq!(
+            command,
+            "rabbitmqctl set_policy kz-record-call '^kapps$' \
+             '{\"alternate-exchange\":\"kz_record_call.unrouted\",\"federation-upstream-set\":\"all\"}' --priority 2 --apply-to exchanges"
+        );
+        let (_, advice) = Found {
+            kapps: None,
+            unknown: Some("no API".into()),
+        }
+        .keeping_actions("/");
+        assert!(
+            advice.contains("list_policies") && advice.contains("--priority"),
+            "{advice}"
+        );
+    }
+
+    #[test]
+    fn what_a_policy_does_to_our_queues_is_told() {
+        for (definition, harmful) in [
+            (json!({"expires": 1000}), 1),
+            (json!({"message-ttl": 1, "max-length": 5}), 2),
+            (json!({"delivery-limit": 5}), 1),
+            (
+                json!({"delivery-limit": 1_000_000, "ha-mode": "all", "max-length-bytes": 1_u64 << 40}),
+                0,
+            ),
+            (json!({"dead-letter-exchange": "x"}), 0),
+        ] {
+            assert_eq!(
+                harm("kz_record_call.actions", &object(definition.clone())).len(),
+                harmful,
+                "{definition}"
+            );
+        }
+        assert_eq!(
+            harm(DEAD_LETTERS, &object(json!({"dead-letter-exchange": "x"}))).len(),
+            1
+        );
+    }
+}

@@ -1,0 +1,104 @@
+//! What becomes of a delivery that is not finished, or cannot be read: it never stays with this worker, where it would take one of the places
+//! that other messages need.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::error;
+
+use crate::amqp::{Delivery, QueueKind, QueueSpec};
+use crate::telemetry::events::{DeadLettersDeclared, DeliveryReturned, MessageRejected};
+
+use super::perform::Parts;
+
+/// Where messages go that nobody can read.
+pub const DEAD_LETTERS: &str = "kz_record_call.dead";
+
+const DEAD_MAX_BYTES: i64 = 256 << 20;
+
+/// A message rests so long before it goes back to its queue; twice as long each time, and then so long at most. It takes its place meanwhile.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// A message that the dead letters refuse so often is left to the broker's own dead-lettering.
+const REFUSALS: u32 = 5;
+
+/// The queue of dead letters.
+pub fn dead_letters() -> QueueSpec {
+    QueueSpec {
+        name: DEAD_LETTERS.into(),
+        kind: QueueKind::DeadLetters {
+            max_bytes: DEAD_MAX_BYTES,
+        },
+        bindings: Vec::new(),
+        prefetch: 1,
+        gate: None,
+    }
+}
+
+fn pause(returns: u32) -> Duration {
+    (FIRST_PAUSE * 2_u32.saturating_pow(returns.min(16))).min(LONGEST_PAUSE)
+}
+
+/// Returns a delivery that could not be finished to its queue, after a pause: for this worker later, or for another one.
+pub async fn put_back(parts: &Parts, queue: &'static str, delivery: Delivery) {
+    DeliveryReturned { queue }.emit();
+    tokio::select! {
+        () = tokio::time::sleep(pause(delivery.returns())) => {}
+        () = parts.stop.cancelled() => {}
+    }
+    delivery.give_back().await;
+}
+
+/// Puts a message that cannot be read to the dead letters, with its reason.
+pub async fn reject(parts: &Arc<Parts>, delivery: Delivery, queue: &'static str, call_id: &str, why: &str) {
+    let mut put = parts.publisher.dead_letter(&delivery, DEAD_LETTERS, why).await;
+    if put.as_ref().is_err_and(crate::amqp::PublishError::is_unroutable) {
+        // Its queue is missing.
+        let spec = dead_letters();
+        match parts.publisher.restore(&spec).await {
+            Ok(missing) => {
+                if missing {
+                    DeadLettersDeclared { queue: &spec.name }.emit();
+                }
+                put = parts.publisher.dead_letter(&delivery, DEAD_LETTERS, why).await;
+            }
+            Err(error) => error!(queue = spec.name, %error, "the dead-letter queue cannot be declared"),
+        }
+    }
+    match put {
+        Ok(()) => {
+            MessageRejected { queue, call_id, why }.emit();
+            delivery.ack().await;
+        }
+        Err(error) if error.is_refusal() && delivery.returns() >= REFUSALS => {
+            error!(
+                event = "dead_letter_refused",
+                queue,
+                %error,
+                exchange = delivery.exchange(),
+                key = delivery.routing_key(),
+                bytes = delivery.body().len(),
+                "the dead letters do not take a message; it is left to the dead-lettering of the broker"
+            );
+            MessageRejected { queue, call_id, why }.emit();
+            delivery.refuse().await;
+        }
+        Err(error) => {
+            error!(event = "dead_letter_failed", queue, %error, why, "the dead letters do not take a message yet");
+            put_back(parts, queue, delivery).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_comes_again_and_again_rests_longer_and_never_long() {
+        let pauses: Vec<u128> = (0..7).map(|n| pause(n).as_millis()).collect();
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 8000, 8000]);
+        assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
+    }
+}
