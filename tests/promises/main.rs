@@ -25,6 +25,7 @@ mod actions;
 mod bridges;
 mod check;
 mod crashes;
+mod credentials;
 mod killed;
 mod ledger;
 mod main_job;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         main_job::TESTS,
         actions::TESTS,
         crashes::TESTS,
+        credentials::TESTS,
         ledger::TESTS,
         places::TESTS,
         sizes::TESTS,
