@@ -74,7 +74,7 @@ impl Couch {
         let query = [("include_docs", "true"), ("conflicts", "true")];
         let mut documents = Vec::with_capacity(ids.len());
         for some in ids.chunks(DOCUMENTS) {
-            let (_, found) = self
+            let found = self
                 .post(database, &["_all_docs"], &query, &json!({ "keys": some }))
                 .await?;
             let found: AllDocsResponse<Value> = parsed(found)?;
