@@ -38,8 +38,8 @@ use crate::kazoo::time::Clock;
 use crate::ledger::Ledger;
 use crate::recording::carry::{Seal, derive_key};
 use crate::system_config::{Accounts, SystemConfig};
-use crate::telemetry::{Pulses, survive, survive_for_ever};
 use crate::telemetry::events::ProxiesIgnored;
+use crate::telemetry::{Pulses, survive, survive_for_ever};
 
 mod labels;
 mod queues;
