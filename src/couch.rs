@@ -1,8 +1,8 @@
-//! A client of CouchDB and BigCouch: small JSON through `couch_rs`, audio through our own streaming requests.
+//! A client of CouchDB and BigCouch. `couch_rs` has the forms of what they answer; the requests are our own.
 //!
-//! `couch_rs` has one time-out for a whole request, which would cut a healthy long upload, and no attachments; so audio takes its own road:
-//! connect and silence are bounded, the length of the transfer is not. Nothing is ever buffered whole. Databases' and documents' names are
-//! percent-encoded here and nowhere else.
+//! `couch_rs`'s client cannot be used: it sends credentials to the proxy that HTTP_PROXY names, trusts no authority but the host's, has one
+//! time-out for a whole request, which would cut a healthy long upload, and no attachments. Here connect and silence are bounded, the length of
+//! a transfer is not. Audio is never buffered whole. Databases' and documents' names are percent-encoded here and nowhere else.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,13 @@ use thiserror::Error;
 mod bulk;
 mod client;
 mod databases;
+#[cfg(test)]
+pub(crate) mod fake;
+mod login;
+mod pages;
+mod peers;
 mod probe;
+mod proxies;
 mod server;
 mod upload;
 mod watch;
@@ -20,7 +26,11 @@ mod watch;
 pub use bulk::{Row, ViewRow};
 pub use client::Couch;
 pub use databases::Version;
+pub use login::{heard, refused};
+pub use pages::{Pages, Range};
+pub use peers::{News, join};
 pub use probe::{Session, Welcome};
+pub use proxies::ignored;
 pub use server::{NoServer, Server};
 pub use upload::{Attachment, ByteStream, Saved};
 pub use watch::{Silent, Watch};
@@ -67,7 +77,11 @@ impl CouchError {
             404 if reason.starts_with("Database does not exist") || reason == "no_db_file" => {
                 Self::DatabaseMissing(database.to_owned())
             }
-            404 => Self::NotFound,
+            404 if error == "not_found" => Self::NotFound,
+            // A proxy's page, or whatever else has that address: it says nothing about any document.
+            404 => Self::NoAnswer(
+                "404 came back, and not from CouchDB: is a proxy, or another server, at this address?".into(),
+            ),
             409 => Self::Conflict,
             403 if is_lockout(&reason) => Self::Locked(reason),
             // CouchDB has the same word for a user who may not use a database at all.
@@ -97,6 +111,27 @@ impl CouchError {
             *reason = clip(reason);
         }
         failed
+    }
+
+    /// Whether the server does not know us, or will not for some time: not that our user may not do what was asked.
+    pub fn is_about_credentials(&self) -> bool {
+        match self {
+            Self::Locked(_) => true,
+            Self::Unauthorized { status: 401, reason } => !reason.starts_with("You are not "),
+            _ => false,
+        }
+    }
+
+    /// The same refusal in other words.
+    fn with_reason(&self, change: impl FnOnce(&str) -> String) -> Self {
+        match self {
+            Self::Locked(reason) => Self::Locked(change(reason)),
+            Self::Unauthorized { status, reason } => Self::Unauthorized {
+                status: *status,
+                reason: change(reason),
+            },
+            other => other.clone(),
+        }
     }
 
     /// The HTTP status, if there was one.

@@ -20,6 +20,7 @@ use crate::telemetry::Pulses;
 
 mod counts;
 mod lookup;
+mod months;
 mod record;
 pub mod retention;
 mod revs;
@@ -29,7 +30,7 @@ mod testing;
 mod writer;
 
 pub use counts::Counted;
-pub use lookup::{Filter, STATES};
+pub use lookup::{Filter, STATES, Search};
 pub use record::{Address, Lease, Record};
 
 use store::Store;
@@ -256,6 +257,14 @@ impl Ledger {
     /// When the ledger does not tell.
     pub async fn open(&self, zone: &str) -> Result<Vec<Address>, LedgerError> {
         self.store.open(zone).await.map_err(LedgerError::Down)
+    }
+
+    /// For commands: begins to look for entries, over all months.
+    ///
+    /// # Errors
+    /// When the ledger does not tell its months.
+    pub async fn search(&self, filter: Filter) -> Result<Search<'_>, LedgerError> {
+        self.store.search(filter).await.map_err(LedgerError::Down)
     }
 
     /// For commands: the entries that fit, over all months, newest first.

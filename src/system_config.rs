@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-use crate::couch::Couch;
+use crate::couch::{Couch, CouchError};
 use crate::recording::plan::Defaults;
 use crate::telemetry::events::ConfigRead;
 use crate::telemetry::survive;
@@ -40,6 +41,9 @@ pub struct SystemConfig {
 /// Pauses between reads until the first has succeeded.
 const EAGER: Duration = Duration::from_secs(1);
 
+/// What stops every read is logged once in this time.
+const SAID_ONCE_IN: Duration = Duration::from_secs(60);
+
 impl SystemConfig {
     /// Begins to read, and to poll.
     pub fn start(couch: Couch, zone: String, poll: Duration, tasks: &TaskTracker, stop: CancellationToken) -> Self {
@@ -47,8 +51,9 @@ impl SystemConfig {
         let changed = Arc::new(Notify::new());
         let noticed = Arc::clone(&changed);
         tasks.spawn(async move {
+            let mut said = None;
             while !stop.is_cancelled() {
-                survive("system_config", read(&couch, &zone, &sender)).await;
+                survive("system_config", read(&couch, &zone, &sender, &mut said)).await;
                 let pause = if sender.borrow().is_some() {
                     poll
                 } else {
@@ -83,9 +88,16 @@ impl SystemConfig {
     }
 }
 
-async fn read(couch: &Couch, zone: &str, sender: &watch::Sender<Option<Media>>) {
+/// `said` is what was logged last, and when.
+async fn read(
+    couch: &Couch,
+    zone: &str,
+    sender: &watch::Sender<Option<Media>>,
+    said: &mut Option<(CouchError, Instant)>,
+) {
     match couch.get(DATABASE, DOCUMENT).await {
         Ok(document) => {
+            *said = None;
             let media = Media::read(&document.unwrap_or(Value::Null), zone);
             sender.send_if_modified(|present| {
                 let news = present.as_ref() != Some(&media);
@@ -97,10 +109,19 @@ async fn read(couch: &Couch, zone: &str, sender: &watch::Sender<Option<Media>>) 
             });
             ConfigRead { result: Ok(()) }.emit();
         }
-        Err(error) => ConfigRead {
-            result: Err((&error.to_string(), sender.borrow().is_some())),
+        // Also a missing database: a server that misses this one does not know any, and says nothing about recordings.
+        Err(error) => {
+            let is_old = said
+                .as_ref()
+                .is_some_and(|(before, at)| *before == error && at.elapsed() < SAID_ONCE_IN);
+            ConfigRead {
+                result: Err((&error.to_string(), sender.borrow().is_some(), !is_old)),
+            }
+            .emit();
+            if !is_old {
+                *said = Some((error, Instant::now()));
+            }
         }
-        .emit(),
     }
 }
 
@@ -122,4 +143,58 @@ fn tell(media: &Media, zone: &str) {
         storage_retry_times = media.storage_retry_times,
         "system_config/media read"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::couch::fake;
+
+    use super::*;
+
+    const ACCOUNT: &str = "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4";
+
+    /// Waits until the server was asked so often.
+    async fn asked(log: &fake::Log, times: usize) {
+        let waiting = async {
+            while log.lock().unwrap().len() < times {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_server_without_the_databases_does_not_have_recordings_thrown_away() {
+        for answer in [
+            fake::no_database(),
+            // Older relatives.
+            (404, serde_json::json!({"error": "not_found", "reason": "no_db_file"})),
+            // A proxy's page.
+            (404, Value::String("<html>Not Found</html>".into())),
+            (200, Value::String("<html>Welcome</html>".into())),
+        ] {
+            let said = format!("{answer:?}");
+            let (couch, log) = fake::couch(move |_| answer.clone()).await;
+            let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+            let poll = Duration::from_millis(1);
+            let config = SystemConfig::start(couch.clone(), "local".into(), poll, &tasks, stop.clone());
+            // The second read comes after the first was judged.
+            asked(&log, 3).await;
+            assert_eq!(config.current(), None, "{said}");
+            assert_eq!(Accounts::new(couch).plan(ACCOUNT).await, Plan::Unknown, "{said}");
+            stop.cancel();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_document_that_is_missing_on_a_server_with_its_database_is_an_answer() {
+        let (couch, log) = fake::couch(|_| (404, serde_json::json!({"error": "not_found", "reason": "missing"}))).await;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let poll = Duration::from_millis(1);
+        let config = SystemConfig::start(couch.clone(), "local".into(), poll, &tasks, stop.clone());
+        asked(&log, 3).await;
+        assert_eq!(config.current().map(|media| media.store_recordings), Some(false));
+        assert_eq!(Accounts::new(couch).plan(ACCOUNT).await, Plan::None);
+        stop.cancel();
+    }
 }

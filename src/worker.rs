@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -15,9 +15,10 @@ use tracing::{info, warn};
 use crate::admin::{self, Instruments, Readiness};
 use crate::amqp::{Brokers, Consumers, Delivery, Publisher, Requests, Room};
 use crate::config::Config;
-use crate::couch::{Couch, CouchError};
+use crate::couch::{self, Couch, CouchError};
 use crate::destination::hold::Hold;
 use crate::destination::http::{Http, NoClient};
+use crate::destination::modb;
 use crate::destination::servers::Servers;
 use crate::destination::targets::{Pauses, Targets};
 use crate::flow::alerts::Alerts;
@@ -35,8 +36,9 @@ use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::APP_NAME;
 use crate::kazoo::time::Clock;
 use crate::ledger::Ledger;
-use crate::recording::carry::Seal;
+use crate::recording::carry::{Seal, derive_key};
 use crate::system_config::{Accounts, SystemConfig};
+use crate::telemetry::events::ProxiesIgnored;
 use crate::telemetry::{Pulses, survive, survive_for_ever};
 
 mod labels;
@@ -80,6 +82,10 @@ impl Worker {
     /// What this host itself does not allow: a port, the spool.
     pub async fn start(config: Config, clock: Clock, instruments: Instruments) -> Result<Self, StartError> {
         labels::begin_at_zero();
+        ProxiesIgnored {
+            variables: &couch::ignored(),
+        }
+        .emit();
         let (tasks, handlers) = (TaskTracker::new(), TaskTracker::new());
         let (stop, close) = (CancellationToken::new(), CancellationToken::new());
         let sender = Sender {
@@ -141,6 +147,16 @@ impl Worker {
             close.clone(),
         );
 
+        // Before anything asks the database.
+        let mut hearing = consumers.watch();
+        let (is_ready, ready) = watch::channel(false);
+        tasks.spawn(async move {
+            if hearing.wait_for(|state| state.consuming).await.is_ok() {
+                is_ready.send_replace(true);
+            }
+        });
+        let credentials = couch::join(derive_key(&secret, "kz_record_call credentials 1"), ready);
+
         let system_config = SystemConfig::start(
             couch.clone(),
             config.kazoo.zone.clone(),
@@ -197,6 +213,7 @@ impl Worker {
             accounts,
             servers,
             targets,
+            whole: modb::Whole::default(),
             alerts,
             crash: Crash::from_environment(),
             tasks: handlers.clone(),
@@ -234,6 +251,9 @@ impl Worker {
         ] {
             worker.tasks.spawn(survive_for_ever(name, work));
         }
+        worker
+            .tasks
+            .spawn(notices::share(Arc::clone(&worker.parts), credentials));
         info!(
             node = worker.parts.sender.node,
             ingest = %worker.parts.ingest.base(),

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::What;
 use crate::flow::next;
+use crate::kazoo::time::Moment;
 use crate::ledger::{Filter, Record, STATES};
 
 use super::explain;
@@ -46,12 +47,14 @@ pub struct ListArgs {
 }
 
 fn age(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.len().saturating_sub(1));
+    // The last character, not the last byte.
+    let unit = text.chars().next_back();
+    let number = unit.map_or(text, |unit| &text[..text.len() - unit.len_utf8()]);
     let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        Some('d') => 86_400,
         _ => return Err("a number and s, m, h or d, such as 15m".into()),
     };
     let number: u64 = number
@@ -93,15 +96,9 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
             cause: args.cause.clone(),
             before: args.older.map(|age| now.minus(age)),
             after: args.newer.map(|age| now.minus(age)),
-            // One more, to know whether there are more.
-            limit: args.limit.saturating_add(1),
             ..Filter::default()
         };
-        let found = desk.ledger.find(&filter).await;
-        desk.close().await;
-        let mut found = found.context("the ledger does not tell")?;
-        let more = found.len() > args.limit;
-        found.truncate(args.limit);
+        let mut search = desk.ledger.search(filter).await.context("the ledger does not tell")?;
         let mut out = std::io::stdout().lock();
         if !args.json {
             writeln!(
@@ -110,38 +107,51 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
                 "MEDIA ID", "STATE", "CAUSE", "AGE", "ACCOUNT"
             )?;
         }
-        for record in &found {
-            let row = Row::of(record);
-            if args.json {
-                writeln!(out, "{}", row.json(record))?;
-            } else {
-                let age = record
-                    .entry
-                    .order()
-                    .map_or(0, |order| now.since(order.asked_at).as_secs());
-                writeln!(
-                    out,
-                    "{:<40} {:<12} {:<20} {:>12}  {:<32} {}",
-                    row.media_id,
-                    row.state,
-                    row.cause.unwrap_or("-"),
-                    duration(age),
-                    row.account.unwrap_or("-"),
-                    Plain(&record.entry.call_id)
-                )?;
+        let (mut written, mut more) = (0, false);
+        // Written as they come: there can be more than fit into memory.
+        while let Some(records) = search.next().await.context("the ledger does not tell")? {
+            let room = args.limit - written;
+            for record in records.iter().take(room) {
+                row(&mut out, record, args.json, now)?;
+            }
+            written += records.len().min(room);
+            if records.len() > room {
+                more = true;
+                break;
             }
         }
+        drop(search);
+        desk.close().await;
         if !args.json {
-            let s = if found.len() == 1 { "" } else { "s" };
-            writeln!(out, "{} recording{s}", found.len())?;
+            let s = if written == 1 { "" } else { "s" };
+            writeln!(out, "{written} recording{s}")?;
         }
         if more {
             // On standard error, so that standard output stays what it is.
             out.flush()?;
-            eprintln!("there are more: these are the newest {}, see --limit", found.len());
+            eprintln!("there are more: these are the newest {written}, see --limit");
         }
         Ok(true)
     })
+}
+
+fn row(out: &mut impl Write, record: &Record, as_json: bool, now: Moment) -> std::io::Result<()> {
+    let row = Row::of(record);
+    if as_json {
+        return writeln!(out, "{}", row.json(record));
+    }
+    let asked_at = record.entry.order().map(|order| order.asked_at);
+    let age = asked_at.map_or(0, |asked_at| now.since(asked_at).as_secs());
+    writeln!(
+        out,
+        "{:<40} {:<12} {:<20} {:>12}  {:<32} {}",
+        row.media_id,
+        row.state,
+        row.cause.unwrap_or("-"),
+        duration(age),
+        row.account.unwrap_or("-"),
+        Plain(&record.entry.call_id)
+    )
 }
 
 struct Row<'a> {
@@ -191,38 +201,45 @@ pub struct RetryArgs {
 pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
     block_on(async {
         let desk = Desk::open(config)?;
-        let records = match &args.name {
-            Some(name) => vec![desk.one(name).await?],
+        let mut out = std::io::stdout().lock();
+        let mut moved = 0;
+        match &args.name {
+            Some(name) => moved += again(&desk, &mut out, desk.one(name).await?).await?,
             None => {
                 let filter = Filter {
                     state: Some("parked".into()),
-                    limit: 100_000,
                     ..Filter::default()
                 };
-                desk.ledger.find(&filter).await.context("the ledger does not tell")?
+                let mut search = desk.ledger.search(filter).await.context("the ledger does not tell")?;
+                // One batch after the other: after a long outage there can be more than fit into memory.
+                while let Some(records) = search.next().await.context("the ledger does not tell")? {
+                    for record in records {
+                        moved += again(&desk, &mut out, record).await?;
+                    }
+                }
             }
-        };
-        let mut out = std::io::stdout().lock();
-        let mut moved = 0;
-        for record in records {
-            let mut entry = record.entry;
-            let media_id = entry
-                .order()
-                .map_or("unknown", |order| order.media_id.as_str())
-                .to_owned();
-            if entry.outcome().is_some() {
-                writeln!(out, "{media_id}: it is {} already", entry.state())?;
-                continue;
-            }
-            let retry = entry.retry();
-            desk.add(&mut entry, retry).await?;
-            writeln!(out, "{media_id}: moved on; a worker takes it up now")?;
-            moved += 1;
         }
         desk.close().await;
         writeln!(out, "{moved} moved on")?;
         Ok(moved > 0 || args.all_parked)
     })
+}
+
+/// Moves one recording on; how many that are.
+async fn again(desk: &Desk, out: &mut impl Write, record: Record) -> anyhow::Result<usize> {
+    let mut entry = record.entry;
+    let media_id = entry
+        .order()
+        .map_or("unknown", |order| order.media_id.as_str())
+        .to_owned();
+    if entry.outcome().is_some() {
+        writeln!(out, "{media_id}: it is {} already", entry.state())?;
+        return Ok(0);
+    }
+    let retry = entry.retry();
+    desk.add(&mut entry, retry).await?;
+    writeln!(out, "{media_id}: moved on; a worker takes it up now")?;
+    Ok(1)
 }
 
 /// What is given up.
@@ -309,7 +326,7 @@ mod tests {
     fn ages_have_a_unit() {
         assert_eq!(age("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(age("2d"), Ok(Duration::from_secs(172_800)));
-        for bad in ["", "5", "m", "1w", "-1h"] {
+        for bad in ["", "5", "m", "1w", "-1h", "5\u{b5}", "\u{b5}", "5\u{1f600}", "\u{661}m"] {
             assert!(age(bad).is_err(), "{bad}");
         }
     }

@@ -150,6 +150,8 @@ fn bad_certificate(path: &Path, error: &rustls::Error) -> Unusable {
 pub enum TlsFault {
     /// The other end's certificate is not one that we take.
     Certificate(String),
+    /// The other end shows the certificate of an authority as its own: one made with plain `openssl req -x509` says of itself that it is one.
+    Authority,
     /// The other end will not have ours, or not the way that we speak TLS.
     Refused(String),
     /// The other end does not speak TLS.
@@ -163,6 +165,10 @@ impl TlsFault {
         while let Some(error) = next {
             if let Some(fault) = error.downcast_ref::<rustls::Error>() {
                 return Some(match fault {
+                    // rustls gives the reason of its certificate library as text only.
+                    rustls::Error::InvalidCertificate(why) if format!("{why:?}").contains("CaUsedAsEndEntity") => {
+                        Self::Authority
+                    }
                     rustls::Error::InvalidCertificate(why) => Self::Certificate(why.to_string()),
                     rustls::Error::AlertReceived(why) => Self::Refused(format!("{why:?}")),
                     other => Self::Protocol(other.to_string()),
@@ -183,6 +189,10 @@ impl TlsFault {
             Self::Certificate(why) => format!(
                 "its TLS certificate is not trusted ({why}); {setting} names a file with the authority that issued it, and the certificate must \
                  be for the name in the address"
+            ),
+            Self::Authority => format!(
+                "its TLS certificate says that it is an authority's (CA:TRUE), as `openssl req -x509` makes it, and no server's; {setting} does not \
+                 help there. Make the server a new certificate with `-addext basicConstraints=critical,CA:FALSE`, and name that one in {setting}"
             ),
             Self::Refused(why) if setting.starts_with("amqp.") => format!(
                 "it broke TLS off ({why}): it may ask for a certificate of ours that it trusts, amqp.client_certificate"
@@ -283,6 +293,17 @@ mod tests {
         assert_eq!(found, TlsFault::Certificate("UnknownIssuer".into()));
         assert!(found.words("couchdb.ca_file").contains("couchdb.ca_file"));
         assert_eq!(TlsFault::of(&std::io::Error::other("else")), None);
+        // As rustls has it from its certificate library.
+        #[derive(Debug, thiserror::Error)]
+        #[error("CaUsedAsEndEntity")]
+        struct CaUsedAsEndEntity;
+        let other = rustls::OtherError(Arc::new(CaUsedAsEndEntity));
+        let fault = rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other));
+        let words = TlsFault::of(&fault).unwrap().words("couchdb.ca_file");
+        assert!(
+            words.contains("CA:TRUE") && words.contains("basicConstraints=critical,CA:FALSE"),
+            "{words}"
+        );
         let alert = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
         let words = TlsFault::of(&alert).unwrap().words("amqp.ca_file");
         assert!(

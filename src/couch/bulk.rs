@@ -1,11 +1,17 @@
 //! Many small documents at once, views, and databases.
 
+use couch_rs::document::AllDocsResponse;
+use couch_rs::types::view::RawViewCollection;
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::CouchError;
-use super::client::{Couch, answer};
+use super::client::Couch;
+
+/// Documents that are asked for in one request: answers are read whole, and an entry can have some ten kilobytes.
+pub(super) const DOCUMENTS: usize = 100;
 
 /// What became of one document of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,21 +72,28 @@ impl Couch {
     /// When the database does not tell.
     pub async fn get_many(&self, database: &str, ids: &[String]) -> Result<Vec<Option<Value>>, CouchError> {
         let query = [("include_docs", "true"), ("conflicts", "true")];
-        let found = self
-            .post(database, &["_all_docs"], &query, &json!({ "keys": ids }))
-            .await?;
-        let rows = rows(&found)?;
-        if rows.len() != ids.len() {
-            return Err(CouchError::NoAnswer(
-                "_all_docs gave other rows than were asked for".into(),
-            ));
+        let mut documents = Vec::with_capacity(ids.len());
+        for some in ids.chunks(DOCUMENTS) {
+            let found = self
+                .post(database, &["_all_docs"], &query, &json!({ "keys": some }))
+                .await?;
+            let found: AllDocsResponse<Value> = parsed(found)?;
+            if found.rows.len() != some.len() {
+                return Err(CouchError::NoAnswer(
+                    "_all_docs gave other rows than were asked for".into(),
+                ));
+            }
+            for row in found.rows {
+                match row.error.as_deref() {
+                    None | Some("not_found") => documents.push(row.doc.filter(Value::is_object)),
+                    // Whether it is there is open: a part of the cluster did not answer.
+                    Some(error) => {
+                        return Err(CouchError::NoAnswer(format!("a document cannot be read: {error}")));
+                    }
+                }
+            }
         }
-        let document = |row: &Value| match row.get("error").and_then(Value::as_str) {
-            None | Some("not_found") => Ok(row.get("doc").filter(|doc| doc.is_object()).cloned()),
-            // Whether it is there is open: a part of the cluster did not answer.
-            Some(error) => Err(CouchError::NoAnswer(format!("a document cannot be read: {error}"))),
-        };
-        rows.iter().map(document).collect()
+        Ok(documents)
     }
 
     /// One revision of a document.
@@ -89,7 +102,7 @@ impl Couch {
     /// As `get`.
     pub async fn get_revision(&self, database: &str, id: &str, rev: &str) -> Result<Option<Value>, CouchError> {
         let request = self.request(Method::GET, database, &[id]).query(&[("rev", rev)]);
-        match answer(request.send().await, database).await {
+        match self.ask(request, database).await {
             Ok((_, document)) => Ok(Some(document)),
             Err(CouchError::NotFound) => Ok(None),
             Err(error) => Err(error),
@@ -102,29 +115,37 @@ impl Couch {
     /// When it may still be there.
     pub async fn delete(&self, database: &str, id: &str, rev: &str) -> Result<(), CouchError> {
         let request = self.request(Method::DELETE, database, &[id]).query(&[("rev", rev)]);
-        match answer(request.send().await, database).await {
+        match self.ask(request, database).await {
             Ok(_) | Err(CouchError::NotFound | CouchError::DatabaseMissing(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// The documents whose ids lie between two, both included.
+    /// The documents whose ids lie between two, both included, page by page.
     ///
     /// # Errors
     /// When the database does not tell.
     pub async fn id_range(&self, database: &str, from: &str, to: &str) -> Result<Vec<Value>, CouchError> {
-        let (from, to) = (json!(from).to_string(), json!(to).to_string());
-        let query = [
-            ("startkey", from.as_str()),
-            ("endkey", &to),
-            ("include_docs", "true"),
-            ("conflicts", "true"),
-        ];
-        let found = self.read(database, &["_all_docs"], &query).await?;
-        Ok(rows(&found)?
-            .iter()
-            .filter_map(|row| row.get("doc").filter(|doc| doc.is_object()).cloned())
-            .collect())
+        let (to, limit) = (json!(to).to_string(), DOCUMENTS.to_string());
+        let (mut from, mut skip, mut all) = (from.to_owned(), "0", Vec::new());
+        loop {
+            let start = json!(from).to_string();
+            let query = [
+                ("startkey", start.as_str()),
+                ("endkey", &to),
+                ("limit", &limit),
+                ("skip", skip),
+                ("include_docs", "true"),
+                ("conflicts", "true"),
+            ];
+            let page: AllDocsResponse<Value> = parsed(self.read(database, &["_all_docs"], &query).await?)?;
+            let (rows, last) = (page.rows.len(), page.rows.last().and_then(|row| row.id.clone()));
+            all.extend(page.rows.into_iter().filter_map(|row| row.doc.filter(Value::is_object)));
+            match last {
+                Some(last) if rows >= DOCUMENTS && last != from => (from, skip) = (last, "1"),
+                _ => return Ok(all),
+            }
+        }
     }
 
     /// Rows of a view. `query` is CouchDB's own, with JSON values as text.
@@ -139,15 +160,16 @@ impl Couch {
         query: &[(&str, &str)],
     ) -> Result<Vec<ViewRow>, CouchError> {
         let found = self.read(database, &["_design", design, "_view", view], query).await?;
-        let row = |row: &Value| {
+        let found: RawViewCollection<Value, Value> = parsed(found)?;
+        let row = |row: couch_rs::types::view::ViewItem<Value, Value, Value>| {
             Some(ViewRow {
-                id: row.get("id")?.as_str()?.to_owned(),
-                key: row.get("key").cloned().unwrap_or(Value::Null),
-                value: row.get("value").cloned().unwrap_or(Value::Null),
-                doc: row.get("doc").filter(|doc| doc.is_object()).cloned(),
+                id: row.id?,
+                key: row.key,
+                value: row.value,
+                doc: row.doc.filter(Value::is_object),
             })
         };
-        Ok(rows(&found)?.iter().filter_map(row).collect())
+        Ok(found.rows.into_iter().filter_map(row).collect())
     }
 
     /// Keys and values of a view that reduces, grouped. `query` as in `view`.
@@ -162,11 +184,8 @@ impl Couch {
         query: &[(&str, &str)],
     ) -> Result<Vec<(Value, Value)>, CouchError> {
         let found = self.read(database, &["_design", design, "_view", view], query).await?;
-        let part = |row: &Value, name: &str| row.get(name).cloned().unwrap_or(Value::Null);
-        Ok(rows(&found)?
-            .iter()
-            .map(|row| (part(row, "key"), part(row, "value")))
-            .collect())
+        let found: RawViewCollection<Value, Value> = parsed(found)?;
+        Ok(found.rows.into_iter().map(|row| (row.key, row.value)).collect())
     }
 
     /// Writes a design document: a new one, unless its `_rev` says which revision it replaces.
@@ -178,7 +197,7 @@ impl Couch {
             .request(Method::PUT, database, &["_design", name])
             .header(CONTENT_TYPE, "application/json")
             .body(design.to_string());
-        answer(request.send().await, database).await.map(drop)
+        self.ask(request, database).await.map(drop)
     }
 
     /// Drops a database with all that is in it; one that is not there is no error.
@@ -186,7 +205,7 @@ impl Couch {
     /// # Errors
     /// When it may still be there.
     pub async fn drop_database(&self, database: &str) -> Result<(), CouchError> {
-        match answer(self.request(Method::DELETE, database, &[]).send().await, database).await {
+        match self.ask(self.request(Method::DELETE, database, &[]), database).await {
             Ok(_) | Err(CouchError::NotFound | CouchError::DatabaseMissing(_)) => Ok(()),
             Err(error) => Err(error),
         }
@@ -197,7 +216,7 @@ impl Couch {
     /// # Errors
     /// When it does not exist, or the server does not tell.
     pub async fn database_info(&self, database: &str) -> Result<Value, CouchError> {
-        match answer(self.request(Method::GET, database, &[]).send().await, database).await {
+        match self.ask(self.request(Method::GET, database, &[]), database).await {
             Ok((_, info)) => Ok(info),
             Err(CouchError::NotFound) => Err(CouchError::DatabaseMissing(database.to_owned())),
             Err(error) => Err(error),
@@ -214,8 +233,10 @@ impl Couch {
         let request = self
             .server(Method::GET, "_all_dbs")
             .query(&[("startkey", &from), ("endkey", &to)]);
-        let (_, names) = answer(request.send().await, "").await?;
-        let names = names.as_array().cloned().unwrap_or_default();
+        let (_, names) = self.ask(request, "").await?;
+        let Some(names) = names.as_array() else {
+            return Err(CouchError::NoAnswer("_all_dbs gave no list".into()));
+        };
         let mine = |name: &Value| name.as_str()?.strip_prefix(self.prefix()).map(str::to_owned);
         // Servers that ignore the range give every name.
         Ok(names
@@ -227,7 +248,7 @@ impl Couch {
 
     async fn read(&self, database: &str, path: &[&str], query: &[(&str, &str)]) -> Result<Value, CouchError> {
         let request = self.request(Method::GET, database, path).query(query);
-        Ok(answer(request.send().await, database).await?.1)
+        Ok(self.ask(request, database).await?.1)
     }
 
     async fn post(
@@ -253,15 +274,12 @@ impl Couch {
             .query(query)
             .header(CONTENT_TYPE, "application/json")
             .body(body.to_string());
-        answer(request.send().await, database).await
+        self.ask(request, database).await
     }
 }
 
-fn rows(found: &Value) -> Result<&Vec<Value>, CouchError> {
-    found
-        .get("rows")
-        .and_then(Value::as_array)
-        .ok_or_else(|| CouchError::NoAnswer("the answer has no rows".into()))
+fn parsed<T: DeserializeOwned>(answer: Value) -> Result<T, CouchError> {
+    serde_json::from_value(answer).map_err(|error| CouchError::NoAnswer(format!("the answer has no rows: {error}")))
 }
 
 fn row(row: &Value) -> Row {

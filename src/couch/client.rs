@@ -4,8 +4,6 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use couch_rs::database::Database;
-use couch_rs::error::CouchError as LibraryError;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Certificate, Method, RequestBuilder, Response};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -15,7 +13,8 @@ use url::Url;
 use crate::config::{self, TlsFault};
 
 use super::databases::Known;
-use super::{CouchError, Server};
+use super::login::{Login, Stand};
+use super::{CouchError, Server, peers};
 
 /// What stays in a path segment; `+` does not, for CouchDB decodes it as a blank there.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -23,14 +22,14 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 /// A database server. Cheap to clone.
 #[derive(Clone)]
 pub struct Couch {
-    /// `None` where authorities of our own are to be trusted: the library knows only the host's.
-    documents: Option<couch_rs::Client>,
     http: reqwest::Client,
     /// Without the time-out of `http`, which would cut long uploads; see `watch`.
     uploads: reqwest::Client,
     url: Url,
     username: String,
     password: SecretString,
+    /// `None` without credentials.
+    pub(super) login: Option<Arc<Login>>,
     prefix: String,
     /// The longest silence while a request or an answer is under way.
     pub(super) silence: Duration,
@@ -55,26 +54,18 @@ impl Couch {
                 // Shorter than any server's keep-alive, so that an upload never begins on a connection that is being closed.
                 .pool_idle_timeout(Duration::from_secs(4))
                 .redirect(reqwest::redirect::Policy::none())
+                .no_proxy()
         };
         let http = client().read_timeout(config.read_timeout).build();
         let http = http.map_err(|error| failed(error.to_string()))?;
         let uploads = client().build().map_err(|error| failed(error.to_string()))?;
-        let (username, password) = (config.username.as_str(), config.password.expose_secret());
-        let seconds = config.read_timeout.as_secs().max(1);
-        let credentials = (!username.is_empty()).then_some((username, password));
-        let library = || {
-            let (username, password) = (credentials.map(|c| c.0), credentials.map(|c| c.1));
-            couch_rs::Client::new_with_timeout(config.url.as_str(), username, password, Some(seconds))
-        };
-        let documents = config.ca.is_none().then(library).transpose();
-        let documents = documents.map_err(|error| failed(error.to_string()))?;
         Ok(Self {
-            documents,
             http,
             uploads,
             url: config.url.clone(),
             username: config.username.clone(),
             password: config.password.clone(),
+            login: Login::of(&config.url, &config.username, &config.password),
             prefix: config.database_prefix.clone(),
             silence: config.read_timeout,
             version: Arc::default(),
@@ -99,42 +90,83 @@ impl Couch {
         })
     }
 
-    /// Whether the server answers.
+    /// Whether the server answers, and takes our credentials.
     ///
     /// # Errors
     /// `NoAnswer`, or what it answered instead.
     pub async fn ping(&self) -> Result<(), CouchError> {
-        match &self.documents {
-            Some(library) => library
-                .check_status()
-                .await
-                .map(drop)
-                .map_err(|error| of_library(&error, "")),
-            None => answer(self.server(Method::GET, "").send().await, "").await.map(drop),
+        let (_, welcome) = self.ask(self.server(Method::GET, ""), "").await?;
+        // Older relatives say "Welcome", PouchDB's server says other words; a page of something else is no JSON.
+        if welcome.is_object() {
+            Ok(())
+        } else {
+            Err(CouchError::NoAnswer("what answered is no CouchDB".into()))
         }
     }
 
-    /// A document, or `None` when it, or its database, does not exist.
+    /// A document, or `None` when it does not exist.
     ///
     /// # Errors
-    /// Anything else than the document or its absence.
+    /// Anything else than the document or its absence. A missing database is an error: a server that has not got the list of databases from
+    /// the others yet misses all of them, and says nothing about any document.
     pub async fn get(&self, database: &str, id: &str) -> Result<Option<Value>, CouchError> {
-        let found = match &self.documents {
-            Some(library) => {
-                // `Client::db` would create it.
-                let name = segment(&format!("{}{database}", self.prefix));
-                let found = Database::new(name, library.clone()).get_raw(id).await;
-                found.map_err(|error| of_library(&error, database))
-            }
-            None => {
-                let found = answer(self.request(Method::GET, database, &[id]).send().await, database).await;
-                found.map(|(_, document)| document)
-            }
-        };
-        match found {
-            Ok(document) => Ok(Some(document)),
-            Err(CouchError::NotFound | CouchError::DatabaseMissing(_)) => Ok(None),
+        match self.ask(self.request(Method::GET, database, &[id]), database).await {
+            Ok((_, document)) if document.is_object() => Ok(Some(document)),
+            Ok(_) => Err(CouchError::NoAnswer("what answered is no document".into())),
+            Err(CouchError::NotFound) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a request with a small answer, unless the server refuses our credentials.
+    pub(super) async fn ask(&self, request: RequestBuilder, database: &str) -> Result<(u16, Value), CouchError> {
+        self.send_with(async { answer(request.send().await, database).await })
+            .await
+    }
+
+    /// The same for whatever sends a request.
+    pub(super) async fn send_with<T>(
+        &self,
+        sending: impl Future<Output = Result<T, CouchError>>,
+    ) -> Result<T, CouchError> {
+        self.let_in().await?;
+        let result = sending.await;
+        if let Some(login) = &self.login {
+            login.learn(&result, false);
+        }
+        result
+    }
+
+    /// Waits until the credentials are proved.
+    async fn let_in(&self) -> Result<(), CouchError> {
+        let Some(login) = &self.login else { return Ok(()) };
+        loop {
+            match login.stand() {
+                Stand::Open => return Ok(()),
+                Stand::Shut(error) => return Err(error),
+                Stand::Ask => {}
+            }
+            let (couch, login) = (self.clone(), Arc::clone(login));
+            // In a task of its own: a caller that gives up must not break off a request that counts at the server.
+            let asked = tokio::spawn(async move {
+                let _alone = login.asking.lock().await;
+                if login.is_new() {
+                    peers::take_turns().await;
+                }
+                if !matches!(login.stand(), Stand::Ask) {
+                    return Ok(());
+                }
+                let session = couch.server(Method::GET, "_session").send().await;
+                let session = session.map_err(|error| no_answer(&error))?;
+                // Whatever else came back, as of a proxy that lets nothing but databases through: the credentials were not refused.
+                let result = answer(Ok(session), "").await;
+                let refused = result.err().filter(CouchError::is_about_credentials);
+                login.learn(&refused.map_or(Ok(()), Err), true);
+                Ok(())
+            });
+            asked
+                .await
+                .unwrap_or_else(|error| Err(CouchError::NoAnswer(error.to_string())))?;
         }
     }
 
@@ -243,24 +275,6 @@ pub(super) fn no_answer(error: &reqwest::Error) -> CouchError {
     } else {
         format!("{kind}: {words}")
     })
-}
-
-/// couch_rs hides transport errors behind status 501 and keeps only CouchDB's `error` word; not even that, where it makes a transport error of
-/// a status.
-fn of_library(error: &LibraryError, database: &str) -> CouchError {
-    let transport = error
-        .source()
-        .and_then(|source| source.downcast_ref::<reqwest::Error>());
-    match (transport, error) {
-        (Some(transport), _) => match transport.status() {
-            Some(status) => CouchError::of_status(status.as_u16(), "", "", database),
-            None => no_answer(transport),
-        },
-        (None, LibraryError::OperationFailed(details)) => {
-            CouchError::of_status(details.status.as_u16(), &details.message, "", database)
-        }
-        (None, other) => CouchError::NoAnswer(other.to_string()),
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::CouchError;
-use super::client::{Couch, answer};
+use super::client::Couch;
 
 /// A server's version. BigCouch says that it is the CouchDB 1.x that it was made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +43,9 @@ pub(super) type Known = Mutex<Option<(Version, Instant)>>;
 /// A server is asked again after this: it may have been upgraded, or another may stand behind the balancer.
 const KNOWN_FOR: Duration = Duration::from_secs(600);
 
+/// The database that every Kazoo cluster has.
+const ACCOUNTS: &str = "accounts";
+
 /// Documents that are asked for at once.
 const PAGE: usize = 500;
 
@@ -58,7 +61,7 @@ impl Couch {
         {
             return Ok(version);
         }
-        let (_, welcome) = answer(self.server(Method::GET, "").send().await, "").await?;
+        let (_, welcome) = self.ask(self.server(Method::GET, ""), "").await?;
         let version =
             Version::read(&welcome).ok_or_else(|| CouchError::NoAnswer("the server tells no version".into()))?;
         *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some((version, Instant::now()));
@@ -70,21 +73,76 @@ impl Couch {
     /// # Errors
     /// When the server does not tell.
     pub async fn has_database(&self, database: &str) -> Result<bool, CouchError> {
-        match answer(self.request(Method::GET, database, &[]).send().await, database).await {
+        match self.ask(self.request(Method::GET, database, &[]), database).await {
             Ok(_) => Ok(true),
             Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Creates a database; `false` when it was there already.
+    /// Whether the server knows the cluster's databases, told by the one that every Kazoo cluster has. A node that is new, or back, answers "does
+    /// not exist" for every database until it has the list from the other nodes; a database that is created there meanwhile is a second one of
+    /// that name.
+    ///
+    /// # Errors
+    /// When it does not, or nobody can tell.
+    pub async fn knows_databases(&self) -> Result<(), CouchError> {
+        if self.has_database(ACCOUNTS).await? {
+            return Ok(());
+        }
+        // With a prefix of its own, for trying out, it may stand beside a cluster's databases.
+        if !self.prefix().is_empty() {
+            let answer = self.ask(self.server(Method::GET, ACCOUNTS), ACCOUNTS).await;
+            match answer {
+                Ok(_) => return Ok(()),
+                Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(CouchError::NoAnswer(format!(
+            "the server has no database {}{ACCOUNTS}, so it may not know the others either",
+            self.prefix()
+        )))
+    }
+
+    /// Creates a database; `false` when it was there already. A creation that failed is looked up: CouchDB answers 500 when two create at once,
+    /// or when the shards do not open in time, and answers get lost.
     ///
     /// # Errors
     /// When it is not there afterwards, or nobody can tell.
     pub async fn create_database(&self, database: &str) -> Result<bool, CouchError> {
-        match answer(self.request(Method::PUT, database, &[]).send().await, database).await {
+        match self.put_database(database).await {
+            Err(error @ (CouchError::Failed { .. } | CouchError::NoAnswer(_) | CouchError::Conflict)) => {
+                match self.has_database(database).await {
+                    // Most likely by this very request.
+                    Ok(true) => Ok(true),
+                    _ => Err(error),
+                }
+            }
+            other => other,
+        }
+    }
+
+    async fn put_database(&self, database: &str) -> Result<bool, CouchError> {
+        match self.ask(self.request(Method::PUT, database, &[]), database).await {
             Ok(_) => Ok(true),
             Err(CouchError::Refused { status: 412, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a database has a design document; `id` with its `_design/`.
+    ///
+    /// # Errors
+    /// When the database does not tell.
+    pub async fn has_design(&self, database: &str, id: &str) -> Result<bool, CouchError> {
+        let name = id.strip_prefix("_design/").unwrap_or(id);
+        match self
+            .ask(self.request(Method::GET, database, &["_design", name]), database)
+            .await
+        {
+            Ok(_) => Ok(true),
+            Err(CouchError::NotFound) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -104,7 +162,7 @@ impl Couch {
             .query(&[("include_docs", "true")])
             .header(CONTENT_TYPE, "application/json")
             .body(json!({ "keys": keys }).to_string());
-        let (_, answer) = answer(request.send().await, database).await?;
+        let (_, answer) = self.ask(request, database).await?;
         Ok(documents(answer).map(|(_, document)| document).collect())
     }
 
@@ -126,7 +184,7 @@ impl Couch {
             if let Some(after) = &after {
                 request = request.query(&[("startkey", json!(after).to_string().as_str()), ("skip", "1")]);
             }
-            let (_, page) = answer(request.send().await, database).await?;
+            let (_, page) = self.ask(request, database).await?;
             let (mut last, mut rows) = (None, 0);
             for (id, document) in documents(page) {
                 (last, rows) = (Some(id), rows + 1);
@@ -150,7 +208,7 @@ impl Couch {
             .request(Method::POST, database, &["_bulk_docs"])
             .header(CONTENT_TYPE, "application/json")
             .body(json!({ "docs": documents }).to_string());
-        let (_, rows) = answer(request.send().await, database).await?;
+        let (_, rows) = self.ask(request, database).await?;
         let mut created = 0;
         for row in rows.as_array().into_iter().flatten() {
             match row.get("error").and_then(Value::as_str) {

@@ -36,18 +36,21 @@ impl Couch {
     /// # Errors
     /// `NoAnswer`, or what was answered instead.
     pub async fn welcome(&self, clock: &Clock) -> Result<Welcome, CouchError> {
-        let asked = clock.now();
-        let response = self
-            .server(Method::GET, "")
-            .send()
-            .await
-            .map_err(|error| no_answer(&error))?;
-        let answered = clock.now();
-        let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+        let (asked, answered, date, welcome) = self
+            .send_with(async {
+                let asked = clock.now();
+                let response = self.server(Method::GET, "").send().await;
+                let response = response.map_err(|error| no_answer(&error))?;
+                let answered = clock.now();
+                let date = response.headers().get(DATE).cloned();
+                let (_, welcome) = answer(Ok(response), "").await?;
+                Ok((asked, answered, date, welcome))
+            })
+            .await?;
+        let date = date.as_ref().and_then(|date| date.to_str().ok());
         let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
         let told = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok());
         let ahead_ms = told.map(|told| ahead(asked, answered, told));
-        let (_, welcome) = answer(Ok(response), "").await?;
         Ok(Welcome {
             version: Version::read(&welcome),
             is_bigcouch: welcome.get("bigcouch").is_some(),
@@ -60,7 +63,7 @@ impl Couch {
     /// # Errors
     /// `Unauthorized` for credentials that are wrong.
     pub async fn session(&self) -> Result<Session, CouchError> {
-        let (_, session) = answer(self.server(Method::GET, "_session").send().await, "").await?;
+        let (_, session) = self.ask(self.server(Method::GET, "_session"), "").await?;
         let user = session.get("userCtx").unwrap_or(&Value::Null);
         let roles = user.get("roles").and_then(Value::as_array);
         Ok(Session {

@@ -106,7 +106,7 @@ impl Couch {
         let (watch, body) = Watch::over(body, length);
         let request = request.header(CONTENT_LENGTH, length).body(Body::wrap_stream(body));
         let answered = watch
-            .patiently(self.silence, async { answer(request.send().await, database).await })
+            .patiently(self.silence, async { self.ask(request, database).await })
             .await
             .unwrap_or_else(|silent| Err(CouchError::NoAnswer(silent.to_string())));
         match watch.failure() {
@@ -120,16 +120,19 @@ impl Couch {
     /// # Errors
     /// When it does not begin to come.
     pub async fn get_attachment(&self, database: &str, id: &str, name: &str) -> Result<ByteStream, CouchError> {
-        let response = self.request(Method::GET, database, &[id, name]).send().await;
-        match response {
-            Ok(response) if response.status().is_success() => {
-                let bytes = response
-                    .bytes_stream()
-                    .map(|chunk| chunk.map_err(std::io::Error::other));
-                Ok(bytes.boxed())
-            }
-            other => Err(answer(other, database).await.err().unwrap_or(CouchError::NotFound)),
-        }
+        let response = self
+            .send_with(async {
+                let response = self.request(Method::GET, database, &[id, name]).send().await;
+                match response {
+                    Ok(response) if response.status().is_success() => Ok(response),
+                    other => Err(answer(other, database).await.err().unwrap_or(CouchError::NotFound)),
+                }
+            })
+            .await?;
+        let bytes = response
+            .bytes_stream()
+            .map(|chunk| chunk.map_err(std::io::Error::other));
+        Ok(bytes.boxed())
     }
 
     /// Puts a document: a new one, unless its `_rev` says which revision it replaces.
@@ -141,7 +144,7 @@ impl Couch {
             .request(Method::PUT, database, &[id])
             .header(CONTENT_TYPE, "application/json")
             .body(document.to_string());
-        saved(answer(request.send().await, database).await?)
+        saved(self.ask(request, database).await?)
     }
 }
 

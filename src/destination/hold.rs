@@ -273,7 +273,12 @@ impl Hold {
         let Place::Couch(couch) = &self.place else {
             return Ok(());
         };
-        if let Some(document) = couch.get(place, name).await? {
+        let found = match couch.get(place, name).await {
+            // The day's database was dropped.
+            Err(CouchError::DatabaseMissing(_)) => None,
+            found => found?,
+        };
+        if let Some(document) = found {
             let rev = document
                 .get("_rev")
                 .and_then(serde_json::Value::as_str)

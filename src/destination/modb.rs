@@ -3,6 +3,17 @@
 //! Kazoo creates it when it first stores something for the account in that month (`kazoo_modb:maybe_create`), which any CDR does. So a recording
 //! waits, and its file on the switch with it; after a time the database is created here as Kazoo would: with the views that are registered
 //! for such databases, and announced. One without its views would be worse than none: Kazoo adds them only when it creates it.
+//!
+//! ```text
+//! create the database -> write its views but one -> publish db_created -> write the last view
+//! ```
+//!
+//! A worker can be killed, and an answer be lost, after each step. The last view is the sign that all was done: whoever stores something in a
+//! young database and does not find that view goes through the steps again. Each of them is harmless when it is done twice.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -20,6 +31,15 @@ const ACCOUNTS: &str = "accounts";
 const SYSTEM_DATA: &str = "system_data";
 /// The kind of database, as views are registered for (`kzs_util:db_classification`).
 const CLASSIFICATION: &str = "modb";
+/// The view that Crossbar lists recordings with, which is written last. Where it is not registered, the last one of those that are.
+const LAST: &str = "_design/recordings";
+
+/// A database that another worker, or Kazoo, is just making gets its last view within this time.
+const PATIENCE: Duration = Duration::from_secs(2);
+const STEP: Duration = Duration::from_millis(100);
+
+/// Writes of views, before the recording waits for the next attempt.
+const TRIES: usize = 2;
 
 /// Whether there is an account at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +74,7 @@ pub fn step(account: Account, month: Month, missing_since: Moment, now: Moment, 
 }
 
 /// Whether a month is the present one, or one that a recording of ours can still belong to, waiting and retries included.
-fn is_about(month: Month, now: Moment) -> bool {
+pub fn is_about(month: Month, now: Moment) -> bool {
     let present = now.month();
     month == present || month.next() == present || present.next() == month
 }
@@ -67,34 +87,52 @@ pub async fn account(couch: &Couch, account_id: &str) -> Result<Account, CouchEr
     match couch.get(ACCOUNTS, account_id).await? {
         Some(document) if boolean_at(&document, "pvt_deleted") == Some(true) => Ok(Account::Gone),
         Some(_) => Ok(Account::There),
-        // A server without the database knows of no account, and says nothing about any.
-        None if !couch.has_database(ACCOUNTS).await? => Err(CouchError::DatabaseMissing(ACCOUNTS.into())),
         None => Ok(Account::Gone),
     }
 }
 
-/// A database that is there now, with its views.
+/// A database that is there now, with all its views but the last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Created {
     pub account_id: String,
     /// As CouchDB names it, without our prefix.
     pub database: String,
-    /// Whether it was us who created it: only then it is announced.
+    /// Whether it was us who created it.
     pub by_us: bool,
     /// Views that were written.
     pub views: usize,
+    /// The view that is still to be written; `None`: everything was done already, by another worker or by Kazoo.
+    last: Option<Value>,
 }
 
 impl Created {
-    /// Kazoo's notice, if one is due.
+    /// Kazoo's notice, if one is due: to be published before `finish`.
     pub fn notice(&self, sender: &Sender, msg_id: &str) -> Option<Outgoing> {
         let database = names::encoded(&self.database);
-        self.by_us
+        self.last
+            .is_some()
             .then(|| change::database_created(sender, msg_id, &database, &self.account_id))
+    }
+
+    /// Writes the last view: from now on nobody goes through the steps again.
+    ///
+    /// # Errors
+    /// When it may not be there.
+    pub async fn finish(mut self, couch: &Couch) -> Result<Self, CouchError> {
+        if let Some(last) = self.last.take() {
+            self.views += write(couch, &self.database, std::slice::from_ref(&last)).await?;
+            DatabaseCreated {
+                account_id: &self.account_id,
+                database: &self.database,
+                views: self.views,
+            }
+            .emit();
+        }
+        Ok(self)
     }
 }
 
-/// Creates the database with all its views. Harmless when done twice, by whomever; what somebody interrupted is completed.
+/// Creates the database with all its views but the last. Harmless when done twice, by whomever; what somebody interrupted is completed.
 ///
 /// # Errors
 /// When the views cannot be read, there are none, or the database cannot be written.
@@ -108,22 +146,97 @@ pub async fn create(couch: &Couch, account_id: &str, month: Month) -> Result<Cre
         ));
     }
     let by_us = couch.create_database(&database).await?;
-    let written = couch.create_all(&database, &views).await?;
-    let created = Created {
-        account_id: account_id.to_owned(),
-        database,
-        by_us,
-        views: written,
-    };
-    if by_us {
-        DatabaseCreated {
-            account_id,
-            database: &created.database,
-            views: written,
-        }
-        .emit();
+    views_of(couch, (account_id, &database), views, by_us).await
+}
+
+/// Looks at a database that is there: `None` when all its views are, or none are registered. Otherwise they are written but the last.
+///
+/// # Errors
+/// When it cannot be told, or written.
+pub async fn complete(couch: &Couch, account_id: &str, month: Month) -> Result<Option<Created>, CouchError> {
+    let database = names::modb(account_id, month);
+    if couch.has_design(&database, LAST).await? {
+        return Ok(None);
     }
+    let views = registered_views(couch, &database).await?;
+    if views.is_empty() {
+        return Ok(None);
+    }
+    let created = views_of(couch, (account_id, &database), views, false).await?;
+    Ok(created.last.is_some().then_some(created))
+}
+
+async fn views_of(
+    couch: &Couch,
+    (account_id, database): (&str, &str),
+    mut views: Vec<Value>,
+    by_us: bool,
+) -> Result<Created, CouchError> {
+    let place = views.iter().position(|view| id(view) == LAST);
+    let last = views.remove(place.unwrap_or(views.len().saturating_sub(1)));
+    let mut created = Created {
+        account_id: account_id.to_owned(),
+        database: database.to_owned(),
+        by_us,
+        views: 0,
+        last: None,
+    };
+    if !by_us {
+        let mut waited = Duration::ZERO;
+        loop {
+            if couch.has_design(database, id(&last)).await? {
+                return Ok(created);
+            }
+            if waited >= PATIENCE {
+                break;
+            }
+            tokio::time::sleep(STEP).await;
+            waited += STEP;
+        }
+    }
+    created.views = write(couch, database, &views).await?;
+    created.last = Some(last);
     Ok(created)
+}
+
+/// Writes views; those that are there stay as they are.
+async fn write(couch: &Couch, database: &str, views: &[Value]) -> Result<usize, CouchError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match couch.create_all(database, views).await {
+            // Whether it was done is open, and doing it again is harmless.
+            Err(error @ (CouchError::Failed { .. } | CouchError::NoAnswer(_))) if tries < TRIES => {
+                tracing::debug!(database, %error, "the views are written once more");
+            }
+            other => return other,
+        }
+    }
+}
+
+fn id(view: &Value) -> &str {
+    view.get("_id").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Databases that are known to have their views.
+#[derive(Debug, Default)]
+pub struct Whole(Mutex<HashSet<String>>);
+
+/// That many are remembered; past that all are looked at again.
+const MOST: usize = 10_000;
+
+impl Whole {
+    pub fn has(&self, database: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(database)
+    }
+
+    pub fn remember(&self, database: &str) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST {
+            known.clear();
+        }
+        known.insert(database.to_owned());
+    }
 }
 
 /// The design documents that are registered for the database (`kz_datamgr:refresh_views`).

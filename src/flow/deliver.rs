@@ -100,6 +100,9 @@ impl Parts {
                     put = bigcouch::put(couch, &job).await;
                 }
                 let stored = put?;
+                if destination == Destination::Account {
+                    self.complete_views(case, &stored.database).await?;
+                }
                 Ok(What::delivered(Delivery {
                     destination,
                     document: Document {
@@ -249,10 +252,14 @@ impl Parts {
             self.create_missing(case, database).await?;
             created = pending::create(couch, ids, &subject, &progress).await;
         }
-        match created {
-            Err(DeliveryError::Recording(_)) => pending::create(couch, other, &subject, &progress).await,
-            created => created,
+        let placed = match created {
+            Err(DeliveryError::Recording(_)) => pending::create(couch, other, &subject, &progress).await?,
+            created => created?,
+        };
+        if couch.is_same_server(&self.couch) {
+            self.complete_views(case, &placed.database).await?;
         }
+        Ok(placed)
     }
 
     /// The audio, and where it can be read: the upload in hand, else the hold.

@@ -32,6 +32,10 @@ use super::next::Input;
 use super::perform::Parts;
 use super::registry::Open;
 
+mod credentials;
+
+pub use credentials::share;
+
 /// The key, on our own exchange, of what workers tell each other.
 pub const MEMORY_KEY: &str = "kz_record_call.memory";
 
@@ -215,6 +219,9 @@ pub fn handle(parts: &Arc<Parts>, delivery: &Delivery) {
 
 fn memory(parts: &Parts, delivery: &Delivery) {
     let Ok(envelope) = delivery.envelope() else { return };
+    if envelope.name == "credentials" {
+        return credentials::heard(&envelope);
+    }
     if envelope.name == "began_again" {
         if let Some((key, started)) = restart_of(&envelope) {
             tell_family(parts, key, &started);

@@ -14,6 +14,7 @@ use crate::couch::Couch;
 use crate::destination::decide::{Decision, Ending, Undecided, decide};
 use crate::destination::hold::Hold;
 use crate::destination::http::Http;
+use crate::destination::modb;
 use crate::destination::servers::Servers;
 use crate::destination::targets::Targets;
 use crate::entry::Entry;
@@ -74,6 +75,7 @@ pub struct Parts {
     pub accounts: Accounts,
     pub servers: Servers,
     pub targets: Targets,
+    pub whole: modb::Whole,
     /// For Kazoo's operators.
     pub alerts: Alerts,
     pub crash: Crash,

@@ -1,7 +1,7 @@
 //! Looks at databases: is a recording stored already, is it still there, does its account have a database at all.
 
 use crate::couch::CouchError;
-use crate::destination::modb::{self, Account, Step};
+use crate::destination::modb::{self, Account, Created, Step};
 use crate::destination::{DeliveryError, Failed, bigcouch, pending};
 use crate::entry::LOOKS;
 use crate::entry::fact::{Delivery, DeliveryFailure, Destination, Document, What};
@@ -164,14 +164,48 @@ impl Parts {
             Step::Wait { .. } => Err(missing()),
             Step::Create => {
                 let created = modb::create(&self.couch, account_id, month).await.map_err(unclear)?;
-                let msg_id = order.key.derived(&format!("db_created {database}"));
-                if let Some(notice) = created.notice(&self.sender, &msg_id)
-                    && let Err(error) = self.publisher.publish(&notice).await
-                {
-                    tracing::warn!(database, %error, "nobody was told of the new database");
-                }
-                Ok(())
+                self.announce_database(created, order).await
             }
         }
+    }
+
+    /// Completes a monthly database that a worker created and left without its views; `database` is the one that something was stored in.
+    pub(super) async fn complete_views(&self, case: &Case, database: &str) -> Result<(), DeliveryError> {
+        let (Some(order), Some(account_id)) = (case.entry.order(), next::account(&case.entry)) else {
+            return Ok(());
+        };
+        let mut ids = ids(order).into_iter();
+        let id = ids.find(|id| names::modb(account_id, id.month()) == database);
+        // An older one had its views long ago.
+        let month = id
+            .map(|id| id.month())
+            .filter(|month| modb::is_about(*month, self.now()));
+        let (Some(month), true) = (month, self.config.destination.create_databases) else {
+            return Ok(());
+        };
+        if self.whole.has(database) {
+            return Ok(());
+        }
+        let unclear = |error: CouchError| DeliveryError::NoDatabase(format!("{database}, with its views: {error}"));
+        if let Some(created) = modb::complete(&self.couch, account_id, month).await.map_err(unclear)? {
+            self.announce_database(created, order).await?;
+        }
+        self.whole.remember(database);
+        Ok(())
+    }
+
+    /// Publishes that a database was created, and writes its last view then: a worker that dies before that leaves both to the next.
+    async fn announce_database(&self, created: Created, order: &Order) -> Result<(), DeliveryError> {
+        let database = created.database.clone();
+        let unclear = |error: String| DeliveryError::NoDatabase(format!("{database}, with its views: {error}"));
+        let msg_id = order.key.derived(&format!("db_created {database}"));
+        if let Some(notice) = created.notice(&self.sender, &msg_id) {
+            let published = self.publisher.publish(&notice).await;
+            published.map_err(|error| unclear(format!("db_created was not published: {error}")))?;
+        }
+        let created = created.finish(&self.couch).await;
+        created.map_err(|error| unclear(error.to_string()))?;
+        self.whole.remember(&database);
+        Ok(())
     }
 }

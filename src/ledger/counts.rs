@@ -46,7 +46,7 @@ impl Store {
         let ask = || async move { self.couch.reduced(&database(month), LOOKUP, COUNTS, query).await };
         match ask().await {
             // Dropped since it was named.
-            Err(CouchError::DatabaseMissing(_)) => Ok(Vec::new()),
+            Err(error @ CouchError::DatabaseMissing(_)) => self.missing(error).await.map(|()| Vec::new()),
             // An older version wrote its views.
             Err(CouchError::NotFound) => {
                 self.forget(month);

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -62,6 +62,17 @@ pub fn call_prefix(call_id: &str) -> String {
 }
 
 impl Address {
+    /// The address that a document's id tells; `None` for a call id that was shortened, and for what is no entry.
+    pub fn of_id(month: Month, id: &str) -> Option<Self> {
+        let (call, key) = id.strip_prefix('c')?.split_once('!')?;
+        let address = Self {
+            month,
+            call_id: percent_decode_str(call).decode_utf8().ok()?.into_owned(),
+            key: key.parse().ok()?,
+        };
+        (address.id() == id).then_some(address)
+    }
+
     pub fn id(&self) -> String {
         format!("{}{}", call_prefix(&self.call_id), self.key)
     }

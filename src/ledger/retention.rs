@@ -29,7 +29,7 @@ const KEEP: [&str; 8] = [
 pub async fn sweep(ledger: &Ledger, now: Moment, keep: Duration) -> Result<Vec<Month>, LedgerError> {
     let store = ledger.store();
     let mut dropped = Vec::new();
-    for month in store.months().await.map_err(LedgerError::Down)? {
+    for month in store.months_now().await.map_err(LedgerError::Down)? {
         if now.since(month.next().start()) <= keep {
             continue;
         }

@@ -6,12 +6,14 @@ use std::sync::Mutex;
 use serde_json::{Value, json};
 use tracing::{debug, warn};
 
-use crate::couch::{Couch, CouchError, Row};
+use crate::couch::{Couch, CouchError, Pages, Range, Row, ViewRow};
 use crate::kazoo::time::{Clock, Moment, Month};
 
+use super::DueOf;
 use super::counts::{COUNTS, COUNTS_MAP, COUNTS_REDUCE};
+use super::database;
+use super::months::Known;
 use super::record::{Address, Lease, Record, call_prefix};
-use super::{DueOf, PREFIX, database};
 
 /// The design document that workers read all the time. Small: it is updated with every write.
 const DESIGN: &str = "kz_record_call";
@@ -25,6 +27,7 @@ pub struct Store {
     clock: Clock,
     /// Databases that are there, with their views.
     ready: Mutex<BTreeSet<Month>>,
+    pub(super) known: Known,
 }
 
 /// A design document of its own: workers of another version, which know only the others, do not write it back and forth.
@@ -82,6 +85,7 @@ impl Store {
             due,
             clock,
             ready: Mutex::default(),
+            known: Known::default(),
         }
     }
 
@@ -91,6 +95,8 @@ impl Store {
             return Ok(());
         }
         let name = database(month);
+        // A node that has not got the list of databases from the others yet would make a second one of this name.
+        self.couch.knows_databases().await?;
         self.couch.create_database(&name).await?;
         for (design, views) in designs() {
             let id = format!("_design/{design}");
@@ -104,6 +110,7 @@ impl Store {
         if let Ok(mut ready) = self.ready.lock() {
             ready.insert(month);
         }
+        self.known.add(month);
         Ok(())
     }
 
@@ -137,6 +144,7 @@ impl Store {
         if let Ok(mut ready) = self.ready.lock() {
             ready.remove(&month);
         }
+        self.known.forget();
     }
 
     pub async fn load(&self, address: &Address) -> Result<Option<Record>, CouchError> {
@@ -153,11 +161,11 @@ impl Store {
         let name = database(month);
         let documents = match self.couch.get_many(&name, ids).await {
             Ok(found) => found,
-            Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {
+            Err(error) => {
+                self.missing(error).await?;
                 self.forget(month);
                 return Ok(HashMap::new());
             }
-            Err(error) => return Err(error),
         };
         let mut found = HashMap::new();
         for (id, document) in ids.iter().zip(documents) {
@@ -226,8 +234,7 @@ impl Store {
                 .await
             {
                 Ok(found) => records.extend(found.iter().filter_map(Record::read)),
-                Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {}
-                Err(error) => return Err(error),
+                Err(error) => self.missing(error).await?,
             }
         }
         // A shortened call id could stand for another one.
@@ -314,12 +321,20 @@ impl Store {
     }
 
     pub async fn open(&self, zone: &str) -> Result<Vec<Address>, CouchError> {
-        let key = json!(zone).to_string();
         let mut open = Vec::new();
         for month in self.months().await? {
-            let query = [("key", key.as_str()), ("include_docs", "true")];
-            let rows = self.rows(month, DESIGN, "open", &query).await?;
-            open.extend(rows.into_iter().filter_map(|row| address(month, row.doc.as_ref()?)));
+            let pages = Pages::of(Range {
+                design: DESIGN,
+                view: "open",
+                from: json!(zone),
+                to: json!(zone),
+                descending: false,
+            });
+            let rows = match pages.all(&self.couch, &database(month)).await {
+                Ok(rows) => rows,
+                Err(error) => self.missing(error).await.map(|()| Vec::new())?,
+            };
+            open.extend(self.addresses(month, rows).await?);
         }
         Ok(open)
     }
@@ -355,34 +370,22 @@ impl Store {
         }
     }
 
-    /// The months that have a database.
-    pub async fn months(&self) -> Result<Vec<Month>, CouchError> {
-        let names = self.couch.databases(PREFIX).await?;
-        let month = |name: &String| {
-            name.strip_prefix(PREFIX)
-                .filter(|rest| rest.len() == 6)
-                .and_then(Month::of_id)
-        };
-        Ok(names.iter().filter_map(month).collect())
-    }
-
     pub(super) async fn rows(
         &self,
         month: Month,
         design: &str,
         view: &str,
         query: &[(&str, &str)],
-    ) -> Result<Vec<crate::couch::ViewRow>, CouchError> {
+    ) -> Result<Vec<ViewRow>, CouchError> {
         match self.couch.view(&database(month), design, view, query).await {
             Ok(rows) => Ok(rows),
             // A database that another worker is just making has no views yet.
-            Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => Ok(Vec::new()),
-            Err(error) => Err(error),
+            Err(error) => self.missing(error).await.map(|()| Vec::new()),
         }
     }
 }
 
-fn address(month: Month, document: &Value) -> Option<Address> {
+pub(super) fn address(month: Month, document: &Value) -> Option<Address> {
     let text = |key: &str| document.get(key).and_then(Value::as_str);
     Some(Address {
         month,

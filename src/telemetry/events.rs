@@ -77,6 +77,14 @@ pub const METRICS: &[(&str, &str)] = &[
         "Messages that could not be read, by queue.",
     ),
     (
+        "kz_record_call_credentials_refused",
+        "Users of CouchDB servers that the servers refuse now.",
+    ),
+    (
+        "kz_record_call_credentials_refusals_total",
+        "Times that a CouchDB server refused our credentials.",
+    ),
+    (
         "kz_record_call_amqp_connected",
         "1 while consuming or publishing is connected, by connection.",
     ),

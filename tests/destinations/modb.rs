@@ -18,6 +18,8 @@ promises![
     a_database_without_views_is_never_made,
     eight_workers_at_once_create_it_once_and_announce_it_once,
     what_was_interrupted_is_completed,
+    a_month_gets_its_views_and_its_notice_whatever_answer_goes_wrong_and_whoever_dies,
+    a_database_that_kazoo_made_is_left_as_it_is,
     accounts_that_are_gone_are_known_and_a_server_without_accounts_says_nothing,
 ];
 
@@ -64,6 +66,11 @@ async fn a_created_database_has_kazoos_views_and_lists_the_recording(couchdb: Ar
         seed(&case.world, true).await?;
         ensure!(case.put(&recording).await.is_err(), "it is missing");
         let created = modb::create(&case.couch, ACCOUNT, november()).await?;
+        let sender = Sender {
+            node: "kz_record_call@rec1".into(),
+        };
+        let notice = created.notice(&sender, "5a0f").context("no notice")?;
+        let created = created.finish(&case.couch).await?;
         ensure!(created.by_us && created.views == 3, "{created:?}");
         ensure!(created.database == recording.database(), "{created:?}");
         let design = case
@@ -79,10 +86,6 @@ async fn a_created_database_has_kazoos_views_and_lists_the_recording(couchdb: Ar
         case.put_after(&recording, 1).await?;
         let listed = case.world.listed(&created.database).await?;
         ensure!(listed == [recording.id().to_string()], "{listed:?}");
-        let sender = Sender {
-            node: "kz_record_call@rec1".into(),
-        };
-        let notice = created.notice(&sender, "5a0f").context("no notice")?;
         let encoded = format!("account%2F4b%2Fa1%2F{}-202611", &ACCOUNT[4..]);
         ensure!(
             notice.body["Database"] == encoded && notice.body["Event-Name"] == "db_created",
@@ -106,6 +109,7 @@ async fn views_are_found_without_kazoos_view_of_views(couchdb: Arc<Couchdb>) -> 
     let filler: Vec<_> = (0..1200).map(|n| json!({"_id": format!("filler-{n:04}")})).collect();
     world.couch().create_all("system_data", &filler).await?;
     let created = modb::create(&world.couch(), ACCOUNT, november()).await?;
+    let created = created.finish(&world.couch()).await?;
     ensure!(created.views == 3, "{created:?}");
     world.finish().await
 }
@@ -129,12 +133,21 @@ async fn eight_workers_at_once_create_it_once_and_announce_it_once(couchdb: Arc<
     let world = World::empty(&couchdb);
     seed(&world, true).await?;
     let couch = world.couch();
-    let all = futures_util::future::join_all((0..8).map(|_| modb::create(&couch, ACCOUNT, november()))).await;
-    let mut by_us = 0;
-    for created in all {
-        by_us += usize::from(created?.by_us);
+    let sender = Sender {
+        node: "kz_record_call@rec1".into(),
+    };
+    let make = async || {
+        let created = modb::create(&couch, ACCOUNT, november()).await?;
+        let announced = created.notice(&sender, "5a0f").is_some();
+        anyhow::Ok((created.finish(&couch).await?.by_us, announced))
+    };
+    let (mut by_us, mut announced) = (0, 0);
+    for made in futures_util::future::join_all((0..8).map(|_| make())).await {
+        let (mine, told) = made?;
+        by_us += usize::from(mine);
+        announced += usize::from(told);
     }
-    ensure!(by_us == 1, "{by_us}");
+    ensure!((by_us, announced) == (1, 1), "{by_us} {announced}");
     world.finish().await
 }
 
@@ -153,9 +166,114 @@ async fn what_was_interrupted_is_completed(couchdb: Arc<Couchdb>) -> TestResult 
     let couch = Couch::new(&world.config(&front.url))?;
     ensure!(modb::create(&couch, ACCOUNT, november()).await.is_err());
     let created = modb::create(&world.couch(), ACCOUNT, november()).await?;
+    let created = created.finish(&world.couch()).await?;
     ensure!(!created.by_us && created.views == 3, "{created:?}");
     let again = modb::create(&world.couch(), ACCOUNT, november()).await?;
-    ensure!(again.views == 0, "{again:?}");
+    ensure!(again.finish(&world.couch()).await?.views == 0);
+    world.finish().await
+}
+
+/// What happens to the worker that creates the month.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Trouble {
+    /// To the request that creates the database.
+    Creating(Fault),
+    /// To the first request, or to all, that write views.
+    Views(Fault),
+    AllViews(Fault),
+    /// Killed after the database was created, or before the last view.
+    KilledAtOnce,
+    KilledBeforeTheLast,
+}
+
+async fn a_month_gets_its_views_and_its_notice_whatever_answer_goes_wrong_and_whoever_dies(
+    couchdb: Arc<Couchdb>,
+) -> TestResult {
+    for (trouble, at_once) in [
+        // As two that create it at once see it, or a cluster whose shards do not open in time.
+        (Trouble::Creating(Fault::Answer(500)), true),
+        (Trouble::Creating(Fault::Hang), true),
+        (Trouble::Views(Fault::Refuse(500)), true),
+        (Trouble::Views(Fault::Hang), true),
+        (Trouble::AllViews(Fault::Refuse(503)), false),
+        (Trouble::KilledAtOnce, false),
+        (Trouble::KilledBeforeTheLast, false),
+    ] {
+        let (world, recording) = (World::empty(&couchdb), Recording::of(1000));
+        seed(&world, true).await?;
+        let front = Front::of(&world.url, None).await;
+        front.rule(move |seen, _| {
+            let creates = seen.method == axum::http::Method::PUT && seen.content_type.is_empty();
+            let writes = seen.path.contains("_bulk_docs");
+            match trouble {
+                Trouble::Creating(fault) if creates => fault,
+                Trouble::AllViews(fault) if writes => fault,
+                _ => Fault::Pass,
+            }
+        });
+        if let Trouble::Views(fault) = trouble {
+            let first = std::sync::atomic::AtomicBool::new(true);
+            front.rule(move |seen, _| {
+                let writes = seen.path.contains("_bulk_docs");
+                if writes && first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+                    fault
+                } else {
+                    Fault::Pass
+                }
+            });
+        }
+        let config = kz_record_call::config::Couchdb {
+            read_timeout: std::time::Duration::from_secs(1),
+            ..world.config(&front.url)
+        };
+        let couch = Couch::new(&config)?;
+        let sender = Sender {
+            node: "kz_record_call@rec1".into(),
+        };
+        let mut announced = 0;
+        match trouble {
+            Trouble::KilledAtOnce => world.create_database(&recording.database()).await?,
+            Trouble::KilledBeforeTheLast => drop(modb::create(&couch, ACCOUNT, november()).await?),
+            _ => match modb::create(&couch, ACCOUNT, november()).await {
+                Ok(created) => {
+                    ensure!(at_once, "{trouble:?}");
+                    announced += usize::from(created.notice(&sender, "5a0f").is_some());
+                    created.finish(&couch).await?;
+                }
+                Err(error) => ensure!(!at_once, "{trouble:?}: {error}"),
+            },
+        }
+        // Another worker stores something there.
+        let other = world.couch();
+        let left = modb::complete(&other, ACCOUNT, november()).await?;
+        ensure!(left.is_some() != at_once, "{trouble:?}: {left:?}");
+        if let Some(created) = left {
+            announced += usize::from(created.notice(&sender, "5a0f").is_some());
+            created.finish(&other).await?;
+        }
+        for design in ["_design/recordings", "_design/cdrs", "_design/special"] {
+            let there = world.get(&recording.database(), design).await?;
+            ensure!(there.is_some(), "{trouble:?}: no {design}");
+        }
+        ensure!(announced == 1, "{trouble:?}: announced {announced} times");
+        ensure!(
+            modb::complete(&other, ACCOUNT, november()).await?.is_none(),
+            "{trouble:?}: done again and again"
+        );
+        world.finish().await?;
+    }
+    Ok(())
+}
+
+async fn a_database_that_kazoo_made_is_left_as_it_is(couchdb: Arc<Couchdb>) -> TestResult {
+    let recording = Recording::of(1000);
+    let world = World::with_database_of(&couchdb, &recording).await?;
+    seed(&world, true).await?;
+    ensure!(modb::complete(&world.couch(), ACCOUNT, november()).await?.is_none());
+    ensure!(
+        world.get(&recording.database(), "_design/cdrs").await?.is_none(),
+        "it was written to"
+    );
     world.finish().await
 }
 

@@ -133,6 +133,7 @@ async fn an_accounts_number_of_attempts_is_its_own_or_its_resellers_or_the_syste
     let times = async || Accounts::new(world.couch()).storage_retry_times(ACCOUNT, &media).await;
     let database = |account: &str| format!("account/{}/{}/{}", &account[..2], &account[2..4], &account[4..]);
     ensure!(times().await == Some(6), "the system's");
+    world.create_database(&database(ACCOUNT)).await?;
     let reseller = "ffffffffffffffffffffffffffffffff";
     world.create_database(&database(reseller)).await?;
     world.create_database("services").await?;
@@ -143,7 +144,6 @@ async fn an_accounts_number_of_attempts_is_its_own_or_its_resellers_or_the_syste
         .put("services", ACCOUNT, &json!({"pvt_reseller_id": reseller}))
         .await?;
     ensure!(times().await == Some(7), "the reseller's");
-    world.create_database(&database(ACCOUNT)).await?;
     world
         .put(&database(ACCOUNT), "configs_media", &json!({"other": true}))
         .await?;

@@ -459,7 +459,7 @@ async fn a_database_that_is_away_or_refuses_us_is_told(services: Arc<Services>) 
     let found = check(&world, &[("COUCHDB__DATABASE_PREFIX", "nothing-here-")]).await?;
     found.fails("accounts", "is not there")?;
     found.fails("system_config", "is not there")?;
-    found.fails("document", "is missing")?;
+    found.fails("document", "does not exist")?;
     world.finish().await
 }
 

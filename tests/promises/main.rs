@@ -26,6 +26,7 @@ mod bridges;
 mod broker_alarms;
 mod check;
 mod crashes;
+mod credentials;
 mod killed;
 mod ledger;
 mod main_job;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         main_job::TESTS,
         actions::TESTS,
         crashes::TESTS,
+        credentials::TESTS,
         ledger::TESTS,
         places::TESTS,
         sizes::TESTS,

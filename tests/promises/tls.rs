@@ -17,12 +17,13 @@ use url::Url;
 
 use crate::promises;
 use crate::simulator::sim::CallOptions;
-use crate::support::tls::{Authority, TlsFront};
+use crate::support::tls::{Authority, Issued, TlsFront};
 use crate::support::{SOON, Services, TestResult, World};
 
 promises![
     a_recording_is_stored_over_tls_to_broker_and_database,
     an_authority_that_is_not_trusted_is_told_with_the_setting_that_is_missing,
+    a_certificate_of_plain_openssl_is_told_with_the_way_to_make_a_right_one,
     a_broker_that_asks_for_a_certificate_gets_ours,
     uploads_come_over_https_and_a_renewed_certificate_needs_no_restart,
     a_hang_up_signal_reloads_and_ends_nothing,
@@ -38,15 +39,18 @@ struct Secure {
 
 impl Secure {
     async fn before(world: &World<'_>, authority: &Authority, clients: Option<&Authority>) -> anyhow::Result<Self> {
+        Self::showing(world, &authority.issue(&["localhost"])?, clients).await
+    }
+
+    async fn showing(world: &World<'_>, shown: &Issued, clients: Option<&Authority>) -> anyhow::Result<Self> {
         let (broker, database) = (
             Url::parse(&world.setting("AMQP__URI"))?,
             Url::parse(&world.setting("COUCHDB__URL"))?,
         );
         let place = |url: &Url, port| format!("127.0.0.1:{}", url.port().unwrap_or(port));
-        let shown = authority.issue(&["localhost"])?;
         Ok(Self {
-            broker: TlsFront::start(&place(&broker, 5672), &shown, clients).await?,
-            database: TlsFront::start(&place(&database, 5984), &shown, None).await?,
+            broker: TlsFront::start(&place(&broker, 5672), shown, clients).await?,
+            database: TlsFront::start(&place(&database, 5984), shown, None).await?,
             vhost: broker.path().to_owned(),
             credentials: format!("{}:{}", database.username(), database.password().unwrap_or_default()),
         })
@@ -114,6 +118,30 @@ async fn an_authority_that_is_not_trusted_is_told_with_the_setting_that_is_missi
                 "{line}"
             );
         }
+    }
+    world.finish().await
+}
+
+async fn a_certificate_of_plain_openssl_is_told_with_the_way_to_make_a_right_one(
+    services: Arc<Services>,
+) -> TestResult {
+    let world = World::new(&services).await?;
+    let shown = Authority::as_server(&["localhost"])?;
+    let secure = Secure::showing(&world, &shown, None).await?;
+    // The very certificate that the server shows.
+    let (ca, _) = shown.files(world.dir(), "itself")?;
+    let settings = [
+        secure.broker(),
+        ("AMQP__CA_FILE", ca.clone()),
+        secure.database(),
+        ("COUCHDB__CA_FILE", ca),
+    ];
+    let worker = world.start_worker(&borrowed(&settings))?;
+    for setting in ["amqp.ca_file", "couchdb.ca_file"] {
+        let told = |line: &serde_json::Value| line["why"].as_str().is_some_and(|why| why.contains(setting));
+        let line = worker.logged(setting, told, SOON).await?;
+        let why = line["why"].as_str().unwrap_or_default();
+        ensure!(why.contains("basicConstraints=critical,CA:FALSE"), "{line}");
     }
     world.finish().await
 }

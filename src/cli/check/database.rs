@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::config::{self, Config};
-use crate::couch::{Couch, CouchError, Version, Welcome};
+use crate::couch::{self, Couch, CouchError, Version, Welcome};
 use crate::kazoo::time::Clock;
 use crate::ledger;
 use crate::system_config::{Media, ThirdParty};
@@ -32,6 +32,14 @@ pub async fn look(config: &Config, clock: &Clock, set_by: &str) -> Vec<Rows> {
         read_timeout: config.couchdb.read_timeout.min(LIMIT),
         ..config.couchdb.clone()
     };
+    let proxies = couch::ignored();
+    if !proxies.is_empty() {
+        let found = format!(
+            "{} is set, and not used: servers are asked directly",
+            proxies.join(", ")
+        );
+        rows.note("proxy", found);
+    }
     let couch = match Couch::new(&couchdb) {
         Ok(couch) => couch,
         Err(error) => {

@@ -192,22 +192,23 @@ impl CertificateRead<'_> {
 
 /// `system_config/media` was read, or not.
 pub struct ConfigRead<'a> {
-    /// `Err` tells why, and whether it was read before.
-    pub result: Result<(), (&'a str, bool)>,
+    /// `Err` tells why, whether it was read before, and whether that is logged.
+    pub result: Result<(), (&'a str, bool, bool)>,
 }
 
 impl ConfigRead<'_> {
     pub fn emit(self) {
         let result = match self.result {
             Ok(()) => "ok",
-            Err((why, true)) => {
+            Err((_, _, false)) => "failed",
+            Err((why, true, true)) => {
                 warn!(
                     why,
                     "system_config/media cannot be read; what was read before stays in force"
                 );
                 "failed"
             }
-            Err((why, false)) => {
+            Err((why, false, true)) => {
                 warn!(
                     why,
                     "system_config/media could not be read yet; where recordings go is decided when it is"
@@ -312,5 +313,64 @@ impl SweepEnded {
         }
         let taken = u64::try_from(self.taken).unwrap_or(u64::MAX);
         counter!("kz_record_call_sweep_taken_total").increment(taken);
+    }
+}
+
+/// A CouchDB server refuses our credentials, or takes them again.
+pub struct CredentialsRefused<'a> {
+    /// User and server.
+    pub login: &'a str,
+    /// `Err` tells why, and for how long nothing is asked there.
+    pub state: Result<(), (&'a str, Duration)>,
+}
+
+impl CredentialsRefused<'_> {
+    pub fn emit(self) {
+        match self.state {
+            Ok(()) => info!(
+                event = "credentials_accepted",
+                login = self.login,
+                "CouchDB takes the credentials again"
+            ),
+            Err((why, pause)) => {
+                error!(
+                    event = "credentials_refused",
+                    login = self.login,
+                    why,
+                    pause_s = pause.as_secs(),
+                    "CouchDB refuses the credentials; nothing is asked there for a while"
+                );
+                counter!("kz_record_call_credentials_refusals_total").increment(1);
+            }
+        }
+    }
+}
+
+/// Whose credentials are refused now, counted.
+pub struct CredentialsJudged {
+    pub refused: usize,
+}
+
+impl CredentialsJudged {
+    pub fn emit(self) {
+        #[allow(clippy::cast_precision_loss)] // a few
+        gauge!("kz_record_call_credentials_refused").set(self.refused as f64);
+    }
+}
+
+/// Variables of the environment name proxies, which are not used.
+pub struct ProxiesIgnored<'a> {
+    pub variables: &'a [&'static str],
+}
+
+impl ProxiesIgnored<'_> {
+    pub fn emit(self) {
+        if !self.variables.is_empty() {
+            info!(
+                event = "proxies_ignored",
+                variables = self.variables.join(", "),
+                "the environment names a proxy; CouchDB and targets are asked directly all the same"
+            );
+        }
     }
 }

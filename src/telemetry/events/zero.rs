@@ -116,6 +116,7 @@ fn plain() {
     for task in super::TASKS {
         counter!("kz_record_call_panics_total", "task" => task).absolute(0);
     }
+    counter!("kz_record_call_credentials_refusals_total").absolute(0);
     // Their buckets too: the first slow action is one.
     let _ = histogram!("kz_record_call_action_seconds");
     let _ = histogram!("kz_record_call_recording_seconds");
@@ -125,6 +126,7 @@ fn plain() {
     gauge!("kz_record_call_uploads_in_progress").set(0.0);
     gauge!("kz_record_call_recordings_in_hand").set(0.0);
     gauge!("kz_record_call_targets_paused").set(0.0);
+    gauge!("kz_record_call_credentials_refused").set(0.0);
     // As the ledger's writer has it until it hears otherwise.
     gauge!("kz_record_call_ledger_up").set(1.0);
 }

@@ -33,6 +33,7 @@ fn schema_of(body: &Value) -> anyhow::Result<&'static str> {
         ("kz_record_call", "recordings") => "recordings",
         ("kz_record_call", "began_again") => "began_again",
         ("kz_record_call", "alive") => "alive",
+        ("kz_record_call", "credentials") => "credentials",
         ("kz_record_call", "check") => "check",
         (category, name) => bail!("a message that no schema is for: {category}/{name}"),
     })

@@ -46,6 +46,18 @@ impl Authority {
         })
     }
 
+    /// One certificate that is an authority's and a server's at once, as plain `openssl req -x509` makes it.
+    pub fn as_server(names: &[&str]) -> anyhow::Result<Issued> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate()?;
+        Ok(Issued {
+            certificate: params.self_signed(&key)?.der().clone(),
+            key: key.serialize_der(),
+        })
+    }
+
     pub fn as_root(&self) -> reqwest::Certificate {
         reqwest::Certificate::from_der(self.0.der()).unwrap()
     }

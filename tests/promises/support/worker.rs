@@ -13,6 +13,11 @@ use tokio::process::{Child, Command};
 /// How long a worker has to count what it did.
 const COUNTED: Duration = Duration::from_secs(20);
 
+/// Whether it is a variable that other programs take a proxy from.
+pub(super) fn is_proxy(key: &str) -> bool {
+    key.to_ascii_lowercase().ends_with("_proxy")
+}
+
 pub struct Worker {
     child: Child,
     log: PathBuf,
@@ -40,7 +45,7 @@ impl Worker {
         }
         for (key, value) in settings {
             // Of a service manager.
-            let verbatim = ["NOTIFY_SOCKET", "WATCHDOG_USEC"].contains(&key.as_str());
+            let verbatim = ["NOTIFY_SOCKET", "WATCHDOG_USEC"].contains(&key.as_str()) || is_proxy(key);
             match verbatim || key.starts_with("KZ_RECORD_CALL") {
                 true => command.env(key, value),
                 false => command.env(format!("KZ_RECORD_CALL__{key}"), value),

@@ -213,7 +213,10 @@ impl<'a> World<'a> {
         let settings = self.settings();
         let own = settings.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         for (key, value) in own.chain(more.iter().copied()) {
-            command.env(format!("KZ_RECORD_CALL__{key}"), value);
+            match super::worker::is_proxy(key) {
+                true => command.env(key, value),
+                false => command.env(format!("KZ_RECORD_CALL__{key}"), value),
+            };
         }
         Ok(command.output().await?)
     }
