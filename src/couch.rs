@@ -22,7 +22,7 @@ pub use client::Couch;
 pub use databases::Version;
 pub use probe::{Session, Welcome};
 pub use server::{NoServer, Server};
-pub use upload::{Attachment, ByteStream, Saved};
+pub use upload::{Attachment, ByteStream, Present, Saved};
 pub use watch::{Silent, Watch};
 
 /// What a database server did instead of what it was asked.

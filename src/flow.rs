@@ -24,6 +24,7 @@ pub mod perform;
 mod policy;
 mod proof;
 pub mod registry;
+mod share;
 pub mod start;
 mod still;
 mod stop;
