@@ -32,7 +32,7 @@ pub use peers::{News, join};
 pub use probe::{Session, Welcome};
 pub use proxies::ignored;
 pub use server::{NoServer, Server};
-pub use upload::{Attachment, ByteStream, Saved};
+pub use upload::{Attachment, ByteStream, Present, Saved};
 pub use watch::{Silent, Watch};
 
 /// What a database server did instead of what it was asked.

@@ -134,6 +134,8 @@ impl From<CouchError> for DeliveryError {
                 status: 400 | 413 | 415,
                 ..
             } => Self::Recording(error.to_string()),
+            // A rule of the database for its documents.
+            CouchError::Forbidden { .. } => Self::Recording(error.to_string()),
             other => Self::Target(other.to_string()),
         }
     }

@@ -34,7 +34,7 @@ pub struct Entry {
     opaque: Vec<union::Opaque>,
 }
 
-/// Looks at what a server with too few copies had taken, before somebody else must look.
+/// Looks at what a server with too few copies had taken, before an operator must look.
 pub const LOOKS: usize = 6;
 
 /// Looks for a file that should be gone from its switch, before it is left to whoever cleans its disk.
@@ -214,8 +214,9 @@ impl Entry {
     pub fn audio(&self) -> Option<&Audio> {
         let safe = self.safe_sha256();
         let is_safe = |audio: &&Audio| safe.is_some_and(|sha256| audio.digests.sha256 == sha256);
-        let found = self.last(|what| collected(what).filter(is_safe));
-        found.or_else(|| self.last_audio())
+        let brought = self.last(|what| collected(what).filter(is_safe));
+        let found = || self.last(|what| found(what).filter(is_safe));
+        brought.or_else(found).or_else(|| self.last_audio())
     }
 
     /// The audio as it last passed through our hands.
@@ -287,10 +288,28 @@ impl Entry {
     }
 
     pub fn delivery(&self) -> Option<&Delivery> {
-        self.first(|what| match what {
-            What::Delivered(delivery) => Some(delivery.as_ref()),
+        let delivered = |what| match what {
+            &What::Delivered(ref delivery) => Some(delivery.as_ref()),
             _ => None,
-        })
+        };
+        let first: &Delivery = self.first(delivered)?;
+        // Brought once more, because a look did not find it: perhaps under another id.
+        let is_lost = |what: &What| {
+            matches!(
+                what,
+                What::Looked {
+                    why: Some(_),
+                    unanswered: false,
+                    ..
+                }
+            )
+        };
+        let lost = self.facts.iter().position(|fact| is_lost(&fact.what));
+        let again = lost.and_then(|lost| {
+            let mut since = self.facts.iter().skip(lost).rev();
+            since.find_map(|fact| delivered(&fact.what).filter(|again| again.sha256 == first.sha256))
+        });
+        again.filter(|again| again.sha256.is_some()).or(Some(first))
     }
 
     /// How the recording ended up, if it did. A delivery beats every other conclusion: the audio is where it belongs. And what was concluded
@@ -302,7 +321,12 @@ impl Entry {
                 _ => Outcome::Stored,
             };
             let suspect = self.judged_audio().is_some_and(|audio| audio.is_suspect());
-            return Some((outcome, if suspect { Cause::SuspectAudio } else { Cause::Complete }));
+            let cause = match suspect {
+                true => Cause::SuspectAudio,
+                false if self.is_deleted() => Cause::Deleted,
+                false => Cause::Complete,
+            };
+            return Some((outcome, cause));
         }
         let heard_of = self.has(|what| matches!(what, What::Started(_) | What::Ended(_)));
         let kept = self.held().is_some() || self.uploaded().is_some();
@@ -326,8 +350,11 @@ impl Entry {
             .delivery()
             .map(|delivery| delivery.destination)
             .or_else(|| self.documented().and(self.destination()));
-        let here = here.filter(|destination| destination.is_documented_here());
-        let edited = self.delivery().is_some() && here.is_some_and(Destination::documents_first);
+        // Of a document that a user has deleted nobody is told that it came.
+        let deleted = self.delivery().is_some_and(|delivery| delivery.deleted);
+        let here = here.filter(|destination| destination.is_documented_here() && !deleted);
+        let edited = self.delivery().is_some_and(|delivery| !delivery.edit_told)
+            && here.is_some_and(Destination::documents_first);
         let outcome = self
             .outcome()
             .map(|(outcome, _)| outcome)
@@ -377,6 +404,14 @@ impl Entry {
 fn collected(what: &What) -> Option<&Audio> {
     match what {
         What::Collected(audio) => Some(audio),
+        _ => None,
+    }
+}
+
+/// The audio of a recording that was found at its destination, not brought there.
+fn found(what: &What) -> Option<&Audio> {
+    match what {
+        What::Delivered(delivery) => delivery.audio.as_ref(),
         _ => None,
     }
 }

@@ -26,6 +26,7 @@ mod policy;
 mod proof;
 pub mod registry;
 pub mod returns;
+mod share;
 pub mod start;
 mod still;
 mod stop;

@@ -208,6 +208,8 @@ impl Worker {
             pace: Pace::new(config.flow.pace_per_second),
             switches: Slots::new(config.ingest.per_switch),
             hosts: Slots::new(config.destination.per_host),
+            outward: Slots::new(config.ingest.per_switch.saturating_sub(1).max(1)),
+            shares: Slots::new((config.ingest.per_switch / 2).max(1)),
             users,
             cluster,
             accounts,

@@ -213,10 +213,17 @@ fn every_fact() -> Vec<What> {
             url: "https://example.com/in/x.mp3".into(),
             sha256: Some(digests().sha256),
         },
-        What::Looked { n: 1, why: None },
+        What::Looked {
+            n: 1,
+            why: None,
+            unanswered: false,
+            deleted: true,
+        },
         What::Looked {
             n: 2,
             why: Some("why".into()),
+            unanswered: true,
+            deleted: false,
         },
         What::Marked { n: 1 },
         What::Retried { n: 1, since: None },
@@ -261,6 +268,9 @@ fn every_fact() -> Vec<What> {
             document: document(),
             sha256: Some(digests().sha256),
             below_quorum: destination == Destination::Account,
+            audio: None,
+            deleted: destination == Destination::ThirdParty,
+            edit_told: false,
         }));
     }
     for failure in [

@@ -150,7 +150,13 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         What::PresumedEnded(_) => "its end is presumed: nobody told it, and the file has not changed".into(),
         What::Decided { destination, .. } => format!("it is to go to {}", place_name(*destination)),
         What::Postponed { until, why, .. } => format!("nothing is tried before {}: {why}", until.rfc3339()),
+        What::Looked { deleted: true, .. } => "read back: it was there, and a user has deleted it since".into(),
         What::Looked { why: None, .. } => "read back: it is there, whole".into(),
+        What::Looked {
+            why: Some(why),
+            unanswered: true,
+            ..
+        } => format!("not read back, the server does not tell: {why}"),
         What::Looked { why: Some(why), .. } => format!("read back, and not whole: {why}"),
         What::Marked { .. } => "its document says that it rests".into(),
         What::CollectFailed {
@@ -197,10 +203,10 @@ fn words(entry: &Entry, fact: &Fact) -> String {
             delivery.document.id,
             delivery.document.database,
             short(&delivery.document.rev),
-            if delivery.below_quorum {
-                ", with fewer copies than the quorum"
-            } else {
-                ""
+            match (delivery.below_quorum, delivery.deleted) {
+                (_, true) => "; a user has deleted it there",
+                (true, false) => ", with fewer copies than the quorum",
+                (false, false) => "",
             }
         ),
         What::Parked { cause, .. } => format!("parked: {}", cause.meaning()),

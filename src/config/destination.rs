@@ -18,6 +18,8 @@ pub struct Destination {
     pub connect_timeout: Duration,
     pub silence_timeout: Duration,
     pub send_timeout: Duration,
+    /// How long a switch waits for a delivery whose audio can go into the hold instead.
+    pub switch_waits: Duration,
     pub max_bytes: u64,
     pub create_databases: bool,
     pub create_databases_after: Duration,
@@ -74,6 +76,7 @@ impl Destination {
             connect_timeout: r.millis("destination.connect_timeout_ms", 10, 60_000),
             silence_timeout: r.millis("destination.silence_timeout_ms", 100, 600_000),
             send_timeout: r.seconds("destination.send_timeout_s", 1, 86_400),
+            switch_waits: r.millis("destination.switch_waits_ms", 100, 3_600_000),
             max_bytes: r.number("destination.max_bytes", 1024, u64::MAX / 4),
             create_databases: r.flag("destination.create_databases"),
             create_databases_after: r.seconds("destination.create_databases_after_s", 0, 604_800),

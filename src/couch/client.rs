@@ -217,7 +217,7 @@ fn segment(text: &str) -> String {
 const MAX_ANSWER: usize = 64 << 20;
 
 /// A whole answer of at most `most` bytes.
-async fn bounded(mut response: Response, most: usize) -> Result<Vec<u8>, CouchError> {
+pub(super) async fn bounded(mut response: Response, most: usize) -> Result<Vec<u8>, CouchError> {
     let too_long = || CouchError::NoAnswer(format!("the answer has more than {most} bytes"));
     if response.content_length().is_some_and(|length| length > most as u64) {
         return Err(too_long());

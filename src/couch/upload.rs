@@ -9,14 +9,17 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use reqwest::{Body, Method, RequestBuilder};
+use reqwest::{Body, Method, RequestBuilder, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::client::{Couch, answer};
+use super::client::{Couch, answer, bounded};
 use super::{CouchError, Watch};
 
 /// Bytes as they come from a file or another server.
 pub type ByteStream = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
+
+/// The longest answer of a server that has not got a document, in bytes.
+const LONGEST_REFUSAL: usize = 64 << 10;
 
 /// An attachment that is to be uploaded.
 pub struct Attachment<'a> {
@@ -27,6 +30,15 @@ pub struct Attachment<'a> {
     /// `md5-` and base64, as in a stub.
     pub digest: String,
     pub body: ByteStream,
+}
+
+/// What a server says of a document.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Present {
+    Document(Value),
+    Missing,
+    /// The server does not know the database.
+    NoDatabase,
 }
 
 /// A document that was written.
@@ -94,6 +106,30 @@ impl Couch {
         }
         let request = request.header(CONTENT_TYPE, attachment.content_type);
         self.send(request, database, attachment.body, attachment.length).await
+    }
+
+    /// A document, or why there is none.
+    ///
+    /// # Errors
+    /// Anything else than the document or its absence.
+    pub async fn present(&self, database: &str, id: &str) -> Result<Present, CouchError> {
+        let response = match self.request(Method::GET, database, &[id]).send().await {
+            Ok(response) if response.status() == StatusCode::NOT_FOUND => response,
+            other => {
+                return answer(other, database)
+                    .await
+                    .map(|(_, document)| Present::Document(document));
+            }
+        };
+        let body = bounded(response, LONGEST_REFUSAL).await?;
+        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let word = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or_default();
+        match CouchError::of_status(404, word("error"), word("reason"), database) {
+            CouchError::DatabaseMissing(_) => Ok(Present::NoDatabase),
+            _ if word("error") == "not_found" => Ok(Present::Missing),
+            // Not CouchDB's own word.
+            _ => Err(CouchError::NoAnswer("a 404 that is not CouchDB's".into())),
+        }
     }
 
     async fn send(

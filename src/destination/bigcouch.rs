@@ -19,8 +19,8 @@ mod found;
 mod second;
 
 use found::{Found, look_up};
-pub use found::{ReadBack, find, read_back};
-pub(super) use found::{is_of, rev};
+pub use found::{Kept, ReadBack, find, read_back};
+pub(super) use found::{is_of, rev, told_audio};
 
 /// How document and audio get there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub struct Stored {
     pub below_quorum: bool,
     /// `None`: it was there already.
     pub road: Option<Road>,
+    /// It was there already, and a user has deleted it since.
+    pub deleted: bool,
 }
 
 /// One id's document and where it goes.
@@ -99,6 +101,7 @@ enum Put {
         rev: String,
         below_quorum: bool,
         road: Option<Road>,
+        deleted: bool,
     },
     /// Another recording has it.
     Taken,
@@ -143,6 +146,7 @@ where
                 rev,
                 below_quorum,
                 road,
+                deleted,
             }) => {
                 return Ok(Stored {
                     id: id.clone(),
@@ -150,6 +154,7 @@ where
                     created: subject.created(),
                     below_quorum,
                     road,
+                    deleted,
                     database,
                 });
             }
@@ -163,74 +168,58 @@ where
         .unwrap_or_else(|| DeliveryError::Recording("every id that it could have belongs to another recording".into())))
 }
 
-/// Times that our own document, meant for this audio and without it, is written again before somebody must look.
-const ROUNDS: usize = 3;
-
 impl Place<'_> {
     async fn put(&self, road: Road) -> Result<Put, DeliveryError> {
         match road {
             Road::Second => second::put(self).await,
-            Road::First => match self.put_together().await {
-                // Here these may mean the server's multipart reader rather than the recording.
-                Err(DeliveryError::Recording(_)) => second::put(self).await,
-                other => other,
-            },
+            Road::First => self.put_together().await,
         }
     }
 
-    /// The first road.
+    /// The first road: for a recording that has no document yet. One that has is gone on from on the second, which keeps what others wrote there.
     async fn put_together(&self) -> Result<Put, DeliveryError> {
-        let mut replaced: Option<String> = None;
-        for _ in 0..ROUNDS {
-            let mut document = self.document.clone();
-            if let Some(rev) = replaced.take() {
-                document.insert("_rev".into(), Value::String(rev));
-            }
-            let sent = self
-                .couch
-                .create_with_attachment(self.database, self.id.as_str(), document, self.attachment().await?)
-                .await;
-            let (below_quorum, failed) = match sent {
-                Ok(saved) => (saved.below_quorum, None),
-                // The server may have done it all the same; only looking tells.
-                Err(
-                    error @ (CouchError::Conflict
-                    | CouchError::NoAnswer(_)
-                    | CouchError::Failed { .. }
-                    | CouchError::Refused {
-                        status: 400 | 413 | 415,
-                        ..
-                    }),
-                ) => (false, Some(error)),
-                Err(error) => return Err(self.told(error).await),
-            };
-            match self.look_up().await? {
-                Found::Ours { rev } => {
-                    let road = failed.is_none().then_some(Road::First);
-                    return Ok(Put::Stored {
-                        rev,
-                        below_quorum,
-                        road,
-                    });
-                }
-                Found::Taken => return Ok(Put::Taken),
-                Found::Nothing => {
-                    let lost = || DeliveryError::Corrupt("the document is not to be found".into());
-                    return Err(match failed {
-                        Some(error) => self.told(error).await,
-                        None => lost(),
-                    });
-                }
-                // Only the document is missing, which the second road writes last.
-                Found::Incomplete { whole: true, .. } => return second::put(self).await,
-                // A server that mangled it is not fed for ever.
-                Found::Incomplete { why, .. } if failed.is_none() => return Err(DeliveryError::Corrupt(why)),
-                Found::Incomplete { rev, .. } => replaced = Some(rev),
-            }
+        match self.look_up().await? {
+            Found::Nothing => {}
+            _ => return second::put(self).await,
         }
-        Err(DeliveryError::Target(
-            "others write the same document all the time".into(),
-        ))
+        let document = self.document.clone();
+        let sent = self
+            .couch
+            .create_with_attachment(self.database, self.id.as_str(), document, self.attachment().await?)
+            .await;
+        let (below_quorum, failed) = match sent {
+            Ok(saved) => (saved.below_quorum, None),
+            // The server may have done it all the same; only looking tells.
+            Err(
+                error @ (CouchError::Conflict
+                | CouchError::NoAnswer(_)
+                | CouchError::Failed { .. }
+                | CouchError::Refused {
+                    status: 400 | 413 | 415,
+                    ..
+                }),
+            ) => (false, Some(error)),
+            Err(error) => return Err(self.told(error).await),
+        };
+        match self.look_up().await? {
+            Found::Ours { rev, deleted } => Ok(Put::Stored {
+                rev,
+                below_quorum,
+                road: failed.is_none().then_some(Road::First),
+                deleted,
+            }),
+            Found::Taken => Ok(Put::Taken),
+            Found::Deleted(why) => Err(DeliveryError::Recording(why)),
+            Found::Nothing => match failed {
+                // Here these may mean the server's multipart reader rather than the recording.
+                Some(CouchError::Refused { .. }) => second::put(self).await,
+                Some(error) => Err(self.told(error).await),
+                None => Err(DeliveryError::Corrupt("the document is not to be found".into())),
+            },
+            // A server that mangled it is not fed for ever.
+            Found::Incomplete { why, whole: false, .. } if failed.is_none() => Err(DeliveryError::Corrupt(why)),
+            Found::Incomplete { .. } => second::put(self).await,
+        }
     }
 
     async fn attachment(&self) -> Result<Attachment<'_>, DeliveryError> {
@@ -248,7 +237,7 @@ impl Place<'_> {
     }
 
     async fn look_up(&self) -> Result<Found, DeliveryError> {
-        look_up(self.couch, self.database, self.id, self.key, self.audio).await
+        look_up(self).await
     }
 
     /// The error, after asking whether it is only that the database is missing: a server that answers before it has read the body may

@@ -2,24 +2,24 @@
 //! with one attachment; or in a folder that all workers share. Never in the ledger: a bulk update that forgets an attachment's stub deletes
 //! the audio.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use futures_util::StreamExt as _;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
 use thiserror::Error;
-use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::config::{self, HoldKind};
 use crate::couch::{Attachment, ByteStream, Couch, CouchError, Server};
 use crate::entry::fact::Holding;
-use crate::ingest::Upload;
 use crate::kazoo::time::{Moment, Month};
 use crate::ledger::Address;
-use crate::recording::digest::Hasher;
+use crate::recording::audio::Audio;
 
 use super::{DeliveryError, Source};
+
+mod folder;
 
 /// What the hold's databases begin with; the day follows.
 const PREFIX: &str = "kz_record_call_hold-";
@@ -47,7 +47,13 @@ pub enum HoldError {
     Folder(#[from] std::io::Error),
     #[error("what is held is not what was put in")]
     Corrupt,
+    /// A 202: that one copy may be on a node that goes away.
+    #[error("the hold's database has fewer copies than its quorum")]
+    FewCopies,
 }
+
+/// Something that is held: for whom, its place, its name.
+type Old = (Address, String, String);
 
 impl HoldError {
     /// The kinds of refusals, for the metric.
@@ -57,7 +63,7 @@ impl HoldError {
         match self {
             Self::None => "none",
             Self::Full { .. } => "full",
-            Self::Database(_) => "database",
+            Self::Database(_) | Self::FewCopies => "database",
             Self::Source(_) => "source",
             Self::Folder(_) => "folder",
             Self::Corrupt => "corrupt",
@@ -110,12 +116,12 @@ impl Hold {
         self.max_bytes
     }
 
-    /// Puts an upload's audio in. Put in twice, it is there once.
+    /// Puts audio in. Put in twice, it is there once; other audio of the same recording is there beside it.
     ///
     /// # Errors
     /// When it is not there now, whole.
-    pub async fn put(&self, of: &Address, now: Moment, upload: &Upload) -> Result<Holding, HoldError> {
-        let (key, audio) = (of.key, &upload.audio);
+    pub async fn put(&self, of: &Address, now: Moment, audio: &Audio, source: &Source) -> Result<Holding, HoldError> {
+        let key = of.key;
         let held = self.bytes().await?;
         if held.saturating_add(audio.size) > self.max_bytes {
             return Err(HoldError::Full {
@@ -124,7 +130,6 @@ impl Hold {
                 size: audio.size,
             });
         }
-        let source = Source::spooled(upload.file.clone());
         let holding = |place: String, name: String| Holding {
             place,
             name,
@@ -152,6 +157,7 @@ impl Hold {
                     document.insert("month".into(), json!(of.month.to_string()));
                     document.insert("key".into(), json!(key));
                     match couch.create_with_attachment(&day, &name, document, attachment).await {
+                        Ok(saved) if saved.below_quorum => return Err(HoldError::FewCopies),
                         // The name has the content's digest: what is there under it is the same.
                         Ok(_) | Err(CouchError::Conflict) => break,
                         Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {
@@ -165,9 +171,9 @@ impl Hold {
                 Ok(holding)
             }
             Place::Folder(folder) => {
-                let name = format!("{key}.audio");
-                let holding = holding(folder.display().to_string(), name.clone());
-                write_file(folder, &name, source, &holding).await?;
+                let name = folder::name(of, &audio.digests.sha256);
+                let holding = holding(folder.display().to_string(), name);
+                folder::put(folder, of, now, source, &holding).await?;
                 Ok(holding)
             }
         }
@@ -197,7 +203,7 @@ impl Hold {
             Place::None => Err(HoldError::None),
             Place::Couch(couch) => Ok(couch.get_attachment(&holding.place, &holding.name, AUDIO).await?),
             Place::Folder(folder) => {
-                let file = tokio::fs::File::open(folder.join(&holding.name)).await?;
+                let file = tokio::fs::File::open(folder::file(folder, &holding.name)?).await?;
                 Ok(ReaderStream::with_capacity(file, CHUNK).boxed())
             }
         }
@@ -211,20 +217,20 @@ impl Hold {
         match &self.place {
             Place::None => Ok(()),
             Place::Couch(_) => self.remove_named(&holding.place, &holding.name).await,
-            Place::Folder(folder) => match tokio::fs::remove_file(folder.join(&holding.name)).await {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-                _ => Ok(()),
-            },
+            Place::Folder(folder) => folder::remove(folder, &holding.name).await,
         }
     }
 
-    /// Drops the databases of days that are over and have nothing in them any more; that is what gives the disk back.
+    /// Drops the databases of days that are over and have nothing in them any more, which is what gives the disk back; and what a folder has that
+    /// dead workers left half written.
     ///
     /// # Errors
-    /// When the database does not answer.
+    /// When the database, or the folder, does not answer.
     pub async fn drop_empty_days(&self, now: Moment) -> Result<(), HoldError> {
-        let Place::Couch(couch) = &self.place else {
-            return Ok(());
+        let couch = match &self.place {
+            Place::None => return Ok(()),
+            Place::Folder(folder) => return folder::tidy(folder).await,
+            Place::Couch(couch) => couch,
         };
         let today = format!("{PREFIX}{}", now.day());
         for name in couch.databases(PREFIX).await? {
@@ -236,13 +242,15 @@ impl Hold {
         Ok(())
     }
 
-    /// What is held since before today, and for whom. A folder does not tell.
+    /// What is held since before today, and for whom.
     ///
     /// # Errors
-    /// When the database does not answer.
-    pub async fn older(&self, now: Moment) -> Result<Vec<(Address, String, String)>, HoldError> {
-        let Place::Couch(couch) = &self.place else {
-            return Ok(Vec::new());
+    /// When the database, or the folder, does not answer.
+    pub async fn older(&self, now: Moment) -> Result<Vec<Old>, HoldError> {
+        let couch = match &self.place {
+            Place::None => return Ok(Vec::new()),
+            Place::Folder(folder) => return folder::older(folder, &now.day().to_string()).await,
+            Place::Couch(couch) => couch,
         };
         let today = format!("{PREFIX}{}", now.day());
         let mut all = Vec::new();
@@ -270,8 +278,10 @@ impl Hold {
     /// # Errors
     /// As `remove`.
     pub async fn remove_named(&self, place: &str, name: &str) -> Result<(), HoldError> {
-        let Place::Couch(couch) = &self.place else {
-            return Ok(());
+        let couch = match &self.place {
+            Place::None => return Ok(()),
+            Place::Folder(folder) => return folder::remove(folder, name).await,
+            Place::Couch(couch) => couch,
         };
         let found = match couch.get(place, name).await {
             // The day's database was dropped.
@@ -310,45 +320,8 @@ impl Hold {
                         .unwrap_or(0);
                 }
             }
-            Place::Folder(folder) => {
-                let Ok(mut entries) = tokio::fs::read_dir(folder).await else {
-                    return Ok(0);
-                };
-                while let Some(entry) = entries.next_entry().await? {
-                    bytes += entry.metadata().await.map_or(0, |meta| meta.len());
-                }
-            }
+            Place::Folder(folder) => bytes = folder::bytes(folder).await?,
         }
         Ok(bytes)
-    }
-}
-
-/// Writes a file that is there whole or not at all, and on the disk when this returns.
-async fn write_file(folder: &Path, name: &str, source: Source, holding: &Holding) -> Result<(), HoldError> {
-    tokio::fs::create_dir_all(folder).await?;
-    let part = folder.join(format!("{name}.part-{}", uuid::Uuid::new_v4().simple()));
-    let mut file = tokio::fs::File::create(&part).await?;
-    let written = async {
-        let (mut stream, mut hasher) = (source.open().await?, Hasher::default());
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk?;
-            hasher.update(&chunk);
-            file.write_all(&chunk).await?;
-        }
-        file.sync_all().await?;
-        if hasher.finish() == holding.digests {
-            Ok(())
-        } else {
-            Err(HoldError::Corrupt)
-        }
-    };
-    let written: Result<(), HoldError> = written.await;
-    match written {
-        Ok(()) => Ok(tokio::fs::rename(&part, folder.join(name)).await?),
-        Err(error) => {
-            // A part that stays is not counted as held by anybody.
-            let _ = tokio::fs::remove_file(&part).await;
-            Err(error)
-        }
     }
 }

@@ -3,26 +3,30 @@
 //! Streamed, never held in memory. Redirects are followed by hand, with the same verb and the audio read again from its beginning, for a
 //! guard has to look at each. No connection is used twice: an upload must not begin on one that is being closed, and every one is judged anew.
 
-use std::error::Error as _;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
-use reqwest::{Body, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, LOCATION, RETRY_AFTER, USER_AGENT};
+use reqwest::Body;
 use thiserror::Error;
 use tokio::time::Instant;
-use url::Host;
 
 use crate::config;
 use crate::couch::{Silent, Watch};
 use crate::kazoo::time::{Clock, Moment};
 use crate::recording::settings::Method;
 
-use super::guard::resolve::{Lookup, Resolver, System, Unresolved, admit};
+use super::guard::resolve::{Lookup, System};
 use super::guard::{Guard, Refused};
-use super::url::Target;
+use super::url::{Target, unescaped};
 use super::{DeliveryError, Source};
+
+mod said;
+mod wire;
+
+use wire::{Answer, Wire};
 
 /// Redirects that are followed, as in Kazoo (`kz_att_http`).
 const MAX_REDIRECTS: usize = 10;
@@ -38,8 +42,7 @@ pub struct NoClient(String);
 /// Sends audio. Cheap to clone.
 #[derive(Clone)]
 pub struct Http {
-    client: reqwest::Client,
-    guard: Option<Arc<Guard>>,
+    wire: Wire,
     silence: Duration,
     total: Duration,
     max_bytes: u64,
@@ -68,10 +71,14 @@ pub struct Sent {
 
 /// An upload that failed. Its text names no more of the URL than the host.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{host}: {kind}")]
+#[error("{host}: {kind}{}", said.as_ref().map(|said| format!(": {said}")).unwrap_or_default())]
 pub struct SendError {
     pub host: String,
     pub kind: Failure,
+    /// What the server said of it, made printable and without secrets.
+    pub said: Option<String>,
+    /// The URL carries a signature, and the server does not take it.
+    pub bad_signature: bool,
     /// How long the server wants to be left alone.
     pub retry_after: Option<Duration>,
 }
@@ -97,6 +104,8 @@ pub enum Failure {
     Lost(String),
     #[error("redirected {MAX_REDIRECTS} times")]
     TooManyRedirects,
+    #[error("the request cannot be made: {0}")]
+    Unsendable(String),
     #[error("answered {0}, which leads nowhere that audio is sent to")]
     Redirect(u16),
     #[error("the recording has {0} bytes, more than destination.max_bytes")]
@@ -109,7 +118,7 @@ impl SendError {
     /// Whether trying again is of no use: the recording is at fault, or the URL, not the moment.
     pub fn is_for_ever(&self) -> bool {
         match self.kind {
-            Failure::Status(status) => is_for_ever(status),
+            Failure::Status(status) => is_for_ever(status) || self.bad_signature,
             Failure::Address(_) | Failure::TooLarge(_) => true,
             _ => false,
         }
@@ -135,10 +144,8 @@ impl Http {
         lookup: Arc<dyn Lookup>,
         clock: Clock,
     ) -> Result<Self, NoClient> {
-        let guard = Arc::new(guard);
-        let resolver = Resolver::new(Arc::clone(&guard), lookup);
-        let client = builder(config).dns_resolver(resolver).build();
-        Self::of(client, Some(guard), config.max_bytes, config, clock)
+        let wire = Wire::new(Some(Arc::new(guard)), lookup, config.connect_timeout)?;
+        Ok(Self::of(wire, config.max_bytes, config, clock))
     }
 
     /// As `guarded`, with the host's own resolver.
@@ -154,24 +161,18 @@ impl Http {
     /// # Errors
     /// As `guarded`.
     pub fn trusting(config: &config::Destination, clock: Clock) -> Result<Self, NoClient> {
-        Self::of(builder(config).build(), None, u64::MAX, config, clock)
+        let wire = Wire::new(None, Arc::new(System), config.connect_timeout)?;
+        Ok(Self::of(wire, u64::MAX, config, clock))
     }
 
-    fn of(
-        client: reqwest::Result<reqwest::Client>,
-        guard: Option<Arc<Guard>>,
-        max_bytes: u64,
-        config: &config::Destination,
-        clock: Clock,
-    ) -> Result<Self, NoClient> {
-        Ok(Self {
-            client: client.map_err(|error| NoClient(error.to_string()))?,
-            guard,
+    fn of(wire: Wire, max_bytes: u64, config: &config::Destination, clock: Clock) -> Self {
+        Self {
+            wire,
             silence: config.silence_timeout,
             total: config.send_timeout,
             max_bytes,
             clock,
-        })
+        }
     }
 
     /// Sends `upload` to `target`, and on where that redirects to. Any 2xx is success.
@@ -183,86 +184,114 @@ impl Http {
         let failed = |to: &Target, kind: Failure| SendError {
             host: to.host(),
             kind,
+            said: None,
+            bad_signature: false,
             retry_after: None,
         };
         if upload.length > self.max_bytes {
             return Err(failed(&to, Failure::TooLarge(upload.length)));
         }
         for redirects in 0..=MAX_REDIRECTS {
-            let response = tokio::time::timeout_at(end, self.once(&to, upload))
+            let mut answer = tokio::time::timeout_at(end, self.once(&to, upload))
                 .await
                 .unwrap_or(Err(Failure::TooSlow(self.total)))
                 .map_err(|kind| failed(&to, kind))?;
-            let status = response.status();
-            if status.is_success() {
-                return Ok(Sent {
-                    to,
-                    status: status.as_u16(),
-                    redirects,
-                });
+            let status = answer.status;
+            if (200..300).contains(&status) {
+                return Ok(Sent { to, status, redirects });
             }
             // Not 303: that says that the upload is done, and to look elsewhere for its result.
-            if !matches!(status.as_u16(), 301 | 302 | 307 | 308) {
+            if !matches!(status, 301 | 302 | 307 | 308) {
+                let said = self.said(&mut answer, &to).await;
                 return Err(SendError {
-                    retry_after: retry_after(response.headers(), self.clock.now()),
-                    ..failed(&to, Failure::Status(status.as_u16()))
+                    retry_after: retry_after(&answer.headers, self.clock.now()),
+                    bad_signature: to.is_signed() && is_about_signature(status, said.as_deref()),
+                    said,
+                    ..failed(&to, Failure::Status(status))
                 });
             }
-            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let location = answer.headers.get(LOCATION).map(|value| value.as_bytes());
             to = location
                 .and_then(|location| to.redirected(location))
-                .ok_or_else(|| failed(&to, Failure::Redirect(status.as_u16())))?;
+                .ok_or_else(|| failed(&to, Failure::Redirect(status)))?;
         }
         Err(failed(&to, Failure::TooManyRedirects))
     }
 
+    /// Why the server refuses, in its own words.
+    async fn said(&self, answer: &mut Answer, to: &Target) -> Option<String> {
+        const READ_AT_MOST: usize = 16 << 10;
+        let mut body = Vec::new();
+        let reading = async {
+            while let Some(piece) = answer.piece().await {
+                body.extend_from_slice(&piece);
+                if body.len() > READ_AT_MOST {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2).min(self.silence), reading).await;
+        said::reason(&answer.headers, &body, to.expose())
+    }
+
     /// One request. An answer of success comes back only when the whole audio was taken.
-    async fn once(&self, to: &Target, upload: &Upload<'_>) -> Result<Response, Failure> {
-        self.check(to)?;
+    async fn once(&self, to: &Target, upload: &Upload<'_>) -> Result<Answer, Failure> {
         let source = |error: DeliveryError| match error {
             DeliveryError::Source(why) => Failure::Source(why),
             other => Failure::Source(Arc::from(other.to_string())),
         };
         let (watch, body) = Watch::over(upload.source.open().await.map_err(source)?, upload.length);
-        let mut url = to.expose().clone();
-        let (username, password) = (decoded(url.username()), url.password().map(decoded));
-        // Neither fails for a URL with a host.
-        let _ = url.set_username("");
-        let _ = url.set_password(None);
+        let url = to.expose();
         let method = match upload.method {
-            Method::Put => reqwest::Method::PUT,
-            Method::Post => reqwest::Method::POST,
+            Method::Put => hyper::Method::PUT,
+            Method::Post => hyper::Method::POST,
         };
-        let mut request = self
-            .client
-            .request(method, url)
+        let mut request = hyper::Request::builder()
+            .method(method)
+            .uri(to.path_and_query())
+            .header(HOST, to.host())
+            .header(USER_AGENT, concat!("kz-record-call/", env!("CARGO_PKG_VERSION")))
+            .header("Accept", "*/*")
             .header(CONTENT_TYPE, upload.content_type)
             .header(CONTENT_LENGTH, upload.length)
-            .header("Idempotency-Key", upload.key)
-            .body(Body::wrap_stream(body));
-        if !username.is_empty() || password.is_some() {
-            request = request.basic_auth(username, password);
+            .header("Idempotency-Key", upload.key);
+        if let Some(authorization) = basic(url) {
+            request = request.header(AUTHORIZATION, authorization);
         }
-        let answered = watch.patiently(self.silence, request.send()).await;
+        let request = request
+            .body(Body::wrap_stream(body))
+            .map_err(|error| Failure::Unsendable(error.to_string()))?;
+        let answered = watch.patiently(self.silence, self.wire.exchange(url, request)).await;
         if let Some(why) = watch.failure() {
             return Err(Failure::Source(why));
         }
-        let response = answered.map_err(Failure::Silent)?.map_err(|error| failure(&error))?;
-        if response.status().is_success() {
-            self.settle(response, &watch).await
+        let answer = answered.map_err(Failure::Silent)??;
+        if (200..300).contains(&answer.status) {
+            self.settle(answer, &watch).await
         } else {
-            Ok(response)
+            Ok(answer)
         }
     }
 
     /// A server may say yes before it has everything. What it takes then, it must still be given.
-    async fn settle(&self, mut response: Response, watch: &Watch) -> Result<Response, Failure> {
+    async fn settle(&self, mut answer: Answer, watch: &Watch) -> Result<Answer, Failure> {
         const READ_AT_MOST: usize = 64 << 10;
-        watch.taken(self.silence).await.map_err(Failure::Silent)?;
+        tokio::select! {
+            biased;
+            taken = watch.taken(self.silence) => taken.map_err(Failure::Silent)?,
+            () = answer.closed() => {}
+        }
+        if !watch.is_taken() && watch.failure().is_none() {
+            let why = answer.lost().unwrap_or("it closed");
+            return Err(Failure::Lost(format!(
+                "it says {}, and took not all of it: {why}",
+                answer.status
+            )));
+        }
         // To the end of the answer: then the last bytes have left us too.
         let reading = async {
             let mut read = 0;
-            while let Ok(Some(piece)) = response.chunk().await {
+            while let Some(piece) = answer.piece().await {
                 read += piece.len();
                 if read > READ_AT_MOST {
                     break;
@@ -271,67 +300,35 @@ impl Http {
         };
         // What the answer says is of no interest, so neither is an end that does not come.
         let _ = tokio::time::timeout(Duration::from_secs(5).min(self.silence), reading).await;
+        if let Some(why) = answer.lost() {
+            return Err(Failure::Lost(format!(
+                "it says {}, and took not all of it: {why}",
+                answer.status
+            )));
+        }
         match watch.failure() {
             Some(why) => Err(Failure::Source(why)),
-            None => Ok(response),
+            None => Ok(answer),
         }
-    }
-
-    /// An address in the URL itself is never resolved, so it is judged here.
-    fn check(&self, to: &Target) -> Result<(), Failure> {
-        let Some(guard) = &self.guard else { return Ok(()) };
-        let address = match to.expose().host() {
-            Some(Host::Ipv4(v4)) => IpAddr::V4(v4),
-            Some(Host::Ipv6(v6)) => IpAddr::V6(v6),
-            _ => return Ok(()),
-        };
-        admit(guard, &address.to_string(), address).map_err(Failure::Address)
     }
 }
 
-fn builder(config: &config::Destination) -> reqwest::ClientBuilder {
-    reqwest::Client::builder()
-        .user_agent(concat!("kz-record-call/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(config.connect_timeout)
-        .pool_max_idle_per_host(0)
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        // One of the environment would connect for us, and to whatever it likes.
-        .no_proxy()
+/// What the URL's credentials come to: decoded once, byte by byte.
+fn basic(url: &::url::Url) -> Option<String> {
+    if url.username().is_empty() && url.password().is_none() {
+        return None;
+    }
+    let mut plain = unescaped(url.username());
+    plain.push(b':');
+    plain.extend(unescaped(url.password().unwrap_or_default()));
+    Some(format!("Basic {}", STANDARD.encode(plain)))
 }
 
-fn decoded(text: &str) -> String {
-    percent_encoding::percent_decode_str(text)
-        .decode_utf8_lossy()
-        .into_owned()
-}
-
-/// What a transport error was, without its text's URL.
-fn failure(error: &reqwest::Error) -> Failure {
-    let mut last = String::new();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(refused) = cause.downcast_ref::<Refused>() {
-            return Failure::Address(refused.clone());
-        }
-        if cause.is::<Unresolved>() {
-            return Failure::Unresolved;
-        }
-        if let Some(tls) = tls(cause) {
-            return Failure::Tls(tls);
-        }
-        last = cause.to_string();
-        source = cause.source();
-    }
-    if error.is_connect() {
-        let why = if error.is_timeout() {
-            "no answer".to_owned()
-        } else {
-            last
-        };
-        return Failure::Connect(why);
-    }
-    Failure::Lost(last)
+/// Whether a signed URL is refused for its signature, or because it is past its time: it will not get better.
+fn is_about_signature(status: u16, said: Option<&str>) -> bool {
+    const WORDS: [&str; 3] = ["signature", "expired", "authenticationfailed"];
+    let said = said.unwrap_or_default().to_ascii_lowercase();
+    matches!(status, 400 | 401 | 403) && WORDS.iter().any(|word| said.contains(word))
 }
 
 /// rustls' errors travel inside of I/O errors, several deep, which do not name them as their source.
@@ -364,7 +361,7 @@ const fn is_for_ever(status: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use reqwest::header::HeaderValue;
+    use hyper::header::HeaderValue;
 
     use super::*;
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::couch::{Couch, CouchError};
+use crate::couch::{Couch, CouchError, Present};
 use crate::kazoo::time::Moment;
 use crate::recording::audio::Audio;
 use crate::recording::document::Subject;
@@ -11,7 +11,7 @@ use crate::recording::identity::{Key, MediaId};
 use crate::recording::progress::{Elsewhere, Progress, State, completed, edited};
 
 use super::DeliveryError;
-use super::bigcouch::{is_of, rev};
+use super::bigcouch::{is_of, rev, told_audio};
 
 /// A document that is there.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +49,35 @@ impl Placed {
     pub fn sha256(&self) -> Option<String> {
         let proof = self.document.get("pvt_recording")?.get("sha256")?;
         proof.as_str().map(str::to_owned)
+    }
+
+    /// The audio, as the document tells it, if it is complete there and its attachment, wherever that is, has the length and, where one is told, the
+    /// digest that the document tells.
+    pub fn proven(&self, name: &str) -> Option<Audio> {
+        let document = Value::Object(self.document.clone());
+        let audio = told_audio(&document)?;
+        let stub = ["pvt_attachments", "_attachments"]
+            .iter()
+            .find_map(|all| document.get(all).and_then(|all| all.get(name)))?;
+        let length = stub.get("length").and_then(Value::as_u64) == Some(audio.size);
+        let digest = stub.get("digest").and_then(Value::as_str);
+        let same = digest.is_none_or(|digest| Some(digest) == audio.digests.couch().as_deref());
+        (self.is_complete() && length && same).then_some(audio)
+    }
+
+    /// The same at every attempt, and no other recording's: an id that users choose may be that of many accounts' recordings.
+    pub fn idempotency_key(&self) -> String {
+        let key = self.key.to_string();
+        if self.id.as_str().ends_with(&key) {
+            // Made of the key, and so nothing else's.
+            return self.id.to_string();
+        }
+        format!("{key}-{}", self.id)
+    }
+
+    /// Whether a user has deleted the document: it stays deleted.
+    pub fn is_deleted(&self) -> bool {
+        self.document.get("pvt_deleted").and_then(Value::as_bool) == Some(true)
     }
 
     /// Whether the audio is where it belongs already, whoever brought it there.
@@ -194,11 +223,11 @@ async fn edit(
 /// # Errors
 /// When it is gone, or another recording's.
 pub(super) async fn look(couch: &Couch, placed: &Placed) -> Result<Map<String, Value>, DeliveryError> {
-    match couch.get(&placed.database, placed.id.as_str()).await? {
-        Some(document) if !is_of(&document, placed.key) => {
+    match couch.present(&placed.database, placed.id.as_str()).await? {
+        Present::Document(document) if !is_of(&document, placed.key) => {
             Err(DeliveryError::Corrupt("its document is another recording's now".into()))
         }
-        Some(Value::Object(document)) => Ok(document),
+        Present::Document(Value::Object(document)) => Ok(document),
         _ => Err(DeliveryError::Corrupt("its document is gone".into())),
     }
 }

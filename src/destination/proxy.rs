@@ -57,7 +57,7 @@ pub async fn store(couch: &Couch, http: &Http, proxy: &Proxy, job: &Job<'_>) -> 
         length: job.audio.size,
         content_type: job.content_type,
         method: Method::Put,
-        key: placed.id.as_str(),
+        key: &placed.idempotency_key(),
     };
     let sent = http.send(&target, &upload).await;
     // It may have been stored though the answer was lost, or says otherwise.

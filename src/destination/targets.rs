@@ -14,6 +14,9 @@ use crate::telemetry::events::{TargetPaused, TargetResumed};
 /// Targets that are remembered; users' URLs could name any number.
 const MOST: usize = 1024;
 
+/// A paused target is remembered for so many times the longest pause after its own.
+const REMEMBERED: u32 = 12;
+
 /// What is known of the targets.
 pub struct Targets {
     clock: Clock,
@@ -113,9 +116,12 @@ impl Targets {
         known.insert(target.to_owned(), after);
     }
 
-    /// The targets that are paused now, and why: for `/readyz` and people.
+    /// The targets that are paused now, and why: for `/readyz` and people. One that no recording was for since long after its pause is forgotten:
+    /// perhaps it is well, and nothing will ever tell.
     pub fn paused(&self) -> Vec<(String, String)> {
-        let known = self.lock();
+        let (now, mut known) = (self.clock.now(), self.lock());
+        let long = self.pauses.longest.saturating_mul(REMEMBERED);
+        known.retain(|_, target| target.paused.is_none_or(|pause| pause.until.plus(long) > now));
         let mut paused: Vec<(String, String)> = known
             .iter()
             .filter(|(_, known)| known.paused.is_some())
@@ -245,6 +251,20 @@ mod tests {
         later(&clock, 5);
         assert!(targets.may_begin("h").is_err());
         later(&clock, 5);
+        assert_eq!(targets.may_begin("h"), Ok(()));
+    }
+
+    #[test]
+    fn a_target_that_gets_no_more_recordings_is_not_told_of_for_ever() {
+        let (targets, clock) = targets();
+        targets.failed("h", key(1), "x");
+        targets.failed("h", key(2), "x");
+        later(&clock, 5 + 12 * 300 - 1);
+        assert_eq!(targets.paused().len(), 1);
+        later(&clock, 1);
+        assert_eq!(targets.paused(), []);
+        // It begins anew.
+        targets.failed("h", key(3), "x");
         assert_eq!(targets.may_begin("h"), Ok(()));
     }
 

@@ -6,10 +6,10 @@
 
 use std::fmt;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode, utf8_percent_encode};
 use serde_json::{Map, Value};
 use thiserror::Error;
-use url::Url;
+use url::{Position, Url};
 
 /// RFC 3986's unreserved characters stay as they are.
 const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -39,7 +39,23 @@ pub enum Unusable {
 
 /// A URL that audio can be sent to. Neither its `Debug` nor its `Display` tells more than the host: users put keys into paths and queries.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Target(Url);
+pub struct Target {
+    url: Url,
+    /// Path and query of a URL that carries a signature, character by character as they were given: the signature is over them.
+    signed: Option<String>,
+}
+
+/// The parameters of a query whose presence, all in a row, says that the URL carries a signature over itself: a row of Amazon's, Google's and Azure's
+/// object stores each, CloudFront's two, and those of Amazon's and Google's older way.
+const SIGNED_BY: [&[&str]; 7] = [
+    &["x-amz-signature"],
+    &["x-goog-signature"],
+    &["sig"],
+    &["signature", "key-pair-id"],
+    &["signature", "policy"],
+    &["signature", "awsaccesskeyid", "expires"],
+    &["signature", "googleaccessid", "expires"],
+];
 
 impl Target {
     /// Takes the URL of an action.
@@ -62,15 +78,33 @@ impl Target {
             return Err(Unusable::NotAUrl);
         }
         url.set_fragment(None);
-        Ok(Self(url))
+        let signed = is_signed(&url).then(|| verbatim(given.trim(), &url));
+        Ok(Self { url, signed })
+    }
+
+    /// Whether the URL carries a signature over itself.
+    pub fn is_signed(&self) -> bool {
+        self.signed.is_some()
+    }
+
+    /// Path and query, as they are sent.
+    pub(super) fn path_and_query(&self) -> &str {
+        match &self.signed {
+            Some(verbatim) => verbatim,
+            None => &self.url[Position::BeforePath..Position::AfterQuery],
+        }
     }
 
     /// The URL that a recording is sent to: this one, with the recording's name and the fields of its document. `extension` has no dot.
+    /// One that carries a signature stays as it is: with anything else in it the signature would not be its own.
     #[must_use]
     pub fn of_recording(&self, document: &Map<String, Value>, account_id: &str, extension: &str) -> Self {
+        if self.is_signed() {
+            return self.clone();
+        }
         let name = format!("call_recording_{}.{extension}", field(document, "call_id"));
         let parameters = parameters(document, account_id);
-        let mut url = self.0.clone();
+        let mut url = self.url.clone();
         match asked(url.query()) {
             None => {
                 let path = format!("{}/{name}", url.path().trim_end_matches('/'));
@@ -88,38 +122,78 @@ impl Target {
                 url.set_query(Some(&query));
             }
         }
-        Self(url)
+        Self { url, signed: None }
     }
 
     /// The whole URL, credentials included: for the request and the document, never for a text that people read.
     pub fn expose(&self) -> &Url {
-        &self.0
+        &self.url
     }
 
     /// The host, with the port if it is not the scheme's.
     pub fn host(&self) -> String {
-        let host = self.0.host_str().unwrap_or_default();
-        match self.0.port() {
+        let host = self.url.host_str().unwrap_or_default();
+        match self.url.port() {
             Some(port) => format!("{host}:{port}"),
             None => host.to_owned(),
         }
     }
 
     /// Where a redirect leads. `None` when it leads nowhere that audio can be sent to, or from https to http.
-    pub(super) fn redirected(&self, location: &str) -> Option<Self> {
-        let mut next = self.0.join(location).ok()?;
+    /// Bytes that are not ASCII are percent-encoded one by one, as curl and browsers do.
+    pub(super) fn redirected(&self, location: &[u8]) -> Option<Self> {
+        let location = percent_encode(location, AS_THEY_ARE).to_string();
+        let mut next = self.url.join(&location).ok()?;
         next.set_fragment(None);
-        if !matches!(next.scheme(), "http" | "https") || (self.0.scheme() == "https" && next.scheme() != "https") {
+        if !matches!(next.scheme(), "http" | "https") || (self.url.scheme() == "https" && next.scheme() != "https") {
             return None;
         }
         // `join` keeps them only for a path; another place must not learn them.
-        let same = next.origin() == self.0.origin();
+        let same = next.origin() == self.url.origin();
         if same && next.username().is_empty() && next.password().is_none() {
-            let _ = next.set_username(self.0.username());
-            let _ = next.set_password(self.0.password());
+            let _ = next.set_username(self.url.username());
+            let _ = next.set_password(self.url.password());
         }
-        Some(Self(next))
+        let signed = is_signed(&next).then(|| verbatim(&location, &next));
+        Some(Self { url: next, signed })
     }
+}
+
+/// What is not ASCII, and nothing else.
+const AS_THEY_ARE: &AsciiSet = &AsciiSet::EMPTY;
+
+/// The bytes that a percent-encoded part of a URL stands for, whatever they are.
+pub(super) fn unescaped(text: &str) -> Vec<u8> {
+    percent_decode_str(text).collect()
+}
+
+fn is_signed(url: &Url) -> bool {
+    let query = url.query().unwrap_or_default();
+    let names: Vec<String> = query
+        .split('&')
+        .filter_map(|parameter| parameter.split_once('=').filter(|(_, value)| !value.is_empty()))
+        .map(|(name, _)| String::from_utf8_lossy(&unescaped(name)).to_ascii_lowercase())
+        .collect();
+    SIGNED_BY
+        .iter()
+        .any(|row| row.iter().all(|name| names.iter().any(|there| there == name)))
+}
+
+/// Path and query of `given`, which was read as `url`, without any normalisation; as they were read where they cannot be sent like that.
+fn verbatim(given: &str, url: &Url) -> String {
+    let read = || url[Position::BeforePath..Position::AfterQuery].to_owned();
+    let after_authority = match given.split_once("://") {
+        Some((_, rest)) => rest.find('/').map(|at| &rest[at..]),
+        // A redirect's, which may be relative.
+        None => None,
+    };
+    let Some(path) = after_authority.and_then(|path| path.split('#').next()) else {
+        return read();
+    };
+    let is_sendable = path
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'<' | b'>' | b'\\'));
+    if is_sendable { path.to_owned() } else { read() }
 }
 
 /// The query that there is to extend: without empty parameters and, as Kazoo does to the whole URL, slashes at its end.
@@ -161,7 +235,7 @@ impl fmt::Display for Target {
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Target({}://{})", self.0.scheme(), self.host())
+        write!(f, "Target({}://{})", self.url.scheme(), self.host())
     }
 }
 
@@ -253,7 +327,11 @@ mod tests {
     #[test]
     fn a_redirect_keeps_credentials_at_home_and_does_not_give_up_tls() {
         let target = Target::parse("https://user:pass@h/in?x=1").unwrap();
-        let to = |location: &str| target.redirected(location).map(|next| next.expose().to_string());
+        let to = |location: &str| {
+            target
+                .redirected(location.as_bytes())
+                .map(|next| next.expose().to_string())
+        };
         assert_eq!(to("/other").unwrap(), "https://user:pass@h/other");
         assert_eq!(to("https://h/other#f").unwrap(), "https://user:pass@h/other");
         assert_eq!(to("https://else/other").unwrap(), "https://else/other");
@@ -264,7 +342,7 @@ mod tests {
             assert_eq!(to(nowhere), None, "{nowhere}");
         }
         let plain = Target::parse("http://h/in").unwrap();
-        assert!(plain.redirected("https://h/in").is_some());
+        assert!(plain.redirected(b"https://h/in").is_some());
     }
 
     proptest! {

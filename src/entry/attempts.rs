@@ -6,7 +6,7 @@ use crate::recording::order::Order;
 
 use super::cause::{Cause, Outcome};
 use super::fact::{Destination, Fact, Since, What};
-use super::{Entry, LOOKS, TIDIES};
+use super::{Entry, TIDIES};
 
 impl Entry {
     /// Where the audio goes, as decided when the recording ended, or when an operator last moved it on.
@@ -42,18 +42,48 @@ impl Entry {
         all.into_iter().map(|(_, at, until)| (at, until))
     }
 
-    /// Looks at a delivery that a server with too few copies had taken: when, and whether it was there.
-    pub fn looks(&self) -> impl DoubleEndedIterator<Item = (Moment, bool)> {
+    /// Looks at a delivery that a server with too few copies had taken, and whether it was there. A server that did not tell was not looked at.
+    pub fn looks(&self) -> impl DoubleEndedIterator<Item = bool> {
         self.facts.iter().filter_map(|fact| match &fact.what {
-            What::Looked { why, .. } => Some((fact.at, why.is_none())),
+            What::Looked {
+                why, unanswered: false, ..
+            } => Some(why.is_none()),
             _ => None,
         })
     }
 
-    /// Whether what was delivered is still to be read back: the server had too few copies when it took it.
+    /// When it was last tried to look at it, or to bring it there.
+    pub fn last_looked_at(&self) -> Option<Moment> {
+        let mut tried = self
+            .facts
+            .iter()
+            .filter(|fact| matches!(fact.what, What::Looked { .. } | What::Delivered(_)));
+        tried.next_back().map(|fact| fact.at)
+    }
+
+    /// Whether what was delivered is still to be read back: the server had too few copies when it took it. Until a look has found it, nothing proves
+    /// that there is a copy.
     pub fn is_unverified(&self) -> bool {
         let below = self.delivery().is_some_and(|delivery| delivery.below_quorum);
-        below && !self.looks().any(|(_, there)| there) && self.looks().count() < LOOKS
+        below && !self.looks().any(|there| there)
+    }
+
+    /// Whether the last look did not find what was delivered, and nothing was brought there since.
+    pub fn is_lost(&self) -> bool {
+        let last = self.facts.iter().rev().find_map(|fact| match &fact.what {
+            What::Looked {
+                why, unanswered: false, ..
+            } => Some(why.is_some()),
+            What::Delivered(_) => Some(false),
+            _ => None,
+        });
+        self.is_unverified() && last == Some(true)
+    }
+
+    /// Whether a user deleted it where it was delivered.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.delivery().is_some_and(|delivery| delivery.deleted)
+            || self.has(|what| matches!(what, What::Looked { deleted: true, .. }))
     }
 
     /// Whether the rest is still to be written into the document that came before the audio.
@@ -119,7 +149,7 @@ impl Entry {
         let is = |sha256: &Option<String>| sha256.as_ref() == Some(&digests.sha256);
         held || self.has(|what| match what {
             What::Uploaded { sha256, .. } => is(sha256),
-            What::Delivered(delivery) => is(&delivery.sha256),
+            What::Delivered(delivery) => is(&delivery.sha256) && (!delivery.below_quorum || !self.is_unverified()),
             _ => false,
         })
     }

@@ -28,6 +28,8 @@ pub enum Cause {
     Complete,
     /// The audio was kept as it came, but something is wrong with it; the document's findings tell what.
     SuspectAudio,
+    /// A user deleted the document before the worker knew that it was stored.
+    Deleted,
     /// `store_recordings` is false.
     StoringDisabled,
     /// Shorter than `record_min_sec`.
@@ -90,7 +92,7 @@ impl Outcome {
     /// The causes that an outcome can have.
     pub const fn causes(self) -> &'static [Cause] {
         match self {
-            Self::Stored | Self::Delivered => &[Cause::Complete, Cause::SuspectAudio],
+            Self::Stored | Self::Delivered => &[Cause::Complete, Cause::SuspectAudio, Cause::Deleted],
             Self::Discarded => &[
                 Cause::StoringDisabled,
                 Cause::TooShort,
@@ -125,6 +127,7 @@ impl Cause {
         match self {
             Self::Complete => "complete",
             Self::SuspectAudio => "suspect_audio",
+            Self::Deleted => "deleted",
             Self::StoringDisabled => "storing_disabled",
             Self::TooShort => "too_short",
             Self::NeverTriggered => "never_triggered",
@@ -160,6 +163,9 @@ impl Cause {
         match self {
             Self::Complete => "the audio arrived whole and is what its name says",
             Self::SuspectAudio => "the audio was kept as it came, but something is wrong with it; see the findings",
+            Self::Deleted => {
+                "the audio arrived whole, and a user deleted its document before the worker knew of it; it stays deleted"
+            }
             Self::StoringDisabled => "store_recordings is false in system_config/media; the file stays on the switch",
             Self::TooShort => "the recording is shorter than its record_min_sec",
             Self::NeverTriggered => "the call ended before the answer or bridge that the recording was to begin at",

@@ -100,6 +100,12 @@ pub enum What {
         n: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         why: Option<String>,
+        /// The server did not tell: that says nothing about the copy.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unanswered: bool,
+        /// It was there, and a user has deleted it since.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        deleted: bool,
     },
     /// Attempts are over until somebody moves it on.
     Parked { n: u32, cause: Cause },
@@ -247,6 +253,15 @@ pub struct Delivery {
     /// The server had fewer copies than its quorum when it answered.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub below_quorum: bool,
+    /// It was found there, not brought: the audio, as its document tells it and its attachment proves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audio: Option<Audio>,
+    /// A user has deleted it there since. It stays deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
+    /// Kazoo's store proxy brought it there, and has told of the document's edit (`kzs_attachments`): once is enough.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub edit_told: bool,
 }
 
 /// A notice that somebody depends on.

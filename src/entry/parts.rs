@@ -388,6 +388,9 @@ mod tests {
             },
             sha256: Some("10000".into()),
             below_quorum: false,
+            audio: None,
+            deleted: false,
+            edit_told: false,
         })
     }
 

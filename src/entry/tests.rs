@@ -129,8 +129,16 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             document: document(n % 2),
             sha256: Some((n % 4).to_string()),
             below_quorum: on,
+            audio: None,
+            deleted: false,
+            edit_told: false,
         }),
-        "looked" => What::Looked { n, why: on.then(why) },
+        "looked" => What::Looked {
+            n,
+            why: on.then(why),
+            unanswered: false,
+            deleted: false,
+        },
         "parked" => What::Parked {
             n,
             cause: Cause::Refused,

@@ -1,7 +1,6 @@
 //! ④ Deliver: the audio, in hand or in the hold, goes to its destination.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -20,10 +19,8 @@ use crate::telemetry::events::DeliveryEnded;
 
 use super::next::{self, Case, Input};
 use super::perform::{InHand, Parts};
+use super::share::{BUSY, in_time};
 use super::way::{By, Way};
-
-/// How soon a recording comes back that found all slots of its host taken.
-const BUSY: Duration = Duration::from_secs(1);
 
 impl Parts {
     /// Brings the audio to its destination, unless that rests or is busy.
@@ -45,24 +42,25 @@ impl Parts {
             (_, None) => return self.postponed(case, self.now().plus(BUSY), format!("{} is busy", way.host)),
             (_, slot) => slot,
         };
+        let Some(_share) = self.share(case, destination, &way.host, hand).await else {
+            let why = format!("other deliveries to {} have their switch wait", way.host);
+            return self.postponed(case, self.now().plus(BUSY), why);
+        };
         if let Err(until) = self.targets.may_begin(&way.host) {
             return self.postponed(case, until, format!("{} takes nothing now", way.host));
         }
-        // Past this the switch has been told to keep its file.
-        let limit = match hand {
-            Some(_) => self.config.ingest.delivery_timeout,
-            None => self.config.destination.send_timeout,
-        };
-        let result = tokio::time::timeout(limit, self.bring(case, attempt, destination, &way, hand)).await;
+        let limit = self.limit(destination, hand);
+        let bringing = self.bring(case, attempt, destination, &way, hand);
+        let result = in_time(limit, bringing).await;
         drop(slot);
         match &result {
-            Ok(Ok(_)) => self.targets.delivered(&way.host),
-            Ok(Err(error)) if error.fault() == Fault::Target => {
+            Ok(_) => self.targets.delivered(&way.host),
+            Err(error) if error.fault() == Fault::Target => {
                 self.targets.failed(&way.host, case.entry.key, &error.to_string());
             }
-            _ => {}
+            Err(_) => {}
         }
-        match result.unwrap_or_else(|_| Err(DeliveryError::Target("it takes too long".into()))) {
+        match result {
             Ok(what) => {
                 self.ended(case, (destination, &way.host), Ok(()), begun);
                 Input::Fact(what)
@@ -113,11 +111,14 @@ impl Parts {
                     },
                     sha256: Some(audio.digests.sha256.clone()),
                     below_quorum: stored.below_quorum,
+                    audio: None,
+                    deleted: stored.deleted,
+                    edit_told: false,
                 }))
             }
             By::Url(target) => {
                 let placed = self.placed(&self.couch, case, destination, &audio).await?;
-                if placed.is_complete() {
+                if placed.proven(&order.media_name).is_some() {
                     return Ok(delivered(destination, placed));
                 }
                 let account_id = next::account(&case.entry).unwrap_or_default();
@@ -128,7 +129,7 @@ impl Parts {
                     content_type: order.format.content_type(),
                     method: order.method,
                     // Never that of a recording which was first with an id that both were to have.
-                    key: placed.id.as_str(),
+                    key: &placed.idempotency_key(),
                 };
                 let sent = self.users.send(&target, &upload).await?;
                 Ok(What::Uploaded {
@@ -153,7 +154,13 @@ impl Parts {
                     &progress,
                 )
                 .await?;
-                Ok(delivered(destination, noted))
+                Ok(match delivered(destination, noted) {
+                    What::Delivered(mut delivery) => {
+                        delivery.edit_told = true;
+                        What::Delivered(delivery)
+                    }
+                    other => other,
+                })
             }
         }
     }
@@ -166,7 +173,7 @@ impl Parts {
             let audio = seen(case)?;
             self.placed(&couch, case, destination, &audio).await
         };
-        match placed.await {
+        match in_time(self.config.ingest.delivery_timeout, placed).await {
             Ok(placed) => Input::Fact(What::Documented(document_of(placed))),
             Err(error) => self.failed(case, attempt, (destination, ""), &error, begun),
         }
@@ -188,7 +195,7 @@ impl Parts {
             let subject = self.subject(case, destination, &audio)?(&placed.id);
             pending::complete(&couch, &placed, &subject, &at, &complete(&audio, attempt)).await
         };
-        match completed.await {
+        match in_time(self.config.destination.send_timeout, completed).await {
             Ok(placed) => Input::Fact(delivered(destination, placed)),
             Err(error) => self.failed(case, attempt, (destination, ""), &error, begun),
         }
@@ -382,13 +389,27 @@ fn document_of(placed: Placed) -> Document {
     }
 }
 
-pub(super) fn delivered(destination: Destination, placed: Placed) -> What {
+fn delivered(destination: Destination, placed: Placed) -> What {
     What::delivered(Delivery {
         destination,
         sha256: placed.sha256(),
+        deleted: placed.is_deleted(),
         document: document_of(placed),
         below_quorum: false,
+        audio: None,
+        edit_told: false,
     })
+}
+
+/// A delivery that was found made, and the audio there.
+pub(super) fn found(destination: Destination, placed: Placed, audio: Audio) -> What {
+    match delivered(destination, placed) {
+        What::Delivered(mut delivery) => {
+            delivery.audio = Some(audio);
+            What::Delivered(delivery)
+        }
+        other => other,
+    }
 }
 
 /// How often a server failed to take the recording.
@@ -407,7 +428,7 @@ fn failures_there(case: &Case, at: Destination) -> u32 {
 }
 
 /// As `ids`, and the one for when other audio of the same recording is there already: neither is given up.
-fn ids_with_other(order: &Order, audio: &Audio) -> Vec<MediaId> {
+pub(super) fn ids_with_other(order: &Order, audio: &Audio) -> Vec<MediaId> {
     let mut ids = ids(order);
     let other = order.key.of_audio(&audio.digests.sha256);
     ids.push(MediaId::derived(other, order.asked_at));

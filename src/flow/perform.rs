@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use crate::amqp::{Consumers, Publisher, Requests, Room};
 use crate::config::Config;
 use crate::couch::Couch;
+use crate::destination::Source;
 use crate::destination::decide::{Decision, Ending, Undecided, decide};
 use crate::destination::hold::Hold;
 use crate::destination::http::Http;
@@ -68,6 +69,10 @@ pub struct Parts {
     pub switches: Slots,
     /// Uploads to each host.
     pub hosts: Slots,
+    /// Of a switch's uploads those that go on to a host other than the cluster's own database while the switch waits: of all such, and of those for
+    /// one host, or one account. What is over goes into the hold, so that no slow host takes all places of a switch.
+    pub outward: Slots,
+    pub shares: Slots,
     /// Uploads to users' URLs, guarded.
     pub users: Http,
     /// Uploads to servers that the operator named.
@@ -334,7 +339,8 @@ impl Parts {
 
     async fn put_into_hold(&self, case: &Case, hand: Option<&InHand>) -> Input {
         let Some(hand) = hand else { return Input::NotHeld };
-        match self.hold.put(&address(&case.entry), self.now(), &hand.upload).await {
+        let (audio, source) = (&hand.upload.audio, Source::spooled(hand.upload.file.clone()));
+        match self.hold.put(&address(&case.entry), self.now(), audio, &source).await {
             Ok(holding) => Input::Fact(What::Held {
                 n: case.entry.next_hold(),
                 holding,

@@ -1,15 +1,17 @@
 //! Looks at databases: is a recording stored already, is it still there, does its account have a database at all.
 
 use crate::couch::CouchError;
+use crate::destination::bigcouch::{self, Kept};
 use crate::destination::modb::{self, Account, Created, Step};
-use crate::destination::{DeliveryError, Failed, bigcouch, pending};
+use crate::destination::{DeliveryError, Failed, pending};
 use crate::entry::LOOKS;
 use crate::entry::fact::{Delivery, DeliveryFailure, Destination, Document, What};
+use crate::recording::audio::Finding;
 use crate::recording::names;
 use crate::recording::order::Order;
 use crate::telemetry::events::ReadBackFailed;
 
-use super::deliver::{delivered, failure, ids};
+use super::deliver::{failure, found, ids, ids_with_other};
 use super::next::{self, Case, Input};
 use super::perform::Parts;
 
@@ -47,48 +49,82 @@ impl Parts {
         destination: Destination,
     ) -> Result<Option<What>, DeliveryError> {
         let couch = self.documents(case, destination).await?;
-        for id in ids(order) {
+        let mut damaged = None;
+        let ids = match case.entry.last_audio() {
+            Some(audio) => ids_with_other(order, audio),
+            None => ids(order),
+        };
+        for id in ids {
             let database = names::modb(account_id, id.month());
             if destination.documents_first() {
                 let placed = pending::find(&couch, &database, &id, order.key).await?;
-                if let Some(placed) = placed.filter(pending::Placed::is_complete) {
-                    return Ok(Some(delivered(destination, placed)));
+                let Some(placed) = placed.filter(pending::Placed::is_complete) else {
+                    continue;
+                };
+                match placed.proven(&order.media_name) {
+                    Some(audio) => return Ok(Some(found(destination, placed, audio))),
+                    None => damaged = Some("the document does not tell the same length of the audio twice".to_owned()),
                 }
-            } else if let Some((rev, sha256)) = bigcouch::find(&couch, &database, &id, order.key).await? {
-                let created = id.month().clamp(case.entry.ended_at().unwrap_or_else(|| self.now()));
-                return Ok(Some(What::delivered(Delivery {
-                    destination,
-                    document: Document {
-                        id,
-                        database,
-                        rev,
-                        created,
-                    },
-                    sha256,
-                    below_quorum: false,
-                })));
+                continue;
+            }
+            match bigcouch::find(&couch, &database, &id, order.key, &order.media_name).await? {
+                Kept::Not => {}
+                Kept::Damaged(why) => damaged = Some(why),
+                Kept::Whole { rev, audio, deleted } => {
+                    let mut audio = *audio;
+                    if case.entry.last_audio().is_some_and(|seen| seen.size > audio.size) {
+                        // More was seen on the switch, and is nowhere.
+                        audio.findings.push(Finding::Truncated);
+                    }
+                    let created = id.month().clamp(case.entry.ended_at().unwrap_or_else(|| self.now()));
+                    return Ok(Some(What::delivered(Delivery {
+                        destination,
+                        document: Document {
+                            id,
+                            database,
+                            rev,
+                            created,
+                        },
+                        sha256: Some(audio.digests.sha256.clone()),
+                        below_quorum: false,
+                        audio: Some(audio),
+                        deleted,
+                        edit_told: false,
+                    })));
+                }
             }
         }
-        Ok(None)
+        match damaged {
+            // It counts as stored nowhere.
+            Some(why) => Err(DeliveryError::Corrupt(why)),
+            None => Ok(None),
+        }
     }
 
     /// Reads back what a server with too few copies had taken.
     pub(super) async fn read_back(&self, case: &Case, n: u32) -> Input {
-        let why = match self.look_at(case).await {
-            Ok(bigcouch::ReadBack::Whole { .. }) => None,
-            Ok(bigcouch::ReadBack::Lost(why)) => Some(why),
-            Err(error) => Some(error.to_string()),
+        let (why, unanswered, deleted) = match self.look_at(case).await {
+            Ok(bigcouch::ReadBack::Whole { .. }) => (None, false, false),
+            Ok(bigcouch::ReadBack::Deleted) => (None, false, true),
+            Ok(bigcouch::ReadBack::Lost(why)) => (Some(why), false, false),
+            // That is no look: what is there, or is not, nobody knows.
+            Err(error) => (Some(error.to_string()), true, false),
         };
         if let Some(why) = &why {
             ReadBackFailed {
                 call_id: &case.entry.call_id,
                 media_id: case.entry.order().map_or("", |order| order.media_id.as_str()),
                 why,
-                last: case.entry.looks().count() + 1 >= LOOKS,
+                last: !unanswered && case.entry.looks().count() + 1 == LOOKS,
             }
             .emit();
         }
-        Input::Fact(What::Looked { n, why })
+        Input::Fact(What::Looked {
+            n,
+            why,
+            unanswered,
+            deleted,
+        })
     }
 
     async fn look_at(&self, case: &Case) -> Result<bigcouch::ReadBack, DeliveryError> {
@@ -98,7 +134,8 @@ impl Parts {
         let audio = entry.audio().ok_or_else(unknown)?;
         let couch = self.documents(case, delivery.destination).await?;
         let document = &delivery.document;
-        bigcouch::read_back(&couch, &document.database, &document.id, entry.key, audio).await
+        let name = entry.order().map_or("", |order| order.media_name.as_str());
+        bigcouch::read_back(&couch, &document.database, &document.id, entry.key, (name, audio)).await
     }
 
     /// Whether bringing the file here would be in vain now; what is to be noted then.

@@ -36,6 +36,46 @@ pub struct Subject<'a> {
     pub masks: Vec<(Moment, bool)>,
 }
 
+/// The action's URL as whoever may list recordings may read it: without credentials, and without what signs it.
+fn public(given: &str) -> String {
+    const SECRET: [&str; 5] = [
+        "x-amz-signature",
+        "x-goog-signature",
+        "x-amz-security-token",
+        "signature",
+        "sig",
+    ];
+    let Ok(mut url) = ::url::Url::parse(given.trim()) else {
+        // Nothing that could be served; what it was meant to be nobody knows.
+        return match given.rsplit_once('@') {
+            Some((_, rest)) => format!("***@{rest}"),
+            None => given.to_owned(),
+        };
+    };
+    let is_secret = |parameter: &str| {
+        let name = parameter.split('=').next().unwrap_or_default().to_ascii_lowercase();
+        SECRET.contains(&name.as_str())
+    };
+    let signed = url.query().is_some_and(|query| query.split('&').any(is_secret));
+    if url.username().is_empty() && url.password().is_none() && !signed {
+        return given.to_owned();
+    }
+    // Neither fails for a URL with a host, and one without has none.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    if let Some(query) = url.query().map(str::to_owned) {
+        let shown: Vec<String> = query
+            .split('&')
+            .map(|parameter| match parameter.split_once('=') {
+                Some((name, _)) if is_secret(parameter) => format!("{name}=***"),
+                _ => parameter.to_owned(),
+            })
+            .collect();
+        url.set_query(Some(&shown.join("&")));
+    }
+    url.to_string()
+}
+
 impl Subject<'_> {
     /// The database that the document belongs to: the month of its id, whenever the recording ended.
     pub fn database(&self) -> String {
@@ -72,7 +112,7 @@ impl Subject<'_> {
         put("cdr_id", json!(format!("{}-{}", ended.at.month(), order.call_id)));
         put("origin", json!(order.origin));
         if let Url::Given(url) = &order.url {
-            put("url", json!(url));
+            put("url", json!(public(url)));
         }
         let parties = self.parties();
         put("from", json!(parties.from));
@@ -315,6 +355,24 @@ mod tests {
             let mut order = order(&ended.call_id);
             order.media_id = id.parse().unwrap();
             assert_eq!(document(&order, None, &ended)["_id"], id);
+        }
+    }
+
+    #[test]
+    fn credentials_of_a_url_are_not_in_its_documents_public_field() {
+        for (given, shown) in [
+            ("https://h/in?a=1#x", "https://h/in?a=1#x"),
+            ("https://u:p%40@h/in?a=1", "https://h/in?a=1"),
+            ("https://u@h", "https://h/"),
+            (
+                "https://h/k?X-Amz-Date=1&X-Amz-Signature=00ff&b",
+                "https://h/k?X-Amz-Date=1&X-Amz-Signature=***&b",
+            ),
+            ("https://h/k?se=1&sig=a%2B", "https://h/k?se=1&sig=***"),
+            ("ftp://u:p@h/x", "ftp://h/x"),
+            ("u:p@h:99999999/x", "***@h:99999999/x"),
+        ] {
+            assert_eq!(public(given), shown, "{given}");
         }
     }
 }

@@ -91,7 +91,7 @@ pub fn edited(
 ) -> Map<String, Value> {
     for (key, value) in known {
         match (document.get_mut(&key), value) {
-            (Some(_), _) if ["_id", "pvt_created"].contains(&key.as_str()) => {}
+            (Some(_), _) if KEPT.contains(&key.as_str()) => {}
             (Some(Value::Object(there)), Value::Object(more)) if key == "pvt_recording" => there.extend(more),
             (_, value) => drop(document.insert(key, value)),
         }
@@ -103,7 +103,10 @@ pub fn edited(
     document
 }
 
-/// The document of a recording whose audio has arrived at a URL. It has this one attachment, whatever it had before.
+/// Fields that are known from the beginning: what is there by now may be a user's own.
+const KEPT: [&str; 4] = ["_id", "pvt_created", "name", "description"];
+
+/// The document of a recording whose audio has arrived at a URL. Attachments of other names are others'.
 pub fn completed(
     document: Map<String, Value>,
     known: Map<String, Value>,
@@ -118,7 +121,10 @@ pub fn completed(
         "stub": false,
         "handler": {"kz_att_http": {"url": fetchable(at.url)}},
     });
-    document.insert("pvt_attachments".into(), json!({ at.name: stub }));
+    match document.get_mut("pvt_attachments").and_then(Value::as_object_mut) {
+        Some(attachments) => drop(attachments.insert(at.name.to_owned(), stub)),
+        None => drop(document.insert("pvt_attachments".into(), json!({ at.name: stub }))),
+    }
     document
 }
 

@@ -104,10 +104,24 @@ fn third_party(sections: &Sections<'_>) -> ThirdParty {
     match sections.text("third_party_bigcouch_host") {
         None => ThirdParty::NotSet,
         Some(text) => match Server::parse(&text, port.unwrap_or(THIRD_PARTY_PORT)) {
-            Ok(server) => ThirdParty::Server(server),
+            Ok(mut server) => {
+                // A URL that names no port gets the one that was set; without any it has its scheme's.
+                if let (Some(port), true) = (port, text.contains("://") && !names_port(&text)) {
+                    let _ = server.url.set_port(Some(port));
+                }
+                ThirdParty::Server(server)
+            }
             Err(error) => ThirdParty::Unusable(error),
         },
     }
+}
+
+/// Whether a URL names its port, its scheme's own included.
+fn names_port(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    host.rsplit(']').next().unwrap_or_default().contains(':')
 }
 
 #[cfg(test)]
@@ -177,7 +191,18 @@ mod tests {
             assert_eq!(url(section), "http://rec:6984/");
         }
         let section = json!({"third_party_bigcouch_host": "https://u:p@rec", "third_party_bigcouch_port": 6984});
-        assert_eq!(url(section), "https://rec/");
+        assert_eq!(url(section), "https://rec:6984/");
+        // One of its own wins, and without any it is the scheme's.
+        for (host, expected) in [
+            ("https://rec:6985", "https://rec:6985/"),
+            ("http://u:p:w@rec:80/", "http://rec/"),
+            ("http://[::1]", "http://[::1]:6984/"),
+            ("rec:5985", "http://rec:5985/"),
+        ] {
+            let section = json!({"third_party_bigcouch_host": host, "third_party_bigcouch_port": 6984});
+            assert_eq!(url(section), expected, "{host}");
+        }
+        assert_eq!(url(json!({"third_party_bigcouch_host": "https://rec"})), "https://rec/");
         let unusable = read(json!({"third_party_bigcouch_host": "http://rec/couch"}));
         assert_eq!(unusable, ThirdParty::Unusable(NoServer::HasPath));
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use kz_record_call::couch::{Couch, Server};
 use kz_record_call::destination::DeliveryError;
-use kz_record_call::destination::bigcouch::{self, ReadBack, Road};
+use kz_record_call::destination::bigcouch::{self, Kept, ReadBack, Road};
 use serde_json::json;
 
 use crate::promises;
@@ -83,9 +83,21 @@ async fn a_recording_that_is_delivered_twice_is_stored_once(couchdb: Arc<Couchdb
             "{way:?}: {first:?} {second:?}"
         );
         ensure!(second.road.is_none(), "{way:?}: it was there already");
-        let found = bigcouch::find(&case.couch, &first.database, &first.id, recording.order.key).await?;
+        let found = bigcouch::find(
+            &case.couch,
+            &first.database,
+            &first.id,
+            recording.order.key,
+            "front-desk.mp3",
+        )
+        .await?;
         ensure!(
-            found == Some((first.rev, Some(recording.audio.digests.sha256.clone()))),
+            found
+                == Kept::Whole {
+                    rev: first.rev,
+                    audio: Box::new(recording.audio.clone()),
+                    deleted: false
+                },
             "{way:?}: {found:?}"
         );
         case.finish().await?;
@@ -253,7 +265,15 @@ async fn fewer_copies_than_the_quorum_are_marked_and_read_back(couchdb: Arc<Couc
         ensure!(stored.below_quorum, "{way:?}: {stored:?}");
         case.front.rule(|_, _| Fault::Pass);
         let key = recording.order.key;
-        let read_back = || bigcouch::read_back(&case.couch, &stored.database, &stored.id, key, &recording.audio);
+        let read_back = || {
+            bigcouch::read_back(
+                &case.couch,
+                &stored.database,
+                &stored.id,
+                key,
+                ("front-desk.mp3", &recording.audio),
+            )
+        };
         ensure!(
             read_back().await?
                 == ReadBack::Whole {

@@ -19,11 +19,14 @@ use libtest_mimic::{Arguments, Trial};
 mod bigcouch;
 mod bigcouch_faults;
 mod guard;
+mod hold;
 mod http;
 mod http_faults;
 mod memory;
 mod modb;
+mod others;
 mod proxy;
+mod refusals;
 mod support;
 mod system_config;
 mod url;
@@ -55,11 +58,14 @@ fn main() -> ExitCode {
         bigcouch::TESTS,
         bigcouch_faults::TESTS,
         guard::TESTS,
+        hold::TESTS,
         http::TESTS,
         http_faults::TESTS,
         memory::TESTS,
         modb::TESTS,
+        others::TESTS,
         proxy::TESTS,
+        refusals::TESTS,
         system_config::TESTS,
         url::TESTS,
     ] {

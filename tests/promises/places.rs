@@ -20,6 +20,8 @@ use crate::support::{SOON, Services, TestResult, World, schemas};
 
 promises![
     a_users_url_gets_the_audio_and_the_account_its_document,
+    two_recordings_with_one_id_are_told_apart_by_a_users_server,
+    slow_servers_of_users_leave_a_switchs_other_recordings_their_places,
     a_url_that_is_down_is_delivered_when_it_is_back_though_the_switch_lost_its_file,
     a_url_that_cannot_be_served_is_parked_with_its_audio,
     a_url_into_our_own_network_is_never_connected_to,
@@ -102,6 +104,68 @@ async fn a_users_url_gets_the_audio_and_the_account_its_document(services: Arc<S
     let told = changes(&world, &recording.id);
     ensure!(told == ["doc_created", "doc_edited"], "{told:?}");
     ensure!(!recording.path.exists(), "the switch still has its file");
+    world.finish().await
+}
+
+async fn two_recordings_with_one_id_are_told_apart_by_a_users_server(services: Arc<Services>) -> TestResult {
+    let server = Server::always(Reply::Status(201)).await;
+    let id = "always-the-same";
+    // Each in a world of its own, as another account's.
+    for n in 1..=2 {
+        let world = World::new(&services).await?;
+        let _worker = world.worker_with(&[HERE]).await?;
+        let media_id = format!("{}-{id}", world.month());
+        let recording = record(&world, json!({"url": server.url("/in"), "media_id": media_id})).await?;
+        ensure!(recording.id == media_id, "{}", recording.id);
+        world.outcome(&recording.id).await?;
+        ensure!(server.received().len() == n, "{:?}", server.received());
+        world.finish().await?;
+    }
+    let received = server.received();
+    let keys: Vec<&str> = received.iter().map(|upload| upload.header("idempotency-key")).collect();
+    ensure!(
+        keys[0] != keys[1] && keys.iter().all(|key| key.contains(id)),
+        "{keys:?}"
+    );
+    Ok(())
+}
+
+async fn slow_servers_of_users_leave_a_switchs_other_recordings_their_places(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let wait = ("DESTINATION__SWITCH_WAITS_MS", "4000");
+    let pause = ("DESTINATION__FIRST_PAUSE_MS", "60000");
+    let worker = world.worker_with(&[HERE, wait, pause]).await?;
+    let mut slow = Vec::new();
+    for _ in 0..4 {
+        slow.push(Server::always(Reply::Never).await);
+    }
+    // As many as a switch has places, each to a host of its own.
+    let mut calls = Vec::new();
+    for server in &slow {
+        let call = world.kazoo.new_call(CallOptions::talking());
+        call.execute(json!({"url": server.url("/in")}))
+            .await?
+            .continued(SOON)
+            .await?;
+        calls.push((call.wait_recording_started(SOON).await?, call));
+    }
+    for (_, call) in &calls {
+        call.hangup("NORMAL_CLEARING").await;
+    }
+    while !slow.iter().any(|server| !server.received().is_empty()) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let begun = std::time::Instant::now();
+    let recording = record(&world, json!({})).await?;
+    world.outcome(&recording.id).await?;
+    // Without a share of its own it would wait for the 120 s of ingest.delivery_timeout_s.
+    ensure!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    // The audio that nobody takes is off the switch, in the hold.
+    for (recording, call) in &calls {
+        world.state(&call.id(), "held", Duration::from_secs(60)).await?;
+        ensure!(!recording.path.exists(), "{}", recording.path.display());
+    }
+    drop(worker);
     world.finish().await
 }
 
@@ -295,7 +359,8 @@ async fn a_storage_plan_goes_through_the_store_proxy(services: Arc<Services>) ->
     ensure!(stub["length"] == recording.audio.len(), "{document:#}");
     ensure!(document["pvt_recording"]["state"] == "complete", "{document:#}");
     let told = changes(&world, &recording.id);
-    ensure!(told == ["doc_created", "doc_edited"], "{told:?}");
+    // The edit is told by the store proxy, which a real Kazoo 5.0 has (`kzs_attachments`): not twice.
+    ensure!(told == ["doc_created"], "{told:?}");
     serving.abort();
     world.finish().await
 }

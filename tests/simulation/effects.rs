@@ -147,7 +147,12 @@ impl World {
             }
             Effect::ReadBack { n } => {
                 let why = (self.store_down || self.chance(100)).then(|| "not there".to_owned());
-                Input::Fact(What::Looked { n: *n, why })
+                Input::Fact(What::Looked {
+                    n: *n,
+                    why,
+                    unanswered: self.store_down,
+                    deleted: false,
+                })
             }
             Effect::Mark { n, .. } => Input::Fact(What::Marked { n: *n }),
             Effect::Complete { attempt, destination } => {
@@ -253,6 +258,9 @@ impl World {
             document,
             sha256,
             below_quorum,
+            audio: None,
+            deleted: false,
+            edit_told: false,
         }))
     }
 }

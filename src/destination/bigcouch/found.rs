@@ -1,13 +1,14 @@
 //! What stands in a database under a recording's id.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::couch::Couch;
-use crate::recording::audio::Audio;
+use crate::couch::{Couch, Present};
+use crate::recording::audio::{Audio, Finding};
+use crate::recording::digest::Digests;
 use crate::recording::document::DOCUMENT_TYPE;
 use crate::recording::identity::{Key, MediaId};
 
-use super::DeliveryError;
+use super::{DeliveryError, Place};
 
 /// What is found under a document's id.
 pub(super) enum Found {
@@ -15,6 +16,8 @@ pub(super) enum Found {
     /// Our recording, visible, with its audio whole.
     Ours {
         rev: String,
+        /// A user deleted it (`pvt_deleted`).
+        deleted: bool,
     },
     /// Our recording's document, but not, or not yet, as it should be.
     Incomplete {
@@ -22,7 +25,11 @@ pub(super) enum Found {
         /// Whether its audio is ours, byte by byte.
         whole: bool,
         why: String,
+        /// The document as it is: what others wrote into it stays.
+        present: Map<String, Value>,
     },
+    /// Our recording's document was deleted there before it had the audio: it is not made again.
+    Deleted(String),
     /// Somebody else's, or of our own recording with other audio: neither is ever overwritten.
     Taken,
 }
@@ -32,95 +39,167 @@ pub(super) enum Found {
 pub enum ReadBack {
     /// It is there, its digest compared.
     Whole { rev: String },
+    /// It was there, and was deleted since.
+    Deleted,
     /// It is not there, or not whole: to be stored again, and told.
     Lost(String),
+}
+
+/// A recording that was looked for without its audio at hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// It is not there.
+    Not,
+    /// It is there, and its attachment has the length and the digest that the document tells.
+    Whole {
+        rev: String,
+        audio: Box<Audio>,
+        deleted: bool,
+    },
+    /// Its document is there, and its audio is not what the document tells.
+    Damaged(String),
 }
 
 /// Reads a stored recording back, which is due after a `202`.
 ///
 /// # Errors
-/// When the database does not tell.
+/// When the database does not tell: a server that does not know the database says nothing about the document.
 pub async fn read_back(
     couch: &Couch,
     database: &str,
     id: &MediaId,
     key: Key,
-    audio: &Audio,
+    (name, audio): (&str, &Audio),
 ) -> Result<ReadBack, DeliveryError> {
-    Ok(match look_up(couch, database, id, key, audio).await? {
-        Found::Ours { rev } => ReadBack::Whole { rev },
+    let document = match couch.present(database, id.as_str()).await? {
+        Present::Document(document) => document,
+        Present::Missing => return Ok(ReadBack::Lost("the document is not there any more".into())),
+        Present::NoDatabase => return Err(DeliveryError::NoDatabase(database.to_owned())),
+    };
+    Ok(match judge(document, key, name, audio) {
+        Found::Ours { deleted: false, rev } => ReadBack::Whole { rev },
+        Found::Ours { deleted: true, .. } | Found::Deleted(_) => ReadBack::Deleted,
         Found::Nothing => ReadBack::Lost("the document is not there any more".into()),
         Found::Taken => ReadBack::Lost("another recording's document is there".into()),
         Found::Incomplete { why, .. } => ReadBack::Lost(why),
     })
 }
 
-/// Whether the recording is stored already, whoever stored it, without its audio at hand: the revision, and the audio's SHA-256 as the document
-/// tells it.
+/// Whether the recording is stored already, whoever stored it, without its audio at hand. The document's word is not enough: the attachment must have
+/// the length and the digest that the document tells.
 ///
 /// # Errors
 /// When the database does not tell.
-pub async fn find(
-    couch: &Couch,
-    database: &str,
-    id: &MediaId,
-    key: Key,
-) -> Result<Option<(String, Option<String>)>, DeliveryError> {
-    let Some(document) = couch.get(database, id.as_str()).await? else {
-        return Ok(None);
-    };
-    let has_audio = attachment(&document).is_some();
-    let proof = document.pointer("/pvt_recording/sha256").and_then(Value::as_str);
-    let is_there = is_of(&document, key) && is_visible(&document) && has_audio;
-    Ok(is_there.then(|| (rev(&document), proof.map(str::to_owned))))
-}
-
-pub(super) async fn look_up(
-    couch: &Couch,
-    database: &str,
-    id: &MediaId,
-    key: Key,
-    audio: &Audio,
-) -> Result<Found, DeliveryError> {
+pub async fn find(couch: &Couch, database: &str, id: &MediaId, key: Key, name: &str) -> Result<Kept, DeliveryError> {
     Ok(match couch.get(database, id.as_str()).await? {
-        Some(document) => judge(&document, key, audio),
-        None => Found::Nothing,
+        Some(document) if is_of(&document, key) && is_visible(&document) => kept(&document, name),
+        _ => Kept::Not,
     })
 }
 
-fn judge(document: &Value, key: Key, audio: &Audio) -> Found {
-    if !is_of(document, key) {
-        return Found::Taken;
-    }
-    let (rev, visible, meant) = (rev(document), is_visible(document), tells(document, audio));
-    let incomplete = |whole, why: String| Found::Incomplete {
-        rev: rev.clone(),
-        whole,
-        why,
+fn kept(document: &Value, name: &str) -> Kept {
+    let Some(audio) = told_audio(document) else {
+        return Kept::Damaged("its document does not tell size and digests of the audio".into());
     };
-    let Some(stub) = attachment(document) else {
-        return incomplete(false, "the document has no audio".into());
-    };
-    let length = stub.get("length").and_then(Value::as_u64);
-    let digest = stub.get("digest").and_then(Value::as_str);
-    let whole = digest.is_some() && digest == audio.digests.couch().as_deref() && length == Some(audio.size);
-    if visible && !whole && !meant {
-        return Found::Taken;
-    }
-    match (whole, visible && meant) {
-        (true, true) => Found::Ours { rev },
-        (true, false) => incomplete(true, "the document has its audio, but does not tell so yet".into()),
-        (false, _) => {
-            let (bytes, digest) = (length.unwrap_or(0), digest.unwrap_or("none"));
-            let why = format!("{bytes} bytes with digest {digest} are stored");
-            incomplete(false, why)
-        }
+    match attachment(document, name, &audio) {
+        Some(stub) if is_whole(stub, &audio) => Kept::Whole {
+            rev: rev(document),
+            audio: Box::new(audio),
+            deleted: is_deleted(document),
+        },
+        Some(stub) => Kept::Damaged(format!(
+            "{}, and its document tells of {} bytes",
+            of_stub(stub),
+            audio.size
+        )),
+        None => Kept::Damaged("its document has no audio".into()),
     }
 }
 
-/// The one attachment.
-fn attachment(document: &Value) -> Option<&Value> {
-    document.get("_attachments")?.as_object()?.values().next()
+/// The audio, as the proof in its document tells it.
+pub(in crate::destination) fn told_audio(document: &Value) -> Option<Audio> {
+    let told = document.get("pvt_recording")?;
+    let text = |name: &str| told.get(name).and_then(Value::as_str).map(str::to_owned);
+    let findings = told.get("findings").and_then(Value::as_array).into_iter().flatten();
+    Some(Audio {
+        size: told.get("size").and_then(Value::as_u64)?,
+        digests: Digests {
+            md5: text("md5")?,
+            sha256: text("sha256")?,
+        },
+        duration_ms: told.get("audio_ms").and_then(Value::as_u64),
+        // Findings of a later version are not known here.
+        findings: findings
+            .filter_map(|finding| serde_json::from_value::<Finding>(finding.clone()).ok())
+            .collect(),
+    })
+}
+
+pub(super) async fn look_up(place: &Place<'_>) -> Result<Found, DeliveryError> {
+    Ok(match place.couch.present(place.database, place.id.as_str()).await? {
+        Present::Document(document) => judge(document, place.key, place.name, place.audio),
+        Present::Missing => Found::Nothing,
+        Present::NoDatabase => return Err(DeliveryError::NoDatabase(place.database.to_owned())),
+    })
+}
+
+fn judge(document: Value, key: Key, name: &str, audio: &Audio) -> Found {
+    if !is_of(&document, key) {
+        return Found::Taken;
+    }
+    let (visible, meant, deleted) = (is_visible(&document), tells(&document, audio), is_deleted(&document));
+    let stub = attachment(&document, name, audio);
+    let whole = stub.is_some_and(|stub| is_whole(stub, audio));
+    if visible && !whole && !meant && stub.is_some() {
+        return Found::Taken;
+    }
+    let (rev, why) = (rev(&document), stub.map(of_stub));
+    if whole && visible && meant {
+        return Found::Ours { rev, deleted };
+    }
+    if deleted && !whole {
+        return Found::Deleted("its document was deleted there, without this audio".into());
+    }
+    Found::Incomplete {
+        rev,
+        whole,
+        why: match why {
+            None => "the document has no audio".into(),
+            Some(_) if whole => "the document has its audio, but does not tell so yet".into(),
+            Some(why) => why,
+        },
+        present: match document {
+            Value::Object(present) => present,
+            _ => Map::new(),
+        },
+    }
+}
+
+/// The audio among a document's attachments: by its bytes, else by its name. What others attached is something else.
+fn attachment<'a>(document: &'a Value, name: &str, audio: &Audio) -> Option<&'a Value> {
+    let all = document.get("_attachments")?.as_object()?;
+    let named = all.get(name);
+    named
+        .filter(|stub| is_whole(stub, audio))
+        .or_else(|| all.values().find(|stub| is_whole(stub, audio)))
+        .or(named)
+}
+
+fn is_whole(stub: &Value, audio: &Audio) -> bool {
+    let digest = stub.get("digest").and_then(Value::as_str);
+    let length = stub.get("length").and_then(Value::as_u64);
+    digest.is_some() && digest == audio.digests.couch().as_deref() && length == Some(audio.size)
+}
+
+fn of_stub(stub: &Value) -> String {
+    let length = stub.get("length").and_then(Value::as_u64).unwrap_or(0);
+    let digest = stub.get("digest").and_then(Value::as_str).unwrap_or("none");
+    format!("{length} bytes with digest {digest} are stored")
+}
+
+/// Whether a user deleted it, as Crossbar does: the document stays, and no view shows it.
+fn is_deleted(document: &Value) -> bool {
+    document.get("pvt_deleted").and_then(Value::as_bool) == Some(true)
 }
 
 pub(in crate::destination) fn is_of(document: &Value, key: Key) -> bool {
@@ -168,9 +247,10 @@ mod tests {
 
     fn judged(document: &Value) -> String {
         let key = Key::of("call", "action");
-        match judge(document, key, &audio()) {
+        match judge(document.clone(), key, "a.mp3", &audio()) {
             Found::Nothing => "nothing".into(),
-            Found::Ours { rev } => format!("ours {rev}"),
+            Found::Ours { rev, deleted } => format!("ours {rev}{}", if deleted { " deleted" } else { "" }),
+            Found::Deleted(_) => "deleted".into(),
             Found::Taken => "taken".into(),
             Found::Incomplete { whole, .. } => format!("incomplete {whole}"),
         }

@@ -3,7 +3,7 @@
 //!
 //! Every step can be found half done, by a worker that died or another that is at it, and is gone on from there.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::couch::CouchError;
 
@@ -21,16 +21,20 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
         let mut uploads_it = false;
         let step = match place.look_up().await? {
             Found::Taken => return Ok(Put::Taken),
-            Found::Ours { rev } => {
+            Found::Ours { rev, deleted } => {
                 let road = begun.then_some(Road::Second);
                 return Ok(Put::Stored {
                     rev,
                     below_quorum,
                     road,
+                    deleted,
                 });
             }
+            Found::Deleted(why) => return Err(DeliveryError::Recording(why)),
             Found::Nothing => mark(place).await,
-            Found::Incomplete { rev, whole: true, .. } => show(place, &rev).await,
+            Found::Incomplete {
+                whole: true, present, ..
+            } => show(place, present).await,
             Found::Incomplete { why, .. } if uploads == UPLOADS => return Err(DeliveryError::Corrupt(why)),
             Found::Incomplete { rev, .. } => {
                 uploads_it = true;
@@ -85,20 +89,32 @@ async fn upload(place: &Place<'_>, rev: &str) -> Taken {
     Ok(saved?)
 }
 
-/// At last: the document, with the audio that is there.
-async fn show(place: &Place<'_>, rev: &str) -> Taken {
-    let stub = json!({
-        "stub": true,
-        "content_type": place.content_type,
-        "length": place.audio.size,
-        "digest": place.digest(),
-    });
-    let mut document = place.document.clone();
-    document.insert("_rev".into(), json!(rev));
-    document.insert("_attachments".into(), json!({ place.name: stub }));
+/// At last: the document, with the audio that is there, and whatever others put there.
+async fn show(place: &Place<'_>, present: Map<String, Value>) -> Taken {
+    let document = shown(present, place.document);
     let saved = place
         .couch
         .put_document(place.database, place.id.as_str(), &Value::Object(document))
         .await;
     Ok(saved?)
 }
+
+/// What is known by now, in the document as it is: its revision and the stubs of all attachments stay, for a document that is written without a
+/// stub loses that attachment; so does what others wrote. In one that views show already users may have changed what they read.
+fn shown(mut present: Map<String, Value>, ours: &Map<String, Value>) -> Map<String, Value> {
+    let was_visible = present.get("pvt_type").is_some();
+    for (key, value) in ours {
+        match present.get_mut(key) {
+            Some(Value::Object(there)) if key == "pvt_recording" => {
+                there.extend(value.as_object().cloned().unwrap_or_default());
+            }
+            Some(_) if was_visible && !key.starts_with("pvt_") && !OF_THE_AUDIO.contains(&key.as_str()) => {}
+            Some(_) if key == "pvt_created" => {}
+            _ => drop(present.insert(key.clone(), value.clone())),
+        }
+    }
+    present
+}
+
+/// Public fields that follow from the audio, which is another one now.
+const OF_THE_AUDIO: [&str; 3] = ["start", "duration", "duration_ms"];

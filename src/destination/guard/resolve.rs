@@ -1,15 +1,12 @@
-//! Resolves names for the guarded client: only addresses that may be connected to come out.
+//! Resolves names for the clients: for the guarded one only addresses that may be connected to come out.
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use thiserror::Error;
 
 use crate::telemetry::events::{AddressRefused, AddressReported};
 
+use super::super::http::Failure;
 use super::{Guard, Refused, Verdict};
 
 /// A name's addresses, to come.
@@ -33,44 +30,25 @@ impl Lookup for System {
     }
 }
 
-/// A name that has no address.
-#[derive(Debug, Clone, Error)]
-#[error("its name cannot be resolved")]
-pub struct Unresolved;
-
-/// The resolver of the guarded client.
-pub struct Resolver {
-    guard: Arc<Guard>,
-    lookup: Arc<dyn Lookup>,
-}
-
-impl Resolver {
-    pub fn new(guard: Arc<Guard>, lookup: Arc<dyn Lookup>) -> Self {
-        Self { guard, lookup }
+/// The addresses of a name that may be connected to.
+///
+/// # Errors
+/// `Unresolved` without any; `Address` when there are only others.
+pub async fn addresses(guard: Option<&Guard>, lookup: &dyn Lookup, name: &str) -> Result<Vec<IpAddr>, Failure> {
+    let found = lookup.lookup(name.to_owned()).await;
+    let found = found.map_err(|_| Failure::Unresolved)?;
+    let mut refused = None;
+    let mut good = Vec::new();
+    for address in found {
+        match guard.map_or(Ok(()), |guard| admit(guard, name, address)) {
+            Ok(()) => good.push(address),
+            Err(error) => refused = Some(error),
+        }
     }
-}
-
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let (guard, name) = (Arc::clone(&self.guard), name.as_str().to_owned());
-        let lookup = self.lookup.lookup(name.clone());
-        Box::pin(async move {
-            let found = lookup.await.map_err(|_| Unresolved)?;
-            let mut refused = None;
-            let mut good: Vec<SocketAddr> = Vec::new();
-            for address in found {
-                match admit(&guard, &name, address) {
-                    // The port is the URL's.
-                    Ok(()) => good.push(SocketAddr::new(address, 0)),
-                    Err(error) => refused = Some(error),
-                }
-            }
-            match (good.is_empty(), refused) {
-                (false, _) => Ok(Box::new(good.into_iter()) as Addrs),
-                (true, Some(refused)) => Err(refused.into()),
-                (true, None) => Err(Unresolved.into()),
-            }
-        })
+    match (good.is_empty(), refused) {
+        (false, _) => Ok(good),
+        (true, Some(refused)) => Err(Failure::Address(refused)),
+        (true, None) => Err(Failure::Unresolved),
     }
 }
 

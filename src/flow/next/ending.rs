@@ -197,6 +197,9 @@ fn rested(entry: &Entry, now: Moment, policy: &Policy, act: impl FnOnce() -> Eff
 pub(super) fn settle(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     let entry = &case.entry;
     let mut effects = Vec::new();
+    if let Some(effect) = bring_again(case, now, policy) {
+        return vec![effect];
+    }
     if case.hand != Hand::Empty {
         // The switch first: it holds a thread, and a call's file on a disk that fills, until it is answered.
         let answer = if entry.is_unwanted() {
@@ -236,12 +239,36 @@ pub(super) fn settle(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     effects
 }
 
+/// What a server took with too few copies is safe only when a look has found it, or the hold has it too. And what it lost is brought there again,
+/// from the hold, or from the switch, which keeps its file until then.
+fn bring_again(case: &Case, now: Moment, policy: &Policy) -> Option<Effect> {
+    let entry = &case.entry;
+    let delivery = entry.delivery().filter(|_| entry.is_unverified())?;
+    let in_hand = matches!(case.hand, Hand::Holding | Hand::Tried);
+    let (held, attempt) = (entry.held().is_some(), entry.next_attempt());
+    let tried = case.hand == Hand::Tried || paused(entry, policy).is_some_and(|until| until > now);
+    if entry.is_lost() && !tried {
+        let destination = delivery.destination;
+        if case.hand == Hand::Holding || held && case.hand == Hand::Empty {
+            return Some(Effect::Deliver { attempt, destination });
+        }
+        if case.hand == Hand::Empty && !entry.is_let_go() {
+            let (node, path) = source(entry)?;
+            return Some(Effect::Collect {
+                attempt,
+                node: node.to_owned(),
+                path: path.to_owned(),
+            });
+        }
+    }
+    (in_hand && policy.hold && !held).then_some(Effect::Hold)
+}
+
 /// What a server with too few copies had taken is to be looked at again.
 fn read_back(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
     let index = entry.looks().count().min(policy.looks.len().saturating_sub(1));
     let pause = policy.looks.get(index).copied().unwrap_or_default();
-    let last = entry.looks().next_back().map(|(at, _)| at).or(delivered_at(entry));
-    let until = last.unwrap_or(now).plus(pause);
+    let until = entry.last_looked_at().unwrap_or(now).plus(pause);
     if until > now {
         return Effect::Wait { until };
     }
@@ -286,12 +313,4 @@ fn await_end_of_call(entry: &Entry, now: Moment, policy: &Policy) -> Option<Effe
             n: entry.next_number("channel_seen"),
         },
     })
-}
-
-fn delivered_at(entry: &Entry) -> Option<Moment> {
-    let mut delivered = entry
-        .facts()
-        .iter()
-        .filter(|fact| matches!(fact.what, What::Delivered(_)));
-    delivered.next().map(|fact| fact.at)
 }

@@ -9,6 +9,7 @@ use crate::recording::settings::Method;
 use super::*;
 
 mod clocks;
+mod copies;
 mod ended;
 mod endings;
 mod limbo;
@@ -162,6 +163,9 @@ fn delivered(destination: Destination) -> What {
         document: document(),
         sha256: Some("1".into()),
         below_quorum: false,
+        audio: None,
+        deleted: false,
+        edit_told: false,
     })
 }
 
@@ -187,6 +191,16 @@ fn holding() -> What {
                 sha256: "1".into(),
             },
         },
+    }
+}
+
+/// A look at what a server with too few copies had taken.
+fn looked(n: u32, why: Option<&str>) -> What {
+    What::Looked {
+        n,
+        why: why.map(str::to_owned),
+        unanswered: false,
+        deleted: false,
     }
 }
 

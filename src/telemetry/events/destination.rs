@@ -65,7 +65,7 @@ pub struct ReadBackFailed<'a> {
     pub call_id: &'a str,
     pub media_id: &'a str,
     pub why: &'a str,
-    /// Nobody looks again.
+    /// An operator must know now.
     pub last: bool,
 }
 
@@ -75,7 +75,7 @@ impl ReadBackFailed<'_> {
         if self.last {
             error!(
                 call_id,
-                media_id, why, "a stored recording is not to be found; nobody looks for it again"
+                media_id, why, "a stored recording is not to be found after many looks; its other copy is kept"
             );
         } else {
             warn!(

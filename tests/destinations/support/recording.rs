@@ -45,8 +45,20 @@ impl Recording {
         Self::of_call(&uuid::Uuid::new_v4().to_string(), size)
     }
 
+    /// A recording of these bytes.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self::with(&uuid::Uuid::new_v4().to_string(), bytes.to_vec())
+    }
+
     /// The recording of that call, whose file has `size` bytes: the same bytes for every size, the longer ones going on.
     pub fn of_call(call_id: &str, size: usize) -> Self {
+        let key = Key::of(call_id, "action");
+        let mut bytes = vec![0; size];
+        fastrand::Rng::with_seed(u64::from(key.bytes()[0])).fill(&mut bytes);
+        Self::with(call_id, bytes)
+    }
+
+    fn with(call_id: &str, bytes: Vec<u8>) -> Self {
         let key = Key::of(call_id, "action");
         let order = Order {
             key,
@@ -70,9 +82,6 @@ impl Recording {
         let dir = std::env::temp_dir().join(format!("kz-record-call-{}", uuid::Uuid::new_v4().simple()));
         let spool = Spool::open(&dir, 0).unwrap();
         let (mut file, spooled) = spool.create().unwrap();
-        let mut random = fastrand::Rng::with_seed(u64::from(key.bytes()[0]));
-        let mut bytes = vec![0; size];
-        random.fill(&mut bytes);
         file.write_all(&bytes).unwrap();
         let mut hasher = Hasher::default();
         hasher.update(&bytes);
@@ -81,7 +90,7 @@ impl Recording {
             order,
             told: told(),
             audio: Audio {
-                size: size as u64,
+                size: bytes.len() as u64,
                 digests: hasher.finish(),
                 duration_ms: Some(59_000),
                 findings: vec![],

@@ -34,6 +34,19 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Effect>) {
                 },
             )
         }
+        Cause::Deleted => {
+            let destination = match outcome {
+                Outcome::Delivered => Destination::Url,
+                _ => Destination::Account,
+            };
+            let mut case = ended_as(order(), destination);
+            let What::Delivered(mut found) = delivered(destination) else {
+                unreachable!()
+            };
+            (found.deleted, found.audio) = (true, Some(audio(5000)));
+            let then = step(&mut case, Input::Fact(What::Delivered(found)));
+            (case, then)
+        }
         Cause::StoringDisabled | Cause::DiscardedByOperator | Cause::AlreadyKept => {
             let mut case = started(order());
             step(&mut case, Input::Fact(What::Ended(told(5000))));

@@ -37,7 +37,7 @@ fn lived_out(mut case: Case, mut now: Moment) -> Case {
             Some(Effect::Unhold) => What::Unheld {
                 n: case.entry.next_number("held") - 1,
             },
-            Some(Effect::ReadBack { n }) => What::Looked { n: *n, why: None },
+            Some(Effect::ReadBack { n }) => looked(*n, None),
             Some(Effect::Tidy { n, .. }) => What::Tidied { n: *n, left: None },
             Some(Effect::Command) => What::Commanded,
             _ => continue,

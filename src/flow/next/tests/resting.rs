@@ -133,15 +133,12 @@ fn what_a_server_with_too_few_copies_took_is_read_back_before_the_story_ends() {
     assert_eq!(case.entry.state(), "unverified");
     let due = due(&case.entry, after(0), &policy()).expect("it is due");
     assert_eq!(next(&mut case, Input::Due, due, &policy()), [Effect::ReadBack { n: 1 }]);
-    let lost = What::Looked {
-        n: 1,
-        why: Some("not there".into()),
-    };
+    let lost = looked(1, Some("not there"));
     let waits = next(&mut case, Input::Fact(lost), due, &policy());
     assert!(matches!(waits[..], [Effect::Wait { .. }]), "{waits:?}");
     next(
         &mut case,
-        Input::Fact(What::Looked { n: 2, why: None }),
+        Input::Fact(looked(2, None)),
         due.plus(Duration::from_secs(300)),
         &policy(),
     );

@@ -1,0 +1,188 @@
+//! The hold as a folder that all workers share. Each recording's audio is one file, whose name has the audio's digest: other audio of the same
+//! recording is another file. Beside it is a small one that says whose it is.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+use tokio::fs;
+use tokio::io::AsyncWriteExt as _;
+
+use crate::entry::fact::Holding;
+use crate::kazoo::time::{Moment, Month};
+use crate::ledger::Address;
+use crate::recording::digest::Hasher;
+
+use super::super::Source;
+use super::{HoldError, Old};
+
+/// What the names of files end with that are being written.
+const PART: &str = ".part-";
+
+/// What the name of the file ends with that says whose audio it is.
+const OWNER: &str = ".owner";
+
+/// No upload takes that long: what is left of one is a dead worker's.
+const ABANDONED: Duration = Duration::from_secs(2 * 86_400);
+
+/// The name of audio.
+pub(super) fn name(of: &Address, sha256: &str) -> String {
+    format!("{}-{}.audio", of.key, sha256.get(..16).unwrap_or_default())
+}
+
+/// The file of that name; names come from the ledger, and lead nowhere else.
+pub(super) fn file(folder: &Path, name: &str) -> Result<PathBuf, HoldError> {
+    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
+        return Err(HoldError::Folder(std::io::Error::from(ErrorKind::InvalidInput)));
+    }
+    Ok(folder.join(name))
+}
+
+/// Writes audio that is there whole or not at all, and on the disk, name and all, when this returns.
+pub(super) async fn put(
+    folder: &Path,
+    of: &Address,
+    now: Moment,
+    source: &Source,
+    holding: &Holding,
+) -> Result<(), HoldError> {
+    if let Err(error) = fs::metadata(folder).await
+        && error.kind() == ErrorKind::NotFound
+    {
+        fs::create_dir_all(folder).await?;
+        if let Some(parent) = folder.parent().filter(|parent| *parent != Path::new("")) {
+            sync(parent).await?;
+        }
+    }
+    let owner = json!({
+        "call_id": of.call_id, "month": of.month.to_string(), "key": of.key, "held_at": now.rfc3339(),
+        "day": now.day().to_string(),
+    });
+    let owners = file(folder, &format!("{}{OWNER}", holding.name))?;
+    write(&owners, async |file| {
+        Ok(file.write_all(owner.to_string().as_bytes()).await?)
+    })
+    .await?;
+    let audio = async |file: &mut fs::File| {
+        let (mut stream, mut hasher) = (source.open().await?, Hasher::default());
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk?;
+            hasher.update(&chunk);
+            file.write_all(&chunk).await?;
+        }
+        if hasher.finish() == holding.digests {
+            Ok(())
+        } else {
+            Err(HoldError::Corrupt)
+        }
+    };
+    // The name has the digest: what it replaces is the same, or was damaged.
+    write(&file(folder, &holding.name)?, audio).await?;
+    sync(folder).await
+}
+
+async fn write(
+    path: &Path,
+    content: impl AsyncFnOnce(&mut fs::File) -> Result<(), HoldError>,
+) -> Result<(), HoldError> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(format!("{PART}{}", uuid::Uuid::new_v4().simple()));
+    let mut open = fs::File::create(&part).await?;
+    let written = async {
+        content(&mut open).await?;
+        open.flush().await?;
+        open.sync_all().await?;
+        Ok(fs::rename(&part, path).await?)
+    };
+    let written: Result<(), HoldError> = written.await;
+    if written.is_err() {
+        let _ = fs::remove_file(&part).await;
+    }
+    written
+}
+
+/// Writes the folder's list of names to the disk: without that a rename may be undone by a power failure.
+async fn sync(folder: &Path) -> Result<(), HoldError> {
+    Ok(fs::File::open(folder).await?.sync_all().await?)
+}
+
+/// Takes exactly that audio out; what is not there any more is no error.
+pub(super) async fn remove(folder: &Path, name: &str) -> Result<(), HoldError> {
+    for name in [name.to_owned(), format!("{name}{OWNER}")] {
+        match fs::remove_file(file(folder, &name)?).await {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What is held since before `today`, and for whom.
+pub(super) async fn older(folder: &Path, today: &str) -> Result<Vec<Old>, HoldError> {
+    let mut all = Vec::new();
+    for (name, _) in files(folder).await? {
+        let Some(audio) = name.strip_suffix(OWNER) else {
+            continue;
+        };
+        let Ok(text) = fs::read(folder.join(&name)).await else {
+            continue;
+        };
+        let owner: Value = serde_json::from_slice(&text).unwrap_or(Value::Null);
+        let text = |key: &str| owner.get(key).and_then(Value::as_str);
+        let address = || {
+            Some(Address {
+                month: Month::of_id(text("month")?)?,
+                call_id: text("call_id")?.to_owned(),
+                key: text("key")?.parse().ok()?,
+            })
+        };
+        if let (Some(address), true) = (address(), text("day").is_some_and(|day| day < today)) {
+            all.push((address, folder.display().to_string(), audio.to_owned()));
+        }
+    }
+    Ok(all)
+}
+
+/// Bytes of audio that are held. What is being written, or was left half written, is not.
+pub(super) async fn bytes(folder: &Path) -> Result<u64, HoldError> {
+    let files = files(folder).await?;
+    Ok(files
+        .iter()
+        .filter(|(name, _)| !name.contains(PART))
+        .map(|(_, meta)| meta.len())
+        .sum())
+}
+
+/// Removes what workers that died left half written.
+pub(super) async fn tidy(folder: &Path) -> Result<(), HoldError> {
+    for (name, meta) in files(folder).await? {
+        let age = meta
+            .modified()
+            .ok()
+            .and_then(|at| SystemTime::now().duration_since(at).ok());
+        if name.contains(PART) && age.is_some_and(|age| age > ABANDONED) {
+            let _ = fs::remove_file(folder.join(name)).await;
+        }
+    }
+    Ok(())
+}
+
+/// The names and sizes of the files; none when there is no folder yet.
+async fn files(folder: &Path) -> Result<Vec<(String, std::fs::Metadata)>, HoldError> {
+    let mut found = Vec::new();
+    let mut entries = match fs::read_dir(folder).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(found),
+        entries => entries?,
+    };
+    while let Some(entry) = entries.next_entry().await? {
+        // One that is gone by now is not held.
+        if let (Ok(name), Ok(meta)) = (entry.file_name().into_string(), entry.metadata().await)
+            && meta.is_file()
+        {
+            found.push((name, meta));
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,118 @@
+//! What a server says of a refusal: enough for an operator to know why, and nothing that is secret.
+
+use hyper::header::HeaderMap;
+use url::Url;
+
+use super::super::url::unescaped;
+
+/// Bytes of it that are kept.
+const LONGEST: usize = 200;
+
+/// Headers in which object stores, proxies and APIs say it, when the body does not.
+const HEADERS: [&str; 7] = [
+    "x-ms-error-code",
+    "x-amz-error-code",
+    "x-amz-error-message",
+    "x-error-message",
+    "x-error",
+    "error",
+    "www-authenticate",
+];
+
+/// The reason, as people can read it; `None` when the server gives none.
+pub(super) fn reason(headers: &HeaderMap, body: &[u8], url: &Url) -> Option<String> {
+    let text = plain(&String::from_utf8_lossy(body));
+    let of_headers = || {
+        HEADERS.iter().find_map(|name| {
+            let value = String::from_utf8_lossy(headers.get(*name)?.as_bytes()).into_owned();
+            Some(plain(&value)).filter(|value| !value.is_empty())
+        })
+    };
+    let said = Some(text).filter(|text| !text.is_empty()).or_else(of_headers)?;
+    let said = without_secrets(said, url);
+    Some(crate::kazoo::call::clip(&said, LONGEST).to_owned())
+}
+
+/// Printable, on one line, without the tags of XML and HTML.
+fn plain(text: &str) -> String {
+    let is_markup = text.trim_start().trim_start_matches('\u{feff}').starts_with('<');
+    let mut inside = 0u32;
+    let kept = text.chars().map(|c| match c {
+        '<' if is_markup => {
+            inside += 1;
+            ' '
+        }
+        '>' if is_markup => {
+            inside = inside.saturating_sub(1);
+            ' '
+        }
+        _ if inside > 0 || c.is_control() || c == '\u{feff}' => ' ',
+        c => c,
+    });
+    let kept: String = kept.collect();
+    kept.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A server may repeat what it was sent.
+fn without_secrets(mut said: String, url: &Url) -> String {
+    let mut secrets: Vec<String> = Vec::new();
+    let mut add = |text: &str| {
+        for form in [text.to_owned(), String::from_utf8_lossy(&unescaped(text)).into_owned()] {
+            if form.len() >= 4 {
+                secrets.push(form);
+            }
+        }
+    };
+    add(url.username());
+    add(url.password().unwrap_or_default());
+    for parameter in url.query().unwrap_or_default().split('&') {
+        if let Some((_, value)) = parameter.split_once('=') {
+            add(value);
+        }
+    }
+    // The longest first: one may be a part of another.
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    for secret in secrets {
+        said = said.replace(&secret, "***");
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    fn said(body: &str) -> Option<String> {
+        let url = Url::parse("https://us%40er:hunt%2Fer2@h/in?X-Amz-Signature=00ff00ff&a=b").unwrap();
+        reason(&HeaderMap::new(), body.as_bytes(), &url)
+    }
+
+    #[test]
+    fn a_refusals_reason_is_told_in_one_line_without_secrets() {
+        for (body, told) in [
+            ("", None),
+            (" \r\n", None),
+            ("no more room", Some("no more room")),
+            (
+                "{\"error\": \"quota\",\n \"limit\": 5}",
+                Some("{\"error\": \"quota\", \"limit\": 5}"),
+            ),
+            (
+                "<?xml version=\"1.0\"?>\n<Error><Code>SignatureDoesNotMatch</Code><Message>The signature</Message></Error>",
+                Some("SignatureDoesNotMatch The signature"),
+            ),
+            ("<html><h1>413 Too Large</h1><hr>nginx", Some("413 Too Large nginx")),
+            ("a\u{1b}[31m\u{0}b", Some("a [31m b")),
+            ("bad us@er hunt/er2 hunt%2Fer2 00ff00ff", Some("bad *** *** *** ***")),
+        ] {
+            assert_eq!(said(body).as_deref(), told, "{body}");
+        }
+        assert_eq!(said(&"x".repeat(1000)).unwrap().len(), LONGEST);
+        let mut headers = HeaderMap::new();
+        headers.insert("x-ms-error-code", HeaderValue::from_static("AuthenticationFailed"));
+        let url = Url::parse("https://h/").unwrap();
+        assert_eq!(reason(&headers, b"", &url).as_deref(), Some("AuthenticationFailed"));
+    }
+}

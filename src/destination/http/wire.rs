@@ -1,0 +1,276 @@
+//! One request on a connection of its own, whose answer is read whatever becomes of the body.
+//!
+//! A server that will not have a body answers and closes (RFC 9110, 15.5.14). Its reset then meets our write, while the answer waits in the receive
+//! buffer. A client that gives up at the failed write (hyper does) reports a lost connection where the server said why. Here a write cannot fail:
+//! what cannot be sent any more is swallowed, and the answer is still read.
+//!
+//! ```text
+//! we      headers, body, body …………… body (EPIPE: swallowed)   read: 413
+//! server  headers ← 413, close (RST)
+//! ```
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::HeaderMap;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls_platform_verifier::BuilderVerifierExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use url::{Host, Url};
+
+use super::super::guard::Guard;
+use super::super::guard::resolve::{Lookup, addresses, admit};
+use super::{Failure, NoClient};
+
+/// How long an answer has after the connection has failed to take more of the body.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Makes connections.
+#[derive(Clone)]
+pub(super) struct Wire {
+    tls: Arc<rustls::ClientConfig>,
+    guard: Option<Arc<Guard>>,
+    lookup: Arc<dyn Lookup>,
+    /// Name, connection and TLS together.
+    patience: Duration,
+}
+
+/// The head of an answer, and the connection that the rest of it comes from.
+pub(super) struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    body: Incoming,
+    lost: Arc<Lost>,
+    driver: Driver,
+}
+
+/// Ends the connection when nobody wants it any more.
+struct Driver(JoinHandle<()>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Why the connection took no more of the body.
+#[derive(Default)]
+struct Lost {
+    why: OnceLock<String>,
+    told: Notify,
+}
+
+impl Wire {
+    pub(super) fn new(
+        guard: Option<Arc<Guard>>,
+        lookup: Arc<dyn Lookup>,
+        patience: Duration,
+    ) -> Result<Self, NoClient> {
+        let failed = |error: rustls::Error| NoClient(error.to_string());
+        let mut tls = rustls::ClientConfig::builder()
+            .with_platform_verifier()
+            .map_err(failed)?
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self {
+            tls: Arc::new(tls),
+            guard,
+            lookup,
+            patience,
+        })
+    }
+
+    /// Sends `request`, whose URI is the target's path and query, to the host of `url`.
+    pub(super) async fn exchange(&self, url: &Url, request: hyper::Request<reqwest::Body>) -> Result<Answer, Failure> {
+        let connecting = tokio::time::timeout(self.patience, self.connect(url)).await;
+        let stream = connecting.unwrap_or_else(|_| Err(Failure::Connect("no answer".into())))?;
+        let lost = Arc::<Lost>::default();
+        let stream = Steady {
+            stream,
+            lost: Arc::clone(&lost),
+        };
+        if url.scheme() != "https" {
+            return converse(stream, request, lost).await;
+        }
+        let name = match url.host() {
+            Some(Host::Domain(name)) => ServerName::try_from(name.to_owned()),
+            Some(Host::Ipv4(v4)) => Ok(ServerName::from(IpAddr::V4(v4))),
+            Some(Host::Ipv6(v6)) => Ok(ServerName::from(IpAddr::V6(v6))),
+            None => return Err(Failure::Unresolved),
+        };
+        let name = name.map_err(|error| Failure::Tls(error.to_string()))?;
+        let shaking = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream);
+        let stream = tokio::time::timeout(self.patience, shaking)
+            .await
+            .map_err(|_| Failure::Connect("no answer".into()))?
+            .map_err(|error| match super::tls(&error) {
+                Some(why) => Failure::Tls(why),
+                None => Failure::Connect(error.to_string()),
+            })?;
+        converse(stream, request, lost).await
+    }
+
+    async fn connect(&self, url: &Url) -> Result<TcpStream, Failure> {
+        let port = url.port_or_known_default().unwrap_or(80);
+        let found = match url.host() {
+            // An address in the URL itself is never resolved, and judged all the same.
+            Some(Host::Ipv4(v4)) => self.judged(IpAddr::V4(v4))?,
+            Some(Host::Ipv6(v6)) => self.judged(IpAddr::V6(v6))?,
+            Some(Host::Domain(name)) => addresses(self.guard.as_deref(), self.lookup.as_ref(), name).await?,
+            None => return Err(Failure::Unresolved),
+        };
+        let mut failed = "no address".to_owned();
+        let share = self.patience / u32::try_from(found.len().max(1)).unwrap_or(1);
+        for address in found {
+            let connecting = TcpStream::connect(SocketAddr::new(address, port));
+            match tokio::time::timeout(share, connecting).await {
+                Ok(Ok(stream)) => {
+                    let _ = stream.set_nodelay(true);
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => failed = error.to_string(),
+                Err(_) => failed = "no answer".to_owned(),
+            }
+        }
+        Err(Failure::Connect(failed))
+    }
+
+    fn judged(&self, address: IpAddr) -> Result<Vec<IpAddr>, Failure> {
+        if let Some(guard) = &self.guard {
+            admit(guard, &address.to_string(), address).map_err(Failure::Address)?;
+        }
+        Ok(vec![address])
+    }
+}
+
+async fn converse<S>(stream: S, request: hyper::Request<reqwest::Body>, lost: Arc<Lost>) -> Result<Answer, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let broken = |error: hyper::Error| Failure::Lost(words(&error));
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let driver = Driver(tokio::spawn(async move {
+        let _ = connection.await;
+    }));
+    let answered = tokio::select! {
+        answered = sender.send_request(request) => answered.map_err(broken),
+        () = lost.after(LAST_WORDS) => Err(Failure::Lost("no answer".into())),
+    };
+    let response = answered.map_err(|failure| match lost.why.get() {
+        Some(why) => Failure::Lost(why.clone()),
+        None => failure,
+    })?;
+    let (head, body) = response.into_parts();
+    Ok(Answer {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body,
+        lost,
+        driver,
+    })
+}
+
+fn words(error: &hyper::Error) -> String {
+    let source = std::error::Error::source(error).map(|source| format!(": {source}"));
+    format!("{error}{}", source.unwrap_or_default())
+}
+
+impl Answer {
+    /// The next piece of the answer's body; `None` at its end, or when no more comes.
+    pub(super) async fn piece(&mut self) -> Option<Bytes> {
+        loop {
+            let frame = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;
+            match frame?.ok()?.into_data() {
+                Ok(data) => return Some(data),
+                // Trailers.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Ends when the connection does.
+    pub(super) async fn closed(&mut self) {
+        if !self.driver.0.is_finished() {
+            let _ = (&mut self.driver.0).await;
+        }
+    }
+
+    /// Why the connection did not take all of the body, if it did not.
+    pub(super) fn lost(&self) -> Option<&str> {
+        self.lost.why.get().map(String::as_str)
+    }
+}
+
+impl Lost {
+    fn note(&self, error: &io::Error) {
+        if self.why.set(error.to_string()).is_ok() {
+            self.told.notify_waiters();
+        }
+    }
+
+    /// Ends so long after the connection was lost.
+    async fn after(&self, pause: Duration) {
+        let told = self.told.notified();
+        if self.why.get().is_none() {
+            told.await;
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// A connection whose writes do not fail, so that what the server said before it closed is still read.
+struct Steady<S> {
+    stream: S,
+    lost: Arc<Lost>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Steady<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Steady<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.lost.why.get().is_some() {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        match Pin::new(&mut self.stream).poll_write(context, bytes) {
+            Poll::Ready(Err(error)) => {
+                self.lost.note(&error);
+                Poll::Ready(Ok(bytes.len()))
+            }
+            other => other,
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_flush(context) {
+            Poll::Ready(Err(error)) => {
+                self.lost.note(&error);
+                Poll::Ready(Ok(()))
+            }
+            other => other,
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,190 @@
+//! No copy of the audio is given up while nothing proves that there is another.
+
+use super::*;
+
+/// Stored by a server with too few copies (202), which went to a third party from the hold.
+fn below_quorum_from_the_hold() -> Case {
+    let mut case = ended_as(order(), Destination::ThirdParty);
+    step(&mut case, Input::Received(audio(5000)));
+    step(
+        &mut case,
+        Input::Fact(failed(1, Destination::ThirdParty, DeliveryFailure::Target)),
+    );
+    step(&mut case, Input::Fact(holding()));
+    step(&mut case, Input::Answered(Answer::Release));
+    step(&mut case, Input::Fact(below(Destination::ThirdParty, "1-a")));
+    step(
+        &mut case,
+        Input::Fact(What::Announced(Announcement::Outcome(Outcome::Stored))),
+    );
+    case
+}
+
+fn below(destination: Destination, rev: &str) -> What {
+    let What::Delivered(mut delivery) = delivered(destination) else {
+        unreachable!()
+    };
+    delivery.below_quorum = true;
+    delivery.document.rev = rev.into();
+    What::Delivered(delivery)
+}
+
+fn unanswered(n: u32) -> What {
+    What::Looked {
+        n,
+        why: Some("no answer".into()),
+        unanswered: true,
+        deleted: false,
+    }
+}
+
+/// What is done when something is due next, and when.
+fn next_due(case: &mut Case, now: Moment) -> (Vec<Effect>, Moment) {
+    let at = due(&case.entry, now, &policy())
+        .expect("nobody comes back to it")
+        .max(now);
+    (next(case, Input::Due, at, &policy()), at)
+}
+
+#[test]
+fn the_hold_keeps_audio_until_a_look_has_found_the_copy_however_many_did_not() {
+    let mut case = below_quorum_from_the_hold();
+    let mut now = after(10_000);
+    for n in 1..=40 {
+        let effects = next(&mut case, Input::Fact(looked(n, Some("not there"))), now, &policy());
+        assert!(!effects.contains(&Effect::Unhold), "{n}: {effects:?}");
+        assert!(case.entry.is_unverified() && case.entry.held().is_some());
+        now = now.plus(Duration::from_secs(4000));
+    }
+    let effects = next(&mut case, Input::Fact(looked(41, None)), now, &policy());
+    assert_eq!(effects, [Effect::Unhold]);
+}
+
+#[test]
+fn what_a_server_lost_is_delivered_again_from_the_hold() {
+    let mut case = below_quorum_from_the_hold();
+    let lost = Input::Fact(looked(1, Some("not there")));
+    let again = Effect::Deliver {
+        attempt: 2,
+        destination: Destination::ThirdParty,
+    };
+    assert_eq!(next(&mut case, lost, after(10_000), &policy()), [again.clone()]);
+    // The server is not reached: later, as often as it takes.
+    let mut now = after(10_000);
+    for attempt in 2..40 {
+        let failure = Input::Fact(failed(attempt, Destination::ThirdParty, DeliveryFailure::Target));
+        let effects = next(&mut case, failure, now, &policy());
+        assert!(!effects.contains(&Effect::Unhold), "{effects:?}");
+        let (_, later) = next_due(&mut case, now);
+        now = later.plus(Duration::from_secs(3600));
+    }
+    assert_eq!(case.entry.parked(), None);
+    let once_more = next(&mut case, Input::Due, now, &policy());
+    assert!(matches!(once_more[..], [Effect::Deliver { .. }]), "{once_more:?}");
+    // Again with too few copies: that is looked at anew.
+    let effects = next(
+        &mut case,
+        Input::Fact(below(Destination::ThirdParty, "1-b")),
+        now,
+        &policy(),
+    );
+    assert!(matches!(effects[..], [Effect::Wait { .. }]), "{effects:?}");
+    assert_eq!(case.entry.delivery().unwrap().document.rev, "1-b");
+    let (effects, now) = next_due(&mut case, now);
+    assert!(matches!(effects[..], [Effect::ReadBack { .. }]), "{effects:?}");
+    // And once more with all of them.
+    next(&mut case, Input::Fact(looked(2, Some("not there"))), now, &policy());
+    let What::Delivered(mut delivery) = below(Destination::ThirdParty, "1-c") else {
+        unreachable!()
+    };
+    delivery.below_quorum = false;
+    let effects = next(
+        &mut case,
+        Input::Fact(What::Delivered(delivery)),
+        now.plus(Duration::from_secs(1)),
+        &policy(),
+    );
+    assert_eq!(effects, [Effect::Unhold]);
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_no_look() {
+    let mut case = below_quorum_from_the_hold();
+    let mut now = after(100);
+    for n in 1..40 {
+        let effects = next(&mut case, Input::Fact(unanswered(n)), now, &policy());
+        assert!(matches!(effects[..], [Effect::Wait { .. }]), "{n}: {effects:?}");
+        let (effects, later) = next_due(&mut case, now);
+        assert_eq!(effects, [Effect::ReadBack { n: n + 1 }]);
+        now = later;
+    }
+    assert_eq!(case.entry.looks().count(), 0);
+    assert!(case.entry.held().is_some() && !case.entry.is_closed());
+}
+
+#[test]
+fn a_switch_keeps_its_file_until_a_copy_below_the_quorum_is_found() {
+    // No hold: the switch has the other copy.
+    let policy = Policy {
+        hold: false,
+        ..policy()
+    };
+    let mut case = ended_as(order(), Destination::Account);
+    step(&mut case, Input::Received(audio(5000)));
+    let effects = next(&mut case, Input::Fact(below(Destination::Account, "1-a")), NOW, &policy);
+    assert_eq!(effects.first(), Some(&Effect::Answer(Answer::Keep)));
+    next(&mut case, Input::Answered(Answer::Keep), NOW, &policy);
+    for announcement in [Announcement::DocumentCreated, Announcement::Outcome(Outcome::Stored)] {
+        next(&mut case, Input::Fact(What::Announced(announcement)), NOW, &policy);
+    }
+    // It is not there: it is brought again from the switch.
+    let effects = next(
+        &mut case,
+        Input::Fact(looked(1, Some("not there"))),
+        after(100),
+        &policy,
+    );
+    assert_eq!(effects, [collect(1)]);
+    let effects = next(&mut case, Input::Received(audio(5000)), after(101), &policy);
+    assert!(matches!(effects[..], [Effect::Deliver { .. }]), "{effects:?}");
+    let effects = next(
+        &mut case,
+        Input::Fact(below(Destination::Account, "1-b")),
+        after(102),
+        &policy,
+    );
+    assert_eq!(effects.first(), Some(&Effect::Answer(Answer::Keep)));
+    next(&mut case, Input::Answered(Answer::Keep), after(102), &policy);
+    // It is: now the switch may let its file go.
+    let effects = next(&mut case, Input::Fact(looked(2, None)), after(1000), &policy);
+    assert!(matches!(effects[..], [Effect::Tidy { .. }]), "{effects:?}");
+}
+
+#[test]
+fn audio_below_the_quorum_goes_into_the_hold_before_its_switch_lets_it_go() {
+    let mut case = ended_as(order(), Destination::ThirdParty);
+    step(&mut case, Input::Received(audio(5000)));
+    assert_eq!(
+        step(&mut case, Input::Fact(below(Destination::ThirdParty, "1-a"))),
+        [Effect::Hold]
+    );
+    let effects = step(&mut case, Input::Fact(holding()));
+    assert_eq!(effects.first(), Some(&Effect::Answer(Answer::Release)));
+}
+
+#[test]
+fn what_was_found_instead_of_brought_is_known_in_full() {
+    let mut case = ended_as(order(), Destination::Account);
+    let What::Delivered(mut found) = delivered(Destination::Account) else {
+        unreachable!()
+    };
+    found.audio = Some(audio(5000));
+    step(&mut case, Input::Fact(What::Delivered(found.clone())));
+    assert_eq!(case.entry.judged_audio(), Some(audio(5000)));
+    assert_eq!(case.entry.outcome(), Some((Outcome::Stored, Cause::Complete)));
+    // Less than the switch told: no ending that is told as whole.
+    let mut case = ended_as(order(), Destination::Account);
+    found.audio = Some(audio(1000));
+    step(&mut case, Input::Fact(What::Delivered(found)));
+    assert_eq!(case.entry.outcome(), Some((Outcome::Stored, Cause::SuspectAudio)));
+}
