@@ -13,6 +13,7 @@ use thiserror::Error;
 
 mod inspect;
 mod receive;
+mod repair;
 mod server;
 mod slots;
 mod spool;

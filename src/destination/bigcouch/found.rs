@@ -163,6 +163,7 @@ mod tests {
             digests: hasher.finish(),
             duration_ms: None,
             findings: vec![],
+            as_written: None,
         }
     }
 

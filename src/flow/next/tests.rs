@@ -11,6 +11,7 @@ use super::*;
 mod clocks;
 mod ended;
 mod endings;
+mod holds;
 mod limbo;
 mod resting;
 mod running;
@@ -103,6 +104,7 @@ fn audio(duration_ms: u64) -> Audio {
         },
         duration_ms: Some(duration_ms),
         findings: vec![],
+        as_written: None,
     }
 }
 
