@@ -101,6 +101,8 @@ pub struct Ingest {
     pub tls: Option<KeyFiles>,
     pub token_ttl: Duration,
     pub max_bytes: u64,
+    /// Lengths in the headers of WAVs that their switch did not close are repaired on the way.
+    pub repair_headers: bool,
     pub stall_timeout: Duration,
     pub upload_timeout: Duration,
     pub per_switch: usize,
@@ -250,6 +252,7 @@ impl Config {
                 tls: r.key_files("ingest.tls_certificate", "ingest.tls_key"),
                 token_ttl: r.seconds("ingest.token_ttl_s", 10, 604_800),
                 max_bytes: r.number("ingest.max_bytes", 1024, u64::MAX / 4),
+                repair_headers: r.flag("ingest.repair_headers"),
                 stall_timeout: r.millis("ingest.stall_timeout_ms", 100, 600_000),
                 upload_timeout: r.seconds("ingest.upload_timeout_s", 1, 86_400),
                 per_switch: r.number("ingest.per_switch", 1, 1_000),

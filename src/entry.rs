@@ -34,6 +34,23 @@ pub struct Entry {
     opaque: Vec<union::Opaque>,
 }
 
+/// A look at the file on its switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe<'a> {
+    pub at: Moment,
+    pub size: u64,
+    pub md5: &'a str,
+    /// Its form said that its writer had not closed it.
+    pub open: bool,
+}
+
+impl Probe<'_> {
+    /// Whether both saw the same bytes.
+    pub fn saw_same_as(&self, other: &Self) -> bool {
+        (self.size, self.md5) == (other.size, other.md5)
+    }
+}
+
 /// Looks at what a server with too few copies had taken, before an operator must look.
 pub const LOOKS: usize = 6;
 
@@ -202,10 +219,15 @@ impl Entry {
         (self.next_number("parked") - 1).max(self.next_number("retried"))
     }
 
-    /// The last probes, newest first: when, size and MD5.
-    pub fn probes(&self) -> impl Iterator<Item = (Moment, u64, &str)> {
+    /// The last probes, newest first.
+    pub fn probes(&self) -> impl Iterator<Item = Probe<'_>> {
         self.facts.iter().rev().filter_map(|fact| match &fact.what {
-            What::Probed { size, md5, .. } => Some((fact.at, *size, md5.as_str())),
+            What::Probed { size, md5, open, .. } => Some(Probe {
+                at: fact.at,
+                size: *size,
+                md5,
+                open: *open,
+            }),
             _ => None,
         })
     }

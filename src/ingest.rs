@@ -14,6 +14,7 @@ use thiserror::Error;
 mod connections;
 mod inspect;
 mod receive;
+mod repair;
 mod server;
 mod slots;
 mod spool;

@@ -18,7 +18,7 @@ use kz_record_call::kazoo::channel::{StatusReply, channel_state};
 use kz_record_call::kazoo::dialplan::{DialplanError, Silence, Trigger};
 use kz_record_call::kazoo::envelope::Envelope;
 use kz_record_call::kazoo::event::{RecordEvent, replaced_by};
-use kz_record_call::kazoo::leg::LegEvent;
+use kz_record_call::kazoo::leg::{LegEvent, LegNews};
 use kz_record_call::kazoo::switch::SendHttpReply;
 use kz_record_call::kazoo::time::Moment;
 use kz_record_call::ledger::{Address, Lease, Record, STATES};
@@ -179,6 +179,7 @@ fn every_fact() -> Vec<What> {
             n: 1,
             size: 0,
             md5: digests().md5,
+            open: false,
         },
         What::Ended(told()),
         What::PresumedEnded(told()),
@@ -192,12 +193,14 @@ fn every_fact() -> Vec<What> {
             digests: digests(),
             duration_ms: Some(2),
             findings: Finding::ALL.to_vec(),
+            as_written: None,
         }),
         What::Collected(Audio {
             size: 0,
             digests: digests(),
             duration_ms: None,
             findings: vec![],
+            as_written: None,
         }),
         What::Held {
             n: 1,
@@ -493,6 +496,7 @@ fn is_read(schema: &str, body: &[u8]) -> bool {
     match schema {
         "action.execute" => Execute::of(&envelope).is_ok(),
         "record_event" => RecordEvent::of(&envelope).is_ok(),
+        "call_leg" => LegNews::of(&envelope).is_some(),
         "call_replaced" => replaced_by(&envelope).is_some(),
         "channel_status_resp" => StatusReply::of(&envelope).is_ok(),
         "query_channels_resp" => channel_state(&envelope, "").is_ok(),
@@ -515,7 +519,7 @@ fn what_is_consumed_is_read_as_its_schema_says() {
             tried.insert(name, examples);
         }
     }
-    assert_eq!(tried.len(), 7);
+    assert_eq!(tried.len(), 8);
     // Messages that Kazoo's own encoders made.
     for (schema, path) in [
         ("action.execute", "action_execute/01-start-minimal.json"),
@@ -550,7 +554,7 @@ fn what_is_consumed_is_read_as_its_schema_says() {
             }
             // Other events are none of these.
             let mut wrong = body.clone();
-            wrong["Event-Name"] = json!("CHANNEL_DESTROY");
+            wrong["Event-Name"] = json!("CHANNEL_UNBRIDGE");
             assert!(check(&validators[&name], &wrong).is_err() && !is_read(&name, wrong.to_string().as_bytes()));
         }
     }

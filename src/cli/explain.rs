@@ -141,6 +141,9 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         What::ChannelSeen { alive: true, .. } => "looked for the call: it lives, or nobody can tell".into(),
         What::ChannelSeen { alive: false, .. } => "looked for the call: it is gone".into(),
         What::Leg(leg) => leg_words(leg),
+        What::Probed { size, open: true, .. } => {
+            format!("looked at the file on the switch: {size} bytes, and its writer has not closed it")
+        }
         What::Probed { size, .. } => format!("looked at the file on the switch: {size} bytes"),
         What::Ended(told) => format!(
             "the switch ended it: {} ms, {}",
@@ -210,7 +213,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
             }
         ),
         What::Parked { cause, .. } => format!("parked: {}", cause.meaning()),
-        What::Retried { .. } => "moved on by an operator".into(),
+        What::Retried { .. } => "moved on by an operator, or by news of its end".into(),
         What::Panicked { why, .. } => format!("the program failed on it, a fault of ours: {why}"),
         What::Concluded { outcome, cause } => format!("{outcome}: {}", cause.meaning()),
         What::Announced(announcement) => format!("announced: {}", announcement.name()),
@@ -268,11 +271,18 @@ fn places(entry: &Entry) -> Vec<String> {
     if places.is_empty() {
         places.push(on_the_switch(entry));
     }
-    if let Some(audio) = entry.audio() {
+    // By all that is known by now: its length may have been told after it came.
+    if let Some(audio) = entry.judged_audio() {
         places.push(format!(
             "{} bytes, md5 {}, sha256 {}",
             audio.size, audio.digests.md5, audio.digests.sha256
         ));
+        if let Some(written) = &audio.as_written {
+            let (md5, sha256) = (&written.md5, &written.sha256);
+            places.push(format!(
+                "its header was repaired; the switch wrote md5 {md5}, sha256 {sha256}"
+            ));
+        }
         if audio.is_suspect() {
             let names: Vec<&str> = audio.findings.iter().map(|finding| finding.name()).collect();
             places.push(format!("something is wrong with it: {}", names.join(", ")));

@@ -50,7 +50,14 @@ pub enum What {
     /// A leg that carries the recording, or may, was told of.
     Leg(Box<Leg>),
     /// The file on the switch was read whole, and left there.
-    Probed { n: u32, size: u64, md5: String },
+    Probed {
+        n: u32,
+        size: u64,
+        md5: String,
+        /// Its form says that its writer has not closed it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        open: bool,
+    },
     /// The switch ended the recording.
     Ended(Box<Told>),
     /// Nobody told of the end, but it must have come.

@@ -373,6 +373,7 @@ mod tests {
             },
             duration_ms: Some(duration_ms),
             findings: vec![],
+            as_written: None,
         })
     }
 

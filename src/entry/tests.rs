@@ -79,6 +79,7 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             n,
             size: u64::from(n % 3),
             md5: (n % 3).to_string(),
+            open: on,
         },
         "ended" => What::Ended(told(n)),
         "presumed_ended" => What::PresumedEnded(told(n)),
@@ -102,6 +103,7 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             digests: digests(n % 4),
             duration_ms: on.then_some(u64::from(n) * 500),
             findings: vec![],
+            as_written: on.then(|| digests(n % 2)),
         }),
         "held" => What::Held {
             n,

@@ -7,6 +7,7 @@ use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::What;
 use crate::ledger::address;
 use crate::recording::digest::Digests;
+use crate::recording::ending::Told;
 
 use super::next::{Case, Input};
 use super::perform::Parts;
@@ -25,6 +26,60 @@ pub(super) fn already_kept() -> Input {
     })
 }
 
+/// The same where it is known that there is no other copy of its audio.
+pub(super) fn lost() -> Input {
+    Input::Fact(What::Concluded {
+        outcome: Outcome::Failed,
+        cause: Cause::FileGone,
+    })
+}
+
+/// Where audio is of which there is no file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// In the recording before, by its length.
+    All,
+    /// Nowhere: its file was let go while the switch wrote it.
+    Lost,
+    /// Nobody can tell. Its file may be missing for now only.
+    Unknown,
+}
+
+/// How much shorter a file may be than what was told: the switch counts from its start, the file begins a little later.
+const PATIENCE_MS: u64 = 2000;
+
+/// Whether what was told of `after` is in the audio of `before`, which it goes on from. By lengths: that a file is missing tells nothing of what was in it.
+fn compare(before: &Entry, after: &Entry) -> Kept {
+    if !before.audio_is_safe() || before.goes_on() && !is_same_stretch(before, after) {
+        return Kept::Unknown;
+    }
+    let same = is_same_stretch(before, after);
+    let (Some(counted), Some(told)) = (before.audio().and_then(|audio| audio.duration_ms), after.told_ms()) else {
+        return Kept::Unknown;
+    };
+    // The length of a stretch counts from its own start.
+    let needed = if same {
+        Some(told)
+    } else {
+        before.told_ms().map(|ms| ms + told)
+    };
+    match needed {
+        Some(needed) if counted + PATIENCE_MS >= needed => Kept::All,
+        Some(_) if same && before.is_let_go() => Kept::Lost,
+        _ => Kept::Unknown,
+    }
+}
+
+/// Whether what was told of `after` is the end of the stretch that `before` has the beginning of: its end was presumed too early.
+fn is_same_stretch(before: &Entry, after: &Entry) -> bool {
+    let end = |entry: &Entry| entry.told_end().map(Told::order);
+    let began = |entry: &Entry| entry.started().map(Told::order);
+    let anew = began(after)
+        .zip(began(before))
+        .is_some_and(|(after, before)| after > before);
+    !anew && (end(before).is_none() || end(before) == end(after))
+}
+
 impl Parts {
     /// Whether this very audio is safe in one of the recordings that this one goes on from.
     pub(super) async fn is_kept_before(&self, case: &Case, digests: &Digests) -> bool {
@@ -32,11 +87,11 @@ impl Parts {
         ancestors.iter().any(|before| before.is_safe(digests))
     }
 
-    /// Whether all that was told of is in what this one goes on from, by what is known now. Asked when there is no file.
-    pub(super) async fn was_all_kept_before(&self, case: &Case) -> bool {
+    /// What is known of where the audio is that was told of, when there is no file of it.
+    pub(super) async fn kept_before(&self, case: &Case) -> Kept {
         let ancestors = self.ancestors(&case.entry).await;
         let kept = ancestors.iter().find(|before| !before.is_already_kept());
-        kept.is_some_and(|before| before.audio_is_safe() && !before.goes_on())
+        kept.map_or(Kept::Unknown, |before| compare(before, &case.entry))
     }
 
     /// Nearest first.
@@ -55,5 +110,105 @@ impl Parts {
             }
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::entry::fact::{Delivery, Destination, Document, Fact};
+    use crate::kazoo::time::Moment;
+    use crate::recording::audio::Audio;
+    use crate::recording::identity::{Key, MediaId};
+
+    use super::*;
+
+    fn at(second: i64) -> Moment {
+        Moment::from_unix_seconds(1_795_386_262 + second)
+    }
+
+    fn told(second: i64, length_ms: Option<u64>) -> Box<Told> {
+        let mut told = Told::presumed("call", at(second), "freeswitch@fs1", "/tmp/a.wav");
+        (told.stamp, told.length_ms) = (Some(at(second).unix_micros()), length_ms);
+        Box::new(told)
+    }
+
+    fn entry(facts: impl IntoIterator<Item = (i64, What)>) -> Entry {
+        let mut entry = Entry::new(Key::of("call", "action"), "call");
+        for (heard, what) in facts {
+            entry.add(Fact {
+                at: at(heard),
+                by: "w".into(),
+                what,
+            });
+        }
+        entry
+    }
+
+    /// Its end was presumed, its audio of `counted` milliseconds stored, and the switch told to let its file go.
+    fn presumed(counted: u64) -> Vec<(i64, What)> {
+        let audio = Audio {
+            size: 7,
+            digests: Digests {
+                md5: "0".into(),
+                sha256: "1".into(),
+            },
+            duration_ms: Some(counted),
+            findings: vec![],
+            as_written: None,
+        };
+        let delivery = Delivery {
+            destination: Destination::Account,
+            document: Document {
+                id: MediaId::derived(Key::of("call", "action"), at(0)),
+                database: "db".into(),
+                rev: "1-a".into(),
+                created: at(0),
+            },
+            sha256: Some("1".into()),
+            below_quorum: false,
+        };
+        vec![
+            (1, What::Started(told(1, None))),
+            (400, What::PresumedEnded(told(300, None))),
+            (401, What::Collected(audio)),
+            (402, What::delivered(delivery)),
+            (403, What::Released { n: 1 }),
+        ]
+    }
+
+    #[test]
+    fn audio_that_went_with_a_file_that_was_let_go_too_early_is_lost_and_not_kept_already() {
+        let late = || What::Ended(told(500, Some(29_240)));
+        let after = entry([(501, What::Started(told(1, None))), (501, late())]);
+        // As the ledger tells it before, and after, the late end is written there.
+        let unaware = entry(presumed(9_480));
+        let aware = entry(presumed(9_480).into_iter().chain([(501, late())]));
+        for before in [unaware, aware] {
+            assert_eq!(compare(&before, &after), Kept::Lost);
+        }
+        // All of it was in the file.
+        let whole = entry(presumed(29_000));
+        assert_eq!(compare(&whole, &after), Kept::All);
+        // The file is still there, perhaps.
+        let kept = entry(
+            presumed(9_480)
+                .into_iter()
+                .filter(|(_, what)| what.kind() != "released"),
+        );
+        assert_eq!(compare(&kept, &after), Kept::Unknown);
+        // Nobody told how long it is.
+        let mute = entry([(501, What::Ended(told(500, None)))]);
+        assert_eq!(compare(&entry(presumed(9_480)), &mute), Kept::Unknown);
+    }
+
+    #[test]
+    fn a_stretch_of_its_own_is_not_taken_for_kept_because_the_one_before_is_long() {
+        let first = What::Ended(told(11, Some(10_000)));
+        let before = |counted| entry(presumed(counted).into_iter().chain([(12, first.clone())]));
+        let after = entry([
+            (601, What::Started(told(600, None))),
+            (621, What::Ended(told(620, Some(5_000)))),
+        ]);
+        assert_eq!(compare(&before(10_000), &after), Kept::Unknown, "its file may come");
     }
 }

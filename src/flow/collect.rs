@@ -5,16 +5,17 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::entry::TIDIES;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{CollectFailure, What};
+use crate::entry::{Entry, TIDIES};
 use crate::ingest::{Answer, Progress, Upload, Wanted};
 use crate::kazoo::switch::{self, SendHttpReply};
+use crate::recording::audio::Audio;
 use crate::recording::digest::Digests;
 use crate::recording::order::Order;
 use crate::telemetry::events::{AudioSuspect, CollectEnded, CollectPutOff, NoEcallmgr};
 
-use super::ancestors;
+use super::ancestors::{self, Kept};
 use super::next::{Case, Input};
 use super::perform::{AGAIN, Crowded, InHand, Parts};
 use super::still::Look;
@@ -30,6 +31,16 @@ enum Whole {
     Brought(Box<(Fetched, Look, OwnedSemaphorePermit)>),
     /// It was asked for twice, and was another one.
     Grows,
+}
+
+/// Whether an end that was presumed, because the file rested, was presumed of other bytes than these.
+fn is_other_than_probed(entry: &Entry, audio: &Audio) -> bool {
+    let since = entry.latest_start().map(|told| told.at);
+    let probe = entry
+        .probes()
+        .next()
+        .filter(|probe| since.is_none_or(|since| probe.at >= since));
+    entry.told_end().is_none() && probe.is_some_and(|probe| probe.md5 != audio.written().md5)
 }
 
 impl Parts {
@@ -70,6 +81,18 @@ impl Parts {
         }
         .emit();
         match result {
+            Ok(upload) if is_other_than_probed(&case.entry, &upload.audio) => {
+                // Its end was presumed because it rested, and it did not.
+                upload.answer(Answer::Keep);
+                let before = case.entry.postponed().count();
+                let pause = self.policy.retry.get(before).or(self.policy.retry.last());
+                let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
+                Some(self.postponed(
+                    case,
+                    until,
+                    "the file is not what it was when its end was presumed".into(),
+                ))
+            }
             Ok(upload) if self.is_kept_before(case, &upload.audio.digests).await => {
                 // The recording that has it lets the file go, too.
                 upload.answer(Answer::Keep);
@@ -106,8 +129,14 @@ impl Parts {
                 Ok(upload) => Some(upload.audio.digests.clone()),
                 Err(_) => None,
             };
-            let same = brought.is_none() || before == brought;
-            if same || self.is_still(&case.entry, &look).await {
+            let is_open = |upload: &Upload| look.awaits(&case.entry, &upload.audio);
+            let open = result.as_ref().is_ok_and(is_open);
+            let same = brought.is_none() || before == brought && !open;
+            let still = match &result {
+                Ok(upload) => self.is_still(&case.entry, &look, &upload.audio).await,
+                Err(_) => true,
+            };
+            if same || still {
                 return Some(Whole::Brought(Box::new((result, look, slot))));
             }
             if let Ok(upload) = result {
@@ -166,9 +195,11 @@ impl Parts {
         let result = self.unless_stopped(self.fetch(case, order, node, path)).await?;
         Some(match result {
             Ok(upload) => {
-                let (size, md5) = (upload.audio.size, upload.audio.digests.md5.clone());
+                let audio = &upload.audio;
+                let (size, md5) = (audio.size, audio.written().md5.clone());
+                let open = audio.seems_open(order.format);
                 upload.answer(Answer::Keep);
-                Input::Fact(What::Probed { n, size, md5 })
+                Input::Fact(What::Probed { n, size, md5, open })
             }
             Err((CollectFailure::Missing, why)) => self.missing(case, order, attempt, why).await,
             Err((failure, why)) => Input::Fact(What::CollectFailed { attempt, failure, why }),
@@ -180,8 +211,11 @@ impl Parts {
     async fn missing(&self, case: &Case, order: &Order, attempt: u32, why: String) -> Input {
         let (failure, why) = match self.stored_already(case, order).await {
             Ok(Some(delivered)) => return Input::Fact(delivered),
-            Ok(None) if self.was_all_kept_before(case).await => return ancestors::already_kept(),
-            Ok(None) => (CollectFailure::Missing, why),
+            Ok(None) => match self.kept_before(case).await {
+                Kept::All => return ancestors::already_kept(),
+                Kept::Lost => return ancestors::lost(),
+                Kept::Unknown => (CollectFailure::Missing, why),
+            },
             Err(error) => (
                 CollectFailure::Broken,
                 format!("{why}; and the database does not tell whether it is stored: {error}"),
@@ -204,12 +238,12 @@ impl Parts {
         let seen = case.entry.audio().map(|audio| &audio.digests);
         let may_go = |there: &Digests| case.entry.is_safe(there) || short && seen == Some(there);
         let left = match result {
-            Ok(upload) if !self.is_still(&case.entry, &look).await => {
+            Ok(upload) if !self.is_still(&case.entry, &look, &upload.audio).await => {
                 upload.answer(Answer::Keep);
                 Some("the switch may be recording into it".to_owned())
             }
             Ok(upload) if may_go(&upload.audio.digests) => {
-                self.ingest.remember_safe(order.key, &upload.audio.digests);
+                self.ingest.remember_safe(order.key, upload.audio.written());
                 (!upload.answer(Answer::Release)).then(|| "the switch waited no longer for its answer".to_owned())
             }
             Ok(upload) => {

@@ -131,7 +131,9 @@ impl Parts {
         let call_id = self
             .replaced
             .current(entry.started().map_or(&order.call_id, |told| &told.call_id));
-        let Some(to) = order.control() else {
+        // A call that was transferred has another control process, which the last action on it told.
+        let told = entry.control_of(&call_id).or_else(|| entry.control_of(&order.call_id));
+        let Some(to) = told.and_then(|told| Address::parse(&told).ok()) else {
             return Some(Input::Fact(What::StopSent { n }));
         };
         match self
@@ -148,32 +150,62 @@ impl Parts {
         }
     }
 
-    /// Whether any of the recording's channels lives. Silence of every ecallmgr proves nothing.
+    /// Whether the recording's call lives: any leg that carries it or may, or, where all that are known are gone, another leg of the same
+    /// conversation, for a recording goes from leg to leg without a word. Silence of every ecallmgr proves nothing.
     pub(super) async fn look_for_channel(&self, entry: &Entry, n: u32) -> Option<Input> {
-        let mut legs: Vec<&str> = vec![&entry.call_id];
-        if let Some(told) = entry.started() {
-            legs.push(&told.call_id);
-            legs.extend(told.other_leg_call_id.as_deref());
-        }
+        let entry = self.registry.complete(entry.clone());
+        self.note_legs(&entry);
         // A channel may be known by another id by now.
-        let mut legs: Vec<String> = legs
+        let mut legs: Vec<String> = entry
+            .living_legs()
             .into_iter()
             .flat_map(|leg| [leg.to_owned(), self.replaced.current(leg)])
             .collect();
         legs.sort_unstable();
         legs.dedup();
-        for leg in legs {
-            match self.is_alive(&leg).await {
-                Some(false) => {}
-                seen => {
-                    if seen.is_some() && entry.is_commanded() {
-                        self.delayed(entry, &leg).await;
-                    }
-                    return Some(Input::Fact(What::ChannelSeen { n, alive: true }));
-                }
+        let looks = legs.iter().map(|leg| async move { (leg, self.is_alive(leg).await) });
+        for (leg, seen) in futures_util::future::join_all(looks).await {
+            if seen == Some(false) {
+                continue;
+            }
+            if seen.is_some() && entry.is_commanded() && *leg == self.replaced.current(&entry.call_id) {
+                self.delayed(&entry, leg).await;
+            }
+            return Some(Input::Fact(What::ChannelSeen { n, alive: true }));
+        }
+        let alive = match entry.interaction() {
+            Some(interaction) => self.converses(interaction).await.unwrap_or(true),
+            None => false,
+        };
+        Some(Input::Fact(What::ChannelSeen { n, alive }))
+    }
+
+    /// What this worker learnt of the legs, of which nothing else is written, goes into the ledger with this look.
+    fn note_legs(&self, entry: &Entry) {
+        for (_, leg) in entry.legs() {
+            let _ = self
+                .hands
+                .tell(entry.key, Input::Fact(What::Leg(Box::new(leg.clone()))));
+        }
+    }
+
+    /// Whether any leg of a conversation lives; `None` when nobody could tell.
+    async fn converses(&self, interaction: &str) -> Option<bool> {
+        let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
+        let msg_id = uuid::Uuid::new_v4().simple().to_string();
+        let request = channel::interactions_request(&self.sender, &msg_id, &reply_to);
+        let mut replies = self.requests.expect(&msg_id);
+        self.publisher.publish(&request).await.ok()?;
+        let end = Instant::now() + CHANNEL_PATIENCE;
+        let mut answered = false;
+        while let Ok(Some(reply)) = timeout_at(end, replies.next()).await {
+            match channel::interactions(&reply) {
+                Ok(living) if living.contains(interaction) => return Some(true),
+                Ok(_) => answered = true,
+                Err(_) => {}
             }
         }
-        Some(Input::Fact(What::ChannelSeen { n, alive: false }))
+        answered.then_some(false)
     }
 
     /// Whether a channel lives; `None` when nobody could tell.

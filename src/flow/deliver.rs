@@ -363,6 +363,7 @@ fn seen(case: &Case) -> Result<Audio, DeliveryError> {
         digests: holding.digests.clone(),
         duration_ms: None,
         findings: Vec::new(),
+        as_written: None,
     })
     .ok_or_else(unseen)
 }

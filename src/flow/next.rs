@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{Announcement, CollectFailure, DeliveryFailure, Destination, Fact, What};
+use crate::entry::{Entry, Probe};
 use crate::ingest::Answer;
 use crate::kazoo::dialplan::{Control, Trigger};
 use crate::kazoo::time::Moment;
@@ -229,8 +229,11 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
     if entry.outcome().is_some() {
         return None;
     }
-    if entry.parked().is_some() || entry.unreadable().next().is_some() {
+    if entry.unreadable().next().is_some() {
         return None;
+    }
+    if entry.parked().is_some() {
+        return ending::woken(entry);
     }
     if entry.ended().is_some() {
         if entry.panics().count() >= policy.attempts(None) {

@@ -239,11 +239,13 @@ impl Parts {
                     let entry = &case.entry;
                     let safe = entry.is_safe(&held.upload.audio.digests) || entry.is_unwanted();
                     let answer = match answer {
-                        Answer::Release if safe && self.is_still(entry, &held.look).await => Answer::Release,
+                        Answer::Release if safe && self.is_still(entry, &held.look, &held.upload.audio).await => {
+                            Answer::Release
+                        }
                         _ => Answer::Keep,
                     };
                     if answer == Answer::Release {
-                        self.ingest.remember_safe(case.entry.key, &held.upload.audio.digests);
+                        self.ingest.remember_safe(case.entry.key, held.upload.audio.written());
                     }
                     if !held.upload.answer(answer) {
                         // The switch has given up, or was told to keep its file: that is safe, and is asked for once more to be let go.

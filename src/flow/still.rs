@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use crate::entry::Entry;
+use crate::recording::audio::Audio;
 use crate::recording::order::Order;
 
 use super::perform::Parts;
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Within so short a time no bridge comes and goes unseen between two looks at the call.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// A file that is being written has grown in that time: the switch's encoders write at least every other second.
+/// A file that is being written has grown in that time, unless its leg is on hold: the switch's encoders write at least every 2.1 seconds.
 const GROWS_WITHIN: Duration = Duration::from_secs(5);
 
 /// So many moments a call has to hang up.
@@ -43,6 +44,12 @@ impl Look {
     /// Whether too much may have happened since.
     fn is_old(&self) -> bool {
         self.call == Some(Call::Apart) && self.at.elapsed() > MOMENT
+    }
+
+    /// Whether a file that looks so can be told to be whole only when its call is over.
+    pub(super) fn awaits(&self, entry: &Entry, audio: &Audio) -> bool {
+        let lives = matches!(self.call, Some(Call::Apart | Call::Bridged));
+        lives && entry.order().is_some_and(|order| audio.seems_open(order.format))
     }
 }
 
@@ -80,8 +87,12 @@ impl Parts {
         self.look_at_call(entry).await
     }
 
-    /// Whether nothing can have been appended to the file since `look`.
-    pub(super) async fn is_still(&self, entry: &Entry, look: &Look) -> bool {
+    /// Whether nothing can have been appended to the file since `look`. One that its writer did not close is being written as long as its call
+    /// lives, whether it grows or not: it does not while the recorded leg is on hold.
+    pub(super) async fn is_still(&self, entry: &Entry, look: &Look, audio: &Audio) -> bool {
+        if look.awaits(entry, audio) {
+            return false;
+        }
         match (look.call, entry.order()) {
             (None | Some(Call::Over), _) | (_, None) => true,
             (Some(Call::Bridged), _) => false,

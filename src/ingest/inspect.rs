@@ -33,16 +33,44 @@ impl Inspector {
         }
     }
 
-    /// Milliseconds of audio, if it is a file of its format, and what is wrong with it.
-    pub fn finish(self) -> (Option<u64>, Option<Finding>) {
+    pub fn finish(self) -> Seen {
+        let found = |(duration_ms, finding)| Seen {
+            duration_ms,
+            finding,
+            repair: None,
+        };
         if self.size == 0 {
-            return (None, Some(Finding::Empty));
+            return found((None, Some(Finding::Empty)));
         }
         match self.kind {
-            Kind::Wav(wav) => wav.finish(),
-            Kind::Mp3(mp3) => mp3.finish(),
+            Kind::Wav(wav) => {
+                let repair = wav.repair(self.size);
+                let seen = found(wav.finish());
+                let repair = repair.filter(|_| seen.finding == Some(Finding::Unfinished));
+                Seen { repair, ..seen }
+            }
+            Kind::Mp3(mp3) => found(mp3.finish()),
         }
     }
+}
+
+/// What was seen of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Milliseconds of audio, if it is a file of its format.
+    pub duration_ms: Option<u64>,
+    pub finding: Option<Finding>,
+    /// The lengths that its header should tell, where the switch did not come to write them.
+    pub repair: Option<Repair>,
+}
+
+/// Two lengths in a WAV's header: of the whole after the first eight bytes, and of its samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repair {
+    pub riff_size: u32,
+    /// Where in the file the length of the samples stands.
+    pub data_size_at: u64,
+    pub data_size: u32,
 }
 
 /// RIFF/WAVE: chunks until `data`, then samples.
@@ -51,6 +79,10 @@ struct Wav {
     head: Vec<u8>,
     /// Bytes per second, once `fmt ` was read.
     rate: Option<u32>,
+    /// Bytes of one sample of all channels.
+    block: u16,
+    /// An RF64: its lengths stand elsewhere.
+    long: bool,
     data: Option<Data>,
     /// Not a WAV file.
     other: bool,
@@ -58,8 +90,55 @@ struct Wav {
 
 #[derive(Debug, Default)]
 struct Data {
+    /// Where the samples begin.
+    at: u64,
     told: u32,
     got: u64,
+    tail: Tail,
+}
+
+/// What follows the samples: other chunks, such as the one that names the software, or more samples, which a switch that still records, or died,
+/// did not come to count.
+#[derive(Debug, Default)]
+struct Tail {
+    head: Vec<u8>,
+    skip: u64,
+    broken: bool,
+}
+
+impl Tail {
+    fn update(&mut self, mut bytes: &[u8]) {
+        while let (false, [first, rest @ ..]) = (self.broken, bytes) {
+            if self.skip > 0 {
+                let step = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+                self.skip -= step as u64;
+                bytes = &bytes[step..];
+                continue;
+            }
+            self.head.push(*first);
+            bytes = rest;
+            if let [a, b, c, d, w, x, y, z] = self.head[..] {
+                let size = u64::from(u32::from_le_bytes([w, x, y, z]));
+                self.skip = size + (size & 1);
+                self.broken = ![a, b, c, d].iter().all(|c| c.is_ascii_alphanumeric() || *c == b' ');
+                self.head.clear();
+            }
+        }
+    }
+
+    /// Whether it is chunks to the end; a last one may lack its padding.
+    const fn is_chunks(&self) -> bool {
+        !self.broken && self.skip <= 1
+    }
+}
+
+impl Data {
+    fn update(&mut self, bytes: &[u8]) {
+        let end = u64::from(self.told) + u64::from(self.told & 1);
+        let before = usize::try_from(end.saturating_sub(self.got)).unwrap_or(usize::MAX);
+        self.got += bytes.len() as u64;
+        self.tail.update(bytes.get(before..).unwrap_or_default());
+    }
 }
 
 /// A header that has no `data` chunk in this many bytes is none.
@@ -71,7 +150,7 @@ impl Wav {
             return;
         }
         if let Some(data) = &mut self.data {
-            data.got += bytes.len() as u64;
+            data.update(bytes);
             return;
         }
         let room = MAX_HEAD - self.head.len();
@@ -80,7 +159,7 @@ impl Wav {
         self.read_head();
         match &mut self.data {
             Some(data) => {
-                data.got += (bytes.len() - taken) as u64;
+                data.update(&bytes[taken..]);
                 self.head = Vec::new();
             }
             None if self.head.len() == MAX_HEAD => self.other = true,
@@ -97,23 +176,28 @@ impl Wav {
             self.other = true;
             return;
         }
+        self.long = head.starts_with(b"RF64");
         let long = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let mut at = 12;
         while head.len() >= at + 8 {
             let (name, size) = (&head[at..at + 4], long(at + 4));
             let body = at + 8;
             if name == b"data" {
-                self.data = Some(Data {
+                let mut data = Data {
+                    at: body as u64,
                     told: size,
-                    got: (head.len() - body) as u64,
-                });
+                    ..Data::default()
+                };
+                data.update(&head[body..]);
+                self.data = Some(data);
                 return;
             }
             if name == b"fmt " {
-                if head.len() < body + 12 {
+                if head.len() < body + 14 {
                     return;
                 }
                 self.rate = Some(long(body + 8));
+                self.block = u16::from_le_bytes([head[body + 12], head[body + 13]]);
             }
             // Chunks are padded to even lengths.
             at = body.saturating_add(size as usize).saturating_add((size & 1) as usize);
@@ -133,11 +217,26 @@ impl Wav {
         if data.got == 0 {
             return (Some(0), Some(Finding::HeaderOnly));
         }
-        let duration = data.got.saturating_mul(1000) / u64::from(rate);
-        // Writers that could not go back to the header leave 0 or all ones there.
-        let told = data.told != 0 && data.told != u32::MAX;
-        let short = told && u64::from(data.told) > data.got;
-        (Some(duration), short.then_some(Finding::Truncated))
+        let length = |bytes: u64| Some(bytes.saturating_mul(1000) / u64::from(rate));
+        let told = u64::from(data.told);
+        // A writer that did not come to close its file leaves 0 or all ones in the header, or what was true before it appended.
+        match data.told {
+            u32::MAX if self.long => (length(data.got), None),
+            0 | u32::MAX => (length(data.got), Some(Finding::Unfinished)),
+            _ if told > data.got => (length(data.got), Some(Finding::Truncated)),
+            _ if data.tail.is_chunks() => (length(told), None),
+            _ => (length(data.got), Some(Finding::Unfinished)),
+        }
+    }
+
+    /// The lengths that the header of a file of `size` bytes should tell.
+    fn repair(&self, size: u64) -> Option<Repair> {
+        let data = self.data.as_ref().filter(|_| !self.long)?;
+        Some(Repair {
+            riff_size: u32::try_from(size.checked_sub(8)?).ok()?,
+            data_size_at: data.at.checked_sub(4)?,
+            data_size: u32::try_from(data.got - data.got % u64::from(self.block.max(1))).ok()?,
+        })
     }
 }
 
@@ -152,7 +251,10 @@ struct Mp3 {
     micros: u64,
     /// Bytes that belong to no frame.
     stray: u64,
-    begun: bool,
+    /// Zero bytes where a frame might begin: encoders put whole frames of them before the first, and pad with them.
+    padding: u64,
+    /// Since the last frame or tag nothing but padding came.
+    unclean: bool,
     in_frame: bool,
 }
 
@@ -173,7 +275,8 @@ impl Mp3 {
 
     fn header(&mut self) {
         let head = &self.pending;
-        if !self.begun && b"ID3".starts_with(&head[..head.len().min(3)]) {
+        // Also in the middle: a stream that was appended begins with its own tag.
+        if !self.unclean && b"ID3".starts_with(&head[..head.len().min(3)]) {
             if head.len() < 10 {
                 return;
             }
@@ -182,7 +285,6 @@ impl Mp3 {
                 .iter()
                 .fold(0u64, |size, byte| (size << 7) | u64::from(byte & 0x7f));
             self.skip = size;
-            self.begun = true;
             self.in_frame = false;
             self.pending.clear();
             return;
@@ -190,19 +292,22 @@ impl Mp3 {
         if head.len() < 4 {
             return;
         }
-        self.begun = true;
         match frame(&[head[0], head[1], head[2], head[3]]) {
             Some((length, micros)) => {
                 self.frames += 1;
                 self.micros += micros;
                 self.skip = length - 4;
-                self.in_frame = true;
+                (self.in_frame, self.unclean) = (true, false);
                 self.pending.clear();
             }
             None => {
                 self.in_frame = false;
-                self.stray += 1;
-                self.pending.remove(0);
+                if self.pending.remove(0) == 0 && !self.unclean {
+                    self.padding += 1;
+                } else {
+                    self.stray += 1;
+                    self.unclean = true;
+                }
             }
         }
     }
@@ -212,7 +317,7 @@ impl Mp3 {
         if self.frames == 0 {
             return (
                 None,
-                Some(if stray == 0 {
+                Some(if stray == 0 && self.padding == 0 {
                     Finding::HeaderOnly
                 } else {
                     Finding::OtherFormat
@@ -277,14 +382,14 @@ mod tests {
         for chunk in bytes.chunks(step.max(1)) {
             inspector.update(chunk);
         }
-        inspector.finish()
+        let seen = inspector.finish();
+        (seen.duration_ms, seen.finding)
     }
 
     #[test]
     fn good_files_have_a_length_and_no_finding() {
         for step in [1, 7, 4096] {
             assert_eq!(inspect(Format::Wav, &wav(8000, 16_000), step), (Some(1000), None));
-            assert_eq!(inspect(Format::Wav, &wav(8000, 0), step), (Some(1000), None));
             assert_eq!(inspect(Format::Mp3, &mp3(100), step), (Some(2612), None));
             let tagged: Vec<u8> = b"ID3\x04\0\0\0\0\x01\x00"
                 .iter()
@@ -328,6 +433,89 @@ mod tests {
                 Some(Finding::HeaderOnly)
             );
         }
+    }
+
+    /// The chunk that FreeSWITCH writes behind the samples.
+    fn software() -> Vec<u8> {
+        let mut chunk = b"LIST\x38\0\0\0INFO".to_vec();
+        chunk.extend(std::iter::repeat_n(b'x', 52));
+        chunk
+    }
+
+    #[test]
+    fn a_wav_that_its_switch_did_not_close_is_told_and_one_that_it_closed_is_not() {
+        let unfinished = Some(Finding::Unfinished);
+        let with = |mut bytes: Vec<u8>, more: &[u8]| {
+            bytes.extend(more);
+            bytes
+        };
+        for step in [1, 7, 4096] {
+            let seen = |bytes: &[u8]| inspect(Format::Wav, bytes, step);
+            // As FreeSWITCH closes it.
+            assert_eq!(seen(&with(wav(8000, 16_000), &software())), (Some(1000), None));
+            // Killed: nothing was counted.
+            assert_eq!(seen(&wav(8000, 0)), (Some(1000), unfinished));
+            assert_eq!(seen(&wav(8000, u32::MAX)), (Some(1000), unfinished));
+            // Killed in a part that was appended: only the first part was counted. Its samples are no chunks, silent or loud.
+            assert_eq!(seen(&wav(8000, 8000)), (Some(1000), unfinished));
+            let silent = with(wav(4000, 8000), &[0; 8000]);
+            assert_eq!(seen(&silent), (Some(1000), unfinished));
+            let behind = with(with(wav(4000, 8000), &software()), &[3; 8000]);
+            assert_eq!(seen(&behind).1, unfinished);
+        }
+    }
+
+    #[test]
+    fn an_unfinished_header_is_repaired_to_what_is_there() {
+        let seen = |bytes: &[u8]| {
+            let mut inspector = Inspector::new(Format::Wav);
+            inspector.update(bytes);
+            inspector.finish().repair
+        };
+        let whole = Repair {
+            riff_size: 16_036,
+            data_size_at: 40,
+            data_size: 16_000,
+        };
+        assert_eq!(seen(&wav(8000, 0)), Some(whole));
+        // A sample that was cut is not counted.
+        let mut cut = wav(8000, 0);
+        cut.push(1);
+        let cut = seen(&cut);
+        assert_eq!(
+            cut.map(|repair| (repair.data_size, repair.riff_size)),
+            Some((16_000, 16_037))
+        );
+        assert_eq!(seen(&wav(8000, 16_000)), None);
+        assert_eq!(seen(&wav(0, 0)), None, "there is nothing to count");
+    }
+
+    #[test]
+    fn padding_and_tags_of_an_mp3_are_no_fault_of_it() {
+        let tag = || {
+            b"ID3\x04\0\0\0\0\x01\x58"
+                .iter()
+                .copied()
+                .chain(std::iter::repeat_n(1, 216))
+        };
+        for step in [1, 4096] {
+            // Short, behind leading zero bytes.
+            let short: Vec<u8> = std::iter::repeat_n(0, 2000).chain(mp3(2)).collect();
+            assert_eq!(inspect(Format::Mp3, &short, step), (Some(52), None));
+            // As the switch writes it: a tag, a frame of zeros, frames; and the same again, appended.
+            let stream = || tag().chain(std::iter::repeat_n(0, 144)).chain(mp3(3));
+            let appended: Vec<u8> = stream().chain(stream()).collect();
+            assert_eq!(inspect(Format::Mp3, &appended, step), (Some(156), None));
+            assert_eq!(inspect(Format::Mp3, &[0; 5000], step).1, Some(Finding::OtherFormat));
+        }
+    }
+
+    #[test]
+    fn a_header_with_half_the_true_rate_makes_it_longer_than_told() {
+        use crate::recording::audio::compare_lengths;
+        let (counted, finding) = inspect(Format::Wav, &wav(320_000, 640_000), 4096);
+        assert_eq!((counted, finding), (Some(40_000), None));
+        assert_eq!(compare_lengths(40_000, 20_000), Some(Finding::LongerThanTold));
     }
 
     proptest! {

@@ -13,7 +13,8 @@ use crate::recording::audio::{Audio, compare_lengths};
 use crate::recording::digest::Hasher;
 
 use super::UploadError;
-use super::inspect::Inspector;
+use super::inspect::{Inspector, Seen};
+use super::repair;
 use super::slots::Wanted;
 use super::spool::{Spool, SpoolFile};
 
@@ -57,7 +58,18 @@ pub async fn receive(
         Some(told) if told != size => return Err(UploadError::WrongLength { told, got: size }),
         _ => {}
     }
-    let (duration_ms, finding) = inspector.finish();
+    let Seen {
+        duration_ms,
+        finding,
+        repair,
+    } = inspector.finish();
+    let mut digests = hasher.finish();
+    let mut as_written = None;
+    if let Some(repair) = repair.filter(|_| limits.repair_headers) {
+        drop(writer);
+        let repaired = repair::mend(spooled.clone(), repair).await.map_err(cannot_write)?;
+        as_written = Some(std::mem::replace(&mut digests, repaired));
+    }
     let told = duration_ms
         .zip(wanted.told_ms)
         .and_then(|(counted, told)| compare_lengths(counted, told));
@@ -65,9 +77,10 @@ pub async fn receive(
     Ok((
         Audio {
             size,
-            digests: hasher.finish(),
+            digests,
             duration_ms,
             findings,
+            as_written,
         },
         spooled,
     ))

@@ -3,6 +3,8 @@
 //! Every ecallmgr answers, each for the channels that it knows. The first `active` wins; `terminated` from one does not prove that the
 //! channel is gone, for another may know it.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::envelope::{Envelope, MessageError, Sender};
@@ -35,6 +37,32 @@ pub fn answered_request(sender: &Sender, msg_id: &str, reply_to: &str, call_id: 
     });
     let message = sender.message("call_event", "query_channels_req", msg_id, body);
     Outgoing::topic(Exchange::Callevt, "call.status_req.channels".to_owned(), message)
+}
+
+/// The request which conversations have a channel that lives: every ecallmgr answers with all its channels, one short field of each.
+pub fn interactions_request(sender: &Sender, msg_id: &str, reply_to: &str) -> Outgoing {
+    let body = json!({ "Active-Only": false, "Fields": [INTERACTION], "Server-ID": reply_to });
+    let message = sender.message("call_event", "query_channels_req", msg_id, body);
+    Outgoing::topic(Exchange::Callevt, "call.status_req.channels".to_owned(), message)
+}
+
+/// What the legs of one conversation share (`?CALL_INTERACTION_ID`).
+const INTERACTION: &str = "Call-Interaction-ID";
+
+/// The conversations that have a channel, in an answer to `interactions_request`.
+///
+/// # Errors
+/// When the message is not `call_event`/`query_channels_resp`.
+pub fn interactions(envelope: &Envelope) -> Result<HashSet<String>, MessageError> {
+    if !envelope.is("call_event", "query_channels_resp") {
+        return Err(envelope.unexpected());
+    }
+    let channels = envelope.body.get("Channels").and_then(Value::as_object);
+    let of = |channel: &Value| owned_text(channel, INTERACTION);
+    Ok(channels
+        .into_iter()
+        .flat_map(|channels| channels.values().filter_map(of))
+        .collect())
 }
 
 /// One ecallmgr's word on one channel.
@@ -111,6 +139,30 @@ mod tests {
         );
         assert_eq!(sent.body["Server-ID"], "replies");
         assert_eq!(status_request(&sender, "5a0f", "replies", &"@".repeat(100)), None);
+    }
+
+    #[test]
+    fn the_conversations_that_live_are_read_from_all_channels() {
+        let sender = Sender {
+            node: "kz_record_call@rec1".into(),
+        };
+        let asked = interactions_request(&sender, "5a0f", "replies");
+        assert_eq!(asked.body["Fields"], json!(["Call-Interaction-ID"]));
+        assert!(asked.body.get("Call-ID").is_none());
+        let read = |channels: Value| {
+            let body =
+                json!({"Event-Category": "call_event", "Event-Name": "query_channels_resp", "Channels": channels});
+            let mut ids: Vec<String> = interactions(&Envelope::of(body).unwrap())
+                .unwrap()
+                .into_iter()
+                .collect();
+            ids.sort();
+            ids
+        };
+        let channels = json!({"a": {"Call-Interaction-ID": "1"}, "b": {"Call-Interaction-ID": "1"}, "c": {}, "d": {"Call-Interaction-ID": "2"}});
+        assert_eq!(read(channels), ["1", "2"]);
+        assert_eq!(read(json!({})), [""; 0]);
+        assert_eq!(read(json!(null)), [""; 0]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digests;
+use super::format::Format;
 
 /// Audio that arrived whole, as far as the transport can tell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,9 +18,32 @@ pub struct Audio {
     /// What is wrong with it. Empty means: it is what its name says, and as long as the switch said.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
+    /// Digests of what the switch wrote, where its header was repaired on the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_written: Option<Digests>,
 }
 
+/// What is written to a file at once by the switch's MP3 encoder: until it closes the file, its size is a multiple of that.
+const MP3_STEP: u64 = 4096;
+
 impl Audio {
+    /// Digests of the file as it is on the switch.
+    pub fn written(&self) -> &Digests {
+        self.as_written.as_ref().unwrap_or(&self.digests)
+    }
+
+    /// Whether its form says that its writer did not close it: it is still being written, even if it does not grow, as while its leg is on hold; or
+    /// its switch died.
+    pub fn seems_open(&self, format: Format) -> bool {
+        let cut = |finding: &Finding| {
+            matches!(
+                finding,
+                Finding::Unfinished | Finding::Truncated | Finding::Empty | Finding::HeaderOnly
+            )
+        };
+        self.findings.iter().any(cut) || format == Format::Mp3 && self.size.is_multiple_of(MP3_STEP)
+    }
+
     pub fn is_suspect(&self) -> bool {
         !self.findings.is_empty()
     }
@@ -54,6 +78,8 @@ pub enum Finding {
     OtherFormat,
     /// The file ends in the middle of a frame, or before the length that its header tells.
     Truncated,
+    /// Its header was never completed: the switch died while it wrote the file, or was still writing it. The audio is there.
+    Unfinished,
     /// Much shorter than the switch said that it recorded.
     ShorterThanTold,
     /// Much longer than the switch said that it recorded.
@@ -61,11 +87,12 @@ pub enum Finding {
 }
 
 impl Finding {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Empty,
         Self::HeaderOnly,
         Self::OtherFormat,
         Self::Truncated,
+        Self::Unfinished,
         Self::ShorterThanTold,
         Self::LongerThanTold,
     ];
@@ -80,6 +107,7 @@ impl Finding {
             Self::HeaderOnly => "header_only",
             Self::OtherFormat => "other_format",
             Self::Truncated => "truncated",
+            Self::Unfinished => "unfinished",
             Self::ShorterThanTold => "shorter_than_told",
             Self::LongerThanTold => "longer_than_told",
         }
@@ -121,6 +149,7 @@ mod tests {
             },
             duration_ms: Some(24_345),
             findings: vec![Finding::Truncated, Finding::LongerThanTold],
+            as_written: None,
         };
         assert!(audio.disagrees());
         let known = audio.clone().compared_with(Some(24_346));

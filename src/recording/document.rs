@@ -159,6 +159,11 @@ impl Subject<'_> {
             map.insert("sha256".into(), json!(audio.digests.sha256));
             map.insert("audio_ms".into(), json!(audio.duration_ms));
             map.insert("findings".into(), json!(audio.findings));
+            if let Some(written) = &audio.as_written {
+                let fields = ["riff_size", "data_size"];
+                let repaired = json!({"fields": fields, "md5": written.md5, "sha256": written.sha256});
+                map.insert("repaired".into(), repaired);
+            }
         }
         if let Some(map) = private.as_object_mut() {
             if !self.masks.is_empty() {
@@ -276,6 +281,7 @@ mod tests {
             },
             duration_ms: Some(59_000),
             findings: vec![],
+            as_written: None,
         };
         let subject = Subject {
             order,

@@ -55,6 +55,7 @@ impl World {
                     n: *n,
                     size: size_of(&content),
                     md5: format!("{content:?}"),
+                    open: false,
                 }),
                 None => self.missing(entry, *attempt),
             },
@@ -214,6 +215,7 @@ impl World {
             },
             duration_ms: Some(size),
             findings: vec![],
+            as_written: None,
         }
     }
 

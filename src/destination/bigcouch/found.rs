@@ -242,6 +242,7 @@ mod tests {
             digests: hasher.finish(),
             duration_ms: None,
             findings: vec![],
+            as_written: None,
         }
     }
 

@@ -7,9 +7,6 @@ use super::{
     Policy, What, account, paused, running, source,
 };
 
-/// A file that is missing this often is gone.
-pub(super) const MISSING_IS_GONE: usize = 3;
-
 /// After so many postponements of the decision the audio is taken off the switch.
 const UNDECIDED_IS_LONG: usize = 3;
 
@@ -58,9 +55,8 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
         // Switches that enforce the minimum themselves delete what is shorter.
         return conclude(Outcome::Discarded, Cause::TooShort);
     }
-    if missing >= MISSING_IS_GONE && entry.held().is_none() {
-        return conclude(Outcome::Failed, Cause::FileGone);
-    }
+    // A file that cannot be opened may only be so for now: the switch says the same of one that is gone, and where it has no descriptor left, or
+    // its disk does not answer. So that runs the whole schedule too.
     // Before it rests the audio goes into the hold, if there is one: the switch's disk is not ours.
     let in_hand = matches!(case.hand, Hand::Holding | Hand::Tried);
     if in_hand && policy.hold && entry.held().is_none() {
@@ -87,6 +83,18 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
         n: entry.next_rest(),
         cause: worn_out(last()),
     })
+}
+
+/// A recording that rested because its file was not to be had, with an end that was only presumed, goes on when the switch tells its end after all.
+pub(super) fn woken(entry: &Entry) -> Option<What> {
+    let rested = entry.facts().iter().rev().find_map(|fact| match fact.what {
+        What::Parked { cause, .. } => Some((fact.at, cause)),
+        _ => None,
+    });
+    let (since, _) = rested.filter(|(_, cause)| *cause == Cause::NotCollected)?;
+    let mut ends = entry.facts().iter().filter(|fact| matches!(fact.what, What::Ended(_)));
+    let first = ends.next()?;
+    (first.at > since).then(|| entry.retry())
 }
 
 /// The cause for which this failure lets a recording rest at once.

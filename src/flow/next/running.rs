@@ -1,6 +1,18 @@
 //! Decisions about a recording that has not ended: is it confirmed, is it to be stopped, does its call still live.
 
-use super::{Cause, Control, Effect, Entry, Moment, Outcome, Policy, Told, Trigger, What, source, wait};
+use std::time::Duration;
+
+use super::{Cause, Control, Effect, Entry, Moment, Outcome, Policy, Probe, Told, Trigger, What, source, wait};
+
+/// How long after the command a call must have lived for its recording to have begun.
+const STARTS_WITHIN: Duration = Duration::from_secs(1);
+
+/// A file that was not closed is taken for that of a switch that died when it rested for so many times the grace, and its call was gone all that
+/// time: it rests as well while a leg is on hold.
+const OPEN_RESTS: u32 = 15;
+
+/// Between two looks at such a file, in times the grace.
+const OPEN_GAP: u32 = 5;
 
 /// What follows while nobody told of an end.
 pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<What> {
@@ -18,7 +30,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
             let since = entry.facts().iter().find(|fact| fact.what == What::Commanded);
             let at = since
                 .filter(|_| trigger(entry) == Trigger::Now)
-                .map_or(probe.0, |fact| fact.at);
+                .map_or(probe.at, |fact| fact.at);
             return Some(What::Started(Box::new(Told::presumed(&entry.call_id, at, node, path))));
         }
         let overdue = entry.is_commanded() && confirm_by(entry, policy).is_some_and(|by| by <= now);
@@ -28,21 +40,24 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
             Trigger::Answer | Trigger::Bridge if overdue && gone && looked => {
                 conclude(Outcome::Discarded, Cause::NeverTriggered)
             }
-            Trigger::Now if overdue && looked => conclude(Outcome::Failed, Cause::NeverStarted),
+            Trigger::Now if overdue && looked => conclude(Outcome::Failed, unstarted(entry)),
             // Too late to command it: by now the call may be over, and a wrong command disturbs one that is not.
             _ if !entry.is_commanded() && gone => conclude(Outcome::Failed, Cause::CallGone),
             _ => None,
         };
     }
-    if missing(entry) >= super::ending::MISSING_IS_GONE {
-        return conclude(Outcome::Failed, Cause::FileGone);
+    if exhausted(entry, policy) {
+        // All day the switch did not bring what it began. Its end, should it be told, wakes it.
+        let cause = Cause::NotCollected;
+        let n = entry.next_rest();
+        return Some(What::Parked { n, cause });
     }
-    if source(entry).is_none() && suspected_end(entry, now, policy) {
+    if source(entry).is_none() && gone_for_good(entry, policy) {
         // It is over, and nobody told on which switch it was: there is nothing to ask.
         let end = entry.latest_start()?.clone();
         return Some(What::PresumedEnded(Box::new(end)));
     }
-    if let Some(end) = presumed_end(entry, policy) {
+    if let Some(end) = presumed_end(entry, now, policy) {
         return Some(What::PresumedEnded(Box::new(end)));
     }
     let asked = entry.stop_asked_at()?;
@@ -106,7 +121,7 @@ pub(super) fn to_do(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> 
             moments.push(Some(alarm));
         }
     }
-    if suspected_end(entry, now, policy) {
+    if gone_for_good(entry, policy) {
         return probe(entry, now, policy);
     }
     // Looked for every now and then, and again once it has been gone for long enough.
@@ -120,8 +135,27 @@ pub(super) fn to_do(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> 
         return look();
     }
     moments.push(Some(next_look));
-    moments.push(limit(entry, policy));
+    if is_over_limit(entry, now, policy) {
+        match probe(entry, now, policy).first() {
+            Some(Effect::Wait { until }) => moments.push(Some(*until)),
+            Some(effect) => return vec![effect.clone()],
+            None => {}
+        }
+    } else {
+        moments.push(limit(entry, policy));
+    }
     wait(moments, now)
+}
+
+/// Why nothing was heard of a start that was commanded, and no file is there.
+fn unstarted(entry: &Entry) -> Cause {
+    let commanded = entry.facts().iter().find(|fact| fact.what == What::Commanded);
+    let gone = entry.gone_at(&entry.call_id);
+    // Not just gone by now: a call that was not recorded while it lasted is a fault that must be told.
+    match commanded.zip(gone) {
+        Some((commanded, gone)) if gone <= commanded.at.plus(STARTS_WITHIN) => Cause::CallGone,
+        _ => Cause::NeverStarted,
+    }
 }
 
 /// Why a start command came to nothing, if anybody said so.
@@ -208,7 +242,7 @@ fn limit(entry: &Entry, policy: &Policy) -> Option<Moment> {
         entry
             .latest_start()?
             .at
-            .plus(std::time::Duration::from_secs(u64::from(seconds)))
+            .plus(Duration::from_secs(u64::from(seconds)))
             .plus(policy.grace),
     )
 }
@@ -221,20 +255,41 @@ pub(super) fn gone_for_good(entry: &Entry, policy: &Policy) -> bool {
     last.since(since) >= policy.grace
 }
 
-/// Nobody told of the end, and yet it must have come.
-fn suspected_end(entry: &Entry, now: Moment, policy: &Policy) -> bool {
-    limit(entry, policy).is_some_and(|at| at <= now) || gone_for_good(entry, policy)
+/// Its time has passed. That proves nothing: the limit does not run while the recorded leg is on hold.
+fn is_over_limit(entry: &Entry, now: Moment, policy: &Policy) -> bool {
+    limit(entry, policy).is_some_and(|at| at <= now)
 }
 
-/// Reads the file twice; if it has not changed in between, the recording is over.
+/// Looks at the file; what must be seen of it for the recording to be over, `presumed_end` says.
 fn probe(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> {
     let Some((node, path)) = source(entry) else {
         return Vec::new();
     };
     let rested = super::paused(entry, policy).filter(|until| *until > now);
-    let next = entry.probes().next().map(|(at, ..)| at.plus(policy.probe_gap));
+    let last = entry.probes().next();
+    let gone = entry.started().is_none() || gone_for_good(entry, policy);
+    let gap = match last {
+        // Its call lives, beyond its limit. It is looked at every now and then, for the event of its end may be lost.
+        _ if !gone => policy.check_interval.max(policy.probe_gap),
+        Some(probe) if probe.open => (policy.grace * OPEN_GAP).max(policy.probe_gap),
+        _ => policy.probe_gap,
+    };
+    // The second of two equal looks that say it is closed is soon enough after a gap.
+    let gap = match last {
+        Some(probe) if !probe.open => policy.probe_gap,
+        _ => gap,
+    };
+    let next = last.map(|probe| probe.at.plus(gap));
     if let Some(until) = rested.into_iter().chain(next).max().filter(|until| *until > now) {
         return vec![Effect::Wait { until }];
+    }
+    let looked = entry.channel_seen().map(|(at, _)| at);
+    let is_fresh = |probe: &Probe<'_>| looked.is_some_and(|looked| looked > probe.at);
+    if entry.started().is_some() && last.is_some_and(|probe| probe.open && !is_fresh(&probe)) {
+        // Its call may be known again by now, as when an ecallmgr was away.
+        return vec![Effect::LookForChannel {
+            n: entry.next_number("channel_seen"),
+        }];
     }
     vec![Effect::Probe {
         n: entry.next_number("probed"),
@@ -244,22 +299,41 @@ fn probe(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> {
     }]
 }
 
-/// The end that two equal probes, far enough apart, prove.
-fn presumed_end(entry: &Entry, policy: &Policy) -> Option<Told> {
+/// The end that looks at the file prove.
+///
+/// | call | file | |
+/// |---|---|---|
+/// | a leg lives, within the limit | any | nothing is presumed |
+/// | a leg lives, beyond the limit | not closed | nothing is presumed: it is on hold |
+/// | a leg lives, beyond the limit | closed, twice the same | its end was lost |
+/// | gone for the grace | closed, twice the same | its end was lost |
+/// | gone for the grace | not closed, the same for `OPEN_RESTS` times the grace | its switch died |
+/// | gone for the grace | grows, or changes | nothing is presumed |
+fn presumed_end(entry: &Entry, now: Moment, policy: &Policy) -> Option<Told> {
     let started = entry.latest_start()?;
-    let mut probes = entry.probes().filter(|probe| probe.0 >= started.at);
-    let (last, before) = (probes.next()?, probes.next()?);
-    let equal = last.1 == before.1 && last.2 == before.2;
+    let probes: Vec<Probe<'_>> = entry.probes().take_while(|probe| probe.at >= started.at).collect();
+    let (last, before) = (probes.first()?, probes.get(1)?);
+    let first = probes.iter().take_while(|probe| probe.saw_same_as(last)).last()?;
     // A little patience with clocks that count in other steps than ours.
-    let apart = last.0.since(before.0) >= policy.probe_gap.mul_f64(0.9);
+    let rested = |long: Duration| last.at.since(first.at) >= long.mul_f64(0.9);
+    let gone = gone_for_good(entry, policy);
+    let proved = if last.open || first.open {
+        gone && rested((policy.grace * OPEN_RESTS).max(policy.probe_gap))
+    } else {
+        let once = entry.order().is_some_and(|order| !order.may_begin_again());
+        rested(policy.probe_gap) && (gone || once && is_over_limit(entry, now, policy))
+    };
+    if !proved {
+        return None;
+    }
     // When it ended nobody knows: no later than the channel was first found gone, or its limit.
     let limit = limit(entry, policy).map(|at| at.minus(policy.grace));
-    let at = [entry.gone_since(), limit, Some(before.0)]
+    let at = [entry.gone_since(), limit, Some(before.at)]
         .into_iter()
         .flatten()
         .min()
-        .unwrap_or(before.0);
-    (equal && apart).then(|| Told {
+        .unwrap_or(before.at);
+    Some(Told {
         at: at.max(started.at),
         length_ms: None,
         completion_cause: None,

@@ -12,6 +12,7 @@ mod clocks;
 mod copies;
 mod ended;
 mod endings;
+mod holds;
 mod limbo;
 mod resting;
 mod running;
@@ -104,6 +105,7 @@ fn audio(duration_ms: u64) -> Audio {
         },
         duration_ms: Some(duration_ms),
         findings: vec![],
+        as_written: None,
     }
 }
 

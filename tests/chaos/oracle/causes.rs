@@ -15,7 +15,7 @@ const AFTERWARDS: Duration = Duration::from_millis(500);
 pub fn accounts_for(evidence: &Evidence, start: &Start, file: &File, ending: &Ending) -> bool {
     match (ending.outcome.as_str(), ending.cause.as_str()) {
         ("discarded", "too_short") => file.millis < start.min_ms,
-        ("failed", "file_gone") => file.lost,
+        ("failed", "file_gone") | ("parked", "not_collected") => file.lost,
         // Its events went with a broker, its file with whoever cleans the folder: nobody has anything of it.
         ("failed", "never_started") => file.lost && struck(evidence, takes_events),
         _ => false,
@@ -29,7 +29,7 @@ pub fn told(evidence: &Evidence, start: &Start, ending: &Ending, reopened: bool,
     let recorded = !start.files.iter().all(unknown) && !reopened;
     let over = ending.at + AFTERWARDS >= start.over_at;
     let true_ = match (ending.outcome.as_str(), ending.cause.as_str()) {
-        ("discarded", "too_short") | ("failed", "file_gone") => start
+        ("discarded", "too_short") | ("failed", "file_gone") | ("parked", "not_collected") => start
             .files
             .iter()
             .any(|file| accounts_for(evidence, start, file, ending)),

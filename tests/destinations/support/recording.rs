@@ -94,6 +94,7 @@ impl Recording {
                 digests: hasher.finish(),
                 duration_ms: Some(59_000),
                 findings: vec![],
+                as_written: None,
             },
             source: Source::spooled(spooled),
             bytes,

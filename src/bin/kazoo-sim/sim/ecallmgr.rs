@@ -176,6 +176,7 @@ fn fields(world: &World, s: &State, id: &str, wanted: Option<&Value>) -> Value {
                 "Authorizing-Type": call.ccvs.get("Authorizing-Type"),
                 "Call-Direction": call.options.direction,
                 "Call-ID": id,
+                "Call-Interaction-ID": call.ccvs.get("Call-Interaction-ID"),
                 "Fetch-ID": call.fetch_id,
                 "Is-Loopback": false,
                 "Is-On-Hold": false,

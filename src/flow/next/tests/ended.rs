@@ -206,10 +206,10 @@ fn a_pause_that_the_target_asks_for_is_kept() {
 }
 
 #[test]
-fn a_file_that_is_missing_three_times_is_gone() {
+fn a_file_that_cannot_be_opened_is_asked_for_all_day_and_then_rests() {
     let mut case = ended_as(order(), Destination::Account);
-    for attempt in 1..=3 {
-        assert_eq!(case.entry.outcome(), None);
+    for attempt in 1..=12 {
+        assert_eq!((case.entry.outcome(), case.entry.parked()), (None, None));
         let what = What::CollectFailed {
             attempt,
             failure: CollectFailure::Missing,
@@ -217,7 +217,16 @@ fn a_file_that_is_missing_three_times_is_gone() {
         };
         next(&mut case, Input::Fact(what), after(u64::from(attempt) * 100), &policy());
     }
-    assert_eq!(case.entry.outcome(), Some((Outcome::Failed, Cause::FileGone)));
+    assert_eq!(
+        (case.entry.outcome(), case.entry.parked()),
+        (None, Some(Cause::NotCollected))
+    );
+    // An operator who has put the switch right has it brought.
+    let retried = case.entry.retry();
+    assert_eq!(
+        next(&mut case, Input::Fact(retried), after(9_000), &policy()),
+        [Effect::Decide]
+    );
 }
 
 #[test]
@@ -283,11 +292,11 @@ fn what_other_workers_know_counts() {
         })
     };
     // The other one had the switch delete its file.
-    for attempt in 1..=3 {
+    for attempt in 1..=12 {
         step(&mut stale, missing(attempt));
     }
-    assert_eq!(stale.entry.outcome(), Some((Outcome::Failed, Cause::FileGone)));
-    let announcing = [Effect::Announce(Announcement::Outcome(Outcome::Failed))];
+    assert_eq!(stale.entry.parked(), Some(Cause::NotCollected));
+    let announcing = [Effect::Announce(Announcement::Outcome(Outcome::Parked))];
     assert_eq!(step(&mut stale, Input::Due), announcing);
     step(&mut other, Input::Fact(delivered(Destination::Account)));
     let effects = step(&mut stale, Input::Known(Box::new(other.entry.clone())));

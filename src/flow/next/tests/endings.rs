@@ -74,7 +74,17 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Effect>) {
             let then = step(&mut case, Input::Fact(What::CommandLost { why }));
             (case, then)
         }
-        Cause::FileGone => failing(3, |attempt| collect_failed(attempt, CollectFailure::Missing)),
+        Cause::FileGone => {
+            // Nobody knows where it should be.
+            let mut case = asked(Order {
+                command: None,
+                ..order()
+            });
+            let mut end = told(5000);
+            end.path = None;
+            let then = step(&mut case, Input::Fact(What::Ended(end)));
+            (case, then)
+        }
         Cause::NoAccount => {
             let account_id = None;
             let mut case = started(Order { account_id, ..order() });

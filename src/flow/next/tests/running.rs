@@ -51,6 +51,7 @@ fn a_start_that_nobody_told_is_found_by_its_file() {
             n: 1,
             size: 7,
             md5: "a".into(),
+            open: false,
         }),
         after(31),
         &policy(),
@@ -87,6 +88,7 @@ fn the_file_tells_whether_a_command_that_came_twice_came_to_nothing() {
             n: 1,
             size: 1000,
             md5: "0".into(),
+            open: false,
         };
         step(&mut case, Input::Fact(there));
         assert!(case.entry.outcome().is_none() && case.entry.started().is_some());
@@ -210,6 +212,7 @@ fn an_end_that_nobody_told_is_presumed_when_the_channel_is_gone_and_the_file_res
             n,
             size: 7,
             md5: md5.into(),
+            open: false,
         })
     };
     let waiting = next(&mut case, probed(1, "a"), after(71), &policy());
@@ -253,6 +256,7 @@ fn an_end_that_was_told_before_the_probe_came_back_is_no_part_of_its_own() {
         n: 1,
         size: 7,
         md5: "a".into(),
+        open: false,
     });
     next(&mut case, probed, after(31), &policy());
     assert_eq!(case.entry.started().map(|told| told.at), Some(NOW));
