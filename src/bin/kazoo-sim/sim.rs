@@ -44,6 +44,7 @@ pub mod events;
 pub mod http_put;
 pub mod kazoo;
 pub mod load;
+pub mod moves;
 pub mod options;
 pub mod record;
 pub mod report;

@@ -1,33 +1,38 @@
 //! What the simulated switch records. Every byte follows from the recording's id, so that a test can say what must have
 //! arrived without having kept it, and audio that ended up in the wrong recording shows.
 //!
-//! The content is prefix-stable: a longer recording of the same id begins with the shorter one's samples. That is how
+//! The content is prefix-stable: what is written while it is recorded is how the whole begins, apart from a WAV's header. That is how
 //! append mode is played, and how a half-written file is recognised.
 
+mod mp3;
 mod noise;
 mod reader;
+mod wav;
 
 pub use reader::Reader;
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Read},
+    io::{self, BufWriter, Read, Seek, SeekFrom},
     path::Path,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use md5::{Digest, Md5};
 
-use noise::{MP3_BITS, MP3_RATE, MP3_SAMPLES, WAV_HEADER, mp3_start};
+use mp3::Mp3;
 
 /// The two formats that callflows ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// RIFF, PCM 16 bit.
     Wav { rate: u32, channels: u16 },
-    /// MPEG-1 Layer III, 128 kbit/s, 44.1 kHz, constant bit rate.
-    Mp3,
+    /// Layer III of MPEG 1, 2 or 2.5, constant bit rate.
+    Mp3 { rate: u32, channels: u16 },
 }
+
+/// Sample rates that the switch records at; any other becomes 8000.
+const RATES: [u32; 6] = [8_000, 11_025, 16_000, 22_050, 44_100, 48_000];
 
 impl Format {
     /// What Kazoo asks the switch for when nothing else is said.
@@ -35,59 +40,83 @@ impl Format {
         rate: 16_000,
         channels: 2,
     };
+    pub const MP3: Self = Self::Mp3 {
+        rate: 16_000,
+        channels: 2,
+    };
 
     /// By the file's extension; everything that is not WAV is recorded as MP3 here.
     pub fn of(path: &str, rate: u32, stereo: bool) -> Self {
+        let rate = if RATES.contains(&rate) { rate } else { RATES[0] };
+        let channels = if stereo { 2 } else { 1 };
         if path.ends_with(".wav") {
-            Self::Wav {
-                rate,
-                channels: if stereo { 2 } else { 1 },
-            }
+            Self::Wav { rate, channels }
         } else {
-            Self::Mp3
+            Self::Mp3 { rate, channels }
         }
     }
 
-    /// The type that the switch announces when it uploads.
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::Wav { .. } => "audio/x-wav",
-            Self::Mp3 => "audio/mpeg",
-        }
+    pub fn rate(self) -> u64 {
+        let (Self::Wav { rate, .. } | Self::Mp3 { rate, .. }) = self;
+        u64::from(rate)
     }
 
+    pub fn channels(self) -> u16 {
+        let (Self::Wav { channels, .. } | Self::Mp3 { channels, .. }) = self;
+        channels
+    }
+
+    /// Bytes of one moment in a WAV.
     fn frame(self) -> u64 {
-        match self {
-            Self::Wav { channels, .. } => u64::from(channels) * 2,
-            Self::Mp3 => 1,
-        }
+        u64::from(self.channels()) * 2
+    }
+
+    fn mp3(self) -> Mp3 {
+        let (Self::Wav { rate, channels } | Self::Mp3 { rate, channels }) = self;
+        Mp3::new(rate, channels)
     }
 }
 
 /// How much was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
+    /// Exactly so long, however long the recording lasts by the clock.
     Millis(u64),
     /// At most this many bytes: rounded down to a whole sample or MP3 frame.
     Bytes(u64),
+    /// As long as the recording lasts, without what it was on hold.
+    Lasting,
 }
 
+/// What was recorded from one start to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Part {
     id: String,
-    /// Where in the id's endless stream this part begins; not 0 when an earlier part went into a file that is gone.
+    /// Where in the id's endless stream this part begins, in samples; not 0 where an earlier part was recorded under the same id.
     from: u64,
-    /// Sample frames (WAV) or MP3 frames.
+    /// Samples of each channel.
     units: u64,
+    /// From and to which sample it is masked.
+    mutes: Vec<(u64, u64)>,
 }
 
 impl Part {
-    fn bytes(&self, format: Format) -> u64 {
-        match format {
-            Format::Wav { .. } => self.units * format.frame(),
-            Format::Mp3 => mp3_start(self.from + self.units) - mp3_start(self.from),
-        }
+    fn is_mute(&self, at: u64) -> bool {
+        self.mutes.iter().any(|(from, to)| (*from..*to).contains(&at))
     }
+}
+
+/// In what state the file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Ended as it should.
+    Closed,
+    /// The last part is still being recorded, or its switch was killed.
+    Open,
+    /// An open WAV whose header was given its true lengths.
+    Mended,
+    /// The disk took no more than so many bytes.
+    Full(u64),
 }
 
 /// The exact content of one file on the switch.
@@ -95,6 +124,7 @@ impl Part {
 pub struct Audio {
     pub format: Format,
     parts: Vec<Part>,
+    form: Form,
 }
 
 impl Audio {
@@ -102,6 +132,7 @@ impl Audio {
         let mut audio = Self {
             format,
             parts: Vec::new(),
+            form: Form::Closed,
         };
         audio.append(id, size);
         audio
@@ -109,90 +140,157 @@ impl Audio {
 
     /// More audio at the end, as a second start with the same path gives. Audio of the same id goes on where it was.
     pub fn append(&mut self, id: &str, size: Size) {
-        let units = units(self.format, size);
-        match self.parts.last_mut() {
-            Some(last) if last.id == id => last.units += units,
-            _ => self.parts.push(Part {
-                id: id.to_owned(),
-                from: 0,
-                units,
-            }),
-        }
+        let mine = self.parts.iter().filter(|p| p.id == id);
+        let from = mine.map(|p| p.from + p.units).max().unwrap_or(0);
+        self.parts.push(Part {
+            id: id.to_owned(),
+            from,
+            units: units(self.format, size),
+            mutes: Vec::new(),
+        });
     }
 
     /// A new file that goes on where this one ended, as when the switch has deleted the file between two parts.
     pub fn next(&self, id: &str, size: Size) -> Self {
         let mut audio = Self::new(id, self.format, size);
-        if let (Some(new), Some(old)) = (audio.parts.first_mut(), self.parts.last().filter(|p| p.id == id)) {
-            new.from = old.from + old.units;
+        let before = self.parts.iter().filter(|p| p.id == id).map(|p| p.from + p.units).max();
+        if let (Some(new), Some(before)) = (audio.parts.first_mut(), before) {
+            new.from = before;
         }
         audio
     }
 
-    /// The file as it looks when a recording has just begun: a few frames more than what was there before.
-    pub fn begun(&self, before: Option<&Self>) -> Self {
-        let mut begun = before.cloned().unwrap_or_else(|| Self {
-            format: self.format,
-            parts: Vec::new(),
-        });
-        let mut wanted = self.parts.last().cloned();
-        if let (Some(new), Some(old)) = (
-            wanted.as_mut(),
-            begun
-                .parts
-                .last_mut()
-                .filter(|p| Some(&p.id) == self.parts.last().map(|l| &l.id)),
-        ) {
-            old.units = new.units.min(old.units + 16);
-            return begun;
+    /// The file as it looks while the last part is recorded and has so many samples, or when its switch was killed then.
+    #[must_use]
+    pub fn open_at(&self, samples: u64) -> Self {
+        let mut open = self.clone();
+        if let Some(last) = open.parts.last_mut() {
+            last.units = samples.min(last.units);
         }
-        begun.parts.extend(wanted.map(|p| Part {
-            units: p.units.min(16),
-            ..p
-        }));
-        begun
+        open.form = Form::Open;
+        open
     }
 
-    /// This beginning of `whole`, a little later: never all of it.
-    pub fn grown(&self, whole: &Self) -> Self {
-        let rest = whole.units().saturating_sub(self.units());
-        let mut grown = self.clone();
-        if let Some(last) = grown.parts.last_mut()
-            && rest > 1
-        {
-            last.units += (rest / 8).clamp(1, 16);
+    /// So much was said in the last part.
+    pub fn set_last(&mut self, samples: u64) {
+        if let Some(last) = self.parts.last_mut() {
+            last.units = samples;
         }
-        grown
+    }
+
+    /// Samples of the last part.
+    pub fn last_units(&self) -> u64 {
+        self.parts.last().map_or(0, |p| p.units)
+    }
+
+    /// The last part is masked, or not masked, from this sample on.
+    pub fn mute(&mut self, on: bool, from: u64) {
+        let Some(last) = self.parts.last_mut() else { return };
+        let masked = last.mutes.last_mut().filter(|(_, to)| *to == u64::MAX);
+        match (masked, on) {
+            (None, true) => last.mutes.push((from, u64::MAX)),
+            (Some(mute), false) => mute.1 = from,
+            _ => {}
+        }
+    }
+
+    /// The disk was full when so many bytes were written.
+    pub fn fill(&mut self, bytes: u64) {
+        if bytes < self.len() {
+            self.form = Form::Full(bytes);
+        }
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.form == Form::Open
+    }
+
+    /// An open WAV with true lengths in its header, and nothing else changed; others as they are.
+    #[must_use]
+    pub fn mended(&self) -> Self {
+        let mut mended = self.clone();
+        if self.is_open() && matches!(self.format, Format::Wav { .. }) {
+            mended.form = Form::Mended;
+        }
+        mended
+    }
+
+    fn has_list(&self) -> bool {
+        self.form == Form::Closed
+    }
+
+    fn wav_header(&self) -> Vec<u8> {
+        let Format::Wav { rate, channels } = self.format else {
+            return Vec::new();
+        };
+        let data: u64 = self.units() * self.format.frame();
+        let before = data - self.last_units() * self.format.frame();
+        let (riff, told) = match self.form {
+            Form::Closed => (36 + data + wav::LIST, data),
+            Form::Open if before == 0 => (8, 0),
+            // What the part before closed with.
+            Form::Open => (36 + before + wav::LIST, before),
+            Form::Mended => (36 + data, data),
+            Form::Full(bytes) => {
+                let data = data.min(bytes.saturating_sub(wav::HEADER));
+                (36 + data, data)
+            }
+        };
+        wav::header(riff, told, rate, channels)
     }
 
     fn units(&self) -> u64 {
         self.parts.iter().map(|p| p.units).sum()
     }
 
+    /// Of each channel, at the file's rate.
     pub fn samples(&self) -> u64 {
-        match self.format {
-            Format::Wav { .. } => self.units(),
-            Format::Mp3 => self.units() * MP3_SAMPLES,
-        }
+        self.units()
     }
 
+    /// What the switch counted; an MP3's own frames are some more.
     pub fn millis(&self) -> u64 {
-        match self.format {
-            Format::Wav { rate, .. } => self.samples() * 1_000 / u64::from(rate),
-            Format::Mp3 => self.samples() * 1_000 / MP3_RATE,
-        }
+        self.units() * 1_000 / self.format.rate()
+    }
+
+    pub fn last_millis(&self) -> u64 {
+        self.last_units() * 1_000 / self.format.rate()
     }
 
     /// The file's size in bytes.
     pub fn len(&self) -> u64 {
+        let full = match self.form {
+            Form::Full(bytes) => bytes,
+            _ => u64::MAX,
+        };
+        let list = if self.has_list() { wav::LIST } else { 0 };
         match self.format {
-            Format::Wav { .. } => WAV_HEADER + self.data_len(),
-            Format::Mp3 => self.data_len(),
+            Format::Wav { .. } => (wav::HEADER + self.units() * self.format.frame() + list).min(full),
+            Format::Mp3 { .. } => {
+                let last = self.parts.last().map_or(0, |p| self.stream(p));
+                let before = self.parts.iter().map(|p| self.stream(p)).sum::<u64>() - last;
+                let last = if self.is_open() { self.flushed() } else { last };
+                (before + last).min(full)
+            }
         }
     }
 
-    fn data_len(&self) -> u64 {
-        self.parts.iter().map(|p| p.bytes(self.format)).sum()
+    /// An MP3 stream's bytes when it is closed.
+    fn stream(&self, part: &Part) -> u64 {
+        let mp3 = self.format.mp3();
+        mp3::TAG + 2 * mp3.plain() + mp3.start(mp3.frames_of(part.units))
+    }
+
+    /// What of the last stream is in the file before it is closed: whole buffers.
+    fn flushed(&self) -> u64 {
+        let mp3 = self.format.mp3();
+        let encoded = mp3::TAG + mp3.plain() + mp3.start(self.last_units() / mp3.samples);
+        encoded / mp3::STEP * mp3::STEP
+    }
+
+    /// The size that the switch tells when it ends a recording: before the file is closed.
+    pub fn told_len(&self) -> u64 {
+        self.open_at(self.last_units()).len().min(self.len())
     }
 
     pub fn is_empty(&self) -> bool {
@@ -220,6 +318,13 @@ impl Audio {
         let mut file = BufWriter::with_capacity(1 << 18, file);
         io::copy(&mut self.reader(), &mut file)?;
         file.into_inner()?.set_len(self.len())
+    }
+
+    /// Writes what has come since the open file had `from` bytes. Blocking.
+    pub fn extend(&self, path: &Path, from: u64) -> io::Result<()> {
+        let mut file = File::options().write(true).open(path)?;
+        file.seek(SeekFrom::Start(from))?;
+        io::copy(&mut self.reader().from(from), &mut file).map(drop)
     }
 
     /// Base64 of the MD5, as CouchDB prints it after `md5-`.
@@ -290,125 +395,16 @@ pub fn check(id: &str, format: Format, bytes: &[u8]) -> Result<(), String> {
 
 fn units(format: Format, size: Size) -> u64 {
     match (format, size) {
-        (Format::Wav { rate, .. }, Size::Millis(ms)) => ms * u64::from(rate) / 1_000,
-        (Format::Wav { .. }, Size::Bytes(n)) => n.saturating_sub(WAV_HEADER) / format.frame(),
-        (Format::Mp3, Size::Millis(ms)) => (ms * MP3_RATE / 1_000).div_ceil(MP3_SAMPLES),
-        (Format::Mp3, Size::Bytes(n)) => {
-            let mut frames = n * MP3_RATE / (MP3_SAMPLES / 8 * MP3_BITS);
-            while mp3_start(frames + 1) <= n {
-                frames += 1;
-            }
-            frames
+        (_, Size::Lasting) => 0,
+        (_, Size::Millis(ms)) => ms * format.rate() / 1_000,
+        (Format::Wav { .. }, Size::Bytes(n)) => n.saturating_sub(wav::HEADER + wav::LIST) / format.frame(),
+        (Format::Mp3 { .. }, Size::Bytes(n)) => {
+            let mp3 = format.mp3();
+            let frames = mp3.frame_at(n.saturating_sub(mp3::TAG + 2 * mp3.plain()));
+            frames.saturating_sub(1) * mp3.samples
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MONO: Format = Format::Wav {
-        rate: 8_000,
-        channels: 1,
-    };
-
-    #[test]
-    fn lengths_agree_with_the_bytes() {
-        for format in [Format::WAV, MONO, Format::Mp3] {
-            for size in [
-                Size::Millis(0),
-                Size::Millis(1),
-                Size::Millis(2_000),
-                Size::Bytes(44),
-                Size::Bytes(100_001),
-            ] {
-                let audio = Audio::new("202611-aa", format, size);
-                assert_eq!(audio.bytes().len() as u64, audio.len(), "{format:?} {size:?}");
-                if let Size::Bytes(n) = size {
-                    assert!(audio.len() <= n.max(44));
-                }
-            }
-        }
-        assert_eq!(Audio::new("x", Format::WAV, Size::Millis(2_000)).len(), 44 + 128_000);
-        assert_eq!(Audio::new("x", Format::WAV, Size::Millis(2_000)).millis(), 2_000);
-        assert_eq!(Audio::new("x", Format::WAV, Size::Bytes(20_000_000)).len(), 20_000_000);
-    }
-
-    #[test]
-    fn an_mp3_is_nothing_but_frames() {
-        let bytes = expected("202611-ab", Format::Mp3, Size::Millis(3_000));
-        let (mut at, mut frames) = (0, 0);
-        while at < bytes.len() {
-            assert_eq!((bytes[at], bytes[at + 1], bytes[at + 2] & 0xfd), (0xff, 0xfb, 0x90));
-            at += 417 + usize::from(bytes[at + 2] & 2 != 0);
-            frames += 1;
-        }
-        assert_eq!((at, frames), (bytes.len(), 115));
-        assert_eq!(bytes.iter().filter(|b| **b == 0xff).count(), frames);
-    }
-
-    #[test]
-    fn a_recording_of_another_id_is_noticed() {
-        for format in [Format::WAV, MONO, Format::Mp3] {
-            let bytes = expected("one", format, Size::Millis(500));
-            assert_eq!(check("one", format, &bytes), Ok(()));
-            assert!(check("two", format, &bytes).is_err());
-            assert!(check("one", format, &bytes[..bytes.len() - 1]).is_err());
-            let mut flipped = bytes.clone();
-            *flipped.last_mut().unwrap() ^= 1;
-            assert!(check("one", format, &flipped).is_err());
-        }
-    }
-
-    #[test]
-    fn a_file_grows_to_all_but_the_last_of_it() {
-        for format in [Format::WAV, Format::Mp3] {
-            let whole = Audio::new("a", format, Size::Millis(2_000));
-            let mut now = whole.begun(None);
-            let mut sizes = vec![now.len()];
-            for _ in 0..5_000 {
-                now = now.grown(&whole);
-                assert!(whole.bytes().len() > now.bytes().len());
-                if sizes.last() == Some(&now.len()) {
-                    break;
-                }
-                sizes.push(now.len());
-            }
-            assert!(sizes.len() > 10 && sizes.is_sorted(), "{sizes:?}");
-            assert_eq!(now.units() + 1, whole.units());
-        }
-    }
-
-    #[test]
-    fn appending_goes_on_where_it_was() {
-        let mut twice = Audio::new("a", Format::WAV, Size::Millis(300));
-        twice.append("a", Size::Millis(200));
-        assert_eq!(twice, Audio::new("a", Format::WAV, Size::Millis(500)));
-        let next = twice.next("a", Size::Millis(700));
-        assert_eq!(
-            next.bytes()[44..],
-            expected("a", Format::WAV, Size::Millis(1_200))[44 + 500 * 64..]
-        );
-        let mut mixed = Audio::new("a", Format::Mp3, Size::Millis(300));
-        mixed.append("b", Size::Millis(200));
-        assert!(check("a", Format::Mp3, &mixed.bytes()).is_err());
-        assert_eq!(mixed.check(mixed.bytes().as_slice()), Ok(()));
-        assert_eq!(mixed.bytes().len() as u64, mixed.len());
-    }
-
-    #[test]
-    #[ignore = "writes 345 MB"]
-    fn three_hours_are_written_and_compared_without_being_held() {
-        let path = std::env::temp_dir().join("kazoo-sim-345.wav");
-        let audio = Audio::new("202611-big", Format::WAV, Size::Bytes(345_000_000));
-        audio.write(&path).unwrap();
-        audio.check(File::open(&path).unwrap()).unwrap();
-        std::fs::remove_file(path).unwrap();
-    }
-
-    #[test]
-    fn the_digest_is_couchdbs() {
-        let audio = Audio::new("a", Format::Mp3, Size::Millis(100));
-        assert_eq!(audio.md5(), STANDARD.encode(Md5::digest(audio.bytes())));
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     audio::Size,
     callflow::{self, RawExecute, Run},
-    control, events,
+    control, events, moves,
     options::CallOptions,
     record::Role,
     state::{CallKey, CallState, Control, Leg, Phase, Recording, State, Trigger},
@@ -21,6 +21,9 @@ use super::{
 
 /// How long Kazoo's control process outlives its channel.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// From `CHANNEL_BRIDGE` to what it makes the switch record.
+const BRIDGE_TO_RECORDING: Duration = Duration::from_millis(200);
 
 /// One call; cheap to clone.
 #[derive(Clone)]
@@ -49,14 +52,10 @@ impl Call {
             s.next_call += 1;
             let key = s.next_call;
             let leg = |id: &str, other: Option<&str>| Leg {
-                id: id.to_owned(),
-                call: key,
-                other: other.map(str::to_owned),
                 answered: options.answered || options.bridged,
                 bridged: options.bridged,
-                alive: true,
-                on_event: Vec::new(),
-                media_recordings: Vec::new(),
+                inbound: id == call_id && options.direction == "inbound",
+                ..Leg::new(id, key, other)
             };
             s.legs.insert(call_id.clone(), leg(&call_id, other.as_deref()));
             if let Some(other) = &other {
@@ -66,7 +65,7 @@ impl Call {
             s.flows.insert(flow_pid.clone(), key);
             s.controls.insert((control.queue.clone(), control.pid.clone()), key);
             let created_micros = world.clock().unix_micros();
-            let (actions, recordings) = (Vec::new(), Vec::new());
+            let (actions, recordings, quiet) = (Vec::new(), Vec::new(), options.quiet);
             s.calls.insert(
                 key,
                 CallState {
@@ -79,6 +78,7 @@ impl Call {
                     created_micros,
                     actions,
                     recordings,
+                    quiet,
                 },
             );
             key
@@ -89,7 +89,7 @@ impl Call {
         }
     }
 
-    fn state<T>(&self, see: impl FnOnce(&CallState) -> T) -> T {
+    pub(super) fn state<T>(&self, see: impl FnOnce(&CallState) -> T) -> T {
         // Calls are never forgotten.
         self.world.look(|s| see(&s.calls[&self.key]))
     }
@@ -156,38 +156,54 @@ impl Call {
     /// The other leg is gone, and the call goes on without it.
     pub fn unbridge(&self) {
         let id = self.id();
+        let other = self.other_leg();
+        if let Some(other) = &other {
+            let extra =
+                json!({"Bridge-B-Unique-ID": other, "Disposition": "SUCCESS", "Application-Response": "SUCCESS"});
+            events::publish(&self.world, &id, "CHANNEL_UNBRIDGE", extra);
+        }
         self.world.with(|s| {
             if let Some(leg) = s.legs.get_mut(&id) {
+                (leg.other, leg.bridged) = (None, false);
+            }
+            if let Some(leg) = other.and_then(|other| s.legs.get_mut(&other)) {
                 (leg.other, leg.bridged) = (None, false);
             }
         });
     }
 
-    /// Connects the call with its other leg (made up when it has none); again and again, if need be.
+    /// Connects the call with its other leg (made up when it has none); again and again, if need be. What was to be recorded then
+    /// begins a moment later.
     pub fn bridge(&self) {
         self.answer();
         let id = self.id();
-        control::fire(&self.world, &id, Trigger::Bridge);
-        let other = self.world.with(|s| {
+        let (other, nth) = self.world.with(|s| {
             let other = s.legs.get(&id).and_then(|l| l.other.clone()).unwrap_or_else(uuid);
-            let call = self.key;
-            let (from, to) = (Some(id.clone()), Some(other.clone()));
-            s.legs.entry(other.clone()).or_insert_with(|| Leg {
-                id: other.clone(),
-                call,
-                other: from,
-                answered: true,
-                bridged: true,
-                alive: true,
-                on_event: Vec::new(),
-                media_recordings: Vec::new(),
+            let to = Some(other.clone());
+            let leg = s
+                .legs
+                .entry(other.clone())
+                .or_insert_with(|| Leg::new(&other, self.key, None));
+            (leg.other, leg.bridged) = (Some(id.clone()), true);
+            let leg = s.legs.get_mut(&id);
+            let nth = leg.map_or(0, |leg| {
+                (leg.other, leg.bridged, leg.bridges) = (to, true, leg.bridges + 1);
+                leg.bridges
             });
-            if let Some(leg) = s.legs.get_mut(&id) {
-                (leg.other, leg.bridged) = (to, true);
-            }
-            other
+            (other, nth)
         });
         events::publish(&self.world, &id, "CHANNEL_BRIDGE", json!({"Bridge-B-Unique-ID": other}));
+        let (world, wait) = (self.world.clone(), self.world.lasting(BRIDGE_TO_RECORDING));
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let goes_on = |s: &State| {
+                let leg = s.legs.get(&id).filter(|l| l.alive && l.bridged);
+                leg.is_some_and(|l| l.bridges == nth)
+            };
+            if world.look(goes_on) {
+                control::fire(&world, &id, Trigger::Bridge);
+            }
+        });
     }
 
     /// The running bridge (or what else runs) ends; commands that waited behind it are executed.
@@ -213,7 +229,7 @@ impl Call {
         self.control_dies(KEEP_ALIVE);
     }
 
-    fn control_dies(&self, after: Duration) {
+    pub(super) fn control_dies(&self, after: Duration) {
         let at = Instant::now() + after;
         self.world.with(|s| {
             s.calls
@@ -222,18 +238,23 @@ impl Call {
         });
     }
 
-    /// The switch dies with this call: no event of any kind, and only the beginnings of files.
+    /// The call ends, and nobody hears of it: no event of any kind. Its files are whole, as the switch closes them.
     pub fn vanish(&self) {
-        self.world.with(|s| {
+        let running = self.world.with(|s| {
             s.legs
                 .values_mut()
                 .filter(|l| l.call == self.key)
                 .for_each(|l| l.alive = false);
-            for recording in s.recordings.iter_mut().filter(|r| r.call == self.key && !r.ended()) {
-                recording.audio = recording.begun.clone();
-                (recording.phase, recording.ended_at) = (Phase::Ended, Some(Instant::now()));
-            }
+            let mine = |r: &&Recording| r.call == self.key && !r.ended();
+            s.recordings
+                .iter()
+                .filter(mine)
+                .map(|r| r.path.clone())
+                .collect::<Vec<_>>()
         });
+        for path in running {
+            switch::close_unheard(&self.world, &path);
+        }
         self.world
             .note(Role::Switch, Some(&self.id()), "the channel is gone without a word");
         self.control_dies(Duration::ZERO);
@@ -254,7 +275,7 @@ impl Call {
                 other.other = Some(new_id.to_owned());
             }
             s.legs.insert(new_id.to_owned(), leg);
-            move_all(s, &old, new_id);
+            moves::move_all(s, &old, new_id);
             if let Some(call) = s.calls.get_mut(&self.key) {
                 new_id.clone_into(&mut call.call_id);
             }
@@ -266,17 +287,6 @@ impl Call {
     pub fn transfer(&self) {
         events::publish(&self.world, &self.id(), "CHANNEL_TRANSFEROR", json!({}));
         self.control_dies(Duration::ZERO);
-    }
-
-    /// The running recordings go over to the other leg, as at a loopback's bow-out: no second `RECORD_START`, and
-    /// `RECORD_STOP` comes under the other leg's id.
-    pub fn move_recordings(&self) {
-        let (id, other) = (self.id(), self.other_leg());
-        if let Some(other) = other {
-            self.world.with(|s| move_all(s, &id, &other));
-            self.world
-                .note(Role::Switch, Some(&id), format!("recordings go over to {other}"));
-        }
     }
 
     /// The control process dies and nobody is told.
@@ -330,14 +340,6 @@ impl Call {
                 s.recordings_of(self.key).last().filter(|r| fits(r)).cloned()
             })
             .await
-    }
-}
-
-/// The old channel keeps its list of recordings: `Media-Recordings` is never shortened.
-fn move_all(s: &mut State, from: &str, to: &str) {
-    for recording in s.recordings.iter_mut().filter(|r| r.call_id == from && !r.ended()) {
-        to.clone_into(&mut recording.call_id);
-        recording.moved = true;
     }
 }
 

@@ -8,7 +8,7 @@ mod command;
 mod start;
 
 pub use announcement::announcement;
-pub use command::{event_actions, is_valid_record_call, record_call};
+pub use command::{FOLLOW_VARIABLES, event_actions, is_valid_record_call, record_call, set};
 
 use std::io::Read as _;
 

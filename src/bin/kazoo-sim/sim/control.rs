@@ -41,6 +41,7 @@ pub fn on_message(world: &Arc<World>, message: &Received) {
     match text(&body, "Application-Name") {
         Some("record_call") => findings.extend(check::record_call(&body, &world.options.worker_app, false)),
         Some("event_actions") => findings.extend(check::event_actions(&body, &world.options.worker_app)),
+        Some("set") => findings.extend(check::set(&body)),
         other => check::found(
             &mut findings,
             "application",
@@ -173,6 +174,7 @@ fn execute(world: &Arc<World>, call: CallKey, command: &Arc<Object>) {
     match text(command, "Application-Name") {
         Some("record_call") => record_call(world, call, leg, command),
         Some("event_actions") => event_actions(world, call, leg, command),
+        Some("set") => set(world, leg, command),
         _ => send_error(world, call, command, "application unknown", "throw"),
     }
 }
@@ -206,6 +208,18 @@ fn record_call(world: &Arc<World>, call: CallKey, leg: &str, command: &Arc<Objec
         (Some("stop"), Some(path)) => switch::stop(world, leg, &path),
         (Some(action), Some(path)) => switch::mask(world, leg, &path, action == "mask"),
         (None, _) => {}
+    }
+}
+
+/// The two names that are written as they are; other channel variables get a prefix, and the switch does not look at them.
+fn set(world: &World, leg: &str, command: &Object) {
+    let vars = command.get("Custom-Channel-Vars").and_then(Value::as_object);
+    for (key, value) in vars.into_iter().flatten() {
+        if check::FOLLOW_VARIABLES.contains(&key.as_str()) {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            world.note(Role::Switch, Some(leg), format!("{key}={value}"));
+            world.with(|s| s.legs.get_mut(leg).map(|l| l.vars.insert(key.clone(), value)));
+        }
     }
 }
 

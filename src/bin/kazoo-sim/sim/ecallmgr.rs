@@ -103,7 +103,7 @@ pub fn on_status_request(world: &Arc<World>, ecallmgr: usize, message: &Received
 
 fn reply_headers(world: &World, ecallmgr: usize, request: &Object, name: &str) -> Object {
     let node = &world.options.ecallmgr_nodes[ecallmgr];
-    let mut reply = defaults("call_event", name, "ecallmgr", "4.0.0", node);
+    let mut reply = defaults("call_event", name, "ecallmgr", "5.0.0", node);
     merge(&mut reply, json!({"Msg-ID": request.get("Msg-ID")}));
     reply
 }
@@ -179,7 +179,7 @@ fn fields(world: &World, s: &State, id: &str, wanted: Option<&Value>) -> Value {
                 "Call-Interaction-ID": call.ccvs.get("Call-Interaction-ID"),
                 "Fetch-ID": call.fetch_id,
                 "Is-Loopback": false,
-                "Is-On-Hold": false,
+                "Is-On-Hold": leg.held,
                 "Media-Node": world.options.switch_node,
                 "Other-Leg-Call-ID": leg.other,
                 "Owner-ID": call.ccvs.get("Owner-ID"),

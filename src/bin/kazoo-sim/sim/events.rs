@@ -8,7 +8,7 @@ use super::{
     options::{CallOptions, Mistreat},
     record::Role,
     state::{CallState, Leg, Recording, State},
-    wire::{Object, defaults, encode, merge},
+    wire::{Object, defaults, encode, gregorian, merge},
     world::World,
 };
 
@@ -62,15 +62,30 @@ fn build(world: &World, state: &State, leg: &str, name: &str, extra: Value) -> O
     let channel = state.legs.get(leg)?;
     let call = state.calls.get(&channel.call)?;
     let mut body = common(world, channel, call, name);
-    if name != "RECORD_START" {
+    // The rest has none of them; a channel that nobody has answered has none at its recording's end either.
+    const WITH_PARTIES: [&str; 4] = [
+        "CHANNEL_ANSWER",
+        "CHANNEL_DESTROY",
+        "CHANNEL_PROGRESS_MEDIA",
+        "RECORD_STOP",
+    ];
+    if WITH_PARTIES.contains(&name) && (channel.answered || name != "RECORD_STOP") {
         let (from, to) = parties(&call.options);
-        merge(
-            &mut body,
-            json!({"From": from, "From-Uri": from, "To": to, "To-Uri": to, "Request": to}),
-        );
+        merge(&mut body, json!({"From": from, "To": to, "Request": to}));
     }
     merge(&mut body, extra);
     Some((body, call.control.ecallmgr))
+}
+
+/// The switch's stamp of this moment, for events that belong together.
+pub fn stamp(world: &World) -> u64 {
+    world.clock().tick_micros()
+}
+
+/// An event's `extra` with this stamp.
+pub fn stamped(mut extra: Value, stamp: u64) -> Value {
+    (extra["Msg-ID"], extra["Timestamp"]) = (json!(stamp.to_string()), json!(gregorian(stamp)));
+    extra
 }
 
 pub fn parties(o: &CallOptions) -> (String, String) {
@@ -88,23 +103,29 @@ fn common(world: &World, leg: &Leg, call: &CallState, name: &str) -> Object {
     let mut body = defaults("call_event", name, "freeswitch", "1.0", node);
     let (state, call_state, answer) = match (leg.alive, leg.answered) {
         (false, _) => ("REPORTING", "HANGUP", "hangup"),
+        (true, false) if leg.early => ("EXECUTE", "EARLY", "early"),
         (true, false) => ("EXECUTE", "RINGING", "ringing"),
+        (true, true) if leg.held => ("EXECUTE", "HELD", "answered"),
         (true, true) if leg.bridged => ("EXCHANGE_MEDIA", "ACTIVE", "answered"),
         (true, true) => ("EXECUTE", "ACTIVE", "answered"),
     };
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    // Whom it reaches is known when somebody is reached.
+    let callee = |text: &str| leg.other.as_ref().and_then(|_| some(text));
+    let micros = stamp(world);
     merge(
         &mut body,
         json!({
-            "Msg-ID": world.clock().unix_micros().to_string(),
-            "Timestamp": world.clock().gregorian_secs(),
+            "Msg-ID": micros.to_string(),
+            "Timestamp": gregorian(micros),
             "Call-ID": leg.id,
             "Other-Leg-Call-ID": leg.other,
             "Call-Direction": o.direction,
             "Caller-ID-Name": some(&o.caller_name),
             "Caller-ID-Number": some(&o.caller_number),
-            "Callee-ID-Name": some(&o.callee_name),
-            "Callee-ID-Number": some(&o.callee_number),
+            "Callee-ID-Name": callee(&o.callee_name),
+            "Callee-ID-Number": callee(&o.callee_number),
+            "Caller-Destination-Number": some(&o.callee_number),
             "Channel-State": state,
             "Channel-Call-State": call_state,
             "Channel-Answer-State": answer,
@@ -124,37 +145,39 @@ fn common(world: &World, leg: &Leg, call: &CallState, name: &str) -> Object {
     let mut ccvs = call.ccvs.clone();
     ccvs.entry("Privacy-Hide-Name").or_insert(json!(false));
     ccvs.entry("Privacy-Hide-Number").or_insert(json!(false));
-    for known_to_callflow_only in ["Username", "Realm", "Reseller-ID", "Media-Name"] {
-        ccvs.remove(known_to_callflow_only);
-    }
+    ccvs.remove("Media-Name");
     body.insert("Custom-Channel-Vars".into(), Value::Object(ccvs));
     body
 }
 
 /// What only recording events have.
-pub fn recording(world: &World, recording: &Recording, stopped: bool) -> Value {
+pub fn recording(world: &World, recording: &Recording, file: Object) -> Value {
     let mut vars: Object = recording.vars.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
     let path = recording.path.to_string_lossy();
     if world.options.recording_file_path {
         vars.insert("File-Path".into(), json!(path));
     }
-    if stopped && world.options.recording_file_vars {
-        let audio = &recording.audio;
-        merge(
-            &mut vars,
-            json!({
-                "File-Size": audio.len(),
-                "File-Samples": audio.samples(),
-                "File-Seconds": audio.millis() / 1_000,
-                "File-MilliSeconds": audio.millis(),
-                "Completion-Cause": recording.cause,
-            }),
-        );
+    if world.options.recording_file_vars {
+        vars.extend(file);
     }
-    let mut extra = json!({"Application-Name": "record", "Application-Response": path, "Recording": vars});
-    if stopped {
-        extra["Length"] = json!(recording.length_ms.to_string());
-        extra["Silence-Terminated"] = json!(false);
-    }
-    extra
+    json!({"Application-Name": "record", "Application-Response": path, "Recording": vars})
+}
+
+/// What the channel knows of the file that was recorded last: this is set before the file is closed, and counts at the channel's rate.
+pub fn file_variables(recording: &Recording) -> Object {
+    const CHANNEL_RATE: u64 = 8;
+    let size = Some(recording.audio.told_len()).filter(|n| *n > 0 && !recording.unlinked);
+    let ms = recording.length_ms;
+    let mut vars = Object::new();
+    merge(
+        &mut vars,
+        json!({
+            "File-Size": size,
+            "File-Samples": ms * CHANNEL_RATE,
+            "File-Seconds": ms / 1_000,
+            "File-MilliSeconds": ms,
+            "Completion-Cause": recording.cause,
+        }),
+    );
+    vars
 }

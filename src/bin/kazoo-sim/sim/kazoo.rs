@@ -19,7 +19,7 @@ use super::{
     state::{Recording, State},
     switch,
     tap::{self, Tap},
-    wire::{Object, encode, hex, pid},
+    wire::{Object, encode, hex, pid, uuid},
     world::World,
 };
 
@@ -217,13 +217,40 @@ impl Kazoo {
 
     /// The switch ends what it records of a call, as at the end of a bridge; the call goes on.
     pub async fn end_recordings(&self, call: &Call) {
-        let running = self.world.look(|s| {
+        let running = self.world.with(|s| {
+            let legs = s.legs.values_mut().filter(|l| l.call == call.key);
+            legs.for_each(|l| l.bridges += 1);
             let running = s.recordings_of(call.key).filter(|r| !r.ended());
             running.map(|r| r.path.clone()).collect::<Vec<_>>()
         });
         for path in running {
-            switch::finish(&self.world, &path, "success-silence").await;
+            switch::finish(&self.world, &path, "success-silence", None).await;
         }
+    }
+
+    /// SIGKILL of the switch: no event, and of files what had been written; uploads break. Nothing reaches it until it is started.
+    pub async fn kill_switch(&self) -> anyhow::Result<()> {
+        self.serve_switch(false).await?;
+        switch::die(&self.world);
+        Ok(())
+    }
+
+    /// The switch shuts down in good order: recordings end, files are whole, calls are hung up.
+    pub async fn shut_switch_down(&self) -> anyhow::Result<()> {
+        let legs: Vec<String> = self.world.look(|s| {
+            let legs = s.legs.values().filter(|l| l.alive);
+            legs.map(|l| l.id.clone()).collect()
+        });
+        for leg in legs {
+            switch::hangup(&self.world, &leg, "SYSTEM_SHUTDOWN").await;
+        }
+        self.kill_switch().await
+    }
+
+    /// The switch is there again, as another process: its `Core-UUID` is new.
+    pub async fn start_switch(&self) -> anyhow::Result<()> {
+        self.world.with(|s| s.core_uuid = uuid());
+        self.serve_switch(true).await
     }
 
     pub fn tap(&self) -> Tap {
@@ -288,6 +315,20 @@ impl Kazoo {
 
 impl Drop for Kazoo {
     fn drop(&mut self) {
+        if let Some(path) = std::env::var_os("KAZOO_SIM_TIMELINE") {
+            let lines: String = self
+                .timeline()
+                .iter()
+                .map(|e| {
+                    let (at, who) = (e.at.elapsed(), e.call_id.as_deref().unwrap_or_default());
+                    format!(
+                        "{at:>12.3?} {} {:?} {} {who} {}\n",
+                        e.role, e.direction, e.name, e.summary
+                    )
+                })
+                .collect();
+            let _ = std::fs::write(path, lines);
+        }
         self.tasks.iter().for_each(JoinHandle::abort);
         if let Some(folder) = &self.own_folder {
             let _ = std::fs::remove_dir_all(folder);

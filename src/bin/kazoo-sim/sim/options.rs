@@ -41,10 +41,13 @@ pub struct KazooOptions {
     pub loud: bool,
     /// The timeline forgets its oldest entries beyond this.
     pub timeline_limit: usize,
-    /// Enforce `+limit`, with every second of it lasting this many real seconds.
-    pub limit_scale: Option<f64>,
+    /// How long a second of the switch lasts, in real ones: steps in which files are written, time limits, silence, the wait after a bridge.
+    pub time_scale: f64,
     /// Whether the file of a running recording grows, as a real one does. Off where it would only cost time.
     pub files_grow: bool,
+    /// The switch's global `recording_follow_transfer` and `recording_follow_attxfer`, true in Kazoo's configuration: where the channel has none
+    /// of its own, recordings go along.
+    pub follow_transfer: bool,
     /// Whether events carry `Recording.File-Path`; public switch definitions lack it, Kazoo 5 reads it.
     pub recording_file_path: bool,
     /// Whether `RECORD_STOP` carries `File-Size` and its like.
@@ -71,8 +74,9 @@ impl Default for KazooOptions {
             worker_app: "kz_record_call".into(),
             loud: true,
             timeline_limit: 200_000,
-            limit_scale: None,
-            files_grow: false,
+            time_scale: 1.0,
+            files_grow: true,
+            follow_transfer: true,
             recording_file_path: true,
             recording_file_vars: true,
             clock: Clock::default(),
@@ -124,6 +128,8 @@ pub struct CallOptions {
     pub size: Option<Size>,
     /// Which ecallmgr controls the call.
     pub ecallmgr: usize,
+    /// Nobody says anything.
+    pub quiet: bool,
     /// The application that runs on the channel; a command that is not `now` waits for its end.
     pub running_app: Option<String>,
 }
@@ -149,6 +155,7 @@ impl Default for CallOptions {
             call: Object::new(),
             size: None,
             ecallmgr: 0,
+            quiet: false,
             running_app: Some("bridge".into()),
         }
     }
@@ -270,6 +277,8 @@ pub struct Faults {
     /// Bytes a second of each upload.
     pub bandwidth: Option<u64>,
     pub uploads: Vec<UploadFault>,
+    /// The disk takes no file longer than so many bytes.
+    pub disk_full: Option<u64>,
     /// The switch keeps its files, as packages older than the deletion do.
     pub keep_files: bool,
 }

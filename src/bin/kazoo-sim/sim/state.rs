@@ -4,11 +4,11 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
-    audio::Audio,
+    audio::{Audio, Size},
     options::{CallOptions, Faults},
     record::{Entry, Violation},
     term::Decision,
@@ -57,6 +57,8 @@ pub struct CallState {
     pub actions: Vec<String>,
     /// Recordings made, as places in the state's list.
     pub recordings: Vec<usize>,
+    /// Nobody says anything.
+    pub quiet: bool,
 }
 
 /// A channel of the switch.
@@ -67,10 +69,43 @@ pub struct Leg {
     pub other: Option<String>,
     pub answered: bool,
     pub bridged: bool,
+    /// Bridges so far, and parts that were ended as at a bridge's end: what a bridge makes the switch do must not come after it.
+    pub bridges: u64,
     pub alive: bool,
+    /// It called in; the others were called.
+    pub inbound: bool,
+    /// It hears something, though nobody has answered.
+    pub early: bool,
+    /// Its party has put the call on hold: what is recorded of this leg stands still.
+    pub held: bool,
     pub on_event: Vec<(Trigger, Arc<Object>)>,
     /// The channel array `Media-Recordings`, newest first; never shortened.
     pub media_recordings: Vec<String>,
+    /// Channel variables that decide about recordings.
+    pub vars: BTreeMap<String, String>,
+    /// `File-…` and `Completion-Cause` of the recording that ended last.
+    pub last_file: Object,
+}
+
+impl Leg {
+    pub fn new(id: &str, call: CallKey, other: Option<&str>) -> Self {
+        Self {
+            id: id.to_owned(),
+            call,
+            other: other.map(str::to_owned),
+            answered: true,
+            bridged: false,
+            bridges: 0,
+            alive: true,
+            inbound: false,
+            early: false,
+            held: false,
+            on_event: Vec::new(),
+            media_recordings: Vec::new(),
+            vars: BTreeMap::new(),
+            last_file: Object::new(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +130,8 @@ pub struct Recording {
     pub node: String,
     /// The leg that records now.
     pub call_id: String,
+    /// The leg that the newest part was started on: another start of the file is refused there while it runs.
+    pub origin: String,
     pub call: CallKey,
     pub phase: Phase,
     pub masked: bool,
@@ -106,6 +143,14 @@ pub struct Recording {
     pub audio: Audio,
     /// What is in the file while it is being recorded.
     pub begun: Audio,
+    /// How much is to be said in the newest part.
+    pub size: Size,
+    pub clock: Clockwork,
+    /// When the time limit strikes, if the leg is not on hold then.
+    pub limit_at: Instant,
+    pub silence: Silence,
+    /// Goes on in a file that is there.
+    pub append: bool,
     /// Of the newest part.
     pub length_ms: u64,
     /// What comes back in `Recording`: the headers' variables, overridden by `Recording-Variables`.
@@ -117,11 +162,62 @@ pub struct Recording {
     pub ended_at: Option<Instant>,
     /// The switch deleted the file after an upload.
     pub deleted: bool,
+    /// It did so while it was recording: what came then is nowhere.
+    pub unlinked: bool,
     /// It went over to another channel, where no command finds it.
     pub moved: bool,
 }
 
+/// How long a recording has been running, without the time on hold.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clockwork {
+    ran: Duration,
+    since: Option<Instant>,
+}
+
+impl Clockwork {
+    pub fn ran(&self, now: Instant) -> Duration {
+        self.ran
+            + self
+                .since
+                .map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+    }
+
+    /// Runs, or stands still, from now on.
+    pub fn run(&mut self, on: bool, now: Instant) {
+        self.ran = self.ran(now);
+        self.since = on.then_some(now);
+    }
+}
+
+/// The silence that ends a recording.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silence {
+    /// 0: silence is not looked for.
+    pub threshold: u64,
+    pub initial_ms: u64,
+    pub final_ms: u64,
+    pub spoke: bool,
+    /// Since when nobody speaks, in time recorded.
+    pub quiet_since: Option<Duration>,
+}
+
 impl Recording {
+    /// Samples of the newest part so far, where a second of the switch's lasts `scale` seconds. One whose length is settled gets slower
+    /// and slower, and is never whole before its end.
+    pub fn position(&self, now: Instant, scale: f64) -> u64 {
+        let ms = (self.clock.ran(now).as_secs_f64() * 1_000.0 / scale) as u64;
+        let rate = self.audio.format.rate();
+        match self.size {
+            Size::Lasting => ms / 20 * 20 * rate / 1_000,
+            Size::Millis(_) | Size::Bytes(_) => {
+                let (whole, now) = (self.audio.last_units(), ms * rate / 1_000);
+                let part = u128::from(whole) * u128::from(now) / u128::from((whole + now).max(1));
+                u64::try_from(part).unwrap_or(0).min(whole.saturating_sub(1))
+            }
+        }
+    }
+
     pub fn running(&self) -> bool {
         self.phase == Phase::Running
     }
@@ -205,6 +301,8 @@ pub struct State {
     pub(super) observer_queue: String,
     /// Somebody of the cluster lost the broker, and perhaps messages with it.
     pub(super) broker_lost: bool,
+    /// The switch's `Core-UUID`: another one after each of its starts.
+    pub(super) core_uuid: String,
     /// `Msg-ID`s of channel questions seen: every ecallmgr gets each.
     pub(super) questions: HashSet<String>,
 }
@@ -261,6 +359,16 @@ impl State {
 
     pub(super) fn at_mut(&mut self, path: &Path) -> Option<&mut Recording> {
         self.recordings.get_mut(*self.by_path.get(path)?)
+    }
+
+    /// Recordings stand still while the leg that carries them is on hold.
+    pub(super) fn set_clocks(&mut self) {
+        let now = Instant::now();
+        for recording in self.recordings.iter_mut().filter(|r| !r.ended()) {
+            let held = self.legs.get(&recording.call_id).is_some_and(|l| l.held);
+            let runs = matches!(recording.phase, Phase::Opening | Phase::Running);
+            recording.clock.run(runs && !held, now);
+        }
     }
 
     pub(super) fn add(&mut self, recording: Recording) {

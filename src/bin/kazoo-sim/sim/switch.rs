@@ -1,20 +1,24 @@
 //! FreeSWITCH: `record_session` and its kin. Files are real; time need not pass.
 
+mod start;
+mod writer;
+
+pub use start::start;
+
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
-    audio::{Audio, Format, Size},
+    audio::{Format, Size},
     events,
     record::Role,
-    state::{CallKey, Phase, Recording, State},
-    wire::{Object, encode, text},
+    state::{Phase, Recording, State},
+    wire::encode,
     world::World,
 };
 
@@ -28,240 +32,6 @@ pub fn recording_path(folder: &Path, media_name: &str) -> PathBuf {
     folder.join(format!("{}{}", encode(root), known.unwrap_or(".mp3")))
 }
 
-/// A start as ecallmgr hands it over.
-struct Start {
-    id: String,
-    name: String,
-    path: PathBuf,
-    format: Format,
-    vars: BTreeMap<String, String>,
-    limit_secs: u64,
-    min_secs: String,
-}
-
-fn parse(world: &World, command: &Object) -> Option<Start> {
-    let (id, name) = (text(command, "Media-Recording-ID")?, text(command, "Media-Name")?);
-    let stereo = command
-        .get("Channels-As-Stereo")
-        .and_then(Value::as_bool)
-        .unwrap_or(true);
-    let rate = command
-        .get("Record-Sample-Rate")
-        .and_then(Value::as_u64)
-        .and_then(|r| u32::try_from(r).ok());
-    let rate = rate
-        .filter(|r| (1..=192_000).contains(r))
-        .unwrap_or(if stereo { 16_000 } else { 8_000 });
-    let path = recording_path(&world.folder, name);
-    let headers = [
-        ("Name", Some(name)),
-        ("Recorder", text(command, "Media-Recorder")),
-        ("ID", Some(id)),
-        ("Endpoint-ID", text(command, "Media-Recording-Endpoint-ID")),
-        ("Origin", text(command, "Media-Recording-Origin")),
-    ];
-    let mut vars: BTreeMap<String, String> = headers
-        .into_iter()
-        .filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned())))
-        .collect();
-    if let Some(Value::Object(more)) = command.get("Recording-Variables") {
-        for (key, value) in more {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            vars.insert(key.clone(), value);
-        }
-    }
-    let limit = command.get("Time-Limit");
-    let limit = limit
-        .and_then(|l| l.as_u64().or_else(|| l.as_str().and_then(|s| s.parse().ok())))
-        .unwrap_or(3_600);
-    Some(Start {
-        id: id.to_owned(),
-        name: name.to_owned(),
-        format: Format::of(&path.to_string_lossy(), rate, stereo),
-        path,
-        vars,
-        limit_secs: if limit == 0 { 3_600 } else { limit },
-        min_secs: text(command, "Record-Min-Sec").unwrap_or_default().to_owned(),
-    })
-}
-
-/// `unshift Media-Recordings=…` and `record_session`.
-pub fn start(world: &Arc<World>, leg: &str, command: &Object) {
-    let Some(start) = parse(world, command) else {
-        return;
-    };
-    let ignored = world.with(|s| {
-        if let Some(name) = text(command, "Media-Name") {
-            s.ordered.insert(name.to_owned());
-        }
-        let ignored = s.faults.ignore_starts > 0;
-        s.faults.ignore_starts = s.faults.ignore_starts.saturating_sub(1);
-        ignored
-    });
-    if ignored {
-        return world.note(Role::Switch, Some(leg), "fault: the start is ignored");
-    }
-    if start.path.file_name().is_none_or(|n| n.len() > 255) {
-        return world.note(
-            Role::Switch,
-            Some(leg),
-            "the file cannot be opened: its name is too long",
-        );
-    }
-    match world.with(|s| begin(world, s, leg, &start)) {
-        Begun::NoChannel => world.note(Role::Switch, Some(leg), "no such channel: nothing is recorded"),
-        Begun::Already => world.note(Role::Switch, Some(leg), format!("already recording {}", start.name)),
-        Begun::Busy => retry(world.clone(), leg.to_owned(), start.path, command.clone()),
-        Begun::Running(recording) => {
-            if let Err(e) = recording.begun.write(&recording.path) {
-                world.note(Role::Switch, Some(leg), format!("{}: {e}", recording.path.display()));
-            }
-            events::publish(world, leg, "RECORD_START", events::recording(world, &recording, false));
-            // Only now may anybody end it.
-            world.with(|s| {
-                let opening = s.at_mut(&recording.path).filter(|r| r.phase == Phase::Opening);
-                opening.map(|r| r.phase = Phase::Running)
-            });
-            limit(world, &recording);
-            if world.options.files_grow {
-                grow(world.clone(), *recording);
-            }
-        }
-    }
-}
-
-/// How often something is written, and into what files: a great one would be written again and again.
-const WRITES: Duration = Duration::from_millis(50);
-const GROWS_TO: u64 = 4 << 20;
-
-/// More comes into the file, until this stretch of recording ends.
-fn grow(world: Arc<World>, recording: Recording) {
-    tokio::spawn(async move {
-        let mut written = recording.begun;
-        let runs = |r: &Recording| r.running() && r.starts == recording.starts && !r.deleted;
-        while written.len() < GROWS_TO {
-            tokio::time::sleep(WRITES).await;
-            // Nobody completes it meanwhile, nor is it made anew where it was taken away.
-            let goes_on = world.with(|s| {
-                let running = s.at_mut(&recording.path).filter(|r| runs(r))?;
-                written = written.grown(&running.audio);
-                running.begun = written.clone();
-                let there = running.path.exists();
-                there.then(|| written.write(&running.path)).transpose().ok().flatten()
-            });
-            if goes_on.is_none() {
-                return;
-            }
-        }
-    });
-}
-
-enum Begun {
-    NoChannel,
-    Already,
-    /// The same file is just being closed.
-    Busy,
-    Running(Box<Recording>),
-}
-
-fn begin(world: &World, s: &mut State, leg: &str, start: &Start) -> Begun {
-    let Some(channel) = s.legs.get_mut(leg).filter(|l| l.alive) else {
-        return Begun::NoChannel;
-    };
-    channel.media_recordings.insert(0, start.id.clone());
-    let call = channel.call;
-    let size = session_size(world, s, call, start);
-    let same_file = s.at_mut(&start.path);
-    let fresh = |audio: Audio| Recording {
-        id: start.id.clone(),
-        name: start.name.clone(),
-        path: start.path.clone(),
-        node: world.options.switch_node.clone(),
-        call_id: leg.to_owned(),
-        call,
-        phase: Phase::Opening,
-        masked: false,
-        masks: 0,
-        starts: 1,
-        length_ms: audio.millis(),
-        begun: audio.begun(None),
-        audio,
-        vars: start.vars.clone(),
-        limit_secs: start.limit_secs,
-        min_secs: start.min_secs.clone(),
-        cause: String::new(),
-        started_at: Instant::now(),
-        ended_at: None,
-        deleted: false,
-        moved: false,
-    };
-    let recording = match same_file {
-        Some(r) if matches!(r.phase, Phase::Opening | Phase::Running) => return Begun::Already,
-        Some(r) if r.phase == Phase::Ending => return Begun::Busy,
-        Some(r) if !r.deleted => {
-            let before = r.audio.clone();
-            r.audio.append(&start.id, size);
-            r.length_ms = r.audio.millis() - before.millis();
-            r.begun = r.audio.begun(Some(&before));
-            (r.phase, r.starts, r.ended_at, r.call_id, r.call) = (Phase::Opening, r.starts + 1, None, leg.into(), call);
-            (r.vars, r.limit_secs, r.moved) = (start.vars.clone(), start.limit_secs, false);
-            return Begun::Running(Box::new(r.clone()));
-        }
-        Some(gone) => fresh(gone.audio.next(&start.id, size)),
-        None => fresh(Audio::new(&start.id, start.format, size)),
-    };
-    s.add(recording.clone());
-    Begun::Running(Box::new(recording))
-}
-
-/// What will have been said when this recording ends; the switch's own limit cuts it when limits are enforced.
-fn session_size(world: &World, s: &State, call: CallKey, start: &Start) -> Size {
-    let size = s
-        .calls
-        .get(&call)
-        .and_then(|c| c.options.size)
-        .unwrap_or(world.options.size);
-    match size {
-        Size::Millis(ms) if world.options.limit_scale.is_some() => Size::Millis(ms.min(start.limit_secs * 1_000)),
-        other => other,
-    }
-}
-
-fn retry(world: Arc<World>, leg: String, path: PathBuf, command: Object) {
-    tokio::spawn(async move {
-        let closed = world.wait_for("the file's end", Duration::from_secs(60), |s| {
-            s.recordings
-                .iter()
-                .rev()
-                .find(|r| r.path == path)
-                .filter(|r| r.ended())
-                .map(drop)
-        });
-        if closed.await.is_ok() {
-            start(&world, &leg, &command);
-        }
-    });
-}
-
-fn limit(world: &Arc<World>, recording: &Recording) {
-    let Some(scale) = world.options.limit_scale else {
-        return;
-    };
-    let (world, path, begun) = (world.clone(), recording.path.clone(), recording.starts);
-    let real = Duration::from_secs_f64(Duration::from_secs(recording.limit_secs).as_secs_f64() * scale);
-    tokio::spawn(async move {
-        tokio::time::sleep(real).await;
-        if world.look(|s| {
-            s.recordings
-                .iter()
-                .any(|r| r.path == path && r.running() && r.starts == begun)
-        }) {
-            world.note(Role::Switch, None, format!("time limit: {}", path.display()));
-            finish(&world, &path, "success-maxtime").await;
-        }
-    });
-}
-
 /// `stop_record_session`: by full path on that channel; nothing found is no error.
 pub fn stop(world: &Arc<World>, leg: &str, path: &Path) {
     if !world.look(|s| s.at(path).is_some_and(|r| reachable(r, leg))) {
@@ -272,7 +42,7 @@ pub fn stop(world: &Arc<World>, leg: &str, path: &Path) {
         );
     }
     let (world, path) = (world.clone(), path.to_owned());
-    tokio::spawn(async move { finish(&world, &path, "success-maxtime").await });
+    tokio::spawn(async move { finish(&world, &path, "success-maxtime", None).await });
 }
 
 /// `record_session_mask` and `record_session_unmask`.
@@ -281,6 +51,8 @@ pub fn mask(world: &World, leg: &str, path: &Path, masked: bool) {
         let recording = s.at_mut(path).filter(|r| reachable(r, leg))?;
         recording.masks += u32::from(masked && !recording.masked);
         recording.masked = masked;
+        let at = recording.position(Instant::now(), world.options.time_scale);
+        recording.audio.mute(masked, at);
         Some(())
     });
     let what = if masked { "masked" } else { "unmasked" };
@@ -295,15 +67,16 @@ fn reachable(recording: &Recording, leg: &str) -> bool {
 
 /// Ends a running recording: the file is completed, then `RECORD_STOP` goes out under the leg that records now. Returns
 /// when both are done, also when somebody else had begun to end it.
-pub async fn finish(world: &Arc<World>, path: &Path, cause: &str) {
+pub async fn finish(world: &Arc<World>, path: &Path, cause: &str, stamp: Option<u64>) {
     let opened = |s: &State| s.at(path).is_none_or(|r| r.phase != Phase::Opening).then_some(());
     let _ = world
         .wait_for("the file's creation", Duration::from_secs(60), opened)
         .await;
     let mine = world.with(|s| {
+        let full = s.faults.disk_full;
+        let quiet = s.at(path).and_then(|r| s.calls.get(&r.call)).is_some_and(|c| c.quiet);
         let recording = s.at_mut(path).filter(|r| r.running())?;
-        recording.phase = Phase::Ending;
-        cause.clone_into(&mut recording.cause);
+        end(recording, cause, quiet, full, world.options.time_scale);
         Some(recording.clone())
     });
     let Some(recording) = mine else {
@@ -314,61 +87,146 @@ pub async fn finish(world: &Arc<World>, path: &Path, cause: &str) {
             .await;
         return;
     };
-    let (audio, file) = (recording.audio.clone(), recording.path.clone());
-    let written = tokio::task::spawn_blocking(move || audio.write(&file)).await;
+    let (ended, leg) = (recording.clone(), &recording.call_id);
+    let written = tokio::task::spawn_blocking(move || ended.complete()).await;
     if !matches!(written, Ok(Ok(()))) {
         world.note(
             Role::Switch,
-            Some(&recording.call_id),
+            Some(leg),
             format!("{}: not written", recording.path.display()),
         );
     }
-    // It may have moved while the file was written.
-    let leg = world.look(|s| {
-        s.recordings
-            .iter()
-            .rev()
-            .find(|r| r.path == path)
-            .map(|r| r.call_id.clone())
+    // It may have moved, or been taken away, while the file was written.
+    let now = world.with(|s| {
+        let now = s.at(path).filter(|r| r.phase == Phase::Ending)?.clone();
+        if let Some(leg) = s.legs.get_mut(&now.call_id) {
+            leg.last_file = events::file_variables(&now);
+        }
+        Some(now)
     });
-    let leg = leg.unwrap_or_else(|| recording.call_id.clone());
-    events::publish(world, &leg, "RECORD_STOP", events::recording(world, &recording, true));
+    // Not if the switch was killed meanwhile.
+    let Some(now) = now else { return };
+    let mut extra = events::recording(world, &now, events::file_variables(&now));
+    (extra["Length"], extra["Silence-Terminated"]) = (json!(now.length_ms.to_string()), json!(false));
+    let stamp = stamp.unwrap_or_else(|| events::stamp(world));
+    events::publish(world, &now.call_id, "RECORD_STOP", events::stamped(extra, stamp));
     world.with(|s| {
-        if let Some(r) = s.at_mut(path) {
+        if let Some(r) = s.at_mut(path).filter(|r| r.phase == Phase::Ending) {
             (r.phase, r.ended_at) = (Phase::Ended, Some(Instant::now()));
         }
     });
 }
 
-/// Ends a channel: its recordings first, then its `CHANNEL_DESTROY`.
+/// The recording's last moment: what is in it then is settled.
+fn end(recording: &mut Recording, cause: &str, quiet: bool, full: Option<u64>, scale: f64) {
+    let now = Instant::now();
+    recording.clock.run(false, now);
+    recording.phase = Phase::Ending;
+    if recording.size == Size::Lasting {
+        let samples = recording.position(now, scale);
+        recording.audio.set_last(samples);
+    }
+    recording.length_ms = recording.audio.last_millis();
+    let unheard = recording.silence.threshold > 0 && !recording.silence.spoke && quiet;
+    recording.cause = match cause {
+        "success-silence" if unheard => "no-input-timeout",
+        other => other,
+    }
+    .to_owned();
+    if let Some(bytes) = full.filter(|bytes| *bytes < recording.audio.len()) {
+        recording.audio.fill(bytes);
+        // Only of a WAV is it noticed, and only now.
+        if let Format::Wav { .. } = recording.audio.format {
+            "uri-failure".clone_into(&mut recording.cause);
+            let frame = u64::from(recording.audio.format.channels()) * 2 * recording.audio.format.rate() / 1_000;
+            recording.length_ms = recording.length_ms.min(bytes.saturating_sub(44) / frame.max(1));
+        }
+    }
+    let min_ms = recording.min_secs.parse::<u64>().unwrap_or(0) * 1_000;
+    if !recording.append && recording.length_ms < min_ms {
+        "input-too-short".clone_into(&mut recording.cause);
+        recording.deleted = true;
+    }
+}
+
+/// Ends a channel: its recordings first, then its `CHANNEL_DESTROY`; all in one of the switch's ticks.
 pub async fn hangup(world: &Arc<World>, leg: &str, cause: &str) {
     let (running, ended) = world.look(|s| {
         let mine = |r: &&Recording| r.call_id == leg && !r.ended();
         let running: Vec<PathBuf> = s.recordings.iter().filter(mine).map(|r| r.path.clone()).collect();
         (running, s.legs.get(leg).is_none_or(|l| !l.alive))
     });
+    let stamp = events::stamp(world);
     for path in running {
-        finish(world, &path, "success-silence").await;
+        finish(world, &path, "success-silence", Some(stamp)).await;
     }
     if ended {
         return;
     }
-    let recordings = world.with(|s| {
-        let channel = s.legs.get_mut(leg)?;
+    let gone = world.with(|s| {
+        let channel = s.legs.get_mut(leg).filter(|l| l.alive)?;
         channel.alive = false;
-        Some(channel.media_recordings.join("|:"))
+        let ids = channel.media_recordings.clone();
+        Some(((!ids.is_empty()).then_some(ids), channel.bridged))
     });
-    let recordings = recordings.filter(|r| !r.is_empty()).map(|r| format!("ARRAY::{r}"));
+    let Some((recordings, bridged)) = gone else { return };
     let extra = json!({
         "Hangup-Cause": cause,
         "Hangup-Code": "sip:200",
-        "Disposition": "SUCCESS",
+        "Disposition": if bridged { "SUCCESS" } else { "ANSWER" },
         "Duration-Seconds": 72,
         "Ringing-Seconds": 4,
         "Billing-Seconds": 68,
         "Media-Recordings": recordings,
     });
-    events::publish(world, leg, "CHANNEL_DESTROY", extra);
+    events::publish(world, leg, "CHANNEL_DESTROY", events::stamped(extra, stamp));
+}
+
+/// Ends a recording of which no event tells. Blocking.
+pub fn close_unheard(world: &World, path: &Path) {
+    world.with(|s| {
+        let full = s.faults.disk_full;
+        let Some(recording) = s.at_mut(path).filter(|r| !r.ended()) else {
+            return;
+        };
+        end(recording, "success-silence", false, full, world.options.time_scale);
+        let _ = recording.complete();
+        (recording.phase, recording.ended_at) = (Phase::Ended, Some(Instant::now()));
+    });
+}
+
+/// The switch dies with all its calls: no event, and of files what had been written.
+pub fn die(world: &World) {
+    world.deaths.send_modify(|n| *n += 1);
+    world.with(|s| {
+        s.legs.values_mut().for_each(|l| l.alive = false);
+        let now = Instant::now();
+        for recording in s.recordings.iter_mut().filter(|r| !r.ended()) {
+            recording.clock.run(false, now);
+            recording.audio = recording.begun.clone();
+            recording.length_ms = recording.audio.last_millis();
+            (recording.phase, recording.ended_at) = (Phase::Ended, Some(now));
+            // Its last buffers went with it, whatever was being written.
+            let _ = recording.complete();
+        }
+        s.calls.values_mut().for_each(|c| {
+            c.control.dead_from.get_or_insert(now);
+        });
+    });
+    world.note(Role::Switch, None, "the switch is killed");
+}
+
+impl Recording {
+    /// Brings the file into its last state. Blocking.
+    fn complete(&self) -> std::io::Result<()> {
+        if self.unlinked {
+            return Ok(());
+        }
+        if self.deleted {
+            return std::fs::remove_file(&self.path);
+        }
+        self.audio.write(&self.path)
+    }
 }
 
 #[cfg(test)]

@@ -106,7 +106,9 @@ fn order(s: &mut State, message: &Received, body: &Object) -> Option<String> {
             None
         }
         "command" if message.exchange == "callctl" => {
-            let starts = text(body, "Record-Action").is_none_or(|action| action == "start");
+            // What is set on the channel before it is no start.
+            let starts = text(body, "Record-Action").is_none_or(|action| action == "start")
+                && text(body, "Application-Name") != Some("set");
             let call = s
                 .controls
                 .get(&(message.key.clone(), message.to_pid.clone()?))

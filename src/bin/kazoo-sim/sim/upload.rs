@@ -76,7 +76,7 @@ async fn put(world: &Arc<World>, url: &str, file: &PathBuf) -> Result<Value, (St
     let began = Instant::now();
     let content_type = match file.extension().and_then(|e| e.to_str()) {
         Some("mp3") => "audio/mpeg",
-        Some("wav") => "audio/x-wav",
+        Some("wav") => "audio/wav",
         Some("mp4") => "video/mp4",
         _ => "application/octet-stream",
     };
@@ -105,10 +105,10 @@ async fn put(world: &Arc<World>, url: &str, file: &PathBuf) -> Result<Value, (St
     world.with(|s| {
         (s.uploads[index].finished, s.uploads[index].status) = (true, status);
         if deletes {
-            s.recordings
-                .iter_mut()
-                .filter(|r| r.path == *file)
-                .for_each(|r| r.deleted = true);
+            s.recordings.iter_mut().filter(|r| r.path == *file).for_each(|r| {
+                // What it records from now on goes into a file that has no name any more.
+                (r.unlinked, r.deleted) = (r.unlinked || !r.deleted && !r.ended(), true);
+            });
         }
     });
     let headers = answer.map(|a| a.headers).unwrap_or_default();

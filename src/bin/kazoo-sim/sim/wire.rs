@@ -105,9 +105,15 @@ impl Clock {
         self.unix_micros() + GREGORIAN_OFFSET * 1_000_000
     }
 
+    /// The switch's clock ticks every 20 ms: what happens within one tick has the same stamp.
+    pub fn tick_micros(self) -> u64 {
+        const TICK: u64 = 20_000;
+        self.unix_micros() / TICK * TICK + 16_741
+    }
+
     /// Event timestamps are rounded up to the next second.
     pub fn gregorian_secs(self) -> u64 {
-        self.unix_micros().div_ceil(1_000_000) + GREGORIAN_OFFSET
+        gregorian(self.unix_micros())
     }
 
     /// The UTC month as `YYYYMM`.
@@ -116,6 +122,11 @@ impl Clock {
         let date = time::OffsetDateTime::from_unix_timestamp(secs).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
         format!("{:04}{:02}", date.year(), u8::from(date.month()))
     }
+}
+
+/// Gregorian seconds, rounded up.
+pub fn gregorian(unix_micros: u64) -> u64 {
+    unix_micros.div_ceil(1_000_000) + GREGORIAN_OFFSET
 }
 
 /// The five headers every message has, and `Node`.

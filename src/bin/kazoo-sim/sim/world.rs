@@ -18,7 +18,7 @@ use super::{
     options::KazooOptions,
     record::{Direction, Entry, Role, Violation},
     state::State,
-    wire::{Clock, Object},
+    wire::{Clock, Object, uuid},
 };
 
 /// The shared heart of one simulated cluster.
@@ -33,6 +33,8 @@ pub struct World {
     pub(super) observer: Option<Link>,
     state: Mutex<State>,
     changed: watch::Sender<u64>,
+    /// Counts the switch's deaths.
+    pub(super) deaths: watch::Sender<u64>,
     /// Rung in place of `changed` when a crowd is waiting; see [`World::ring`].
     crowded: Notify,
 }
@@ -57,7 +59,11 @@ impl World {
             callflow,
             ecallmgrs,
             observer,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                core_uuid: uuid(),
+                ..State::default()
+            }),
+            deaths: watch::channel(0).0,
             changed: watch::channel(0).0,
             crowded: Notify::new(),
         })
@@ -91,6 +97,16 @@ impl World {
             tokio::time::sleep(CROWD_PAUSE).await;
             self.changed.send_modify(|n| *n += 1);
         }
+    }
+
+    /// Changes what no test waits for.
+    pub(super) fn quietly<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.lock())
+    }
+
+    /// So long the switch takes for what lasts so long on the real one.
+    pub(super) fn lasting(&self, switch: Duration) -> Duration {
+        switch.mul_f64(self.options.time_scale)
     }
 
     pub fn look<T>(&self, see: impl FnOnce(&State) -> T) -> T {

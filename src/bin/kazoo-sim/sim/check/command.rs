@@ -106,6 +106,47 @@ pub fn record_call(body: &Object, worker_app: &str, delayed: bool) -> Findings {
     findings
 }
 
+/// Channel variables that Kazoo 5.0 lets a `set` command write under their own names.
+pub const FOLLOW_VARIABLES: [&str; 2] = ["recording_follow_transfer", "recording_follow_attxfer"];
+
+/// A `set` command: this worker sets nothing but whether recordings follow a transfer.
+pub fn set(body: &Object) -> Findings {
+    let mut findings = Findings::new();
+    if text(body, "Insert-At") != Some("now") {
+        found(
+            &mut findings,
+            "insert-at",
+            format!("Insert-At is {:?}", body.get("Insert-At")),
+        );
+    }
+    if text(body, "Call-ID").is_none() {
+        found(&mut findings, "kazoo-validator", "Call-ID is missing");
+    }
+    let Some(Value::Object(vars)) = body.get("Custom-Channel-Vars") else {
+        found(
+            &mut findings,
+            "kazoo-validator",
+            "Custom-Channel-Vars is missing or not an object",
+        );
+        return findings;
+    };
+    for (key, value) in vars {
+        let says = [Value::Bool(true), Value::Bool(false), "true".into(), "false".into()];
+        if !FOLLOW_VARIABLES.contains(&key.as_str()) || !says.contains(value) {
+            found(&mut findings, "set", format!("{key} is set to {value}"));
+        }
+    }
+    for key in ["Custom-Call-Vars", "Custom-Application-Vars"] {
+        if body
+            .get(key)
+            .is_some_and(|v| v.as_object().is_none_or(|o| !o.is_empty()))
+        {
+            found(&mut findings, "set", format!("{key} is set"));
+        }
+    }
+    findings
+}
+
 /// An `event_actions` command with delayed starts in it.
 pub fn event_actions(body: &Object, worker_app: &str) -> Findings {
     let mut findings = Findings::new();

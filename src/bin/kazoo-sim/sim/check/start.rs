@@ -7,6 +7,18 @@ use super::{
     Findings, found,
 };
 
+/// Settings of a recording that the switch reads from its own variables.
+const SWITCHES: [&str; 4] = [
+    "RECORD_INITIAL_TIMEOUT_MS",
+    "RECORD_FINAL_TIMEOUT_MS",
+    "RECORD_SILENCE_THRESHOLD",
+    "RECORD_STEREO",
+];
+
+fn number(value: &Value) -> bool {
+    value.is_u64() || value.as_str().is_some_and(|s| s.parse::<u32>().is_ok())
+}
+
 /// `YYYYMM-` and 1 to 64 safe characters: the only form that Kazoo's API can reach.
 fn is_month_id(id: &str) -> bool {
     id.split_once('-').is_some_and(|(month, rest)| {
@@ -147,16 +159,29 @@ fn variables(body: &Object, findings: &mut Findings) {
             found(findings, "recording-variables", format!("{key} is not {header}"));
         }
     }
-    if vars.len() > 4 {
+    let own = vars.keys().filter(|key| !SWITCHES.contains(&key.as_str())).count();
+    if own > 4 {
         found(
             findings,
             "recording-variables",
-            format!("{} variables, at most four", vars.len()),
+            format!("{own} variables of our own, at most four"),
         );
     }
     for (key, value) in vars {
+        // The switch counts from the digits, and takes anything but true for false.
+        let right = match key.as_str() {
+            "RECORD_STEREO" => ["true", "false"].iter().any(|word| value == word),
+            key if SWITCHES.contains(&key) => number(value),
+            key => !key.starts_with("RECORD_"),
+        };
+        if !right {
+            found(findings, "recording-variables", format!("{key} is {value}"));
+        }
         if ["Transfer-Destination", "Transfer-Method"].contains(&key.as_str()) {
             found(findings, "transfer-destination", format!("Recording-Variables.{key}"));
+        }
+        if SWITCHES.contains(&key.as_str()) {
+            continue;
         }
         let Value::String(value) = value else {
             found(
