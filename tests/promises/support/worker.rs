@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 /// How long a worker has to count what it did.
-const COUNTED: Duration = Duration::from_secs(20);
+const COUNTED: Duration = super::SOON;
 
 pub struct Worker {
     child: Child,
@@ -85,11 +85,7 @@ impl Worker {
     /// The admin port's address.
     pub async fn admin(&self) -> anyhow::Result<String> {
         let line = self
-            .logged(
-                "the start",
-                |line| line["message"] == "worker started",
-                Duration::from_secs(20),
-            )
+            .logged("the start", |line| line["message"] == "worker started", super::SOON)
             .await?;
         Ok(format!(
             "http://{}",

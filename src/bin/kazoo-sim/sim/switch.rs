@@ -99,7 +99,8 @@ pub fn start(world: &Arc<World>, leg: &str, command: &Object) {
         ignored
     });
     if ignored {
-        return world.note(Role::Switch, Some(leg), "fault: the start is ignored");
+        let name = text(command, "Media-Name").unwrap_or_default();
+        return world.note(Role::Switch, Some(leg), format!("fault: the start is ignored: {name}"));
     }
     if start.path.file_name().is_none_or(|n| n.len() > 255) {
         return world.note(
@@ -109,7 +110,11 @@ pub fn start(world: &Arc<World>, leg: &str, command: &Object) {
         );
     }
     match world.with(|s| begin(world, s, leg, &start)) {
-        Begun::NoChannel => world.note(Role::Switch, Some(leg), "no such channel: nothing is recorded"),
+        Begun::NoChannel => world.note(
+            Role::Switch,
+            Some(leg),
+            format!("no such channel: nothing is recorded: {}", start.name),
+        ),
         Begun::Already => world.note(Role::Switch, Some(leg), format!("already recording {}", start.name)),
         Begun::Busy => retry(world.clone(), leg.to_owned(), start.path, command.clone()),
         Begun::Running(recording) => {
