@@ -9,8 +9,10 @@ use std::process::Command;
 use clap::error::ErrorKind;
 use kz_record_call::cli;
 use kz_record_call::config::{Config, DEFAULTS, Layers};
+use kz_record_call::entry::LOOKS;
 use kz_record_call::entry::cause::Outcome;
 use kz_record_call::kazoo::names::Exchange;
+use kz_record_call::recording::{names, settings};
 use kz_record_call::telemetry::events::METRICS;
 use kz_record_call::worker;
 use serde_json::Value;
@@ -635,5 +637,28 @@ fn the_page_of_all_settings_is_made_from_them() {
     assert!(
         made == written,
         "docs/configuration.md is not what config/default.toml says: UPDATE_DOCS=1 cargo test --test docs"
+    );
+}
+
+/// Numbers that pages tell and the code has.
+#[test]
+fn the_numbers_that_are_told_are_those_of_the_code() {
+    let told =
+        |page: &str, sentence: String| assert!(read(page).contains(&sentence), "{page} does not say: {sentence}");
+    told("docs/when-it-goes-wrong.md", format!("After {LOOKS} looks"));
+    let name = names::MAX_MEDIA_NAME;
+    told(
+        "docs/record_call.md",
+        format!("cut to {name} bytes with the format's extension"),
+    );
+    told("schemas/record_call.json", format!("extension and {name} bytes"));
+    let given = settings::MAX_GIVEN_NAME;
+    told("docs/record_call.md", format!("| `media_name` | text, {given} bytes |"));
+    let schema: Value = serde_json::from_str(&read("schemas/record_call.json")).unwrap();
+    assert_eq!(schema["properties"]["media_name"]["maxLength"], given);
+    assert_eq!(schema["properties"]["label"]["maxLength"], settings::MAX_LABEL);
+    told(
+        "docs/record_call.md",
+        format!("| `label` | text, {} bytes |", settings::MAX_LABEL),
     );
 }

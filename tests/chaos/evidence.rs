@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::cluster::Cluster;
 use crate::hearing::Told;
 use crate::plan::Account;
-use crate::play::Played;
+use crate::play::{Played, Verb};
 use crate::strike::Struck;
 use crate::targets::Body;
 
@@ -31,6 +31,8 @@ pub struct Evidence {
     pub unanswered: Vec<(String, Instant)>,
     /// What is left where nothing should be: queues, files that nobody asked for.
     pub left_over: Vec<String>,
+    /// What was asked of recordings that ran.
+    pub turns: Vec<Turn>,
 }
 
 /// A start that an action asked for.
@@ -53,6 +55,47 @@ pub struct Start {
     pub files: Vec<File>,
     /// Digests of all that a file of it held when a stretch of it had ended.
     pub wholes: Vec<String>,
+    /// How often the switch masked it.
+    pub masks: u32,
+    /// The commands that came to call control for it.
+    pub commands: Vec<Command>,
+    /// When the first stretch of it had ended, if there was one.
+    pub ended_at: Option<Instant>,
+    /// When what it waits for came.
+    pub triggered_at: Option<Instant>,
+}
+
+/// A start that came to a call's control process.
+#[derive(Debug, Clone)]
+pub struct Command {
+    pub at: Instant,
+    pub fate: CommandFate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandFate {
+    /// It was carried out, or waits for its moment.
+    Taken,
+    /// The switch took it, and nothing happened.
+    Ignored,
+    /// Call control refused it, and said so.
+    Refused,
+    /// There was no channel, or no control process, any more.
+    TooLate,
+}
+
+/// A stop, a mask or an unmask that was asked for while a recording ran that commands reach.
+#[derive(Debug, Clone)]
+pub struct Turn {
+    /// The start whose recording it is about.
+    pub label: String,
+    pub verb: Verb,
+    pub asked_at: Instant,
+    pub over_at: Instant,
+    /// Such commands for this recording that came to call control afterwards.
+    pub commands: usize,
+    /// It had no part in the end of the recording: that ended before.
+    pub ended_before: bool,
 }
 
 /// A file of the switch.
@@ -148,6 +191,7 @@ impl Evidence {
             held: databases::held(cluster).await?,
             struck,
             unanswered: switch::unanswered(cluster, played).await?,
+            turns: switch::turns(cluster, played),
             left_over,
         })
     }

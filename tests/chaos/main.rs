@@ -36,6 +36,7 @@ mod promises {
 mod cluster;
 mod evidence;
 mod hearing;
+mod odd;
 mod oracle;
 mod plan;
 mod play;

@@ -3,6 +3,7 @@
 
 mod causes;
 mod places;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,6 +41,7 @@ pub fn judge(evidence: &Evidence) -> Vec<String> {
     places::strangers(evidence, &mut wrong);
     stories(evidence, &mut wrong);
     answers(evidence, &mut wrong);
+    turns::obeyed(evidence, &mut wrong);
     wrong.extend(evidence.left_over.iter().map(|what| format!("left over: {what}")));
     wrong
 }

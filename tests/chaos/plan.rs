@@ -15,6 +15,9 @@ pub const SERVERS: usize = 3;
 /// Recordings of the same plan that all ask for the same `media_id`, by how they name it.
 pub const SAME_ID: &str = "always-the-same";
 
+/// What is drawn apart from the rest has this in its seed.
+const ODD: u64 = 0x0dd;
+
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
@@ -150,6 +153,9 @@ pub enum What {
         killed: bool,
     },
     Database(Cut),
+    /// The database answers as a cluster does whose nodes do not see each other.
+    OddDatabase(Odd),
+    OddThirdParty(Odd),
     ThirdParty(Cut),
     /// An operator sets `third_party_bigcouch_host`, and takes it away after that time.
     UseThirdParty,
@@ -178,6 +184,19 @@ pub enum Cut {
     After(u64),
 }
 
+/// What a database answers that is a cluster in trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Odd {
+    /// Every other request fails.
+    Errors,
+    /// A node that knows no databases yet, or not any more.
+    NoDatabases,
+    /// What is written is on fewer nodes than it should be, and that is said: 202.
+    FewCopies,
+    /// Every other write is done, and answered as a conflict.
+    Conflicts,
+}
+
 /// What a server does with uploads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mood {
@@ -192,12 +211,14 @@ impl Plan {
     pub fn new(seed: u64, recordings: usize, length: Duration, workers: usize) -> Self {
         let mut random = Rng::with_seed(seed);
         let calls = calls::plan(&mut random, recordings, length);
-        let troubles = troubles::plan(&mut random, length, workers);
+        let mut troubles = troubles::plan(&mut random, length, workers);
+        let turn = length.mul_f64(0.4 + random.f64() * 0.2);
+        troubles::odd_ones(&mut Rng::with_seed(seed ^ ODD), length, &mut troubles);
         Self {
             seed,
             workers,
             length,
-            turn: length.mul_f64(0.4 + random.f64() * 0.2),
+            turn,
             calls,
             troubles,
         }

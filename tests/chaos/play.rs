@@ -33,12 +33,54 @@ pub struct Played {
 
 /// An action that was sent.
 pub struct Action {
-    /// The start that it asks for, if it does.
-    pub start: Option<usize>,
+    pub asked: Asked,
     pub msg_id: String,
     pub sent_at: Instant,
     /// What the broker said: somebody is bound, nobody is, or nothing.
     pub routed: Option<bool>,
+}
+
+/// What an action asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// The n-th of the call's starts.
+    Start(usize),
+    Turn(Turned),
+}
+
+/// A stop, a mask or an unmask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turned {
+    pub verb: Verb,
+    /// The name of the file that it is about: of the newest recording that runs. `None`: none runs that a command reaches.
+    pub file: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    Stop,
+    Mask,
+    Unmask,
+}
+
+impl Verb {
+    /// As the action and the command call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Mask => "mask",
+            Self::Unmask => "unmask",
+        }
+    }
+}
+
+impl Action {
+    pub fn start(&self) -> Option<usize> {
+        match self.asked {
+            Asked::Start(n) => Some(n),
+            Asked::Turn(_) => None,
+        }
+    }
 }
 
 /// Plays the call, from when its time has come.
@@ -55,6 +97,7 @@ pub async fn play(cluster: &Cluster, begin: Instant, plan: CallPlan) -> Played {
     let call = cluster.kazoo.new_call(options);
     let mut player = Player {
         cluster,
+        in_reach: true,
         runs: (0..plan.starts.len()).map(|_| None).collect(),
         played: Played {
             first_id: call.id(),
@@ -83,6 +126,8 @@ pub async fn play(cluster: &Cluster, begin: Instant, plan: CallPlan) -> Played {
 
 struct Player<'a> {
     cluster: &'a Cluster,
+    /// Commands still find the call's recordings: it has not moved, and its control process lives.
+    in_reach: bool,
     runs: Vec<Option<Run>>,
     played: Played,
 }
@@ -100,9 +145,9 @@ impl Player<'_> {
                     let _ = run.again().await;
                 }
             }
-            Step::Stop => return self.act(None, json!({"action": "stop"})).await,
-            Step::Mask => return self.act(None, json!({"action": "mask"})).await,
-            Step::Unmask => return self.act(None, json!({"action": "unmask"})).await,
+            Step::Stop => return self.turn(Verb::Stop).await,
+            Step::Mask => return self.turn(Verb::Mask).await,
+            Step::Unmask => return self.turn(Verb::Unmask).await,
             Step::Answer => {
                 self.played.answered_at = Some(Instant::now());
                 call.answer();
@@ -120,13 +165,20 @@ impl Player<'_> {
                 call.unbridge();
                 self.look();
             }
-            Step::Move => call.move_recordings(),
+            Step::Move => {
+                self.in_reach = false;
+                call.move_recordings();
+            }
             Step::Replace => {
+                self.in_reach = false;
                 let id = wire::uuid();
                 self.mistreat(id.clone());
                 call.replace(&id).await;
             }
-            Step::Transfer => call.transfer(),
+            Step::Transfer => {
+                self.in_reach = false;
+                call.transfer();
+            }
         }
         true
     }
@@ -134,7 +186,7 @@ impl Player<'_> {
     async fn start(&mut self, n: usize) -> bool {
         let start = self.played.plan.starts[n].clone();
         self.played.call.set_size(Size::Millis(start.millis));
-        let went_on = self.act(Some(n), self.data(&start)).await;
+        let went_on = self.act(Asked::Start(n), self.data(&start)).await;
         if went_on && start.when == When::Now {
             let begun = |s: &crate::simulator::sim::State| {
                 let file = s.recordings().iter().find(|r| r.limit_secs == start.limit_s);
@@ -144,6 +196,16 @@ impl Player<'_> {
             let _ = self.cluster.kazoo.wait_for("the recording", AWHILE, begun).await;
         }
         went_on
+    }
+
+    async fn turn(&mut self, verb: Verb) -> bool {
+        let running = self.played.call.recordings().into_iter().filter(|file| file.running());
+        let newest = running.max_by_key(|file| file.started_at);
+        let turned = Turned {
+            verb,
+            file: newest.filter(|_| self.in_reach).map(|file| file.name),
+        };
+        self.act(Asked::Turn(turned), json!({"action": verb.name()})).await
     }
 
     /// What the flow's node says.
@@ -169,7 +231,7 @@ impl Player<'_> {
     }
 
     /// Runs an action as callflow does: waits for its result, without which the flow does not go on.
-    async fn act(&mut self, start: Option<usize>, data: Value) -> bool {
+    async fn act(&mut self, asked: Asked, data: Value) -> bool {
         let Ok(body) = self.played.call.action(data) else {
             return false;
         };
@@ -177,12 +239,12 @@ impl Player<'_> {
         let raw = RawExecute::new(Value::Object(body).to_string()).timestamp(clock.gregorian_micros());
         let (msg_id, sent_at) = (raw.msg_id.clone(), Instant::now());
         let run = self.played.call.execute_raw(raw).await.ok();
-        if let (Some(n), Some(run)) = (start, &run) {
-            self.runs[n] = Some(run.clone());
+        if let (Asked::Start(n), Some(run)) = (&asked, &run) {
+            self.runs[*n] = Some(run.clone());
         }
         let routed = run.and_then(|run| run.state().routed);
         self.played.actions.push(Action {
-            start,
+            asked,
             msg_id: msg_id.clone(),
             sent_at,
             routed,

@@ -8,7 +8,8 @@ use testcontainers::{ContainerAsync, GenericImage};
 use tokio::sync::Mutex;
 use url::Url;
 
-use crate::plan::Cut;
+use crate::odd::Front;
+use crate::plan::{Cut, Odd};
 use crate::support::{Broker, Mode, Proxy, couch};
 
 pub type Container = ContainerAsync<GenericImage>;
@@ -25,6 +26,8 @@ struct Behind {
     url: Url,
     workers: Proxy,
     others: Proxy,
+    /// Of a database.
+    odd: Option<Front>,
 }
 
 pub struct Servers {
@@ -65,8 +68,8 @@ impl Servers {
             database,
             third_party,
             amqp: Behind::start(&amqp, 5672).await?,
-            couch: Behind::start(&database_url, 5984).await?,
-            third: Behind::start(&third_url, 5984).await?,
+            couch: Behind::start(&database_url, 5984).await?.with_front().await?,
+            third: Behind::start(&third_url, 5984).await?.with_front().await?,
         })
     }
 
@@ -101,6 +104,14 @@ impl Servers {
 
     pub fn cut_database(&self, cut: Option<Cut>) {
         self.couch.workers.set(mode(cut));
+    }
+
+    pub async fn odd_database(&self, odd: Option<Odd>) -> anyhow::Result<()> {
+        self.couch.answer(odd).await
+    }
+
+    pub async fn odd_third_party(&self, odd: Option<Odd>) -> anyhow::Result<()> {
+        self.third.answer(odd).await
     }
 
     pub fn cut_third_party(&self, cut: Option<Cut>) {
@@ -175,8 +186,31 @@ impl Behind {
         Ok(Self {
             workers: Proxy::start(&target).await?,
             others: Proxy::start(&target).await?,
+            odd: None,
             url,
         })
+    }
+
+    async fn with_front(self) -> anyhow::Result<Self> {
+        let odd = Some(Front::of(&self.by(&self.others)?).await?);
+        Ok(Self { odd, ..self })
+    }
+
+    /// The workers' connections lead to the odd one from now on, or to the database itself again; those that are open end.
+    async fn answer(&self, odd: Option<Odd>) -> anyhow::Result<()> {
+        let front = self.odd.as_ref().context("no front")?;
+        match odd {
+            Some(odd) => {
+                front.set(odd);
+                self.workers.retarget(&front.address);
+            }
+            None => self.workers.retarget(&format!("127.0.0.1:{}", self.others.port)),
+        }
+        self.workers.set(Mode::Refuse);
+        // Each connection sees only what is wanted last.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.workers.set(Mode::Pass);
+        Ok(())
     }
 
     /// The address through a proxy.

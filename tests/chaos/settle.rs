@@ -58,7 +58,7 @@ fn open<'a>(played: &'a [Played], told: &[Ending]) -> Vec<&'a str> {
         .collect();
     let asked = played.iter().flat_map(|played| {
         let sure = played.actions.iter().filter(|action| action.routed == Some(true));
-        sure.filter_map(|action| played.plan.starts.get(action.start?))
+        sure.filter_map(|action| played.plan.starts.get(action.start()?))
     });
     asked
         .map(|start| start.label.as_str())

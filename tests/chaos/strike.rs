@@ -18,6 +18,8 @@ pub struct Struck {
     pub what: What,
     pub from: Instant,
     pub until: Instant,
+    /// Of a change of the configuration: between these two it was surely made, and surely not taken back.
+    pub set: Option<(Instant, Instant)>,
 }
 
 /// What happened when, for the oracle: it must know what the simulated world did.
@@ -32,17 +34,23 @@ impl Chronicle {
 
 pub async fn strike(cluster: &Cluster, chronicle: &Chronicle, begin: Instant, trouble: &Trouble) -> anyhow::Result<()> {
     tokio::time::sleep_until((begin + trouble.at).into()).await;
-    let from = Instant::now();
-    let done = happen(cluster, trouble.what, trouble.length).await;
+    let (from, mut set) = (Instant::now(), None);
+    let done = happen(cluster, trouble.what, trouble.length, &mut set).await;
     chronicle.0.lock().unwrap().push(Struck {
         what: trouble.what,
         from,
         until: Instant::now(),
+        set,
     });
     done.with_context(|| format!("{trouble:?}"))
 }
 
-async fn happen(cluster: &Cluster, what: What, length: Duration) -> anyhow::Result<()> {
+async fn happen(
+    cluster: &Cluster,
+    what: What,
+    length: Duration,
+    set: &mut Option<(Instant, Instant)>,
+) -> anyhow::Result<()> {
     let wait = || tokio::time::sleep(length);
     let (kazoo, servers) = (&cluster.kazoo, &cluster.servers);
     match what {
@@ -87,6 +95,16 @@ async fn happen(cluster: &Cluster, what: What, length: Duration) -> anyhow::Resu
             wait().await;
             servers.cut_database(None);
         }
+        What::OddDatabase(odd) => {
+            servers.odd_database(Some(odd)).await?;
+            wait().await;
+            servers.odd_database(None).await?;
+        }
+        What::OddThirdParty(odd) => {
+            servers.odd_third_party(Some(odd)).await?;
+            wait().await;
+            servers.odd_third_party(None).await?;
+        }
         What::ThirdParty(cut) => {
             servers.cut_third_party(Some(cut));
             wait().await;
@@ -94,7 +112,9 @@ async fn happen(cluster: &Cluster, what: What, length: Duration) -> anyhow::Resu
         }
         What::UseThirdParty => {
             configure(cluster, true).await;
+            let since = Instant::now();
             wait().await;
+            *set = Some((since, Instant::now()));
             configure(cluster, false).await;
         }
         What::Server(n, mood) => {

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::evidence::{Document, Ending, Evidence, File, Held};
+use crate::evidence::{Command, CommandFate, Document, Ending, Evidence, File, Held, Home, Start};
 use crate::oracle::judge;
+use crate::plan::What;
+use crate::play::Verb;
+use crate::strike::Struck;
 
 /// Changes the evidence; `None` when there is nothing to change.
 type Tamper = fn(&mut Evidence) -> Option<()>;
@@ -162,15 +165,150 @@ const TAMPERINGS: &[(&str, Tamper)] = &[
     }),
 ];
 
+/// The same, in evidence of a run in which nothing broke: that alone makes sentences too, which do not count.
+const IN_PEACE: &[(&str, Tamper)] = &[
+    (
+        "a start that was never sent to the switch, and is told as never started",
+        |e| {
+            never_recorded(e, "never_started")?.commands.clear();
+            Some(())
+        },
+    ),
+    (
+        "a start that was never sent to the switch, and is told as gone with its call",
+        |e| {
+            never_recorded(e, "call_gone")?.commands.clear();
+            Some(())
+        },
+    ),
+    (
+        "a start that the switch took, excused by another one that it ignored",
+        |e| {
+            let start = never_recorded(e, "never_started")?;
+            let (at, asked_at) = (start.over_at, start.asked_at?);
+            start.commands = vec![Command {
+                at: asked_at,
+                fate: CommandFate::Taken,
+            }];
+            e.struck.push(Struck {
+                what: What::IgnoreStarts(1),
+                from: at,
+                until: at,
+                set: None,
+            });
+            Some(())
+        },
+    ),
+    (
+        "a delayed start that was never sent, and is told as never triggered",
+        |e| {
+            let start = never_recorded(e, "never_triggered")?;
+            start.commands.clear();
+            start.triggered = false;
+            let label = start.label.clone();
+            let ending = e.endings.iter_mut().find(|ending| ending.label == label)?;
+            ending.outcome = "discarded".into();
+            Some(())
+        },
+    ),
+    ("a stop that was never sent", |e| ignored(e, Verb::Stop)),
+    ("a mask that was never sent", |e| ignored(e, Verb::Mask)),
+    ("an unmask that was never sent", |e| ignored(e, Verb::Unmask)),
+    ("a mask that the document does not tell", |e| {
+        let id = masked(e)?;
+        document(e, &id)?.masks.clear();
+        Some(())
+    }),
+    ("a mask that the document tells, and the switch did not do", |e| {
+        let id = kept(e, "account")?.media_id.clone();
+        document(e, &id)?.masks = vec![true];
+        Some(())
+    }),
+    ("audio at the third party that nobody had configured", |e| {
+        let id = kept(e, "account")?.media_id.clone();
+        document(e, &id)?.home = Home::ThirdParty;
+        let ending = e.endings.iter_mut().find(|ending| ending.media_id == id)?;
+        ending.destination = "third_party".into();
+        Some(())
+    }),
+    (
+        "audio at the account though the third party was configured all the time",
+        |e| {
+            let ending = kept(e, "account")?;
+            let (label, at) = (ending.label.clone(), ending.at);
+            let start = e.starts.iter().find(|start| start.label == label)?;
+            let since = start.asked_at?.checked_sub(A_MINUTE)?;
+            e.struck.push(Struck {
+                what: What::UseThirdParty,
+                from: since,
+                until: at + A_MINUTE,
+                set: Some((since, at + A_MINUTE)),
+            });
+            Some(())
+        },
+    ),
+];
+
+const A_MINUTE: Duration = Duration::from_secs(60);
+
+/// Makes one that was recorded and kept into one of which the switch has nothing, and that says so. It was asked for long before its call's end.
+fn never_recorded<'a>(e: &'a mut Evidence, cause: &str) -> Option<&'a mut Start> {
+    let ending = kept(e, "account").filter(|ending| ending.continues.is_none())?;
+    let (label, id) = (ending.label.clone(), ending.media_id.clone());
+    e.documents.retain(|document| document.id != id);
+    for ending in e.endings.iter_mut().filter(|ending| ending.label == label) {
+        (ending.outcome, ending.cause) = ("failed".into(), cause.into());
+        (ending.destination, ending.md5, ending.size) = (String::new(), String::new(), None);
+    }
+    let start = e.starts.iter_mut().find(|start| start.label == label)?;
+    start.files.clear();
+    Some(start)
+}
+
+/// One that the switch obeyed.
+fn ignored(e: &mut Evidence, verb: Verb) -> Option<()> {
+    let mut turns = e.turns.iter_mut();
+    let turn = turns.find(|turn| turn.verb == verb && turn.commands > 0)?;
+    (turn.commands, turn.ended_before) = (0, false);
+    Some(())
+}
+
+/// The id of a document that tells of a mask.
+fn masked(evidence: &Evidence) -> Option<String> {
+    let ending = evidence
+        .endings
+        .iter()
+        .filter(|ending| ending.is_kept())
+        .find(|ending| {
+            let turns = evidence.turns.iter();
+            let mut mine = turns.filter(|turn| turn.label == ending.label && turn.commands > 0);
+            mine.any(|turn| turn.verb == Verb::Mask) && ending.continues.is_none()
+        })?;
+    Some(ending.media_id.clone())
+}
+
+/// Whether the oracle says something that it does not say of the honest evidence.
+fn found(honest: &[String], changed: &Evidence) -> bool {
+    judge(changed).iter().any(|sentence| !honest.contains(sentence))
+}
+
 /// What the oracle did not find, or could not be asked about.
 pub fn overlooked(evidence: &Evidence) -> Vec<String> {
-    let honest = judge(evidence).len();
+    let mut overlooked = tampered_with(TAMPERINGS, evidence);
+    let mut peace = evidence.clone();
+    peace.struck.clear();
+    overlooked.extend(tampered_with(IN_PEACE, &peace));
+    overlooked
+}
+
+fn tampered_with(tamperings: &[(&str, Tamper)], evidence: &Evidence) -> Vec<String> {
+    let honest = judge(evidence);
     let mut overlooked = Vec::new();
-    for (what, tamper) in TAMPERINGS {
+    for (what, tamper) in tamperings {
         let mut changed = evidence.clone();
         match tamper(&mut changed) {
             None => overlooked.push(format!("nothing in this run could be made into {what}")),
-            Some(()) if judge(&changed).len() <= honest => overlooked.push(format!("the oracle overlooks {what}")),
+            Some(()) if !found(&honest, &changed) => overlooked.push(format!("the oracle overlooks {what}")),
             Some(()) => {}
         }
     }
@@ -178,7 +316,7 @@ pub fn overlooked(evidence: &Evidence) -> Vec<String> {
 }
 
 pub fn count() -> usize {
-    TAMPERINGS.len()
+    TAMPERINGS.len() + IN_PEACE.len()
 }
 
 fn stored(evidence: &Evidence) -> impl Iterator<Item = &Ending> {

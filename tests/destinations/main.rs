@@ -38,6 +38,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
+    support::machine::watch();
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

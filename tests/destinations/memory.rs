@@ -1,9 +1,10 @@
 //! Memory does not grow with the size of a recording. Measured in a process of its own: this program started once more, with the worker's
 //! ingest and destinations in it, and the switch, the user's server and the database outside.
 
+use std::io::Read as _;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
@@ -73,6 +74,7 @@ impl Measured {
     fn start(task: &Value) -> anyhow::Result<Self> {
         let mut child = tokio::process::Command::new(std::env::current_exe()?)
             .env(TASK, task.to_string())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
@@ -92,8 +94,9 @@ impl Measured {
         anyhow::bail!("it ended without saying {what}: {:?}", self.child.wait().await)
     }
 
-    /// Its peak of memory, when it is through.
+    /// Its peak of memory, when it is through. It ends when its input does: the switch has its answer then.
     async fn peak_kib(&mut self) -> anyhow::Result<u64> {
+        drop(self.child.stdin.take());
         let peak = self.says("peak").await?.parse()?;
         ensure!(self.child.wait().await?.success());
         Ok(peak)
@@ -245,7 +248,7 @@ async fn one(task: &Value) -> anyhow::Result<()> {
     }
     upload.answer(Answer::Release);
     // Until the switch has its answer.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
     std::fs::remove_dir_all(&dir)?;
     Ok(())
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 mod couchdb;
 mod front;
+#[path = "../promises/support/machine.rs"]
+pub mod machine;
 mod recording;
 mod schemas;
 mod sending;

@@ -30,6 +30,8 @@ pub struct Document {
     pub elsewhere: Option<u64>,
     pub state: String,
     pub cause: String,
+    /// Masked (`true`) and unmasked, in this order.
+    pub masks: Vec<bool>,
     /// Crossbar's listing of the month has it.
     pub listed: bool,
 }
@@ -94,6 +96,9 @@ async fn read(
         elsewhere,
         state: text(&private["state"]),
         cause: text(&private["cause"]),
+        masks: private["masks"].as_array().map_or_else(Vec::new, |masks| {
+            masks.iter().filter_map(|mask| mask["masked"].as_bool()).collect()
+        }),
         listed: false,
         id,
     })

@@ -5,21 +5,23 @@ use std::time::Instant;
 
 use base64::Engine as _;
 
-use super::{File, Start};
+use super::{Command, CommandFate, File, Start, Turn};
 use crate::cluster::Cluster;
 use crate::plan::{End, StartPlan, When};
-use crate::play::Played;
+use crate::play::{Asked, Played};
+use crate::simulator::sim::record::{Direction, Entry, Role};
+use crate::simulator::sim::wire::{Object, text};
 use crate::simulator::sim::{Audio, Recording};
 use crate::targets::hex;
 
 /// Every start, and what is on the switch that none of them asked for.
 pub fn starts(cluster: &Cluster, played: &[Played]) -> (Vec<Start>, Vec<String>) {
-    let all = cluster.kazoo.recordings();
+    let (all, timeline) = (cluster.kazoo.recordings(), cluster.kazoo.timeline());
     let starts = played
         .iter()
         .flat_map(|played| {
             let plans = played.plan.starts.iter().enumerate();
-            plans.map(|(n, plan)| start(played, n, plan, &all))
+            plans.map(|(n, plan)| start(played, n, plan, &all, &timeline))
         })
         .collect();
     let known = |limit: u64| {
@@ -34,8 +36,8 @@ pub fn starts(cluster: &Cluster, played: &[Played]) -> (Vec<Start>, Vec<String>)
     (starts, strange.collect())
 }
 
-fn start(played: &Played, n: usize, plan: &StartPlan, all: &[Recording]) -> Start {
-    let action = played.actions.iter().find(|action| action.start == Some(n));
+fn start(played: &Played, n: usize, plan: &StartPlan, all: &[Recording], timeline: &[Entry]) -> Start {
+    let action = played.actions.iter().find(|action| action.start() == Some(n));
     let mine: Vec<&Recording> = all.iter().filter(|file| file.limit_secs == plan.limit_s).collect();
     let lost = |path: &Path| played.lost.iter().any(|lost| lost == path);
     let files: Vec<File> = mine
@@ -55,7 +57,11 @@ fn start(played: &Played, n: usize, plan: &StartPlan, all: &[Recording]) -> Star
         .filter(|(path, _)| mine.iter().any(|file| file.path == *path));
     let mut wholes: Vec<String> = looked.map(|(_, audio)| digest(audio)).collect();
     wholes.extend(files.iter().map(|file| file.md5.clone()));
-    let in_time = |at: Option<Instant>| at.is_some_and(|at| at <= played.over_at);
+    let triggered_at = match plan.when {
+        When::Now => action.map(|action| action.sent_at),
+        When::Answer => played.answered_at,
+        When::Bridge => played.bridged_at,
+    };
     Start {
         label: plan.label.clone(),
         account: played.plan.account,
@@ -63,16 +69,107 @@ fn start(played: &Played, n: usize, plan: &StartPlan, all: &[Recording]) -> Star
         min_ms: plan.min_s * 1000,
         asked_at: action.map(|action| action.sent_at),
         routed: action.and_then(|action| action.routed),
-        triggered: match plan.when {
-            When::Now => true,
-            When::Answer => in_time(played.answered_at),
-            When::Bridge => in_time(played.bridged_at),
-        },
+        triggered: plan.when == When::Now || triggered_at.is_some_and(|at| at <= played.over_at),
+        triggered_at,
+        masks: mine.iter().map(|file| file.masks).sum(),
+        commands: commands(timeline, plan.limit_s),
+        ended_at: mine.iter().filter_map(|file| file.ended_at).min(),
         over_at: played.over_at,
         vanished: played.plan.end == End::Vanish,
         files,
         wholes,
     }
+}
+
+/// The commands that came to call control for the start with this time limit, and what became of each.
+fn commands(timeline: &[Entry], limit_s: u64) -> Vec<Command> {
+    let mut commands: Vec<Command> = Vec::new();
+    let mut names: Vec<String> = Vec::new();
+    for entry in timeline {
+        let started = entry.body.as_deref().and_then(|body| start_in(body, limit_s));
+        if let Some(name) = started.filter(|_| came_to_control(entry)) {
+            names.push(name);
+            commands.push(Command {
+                at: entry.at,
+                fate: CommandFate::Taken,
+            });
+            continue;
+        }
+        // What became of it stands behind it.
+        let fate = match (entry.role, entry.direction) {
+            (Role::Ecallmgr, Direction::Sent) if entry.name == "dialplan" => {
+                let of_it = entry.body.as_deref().and_then(|body| body.get("Request")?.as_object());
+                of_it
+                    .is_some_and(|request| start_in(request, limit_s).is_some())
+                    .then_some(CommandFate::Refused)
+            }
+            (_, Direction::Note) if names.iter().any(|name| entry.summary.ends_with(name)) => {
+                let known = [
+                    ("fault: the start is ignored", CommandFate::Ignored),
+                    ("no such channel", CommandFate::TooLate),
+                    ("the control process is gone", CommandFate::TooLate),
+                ];
+                let is = |(words, _): &&(&str, CommandFate)| entry.summary.starts_with(words);
+                known.iter().find(is).map(|(_, fate)| *fate)
+            }
+            _ => None,
+        };
+        if let (Some(fate), Some(last)) = (fate, commands.last_mut()) {
+            last.fate = fate;
+        }
+    }
+    commands
+}
+
+fn came_to_control(entry: &Entry) -> bool {
+    (entry.role, entry.direction, entry.name.as_str()) == (Role::Ecallmgr, Direction::Received, "command")
+}
+
+/// The file's name, if the command starts the recording with this time limit, at once or later.
+fn start_in(command: &Object, limit_s: u64) -> Option<String> {
+    let delayed = command.get("Event-Actions").and_then(|actions| actions.as_object());
+    let delayed = delayed.into_iter().flat_map(Object::values);
+    let delayed = delayed.filter_map(|event| event.get("Record-Call")?.as_object());
+    let mut all = std::iter::once(command).chain(delayed);
+    let mine = all.find(|start| start.get("Time-Limit").and_then(serde_json::Value::as_u64) == Some(limit_s))?;
+    text(mine, "Media-Name").map(str::to_owned)
+}
+
+/// What was asked of recordings that ran, and the commands that came of it.
+pub fn turns(cluster: &Cluster, played: &[Played]) -> Vec<Turn> {
+    let (all, timeline) = (cluster.kazoo.recordings(), cluster.kazoo.timeline());
+    let mut turns = Vec::new();
+    for played in played {
+        for action in &played.actions {
+            let Asked::Turn(turned) = &action.asked else { continue };
+            let Some(name) = turned.file.as_deref().filter(|_| action.routed == Some(true)) else {
+                continue;
+            };
+            let Some(file) = all.iter().rfind(|file| file.name == name) else {
+                continue;
+            };
+            let mut starts = played.plan.starts.iter();
+            let Some(start) = starts.find(|start| start.limit_s == file.limit_secs) else {
+                continue;
+            };
+            let is_it = |body: &Object| {
+                text(body, "Record-Action") == Some(turned.verb.name()) && text(body, "Media-Name") == Some(name)
+            };
+            let commands = timeline
+                .iter()
+                .filter(|entry| came_to_control(entry) && entry.at >= action.sent_at)
+                .filter(|entry| entry.body.as_deref().is_some_and(is_it));
+            turns.push(Turn {
+                label: start.label.clone(),
+                verb: turned.verb,
+                asked_at: action.sent_at,
+                over_at: played.over_at,
+                commands: commands.count(),
+                ended_before: file.ended_at.is_some_and(|at| at <= action.sent_at),
+            });
+        }
+    }
+    turns
 }
 
 fn digest(audio: &Audio) -> String {
@@ -93,7 +190,7 @@ pub async fn unanswered(cluster: &Cluster, played: &[Played]) -> anyhow::Result<
                 Some(s.run(&action.msg_id).is_some_and(|run| run.result.is_some()))
             });
         if !answered.await? {
-            let what = if action.start.is_some() { "a start" } else { "a turn" };
+            let what = if action.start().is_some() { "a start" } else { "a turn" };
             let routed = if action.routed == Some(true) {
                 ""
             } else {

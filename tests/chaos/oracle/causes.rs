@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::evidence::{Ending, Evidence, File, Start};
+use crate::evidence::{Command, CommandFate, Ending, Evidence, File, Start};
 use crate::plan::What;
 
 /// Messages that are on their way when a broker goes may go with it: as long as publishing has, and more on a busy machine.
@@ -38,10 +38,15 @@ pub fn told(evidence: &Evidence, start: &Start, ending: &Ending, reopened: bool,
             let mut others = evidence.endings.iter().filter(|other| other.label == ending.label);
             ending.continues.is_some() && others.any(|other| other.is_kept() && other.key != ending.key)
         }
-        ("discarded", "never_triggered") => !recorded && over && (!start.triggered || may_be_lost(evidence, start)),
+        ("discarded", "never_triggered") => {
+            let due = start.triggered && !may_be_lost(evidence, start);
+            !recorded && over && !due && came_to_nothing(evidence, start)
+        }
         // A call's control queue goes with its broker.
-        ("failed", "call_gone" | "never_started") => !recorded && (over || may_be_lost(evidence, start)),
-        ("failed", "start_refused") => !recorded && struck(evidence, |what| matches!(what, What::Refuse(_))),
+        ("failed", "call_gone" | "never_started") => {
+            !recorded && (over || may_be_lost(evidence, start)) && came_to_nothing(evidence, start)
+        }
+        ("failed", "start_refused") => !recorded && became(start, CommandFate::Refused),
         _ => false,
     };
     if !true_ {
@@ -52,10 +57,45 @@ pub fn told(evidence: &Evidence, start: &Start, ending: &Ending, reopened: bool,
     }
 }
 
-/// Whether its command may have come to nothing: ignored by the switch, or gone with a broker.
+/// Whether its command may have come to nothing: its own was ignored by the switch or refused, or may have gone with a broker.
 fn may_be_lost(evidence: &Evidence, start: &Start) -> bool {
-    struck(evidence, |what| matches!(what, What::IgnoreStarts(_)))
+    became(start, CommandFate::Ignored)
+        || became(start, CommandFate::Refused)
         || start.asked_at.is_some_and(|at| broker_was_away(evidence, at))
+}
+
+fn became(start: &Start, fate: CommandFate) -> bool {
+    start.commands.iter().any(|command| command.fate == fate)
+}
+
+/// Whether it is explained that the switch has nothing of a start. One that nothing kept from being commanded was commanded before it was
+/// answered: a worker that says at the call's end that it never started, and never sent anything, has lost it.
+fn came_to_nothing(evidence: &Evidence, start: &Start) -> bool {
+    let Some(asked_at) = start.asked_at else { return true };
+    let explained = |command: &Command| match command.fate {
+        CommandFate::Ignored | CommandFate::Refused | CommandFate::TooLate => true,
+        // It came after the moment that it was to wait for, or that never came.
+        CommandFate::Taken => start
+            .triggered_at
+            .is_none_or(|at| at <= command.at || at > start.over_at),
+    };
+    let hindered = hindered(evidence, asked_at, start.over_at);
+    match start.commands.as_slice() {
+        [] => hindered,
+        commands => hindered || commands.iter().all(explained),
+    }
+}
+
+/// Whether something struck, while the call went on, that keeps workers from what they do at once.
+pub fn hindered(evidence: &Evidence, from: Instant, until: Instant) -> bool {
+    let hinders = |what: What| {
+        matches!(
+            what,
+            What::Kill(_) | What::Renew(_) | What::Freeze(_) | What::RestartBroker { .. } | What::CutBroker
+        )
+    };
+    let mut struck = evidence.struck.iter().filter(|struck| hinders(struck.what));
+    struck.any(|struck| struck.from <= until && from <= struck.until + ON_THEIR_WAY)
 }
 
 /// Whether events may have gone with it.

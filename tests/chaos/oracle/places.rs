@@ -1,7 +1,8 @@
 //! Whether what was kept is where it is said to be, byte by byte, and nothing else is there.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::turns;
 use crate::evidence::{Document, Ending, Evidence, Home, Start};
 use crate::plan::{Account, What};
 use crate::strike::Struck;
@@ -15,9 +16,14 @@ pub fn kept(evidence: &Evidence, start: &Start, ending: &Ending, say: &mut impl 
     let may = match (start.server, start.account) {
         (Some(_), _) => ending.outcome == "delivered" && ending.destination == "url",
         (None, Account::Planned) => ending.outcome == "stored" && ending.destination == "storage_plan",
-        // Which of the two depends on when it ended.
+        // Which of the two depends on what was configured between its end on the switch and its end.
         (None, Account::Plain) => {
-            ending.outcome == "stored" && ["account", "third_party"].contains(&ending.destination.as_str())
+            ending.outcome == "stored"
+                && match ending.destination.as_str() {
+                    "account" => !was_third_party_throughout(evidence, start, ending),
+                    "third_party" => was_third_party_once(evidence, start, ending),
+                    _ => false,
+                }
         }
     };
     if !may {
@@ -46,6 +52,7 @@ pub fn kept(evidence: &Evidence, start: &Start, ending: &Ending, say: &mut impl 
         ));
     };
     described(evidence, start, ending, document, say);
+    turns::masks(evidence, start, ending, document, say);
     let whole = Some((ending.md5.clone(), ending.size.unwrap_or_default()));
     match ending.destination.as_str() {
         "account" | "third_party" => {
@@ -69,6 +76,46 @@ pub fn kept(evidence: &Evidence, start: &Start, ending: &Ending, say: &mut impl 
             }
         }
     }
+}
+
+fn third_parties(evidence: &Evidence) -> impl Iterator<Item = &Struck> {
+    evidence
+        .struck
+        .iter()
+        .filter(|struck| struck.what == What::UseThirdParty)
+}
+
+/// Whether a worker may have found the third party configured when it stored this. One that cannot read the configuration goes on with what it
+/// knows.
+fn was_third_party_once(evidence: &Evidence, start: &Start, ending: &Ending) -> bool {
+    let Some(ended_at) = start.ended_at else { return true };
+    third_parties(evidence).any(|used| {
+        let unread = configuration_was_unreadable(evidence, used.until, ending.at);
+        used.from <= ending.at && (unread || ended_at <= used.until + CONFIGURATION)
+    })
+}
+
+/// Whether every worker must have known, from the end of the recording on the switch on, that it belongs to the third party.
+fn was_third_party_throughout(evidence: &Evidence, start: &Start, ending: &Ending) -> bool {
+    let Some(ended_at) = start.ended_at else { return false };
+    third_parties(evidence)
+        .filter_map(|used| used.set)
+        .any(|(since, until)| {
+            let unread = configuration_was_unreadable(evidence, since, since + CONFIGURATION);
+            !unread && since + CONFIGURATION <= ended_at && ending.at <= until
+        })
+}
+
+/// Whether the workers could not read the configuration for some of this time, or stood still.
+fn configuration_was_unreadable(evidence: &Evidence, from: Instant, until: Instant) -> bool {
+    let hides = |what: What| {
+        matches!(
+            what,
+            What::Database(_) | What::OddDatabase(_) | What::StopDatabase { .. } | What::Freeze(_)
+        )
+    };
+    let mut struck = evidence.struck.iter().filter(|struck| hides(struck.what));
+    struck.any(|struck| struck.from <= until && from <= struck.until + CONFIGURATION)
 }
 
 /// Whether the document is this recording's: its own, or one that was put beside what it goes on from, by a worker that knew of no later part.
@@ -131,7 +178,12 @@ fn is_before_it_grew(evidence: &Evidence, document: &Document, ending: &Ending) 
     };
     let audio = document.audio.as_ref();
     let whole = audio.is_some_and(|(md5, _)| start.wholes.contains(md5) && *md5 != ending.md5);
-    let broke = |what: What| matches!(what, What::Database(_) | What::StopDatabase { .. } | What::Kill(_));
+    let broke = |what: What| {
+        matches!(
+            what,
+            What::Database(_) | What::OddDatabase(_) | What::StopDatabase { .. } | What::Kill(_)
+        )
+    };
     let meanwhile = |struck: &&Struck| struck.from <= ending.at && struck.until >= asked_at;
     let mut struck = evidence.struck.iter().filter(meanwhile);
     whole && struck.any(|struck| broke(struck.what))

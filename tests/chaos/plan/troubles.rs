@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::{Cut, Mood, SERVERS, Trouble, What, millis, pick};
+use super::{Cut, Mood, Odd, SERVERS, Trouble, What, millis, pick};
 
 /// Everything is well until then.
 const QUIET: Duration = Duration::from_millis(1_500);
@@ -99,12 +99,43 @@ pub(super) fn plan(random: &mut Rng, length: Duration, workers: usize) -> Vec<Tr
     troubles
 }
 
+/// Databases that answer oddly, between the other troubles of theirs. Drawn apart, so that these stay what they are for a seed.
+pub(super) fn odd_ones(random: &mut Rng, length: Duration, troubles: &mut Vec<Trouble>) {
+    let mut deck = Vec::new();
+    for _ in 0..(length.as_secs() / 8).max(2) {
+        if deck.is_empty() {
+            let odd = [Odd::Errors, Odd::NoDatabases, Odd::FewCopies, Odd::Conflicts];
+            deck.extend(odd.map(What::OddDatabase));
+            deck.extend(odd.map(What::OddThirdParty));
+            random.shuffle(&mut deck);
+        }
+        let Some(what) = deck.pop() else { break };
+        let lasts = millis(random, 500, 3_000);
+        let mut at = QUIET.max(length.mul_f64(random.f64()));
+        // Those on the same target are over, and a moment more; the next one is far enough.
+        while let Some(other) = troubles.iter().find(|other| {
+            let until = other.at + other.length + settling(other.what);
+            target(other.what) == target(what) && at < until && other.at < at + lasts + settling(what)
+        }) {
+            at = other.at + other.length + settling(other.what) + Duration::from_millis(1);
+        }
+        if at < length {
+            troubles.push(Trouble {
+                at,
+                length: lasts,
+                what,
+            });
+        }
+    }
+    troubles.sort_by_key(|trouble| trouble.at);
+}
+
 fn target(what: What) -> Target {
     match what {
         What::Kill(n) | What::Renew(n) | What::Freeze(n) | What::LoseSpool(n) => Target::Worker(n),
         What::RestartBroker { .. } | What::CutBroker => Target::Broker,
-        What::StopDatabase { .. } | What::Database(_) => Target::Database,
-        What::ThirdParty(_) => Target::ThirdParty,
+        What::StopDatabase { .. } | What::Database(_) | What::OddDatabase(_) => Target::Database,
+        What::ThirdParty(_) | What::OddThirdParty(_) => Target::ThirdParty,
         What::UseThirdParty => Target::Configuration,
         What::Server(n, _) => Target::Server(n),
         What::StoreProxy(_) => Target::StoreProxy,

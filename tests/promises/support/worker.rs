@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 /// How long a worker has to count what it did.
-const COUNTED: Duration = Duration::from_secs(20);
+const COUNTED: Duration = super::SOON;
 
 /// Whether it is a variable that other programs take a proxy from.
 pub(super) fn is_proxy(key: &str) -> bool {
@@ -90,11 +90,7 @@ impl Worker {
     /// The admin port's address.
     pub async fn admin(&self) -> anyhow::Result<String> {
         let line = self
-            .logged(
-                "the start",
-                |line| line["message"] == "worker started",
-                Duration::from_secs(20),
-            )
+            .logged("the start", |line| line["message"] == "worker started", super::SOON)
             .await?;
         Ok(format!(
             "http://{}",

@@ -223,6 +223,7 @@ pub async fn execute(world: &Arc<World>, call: CallKey, body: Object, raw: RawEx
             result: None,
             result_count: 0,
             order: Vec::new(),
+            answered: None,
         };
         s.runs.insert(msg_id.clone(), run);
         if let Some(call) = s.calls.get_mut(&call) {

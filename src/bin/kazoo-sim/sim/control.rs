@@ -54,7 +54,10 @@ pub fn on_message(world: &Arc<World>, message: &Received) {
             world.note(
                 Role::Ecallmgr,
                 text(&body, "Call-ID"),
-                "the control process is gone: the command vanishes",
+                format!(
+                    "the control process is gone: the command vanishes: {}",
+                    text(&body, "Media-Name").unwrap_or_default()
+                ),
             );
             None
         }

@@ -259,6 +259,8 @@ pub struct RunState {
     pub result_count: u32,
     /// As the observer's single queue ordered them: accepted, first command, result.
     pub order: Vec<&'static str>,
+    /// When the observer saw the first result.
+    pub answered: Option<Instant>,
 }
 
 /// A message of the worker as the observer saw it.

@@ -87,6 +87,17 @@ pub fn observe(s: &mut State, message: &Received, body: Arc<Object>) {
     });
 }
 
+/// A worker answers first, and looks for the call before it commands, what it reads so long after it was sent (`flow.stale_action_ms`); and it
+/// answers without a command when the broker has not confirmed that for as long (`amqp.publish_timeout_ms`). Both are 5 seconds by default.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// Whether the result came so soon that its action was neither late when it was read nor was its command given up. A machine that is busy with
+/// other things makes workers late: what they do then is no disorder.
+fn was_answered_soon(run: &RunState) -> bool {
+    run.answered
+        .is_some_and(|at| at.saturating_duration_since(run.published) < AT_ONCE)
+}
+
 /// Accepted, if it comes at all, then the command, then the result: a result that came first would let the call go on before the start was
 /// on its way. `accepted` is left out where its queue has no room. Only the first delivery of an action is judged: after a worker's death the answer comes first.
 fn order(s: &mut State, message: &Received, body: &Object) -> Option<String> {
@@ -102,6 +113,7 @@ fn order(s: &mut State, message: &Received, body: &Object) -> Option<String> {
         }
         "action.result" => {
             let run = s.runs.get_mut(id).filter(|r| r.times_published == 1)?;
+            run.answered.get_or_insert(message.at);
             run.order.push("result");
             None
         }
@@ -119,7 +131,9 @@ fn order(s: &mut State, message: &Received, body: &Object) -> Option<String> {
             let action = actions.into_iter().find(|id| s.runs.get(id).is_some_and(waiting))?;
             let run = s.runs.get_mut(&action)?;
             let disorder = match run.order.as_slice() {
-                seen if seen.contains(&"result") => Some(format!("action {action}: the command came after the result")),
+                seen if seen.contains(&"result") && was_answered_soon(run) => {
+                    Some(format!("action {action}: the command came after the result"))
+                }
                 _ => None,
             };
             run.order.push("command");
@@ -170,4 +184,93 @@ impl Tap {
 
 fn names(message: &Observed, id: &str) -> bool {
     message.body.values().any(|v| v.as_str() == Some(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, time::Instant};
+
+    use serde_json::json;
+
+    use super::{
+        super::{
+            options::CallOptions,
+            state::{CallState, Control},
+        },
+        *,
+    };
+
+    const CALL: u64 = 1;
+
+    fn control() -> Control {
+        Control {
+            pid: "<0.1.2>".into(),
+            queue: "control".into(),
+            ecallmgr: 0,
+            dead_from: None,
+            waiting: VecDeque::new(),
+            running_app: None,
+        }
+    }
+
+    /// A call with one start, which was sent so long ago.
+    fn state(ago: Duration) -> State {
+        let mut state = State::default();
+        let call = CallState {
+            call_id: "call".into(),
+            fetch_id: "fetch".into(),
+            flow_pid: "<0.1.3>".into(),
+            control: control(),
+            options: CallOptions::talking(),
+            ccvs: Object::new(),
+            created_micros: 0,
+            actions: vec!["start".into()],
+            recordings: Vec::new(),
+        };
+        let run = RunState {
+            call: CALL,
+            msg_id: "start".into(),
+            starts: true,
+            published: Instant::now().checked_sub(ago).unwrap(),
+            times_published: 1,
+            routed: Some(true),
+            accepted: None,
+            accepted_count: 0,
+            result: None,
+            result_count: 0,
+            order: vec!["accepted"],
+            answered: None,
+        };
+        state.controls.insert(("control".into(), "<0.1.2>".into()), CALL);
+        state.calls.insert(CALL, call);
+        state.runs.insert("start".into(), run);
+        state
+    }
+
+    fn seen(s: &mut State, exchange: &str, body: &serde_json::Value) -> Option<String> {
+        let message = Received {
+            at: Instant::now(),
+            queue: "observer".into(),
+            exchange: exchange.into(),
+            key: "control".into(),
+            to_pid: Some("<0.1.2>".into()),
+            traceparent: None,
+            content_type: None,
+            content_encoding: None,
+            body: Vec::new(),
+        };
+        order(s, &message, body.as_object().unwrap())
+    }
+
+    /// A worker answers first what it reads late: that is no disorder. At once it is.
+    #[test]
+    fn only_what_was_answered_at_once_must_have_been_commanded_before() {
+        for (ago, disorder) in [(Duration::ZERO, true), (AT_ONCE + Duration::from_secs(1), false)] {
+            let mut s = state(ago);
+            let result = json!({"Event-Name": "action.result", "Msg-ID": "start"});
+            assert_eq!(seen(&mut s, "targeted", &result), None);
+            let command = json!({"Event-Name": "command", "Msg-ID": "command", "Record-Action": "start"});
+            assert_eq!(seen(&mut s, "callctl", &command).is_some(), disorder, "{ago:?}");
+        }
+    }
 }

@@ -97,7 +97,8 @@ pub fn start(world: &Arc<World>, leg: &str, command: &Object) {
     });
     let note = |text: String| world.note(Role::Switch, Some(leg), text);
     if ignored {
-        return note("fault: the start is ignored".into());
+        let name = text(command, "Media-Name").unwrap_or_default();
+        return note(format!("fault: the start is ignored: {name}"));
     }
     if start.path.file_name().is_none_or(|n| n.len() > 255) {
         return note("the file cannot be opened: its name is too long".into());
@@ -107,7 +108,7 @@ pub fn start(world: &Arc<World>, leg: &str, command: &Object) {
     }
     progress(world, leg);
     match world.with(|s| begin(world, s, leg, &start)) {
-        Begun::NoChannel => note("no such channel: nothing is recorded".into()),
+        Begun::NoChannel => note(format!("no such channel: nothing is recorded: {}", start.name)),
         Begun::Already => note(format!("already recording {}", start.name)),
         Begun::Elsewhere(other) => {
             let words = format!(

@@ -1,0 +1,54 @@
+//! Whether stops, masks and unmasks were obeyed, and whether the documents tell of masks what the switch did.
+
+use super::causes::hindered;
+use crate::evidence::{Document, Ending, Evidence, Start, Turn};
+use crate::play::Verb;
+
+/// What was asked for reached the switch, or something kept it from that. What ended the recording before needs no stop any more.
+pub fn obeyed(evidence: &Evidence, wrong: &mut Vec<String>) {
+    for turn in &evidence.turns {
+        let Turn { label, verb, .. } = turn;
+        if turn.commands == 0 && !turn.ended_before && !hindered(evidence, turn.asked_at, turn.over_at) {
+            wrong.push(format!("{label}: its {} was never sent to the switch", verb.name()));
+        }
+    }
+}
+
+/// A document tells as many masks as the switch obeyed: not fewer, for what was hidden must be known, and not more, for what is said to be
+/// hidden must be.
+pub fn masks(evidence: &Evidence, start: &Start, ending: &Ending, document: &Document, say: &mut impl FnMut(String)) {
+    // Of several recordings of one start, each has its own.
+    if ending.continues.is_some() || start.files.len() != 1 {
+        return;
+    }
+    let asked = |verb: Verb| {
+        let turns = evidence.turns.iter();
+        turns.filter(move |turn| turn.label == start.label && turn.verb == verb)
+    };
+    if asked(Verb::Mask)
+        .chain(asked(Verb::Unmask))
+        .any(|turn| hindered(evidence, turn.asked_at, turn.over_at))
+    {
+        return;
+    }
+    for (verb, on) in [(Verb::Mask, true), (Verb::Unmask, false)] {
+        let told = document.masks.iter().filter(|masked| **masked == on).count();
+        let obeyed = asked(verb)
+            .filter(|turn| turn.commands > 0 && !turn.ended_before)
+            .count();
+        if told != obeyed {
+            say(format!(
+                "{} tells of {told} times {}, the switch was told {obeyed} times",
+                document.id,
+                verb.name()
+            ));
+        }
+    }
+    let masked = u32::try_from(document.masks.iter().filter(|masked| **masked).count()).unwrap_or(u32::MAX);
+    if masked != start.masks {
+        say(format!(
+            "{} tells of {masked} masks, the switch did {}",
+            document.id, start.masks
+        ));
+    }
+}
