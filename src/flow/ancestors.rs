@@ -166,6 +166,9 @@ mod tests {
             },
             sha256: Some("1".into()),
             below_quorum: false,
+            audio: None,
+            deleted: false,
+            edit_told: false,
         };
         vec![
             (1, What::Started(told(1, None))),

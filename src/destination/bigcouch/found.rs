@@ -132,6 +132,13 @@ pub(in crate::destination) fn told_audio(document: &Value) -> Option<Audio> {
         findings: findings
             .filter_map(|finding| serde_json::from_value::<Finding>(finding.clone()).ok())
             .collect(),
+        as_written: told.get("repaired").and_then(|repaired| {
+            let text = |name: &str| repaired.get(name).and_then(Value::as_str).map(str::to_owned);
+            Some(Digests {
+                md5: text("md5")?,
+                sha256: text("sha256")?,
+            })
+        }),
     })
 }
 

@@ -226,6 +226,7 @@ mod tests {
             created_micros: 0,
             actions: vec!["start".into()],
             recordings: Vec::new(),
+            quiet: false,
         };
         let run = RunState {
             call: CALL,
