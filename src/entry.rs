@@ -13,6 +13,7 @@ use crate::recording::order::Order;
 
 mod attempts;
 pub mod cause;
+mod controls;
 pub mod fact;
 pub mod legs;
 pub mod parts;
@@ -184,23 +185,6 @@ impl Entry {
             .map(|fact| fact.at)
     }
 
-    /// Whether the audio is masked now, as far as actions say.
-    pub fn is_masked(&self) -> bool {
-        self.last(|what| match what {
-            What::Masked { on, .. } => Some(*on),
-            _ => None,
-        })
-        .unwrap_or(false)
-    }
-
-    /// When the audio was masked (`true`) and unmasked, in order.
-    pub fn masks(&self) -> impl Iterator<Item = (Moment, bool)> {
-        self.facts.iter().filter_map(|fact| match fact.what {
-            What::Masked { on, .. } => Some((fact.at, on)),
-            _ => None,
-        })
-    }
-
     /// The stop commands that were sent, and when the last was.
     pub fn stops_sent(&self) -> (u32, Option<Moment>) {
         let mut sent = self
@@ -239,6 +223,7 @@ impl Entry {
                 What::ChannelSeen { n, .. }
                 | What::Probed { n, .. }
                 | What::StopSent { n }
+                | What::Amended { n, .. }
                 | What::Held { n, .. }
                 | What::Unheld { n }
                 | What::Parked { n, .. }
@@ -414,6 +399,7 @@ impl Entry {
             && !self.is_unverified()
             && !self.owes_release()
             && !self.is_to_be_continued()
+            && !self.is_to_be_amended()
             && self.stray().is_none()
     }
 

@@ -4,6 +4,7 @@
 //! before or after any of them, and another one goes on.
 
 pub mod alerts;
+mod amend;
 mod ancestors;
 mod announce;
 mod collect;
@@ -14,6 +15,7 @@ mod deliver;
 pub mod drive;
 pub mod dying;
 pub mod end;
+mod follow;
 pub mod hands;
 pub mod journal;
 pub mod next;

@@ -148,7 +148,7 @@ impl Entry {
         let mut entry = Self::of_order(self.order()?.continuation(), by);
         // A stop is a state: it holds for what the switch begins by itself later.
         let stops = self.facts.iter().filter_map(|fact| match &fact.what {
-            What::StopAsked { action } => Some(What::StopAsked { action: action.clone() }),
+            stop @ What::StopAsked { .. } => Some(stop.clone()),
             _ => None,
         });
         for what in [What::Commanded].into_iter().chain(stops).chain(left_over) {
@@ -257,7 +257,7 @@ impl Entry {
         events
     }
 
-    fn at_of_last(&self, is: impl Fn(&What) -> bool) -> Option<Moment> {
+    pub(super) fn at_of_last(&self, is: impl Fn(&What) -> bool) -> Option<Moment> {
         self.facts.iter().rev().find(|fact| is(&fact.what)).map(|fact| fact.at)
     }
 }
@@ -363,6 +363,7 @@ mod tests {
             },
             sha256: Some("10000".into()),
             below_quorum: false,
+            controls: None,
         })
     }
 

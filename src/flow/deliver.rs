@@ -110,6 +110,11 @@ impl Parts {
                     },
                     sha256: Some(audio.digests.sha256.clone()),
                     below_quorum: stored.below_quorum,
+                    // One that was there already is read again.
+                    controls: Some(match stored.road {
+                        Some(_) => case.entry.controls().fingerprint(),
+                        None => String::new(),
+                    }),
                 }))
             }
             By::Url(target) => {
@@ -290,7 +295,7 @@ impl Parts {
             destination: destination.name(),
             node: &self.sender.node,
             now: self.now(),
-            masks: entry.masks().collect(),
+            controls: entry.controls(),
         })
     }
 
@@ -379,6 +384,7 @@ pub(super) fn delivered(destination: Destination, placed: Placed) -> What {
     What::delivered(Delivery {
         destination,
         sha256: placed.sha256(),
+        controls: Some(placed.controls()),
         document: document_of(placed),
         below_quorum: false,
     })

@@ -66,6 +66,8 @@ impl Parts {
                     },
                     sha256,
                     below_quorum: false,
+                    // Another worker wrote it: it is read again.
+                    controls: Some(String::new()),
                 })));
             }
         }

@@ -149,6 +149,10 @@ impl World {
                 let why = (self.store_down || self.chance(100)).then(|| "not there".to_owned());
                 Input::Fact(What::Looked { n: *n, why })
             }
+            Effect::Amend { n } => Input::Fact(What::Amended {
+                n: *n,
+                controls: entry.controls().fingerprint(),
+            }),
             Effect::Mark { n, .. } => Input::Fact(What::Marked { n: *n }),
             Effect::Complete { attempt, destination } => {
                 if self.store_down {
@@ -253,6 +257,7 @@ impl World {
             document,
             sha256,
             below_quorum,
+            controls: None,
         }))
     }
 }

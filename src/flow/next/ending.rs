@@ -226,6 +226,9 @@ pub(super) fn settle(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     if case.hand == Hand::Empty && entry.owes_release() {
         now_or_later(tidy(entry, now, policy));
     }
+    if entry.is_to_be_amended() {
+        now_or_later(amend(entry, now, policy));
+    }
     if entry.is_unverified() {
         // The hold's copy stays until then.
         now_or_later(read_back(entry, now, policy));
@@ -234,6 +237,18 @@ pub(super) fn settle(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     }
     effects.extend(later.into_iter().min().map(|until| Effect::Wait { until }));
     effects
+}
+
+/// The document does not say yet what is known of stops and masks. A failure to write it counts among the deliveries that failed.
+fn amend(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
+    let since = delivered_at(entry).unwrap_or(now);
+    let failed = entry.failures().filter(|fact| fact.at >= since).count();
+    match paused(entry, policy).filter(|until| failed > 0 && *until > now) {
+        Some(until) => Effect::Wait { until },
+        None => Effect::Amend {
+            n: entry.next_number("amended"),
+        },
+    }
 }
 
 /// What a server with too few copies had taken is to be looked at again.

@@ -8,6 +8,7 @@ use crate::recording::settings::Method;
 
 use super::*;
 
+mod controls;
 mod ended;
 mod endings;
 mod limbo;
@@ -65,6 +66,7 @@ fn order() -> Order {
             follow_transfer: true,
             sample_rate: None,
             silence: None,
+            stereo: true,
             carry: "c".into(),
             node: Some("freeswitch@fs1".into()),
             path: format!("/tmp/{key}.mp3"),
@@ -86,6 +88,7 @@ fn told(length_ms: u64) -> Box<Told> {
         path: Some(path()),
         length_ms: Some(length_ms),
         completion_cause: None,
+        hung_up: None,
         account_id: None,
         other_leg_call_id: None,
         parties: Parties::default(),
@@ -161,6 +164,7 @@ fn delivered(destination: Destination) -> What {
         document: document(),
         sha256: Some("1".into()),
         below_quorum: false,
+        controls: None,
     })
 }
 
