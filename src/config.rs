@@ -88,6 +88,8 @@ pub struct Kazoo {
     pub host: String,
     /// With a slash at its end.
     pub recordings: String,
+    /// What the switches do by themselves.
+    pub follow_transfers: bool,
     pub config_poll: Duration,
     pub system_alerts: bool,
 }
@@ -243,6 +245,7 @@ impl Config {
                 zone: r.text("kazoo.zone"),
                 host,
                 recordings,
+                follow_transfers: r.flag("kazoo.follow_transfers"),
                 config_poll: r.seconds("kazoo.config_poll_s", 1, 86_400),
                 system_alerts: r.flag("kazoo.system_alerts"),
             },

@@ -13,6 +13,7 @@ use crate::recording::order::Order;
 
 mod attempts;
 pub mod cause;
+mod controls;
 pub mod fact;
 pub mod legs;
 pub mod parts;
@@ -151,23 +152,6 @@ impl Entry {
             .iter()
             .find(|fact| matches!(fact.what, What::StopAsked { .. }))
             .map(|fact| fact.at)
-    }
-
-    /// Whether the audio is masked now, as far as actions say.
-    pub fn is_masked(&self) -> bool {
-        self.last(|what| match what {
-            What::Masked { on, .. } => Some(*on),
-            _ => None,
-        })
-        .unwrap_or(false)
-    }
-
-    /// When the audio was masked (`true`) and unmasked, in order.
-    pub fn masks(&self) -> impl Iterator<Item = (Moment, bool)> {
-        self.facts.iter().filter_map(|fact| match fact.what {
-            What::Masked { on, .. } => Some((fact.at, on)),
-            _ => None,
-        })
     }
 
     /// The stop commands that were sent, and when the last was.
@@ -399,6 +383,7 @@ impl Entry {
             && !self.is_unverified()
             && !self.owes_release()
             && !self.is_to_be_continued()
+            && !self.is_to_be_amended()
             && self.stray().is_none()
     }
 

@@ -5,6 +5,7 @@
 
 pub mod alerts;
 pub mod alive;
+mod amend;
 mod ancestors;
 mod announce;
 pub mod answers;
@@ -16,6 +17,7 @@ mod deliver;
 pub mod drive;
 pub mod dying;
 pub mod end;
+mod follow;
 pub mod hands;
 pub mod journal;
 pub mod next;

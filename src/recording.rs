@@ -3,6 +3,7 @@
 
 pub mod audio;
 pub mod carry;
+pub mod controls;
 pub mod digest;
 pub mod document;
 pub mod ending;

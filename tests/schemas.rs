@@ -10,12 +10,12 @@ use jsonschema::Validator;
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::entry::fact::{
-    Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Fact, Holding, Since, What,
+    Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Fact, Holding, Route, Since, What,
 };
 use kz_record_call::entry::legs::Leg;
 use kz_record_call::kazoo::action::Execute;
 use kz_record_call::kazoo::channel::{StatusReply, channel_state};
-use kz_record_call::kazoo::dialplan::{DialplanError, Silence, Trigger};
+use kz_record_call::kazoo::dialplan::{Control, DialplanError, Silence, Trigger};
 use kz_record_call::kazoo::envelope::Envelope;
 use kz_record_call::kazoo::event::{RecordEvent, replaced_by};
 use kz_record_call::kazoo::leg::{LegEvent, LegNews};
@@ -23,6 +23,7 @@ use kz_record_call::kazoo::switch::SendHttpReply;
 use kz_record_call::kazoo::time::Moment;
 use kz_record_call::ledger::{Address, Lease, Record, STATES};
 use kz_record_call::recording::audio::{Audio, Finding};
+use kz_record_call::recording::controls::Why;
 use kz_record_call::recording::digest::Digests;
 use kz_record_call::recording::ending::Told;
 use kz_record_call::recording::format::Format;
@@ -99,6 +100,7 @@ fn order() -> Order {
                 initial_timeout_ms: 0,
                 final_timeout_ms: 5_000,
             }),
+            stereo: false,
             carry: "AQ".into(),
             node: Some("freeswitch@fs1.example.com".into()),
             path: "/tmp/x.mp3".into(),
@@ -153,12 +155,40 @@ fn every_fact() -> Vec<What> {
         What::CommandRefused { why: "why".into() },
         What::Started(told()),
         What::Started(Box::new(Told::presumed("call", at(1), "node", "/tmp/x.mp3"))),
-        What::StopAsked { action: "id".into() },
+        What::StopAsked {
+            action: "id".into(),
+            route: None,
+        },
         What::StopSent { n: 1 },
         What::StopUnconfirmed,
+        What::StopAsked {
+            action: "id".into(),
+            route: Some(Route {
+                control: "pid://<0.9.0>/ecallmgr@kz1".into(),
+                call_id: "other-leg".into(),
+            }),
+        },
+        What::HeardOf {
+            media_id: "202611-a".into(),
+        },
+        What::MaskAsked {
+            action: "id".into(),
+            on: true,
+            route: None,
+        },
         What::Masked {
             action: "id".into(),
             on: true,
+            n: 0,
+        },
+        What::Masked {
+            action: "id".into(),
+            on: true,
+            n: 1,
+        },
+        What::Amended {
+            n: 1,
+            controls: "0123456789ab".into(),
         },
         What::ChannelSeen { n: 1, alive: false },
         What::Leg(Box::new(Leg {
@@ -274,7 +304,18 @@ fn every_fact() -> Vec<What> {
             audio: None,
             deleted: destination == Destination::ThirdParty,
             edit_told: false,
+            controls: None,
         }));
+    }
+    for (what, why) in [Control::Stop, Control::Mask, Control::Unmask, Control::Mask]
+        .into_iter()
+        .zip(Why::ALL)
+    {
+        all.push(What::NotObeyed {
+            action: "id".into(),
+            what,
+            why,
+        });
     }
     for failure in [
         CollectFailure::Unreachable,

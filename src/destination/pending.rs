@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use crate::couch::{Couch, CouchError, Present};
 use crate::kazoo::time::Moment;
 use crate::recording::audio::Audio;
+use crate::recording::controls::Controls;
 use crate::recording::document::Subject;
 use crate::recording::identity::{Key, MediaId};
 use crate::recording::progress::{Elsewhere, Progress, State, completed, edited};
@@ -43,6 +44,12 @@ impl Placed {
             key,
             document,
         })
+    }
+
+    /// What the document says of stops and masks, by its fingerprint.
+    pub fn controls(&self) -> String {
+        let private = self.document.get("pvt_recording").and_then(Value::as_object);
+        Controls::fingerprint_of(private.unwrap_or(&Map::new()))
     }
 
     /// Of the audio that the document is about.
@@ -189,6 +196,30 @@ pub async fn note(
         edited(document, subject.document(), progress, subject.now)
     })
     .await
+}
+
+/// Writes into the document what is known by now of stops and masks; `None` when it says so already.
+///
+/// # Errors
+/// As `complete`.
+pub async fn amend(
+    couch: &Couch,
+    placed: &Placed,
+    controls: &Controls,
+    now: Moment,
+) -> Result<Option<Placed>, DeliveryError> {
+    if placed.controls() == controls.fingerprint() {
+        return Ok(None);
+    }
+    let amended = edit(couch, placed, |mut document| {
+        if let Some(private) = document.get_mut("pvt_recording").and_then(Value::as_object_mut) {
+            controls.write(private);
+        }
+        let created = document.get("pvt_created").and_then(Value::as_i64).unwrap_or(0);
+        document.insert("pvt_modified".into(), now.gregorian_seconds().max(created).into());
+        document
+    });
+    Ok(Some(amended.await?))
 }
 
 /// Changes the document as it is now. `change` may be called several times.

@@ -4,8 +4,10 @@ use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::Moment;
 use crate::recording::audio::Audio;
+use crate::recording::controls::Why;
 use crate::recording::digest::Digests;
 use crate::recording::ending::Told;
 use crate::recording::identity::MediaId;
@@ -37,14 +39,37 @@ pub enum What {
     CommandRefused { why: String },
     /// The switch began to record.
     Started(Box<Told>),
+    /// A worker knew of the recording by another worker's notice only. It happened when that one's action was read.
+    HeardOf { media_id: String },
     /// An action wants the recording ended. Named by the action, so that its repeat is the same fact.
-    StopAsked { action: String },
+    StopAsked {
+        action: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        route: Option<Route>,
+    },
     /// The broker has the n-th stop command.
     StopSent { n: u32 },
     /// The switch has not ended the recording although it was told to.
     StopUnconfirmed,
-    /// An action masked (`on`) or unmasked the audio.
-    Masked { action: String, on: bool },
+    /// An action wants the audio masked (`on`) or unmasked.
+    MaskAsked {
+        action: String,
+        on: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        route: Option<Route>,
+    },
+    /// The broker has the command that masks (`on`) or unmasks the audio. `n` is 0 for the action's own command, and more for those that followed a later
+    /// start.
+    Masked {
+        action: String,
+        on: bool,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        n: u32,
+    },
+    /// The command of an action that masks or unmasks had no effect, as far as is known.
+    NotObeyed { action: String, what: Control, why: Why },
+    /// The document says what became known of stops and masks after it was written.
+    Amended { n: u32, controls: String },
     /// The channel was looked for; `alive` when an ecallmgr knows it.
     ChannelSeen { n: u32, alive: bool },
     /// A leg that carries the recording, or may, was told of.
@@ -224,6 +249,18 @@ pub enum Destination {
     StoragePlan,
 }
 
+/// Where a command of an action goes: the call's control process then, and the call's id there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The address, as the action wrote it.
+    pub control: String,
+    pub call_id: String,
+}
+
+const fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
 /// Audio in the hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holding {
@@ -269,6 +306,9 @@ pub struct Delivery {
     /// Kazoo's store proxy brought it there, and has told of the document's edit (`kzs_attachments`): once is enough.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub edit_told: bool,
+    /// What the document says of stops and masks; see `Controls::fingerprint`. Absent where an earlier version wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controls: Option<String>,
 }
 
 /// A notice that somebody depends on.
@@ -343,6 +383,7 @@ impl What {
             Self::ChannelSeen { n, .. }
             | Self::Probed { n, .. }
             | Self::StopSent { n }
+            | Self::Amended { n, .. }
             | Self::Held { n, .. }
             | Self::Unheld { n }
             | Self::Parked { n, .. }
@@ -370,7 +411,11 @@ impl What {
         "stop_asked",
         "stop_sent",
         "stop_unconfirmed",
+        "heard_of",
+        "mask_asked",
         "masked",
+        "not_obeyed",
+        "amended",
         "channel_seen",
         "leg",
         "probed",
@@ -411,7 +456,11 @@ impl What {
             Self::StopAsked { .. } => "stop_asked",
             Self::StopSent { .. } => "stop_sent",
             Self::StopUnconfirmed => "stop_unconfirmed",
+            Self::HeardOf { .. } => "heard_of",
+            Self::MaskAsked { .. } => "mask_asked",
             Self::Masked { .. } => "masked",
+            Self::NotObeyed { .. } => "not_obeyed",
+            Self::Amended { .. } => "amended",
             Self::ChannelSeen { .. } => "channel_seen",
             Self::Leg(_) => "leg",
             Self::Probed { .. } => "probed",

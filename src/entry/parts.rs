@@ -172,7 +172,7 @@ impl Entry {
         let mut entry = Self::of_order(self.order()?.continuation(), by);
         // A stop is a state: it holds for what the switch begins by itself later.
         let stops = self.facts.iter().filter_map(|fact| match &fact.what {
-            What::StopAsked { action } => Some(What::StopAsked { action: action.clone() }),
+            stop @ What::StopAsked { .. } => Some(stop.clone()),
             _ => None,
         });
         for what in [What::Commanded].into_iter().chain(stops).chain(left_over) {
@@ -281,7 +281,7 @@ impl Entry {
         events
     }
 
-    fn at_of_last(&self, is: impl Fn(&What) -> bool) -> Option<Moment> {
+    pub(super) fn at_of_last(&self, is: impl Fn(&What) -> bool) -> Option<Moment> {
         self.facts.iter().rev().find(|fact| is(&fact.what)).map(|fact| fact.at)
     }
 }
@@ -392,6 +392,7 @@ mod tests {
             audio: None,
             deleted: false,
             edit_told: false,
+            controls: None,
         })
     }
 

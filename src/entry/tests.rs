@@ -1,11 +1,13 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use crate::kazoo::dialplan::Control;
 use crate::kazoo::leg::LegEvent;
+use crate::recording::controls::Why;
 use crate::recording::digest::Digests;
 use crate::recording::identity::MediaId;
 
-use super::fact::{CollectFailure, DeliveryFailure, Since};
+use super::fact::{CollectFailure, DeliveryFailure, Route, Since};
 use super::legs::Leg;
 use super::union::{KEPT_FIRST, KEPT_LAST};
 use super::*;
@@ -31,6 +33,13 @@ fn told(n: u32) -> Box<Told> {
     told.stamp = (n % 3 != 0).then(|| at(i64::from(n)).unix_micros());
     told.length_ms = (n % 2 == 0).then_some(u64::from(n) * 500);
     Box::new(told)
+}
+
+fn route() -> Route {
+    Route {
+        control: "q".into(),
+        call_id: "call".into(),
+    }
 }
 
 fn digests(n: u32) -> Digests {
@@ -63,10 +72,25 @@ fn what(kind: usize, n: u32, on: bool) -> What {
         "command_lost" => What::CommandLost { why: why() },
         "command_refused" => What::CommandRefused { why: why() },
         "started" => What::Started(told(n)),
-        "stop_asked" => What::StopAsked { action: why() },
+        "stop_asked" => What::StopAsked {
+            action: why(),
+            route: on.then(route),
+        },
         "stop_sent" => What::StopSent { n },
         "stop_unconfirmed" => What::StopUnconfirmed,
-        "masked" => What::Masked { action: why(), on },
+        "heard_of" => What::HeardOf { media_id: why() },
+        "mask_asked" => What::MaskAsked {
+            action: why(),
+            on,
+            route: (n % 2 == 0).then(route),
+        },
+        "masked" => What::Masked { action: why(), on, n },
+        "not_obeyed" => What::NotObeyed {
+            action: why(),
+            what: [Control::Stop, Control::Mask][usize::from(on)],
+            why: Why::ALL[n as usize % Why::ALL.len()],
+        },
+        "amended" => What::Amended { n, controls: why() },
         "channel_seen" => What::ChannelSeen { n, alive: on },
         "leg" => What::Leg(Box::new(Leg {
             call_id: (n % 5).to_string(),
@@ -134,6 +158,7 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             audio: None,
             deleted: false,
             edit_told: false,
+            controls: on.then(why),
         }),
         "looked" => What::Looked {
             n,

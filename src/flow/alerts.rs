@@ -14,7 +14,9 @@ use crate::amqp::Publisher;
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::kazoo::alert::system_alert;
+use crate::kazoo::dialplan::Control;
 use crate::kazoo::envelope::Sender;
+use crate::recording::controls::Why;
 use crate::telemetry::events::Announced;
 use crate::telemetry::survive;
 
@@ -23,7 +25,14 @@ use super::next;
 /// Between two alerts of one kind.
 const WINDOW: Duration = Duration::from_secs(300);
 
-type Kind = (Outcome, Cause);
+/// What operators are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// It is parked, or ended without its audio.
+    Ended(Outcome, Cause),
+    /// The switch did not obey a stop, a mask or an unmask.
+    NotObeyed(Control, Why),
+}
 
 /// What was not told yet, of each kind that was told lately.
 type Untold = Mutex<HashMap<Kind, u64>>;
@@ -59,13 +68,13 @@ impl Alerts {
         }))
     }
 
-    /// Tells of a recording that is parked, or ended without its audio. Waits for nothing.
-    pub fn raise(&self, entry: &Entry, outcome: Outcome, cause: Cause) {
+    /// Tells of a recording that is parked, ended without its audio, or runs on as it should not. Waits for nothing.
+    pub fn raise(&self, entry: &Entry, kind: Kind) {
         let Some(inner) = self.0.clone() else { return };
-        if !admit(&inner.untold, (outcome, cause)) {
+        if !admit(&inner.untold, kind) {
             return;
         }
-        let first = first(entry, outcome, cause);
+        let first = first(entry, kind);
         let tasks = inner.tasks.clone();
         let telling = async move {
             inner.publish(&first).await;
@@ -74,8 +83,8 @@ impl Alerts {
                     () = tokio::time::sleep(WINDOW) => false,
                     () = inner.stop.cancelled() => true,
                 };
-                match settle(&inner.untold, (outcome, cause)) {
-                    Some(more) => inner.publish(&summary(more, outcome, cause)).await,
+                match settle(&inner.untold, kind) {
+                    Some(more) => inner.publish(&summary(more, kind)).await,
                     None => return,
                 }
                 if going_down {
@@ -138,21 +147,62 @@ fn settle(untold: &Untold, kind: Kind) -> Option<u64> {
     Some(count)
 }
 
-fn happened(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Parked => "is parked",
-        _ => "ended without its audio",
+impl Kind {
+    /// What happened to a recording, as a predicate.
+    fn happened(self) -> String {
+        match self {
+            Self::Ended(Outcome::Parked, _) => "is parked".to_owned(),
+            Self::Ended(..) => "ended without its audio".to_owned(),
+            Self::NotObeyed(Control::Stop, _) => "was not stopped".to_owned(),
+            Self::NotObeyed(Control::Mask, _) => "was not masked".to_owned(),
+            Self::NotObeyed(Control::Unmask, _) => "was not unmasked".to_owned(),
+        }
+    }
+
+    const fn cause(self) -> &'static str {
+        match self {
+            Self::Ended(_, cause) => cause.name(),
+            Self::NotObeyed(_, why) => why.name(),
+        }
+    }
+
+    const fn meaning(self) -> &'static str {
+        match self {
+            Self::Ended(_, cause) => cause.meaning(),
+            Self::NotObeyed(_, why) => why.meaning(),
+        }
+    }
+
+    /// What an operator does next.
+    fn advice(self, media_id: &str) -> String {
+        match self {
+            Self::Ended(..) => format!("`kz-record-call explain {media_id}` tells its story."),
+            Self::NotObeyed(..) => {
+                format!(
+                    "Stop it on its switch by hand, if it runs; `kz-record-call explain {media_id}` says which file that is."
+                )
+            }
+        }
+    }
+
+    /// What the alert's details say of it.
+    fn details(self) -> [(&'static str, &'static str); 2] {
+        match self {
+            Self::Ended(outcome, cause) => [("Outcome", outcome.name()), ("Cause", cause.name())],
+            Self::NotObeyed(what, why) => [("Not-Obeyed", what.name()), ("Cause", why.name())],
+        }
     }
 }
 
-fn first(entry: &Entry, outcome: Outcome, cause: Cause) -> Alert {
+fn first(entry: &Entry, kind: Kind) -> Alert {
     let media_id = entry.order().map_or("unknown", |order| order.media_id.as_str());
     let account_id = next::account(entry);
-    let what = happened(outcome);
+    let (what, cause) = (kind.happened(), kind.cause());
     let mut details = Map::new();
+    for (key, value) in kind.details() {
+        details.insert(key.into(), json!(value));
+    }
     for (key, value) in [
-        ("Outcome", Some(outcome.name())),
-        ("Cause", Some(cause.name())),
         ("Call-ID", Some(entry.call_id.as_str())),
         ("Account-ID", account_id),
         ("Media-ID", Some(media_id)),
@@ -165,25 +215,37 @@ fn first(entry: &Entry, outcome: Outcome, cause: Cause) -> Alert {
         media_id: media_id.to_owned(),
         subject: format!("a recording {what} ({cause})"),
         message: format!(
-            "Recording {media_id} of call {} (account {}) {what}: {}. `kz-record-call explain {media_id}` tells its story.",
+            "Recording {media_id} of call {} (account {}) {what}: {}. {}",
             entry.call_id,
             account_id.unwrap_or("unknown"),
-            cause.meaning()
+            kind.meaning(),
+            kind.advice(media_id)
         ),
         details: Value::Object(details),
     }
 }
 
-fn summary(more: u64, outcome: Outcome, cause: Cause) -> Alert {
-    let (what, minutes) = (happened(outcome), WINDOW.as_secs() / 60);
+fn summary(more: u64, kind: Kind) -> Alert {
+    let (what, cause, minutes) = (kind.happened(), kind.cause(), WINDOW.as_secs() / 60);
+    let names = match kind {
+        Kind::Ended(outcome, cause) => format!("`kz-record-call list --state {outcome} --cause {cause}` names them."),
+        Kind::NotObeyed(..) => {
+            "The log has an ERROR of each (event=control_not_obeyed, event=stop_unconfirmed).".to_owned()
+        }
+    };
+    let mut details = Map::new();
+    for (key, value) in kind.details() {
+        details.insert(key.into(), json!(value));
+    }
+    details.insert("Count".into(), json!(more));
     Alert {
         media_id: String::new(),
         subject: format!("{more} more recordings: each {what} ({cause})"),
         message: format!(
-            "{more} more recordings within {minutes} minutes, of each of which: it {what}: {}. `kz-record-call list --state {outcome} --cause {cause}` names them.",
-            cause.meaning()
+            "{more} more recordings within {minutes} minutes, of each of which: it {what}: {}. {names}",
+            kind.meaning()
         ),
-        details: json!({ "Outcome": outcome.name(), "Cause": cause.name(), "Count": more }),
+        details: Value::Object(details),
     }
 }
 
@@ -197,8 +259,8 @@ mod tests {
     fn a_storm_is_told_once_and_then_in_numbers() {
         let untold = Untold::default();
         let (one, other) = (
-            (Outcome::Parked, Cause::Unreachable),
-            (Outcome::Failed, Cause::FileGone),
+            Kind::Ended(Outcome::Parked, Cause::Unreachable),
+            Kind::Ended(Outcome::Failed, Cause::FileGone),
         );
         assert!(admit(&untold, one));
         for _ in 0..1000 {
@@ -216,7 +278,7 @@ mod tests {
     #[test]
     fn an_alert_names_the_recording_and_nothing_that_is_confidential() {
         let entry = Entry::new(Key::of("call", "action"), "call");
-        let alert = first(&entry, Outcome::Parked, Cause::Unreachable);
+        let alert = first(&entry, Kind::Ended(Outcome::Parked, Cause::Unreachable));
         assert_eq!(alert.subject, "a recording is parked (unreachable)");
         assert!(
             alert.message.contains("of call call (account unknown) is parked"),
@@ -227,7 +289,7 @@ mod tests {
             alert.details,
             json!({"Outcome": "parked", "Cause": "unreachable", "Call-ID": "call", "Media-ID": "unknown"})
         );
-        let alert = summary(37, Outcome::Failed, Cause::FileGone);
+        let alert = summary(37, Kind::Ended(Outcome::Failed, Cause::FileGone));
         assert_eq!(
             alert.subject,
             "37 more recordings: each ended without its audio (file_gone)"
@@ -236,6 +298,22 @@ mod tests {
             alert.message.contains("--state failed --cause file_gone"),
             "{}",
             alert.message
+        );
+    }
+
+    #[test]
+    fn what_the_switch_did_not_obey_is_told_to_operators() {
+        let entry = Entry::new(Key::of("call", "action"), "call");
+        let alert = first(&entry, Kind::NotObeyed(Control::Mask, Why::Moved));
+        assert_eq!(alert.subject, "a recording was not masked (moved)");
+        assert_eq!(
+            alert.details,
+            json!({"Not-Obeyed": "mask", "Cause": "moved", "Call-ID": "call", "Media-ID": "unknown"})
+        );
+        let alert = summary(3, Kind::NotObeyed(Control::Stop, Why::Unconfirmed));
+        assert_eq!(
+            alert.details,
+            json!({"Not-Obeyed": "stop", "Cause": "unconfirmed", "Count": 3})
         );
     }
 }

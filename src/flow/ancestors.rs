@@ -169,6 +169,7 @@ mod tests {
             audio: None,
             deleted: false,
             edit_told: false,
+            controls: None,
         };
         vec![
             (1, What::Started(told(1, None))),

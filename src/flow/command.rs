@@ -12,6 +12,7 @@ use crate::kazoo::address::Address;
 use crate::kazoo::channel::{self, ChannelState, Status, StatusReply};
 use crate::kazoo::dialplan::{self, Control, Trigger};
 use crate::kazoo::outgoing::Outgoing;
+use crate::recording::controls::Why;
 use crate::recording::order::Order;
 use crate::telemetry::events::CommandSent;
 use crate::telemetry::trace::{self, Stage};
@@ -31,6 +32,7 @@ impl Parts {
         let Some(message) = order.command(&self.sender, call_id, trigger) else {
             return Ok(());
         };
+        self.set_follow(order, call_id).await;
         let _pass = self.keep_pace(&message.routing_key).await;
         self.send(call_id, order.media_id.as_str(), "start", &message).await
     }
@@ -53,7 +55,7 @@ impl Parts {
         self.send(call_id, media_id, what.name(), &message).await
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         call_id: &str,
         media_id: &str,
@@ -125,27 +127,61 @@ impl Parts {
         }
     }
 
-    /// The n-th stop.
+    /// The n-th command that stops, masks or unmasks a recording that runs.
     pub(super) async fn control(&self, entry: &Entry, what: Control, n: u32) -> Option<Input> {
         let order = entry.order()?;
-        let call_id = self
-            .replaced
-            .current(entry.started().map_or(&order.call_id, |told| &told.call_id));
-        // A call that was transferred has another control process, which the last action on it told.
-        let told = entry.control_of(&call_id).or_else(|| entry.control_of(&order.call_id));
-        let Some(to) = told.and_then(|told| Address::parse(&told).ok()) else {
-            return Some(Input::Fact(What::StopSent { n }));
+        let action = entry.mask_to_send().map(|(action, ..)| action.to_owned());
+        let delivered = |n| match what {
+            Control::Stop => What::StopSent { n },
+            Control::Mask | Control::Unmask => What::Masked {
+                action: action.clone().unwrap_or_default(),
+                on: what == Control::Mask,
+                n,
+            },
+        };
+        let lost = |n| match what {
+            // A control queue that is gone takes no stop, now or later; the count goes on to its alarm.
+            Control::Stop => What::StopSent { n },
+            Control::Mask | Control::Unmask => What::NotObeyed {
+                action: action.clone().unwrap_or_default(),
+                what,
+                why: Why::Undelivered,
+            },
+        };
+        let Some((to, call_id)) = self.controlled_at(entry, order) else {
+            return Some(Input::Fact(lost(n)));
         };
         match self
             .send_control(&to, &call_id, order.media_id.as_str(), &order.file_name, what)
             .await
         {
-            // A control queue that is gone takes no stop, now or later; the count goes on to its alarm.
-            Ok(()) => Some(Input::Fact(What::StopSent { n })),
-            Err(error) if error.is_unroutable() => Some(Input::Fact(What::StopSent { n })),
+            Ok(()) => Some(Input::Fact(delivered(n))),
+            Err(error) if error.is_unroutable() => Some(Input::Fact(lost(n))),
             Err(_) => {
                 self.rest().await?;
                 Some(Input::Due)
+            }
+        }
+    }
+
+    /// Where the recording's call is controlled now, and its id there. A transfer gives a call another control process, and the one before takes commands and
+    /// does nothing: so what the newest action said counts, the start's only when there was none since.
+    fn controlled_at(&self, entry: &Entry, order: &Order) -> Option<(Address, String)> {
+        let carrier = entry.carried_by();
+        let current = self.replaced.current(&carrier.call_id);
+        let said = entry.route().map(|(at, route)| (at, route.clone()));
+        let heard = [&current, &carrier.call_id].map(|leg| self.registry.route(leg));
+        let heard = heard.into_iter().flatten();
+        let newest = said.into_iter().chain(heard).max_by_key(|(at, _)| *at);
+        match newest {
+            Some((at, route)) if at >= order.asked_at => {
+                let to = Address::parse(&route.control).ok()?;
+                Some((to, self.replaced.current(&route.call_id)))
+            }
+            // One that another worker heard of, else the start's.
+            _ => {
+                let told = carrier.control.and_then(|control| Address::parse(&control).ok());
+                Some((told.or_else(|| order.control())?, current))
             }
         }
     }

@@ -114,6 +114,11 @@ impl Parts {
                     audio: None,
                     deleted: stored.deleted,
                     edit_told: false,
+                    // One that was there already is read again.
+                    controls: Some(match stored.road {
+                        Some(_) => case.entry.controls().fingerprint(),
+                        None => String::new(),
+                    }),
                 }))
             }
             By::Url(target) => {
@@ -304,7 +309,7 @@ impl Parts {
             destination: destination.name(),
             node: &self.sender.node,
             now: self.now(),
-            masks: entry.masks().collect(),
+            controls: entry.controls(),
         })
     }
 
@@ -395,6 +400,7 @@ fn delivered(destination: Destination, placed: Placed) -> What {
         destination,
         sha256: placed.sha256(),
         deleted: placed.is_deleted(),
+        controls: Some(placed.controls()),
         document: document_of(placed),
         below_quorum: false,
         audio: None,

@@ -8,12 +8,15 @@ use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{Announcement, Destination, What};
 use crate::ingest::Answer;
+use crate::kazoo::dialplan::Control;
 use crate::ledger::{Lease, Noted, address};
 use crate::recording::audio::Audio;
+use crate::recording::controls::Why;
 use crate::recording::ending::Told;
-use crate::telemetry::events::{RecordingClosed, RecordingParked, RecordingsInHand, StopUnconfirmed};
+use crate::telemetry::events::{ControlNotObeyed, RecordingClosed, RecordingParked, RecordingsInHand, StopUnconfirmed};
 use crate::telemetry::trace::{self, Stage, Trace};
 
+use super::alerts::Kind;
 use super::hands::Mailbox;
 use super::next::{self, Case, Effect, Hand, Input, next};
 use super::perform::{InHand, Parts};
@@ -344,6 +347,22 @@ fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
             media_id,
         }
         .emit();
+        parts
+            .alerts
+            .raise(entry, Kind::NotObeyed(Control::Stop, Why::Unconfirmed));
+    }
+    for fact in entry.facts().iter().filter(|fact| !before.facts().contains(fact)) {
+        if let What::NotObeyed { what, why, .. } = fact.what {
+            ControlNotObeyed {
+                call_id,
+                account_id,
+                media_id,
+                control: what.name(),
+                why: why.name(),
+            }
+            .emit();
+            parts.alerts.raise(entry, Kind::NotObeyed(what, why));
+        }
     }
     if let (Some(cause), None) = (entry.parked(), before.parked()) {
         RecordingParked {
@@ -353,7 +372,7 @@ fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
             cause: cause.name(),
         }
         .emit();
-        parts.alerts.raise(entry, Outcome::Parked, cause);
+        parts.alerts.raise(entry, Kind::Ended(Outcome::Parked, cause));
     }
     if let (true, false, Some((outcome, cause))) = (entry.is_closed(), before.is_closed(), entry.outcome()) {
         parts.registry.close(entry.key);
@@ -370,7 +389,7 @@ fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
         }
         .emit();
         if is_alarming(outcome, cause) {
-            parts.alerts.raise(entry, outcome, cause);
+            parts.alerts.raise(entry, Kind::Ended(outcome, cause));
         }
     }
 }

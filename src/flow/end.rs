@@ -8,7 +8,6 @@ use tracing::warn;
 use crate::amqp::Delivery;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
-use crate::kazoo::dialplan::Control;
 use crate::kazoo::event::{EventName, RecordEvent};
 use crate::kazoo::time::{Moment, Month};
 use crate::ledger::{Noted, Receipt, address};
@@ -18,7 +17,6 @@ use crate::recording::format::Format;
 use crate::recording::identity::{Key, MediaId};
 use crate::recording::order::{Order, Url};
 use crate::telemetry::events::{RecordingEnded, RecordingStarted};
-use crate::telemetry::survive;
 use crate::telemetry::trace::{self, Stage};
 
 use super::next::Input;
@@ -104,9 +102,6 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, kn
         // Also one that the switch began anew by itself, as at another bridge.
         parts.registry.open(open);
     }
-    if !ended && entry.is_masked() {
-        mask(parts, &entry);
-    }
     if again {
         // Whoever is about to let the switch's file go must know that it is being written again.
         notices::began_again(parts, entry.key, &fact);
@@ -114,7 +109,8 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, kn
     if !surely {
         // Whoever has it in hand is told all the same.
         let _ = parts.hands.tell(entry.key, Input::Fact(what));
-    } else if ended || entry.stop_asked_at().is_some() || entry.is_to_be_continued() {
+    } else if ended || entry.stop_asked_at().is_some() || entry.is_masked() || entry.is_to_be_continued() {
+        // A mask, and a stop, are applied to what begins now.
         drive::go_on(parts, entry, Input::Fact(what));
     }
     settle(parts, delivery, &event.call_id, receipt).await;
@@ -138,31 +134,20 @@ async fn settle(parts: &Arc<Parts>, delivery: Delivery, call_id: &str, receipt: 
     }
 }
 
-/// The audio was masked before it began: that is applied now.
-fn mask(parts: &Arc<Parts>, entry: &Entry) {
-    let Some(order) = entry.order().cloned() else { return };
-    let Some(to) = order.control() else { return };
-    let call_id = parts
-        .replaced
-        .current(entry.started().map_or(&order.call_id, |told| &told.call_id));
-    let (parts, tasks) = (Arc::clone(parts), parts.tasks.clone());
-    let masking = async move {
-        // What it came to is told by the command's own event.
-        let _ = parts
-            .send_control(&to, &call_id, order.media_id.as_str(), &order.file_name, Control::Mask)
-            .await;
-    };
-    tasks.spawn(survive("mask", masking));
-}
-
 /// This worker's memory, else the ledger.
 async fn known(parts: &Parts, order: Order) -> Known {
-    let remembered = parts.registry.entry(order.key).filter(|entry| entry.order().is_some());
-    let (entry, surely) = match remembered {
+    let remembered = parts.registry.entry(order.key);
+    // Of a recording that this worker did not see begin, what others told of it: who stopped it, and when it was masked.
+    let heard = remembered.clone().filter(|entry| entry.order().is_none());
+    let (entry, surely) = match remembered.filter(|entry| entry.order().is_some()) {
         // Another worker may have met another part of it, and this one's memory be of the part before.
         Some(entry) if entry.order().is_some_and(Order::may_begin_again) => told_by_ledger(parts, entry).await,
         Some(entry) => (entry, true),
         None => told_by_ledger(parts, Entry::of_order(order, &parts.policy.worker)).await,
+    };
+    let entry = match heard {
+        Some(heard) => entry.merge(heard),
+        None => entry,
     };
     Known {
         entry: parts.registry.complete(entry),

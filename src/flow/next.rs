@@ -85,6 +85,8 @@ pub enum Effect {
     Complete { attempt: u32, destination: Destination },
     /// Read back what a server with too few copies had taken.
     ReadBack { n: u32 },
+    /// Write into the document what became known of stops and masks since it was written.
+    Amend { n: u32 },
     /// Write into the document that came before the audio that the recording rests.
     Mark { n: u32, cause: Cause },
     /// Put the audio in hand into the hold.
@@ -226,6 +228,9 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
 /// A fact that follows from the others.
 fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
     let entry = &case.entry;
+    if let Some(unheeded) = entry.unheeded() {
+        return Some(unheeded);
+    }
     if entry.outcome().is_some() {
         return None;
     }

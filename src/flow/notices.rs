@@ -17,8 +17,9 @@ use crate::entry::legs::Leg;
 use crate::kazoo::action::ReplyTo;
 use crate::kazoo::call::clip;
 use crate::kazoo::dialplan::DialplanError;
-use crate::kazoo::envelope::Envelope;
+use crate::kazoo::envelope::{Envelope, check_ids};
 use crate::kazoo::event::replaced_by;
+use crate::kazoo::json::boolean_at;
 use crate::kazoo::leg::{LegEvent, LegNews, leg_of_key};
 use crate::kazoo::names::Exchange;
 use crate::kazoo::outgoing::Outgoing;
@@ -72,6 +73,15 @@ pub fn closed(parts: &Arc<Parts>, entry: &Entry) {
     if let Some(open) = Open::of(entry) {
         say(parts, News::Closed(open));
     }
+}
+
+/// Tells everybody what was asked and sent of a stop, a mask or an unmask: whoever hears of the recording's end writes its document. `orphan`: this worker
+/// does not know what was ordered, and another one is to follow it up.
+pub fn controlled(parts: &Arc<Parts>, entry: &Entry, facts: &[Fact], orphan: bool) {
+    let body = json!({ "Key": entry.key, "Call-ID": entry.call_id, "Facts": facts, "Orphan": orphan });
+    let parts = Arc::clone(parts);
+    let tasks = parts.tasks.clone();
+    tasks.spawn(async move { send(&parts, "controlled", body).await });
 }
 
 /// Tells everybody, this worker included, that the switch began to record again under a name that it had ended.
@@ -140,6 +150,28 @@ pub fn restart_of(envelope: &Envelope) -> Option<(Key, Fact)> {
     let started = Fact::deserialize(envelope.body.get("Fact")?).ok()?;
     matches!(started.what, What::Started(_)).then_some((key, started))
 }
+
+/// What `controlled` tells: whose recording, and what was asked and sent.
+pub fn control_of(envelope: &Envelope) -> Option<(Key, String, Vec<Fact>)> {
+    let key = Key::deserialize(envelope.body.get("Key")?).ok()?;
+    let call_id = envelope.body.get("Call-ID")?.as_str()?.to_owned();
+    check_ids(&[("Call-ID", Some(&call_id))]).ok()?;
+    let facts: Vec<Fact> = Vec::deserialize(envelope.body.get("Facts")?).ok()?;
+    let is_one = |fact: &Fact| {
+        matches!(
+            fact.what,
+            What::StopAsked { .. }
+                | What::StopSent { .. }
+                | What::MaskAsked { .. }
+                | What::Masked { .. }
+                | What::NotObeyed { .. }
+        )
+    };
+    (facts.len() <= MOST_CONTROLS && facts.iter().all(is_one)).then_some((key, call_id, facts))
+}
+
+/// Facts that one action on a running recording brings.
+const MOST_CONTROLS: usize = 4;
 
 /// News that wait to be sent, in their order.
 #[derive(Debug, Default)]
@@ -217,10 +249,22 @@ pub fn handle(parts: &Arc<Parts>, delivery: &Delivery) {
     }
 }
 
-fn memory(parts: &Parts, delivery: &Delivery) {
+fn memory(parts: &Arc<Parts>, delivery: &Delivery) {
     let Ok(envelope) = delivery.envelope() else { return };
     if envelope.name == "credentials" {
         return credentials::heard(&envelope);
+    }
+    if envelope.name == "controlled" {
+        if let Some((key, call_id, facts)) = control_of(&envelope) {
+            take_in(
+                parts,
+                key,
+                &call_id,
+                &facts,
+                boolean_at(&envelope.body, "Orphan") == Some(true),
+            );
+        }
+        return;
     }
     if envelope.name == "began_again" {
         if let Some((key, started)) = restart_of(&envelope) {
@@ -238,6 +282,20 @@ fn memory(parts: &Parts, delivery: &Delivery) {
         match news {
             News::Opened(open) => parts.registry.open(open),
             News::Closed(open) => parts.registry.close(open.key),
+        }
+    }
+}
+
+/// Another worker stopped, masked or unmasked a recording.
+fn take_in(parts: &Arc<Parts>, key: Key, call_id: &str, facts: &[Fact], orphan: bool) {
+    parts.registry.hear(key, call_id, facts);
+    let entry = parts.registry.entry(key).filter(|entry| entry.order().is_some());
+    for fact in facts {
+        let told = Input::Fact(fact.what.clone());
+        match &entry {
+            Some(entry) if orphan => drive::go_on(parts, entry.clone(), told),
+            // Where nobody has it in hand here, the worker that sent it follows it up.
+            _ => drop(parts.hands.tell(key, told)),
         }
     }
 }
@@ -381,6 +439,7 @@ mod tests {
             interaction: None,
             asked_at: crate::kazoo::time::Moment::from_unix_seconds(1),
             stopping: false,
+            stays: false,
         };
         let outbox = Outbox::default();
         assert!(outbox.put(News::Opened(order(0))));

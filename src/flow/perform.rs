@@ -230,6 +230,7 @@ impl Parts {
             }
             Effect::Complete { attempt, destination } => Some(self.complete(case, attempt, destination).await),
             Effect::ReadBack { n } => Some(self.read_back(case, n).await),
+            Effect::Amend { n } => Some(self.amend(case, n).await),
             Effect::Mark { n, cause } => Some(self.mark(case, n, cause).await),
             Effect::Hold => Some(self.put_into_hold(case, hand.as_ref()).await),
             Effect::Unhold => Some(self.take_out_of_hold(case).await),

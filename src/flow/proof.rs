@@ -90,6 +90,8 @@ impl Parts {
                         audio: Some(audio),
                         deleted,
                         edit_told: false,
+                        // Another worker wrote it: it is read again.
+                        controls: Some(String::new()),
                     })));
                 }
             }

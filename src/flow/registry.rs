@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
-use crate::entry::fact::{Fact, What};
+use crate::entry::fact::{Fact, Route, What};
 use crate::entry::legs::Leg;
 use crate::kazoo::leg::{LegEvent, encoded_leg};
 use crate::kazoo::time::Moment;
@@ -31,6 +31,9 @@ pub struct Open {
     /// A stop was sent; another stop means the one before.
     #[serde(default)]
     pub stopping: bool,
+    /// Its action said that it does not go along with a transfer: the call's channel was set so.
+    #[serde(default)]
+    pub stays: bool,
 }
 
 impl Open {
@@ -46,6 +49,7 @@ impl Open {
             interaction: entry.interaction().map(str::to_owned),
             asked_at: order.asked_at,
             stopping: entry.stop_asked_at().is_some(),
+            stays: order.command.as_ref().is_some_and(|command| !command.follow_transfer),
         })
     }
 }
@@ -73,6 +77,10 @@ struct Memory {
     commands: Bounded<String, Key>,
     /// Recordings that the switch began again lately: the ledger may not tell it yet.
     restarts: Bounded<Key, Fact>,
+    /// Calls whose channel was told that its recordings do not follow a transfer.
+    unfollowing: Bounded<String, ()>,
+    /// Where the newest action on a call said that it is controlled.
+    routes: Bounded<String, (Moment, Route)>,
 }
 
 /// The memory. One for each worker.
@@ -86,6 +94,9 @@ impl Registry {
         if let Some(known) = memory.open.get_mut(&open.key) {
             known.stopping |= open.stopping;
             return;
+        }
+        if open.stays {
+            memory.unfollowing.insert(open.call_id.clone(), (), KEYS);
         }
         memory.by_call.entry(open.call_id.clone()).or_default().insert(open.key);
         if let Some(fetch_id) = &open.fetch_id {
@@ -207,6 +218,35 @@ impl Registry {
     /// The recording that a start command's id belongs to.
     pub fn of_command(&self, msg_id: &str) -> Option<Key> {
         self.lock().commands.get(&msg_id.to_owned()).copied()
+    }
+
+    /// An action says where its call is controlled now.
+    pub fn controlled(&self, at: Moment, route: Route) {
+        self.lock().routes.insert(route.call_id.clone(), (at, route), KEYS);
+    }
+
+    /// Where the newest action on a call said that it is controlled, and when.
+    pub fn route(&self, call_id: &str) -> Option<(Moment, Route)> {
+        self.lock().routes.get(&call_id.to_owned()).cloned()
+    }
+
+    /// Adds what another worker learnt of a recording.
+    pub fn hear(&self, key: Key, call_id: &str, facts: &[Fact]) {
+        let mut memory = self.lock();
+        let mut entry = memory
+            .entries
+            .get(&key)
+            .cloned()
+            .unwrap_or_else(|| Entry::new(key, call_id));
+        for fact in facts {
+            entry.add(fact.clone());
+        }
+        memory.entries.insert(key, entry, ENTRIES);
+    }
+
+    /// Whether an action on this call said that its recording does not follow a transfer.
+    pub fn is_unfollowing(&self, call_id: &str) -> bool {
+        self.lock().unfollowing.get(&call_id.to_owned()).is_some()
     }
 
     /// The newest recording of the call that is open and not being stopped; by what stays when the call's id is replaced, else by its id.
@@ -368,6 +408,7 @@ mod tests {
             interaction: Some("63963164363-c19045b1".into()),
             asked_at: Moment::from_unix_seconds(at),
             stopping: false,
+            stays: false,
         }
     }
 

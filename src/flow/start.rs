@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::amqp::Delivery;
 use crate::destination::url::Target;
 use crate::entry::Entry;
-use crate::entry::fact::{Fact, What};
+use crate::entry::fact::{Fact, Route, What};
 use crate::kazoo::action::{Execute, ExecuteError, ReplyTo};
 use crate::kazoo::dialplan::Trigger;
 use crate::kazoo::envelope::Envelope;
@@ -161,6 +161,13 @@ async fn run(job: &Job<'_>, delivery: &Delivery, asked: &Asked, begun: Instant) 
             server_id, "nobody can be answered; the recording goes on"
         );
     }
+    job.parts.registry.controlled(
+        job.parts.now(),
+        Route {
+            control: action.control.to_string(),
+            call_id: action.call_id.clone(),
+        },
+    );
     let (what, media_id, done) = match plan {
         Plan::Skip => ("skip", String::new(), job.answer_at_once().await),
         Plan::Start(order) => ("start", order.media_id.to_string(), start(job, order).await),

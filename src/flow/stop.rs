@@ -1,15 +1,17 @@
 //! The action's other verbs: stop, mask and unmask the newest recording of the call that runs.
 //!
-//! A stop is a state, not a message: it is repeated until the switch confirms it, applied to a start that comes later, and an operator is told
-//! when it stays unconfirmed, for payment data may be recorded.
+//! Each is a state, not a message. A stop is repeated until the switch confirms it, and applied to a start that comes later; an operator is told when it
+//! stays unconfirmed, for payment data may be recorded. The switch confirms no mask: its command is repeated until the broker has it, and sent again at each
+//! start; an operator is told when it cannot have been obeyed.
 
 use std::time::Duration;
 
 use tracing::warn;
 
 use crate::entry::Entry;
-use crate::entry::fact::{Fact, What};
+use crate::entry::fact::{Fact, Route, What};
 use crate::kazoo::dialplan::Control;
+use crate::recording::controls::Why;
 use crate::recording::names;
 
 use super::next::Input;
@@ -22,67 +24,125 @@ const KNOWLEDGE: Duration = Duration::from_secs(1);
 
 /// Does it; tells the recording's id, if one is known, and whether it is answered and durable.
 pub(super) async fn control(job: &Job<'_>, what: Control) -> (String, bool) {
-    let (parts, action) = (job.parts, job.action);
     job.accept().await;
-    let Some(open) = find(job).await else {
+    if let Some(open) = find(job).await {
+        let facts = tell_switch(job, &open, what).await;
+        let answered = job.result().await;
+        let durable = write_down(job, &open, facts).await;
+        return (open.media_id, answered && durable);
+    }
+    // What follows takes its time, and the call waits for its answer.
+    let answered = job.result().await;
+    let Some(open) = moved_here(job).await else {
         stranger(job, what).await;
-        return (String::new(), job.result().await);
+        return (String::new(), answered);
     };
+    let mut facts = tell_switch(job, &open, what).await;
+    if what != Control::Stop {
+        // A stop shows by itself whether it was obeyed; of a mask nobody would ever hear.
+        facts.push(What::NotObeyed {
+            action: job.action.msg_id.clone().unwrap_or_default(),
+            what,
+            why: Why::Moved,
+        });
+    }
+    let durable = write_down(job, &open, facts).await;
+    (open.media_id, answered && durable)
+}
+
+/// Sends the command; what is to be written down of it.
+async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<What> {
+    let (parts, action) = (job.parts, job.action);
     let sent = parts
         .send_control(&action.control, &action.call_id, &open.media_id, &open.file_name, what)
         .await;
     if what == Control::Stop {
         parts.registry.stopping(open.key);
-        notices::stopping(parts, &open);
+        notices::stopping(parts, open);
     }
-    let answered = job.result().await;
-    // The action's id tells its repeats from another stop.
+    // The action's id tells its repeats from another action.
     let id = action.msg_id.clone().unwrap_or_default();
-    let mut facts = vec![match what {
-        Control::Stop => What::StopAsked { action: id },
-        Control::Mask => What::Masked { action: id, on: true },
-        Control::Unmask => What::Masked { action: id, on: false },
-    }];
-    if what == Control::Stop && sent.is_ok() {
-        facts.push(What::StopSent { n: 1 });
+    let route = Some(Route {
+        control: action.control.to_string(),
+        call_id: action.call_id.clone(),
+    });
+    let on = what == Control::Mask;
+    let asked = match what {
+        Control::Stop => What::StopAsked {
+            action: id.clone(),
+            route,
+        },
+        Control::Mask | Control::Unmask => What::MaskAsked {
+            action: id.clone(),
+            on,
+            route,
+        },
+    };
+    let delivered = match what {
+        Control::Stop => What::StopSent { n: 1 },
+        Control::Mask | Control::Unmask => What::Masked { action: id, on, n: 0 },
+    };
+    match sent {
+        Ok(()) => vec![asked, delivered],
+        Err(_) => vec![asked],
     }
+}
+
+/// Writes down what was asked and sent, tells the other workers, and follows it up.
+async fn write_down(job: &Job<'_>, open: &Open, facts: Vec<What>) -> bool {
+    let (parts, action) = (job.parts, job.action);
     let mut entry = parts
         .registry
         .entry(open.key)
         .unwrap_or_else(|| Entry::new(open.key, &open.call_id));
-    for what in &facts {
+    if entry.order().is_none() {
+        // Only what another worker told is known. This says also which month of the ledger has the rest.
         entry.add(Fact {
+            at: open.asked_at,
+            by: parts.policy.worker.clone(),
+            what: What::HeardOf {
+                media_id: open.media_id.clone(),
+            },
+        });
+    }
+    let stamped: Vec<Fact> = facts
+        .iter()
+        .map(|what| Fact {
             at: parts.now(),
             by: parts.policy.worker.clone(),
             what: what.clone(),
-        });
+        })
+        .collect();
+    for fact in &stamped {
+        entry.add(fact.clone());
     }
     parts.registry.remember(&entry);
-    if entry.order().is_none() {
-        // Only what another worker told is known: the ledger has the rest.
-        let address = crate::ledger::Address {
-            month: open.asked_at.month(),
-            call_id: open.call_id.clone(),
-            key: open.key,
-        };
-        match parts.ledger.load(&address).await {
-            Ok(Some(record)) => entry = record.entry.merge(entry),
-            Ok(None) | Err(_) => {
-                warn!(
-                    call_id = action.call_id,
-                    media_id = open.media_id,
-                    "the stop was sent, and cannot be followed up: the ledger does not know its recording yet"
-                );
-                return (open.media_id, answered);
-            }
-        }
+    if entry.order().is_none()
+        && parts.ledger.is_up()
+        && let Ok(Ok(Some(record))) =
+            tokio::time::timeout(KNOWLEDGE, parts.ledger.load(&crate::ledger::address(&entry))).await
+    {
+        entry = record.entry.merge(entry);
     }
+    let is_known = entry.order().is_some();
+    // Whoever writes the recording's document must know it; and whoever knows the order follows it up, if this worker does not.
+    notices::controlled(parts, &entry, &stamped, !is_known);
     let durable = journal::write(parts, &entry).await;
-    for what in facts {
-        // Whoever has the recording in hand takes it in; otherwise it is followed up from here.
-        drive::go_on(parts, entry.clone(), Input::Fact(what));
+    if is_known {
+        for what in facts {
+            // Whoever has the recording in hand takes it in; otherwise it is followed up from here.
+            drive::go_on(parts, entry.clone(), Input::Fact(what));
+        }
+    } else {
+        warn!(
+            event = "control_of_unknown_order",
+            call_id = action.call_id,
+            media_id = open.media_id,
+            durable,
+            "the ledger does not tell the recording's order; whichever worker knows it follows the command up"
+        );
     }
-    (open.media_id, answered && durable)
+    durable
 }
 
 /// The newest recording of the call that is open: in the memory of all workers, else in the ledger.
@@ -116,6 +176,40 @@ async fn find(job: &Job<'_>) -> Option<Open> {
     Some(open)
 }
 
+/// A recording of the same conversation that went along to this leg when its own left: the leg where it began is gone, and it runs all the same.
+async fn moved_here(job: &Job<'_>) -> Option<Open> {
+    let (parts, action) = (job.parts, job.action);
+    let interaction = action.call.parties.interaction_id.as_deref()?;
+    let mut entries: Vec<Entry> = parts
+        .registry
+        .of_interaction(interaction)
+        .iter()
+        .filter_map(|open| parts.registry.entry(open.key))
+        .filter(|entry| entry.order().is_some())
+        .collect();
+    if parts.ledger.is_up() {
+        let looking = parts.ledger.of_interaction(interaction);
+        let records = tokio::time::timeout(KNOWLEDGE, looking).await.ok()?.unwrap_or_default();
+        entries.extend(records.into_iter().map(|record| parts.registry.complete(record.entry)));
+    }
+    // The newest first, as everywhere.
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.order().map(|order| order.asked_at)));
+    for entry in entries {
+        if !entry.is_open() || entry.stop_asked_at().is_some() {
+            continue;
+        }
+        let carrier = entry.carried_by();
+        let is_here = carrier.call_id == action.call_id;
+        // Where no event told of the move: the leg that it began on is gone, and it runs all the same.
+        let its_leg = parts.replaced.current(&carrier.call_id);
+        if is_here || its_leg != action.call_id && parts.is_alive(&its_leg).await == Some(false) {
+            parts.registry.remember(&entry);
+            return Open::of(&entry);
+        }
+    }
+    None
+}
+
 /// No recording of ours is known: somebody else's, by the name that the call carries, is what Kazoo's own action would stop then.
 async fn stranger(job: &Job<'_>, what: Control) {
     let (parts, action) = (job.parts, job.action);
@@ -127,6 +221,7 @@ async fn stranger(job: &Job<'_>, what: Control) {
                 .await;
         }
         _ => warn!(
+            event = "no_recording_of_call",
             call_id = action.call_id,
             action = what.name(),
             "no recording of this call is known; nothing is sent"

@@ -28,18 +28,32 @@ pub struct RecordStart {
     /// Hertz.
     pub sample_rate: Option<u32>,
     pub silence: Option<Silence>,
+    /// Two channels: left is the leg that is recorded, right is what that leg hears. Otherwise one channel has both.
+    pub stereo: bool,
     /// What comes back to us in `Recording.Carry` of the recording's events.
     pub carry: String,
 }
 
-/// Silence detection; read by Kazoo's 2026 continuation, ignored by 5.0 and older.
+/// Silence detection. Kazoo's 2026 continuation reads a header of the command for it. Kazoo 5.0 ignores that header, and hands the recording's own
+/// variables to the switch, which reads its settings from these first: so both are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Silence {
     pub threshold: u32,
     /// Milliseconds of silence at the start that end the recording; 0 never does.
     pub initial_timeout_ms: u32,
-    /// Milliseconds of silence after speech that end the recording.
+    /// Milliseconds of silence after speech that end the recording; 0 never does.
     pub final_timeout_ms: u32,
+}
+
+impl Silence {
+    /// The switch's own settings. A time-out sets the threshold to 200, unless the threshold is given as well.
+    fn variables(self) -> [(&'static str, u32); 3] {
+        [
+            ("RECORD_SILENCE_THRESHOLD", self.threshold),
+            ("RECORD_INITIAL_TIMEOUT_MS", self.initial_timeout_ms),
+            ("RECORD_FINAL_TIMEOUT_MS", self.final_timeout_ms),
+        ]
+    }
 }
 
 /// When a start takes effect.
@@ -54,7 +68,7 @@ pub enum Trigger {
 }
 
 /// What is done to a recording that runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Control {
     Stop,
@@ -88,6 +102,21 @@ pub fn start(sender: &Sender, to: &Address, msg_id: &str, start: &RecordStart, t
         "Call-ID": start.call_id,
         "Insert-At": "now",
         "Event-Actions": { at: { "Record-Call": command } },
+    });
+    Outgoing::to(Exchange::Callctl, to, sender.message(CATEGORY, NAME, msg_id, body))
+}
+
+/// Sets whether recordings of the call's channel go along when its peer is transferred: the switch asks the channel's own variables then, whatever the
+/// recording's command said (`recording_follow_transfer`, `recording_follow_attxfer`). ecallmgr writes these two names as they are, without the prefix
+/// of other channel variables (`ecallmgr_util:get_fs_key`); its validator asks for both objects (`kapi_dialplan:set`).
+pub fn follow_transfer(sender: &Sender, to: &Address, msg_id: &str, call_id: &str, follow: bool) -> Outgoing {
+    let follow = follow.to_string();
+    let body = json!({
+        "Application-Name": "set",
+        "Call-ID": call_id,
+        "Insert-At": "now",
+        "Custom-Channel-Vars": { "recording_follow_transfer": follow, "recording_follow_attxfer": follow },
+        "Custom-Call-Vars": {},
     });
     Outgoing::to(Exchange::Callctl, to, sender.message(CATEGORY, NAME, msg_id, body))
 }
@@ -135,14 +164,28 @@ fn start_body(start: &RecordStart) -> Map<String, Value> {
         });
         put("Record-Silence-Detection", detection);
     }
-    let variables = json!({
-        "Name": start.media_name,
-        "Recorder": RECORDER,
-        "ID": start.media_id,
-        "Carry": start.carry,
-    });
-    put("Recording-Variables", variables);
+    if !start.stereo {
+        put("Channels-As-Stereo", json!(false));
+    }
+    put("Recording-Variables", Value::Object(variables(start)));
     body
+}
+
+/// What goes onto the switch's command line as the recording's own variables: names that we make, numbers and one boolean. Nothing that anybody wrote.
+fn variables(start: &RecordStart) -> Map<String, Value> {
+    let mut variables = Map::new();
+    let mut put = |key: &str, value: String| variables.insert(key.to_owned(), Value::String(value));
+    put("Name", start.media_name.clone());
+    put("Recorder", RECORDER.to_owned());
+    put("ID", start.media_id.clone());
+    put("Carry", start.carry.clone());
+    for (name, number) in start.silence.into_iter().flat_map(Silence::variables) {
+        put(name, number.to_string());
+    }
+    if !start.stereo {
+        put("RECORD_STEREO", false.to_string());
+    }
+    variables
 }
 
 /// An error of a command (`kapi_dialplan:error`, published by `ecallmgr_call_control:send_error_resp`).
@@ -188,6 +231,7 @@ mod tests {
             min_sec: 0,
             sample_rate: Some(16000),
             silence: None,
+            stereo: true,
             carry: "AbC-_9".into(),
         }
     }
@@ -233,5 +277,46 @@ mod tests {
             assert_eq!(wrapped["Insert-At"], "now");
             assert_eq!(wrapped["Event-Actions"][key]["Record-Call"], sent(Trigger::Now).body);
         }
+    }
+
+    #[test]
+    fn silence_and_channels_reach_the_switch_as_the_recordings_own_variables() {
+        let asked = RecordStart {
+            silence: Some(Silence {
+                threshold: 300,
+                initial_timeout_ms: 2000,
+                final_timeout_ms: 0,
+            }),
+            stereo: false,
+            ..example()
+        };
+        let body = Value::Object(start_body(&asked));
+        let variables = &body["Recording-Variables"];
+        assert_eq!(variables["RECORD_SILENCE_THRESHOLD"], "300");
+        assert_eq!(variables["RECORD_INITIAL_TIMEOUT_MS"], "2000");
+        assert_eq!(variables["RECORD_FINAL_TIMEOUT_MS"], "0");
+        assert_eq!(
+            (&variables["RECORD_STEREO"], &body["Channels-As-Stereo"]),
+            (&json!("false"), &json!(false))
+        );
+        assert_eq!(body["Record-Silence-Detection"]["Initial-Timeout"], 2000);
+    }
+
+    #[test]
+    fn what_a_transfer_does_is_set_on_the_channel_itself() {
+        let to = Address::parse("pid://<0.9182.3>/ecallmgr@kz1-<0.1834.0>-a41c77de").unwrap();
+        let sender = Sender {
+            node: "kz_record_call@rec1".into(),
+        };
+        let sent = follow_transfer(&sender, &to, "5a0f", "a84b@pc33", false);
+        assert_eq!((sent.exchange, sent.mandatory), (Exchange::Callctl, true));
+        assert_eq!(
+            sent.body["Custom-Channel-Vars"],
+            json!({"recording_follow_transfer": "false", "recording_follow_attxfer": "false"})
+        );
+        assert_eq!(
+            (&sent.body["Application-Name"], &sent.body["Custom-Call-Vars"]),
+            (&json!("set"), &json!({}))
+        );
     }
 }

@@ -32,6 +32,8 @@ pub struct RecordEvent {
     /// Milliseconds recorded (`Length`, else `Recording.File-MilliSeconds`); a channel variable, so it may be another recording's.
     pub length_ms: Option<u64>,
     pub other_leg_call_id: Option<String>,
+    /// Whether the leg was hanging up, by `Channel-State`.
+    pub hung_up: Option<bool>,
     /// The switch's own stamp of the event, Unix microseconds: tells events apart that fall into one second, and is the same in every copy
     /// of an event.
     pub stamp: Option<i64>,
@@ -111,6 +113,7 @@ impl RecordEvent {
             switch_node: owned_text(body, "Switch-Nodename"),
             length_ms: length.and_then(|ms| u64::try_from(ms).ok()),
             other_leg_call_id: owned_text(body, "Other-Leg-Call-ID"),
+            hung_up: text(body, "Channel-State").map(|state| matches!(state, "HANGUP" | "REPORTING" | "DESTROY")),
             stamp: numbered(body).map(Moment::unix_micros),
             account_id: owned_text(variables, "Account-ID").filter(|id| is_account_id(id)),
             fetch_id: owned_text(variables, "Fetch-ID"),

@@ -32,6 +32,9 @@ pub struct Told {
     /// The switch's completion cause: a hint, never the only reason to give audio up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_cause: Option<String>,
+    /// Whether the leg was hanging up at that moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hung_up: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,6 +57,7 @@ impl Told {
             path: Some(path.to_owned()),
             length_ms: None,
             completion_cause: None,
+            hung_up: None,
             account_id: None,
             other_leg_call_id: None,
             parties: Parties::default(),
@@ -84,11 +88,21 @@ impl Told {
             path: path.map(str::to_owned),
             length_ms: event.length_ms,
             completion_cause: event.recording.completion_cause.clone(),
+            hung_up: event.hung_up,
             account_id: event.account_id.clone(),
             other_leg_call_id: event.other_leg_call_id.clone(),
             parties: event.parties.clone(),
             variables: event.variables.clone(),
         }
+    }
+
+    /// Whether the switch ended it for silence. The same two words are told at a hang-up, where they say whether there had been speech before.
+    pub fn is_by_silence(&self) -> bool {
+        let words = matches!(
+            self.completion_cause.as_deref(),
+            Some("success-silence" | "no-input-timeout")
+        );
+        words && self.hung_up == Some(false)
     }
 
     /// Where it stands among the events of its recording: microseconds. `Timestamp` alone counts whole seconds, rounded up.

@@ -94,6 +94,9 @@ pub struct Command {
     pub sample_rate: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silence: Option<Silence>,
+    /// Two channels. Kazoo's own default, so an order that does not say has them.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub stereo: bool,
     /// The sealed field that the recording carries.
     pub carry: String,
     /// The switch that the call was on.
@@ -102,6 +105,14 @@ pub struct Command {
     /// Where the file should be on it, should nobody ever tell.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub path: String,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 impl Order {
@@ -117,6 +128,7 @@ impl Order {
             min_sec: self.min_sec,
             sample_rate: command.sample_rate,
             silence: command.silence,
+            stereo: command.stereo,
             carry: command.carry.clone(),
         })
     }
@@ -137,6 +149,19 @@ impl Order {
     pub fn command(&self, sender: &Sender, call_id: &str, trigger: Trigger) -> Option<Outgoing> {
         let (start, to) = self.start(call_id).zip(self.control())?;
         Some(dialplan::start(sender, &to, &self.command_id(), &start, trigger))
+    }
+
+    /// The command that sets on the call's channel whether its recordings go along with a transfer; `None` when the order came back from the switch.
+    pub fn follow_transfer(&self, sender: &Sender, call_id: &str) -> Option<Outgoing> {
+        let (command, to) = self.command.as_ref().zip(self.control())?;
+        let id = self.key.derived("follow transfer");
+        Some(dialplan::follow_transfer(
+            sender,
+            &to,
+            &id,
+            call_id,
+            command.follow_transfer,
+        ))
     }
 
     /// Whether nothing in it would be more than a word on the switch's command line; so it is with every order that we make.

@@ -145,6 +145,7 @@ pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<C
         follow_transfer: settings.follow_transfer,
         sample_rate: settings.sample_rate,
         silence: settings.silence,
+        stereo: settings.stereo,
         carry: circumstances.seal.seal(&order),
         node: action.call.switch_nodename.clone(),
         path: format!("{}{}", circumstances.recordings, order.file_name),

@@ -46,6 +46,8 @@ pub struct Settings {
     pub sample_rate: Option<u32>,
     pub follow_transfer: bool,
     pub silence: Option<Silence>,
+    /// Two channels.
+    pub stereo: bool,
     /// Seconds, 5 to the configured maximum.
     pub time_limit: u32,
     /// As given.
@@ -64,7 +66,7 @@ pub struct Correction {
 }
 
 /// Every key that is read.
-pub const KEYS: [&str; 19] = [
+pub const KEYS: [&str; 20] = [
     "action",
     "format",
     "label",
@@ -82,6 +84,7 @@ pub const KEYS: [&str; 19] = [
     "silence_initial_timeout",
     "silence_threshold",
     "skip_module",
+    "stereo",
     "time_limit",
     "url",
 ];
@@ -129,7 +132,7 @@ pub fn read(data: &Value, max_time_limit: u32) -> (Settings, Vec<Correction>) {
         media_name: reader
             .text("media_name", "a derived name")
             .map(|name| clip(&name, MAX_GIVEN_NAME).to_owned()),
-        method: reader.one_of("method", "put", method).unwrap_or_default(),
+        method: reader.method(),
         min_sec: reader.number("record_min_sec", (0, MIN_SEC_MAX), "the configured minimum"),
         trigger: match (on_answer, on_bridge) {
             (true, _) => Trigger::Answer,
@@ -139,13 +142,14 @@ pub fn read(data: &Value, max_time_limit: u32) -> (Settings, Vec<Correction>) {
         sample_rate: reader.number("record_sample_rate", SAMPLE_RATE, "the switch's default"),
         follow_transfer: reader.flag("should_follow_transfer", true),
         silence: reader.silence(),
+        stereo: reader.flag("stereo", true),
         time_limit: reader.time_limit(max_time_limit),
         url: reader.url(),
     };
     (settings, reader.corrections)
 }
 
-fn method(text: &str) -> Option<Method> {
+fn method_named(text: &str) -> Option<Method> {
     match text.to_ascii_lowercase().as_str() {
         "put" => Some(Method::Put),
         "post" => Some(Method::Post),
@@ -211,6 +215,23 @@ impl<'a> Reader<'a> {
             );
         }
         read
+    }
+
+    /// In any case, and with blanks around it: a flow that says POST means it.
+    fn method(&mut self) -> Method {
+        let known = self.one_of("method", "put", |text| method_named(text.trim()));
+        if let (Some(method), Some(Value::String(given))) = (known, self.get("method"))
+            && given.trim() != given
+        {
+            let used = if method == Method::Post { "post" } else { "put" };
+            self.correct(
+                "method",
+                &Value::String(given.clone()),
+                used.to_owned(),
+                "blanks around it",
+            );
+        }
+        known.unwrap_or_default()
     }
 
     fn flag(&mut self, key: &'static str, default: bool) -> bool {

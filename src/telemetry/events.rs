@@ -180,6 +180,10 @@ pub const METRICS: &[(&str, &str)] = &[
         "kz_record_call_stops_unconfirmed_total",
         "Stops that the switch had not confirmed in time.",
     ),
+    (
+        "kz_record_call_controls_not_obeyed_total",
+        "Masks and unmasks that the switch did not obey, by control.",
+    ),
     ("kz_record_call_ledger_up", "1 while the ledger takes what is written."),
     (
         "kz_record_call_ledger_writes_total",

@@ -26,6 +26,7 @@ pub fn faults(command: &Value) -> Vec<String> {
     match text(command, "Application-Name") {
         Some("record_call") => faults.record_call(command),
         Some("event_actions") => faults.event_actions(command),
+        Some("set") => faults.set(command),
         other => faults.add(format!("Application-Name is {other:?}")),
     }
     faults.0
@@ -190,8 +191,45 @@ impl Faults {
             let given = variables.and_then(|variables| text(variables, key));
             self.unless(given == Some(wanted), || format!("the variable {key} is {given:?}"));
         }
-        let count = variables.map_or(0, Map::len);
-        self.unless(count == 4, || format!("{count} variables"));
+        // Beside what we carry: settings of the switch, which it reads from here first. Numbers, and one word.
+        for (key, value) in variables.into_iter().flatten() {
+            let value = value.as_str().unwrap_or_default();
+            let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+            let right = match key.as_str() {
+                "Name" | "Recorder" | "ID" | "Carry" => true,
+                "RECORD_SILENCE_THRESHOLD" | "RECORD_INITIAL_TIMEOUT_MS" | "RECORD_FINAL_TIMEOUT_MS" => digits,
+                "RECORD_STEREO" => value == "false",
+                _ => false,
+            };
+            self.unless(right, || format!("the variable {key} is {value}"));
+        }
+        self.unless(variables.is_some_and(|v| v.contains_key("Carry")), || {
+            "nothing is carried".into()
+        });
+        let stereo = command.get("Channels-As-Stereo").and_then(Value::as_bool);
+        let channels = variables.and_then(|variables| text(variables, "RECORD_STEREO"));
+        self.unless(stereo == channels.map(|word| word == "true"), || {
+            format!("Channels-As-Stereo {stereo:?} and RECORD_STEREO {channels:?}")
+        });
+    }
+
+    /// `kapi_dialplan:set`: both objects must be there. Two names are written to the channel as they are (`SPECIAL_CHANNEL_VARS`).
+    fn set(&mut self, command: &Map<String, Value>) {
+        self.default_headers(command);
+        let empty = command
+            .get("Custom-Call-Vars")
+            .and_then(Value::as_object)
+            .is_some_and(Map::is_empty);
+        self.unless(empty, || "Custom-Call-Vars is missing, or is not empty".into());
+        let set = command.get("Custom-Channel-Vars").and_then(Value::as_object);
+        for (key, value) in set.into_iter().flatten() {
+            let known = ["recording_follow_transfer", "recording_follow_attxfer"].contains(&key.as_str());
+            let word = value.as_str().is_some_and(|text| ["true", "false"].contains(&text));
+            self.unless(known && word, || format!("the channel's {key} is {value}"));
+        }
+        self.unless(set.is_some_and(|set| set.len() == 2), || {
+            "not both ways of transfer".into()
+        });
     }
 
     fn event_actions(&mut self, command: &Map<String, Value>) {

@@ -60,6 +60,8 @@ pub struct Outcome {
     pub command: Value,
     /// `now`, or what it waits for.
     pub begins: &'static str,
+    /// What is told to the call's channel before, if anything.
+    pub set: Option<Value>,
     pub order: Option<Order>,
     pub corrections: Vec<Correction>,
 }
@@ -105,7 +107,11 @@ pub fn run(body: &[u8], defaults: &Defaults) -> Outcome {
             (Some(sent.body), Some(*order))
         }
     };
-    if let Some(sent) = &sent {
+    let set = order
+        .as_ref()
+        .and_then(|order| order.follow_transfer(&sender, &action.call_id))
+        .map(|set| set.body);
+    for sent in sent.iter().chain(&set) {
         check(sent);
     }
     let (begins, command) = match sent.as_ref().map(|sent| &sent["Event-Actions"]) {
@@ -119,6 +125,7 @@ pub fn run(body: &[u8], defaults: &Defaults) -> Outcome {
         sent,
         command,
         begins,
+        set,
         order,
         corrections,
     }
@@ -130,7 +137,7 @@ static SCHEMAS: LazyLock<BTreeMap<&str, Validator>> = LazyLock::new(|| {
         let schema: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         (name, jsonschema::validator_for(&schema).unwrap())
     };
-    ["record_call.start", "record_call.control", "event_actions"]
+    ["record_call.start", "record_call.control", "event_actions", "set"]
         .map(load)
         .into()
 });
@@ -138,7 +145,7 @@ static SCHEMAS: LazyLock<BTreeMap<&str, Validator>> = LazyLock::new(|| {
 /// A command is valid by its schema and by Kazoo, and nothing in it reaches the switch's shell.
 pub fn check(sent: &Value) {
     let schema = match (sent["Application-Name"].as_str(), sent["Record-Action"].as_str()) {
-        (Some("event_actions"), _) => "event_actions",
+        (Some(wrapping @ ("event_actions" | "set")), _) => wrapping,
         (_, Some("start")) => "record_call.start",
         _ => "record_call.control",
     };
@@ -166,6 +173,15 @@ impl Outcome {
         };
         match what {
             "begins" => json!(self.begins),
+            // Sent where it differs from what the switch does by itself.
+            "the channel's recording_follow_transfer" => {
+                let set = self
+                    .set
+                    .as_ref()
+                    .map_or(&Value::Null, |set| &set["Custom-Channel-Vars"]);
+                assert_eq!(set["recording_follow_transfer"], set["recording_follow_attxfer"]);
+                set["recording_follow_transfer"].clone()
+            }
             "extension" => {
                 let name = self.command["Media-Name"].as_str().unwrap_or_default();
                 json!(name.rsplit('.').next())

@@ -155,6 +155,10 @@ impl World {
                     deleted: false,
                 })
             }
+            Effect::Amend { n } => Input::Fact(What::Amended {
+                n: *n,
+                controls: entry.controls().fingerprint(),
+            }),
             Effect::Mark { n, .. } => Input::Fact(What::Marked { n: *n }),
             Effect::Complete { attempt, destination } => {
                 if self.store_down {
@@ -263,6 +267,7 @@ impl World {
             audio: None,
             deleted: false,
             edit_told: false,
+            controls: None,
         }))
     }
 }

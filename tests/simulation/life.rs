@@ -184,6 +184,7 @@ impl World {
             path: None,
             length_ms: Some(length),
             completion_cause: None,
+            hung_up: None,
             account_id: None,
             other_leg_call_id: None,
             parties: Parties::default(),

@@ -164,6 +164,7 @@ pub fn order(n: u64, min_sec: u32, trigger: Trigger) -> Order {
             follow_transfer: true,
             sample_rate: None,
             silence: None,
+            stereo: true,
             carry: "c".into(),
             node: Some("freeswitch@fs1".into()),
             path: format!("/tmp/{key}.mp3"),

@@ -25,6 +25,7 @@ fn ended(facts: Vec<What>) -> Entry {
         path: Some("/tmp/a.mp3".into()),
         length_ms: Some(5000),
         completion_cause: None,
+        hung_up: None,
         account_id: None,
         other_leg_call_id: None,
         parties: Parties::default(),

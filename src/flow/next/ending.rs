@@ -237,6 +237,9 @@ pub(super) fn settle(case: &Case, now: Moment, policy: &Policy) -> Vec<Effect> {
     if case.hand == Hand::Empty && entry.owes_release() {
         now_or_later(tidy(entry, now, policy));
     }
+    if entry.is_to_be_amended() {
+        now_or_later(amend(entry, now, policy));
+    }
     if entry.is_unverified() {
         // The hold's copy stays until then.
         now_or_later(read_back(entry, now, policy));
@@ -272,6 +275,18 @@ fn bring_again(case: &Case, now: Moment, policy: &Policy) -> Option<Effect> {
     (in_hand && policy.hold && !held).then_some(Effect::Hold)
 }
 
+/// The document does not say yet what is known of stops and masks. A failure to write it counts among the deliveries that failed.
+fn amend(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
+    let since = delivered_at(entry).unwrap_or(now);
+    let failed = entry.failures().filter(|fact| fact.at >= since).count();
+    match paused(entry, policy).filter(|until| failed > 0 && *until > now) {
+        Some(until) => Effect::Wait { until },
+        None => Effect::Amend {
+            n: entry.next_number("amended"),
+        },
+    }
+}
+
 /// What a server with too few copies had taken is to be looked at again.
 fn read_back(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
     let index = entry.looks().count().min(policy.looks.len().saturating_sub(1));
@@ -302,6 +317,14 @@ fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
         node: node.to_owned(),
         path: path.to_owned(),
     }
+}
+
+fn delivered_at(entry: &Entry) -> Option<Moment> {
+    let mut delivered = entry
+        .facts()
+        .iter()
+        .filter(|fact| matches!(fact.what, What::Delivered(_)));
+    delivered.next().map(|fact| fact.at)
 }
 
 /// As long as its call lives the switch may go on with the file of a recording that begins at bridges.

@@ -109,6 +109,9 @@ pub(super) fn to_do(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Effect> 
             None => look(),
         };
     }
+    if let Some((_, what, n)) = entry.mask_to_send() {
+        return vec![Effect::Control { what, n }];
+    }
     let mut moments = Vec::new();
     if let Some(asked) = entry.stop_asked_at() {
         match next_stop(entry, asked, policy) {

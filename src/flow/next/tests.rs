@@ -9,6 +9,7 @@ use crate::recording::settings::Method;
 use super::*;
 
 mod clocks;
+mod controls;
 mod copies;
 mod ended;
 mod endings;
@@ -68,6 +69,7 @@ fn order() -> Order {
             follow_transfer: true,
             sample_rate: None,
             silence: None,
+            stereo: true,
             carry: "c".into(),
             node: Some("freeswitch@fs1".into()),
             path: format!("/tmp/{key}.mp3"),
@@ -89,6 +91,7 @@ fn told(length_ms: u64) -> Box<Told> {
         path: Some(path()),
         length_ms: Some(length_ms),
         completion_cause: None,
+        hung_up: None,
         account_id: None,
         other_leg_call_id: None,
         parties: Parties::default(),
@@ -168,6 +171,7 @@ fn delivered(destination: Destination) -> What {
         audio: None,
         deleted: false,
         edit_told: false,
+        controls: None,
     })
 }
 

@@ -267,6 +267,31 @@ impl RecordingParked<'_> {
     }
 }
 
+/// A command that masks or unmasks had no effect, as far as is known. What is said may be recorded, or lost.
+pub struct ControlNotObeyed<'a> {
+    pub call_id: &'a str,
+    pub account_id: &'a str,
+    pub media_id: &'a str,
+    /// `mask` or `unmask`.
+    pub control: &'static str,
+    pub why: &'static str,
+}
+
+impl ControlNotObeyed<'_> {
+    pub fn emit(self) {
+        error!(
+            event = "control_not_obeyed",
+            call_id = self.call_id,
+            account_id = self.account_id,
+            media_id = self.media_id,
+            control = self.control,
+            why = self.why,
+            "the switch did not obey a command to a recording that runs"
+        );
+        counter!("kz_record_call_controls_not_obeyed_total", "control" => self.control).increment(1);
+    }
+}
+
 /// The switch did not confirm that a recording was stopped. What is said may still be recorded.
 pub struct StopUnconfirmed<'a> {
     pub call_id: &'a str,
@@ -280,6 +305,7 @@ impl StopUnconfirmed<'_> {
             call_id = self.call_id,
             account_id = self.account_id,
             media_id = self.media_id,
+            event = "stop_unconfirmed",
             "the switch did not confirm that the recording was stopped: it may go on"
         );
         counter!("kz_record_call_stops_unconfirmed_total").increment(1);

@@ -135,7 +135,7 @@ impl Recording {
             destination,
             node: "kz_record_call@rec1",
             now: ENDED,
-            masks: Vec::new(),
+            controls: Default::default(),
         }
     }
 

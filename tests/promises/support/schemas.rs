@@ -21,6 +21,7 @@ fn schema_of(body: &Value) -> anyhow::Result<&'static str> {
         ("callflow", "action.accepted") => "action.accepted",
         ("callflow", "action.result") => "action.result",
         ("call", "command") if application == "event_actions" => "event_actions",
+        ("call", "command") if application == "set" => "set",
         ("call", "command") if header("Record-Action") == "start" => "record_call.start",
         ("call", "command") => "record_call.control",
         ("switch_event", "command") => "send_http",
@@ -34,6 +35,7 @@ fn schema_of(body: &Value) -> anyhow::Result<&'static str> {
         ("kz_record_call", "began_again") => "began_again",
         ("kz_record_call", "alive") => "alive",
         ("kz_record_call", "credentials") => "credentials",
+        ("kz_record_call", "controlled") => "controlled",
         ("kz_record_call", "check") => "check",
         (category, name) => bail!("a message that no schema is for: {category}/{name}"),
     })

@@ -133,10 +133,22 @@ fn an_entry_that_is_not_settled_is_always_due() {
         vec![What::Commanded],
         vec![What::Commanded, What::CommandRefused { why: "x".into() }],
         vec![What::Commanded, What::CommandLost { why: "x".into() }],
-        vec![What::Commanded, What::StopAsked { action: "x".into() }],
+        vec![
+            What::Commanded,
+            What::StopAsked {
+                action: "x".into(),
+                route: None,
+            },
+        ],
         vec![started()],
         vec![What::Started(Box::new(nowhere()))],
-        vec![started(), What::StopAsked { action: "x".into() }],
+        vec![
+            started(),
+            What::StopAsked {
+                action: "x".into(),
+                route: None,
+            },
+        ],
         vec![started(), ended()],
         vec![What::Started(Box::new(nowhere())), What::Ended(Box::new(nowhere()))],
         vec![started(), ended(), of(Destination::Account)],

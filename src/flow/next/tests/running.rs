@@ -159,7 +159,10 @@ fn an_order_that_was_never_commanded_makes_sure_of_its_call_first() {
 fn a_stop_is_repeated_until_the_recording_ends_and_told_when_it_does_not() {
     let mut case = started(order());
     let stop = |n| Effect::Control { what: Control::Stop, n };
-    let asked = What::StopAsked { action: "a".into() };
+    let asked = What::StopAsked {
+        action: "a".into(),
+        route: None,
+    };
     assert_eq!(step(&mut case, Input::Fact(asked)), [stop(1)]);
     assert_eq!(
         step(&mut case, Input::Fact(What::StopSent { n: 1 })),
@@ -179,7 +182,13 @@ fn a_stop_is_repeated_until_the_recording_ends_and_told_when_it_does_not() {
 fn a_stop_that_comes_before_the_start_is_applied_to_it() {
     let mut case = asked(order());
     step(&mut case, Input::Fact(What::Commanded));
-    let waiting = step(&mut case, Input::Fact(What::StopAsked { action: "a".into() }));
+    let waiting = step(
+        &mut case,
+        Input::Fact(What::StopAsked {
+            action: "a".into(),
+            route: None,
+        }),
+    );
     assert!(matches!(waiting[..], [Effect::Wait { .. }]), "{waiting:?}");
     let stop = next(&mut case, Input::Fact(What::Started(told(0))), after(3), &policy());
     assert_eq!(

@@ -1,0 +1,180 @@
+//! What actions wanted of a recording that runs, stop, mask and unmask, and what came of it.
+//!
+//! The switch tells nothing of a mask: its command counts as obeyed when the broker had it while the recording ran on the leg where it began. After a move to
+//! another leg the switch looks for the recording in vain and answers as if it had found it; what was masked before stays so to the end.
+
+use crate::kazoo::dialplan::Control;
+use crate::kazoo::time::Moment;
+use crate::recording::controls::{Controls, NotObeyed, Why};
+
+use super::Entry;
+use super::fact::{Route, What};
+
+/// Where a recording is, when a command came.
+enum Place {
+    /// It had not begun.
+    Before,
+    Here,
+    /// On another leg.
+    Elsewhere(Why),
+}
+
+/// The last that an action wanted of the audio.
+struct Wanted<'a> {
+    action: &'a str,
+    on: bool,
+}
+
+impl Entry {
+    /// Whether the audio is to be masked now, as actions say.
+    pub fn is_masked(&self) -> bool {
+        self.wanted().is_some_and(|wanted| wanted.on)
+    }
+
+    fn wanted(&self) -> Option<Wanted<'_>> {
+        self.last(|what| match what {
+            // The second is of entries that know no more, written by an earlier version.
+            What::MaskAsked { action, on, .. } | What::Masked { action, on, .. } => Some(Wanted { action, on: *on }),
+            _ => None,
+        })
+    }
+
+    /// The mask, or unmask, that the switch is still to be told, with the number of its command.
+    pub fn mask_to_send(&self) -> Option<(&str, Control, u32)> {
+        let Wanted { action, on } = self.wanted()?;
+        let begun = self.heard_of_start()?;
+        if !self.is_open() || self.is_refused(action) {
+            return None;
+        }
+        let sent: Vec<Moment> = self.sent(action).collect();
+        let due = match sent.last() {
+            None => true,
+            // The switch knows nothing of what it was told before it began; and each start begins unmasked.
+            Some(last) => on && *last < begun,
+        };
+        let n = u32::try_from(sent.len()).unwrap_or(u32::MAX);
+        due.then_some((action, if on { Control::Mask } else { Control::Unmask }, n))
+    }
+
+    /// When the broker had the commands of a mask, or unmask.
+    fn sent(&self, of: &str) -> impl Iterator<Item = Moment> {
+        self.facts.iter().filter_map(move |fact| match &fact.what {
+            What::Masked { action, .. } if action == of => Some(fact.at),
+            _ => None,
+        })
+    }
+
+    fn is_refused(&self, of: &str) -> bool {
+        self.has(|what| matches!(what, What::NotObeyed { action, .. } if action == of))
+    }
+
+    /// When we heard of the latest start.
+    fn heard_of_start(&self) -> Option<Moment> {
+        self.at_of_last(|what| matches!(what, What::Started(_)))
+    }
+
+    /// Where the newest action on it said that its call is controlled, and when.
+    pub fn route(&self) -> Option<(Moment, &Route)> {
+        self.facts.iter().rev().find_map(|fact| match &fact.what {
+            What::StopAsked { route: Some(route), .. } | What::MaskAsked { route: Some(route), .. } => {
+                Some((fact.at, route))
+            }
+            _ => None,
+        })
+    }
+
+    /// A mask, or unmask, of which it is known by now that it had no effect, and nobody was told.
+    pub fn unheeded(&self) -> Option<What> {
+        let mut asked = self.facts.iter().filter_map(|fact| match &fact.what {
+            What::MaskAsked { action, on, .. } => Some((fact.at, action, *on)),
+            _ => None,
+        });
+        asked.find_map(|(at, action, on)| {
+            if self.is_refused(action) {
+                return None;
+            }
+            let at = self.sent(action).last().unwrap_or(at);
+            let Place::Elsewhere(why) = self.place(at) else {
+                return None;
+            };
+            Some(What::NotObeyed {
+                action: action.clone(),
+                what: if on { Control::Mask } else { Control::Unmask },
+                why,
+            })
+        })
+    }
+
+    /// Where the recording was when a command came.
+    fn place(&self, at: Moment) -> Place {
+        let heard = self.facts.iter().find(|fact| matches!(fact.what, What::Started(_)));
+        if heard.is_some_and(|heard| at < heard.at) {
+            return Place::Before;
+        }
+        match self.moved() {
+            None => Place::Here,
+            Some(Some(moved)) if at < moved => Place::Here,
+            Some(Some(_)) => Place::Elsewhere(Why::Moved),
+            Some(None) => Place::Elsewhere(Why::PerhapsMoved),
+        }
+    }
+
+    /// Whether it went to another leg than the one on which it began, and when, if that was told.
+    pub fn moved(&self) -> Option<Option<Moment>> {
+        self.started()?;
+        let carrier = self.carried_by();
+        carrier.moved.then_some(carrier.since)
+    }
+
+    /// What the document says of them.
+    pub fn controls(&self) -> Controls {
+        let mut controls = Controls::default();
+        let mut masked = false;
+        for fact in &self.facts {
+            match &fact.what {
+                // Each start begins unmasked.
+                What::Started(_) => masked = false,
+                What::Masked { action, on, .. } if !self.is_refused(action) => {
+                    let here = matches!(self.place(fact.at), Place::Here);
+                    if here && masked != *on {
+                        controls.masks.push((fact.at, *on));
+                        masked = *on;
+                    }
+                }
+                What::NotObeyed { action, what, why } => {
+                    let at = self.asked(action).unwrap_or(fact.at);
+                    controls.not_obeyed.push(NotObeyed {
+                        at,
+                        what: *what,
+                        why: *why,
+                    });
+                }
+                What::StopUnconfirmed => {
+                    let at = self.stop_asked_at().unwrap_or(fact.at);
+                    let (what, why) = (Control::Stop, Why::Unconfirmed);
+                    controls.not_obeyed.push(NotObeyed { at, what, why });
+                }
+                _ => {}
+            }
+        }
+        controls
+    }
+
+    /// When an action wanted a mask, or an unmask.
+    fn asked(&self, of: &str) -> Option<Moment> {
+        let mut facts = self.facts.iter();
+        let asked = facts.find(|fact| matches!(&fact.what, What::MaskAsked { action, .. } if action == of));
+        asked.map(|fact| fact.at)
+    }
+
+    /// Whether more is known of stops and masks than the document says: another worker sent them, and wrote that down when the document was there already.
+    pub fn is_to_be_amended(&self) -> bool {
+        let written = self.delivery().and_then(|delivery| delivery.controls.as_deref());
+        let Some(written) = written else { return false };
+        let amended = self.last(|what| match what {
+            What::Amended { controls, .. } => Some(controls.as_str()),
+            _ => None,
+        });
+        self.controls().fingerprint() != amended.unwrap_or(written)
+    }
+}

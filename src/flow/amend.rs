@@ -1,0 +1,79 @@
+//! The document says what is true of stops and masks. Another worker may have sent them, and have written that down when the document was there already: then
+//! the document gets a further revision.
+
+use crate::destination::DeliveryError;
+use crate::destination::pending;
+use crate::entry::fact::{Delivery, What};
+use crate::kazoo::change::{self, Change, DocumentChange};
+use crate::recording::document::DOCUMENT_TYPE;
+use crate::recording::names;
+
+use super::next::{self, Case, Input};
+use super::perform::{AGAIN, Parts};
+
+impl Parts {
+    /// Writes it into the document, and tells Kazoo of the change.
+    pub(super) async fn amend(&self, case: &Case, n: u32) -> Input {
+        let entry = &case.entry;
+        let controls = entry.controls().fingerprint();
+        let Some(delivery) = entry.delivery() else {
+            return Input::Due;
+        };
+        match self.amend_document(case, delivery).await {
+            Ok(()) => Input::Fact(What::Amended { n, controls }),
+            // It was deleted, or is another recording's: nothing is left to be amended.
+            Err(error @ DeliveryError::Corrupt(_)) => {
+                tracing::warn!(
+                    event = "document_not_amended",
+                    call_id = entry.call_id,
+                    %error,
+                    "the document cannot be amended any more"
+                );
+                Input::Fact(What::Amended { n, controls })
+            }
+            Err(error) => {
+                tracing::warn!(
+                    event = "document_not_amended_yet",
+                    call_id = entry.call_id,
+                    %error,
+                    "the document does not say yet what is known of stops and masks"
+                );
+                let before = entry.postponed().count();
+                let pause = self.policy.retry.get(before).or(self.policy.retry.last());
+                let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
+                self.postponed(case, until, error.to_string())
+            }
+        }
+    }
+
+    async fn amend_document(&self, case: &Case, delivery: &Delivery) -> Result<(), DeliveryError> {
+        let entry = &case.entry;
+        let couch = self.documents(case, delivery.destination).await?;
+        let document = &delivery.document;
+        let placed = pending::find(&couch, &document.database, &document.id, entry.key).await?;
+        let placed = placed.ok_or_else(|| DeliveryError::Corrupt("its document is gone".into()))?;
+        let Some(amended) = pending::amend(&couch, &placed, &entry.controls(), self.now()).await? else {
+            return Ok(());
+        };
+        if !delivery.destination.is_documented_here() {
+            return Ok(());
+        }
+        let notice = DocumentChange {
+            change: Change::Edited,
+            database: &names::encoded(&amended.database),
+            document_type: DOCUMENT_TYPE,
+            id: amended.id.as_str(),
+            rev: &amended.rev,
+            account_id: next::account(entry).unwrap_or_default(),
+            created: amended.created,
+            modified: self.now().max(amended.created),
+        };
+        let msg_id = entry.key.derived(&format!("amended {}", amended.rev));
+        let message = change::document_change(&self.sender, &msg_id, &notice);
+        if let Err(error) = self.publisher.publish(&message).await {
+            // Caches keep the older revision until they are asked again; what was added is private.
+            tracing::warn!(call_id = entry.call_id, %error, "the amended document was not announced");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+//! Whether a recording goes along when its leg transfers the call. The switch asks the channel's own variables at the transfer, and its global ones
+//! where the channel has none; what the start command says is not looked at then. So the channel is told before the recording begins.
+
+use tracing::warn;
+
+use crate::recording::order::Order;
+
+use super::perform::Parts;
+
+impl Parts {
+    /// Sets the call's channel to what the order says, where that is not what the switch does by itself. The recording begins whatever comes of it.
+    pub(super) async fn set_follow(&self, order: &Order, call_id: &str) {
+        let Some(follow) = order.command.as_ref().map(|command| command.follow_transfer) else {
+            return;
+        };
+        // An action of the same call before this one may have set its channel to false.
+        let by_itself = self.config.kazoo.follow_transfers && !self.registry.is_unfollowing(&order.call_id);
+        if follow == by_itself {
+            return;
+        }
+        let Some(message) = order.follow_transfer(&self.sender, call_id) else {
+            return;
+        };
+        let _pass = self.keep_pace(&message.routing_key).await;
+        let media_id = order.media_id.as_str();
+        if let Err(error) = self.send(call_id, media_id, "set", &message).await {
+            warn!(
+                event = "follow_transfer_not_set",
+                call_id,
+                media_id,
+                follow,
+                %error,
+                "the call's channel was not told whether its recordings follow a transfer"
+            );
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Masks, unmasks and stops: what is sent, and what the document says of it.
+
+use crate::entry::fact::Route;
+use crate::entry::legs::Leg;
+use crate::kazoo::leg::LegEvent;
+use crate::recording::controls::{NotObeyed, Why};
+
+use super::*;
+
+fn asked(action: &str, on: bool) -> Input {
+    Input::Fact(What::MaskAsked {
+        action: action.into(),
+        on,
+        route: None,
+    })
+}
+
+fn sent(action: &str, on: bool, n: u32) -> Input {
+    Input::Fact(What::Masked {
+        action: action.into(),
+        on,
+        n,
+    })
+}
+
+fn moved() -> Input {
+    Input::Fact(What::Leg(Box::new(Leg {
+        call_id: "call".into(),
+        event: LegEvent::Transferor,
+        other: Some("other".into()),
+        control: None,
+        stamp: Some(after(20).unix_micros()),
+    })))
+}
+
+fn at(case: &mut Case, second: u64, input: Input) -> Vec<Effect> {
+    next(case, input, after(second), &policy())
+}
+
+const MASK: Effect = Effect::Control {
+    what: Control::Mask,
+    n: 0,
+};
+
+#[test]
+fn a_mask_that_the_broker_did_not_take_is_sent_again_and_not_documented_before() {
+    let mut case = started(order());
+    assert_eq!(at(&mut case, 10, asked("a", true)), [MASK]);
+    assert_eq!(at(&mut case, 11, Input::Due), [MASK], "until the broker has it");
+    assert_eq!(case.entry.controls().masks, [], "nothing is said of what was not sent");
+    at(&mut case, 12, sent("a", true, 0));
+    assert_eq!(case.entry.controls().masks, [(after(12), true)]);
+    assert!(
+        matches!(at(&mut case, 13, Input::Due)[..], [Effect::Wait { .. }]),
+        "once"
+    );
+}
+
+#[test]
+fn a_mask_from_before_the_start_is_sent_when_it_starts_and_at_each_start_after() {
+    let mut case = super::asked(order());
+    step(&mut case, Input::Fact(What::Commanded));
+    at(&mut case, 1, asked("a", true));
+    // The switch knew of no such recording then.
+    at(&mut case, 1, sent("a", true, 0));
+    let start = Input::Fact(What::Started(told(0)));
+    let again = |n| Effect::Control { what: Control::Mask, n };
+    assert_eq!(at(&mut case, 3, start), [again(1)]);
+    assert_eq!(case.entry.controls().masks, []);
+    at(&mut case, 4, sent("a", true, 1));
+    assert_eq!(case.entry.controls().masks, [(after(4), true)]);
+    // Begun again, at another bridge: unmasked, as every recording begins.
+    let mut next_start = told(0);
+    next_start.stamp = Some(after(9).unix_micros());
+    assert_eq!(at(&mut case, 9, Input::Fact(What::Started(next_start))), [again(2)]);
+}
+
+#[test]
+fn a_mask_and_an_unmask_after_a_move_are_told_as_not_obeyed() {
+    let mut case = started(order());
+    at(&mut case, 5, asked("before", true));
+    at(&mut case, 5, sent("before", true, 0));
+    at(&mut case, 20, moved());
+    let effects = at(&mut case, 25, asked("after", false));
+    assert!(
+        matches!(effects[..], [Effect::Wait { .. }]),
+        "nothing is sent in vain: {effects:?}"
+    );
+    let controls = case.entry.controls();
+    assert_eq!(controls.masks, [(after(5), true)], "it stays masked to its end");
+    let not_obeyed = NotObeyed {
+        at: after(25),
+        what: Control::Unmask,
+        why: Why::Moved,
+    };
+    assert_eq!(controls.not_obeyed, [not_obeyed]);
+    let told_once = case
+        .entry
+        .facts()
+        .iter()
+        .filter(|fact| fact.what.kind() == "not_obeyed");
+    assert_eq!(told_once.count(), 1);
+}
+
+#[test]
+fn a_mask_of_a_recording_that_moved_unheard_is_not_told_as_done() {
+    let mut case = started(order());
+    at(&mut case, 5, asked("a", true));
+    at(&mut case, 5, sent("a", true, 0));
+    let mut end = told(5000);
+    end.call_id = "other".into();
+    at(&mut case, 30, Input::Fact(What::Ended(end)));
+    let controls = case.entry.controls();
+    assert_eq!(controls.masks, []);
+    assert_eq!(controls.not_obeyed[0].why, Why::PerhapsMoved);
+}
+
+#[test]
+fn a_stop_that_was_not_obeyed_stands_in_the_document() {
+    let mut case = started(order());
+    let stop = What::StopAsked {
+        action: "s".into(),
+        route: None,
+    };
+    at(&mut case, 10, Input::Fact(stop));
+    for n in 1..=4 {
+        at(&mut case, 10, Input::Fact(What::StopSent { n }));
+    }
+    assert_eq!(case.entry.controls().not_obeyed, []);
+    at(&mut case, 41, Input::Due);
+    let not_obeyed = NotObeyed {
+        at: after(10),
+        what: Control::Stop,
+        why: Why::Unconfirmed,
+    };
+    assert_eq!(case.entry.controls().not_obeyed, [not_obeyed]);
+}
+
+#[test]
+fn the_newest_action_tells_where_its_call_is_controlled() {
+    let mut case = started(order());
+    assert_eq!(case.entry.route(), None);
+    let route = |control: &str| Route {
+        control: control.into(),
+        call_id: "call".into(),
+    };
+    for (second, control) in [(10, "first"), (20, "second")] {
+        let stop = What::StopAsked {
+            action: control.into(),
+            route: Some(route(control)),
+        };
+        at(&mut case, second, Input::Fact(stop));
+    }
+    assert_eq!(case.entry.route(), Some((after(20), &route("second"))));
+}
+
+/// The document was written by a worker that had not heard of the mask.
+#[test]
+fn a_document_without_the_mask_of_another_worker_is_amended() {
+    let mut case = ended_as(order(), Destination::Account);
+    let written = case.entry.controls().fingerprint();
+    step(&mut case, Input::Received(audio(5000)));
+    let What::Delivered(mut delivery) = delivered(Destination::Account) else {
+        panic!("a delivery")
+    };
+    delivery.controls = Some(written);
+    step(&mut case, Input::Fact(What::Delivered(delivery)));
+    assert!(!case.entry.is_to_be_amended());
+    let mut theirs = Entry::new(case.entry.key, "call");
+    for (second, what) in [asked("a", true), sent("a", true, 0)].into_iter().enumerate() {
+        let Input::Fact(what) = what else { continue };
+        theirs.add(Fact {
+            at: after(second as u64),
+            by: "another".into(),
+            what,
+        });
+    }
+    let effects = step(&mut case, Input::Known(Box::new(theirs)));
+    assert!(effects.contains(&Effect::Amend { n: 1 }), "{effects:?}");
+    assert!(!case.entry.is_closed());
+    let controls = case.entry.controls().fingerprint();
+    step(&mut case, Input::Fact(What::Amended { n: 1, controls }));
+    assert!(!case.entry.is_to_be_amended());
+}
+
+#[test]
+fn a_document_of_an_earlier_version_is_left_as_it_is() {
+    let mut case = ended_as(order(), Destination::Account);
+    step(&mut case, sent("a", true, 0));
+    step(&mut case, Input::Received(audio(5000)));
+    step(&mut case, Input::Fact(delivered(Destination::Account)));
+    assert!(!case.entry.is_to_be_amended());
+}

@@ -1,0 +1,142 @@
+//! Who was on the call, and which channel is whose: as at the start. The end's event may speak of another leg, or of whoever joined the call since.
+
+use serde_json::{Value, json};
+
+use crate::kazoo::call::Parties;
+use crate::kazoo::time::Moment;
+
+use super::Subject;
+
+impl Subject<'_> {
+    /// The id of the call's CDR. Kazoo's cdr application takes the month from `Call-Interaction-ID`, whose first part are the Gregorian seconds at which
+    /// the conversation began (`cdr_channel_destroy:set_interaction`); a call without one gets it when it ends.
+    pub(super) fn cdr_id(&self) -> String {
+        let began = self.parties().interaction_id.as_deref().and_then(began_at);
+        let month = began.unwrap_or(self.ended.at).month();
+        format!("{month}-{}", self.order.call_id)
+    }
+
+    /// Whether the recording ended on another leg than it began on: the end's event then speaks of that leg.
+    pub(super) fn moved(&self) -> bool {
+        let started_on = self.started.map_or(&self.order.call_id, |s| &s.call_id);
+        *started_on != self.ended.call_id
+    }
+
+    /// Who was on the call when the recording began, as far as that was told; the end's event completes it.
+    pub(super) fn parties(&self) -> Parties {
+        let ordered = self.order.parties.clone();
+        let started = self.started.map(|s| s.parties.clone()).unwrap_or_default();
+        let ended = self.ended.parties.clone();
+        let (name, number) = callee([&started, &ordered, &ended], self.has_other_peer());
+        Parties {
+            callee_id_name: name,
+            callee_id_number: number,
+            ..started.or(ordered).or(ended)
+        }
+    }
+
+    /// Whether the recorded leg is known to have had another peer at the end than when the recording began.
+    fn has_other_peer(&self) -> bool {
+        let at_start = self.started.and_then(|told| told.other_leg_call_id.as_ref());
+        let at_end = self.ended.other_leg_call_id.as_ref();
+        at_start.zip(at_end).is_some_and(|(start, end)| start != end)
+    }
+
+    pub(super) fn variables(&self) -> &Value {
+        match self.started {
+            Some(started) if self.moved() => &started.variables,
+            _ => &self.ended.variables,
+        }
+    }
+
+    /// Which channel is whose, from when on: left is what the leg says that carries the recording, right is what it hears. Nothing where there is one
+    /// channel, or where nobody knows how many.
+    pub(super) fn channels(&self) -> Value {
+        if !self.order.command.as_ref().is_some_and(|command| command.stereo) {
+            return Value::Null;
+        }
+        let parties = self.parties();
+        // Of a call that came in, the leg that is recorded is the caller's.
+        let (ours, theirs) = match parties.direction.as_deref() {
+            Some("outbound") => ("callee", "caller"),
+            _ => ("caller", "callee"),
+        };
+        let began = self.started.unwrap_or(self.ended);
+        let leg = if self.moved() && self.started.is_none() {
+            &self.order.call_id
+        } else {
+            &began.call_id
+        };
+        let mut channels = vec![json!({
+            "left": ours, "right": theirs, "left_call_id": leg, "right_call_id": began.other_leg_call_id,
+        })];
+        if self.moved() {
+            channels.push(json!({
+                "left": theirs, "right": "other", "left_call_id": self.ended.call_id,
+                "right_call_id": self.ended.other_leg_call_id,
+            }));
+        }
+        for known in channels.iter_mut().filter_map(Value::as_object_mut) {
+            known.retain(|_, value| !value.is_null());
+        }
+        Value::Array(channels)
+    }
+}
+
+/// Name and number of who was called. Kazoo's own document takes them from the end's event, and has neither where that has none. What the start's event
+/// said wins. A recording that began before its leg was bridged learns at the end who answered; but after a hold or another bridge the end's event names
+/// the caller as the callee, or whoever called the new peer: then the call itself says who was called.
+fn callee([started, ordered, ended]: [&Parties; 3], other_peer: bool) -> (Option<String>, Option<String>) {
+    let of = |parties: &Parties| (parties.callee_id_name.clone(), parties.callee_id_number.clone());
+    if started.callee_id_number.is_some() {
+        return of(started);
+    }
+    let Some(at_end) = &ended.callee_id_number else {
+        return (started.callee_id_name.clone().or(ended.callee_id_name.clone()), None);
+    };
+    let caller = started.caller_id_number.as_ref().or(ordered.caller_id_number.as_ref());
+    if other_peer || caller == Some(at_end) {
+        of(ordered)
+    } else {
+        of(ended)
+    }
+}
+
+/// When a conversation began: `<Gregorian seconds, 11 digits>-<hex digits>`.
+fn began_at(interaction_id: &str) -> Option<Moment> {
+    let (seconds, key) = interaction_id.split_once('-')?;
+    let right = seconds.len() == 11 && seconds.bytes().all(|b| b.is_ascii_digit()) && !key.is_empty();
+    let seconds = seconds.parse().ok().filter(|_| right)?;
+    Some(Moment::from_gregorian_seconds(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interaction_tells_the_month_of_its_cdr_and_nonsense_does_not() {
+        let month = |id: &str| began_at(id).map(|at| at.month().to_string());
+        assert_eq!(month("63923845331-9f3ad9cd").as_deref(), Some("202508"));
+        // The last second of a March of 31 days, of a leap day, and the seconds after them.
+        for (seconds, wanted) in [
+            (63973756799_i64, "202703"),
+            (63973756800, "202704"),
+            (64002700799, "202802"),
+            (64002700800, "202803"),
+        ] {
+            assert_eq!(month(&format!("{seconds}-a")).as_deref(), Some(wanted));
+        }
+        for bad in [
+            "",
+            "63923845331",
+            "63923845331-",
+            "6392384533-a",
+            "639238453311-a",
+            "-63923845331-a",
+            "x-y",
+        ] {
+            assert_eq!(began_at(bad), None, "{bad}");
+        }
+    }
+}
