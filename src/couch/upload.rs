@@ -113,23 +113,26 @@ impl Couch {
     /// # Errors
     /// Anything else than the document or its absence.
     pub async fn present(&self, database: &str, id: &str) -> Result<Present, CouchError> {
-        let response = match self.request(Method::GET, database, &[id]).send().await {
-            Ok(response) if response.status() == StatusCode::NOT_FOUND => response,
-            other => {
-                return answer(other, database)
-                    .await
-                    .map(|(_, document)| Present::Document(document));
+        self.send_with(async {
+            let response = match self.request(Method::GET, database, &[id]).send().await {
+                Ok(response) if response.status() == StatusCode::NOT_FOUND => response,
+                other => {
+                    return answer(other, database)
+                        .await
+                        .map(|(_, document)| Present::Document(document));
+                }
+            };
+            let body = bounded(response, LONGEST_REFUSAL).await?;
+            let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+            let word = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or_default();
+            match CouchError::of_status(404, word("error"), word("reason"), database) {
+                CouchError::DatabaseMissing(_) => Ok(Present::NoDatabase),
+                _ if word("error") == "not_found" => Ok(Present::Missing),
+                // Not CouchDB's own word.
+                _ => Err(CouchError::NoAnswer("a 404 that is not CouchDB's".into())),
             }
-        };
-        let body = bounded(response, LONGEST_REFUSAL).await?;
-        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        let word = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or_default();
-        match CouchError::of_status(404, word("error"), word("reason"), database) {
-            CouchError::DatabaseMissing(_) => Ok(Present::NoDatabase),
-            _ if word("error") == "not_found" => Ok(Present::Missing),
-            // Not CouchDB's own word.
-            _ => Err(CouchError::NoAnswer("a 404 that is not CouchDB's".into())),
-        }
+        })
+        .await
     }
 
     async fn send(
