@@ -48,7 +48,7 @@ fn public(given: &str) -> String {
         "signature",
         "sig",
     ];
-    let Ok(mut url) = ::url::Url::parse(given.trim()) else {
+    let Some(mut url) = ::url::Url::parse(given.trim()).ok().filter(::url::Url::has_host) else {
         // Nothing that could be served; what it was meant to be nobody knows.
         return match given.rsplit_once('@') {
             Some((_, rest)) => format!("***@{rest}"),
