@@ -168,8 +168,11 @@ impl Entry {
                 kept.push(fact);
             }
         }
-        for kind in What::KINDS.iter().copied() {
-            bound(&mut kept, |fact| fact.what.kind() == kind, rank);
+        // Hardly ever.
+        if kept.len() > KEPT_FIRST + KEPT_LAST {
+            for kind in What::KINDS.iter().copied() {
+                bound(&mut kept, |fact| fact.what.kind() == kind, rank);
+            }
         }
         self.facts = kept;
         if !self.opaque.is_empty() {

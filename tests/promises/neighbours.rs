@@ -40,7 +40,6 @@ async fn an_idle_worker_takes_over_from_a_killed_one_before_its_leases_run_out(s
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     call.hangup("NORMAL_CLEARING").await;
-    world.kazoo.wait_upload(0, 1_000, SOON).await?;
     let begun = Instant::now();
     let holder = loop {
         let entry = world.entry(&call.id()).await?.unwrap_or_default();
@@ -50,6 +49,8 @@ async fn an_idle_worker_takes_over_from_a_killed_one_before_its_leases_run_out(s
         ensure!(begun.elapsed() < SOON, "nobody has it in hand: {entry:#}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
+    // Seconds later: what told of the end is acknowledged by then, and does not come to the other worker.
+    world.kazoo.wait_upload(0, 10_000, SOON).await?;
     let is_holder =
         |worker: &crate::support::Worker| holder.contains(&format!("#{}-", worker.id().unwrap_or_default()));
     let at = workers.iter().position(is_holder).context("the lease is no worker's")?;
