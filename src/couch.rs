@@ -12,14 +12,14 @@ use thiserror::Error;
 mod bulk;
 mod client;
 mod databases;
-#[cfg(test)]
-pub(crate) mod fake;
 mod login;
 mod pages;
 mod peers;
 mod probe;
 mod proxies;
 mod server;
+#[cfg(test)]
+pub(crate) mod testing;
 mod upload;
 mod watch;
 

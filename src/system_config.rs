@@ -50,8 +50,8 @@ impl SystemConfig {
         let (sender, state) = watch::channel(None);
         let changed = Arc::new(Notify::new());
         let noticed = Arc::clone(&changed);
+        let mut said = None;
         tasks.spawn(async move {
-            let mut said = None;
             while !stop.is_cancelled() {
                 survive("system_config", read(&couch, &zone, &sender, &mut said)).await;
                 let pause = if sender.borrow().is_some() {
@@ -147,14 +147,14 @@ fn tell(media: &Media, zone: &str) {
 
 #[cfg(test)]
 mod tests {
-    use crate::couch::fake;
+    use crate::couch::testing;
 
     use super::*;
 
     const ACCOUNT: &str = "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4";
 
     /// Waits until the server was asked so often.
-    async fn asked(log: &fake::Log, times: usize) {
+    async fn asked(log: &testing::Log, times: usize) {
         let waiting = async {
             while log.lock().unwrap().len() < times {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -166,7 +166,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_without_the_databases_does_not_have_recordings_thrown_away() {
         for answer in [
-            fake::no_database(),
+            testing::no_database(),
             // Older relatives.
             (404, serde_json::json!({"error": "not_found", "reason": "no_db_file"})),
             // A proxy's page.
@@ -174,7 +174,7 @@ mod tests {
             (200, Value::String("<html>Welcome</html>".into())),
         ] {
             let said = format!("{answer:?}");
-            let (couch, log) = fake::couch(move |_| answer.clone()).await;
+            let (couch, log) = testing::couch(move |_| answer.clone()).await;
             let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
             let poll = Duration::from_millis(1);
             let config = SystemConfig::start(couch.clone(), "local".into(), poll, &tasks, stop.clone());
@@ -188,7 +188,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_document_that_is_missing_on_a_server_with_its_database_is_an_answer() {
-        let (couch, log) = fake::couch(|_| (404, serde_json::json!({"error": "not_found", "reason": "missing"}))).await;
+        let (couch, log) =
+            testing::couch(|_| (404, serde_json::json!({"error": "not_found", "reason": "missing"}))).await;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let poll = Duration::from_millis(1);
         let config = SystemConfig::start(couch.clone(), "local".into(), poll, &tasks, stop.clone());

@@ -150,11 +150,11 @@ impl Worker {
         // Before anything asks the database.
         let mut hearing = consumers.watch();
         let (is_ready, ready) = watch::channel(false);
-        tasks.spawn(async move {
+        tasks.spawn(survive("credentials", async move {
             if hearing.wait_for(|state| state.consuming).await.is_ok() {
                 is_ready.send_replace(true);
             }
-        });
+        }));
         let credentials = couch::join(derive_key(&secret, "kz_record_call credentials 1"), ready);
 
         let system_config = SystemConfig::start(
@@ -253,9 +253,8 @@ impl Worker {
         ] {
             worker.tasks.spawn(survive_for_ever(name, work));
         }
-        worker
-            .tasks
-            .spawn(notices::share(Arc::clone(&worker.parts), credentials));
+        let sharing = notices::share(Arc::clone(&worker.parts), credentials);
+        worker.tasks.spawn(survive("credentials", sharing));
         info!(
             node = worker.parts.sender.node,
             ingest = %worker.parts.ingest.base(),

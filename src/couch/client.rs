@@ -11,6 +11,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::config::{self, TlsFault};
+use crate::telemetry::survive;
 
 use super::databases::Known;
 use super::login::{Login, Stand};
@@ -148,7 +149,7 @@ impl Couch {
             }
             let (couch, login) = (self.clone(), Arc::clone(login));
             // In a task of its own: a caller that gives up must not break off a request that counts at the server.
-            let asked = tokio::spawn(async move {
+            let asked = tokio::spawn(survive("credentials", async move {
                 let _alone = login.asking.lock().await;
                 if login.is_new() {
                     peers::take_turns().await;
@@ -163,10 +164,9 @@ impl Couch {
                 let refused = result.err().filter(CouchError::is_about_credentials);
                 login.learn(&refused.map_or(Ok(()), Err), true);
                 Ok(())
-            });
-            asked
-                .await
-                .unwrap_or_else(|error| Err(CouchError::NoAnswer(error.to_string())))?;
+            }));
+            let broken = || Err(CouchError::NoAnswer("the request ended early".into()));
+            asked.await.ok().flatten().unwrap_or_else(broken)?;
         }
     }
 

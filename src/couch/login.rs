@@ -260,7 +260,7 @@ fn count() {
 mod tests {
     use serde_json::json;
 
-    use super::super::fake;
+    use super::super::testing;
     use super::super::{Couch, CouchError};
     use super::*;
 
@@ -276,8 +276,8 @@ mod tests {
     #[tokio::test]
     async fn wrong_credentials_are_tried_once_for_all_that_ask_and_the_reason_is_told() {
         let wrong = json!({"error": "unauthorized", "reason": "Name or password is incorrect."});
-        let (address, log) = fake::serve(move |_| (401, wrong.clone())).await;
-        let config = fake::config(&url(&address, "wrong1:p"));
+        let (address, log) = testing::serve(move |_| (401, wrong.clone())).await;
+        let config = testing::config(&url(&address, "wrong1:p"));
         // The ledger's, the hold's and a third party's client, each asking for many things at once.
         let clients: Vec<Couch> = (0..3).map(|_| Couch::new(&config).unwrap()).collect();
         let asking = clients.iter().flat_map(|couch| {
@@ -307,7 +307,7 @@ mod tests {
             "{shown:?}"
         );
         // Other credentials are none of its business: new ones in the settings count at once.
-        let other = Couch::new(&fake::config(&url(&address, "wrong1:q"))).unwrap();
+        let other = Couch::new(&testing::config(&url(&address, "wrong1:q"))).unwrap();
         assert!(other.ping().await.is_err());
         assert_eq!(log.lock().unwrap().len(), 2);
         forget("wrong1@");
@@ -318,7 +318,7 @@ mod tests {
         let reason = "Account is temporarily locked due to multiple authentication failures";
         let locked = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let is_locked = Arc::clone(&locked);
-        let (address, _) = fake::serve(move |_| {
+        let (address, _) = testing::serve(move |_| {
             if is_locked.load(std::sync::atomic::Ordering::SeqCst) {
                 (403, json!({"error": "forbidden", "reason": reason}))
             } else {
@@ -326,7 +326,7 @@ mod tests {
             }
         })
         .await;
-        let couch = Couch::new(&fake::config(&url(&address, "locked1:p"))).unwrap();
+        let couch = Couch::new(&testing::config(&url(&address, "locked1:p"))).unwrap();
         couch.ping().await.unwrap();
         locked.store(true, std::sync::atomic::Ordering::SeqCst);
         let told = couch.ping().await.unwrap_err();
@@ -360,7 +360,7 @@ mod tests {
             (403, "You are not allowed to access this db."),
             (403, "recordings need owner_id"),
         ] {
-            let (address, _) = fake::serve(move |asked| {
+            let (address, _) = testing::serve(move |asked| {
                 if asked.method == "PUT" {
                     (status, json!({"error": "forbidden", "reason": reason}))
                 } else {
@@ -368,7 +368,7 @@ mod tests {
                 }
             })
             .await;
-            let couch = Couch::new(&fake::config(&url(&address, "may1:p"))).unwrap();
+            let couch = Couch::new(&testing::config(&url(&address, "may1:p"))).unwrap();
             assert!(couch.put_document("db", "id", &json!({})).await.is_err());
             couch.ping().await.unwrap();
         }
@@ -379,7 +379,7 @@ mod tests {
     async fn a_burst_of_requests_after_a_silence_costs_one_failure_when_the_password_was_changed() {
         let changed = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let is_changed = Arc::clone(&changed);
-        let (address, log) = fake::serve(move |_| {
+        let (address, log) = testing::serve(move |_| {
             if is_changed.load(std::sync::atomic::Ordering::SeqCst) {
                 (
                     401,
@@ -390,7 +390,7 @@ mod tests {
             }
         })
         .await;
-        let couch = Couch::new(&fake::config(&url(&address, "burst1:p"))).unwrap();
+        let couch = Couch::new(&testing::config(&url(&address, "burst1:p"))).unwrap();
         couch.ping().await.unwrap();
         changed.store(true, std::sync::atomic::Ordering::SeqCst);
         let before = log.lock().unwrap().len();

@@ -170,7 +170,9 @@ impl Entry {
     /// Whether more is known of stops and masks than the document says: another worker sent them, and wrote that down when the document was there already.
     pub fn is_to_be_amended(&self) -> bool {
         let written = self.delivery().and_then(|delivery| delivery.controls.as_deref());
-        let Some(written) = written else { return false };
+        let Some(written) = written.filter(|_| self.delivery().is_some_and(|delivery| !delivery.deleted)) else {
+            return false;
+        };
         let amended = self.last(|what| match what {
             What::Amended { controls, .. } => Some(controls.as_str()),
             _ => None,

@@ -81,7 +81,7 @@ pub fn controlled(parts: &Arc<Parts>, entry: &Entry, facts: &[Fact], orphan: boo
     let body = json!({ "Key": entry.key, "Call-ID": entry.call_id, "Facts": facts, "Orphan": orphan });
     let parts = Arc::clone(parts);
     let tasks = parts.tasks.clone();
-    tasks.spawn(async move { send(&parts, "controlled", body).await });
+    tasks.spawn(async move { survive("controlled", send(&parts, "controlled", body)).await });
 }
 
 /// Tells everybody, this worker included, that the switch began to record again under a name that it had ended.

@@ -255,7 +255,7 @@ mod tests {
 
     use serde_json::Value;
 
-    use crate::couch::fake::{self, Asked};
+    use crate::couch::testing::{self, Asked};
     use crate::entry::Entry;
     use crate::recording::identity::Key;
 
@@ -326,7 +326,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_month_of_any_size_is_read_page_by_page_and_never_as_a_whole() {
-        let (couch, log) = fake::couch(answer).await;
+        let (couch, log) = testing::couch(answer).await;
         let store = store(couch);
         let open = store.open("west").await.unwrap();
         assert_eq!(open.len(), MANY);
@@ -357,12 +357,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_names_of_all_databases_are_not_asked_for_every_second() {
-        let (couch, log) = fake::couch(answer).await;
+        let (couch, log) = testing::couch(answer).await;
         let store = store(couch);
         for second in 0..60 {
             store.due("west", Moment::from_unix_seconds(second), 128).await.unwrap();
         }
-        let lists = |log: &fake::Log| {
+        let lists = |log: &testing::Log| {
             log.lock()
                 .unwrap()
                 .iter()
@@ -378,7 +378,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_without_the_databases_says_nothing_about_the_ledger_and_gets_no_second_one() {
-        let (couch, log) = fake::couch(|_| fake::no_database()).await;
+        let (couch, log) = testing::couch(|_| testing::no_database()).await;
         let store = store(couch);
         let call = Address {
             month: month(),

@@ -275,11 +275,9 @@ fn bring_again(case: &Case, now: Moment, policy: &Policy) -> Option<Effect> {
     (in_hand && policy.hold && !held).then_some(Effect::Hold)
 }
 
-/// The document does not say yet what is known of stops and masks. A failure to write it counts among the deliveries that failed.
+/// The document does not say yet what is known of stops and masks. A failure to write it postpones it.
 fn amend(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
-    let since = delivered_at(entry).unwrap_or(now);
-    let failed = entry.failures().filter(|fact| fact.at >= since).count();
-    match paused(entry, policy).filter(|until| failed > 0 && *until > now) {
+    match paused(entry, policy).filter(|until| *until > now) {
         Some(until) => Effect::Wait { until },
         None => Effect::Amend {
             n: entry.next_number("amended"),
@@ -317,14 +315,6 @@ fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Effect {
         node: node.to_owned(),
         path: path.to_owned(),
     }
-}
-
-fn delivered_at(entry: &Entry) -> Option<Moment> {
-    let mut delivered = entry
-        .facts()
-        .iter()
-        .filter(|fact| matches!(fact.what, What::Delivered(_)));
-    delivered.next().map(|fact| fact.at)
 }
 
 /// As long as its call lives the switch may go on with the file of a recording that begins at bridges.
