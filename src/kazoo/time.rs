@@ -162,9 +162,10 @@ impl Month {
         }
     }
 
-    /// Whether `other` is this month, the one before, or the one after.
-    pub fn is_next_to(self, other: Self) -> bool {
-        [self.previous(), self, self.next()].contains(&other)
+    /// Whether a recording that is asked for in this month may be filed under `other`: a month of the ten years before, this one, or the next.
+    pub fn may_file_under(self, other: Self) -> bool {
+        let number = |month: Self| i64::from(month.year) * 12 + i64::from(month.month);
+        (number(self) - 120..=number(self) + 1).contains(&number(other))
     }
 
     /// `moment`, moved to the nearest second inside of this month when it is outside.

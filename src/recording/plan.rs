@@ -106,15 +106,14 @@ pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<C
         }
     };
     let media_id = match settings.media_id {
-        Some(given) if !asked_at.month().is_next_to(given.month()) => {
-            let used = MediaId::derived(key, asked_at);
+        Some(given) if !asked_at.month().may_file_under(given.month()) => {
             corrections.push(Correction {
                 key: "media_id",
                 given: given.to_string(),
-                used: used.to_string(),
-                why: "its month is neither the present one nor next to it",
+                used: "a derived id".into(),
+                why: "its month is over ten years ago, or after the next one",
             });
-            used
+            MediaId::derived(key, asked_at)
         }
         given => given.unwrap_or_else(|| MediaId::derived(key, asked_at)),
     };
