@@ -256,6 +256,7 @@ pub fn on_switch_command(world: &Arc<World>, ecallmgr: usize, message: &Received
 /// `reply` with `Result` `error`.
 pub fn reply_error(world: &World, ecallmgr: usize, request: &Object, error: &str, data: Option<Value>) {
     let mut reply = switch_reply(world, ecallmgr, request);
+    let data = data.map(|data| api_event(world, request, "error", data));
     merge(
         &mut reply,
         json!({"Result": "error", "Error": error, "Event-Data": data}),
@@ -266,8 +267,33 @@ pub fn reply_error(world: &World, ecallmgr: usize, request: &Object, error: &str
 /// `reply` with `Result` `success`.
 pub fn reply_success(world: &World, ecallmgr: usize, request: &Object, response: Value) {
     let mut reply = switch_reply(world, ecallmgr, request);
+    let response = api_event(world, request, "success", response);
     merge(&mut reply, json!({"Result": "success", "Response": response}));
     answer(world, ecallmgr, request, reply);
+}
+
+/// What the switch says of a command that it ran.
+fn api_event(world: &World, request: &Object, result: &str, more: Value) -> Object {
+    let argument = |key: &str| request.get("Args").and_then(|a| a.get(key)).and_then(Value::as_str);
+    let words = format!(
+        "{} {}",
+        argument("Url").unwrap_or_default(),
+        argument("File-Name").unwrap_or_default()
+    );
+    let mut event = Object::new();
+    merge(
+        &mut event,
+        json!({
+            "Event-Name": "API",
+            "Core-UUID": world.look(|s| s.core_uuid.clone()),
+            "Event-Date-Timestamp": world.clock().tick_micros().to_string(),
+            "API-Command": "kz_http_put",
+            "API-Command-Argument": words,
+            "API-Result": result,
+        }),
+    );
+    merge(&mut event, more);
+    event
 }
 
 fn switch_reply(world: &World, ecallmgr: usize, request: &Object) -> Object {

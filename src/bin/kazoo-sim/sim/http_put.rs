@@ -9,14 +9,14 @@ use tokio::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    sync::Notify,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use url::Url;
 
 use super::options::UploadFault;
 
-/// libcurl asks before it sends more than this, and waits a second for the answer.
-const ASK_ABOVE: u64 = 1 << 20;
+/// libcurl asks before it sends anything, and waits so long for the answer.
 const PATIENCE_FOR_CONTINUE: Duration = Duration::from_secs(1);
 const MOST_REDIRECTS: usize = 10;
 const CHUNK: usize = 1 << 16;
@@ -63,20 +63,25 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Uploads, following redirects with the same verb. `progress` hears the bytes of the body sent so far.
+/// Uploads. The status alone decides, whenever it comes: a redirect by 303 is followed by a GET, other redirects by another upload. `progress`
+/// hears the bytes of the body sent so far.
 pub async fn put(put: &Put<'_>, progress: impl Fn(u64)) -> Result<Answer, Failure> {
     let mut url = Url::parse(put.url).map_err(|e| Failure::Url(e.to_string()))?;
+    let mut uploads = true;
     for _ in 0..=MOST_REDIRECTS {
-        let answer = once(put, &url, &progress).await?;
+        let answer = once(put, &url, uploads, &progress).await?;
         match (&answer.location, answer.status) {
-            (Some(to), 301..=303 | 307 | 308) => url = url.join(to).map_err(|e| Failure::Url(e.to_string()))?,
+            (Some(to), 301..=303 | 307 | 308) => {
+                uploads &= answer.status != 303;
+                url = url.join(to).map_err(|e| Failure::Url(e.to_string()))?;
+            }
             _ => return Ok(answer),
         }
     }
     Err(Failure::Url("too many redirects".into()))
 }
 
-async fn once(put: &Put<'_>, url: &Url, progress: &impl Fn(u64)) -> Result<Answer, Failure> {
+async fn once(put: &Put<'_>, url: &Url, uploads: bool, progress: &impl Fn(u64)) -> Result<Answer, Failure> {
     if url.scheme() != "http" {
         return Err(Failure::Url(format!("{} is not spoken here", url.scheme())));
     }
@@ -86,52 +91,37 @@ async fn once(put: &Put<'_>, url: &Url, progress: &impl Fn(u64)) -> Result<Answe
     stream.set_nodelay(true)?;
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
-    let asks = put.total > ASK_ABOVE;
-    write.write_all(head(put, url, host, asks).as_bytes()).await?;
-
-    let mut answer = None;
-    if asks && let Ok(early) = timeout(PATIENCE_FOR_CONTINUE, response(&mut read)).await {
-        let early = early?;
-        if early.status != 100 {
-            answer = Some(early);
-        }
+    write.write_all(head(put, url, host, uploads).as_bytes()).await?;
+    let continues = Notify::new();
+    let reading = final_response(&mut read, &continues);
+    tokio::pin!(reading);
+    if !uploads {
+        return Ok(reading.await?);
     }
-    // A refusal before the body: nothing is sent. Any other early answer does not stop libcurl.
-    match answer {
-        Some(refusal) if refusal.status >= 300 => return Ok(refusal),
-        _ => {}
-    }
-    let sending = body(put, &mut write, progress);
-    let reading = final_response(&mut read);
-    tokio::pin!(sending, reading);
-    let mut all_sent = false;
-    loop {
+    if put.total > 0 {
         tokio::select! {
-            sent = &mut sending, if !all_sent => match sent {
-                Ok(()) => {
-                    all_sent = true;
-                    if let Some(answer) = answer {
-                        return Ok(answer);
-                    }
-                }
-                // The other side may have closed after it said why.
-                Err(Failure::Io(e)) => {
-                    return timeout(Duration::from_millis(200), reading).await.ok().and_then(Result::ok).ok_or(Failure::Io(e));
-                }
-                Err(broken) => return Err(broken),
-            },
-            came = &mut reading, if answer.is_none() => {
-                let came = came?;
-                if all_sent || came.status >= 400 {
-                    return Ok(came);
-                }
-                answer = Some(came);
-            }
+            came = &mut reading => return Ok(came?),
+            () = continues.notified() => {}
+            () = sleep(PATIENCE_FOR_CONTINUE) => {}
         }
+    }
+    let sent = tokio::select! {
+        // Nothing more is sent then.
+        came = &mut reading => return Ok(came?),
+        sent = body(put, &mut write, progress) => sent,
+    };
+    match sent {
+        Ok(()) => Ok(reading.await?),
+        // The other side may have closed after it said why.
+        Err(Failure::Io(e)) => match timeout(Duration::from_millis(200), reading).await {
+            Ok(Ok(answer)) => Ok(answer),
+            _ => Err(Failure::Io(e)),
+        },
+        Err(broken) => Err(broken),
     }
 }
 
-fn head(put: &Put<'_>, url: &Url, host: &str, asks: bool) -> String {
+fn head(put: &Put<'_>, url: &Url, host: &str, uploads: bool) -> String {
     let promised = match put.fault {
         UploadFault::PromiseMore(n) => put.total + n,
         UploadFault::PromiseLess(n) => put.total.saturating_sub(n),
@@ -142,18 +132,20 @@ fn head(put: &Put<'_>, url: &Url, host: &str, asks: bool) -> String {
         None => url.path().to_owned(),
     };
     let port = url.port().map(|p| format!(":{p}")).unwrap_or_default();
-    let mut head = format!(
-        "PUT {path} HTTP/1.1\r\nHost: {host}{port}\r\nUser-Agent: freeswitch-kazoo/1.0\r\nAccept: */*\r\n\
-         Content-Type: {}\r\nContent-Length: {promised}\r\n",
-        put.content_type
-    );
+    let verb = if uploads { "PUT" } else { "GET" };
+    let mut head =
+        format!("{verb} {path} HTTP/1.1\r\nHost: {host}{port}\r\nUser-Agent: freeswitch-kazoo/1.0\r\nAccept: */*\r\n");
+    if uploads {
+        let of = put.content_type;
+        head.push_str(&format!("Content-Type: {of}\r\nContent-Length: {promised}\r\n"));
+    }
     if !url.username().is_empty() {
         use base64::Engine as _;
         let pair = format!("{}:{}", url.username(), url.password().unwrap_or_default());
         let pair = base64::engine::general_purpose::STANDARD.encode(pair);
         head.push_str(&format!("Authorization: Basic {pair}\r\n"));
     }
-    if asks {
+    if uploads && put.total > 0 {
         head.push_str("Expect: 100-continue\r\n");
     }
     head.push_str("\r\n");
@@ -201,12 +193,16 @@ async fn body(put: &Put<'_>, write: &mut OwnedWriteHalf, progress: &impl Fn(u64)
 }
 
 /// The first response that is not informational.
-async fn final_response(read: &mut BufReader<OwnedReadHalf>) -> io::Result<Answer> {
+async fn final_response(read: &mut BufReader<OwnedReadHalf>, continues: &Notify) -> io::Result<Answer> {
+    let mut before = Vec::new();
     loop {
-        let answer = response(read).await?;
+        let mut answer = response(read).await?;
         if answer.status >= 200 {
+            answer.headers.splice(0..0, before);
             return Ok(answer);
         }
+        before.append(&mut answer.headers);
+        continues.notify_one();
     }
 }
 

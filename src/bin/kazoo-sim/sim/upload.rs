@@ -51,7 +51,8 @@ async fn put(world: &Arc<World>, url: &str, file: &PathBuf) -> Result<Value, (St
     let leg = leg.as_deref();
     let Ok(metadata) = tokio::fs::metadata(file).await else {
         world.note(Role::Switch, leg, format!("error opening file {}", file.display()));
-        return Err(("error opening file".into(), None));
+        let error = "-ERR error opening file\n";
+        return Err((error.into(), Some(json!({"API-Error": error}))));
     };
     let total = metadata.len();
     let (index, fault, bandwidth) = world.with(|s| {
@@ -116,14 +117,16 @@ async fn put(world: &Arc<World>, url: &str, file: &PathBuf) -> Result<Value, (St
     if saved {
         // Not unpacked on success: an array in the switch's own spelling.
         let headers = headers.map(|h| format!("ARRAY::{}", h.join("|:")));
-        return Ok(json!({"API-Output": format!("{} saved to {url}\n", file.display()), "Reply-Headers": headers}));
+        return Ok(json!({"API-Output": format!("{} saved to {url}", file.display()), "Reply-Headers": headers}));
     }
     let error = format!(
         "Received HTTP error {status} trying to save {} to {url}",
         file.display()
     );
+    // One alone is no list.
+    let headers = headers.map(|h| if let [one] = h.as_slice() { json!(one) } else { json!(h) });
     let data = json!({"API-Error": error, "API-HTTP-Error": status.to_string(), "Reply-Headers": headers});
-    Err((error, Some(data)))
+    Err((format!("-ERR {error}"), Some(data)))
 }
 
 fn outcome(answer: &Result<http_put::Answer, Failure>, took: Duration) -> String {
