@@ -19,6 +19,7 @@ pub mod dying;
 pub mod end;
 mod follow;
 pub mod hands;
+mod ids;
 pub mod journal;
 pub mod next;
 pub mod notices;

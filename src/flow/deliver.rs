@@ -17,6 +17,7 @@ use crate::recording::order::Order;
 use crate::recording::progress::{Elsewhere, Progress, State};
 use crate::telemetry::events::DeliveryEnded;
 
+use super::ids::ids_with_other;
 use super::next::{self, Case, Input};
 use super::perform::{InHand, Parts};
 use super::share::{BUSY, in_time};
@@ -432,23 +433,4 @@ fn failures_there(case: &Case, at: Destination) -> u32 {
         )
     });
     u32::try_from(there.count()).unwrap_or(u32::MAX)
-}
-
-/// As `ids`, and the one for when other audio of the same recording is there already: neither is given up.
-pub(super) fn ids_with_other(order: &Order, audio: &Audio) -> Vec<MediaId> {
-    let mut ids = ids(order);
-    let other = order.key.of_audio(&audio.digests.sha256);
-    ids.push(MediaId::derived(other, order.asked_at));
-    ids
-}
-
-/// The ids that the document may have, in order: the ordered one, then the derived one.
-pub(super) fn ids(order: &Order) -> Vec<MediaId> {
-    let derived = MediaId::derived(order.key, order.asked_at);
-    let ordered = order.media_id.clone();
-    if ordered == derived {
-        vec![ordered]
-    } else {
-        vec![ordered, derived]
-    }
 }

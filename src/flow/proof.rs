@@ -11,7 +11,8 @@ use crate::recording::names;
 use crate::recording::order::Order;
 use crate::telemetry::events::ReadBackFailed;
 
-use super::deliver::{failure, found, ids, ids_with_other};
+use super::deliver::{failure, found};
+use super::ids::{ids, ids_with_other};
 use super::next::{self, Case, Input};
 use super::perform::Parts;
 

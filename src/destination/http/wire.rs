@@ -30,6 +30,8 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
+use crate::telemetry::survive;
+
 use super::super::guard::Guard;
 use super::super::guard::resolve::{Lookup, addresses, admit};
 use super::{Failure, NoClient};
@@ -162,7 +164,7 @@ where
     let broken = |error: hyper::Error| Failure::Lost(words(&error));
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let driver = Driver(tokio::spawn(async move {
-        let _ = connection.await;
+        let _ = survive("http connection", connection).await;
     }));
     let answered = tokio::select! {
         answered = sender.send_request(request) => answered.map_err(broken),
