@@ -45,6 +45,7 @@ const KNOWN_FOR: Duration = Duration::from_secs(600);
 
 /// The database that every Kazoo cluster has.
 const ACCOUNTS: &str = "accounts";
+const SYSTEM_CONFIG: &str = "system_config";
 
 /// Documents that are asked for at once.
 const PAGE: usize = 500;
@@ -80,15 +81,17 @@ impl Couch {
         }
     }
 
-    /// Whether the server knows the cluster's databases, told by the one that every Kazoo cluster has. A node that is new, or back, answers "does
+    /// Whether the server knows the cluster's databases, told by those that every Kazoo cluster has. A node that is new, or back, answers "does
     /// not exist" for every database until it has the list from the other nodes; a database that is created there meanwhile is a second one of
     /// that name.
     ///
     /// # Errors
     /// When it does not, or nobody can tell.
     pub async fn knows_databases(&self) -> Result<(), CouchError> {
-        if self.has_database(ACCOUNTS).await? {
-            return Ok(());
+        for database in [ACCOUNTS, SYSTEM_CONFIG] {
+            if self.has_database(database).await? {
+                return Ok(());
+            }
         }
         // With a prefix of its own, for trying out, it may stand beside a cluster's databases.
         if !self.prefix().is_empty() {
@@ -100,7 +103,7 @@ impl Couch {
             }
         }
         Err(CouchError::NoAnswer(format!(
-            "the server has no database {}{ACCOUNTS}, so it may not know the others either",
+            "the server has no database {}{ACCOUNTS} and no {SYSTEM_CONFIG}, so it may not know the others either",
             self.prefix()
         )))
     }

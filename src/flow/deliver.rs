@@ -51,7 +51,7 @@ impl Parts {
             return self.postponed(case, until, format!("{} takes nothing now", way.host));
         }
         let limit = self.limit(destination, hand);
-        let bringing = self.bring(case, attempt, destination, &way, hand);
+        let bringing = Box::pin(self.bring(case, attempt, destination, &way, hand));
         let result = in_time(limit, bringing).await;
         drop(slot);
         match &result {

@@ -248,7 +248,7 @@ impl Driver<'_> {
     async fn perform(&self, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
         let parts = self.parts;
         let lease = parts.config.ledger.lease;
-        let mut performed = std::pin::pin!(parts.perform(&self.case, effect, hand));
+        let mut performed = Box::pin(parts.perform(&self.case, effect, hand));
         loop {
             tokio::select! {
                 input = &mut performed => return input,

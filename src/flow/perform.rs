@@ -214,26 +214,30 @@ impl Parts {
 
     async fn act(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
         match effect {
-            Effect::Command => self.command(&case.entry).await,
-            Effect::Control { what, n } => self.control(&case.entry, what, n).await,
-            Effect::LookForChannel { n } => self.look_for_channel(&case.entry, n).await,
-            Effect::Probe { n, attempt, node, path } => self.probe(case, n, attempt, &node, &path).await,
-            Effect::Decide => self.decide(case).await,
+            Effect::Command => Box::pin(self.command(&case.entry)).await,
+            Effect::Control { what, n } => Box::pin(self.control(&case.entry, what, n)).await,
+            Effect::LookForChannel { n } => Box::pin(self.look_for_channel(&case.entry, n)).await,
+            Effect::Probe { n, attempt, node, path } => Box::pin(self.probe(case, n, attempt, &node, &path)).await,
+            Effect::Decide => Box::pin(self.decide(case)).await,
             Effect::Collect { attempt, node, path } => {
-                let collecting = self.collect(case, attempt, &node, &path, hand);
+                let collecting = Box::pin(self.collect(case, attempt, &node, &path, hand));
                 trace::within(Stage::Collect, trace::current(), collecting).await
             }
-            Effect::Document { attempt, destination } => Some(self.document(case, attempt, destination).await),
+            Effect::Document { attempt, destination } => {
+                Some(Box::pin(self.document(case, attempt, destination)).await)
+            }
             Effect::Deliver { attempt, destination } => {
-                let delivering = self.deliver(case, attempt, destination, hand.as_ref());
+                let delivering = Box::pin(self.deliver(case, attempt, destination, hand.as_ref()));
                 Some(trace::within(Stage::Delivery, trace::current(), delivering).await)
             }
-            Effect::Complete { attempt, destination } => Some(self.complete(case, attempt, destination).await),
-            Effect::ReadBack { n } => Some(self.read_back(case, n).await),
-            Effect::Amend { n } => Some(self.amend(case, n).await),
-            Effect::Mark { n, cause } => Some(self.mark(case, n, cause).await),
-            Effect::Hold => Some(self.put_into_hold(case, hand.as_ref()).await),
-            Effect::Unhold => Some(self.take_out_of_hold(case).await),
+            Effect::Complete { attempt, destination } => {
+                Some(Box::pin(self.complete(case, attempt, destination)).await)
+            }
+            Effect::ReadBack { n } => Some(Box::pin(self.read_back(case, n)).await),
+            Effect::Amend { n } => Some(Box::pin(self.amend(case, n)).await),
+            Effect::Mark { n, cause } => Some(Box::pin(self.mark(case, n, cause)).await),
+            Effect::Hold => Some(Box::pin(self.put_into_hold(case, hand.as_ref())).await),
+            Effect::Unhold => Some(Box::pin(self.take_out_of_hold(case)).await),
             Effect::Answer(answer) => {
                 if let Some(held) = hand.take() {
                     // The point of no return: this very audio must be safe, whatever else is known of the recording.
@@ -256,10 +260,10 @@ impl Parts {
                 }
                 Some(Input::Answered(answer))
             }
-            Effect::Tidy { n, node, path } => self.tidy(case, n, &node, &path).await,
-            Effect::Continue => self.hand_on(case).await,
-            Effect::Separate { name } => self.separate(case, name).await,
-            Effect::Announce(announcement) => self.announce(case, announcement).await,
+            Effect::Tidy { n, node, path } => Box::pin(self.tidy(case, n, &node, &path)).await,
+            Effect::Continue => Box::pin(self.hand_on(case)).await,
+            Effect::Separate { name } => Box::pin(self.separate(case, name)).await,
+            Effect::Announce(announcement) => Box::pin(self.announce(case, announcement)).await,
             // Whoever drives rests instead, and lets others go on.
             Effect::Wait { .. } => None,
         }

@@ -52,7 +52,7 @@ pub(super) struct Job<'a> {
 
 /// Handles one delivery of the actions' queue, in the trace that it came with.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
-    trace::within(Stage::Action, delivery.trace(), act(parts, delivery)).await;
+    trace::within(Stage::Action, delivery.trace(), Box::pin(act(parts, delivery))).await;
 }
 
 async fn act(parts: &Arc<Parts>, delivery: Delivery) {

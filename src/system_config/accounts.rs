@@ -59,8 +59,15 @@ impl Accounts {
 
     async fn read_plan(&self, account_id: &str) -> Result<Plan, CouchError> {
         let read = async |id: &str| {
-            let document = self.couch.get(SYSTEM_DATA, id).await?;
-            Ok::<_, CouchError>(document.filter(is_alive))
+            match self.couch.get(SYSTEM_DATA, id).await {
+                Ok(document) => Ok(document.filter(is_alive)),
+                // A cluster without that database has no plans. A node that does not know the cluster's databases says nothing of them.
+                Err(CouchError::DatabaseMissing(_)) => {
+                    self.couch.knows_databases().await?;
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            }
         };
         let system = read("system").await?;
         let account = read(account_id).await?;
