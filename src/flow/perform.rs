@@ -209,7 +209,7 @@ impl Parts {
 
     /// Does `effect`. `None`: the worker is going down, and it was left undone.
     pub async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
-        self.crash.step(self.act(case, effect, hand)).await
+        self.crash.step(Box::pin(self.act(case, effect, hand))).await
     }
 
     async fn act(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
@@ -217,15 +217,15 @@ impl Parts {
             Effect::Command => self.command(&case.entry).await,
             Effect::Control { what, n } => self.control(&case.entry, what, n).await,
             Effect::LookForChannel { n } => self.look_for_channel(&case.entry, n).await,
-            Effect::Probe { n, attempt, node, path } => self.probe(case, n, attempt, &node, &path).await,
+            Effect::Probe { n, attempt, node, path } => Box::pin(self.probe(case, n, attempt, &node, &path)).await,
             Effect::Decide => self.decide(case).await,
             Effect::Collect { attempt, node, path } => {
-                let collecting = self.collect(case, attempt, &node, &path, hand);
+                let collecting = Box::pin(self.collect(case, attempt, &node, &path, hand));
                 trace::within(Stage::Collect, trace::current(), collecting).await
             }
             Effect::Document { attempt, destination } => Some(self.document(case, attempt, destination).await),
             Effect::Deliver { attempt, destination } => {
-                let delivering = self.deliver(case, attempt, destination, hand.as_ref());
+                let delivering = Box::pin(self.deliver(case, attempt, destination, hand.as_ref()));
                 Some(trace::within(Stage::Delivery, trace::current(), delivering).await)
             }
             Effect::Complete { attempt, destination } => Some(self.complete(case, attempt, destination).await),
@@ -256,7 +256,7 @@ impl Parts {
                 }
                 Some(Input::Answered(answer))
             }
-            Effect::Tidy { n, node, path } => self.tidy(case, n, &node, &path).await,
+            Effect::Tidy { n, node, path } => Box::pin(self.tidy(case, n, &node, &path)).await,
             Effect::Continue => self.hand_on(case).await,
             Effect::Separate { name } => self.separate(case, name).await,
             Effect::Announce(announcement) => self.announce(case, announcement).await,

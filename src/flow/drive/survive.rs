@@ -38,7 +38,7 @@ async fn survive(parts: &Arc<Parts>, entry: Entry, input: Input, mut mailbox: Ma
         entry: entry.clone(),
         taking: Some(input.clone()),
     });
-    let driving = AssertUnwindSafe(drive(parts, entry, input, &mut mailbox, &left)).catch_unwind();
+    let driving = AssertUnwindSafe(Box::pin(drive(parts, entry, input, &mut mailbox, &left))).catch_unwind();
     let Err(panic) = driving.await else { return };
     let Left { mut entry, taking } = left.into_inner().unwrap_or_else(PoisonError::into_inner);
     let why = words(&*panic).to_owned();
