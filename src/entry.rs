@@ -294,10 +294,12 @@ impl Entry {
     }
 
     pub fn delivery(&self) -> Option<&Delivery> {
-        let delivered = |what| match what {
-            &What::Delivered(ref delivery) => Some(delivery.as_ref()),
-            _ => None,
-        };
+        fn delivered(what: &What) -> Option<&Delivery> {
+            match what {
+                What::Delivered(delivery) => Some(delivery),
+                _ => None,
+            }
+        }
         let first: &Delivery = self.first(delivered)?;
         // Brought once more, because a look did not find it: perhaps under another id.
         let is_lost = |what: &What| {

@@ -10,7 +10,6 @@
     clippy::todo,
     clippy::unimplemented
 )]
-
 // In a build without optimisation a large future is on the stack of each function that makes it: a worker's threads have 2 MiB.
 #![cfg_attr(not(test), warn(clippy::large_futures))]
 

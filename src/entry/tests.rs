@@ -30,8 +30,8 @@ fn order() -> Box<Order> {
 
 fn told(n: u32) -> Box<Told> {
     let mut told = Told::presumed("call", at(i64::from(n)), "freeswitch@fs1", "/tmp/a.mp3");
-    told.stamp = (n % 3 != 0).then(|| at(i64::from(n)).unix_micros());
-    told.length_ms = (n % 2 == 0).then_some(u64::from(n) * 500);
+    told.stamp = (!n.is_multiple_of(3)).then(|| at(i64::from(n)).unix_micros());
+    told.length_ms = (n.is_multiple_of(2)).then_some(u64::from(n) * 500);
     Box::new(told)
 }
 
@@ -82,7 +82,7 @@ fn what(kind: usize, n: u32, on: bool) -> What {
         "mask_asked" => What::MaskAsked {
             action: why(),
             on,
-            route: (n % 2 == 0).then(route),
+            route: (n.is_multiple_of(2)).then(route),
         },
         "masked" => What::Masked { action: why(), on, n },
         "not_obeyed" => What::NotObeyed {

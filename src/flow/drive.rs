@@ -49,7 +49,9 @@ pub fn go_on(parts: &Arc<Parts>, entry: Entry, input: Input) {
 /// Drives the recording on from `input` until nothing is to be done now, or the worker is going down.
 async fn drive(parts: &Parts, entry: Entry, input: Input, mailbox: &mut Mailbox, left: &Mutex<Left>) {
     let trace = trace_of(&entry);
-    trace::within(Stage::Recording, trace, drive_on(parts, entry, input, mailbox, left)).await;
+    // Boxed: each layer around it would hold it on the thread's stack while it is moved there.
+    let driving = Box::pin(drive_on(parts, entry, input, mailbox, left));
+    trace::within(Stage::Recording, trace, driving).await;
 }
 
 /// The trace of the action that asked for the recording.
@@ -248,6 +250,7 @@ impl Driver<'_> {
     async fn perform(&self, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
         let parts = self.parts;
         let lease = parts.config.ledger.lease;
+        // Of all effects the largest: boxed, for a thread's stack must hold what is moved about.
         let mut performed = Box::pin(parts.perform(&self.case, effect, hand));
         loop {
             tokio::select! {

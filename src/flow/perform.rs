@@ -209,7 +209,7 @@ impl Parts {
 
     /// Does `effect`. `None`: the worker is going down, and it was left undone.
     pub async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
-        self.crash.step(self.act(case, effect, hand)).await
+        self.crash.step(Box::pin(self.act(case, effect, hand))).await
     }
 
     async fn act(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {

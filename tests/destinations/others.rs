@@ -148,7 +148,8 @@ async fn a_deleted_document_without_its_audio_is_not_filled_again(couchdb: Arc<C
 }
 
 async fn audio_that_a_server_mangled_does_not_count_as_found(couchdb: Arc<Couchdb>) -> TestResult {
-    let changes: [(&str, fn(&mut Value)); 3] = [
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change); 3] = [
         ("other bytes", |document| {
             document["_attachments"][NAME] = json!({"content_type": "audio/mpeg", "data": "AAAA"});
         }),

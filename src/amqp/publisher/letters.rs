@@ -32,7 +32,7 @@ pub(super) fn properties(delivery: &Delivery, reason: &str) -> BasicProperties {
     if let Some(theirs) = received.headers() {
         for (name, value) in theirs.inner() {
             let brokers = |own: &&str| name.as_str().starts_with(*own);
-            if !BROKERS.contains(&name.as_str()) && !BROKERS_TOO.iter().any(|own| brokers(&own)) {
+            if !BROKERS.contains(&name.as_str()) && !BROKERS_TOO.iter().any(brokers) {
                 headers.insert(name.clone(), value.clone());
             }
         }

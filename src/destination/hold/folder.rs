@@ -3,7 +3,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
@@ -158,10 +158,7 @@ pub(super) async fn bytes(folder: &Path) -> Result<u64, HoldError> {
 /// Removes what workers that died left half written.
 pub(super) async fn tidy(folder: &Path) -> Result<(), HoldError> {
     for (name, meta) in files(folder).await? {
-        let age = meta
-            .modified()
-            .ok()
-            .and_then(|at| SystemTime::now().duration_since(at).ok());
+        let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
         if name.contains(PART) && age.is_some_and(|age| age > ABANDONED) {
             let _ = fs::remove_file(folder.join(name)).await;
         }

@@ -194,10 +194,9 @@ impl Answer {
     pub(super) async fn piece(&mut self) -> Option<Bytes> {
         loop {
             let frame = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;
-            match frame?.ok()?.into_data() {
-                Ok(data) => return Some(data),
-                // Trailers.
-                Err(_) => {}
+            // Everything else is trailers.
+            if let Ok(data) = frame?.ok()?.into_data() {
+                return Some(data);
             }
         }
     }

@@ -55,7 +55,7 @@ enum Next {
     Ends(&'static str, &'static str),
 }
 
-fn step(world: &World, s: &mut State, path: &PathBuf, starts: u32) -> Next {
+fn step(world: &World, s: &mut State, path: &Path, starts: u32) -> Next {
     let now = Instant::now();
     let Some(recording) = s.at(path).filter(|r| r.running() && r.starts == starts) else {
         return Next::Over;
