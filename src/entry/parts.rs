@@ -45,8 +45,8 @@ impl Event<'_> {
         }
     }
 
-    /// Whether this start comes after that end. The switch's stamps tick: a stop and the next start can have the same. What lasted for longer than
-    /// a tick did not begin and end within one.
+    /// Whether this start comes after that end, of which another start is known. The switch's stamps tick: a stop and the next start can have the
+    /// same. What lasted for longer than a tick did not begin and end within one.
     fn begins_after(&self, end: &Event<'_>) -> bool {
         let is_same_tick = self.told.stamp.is_some() && self.told.stamp == end.told.stamp;
         if is_same_tick {
@@ -81,7 +81,7 @@ impl Entry {
                     .any(|end| start.begins_after(end) && !first.begins_after(end))
             });
             // A start after an end of which no start was heard.
-            let unheard = begun.len() == 1 && begun[0].is_empty() && ends.iter().any(|end| start.begins_after(end));
+            let unheard = begun.len() == 1 && begun[0].is_empty() && ends.iter().any(|end| start.is_after(end));
             match begun.last_mut() {
                 Some(part) if !restarted || (part.is_empty() && !unheard) => part.push(start),
                 _ => begun.push(vec![start]),
@@ -512,6 +512,9 @@ mod tests {
         // One that was shorter than a tick has both in one.
         let short = entry(&[(1, start(1)), (1, end(1, 20))]);
         assert_eq!((short.parts().len(), short.ended().is_some()), (1, true));
+        // Where no other start is known it is that end's own, whatever length is told.
+        let odd = entry(&[(1, start(1)), (1, end(1, 6000))]);
+        assert_eq!((odd.parts().len(), odd.ended().is_some()), (1, true));
     }
 
     #[test]
