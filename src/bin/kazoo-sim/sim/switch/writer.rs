@@ -1,7 +1,7 @@
 //! While it records: the file grows in the switch's steps, limits strike, silence ends it.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
