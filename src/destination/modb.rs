@@ -158,7 +158,14 @@ pub async fn complete(couch: &Couch, account_id: &str, month: Month) -> Result<O
     if couch.has_design(&database, LAST).await? {
         return Ok(None);
     }
-    let views = registered_views(couch, &database).await?;
+    let views = match registered_views(couch, &database).await {
+        // A cluster that has no system_data registers no views. A node that does not know the cluster's databases says nothing of them.
+        Err(CouchError::DatabaseMissing(_)) => {
+            couch.knows_databases().await?;
+            Vec::new()
+        }
+        views => views?,
+    };
     if views.is_empty() {
         return Ok(None);
     }
