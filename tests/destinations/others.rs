@@ -8,7 +8,7 @@ use kz_record_call::destination::bigcouch::{self, Kept, Road};
 use serde_json::{Value, json};
 
 use crate::promises;
-use crate::support::{Case, Couchdb, Recording, TestResult, WAYS};
+use crate::support::{Case, Couchdb, Fault, Recording, TestResult, WAYS};
 
 promises![
     a_transcript_and_an_edit_survive_a_worker_that_did_not_know_of_its_success,
@@ -194,14 +194,11 @@ async fn a_rule_of_a_database_refuses_that_recording_alone(couchdb: Arc<Couchdb>
     for way in WAYS {
         let recording = Recording::of(1000);
         let case = Case::new(&couchdb, way, &recording).await?;
-        let rule = "function(doc) { if (doc.pvt_type == 'call_recording' && !doc.approved) throw({forbidden: 'recordings need approval'}); }";
-        case.world
-            .put(
-                &recording.database(),
-                "_design/rule",
-                &json!({"language": "javascript", "validate_doc_update": rule}),
-            )
-            .await?;
+        // Not every server that tests run against has `validate_doc_update`.
+        case.front.rule(|seen, _| match seen.is_write() {
+            true => Fault::Forbid("recordings need approval"),
+            false => Fault::Pass,
+        });
         let error = case.put(&recording).await.err().context("stored")?;
         ensure!(matches!(error, DeliveryError::Recording(_)), "{way:?}: {error:?}");
         ensure!(

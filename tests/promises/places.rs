@@ -152,7 +152,13 @@ async fn slow_servers_of_users_leave_a_switchs_other_recordings_their_places(ser
     for (_, call) in &calls {
         call.hangup("NORMAL_CLEARING").await;
     }
+    let asked = std::time::Instant::now();
     while !slow.iter().any(|server| !server.received().is_empty()) {
+        ensure!(
+            asked.elapsed() < SOON,
+            "no server of a user was asked: {}",
+            worker.tail()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let begun = std::time::Instant::now();
@@ -163,7 +169,12 @@ async fn slow_servers_of_users_leave_a_switchs_other_recordings_their_places(ser
     // The audio that nobody takes is off the switch, in the hold.
     for (recording, call) in &calls {
         world.state(&call.id(), "held", Duration::from_secs(60)).await?;
-        ensure!(!recording.path.exists(), "{}", recording.path.display());
+        // The ledger knows before the switch is told.
+        let held = std::time::Instant::now();
+        while recording.path.exists() {
+            ensure!(held.elapsed() < SOON, "{} is left", recording.path.display());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
     drop(worker);
     world.finish().await

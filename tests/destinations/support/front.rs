@@ -21,6 +21,8 @@ pub enum Fault {
     Pass,
     /// Answered with this status, the body read, the server not asked.
     Refuse(u16),
+    /// Answered as by a rule that the database has for its documents, for this reason.
+    Forbid(&'static str),
     /// Answered with this status before the body is read.
     Early(u16),
     /// The server does it; the answer is another.
@@ -164,6 +166,17 @@ async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
             let mut body = body.into_data_stream();
             while let Some(Ok(_)) = body.next().await {}
             return refusal(status);
+        }
+        Fault::Forbid(reason) => {
+            let mut body = body.into_data_stream();
+            while let Some(Ok(_)) = body.next().await {}
+            let body = format!("{{\"error\":\"forbidden\",\"reason\":\"{reason}\"}}");
+            return (
+                StatusCode::FORBIDDEN,
+                [(header::CONTENT_TYPE, "application/json")],
+                body,
+            )
+                .into_response();
         }
         Fault::Early(status) => return refusal(status),
         Fault::Stall => {
