@@ -76,9 +76,14 @@ impl Entry {
         let (starts, ends) = (self.events(start_of), self.events(end_of));
         let mut begun: Vec<Vec<Event<'_>>> = vec![Vec::new()];
         for start in starts {
+            // No start is known before the first: an end with its stamp is its own, whatever length was told.
+            let has_earlier = begun.len() > 1;
             let restarted = begun.last().and_then(|part| part.first()).is_none_or(|first| {
-                ends.iter()
-                    .any(|end| start.begins_after(end) && !first.begins_after(end))
+                let is_behind = |end: &Event<'_>| match has_earlier {
+                    true => first.begins_after(end),
+                    false => first.is_after(end),
+                };
+                ends.iter().any(|end| start.begins_after(end) && !is_behind(end))
             });
             // A start after an end of which no start was heard.
             let unheard = begun.len() == 1 && begun[0].is_empty() && ends.iter().any(|end| start.is_after(end));
@@ -515,6 +520,9 @@ mod tests {
         // Where no other start is known it is that end's own, whatever length is told.
         let odd = entry(&[(1, start(1)), (1, end(1, 6000))]);
         assert_eq!((odd.parts().len(), odd.ended().is_some()), (1, true));
+        // What is recorded after that is a part of its own all the same.
+        let again = entry(&[(1, start(1)), (1, end(1, 6000)), (9, start(2))]);
+        assert_eq!(again.parts().len(), 2);
     }
 
     #[test]

@@ -125,7 +125,7 @@ fn outcome_body(entry: &Entry, outcome: Outcome) -> Value {
         "Findings": audio.filter(|audio| audio.is_suspect()).map(|audio| json!(audio.findings)),
         "Duration-MS": entry.told_ms().or_else(|| audio.and_then(|audio| audio.duration_ms)),
         "Completion-Cause": ended.and_then(|told| told.completion_cause.as_deref()),
-        "Ended-By": ended.filter(|told| told.is_by_silence()).map(|_| "silence"),
+        "Ended-By": ended.filter(|told| order.is_some_and(|order| order.ends_by_silence(told))).map(|_| "silence"),
         "Ended-At": ended.map(|told| told.at.gregorian_seconds()),
         "End-Presumed": ended.is_some().then(|| entry.told_end().is_none()).filter(|presumed| *presumed),
     })

@@ -170,7 +170,7 @@ impl Subject<'_> {
         }
         if let Some(map) = private.as_object_mut() {
             self.controls.write(map);
-            if self.ended.is_by_silence() {
+            if self.order.ends_by_silence(self.ended) {
                 map.insert("ended_by".into(), json!("silence"));
             }
             map.insert("channels".into(), self.channels());

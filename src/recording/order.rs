@@ -12,6 +12,7 @@ use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::time::Moment;
 
 use super::carry;
+use super::ending::Told;
 use super::format::Format;
 use super::identity::{Key, MediaId};
 use super::names;
@@ -116,6 +117,12 @@ const fn is_yes(value: &bool) -> bool {
 }
 
 impl Order {
+    /// Whether silence ended it: the switch must have been asked to listen for that, as far as the order still tells.
+    pub fn ends_by_silence(&self, ended: &Told) -> bool {
+        let asked = self.command.as_ref().is_none_or(|command| command.silence.is_some());
+        asked && ended.is_by_silence()
+    }
+
     /// The start command for the call's id as it is now; `None` when the order came back from the switch.
     pub fn start(&self, call_id: &str) -> Option<RecordStart> {
         let command = self.command.as_ref()?;

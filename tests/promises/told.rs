@@ -131,7 +131,7 @@ async fn what_workers_tell_each_other_is_what_the_schemas_say(services: Arc<Serv
         let schema = schemas::check_message(&body)?;
         let key = delivery.routing_key.as_str();
         let right = match schema {
-            "recordings" | "began_again" => key == "kz_record_call.memory",
+            "recordings" | "began_again" | "alive" | "credentials" | "controlled" => key == "kz_record_call.memory",
             "check" => key.starts_with("kz_record_call_check_") && key.ends_with("_unrouted"),
             _ => key.starts_with("recording."),
         };

@@ -470,8 +470,8 @@ async fn a_recording_over_the_turn_of_the_month_is_filed_where_its_id_says(servi
         "{document:#}"
     );
     ensure!(
-        document["cdr_id"].as_str().is_some_and(|id| id.starts_with(&after)),
-        "the CDR is made at the end: {document:#}"
+        document["cdr_id"].as_str().is_some_and(|id| id.starts_with(&before)),
+        "the CDR is of the month in which the conversation began: {document:#}"
     );
     let listed = world.couch.listed(&world.modb(&recording.id)).await?;
     ensure!(listed == [recording.id.clone()], "{listed:?}");
