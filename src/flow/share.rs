@@ -21,8 +21,10 @@ impl Parts {
         let told = self.config.ingest.delivery_timeout;
         match hand {
             None => self.config.destination.send_timeout,
-            // The audio can wait elsewhere: others want the switch's place.
-            Some(_) if destination.is_held() && self.hold.is_there() => told.min(self.config.destination.switch_waits),
+            // The audio can wait elsewhere, and must be there before the switch is told otherwise: others want the switch's place.
+            Some(_) if destination.is_held() && self.hold.is_there() => {
+                (told / 2).min(self.config.destination.switch_waits)
+            }
             Some(_) => told,
         }
     }
