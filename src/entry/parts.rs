@@ -308,7 +308,17 @@ fn end_of(what: &What) -> Option<&Told> {
 /// Puts an end where it belongs: to the last part that began before it.
 fn place<'a>(parts: &mut Vec<Part<'a>>, end: Event<'a>) {
     let began_before = |part: &Part<'_>| part.begun.is_some_and(|begun| !begun.begins_after(&end));
-    let at = parts.iter().rposition(began_before).unwrap_or(0);
+    let mut at = parts.iter().rposition(began_before).unwrap_or(0);
+    // Where that part has its end already, a start with this end's stamp is its own, if it has none.
+    let is_own = |part: &Part<'_>| {
+        let begun = part.begun.and_then(|begun| begun.told.stamp);
+        part.ended.is_none() && begun.is_some() && begun == end.told.stamp
+    };
+    if parts[at].ended.is_some()
+        && let Some(own) = parts.iter().rposition(is_own)
+    {
+        at = own;
+    }
     let part = &mut parts[at];
     let Some((known, heard)) = part.ended.zip(part.end_heard) else {
         (part.ended, part.end_heard) = (Some(end.told), Some(end.heard));
@@ -523,6 +533,8 @@ mod tests {
         // What is recorded after that is a part of its own all the same.
         let again = entry(&[(1, start(1)), (1, end(1, 6000)), (9, start(2))]);
         assert_eq!(again.parts().len(), 2);
+        let ended = entry(&[(1, start(1)), (3, end(3, 2000)), (9, start(9)), (9, end(9, 6000))]);
+        assert!(ended.parts().len() == 2 && ended.parts().iter().all(|part| part.ended.is_some()));
     }
 
     #[test]

@@ -13,9 +13,9 @@ impl Parts {
         let Some(follow) = order.command.as_ref().map(|command| command.follow_transfer) else {
             return;
         };
-        // An action of the same call before this one may have set its channel to false.
-        let by_itself = self.config.kazoo.follow_transfers && !self.registry.is_unfollowing(&order.call_id);
-        if follow == by_itself {
+        // False is always said: another action of the call may have set its channel to true. True only where the channel may be at false.
+        let may_be_false = !self.config.kazoo.follow_transfers || self.registry.is_unfollowing(&order.call_id);
+        if follow && !may_be_false {
             return;
         }
         let Some(message) = order.follow_transfer(&self.sender, call_id) else {

@@ -29,7 +29,10 @@ const WINDOW: Duration = Duration::from_secs(300);
 
 /// A server that counts failed log-ins as CouchDB 3.4 does. All its clients have one address.
 #[derive(Clone, Default)]
-struct Lockout(Arc<Mutex<HashMap<String, (usize, Option<Instant>)>>>);
+struct Lockout(Arc<Mutex<HashMap<String, Failures>>>);
+
+/// How many, and until when the account is locked.
+type Failures = (usize, Option<Instant>);
 
 impl Lockout {
     fn failures(&self) -> usize {

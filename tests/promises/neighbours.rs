@@ -26,7 +26,7 @@ const LEASE: (&str, &str) = ("LEDGER__LEASE_S", "300");
 async fn an_idle_worker_takes_over_from_a_killed_one_before_its_leases_run_out(services: Arc<Services>) -> TestResult {
     let world = World::new(&services).await?;
     let settings = [LEASE, ("INGEST__DELIVERY_TIMEOUT_S", "120")];
-    let mut workers = vec![world.worker_with(&settings).await?, world.worker_with(&settings).await?];
+    let mut workers = [world.worker_with(&settings).await?, world.worker_with(&settings).await?];
     // So slow that its worker is killed in the middle.
     world.kazoo.faults(|faults| faults.bandwidth = Some(2_000));
     let call = world.kazoo.new_call(CallOptions::talking().size(Size::Bytes(50_000)));

@@ -407,15 +407,19 @@ async fn an_end_that_is_told_late_and_is_longer_is_kept_too(services: Arc<Servic
         faults.blind_ecallmgrs = vec![0];
         faults.keep_files = true;
     });
-    // Its file stops growing after three seconds: no worker believes in the end of one that grows.
-    let call = world.kazoo.new_call(CallOptions::talking().size(Size::Millis(3_000)));
+    // While its leg is on hold its file does not grow: no worker believes in the end of one that grows.
+    let call = world.kazoo.new_call(CallOptions::talking().size(Size::Lasting));
     act(&call, json!({})).await?;
     let recording = call.wait_recording_started(SOON).await?;
+    call.hold();
     let presumed = world.outcome(&recording.id).await?;
     ensure!(
         presumed["End-Presumed"] == true && presumed["Outcome"] == "stored",
         "{presumed:#}"
     );
+    // What is recorded afterwards takes its time.
+    call.unhold();
+    tokio::time::sleep(Duration::from_secs(6)).await;
     call.hangup("NORMAL_CLEARING").await;
     let whole = world.ended(&recording).await?;
     let continued = |m: &Observed| m.category == "recording" && m.header("Continues") == recording.id;
