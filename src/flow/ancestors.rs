@@ -58,8 +58,12 @@ fn compare(before: &Entry, after: &Entry) -> Kept {
         return Kept::Unknown;
     };
     // The length of a stretch counts from its own start.
+    let end = |entry: &Entry| entry.told_end().map(Told::order);
     let needed = if same {
         Some(told)
+    } else if end(after).is_some() && end(before) == end(after) {
+        // The stretch counts among those that are in that audio.
+        before.told_ms()
     } else {
         before.told_ms().map(|ms| ms + told)
     };
