@@ -288,8 +288,9 @@ fn memory(parts: &Arc<Parts>, delivery: &Delivery) {
 
 /// Another worker stopped, masked or unmasked a recording.
 fn take_in(parts: &Arc<Parts>, key: Key, call_id: &str, facts: &[Fact], orphan: bool) {
-    parts.registry.hear(key, call_id, facts);
+    // As it was before: what a driver learns by this is told to operators.
     let entry = parts.registry.entry(key).filter(|entry| entry.order().is_some());
+    parts.registry.hear(key, call_id, facts);
     for fact in facts {
         let told = Input::Fact(fact.what.clone());
         match &entry {

@@ -31,13 +31,34 @@ pub(super) async fn control(job: &Job<'_>, what: Control) -> (String, bool) {
         let durable = write_down(job, &open, facts).await;
         return (open.media_id, answered && durable);
     }
-    // What follows takes its time, and the call waits for its answer.
+    if let Some(name) = job.action.call.media_name.as_ref().filter(|name| names::is_plain(name)) {
+        stranger(job, name, what).await;
+        return (String::new(), job.result().await);
+    }
+    let known = known_here(job);
+    let facts = match &known {
+        Some(open) => Some(tell_switch(job, open, what).await),
+        None => None,
+    };
     let answered = job.result().await;
-    let Some(open) = moved_here(job).await else {
-        stranger(job, what).await;
+    // What follows takes its time, and the call waited for its answer.
+    let moved = match known {
+        Some(open) => Some(open),
+        None => moved_here(job).await,
+    };
+    let Some(open) = moved else {
+        warn!(
+            event = "no_recording_of_call",
+            call_id = job.action.call_id,
+            action = what.name(),
+            "no recording of this call is known; nothing is sent"
+        );
         return (String::new(), answered);
     };
-    let mut facts = tell_switch(job, &open, what).await;
+    let mut facts = match facts {
+        Some(facts) => facts,
+        None => tell_switch(job, &open, what).await,
+    };
     if what != Control::Stop {
         // A stop shows by itself whether it was obeyed; of a mask nobody would ever hear.
         facts.push(What::NotObeyed {
@@ -113,8 +134,13 @@ async fn write_down(job: &Job<'_>, open: &Open, facts: Vec<What>) -> bool {
             what: what.clone(),
         })
         .collect();
+    // Operators are told of what the driver learns, so it is not to know these before.
+    let mut unheeded = Entry::new(open.key, &open.call_id);
     for fact in &stamped {
-        entry.add(fact.clone());
+        match fact.what {
+            What::NotObeyed { .. } => unheeded.add(fact.clone()),
+            _ => entry.add(fact.clone()),
+        };
     }
     parts.registry.remember(&entry);
     if entry.order().is_none()
@@ -127,7 +153,7 @@ async fn write_down(job: &Job<'_>, open: &Open, facts: Vec<What>) -> bool {
     let is_known = entry.order().is_some();
     // Whoever writes the recording's document must know it; and whoever knows the order follows it up, if this worker does not.
     notices::controlled(parts, &entry, &stamped, !is_known);
-    let durable = journal::write(parts, &entry).await;
+    let durable = journal::write(parts, &entry.clone().merge(unheeded)).await;
     if is_known {
         for what in facts {
             // Whoever has the recording in hand takes it in; otherwise it is followed up from here.
@@ -176,17 +202,34 @@ async fn find(job: &Job<'_>) -> Option<Open> {
     Some(open)
 }
 
-/// A recording of the same conversation that went along to this leg when its own left: the leg where it began is gone, and it runs all the same.
+/// A recording of the same conversation that is known to have gone along to this leg.
+fn known_here(job: &Job<'_>) -> Option<Open> {
+    let interaction = job.action.call.parties.interaction_id.as_deref()?;
+    let mut entries = remembered(job, interaction);
+    entries.retain(|entry| is_to_be_controlled(entry) && entry.carried_by().call_id == job.action.call_id);
+    let newest = entries
+        .iter()
+        .max_by_key(|entry| entry.order().map(|order| order.asked_at))?;
+    Open::of(newest)
+}
+
+/// What this worker's memory has of the recordings of a conversation.
+fn remembered(job: &Job<'_>, interaction: &str) -> Vec<Entry> {
+    let registry = &job.parts.registry;
+    let open = registry.of_interaction(interaction);
+    let entries = open.iter().filter_map(|open| registry.entry(open.key));
+    entries.filter(|entry| entry.order().is_some()).collect()
+}
+
+fn is_to_be_controlled(entry: &Entry) -> bool {
+    entry.is_open() && entry.stop_asked_at().is_none()
+}
+
+/// The same, by what the ledger knows too, and where no event told of the move: the leg that it began on is gone, and it runs all the same.
 async fn moved_here(job: &Job<'_>) -> Option<Open> {
     let (parts, action) = (job.parts, job.action);
     let interaction = action.call.parties.interaction_id.as_deref()?;
-    let mut entries: Vec<Entry> = parts
-        .registry
-        .of_interaction(interaction)
-        .iter()
-        .filter_map(|open| parts.registry.entry(open.key))
-        .filter(|entry| entry.order().is_some())
-        .collect();
+    let mut entries = remembered(job, interaction);
     if parts.ledger.is_up() {
         let looking = parts.ledger.of_interaction(interaction);
         let records = tokio::time::timeout(KNOWLEDGE, looking).await.ok()?.unwrap_or_default();
@@ -195,12 +238,11 @@ async fn moved_here(job: &Job<'_>) -> Option<Open> {
     // The newest first, as everywhere.
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.order().map(|order| order.asked_at)));
     for entry in entries {
-        if !entry.is_open() || entry.stop_asked_at().is_some() {
+        if !is_to_be_controlled(&entry) {
             continue;
         }
         let carrier = entry.carried_by();
         let is_here = carrier.call_id == action.call_id;
-        // Where no event told of the move: the leg that it began on is gone, and it runs all the same.
         let its_leg = parts.replaced.current(&carrier.call_id);
         if is_here || its_leg != action.call_id && parts.is_alive(&its_leg).await == Some(false) {
             parts.registry.remember(&entry);
@@ -210,21 +252,11 @@ async fn moved_here(job: &Job<'_>) -> Option<Open> {
     None
 }
 
-/// No recording of ours is known: somebody else's, by the name that the call carries, is what Kazoo's own action would stop then.
-async fn stranger(job: &Job<'_>, what: Control) {
+/// No recording of ours is known: another recorder's, by the name that the call carries, is what Kazoo's own action would stop then.
+async fn stranger(job: &Job<'_>, name: &str, what: Control) {
     let (parts, action) = (job.parts, job.action);
-    match &action.call.media_name {
-        Some(name) if names::is_plain(name) => {
-            // What it came to is told by the command's own event.
-            let _ = parts
-                .send_control(&action.control, &action.call_id, "", name, what)
-                .await;
-        }
-        _ => warn!(
-            event = "no_recording_of_call",
-            call_id = action.call_id,
-            action = what.name(),
-            "no recording of this call is known; nothing is sent"
-        ),
-    }
+    // What it came to is told by the command's own event.
+    let _ = parts
+        .send_control(&action.control, &action.call_id, "", name, what)
+        .await;
 }

@@ -25,6 +25,9 @@ promises![
     a_call_that_was_replaced_is_answered_under_its_new_id,
     too_short_is_discarded_and_taken_off_the_switch,
     the_audio_is_masked_and_the_document_tells_when,
+    a_mask_that_another_worker_sent_is_in_the_document,
+    a_mask_after_a_move_is_told_as_not_obeyed,
+    a_stop_on_the_leg_that_carries_a_moved_recording_is_told,
     the_same_id_and_name_on_many_calls_mix_nothing,
     several_recordings_of_one_call_are_kept_apart,
     an_end_that_is_told_late_and_is_longer_is_kept_too,
@@ -322,6 +325,90 @@ async fn the_audio_is_masked_and_the_document_tells_when(services: Arc<Services>
     let masks = stored.document["pvt_recording"]["masks"].as_array().context("masks")?;
     let told: Vec<bool> = masks.iter().filter_map(|mask| mask["masked"].as_bool()).collect();
     ensure!(told == [true, false, true], "{masks:?}");
+    world.finish().await
+}
+
+/// Actions go round among the workers, and the switch's events too: often the one that writes the document did not send the mask.
+async fn a_mask_that_another_worker_sent_is_in_the_document(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _workers = [world.worker().await?, world.worker().await?];
+    let mut recordings = Vec::new();
+    for _ in 0..12 {
+        let call = world.kazoo.new_call(CallOptions::talking());
+        act(&call, json!({})).await?;
+        let recording = call.wait_recording_started(SOON).await?;
+        act(&call, json!({"action": "mask"})).await?;
+        // The end follows at once.
+        call.hangup("NORMAL_CLEARING").await;
+        recordings.push(recording);
+    }
+    for recording in &recordings {
+        let masked = |document: &Value| document["pvt_recording"]["masks"][0]["masked"] == json!(true);
+        let stored = world.stored(recording).await?;
+        if !masked(&stored.document) {
+            // It was written before the mask was known, and is amended.
+            let amended = async {
+                loop {
+                    if masked(&world.stored(recording).await?.document) {
+                        return anyhow::Ok(());
+                    }
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            };
+            tokio::time::timeout(SOON, amended)
+                .await
+                .context("a document without its mask")??;
+        }
+    }
+    world.finish().await
+}
+
+/// Its own party transfers the call away; the recording goes along to the other leg.
+async fn a_mask_after_a_move_is_told_as_not_obeyed(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let worker = world.worker_with(&[("KAZOO__SYSTEM_ALERTS", "true")]).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    act(&call, json!({})).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    act(&call, json!({"action": "mask"})).await?;
+    let onward = call.refer_away().await?;
+    act(&onward, json!({"action": "unmask"})).await?;
+    let told = |line: &Value| line["event"] == json!("control_not_obeyed");
+    worker.logged("the unmask that was not obeyed", told, SOON).await?;
+    worker
+        .counts("kz_record_call_controls_not_obeyed_total{control=\"unmask\"} 1")
+        .await?;
+    onward.hangup("NORMAL_CLEARING").await;
+    let document = world.stored(&recording).await?.document;
+    let private = &document["pvt_recording"];
+    ensure!(
+        private["masks"].as_array().is_some_and(|masks| masks.len() == 1),
+        "{private:#}"
+    );
+    ensure!(
+        private["not_obeyed"][0]["action"] == "unmask" && private["not_obeyed"][0]["why"] == "moved",
+        "{private:#}"
+    );
+    world.finish().await
+}
+
+async fn a_stop_on_the_leg_that_carries_a_moved_recording_is_told(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let settings = [("FLOW__STOP_REPEATS_MS", "100,200"), ("FLOW__STOP_ALARM_MS", "600")];
+    let worker = world.worker_with(&settings).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    act(&call, json!({})).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    let onward = call.refer_away().await?;
+    act(&onward, json!({"action": "stop"})).await?;
+    let told = |line: &Value| line["event"] == json!("stop_unconfirmed");
+    worker.logged("the alarm", told, SOON).await?;
+    onward.hangup("NORMAL_CLEARING").await;
+    let private = world.stored(&recording).await?.document["pvt_recording"].clone();
+    ensure!(
+        private["not_obeyed"][0]["action"] == "stop" && private["not_obeyed"][0]["why"] == "unconfirmed",
+        "{private:#}"
+    );
     world.finish().await
 }
 
