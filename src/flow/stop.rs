@@ -61,18 +61,19 @@ pub(super) async fn control(job: &Job<'_>, what: Control) -> (String, bool) {
     };
     if what != Control::Stop {
         // A stop shows by itself whether it was obeyed; of a mask nobody would ever hear.
-        facts.push(What::NotObeyed {
+        let moved = What::NotObeyed {
             action: job.action.msg_id.clone().unwrap_or_default(),
             what,
             why: Why::Moved,
-        });
+        };
+        facts.extend(stamped(job, &[moved]));
     }
     let durable = write_down(job, &open, facts).await;
     (open.media_id, answered && durable)
 }
 
 /// Sends the command; what is to be written down of it.
-async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<What> {
+async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<Fact> {
     let (parts, action) = (job.parts, job.action);
     let sent = parts
         .send_control(&action.control, &action.call_id, &open.media_id, &open.file_name, what)
@@ -103,14 +104,27 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<What> {
         Control::Stop => What::StopSent { n: 1 },
         Control::Mask | Control::Unmask => What::Masked { action: id, on, n: 0 },
     };
-    match sent {
+    let facts = match sent {
         Ok(()) => vec![asked, delivered],
         Err(_) => vec![asked],
-    }
+    };
+    // At once: the end may be on its way already, and whoever hears of it begins with what is remembered.
+    let stamped = stamped(job, &facts);
+    parts.registry.hear(open.key, &open.call_id, &stamped);
+    stamped
+}
+
+fn stamped(job: &Job<'_>, facts: &[What]) -> Vec<Fact> {
+    let stamp = |what: &What| Fact {
+        at: job.parts.now(),
+        by: job.parts.policy.worker.clone(),
+        what: what.clone(),
+    };
+    facts.iter().map(stamp).collect()
 }
 
 /// Writes down what was asked and sent, tells the other workers, and follows it up.
-async fn write_down(job: &Job<'_>, open: &Open, facts: Vec<What>) -> bool {
+async fn write_down(job: &Job<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
     let (parts, action) = (job.parts, job.action);
     let mut entry = parts
         .registry
@@ -126,21 +140,13 @@ async fn write_down(job: &Job<'_>, open: &Open, facts: Vec<What>) -> bool {
             },
         });
     }
-    let stamped: Vec<Fact> = facts
-        .iter()
-        .map(|what| Fact {
-            at: parts.now(),
-            by: parts.policy.worker.clone(),
-            what: what.clone(),
-        })
-        .collect();
     // Operators are told of what the driver learns, so it is not to know these before.
     let mut unheeded = Entry::new(open.key, &open.call_id);
     for fact in &stamped {
-        match fact.what {
-            What::NotObeyed { .. } => unheeded.add(fact.clone()),
-            _ => entry.add(fact.clone()),
-        };
+        unheeded.add(fact.clone());
+        if !matches!(fact.what, What::NotObeyed { .. }) {
+            entry.add(fact.clone());
+        }
     }
     parts.registry.remember(&entry);
     if entry.order().is_none()
@@ -153,12 +159,10 @@ async fn write_down(job: &Job<'_>, open: &Open, facts: Vec<What>) -> bool {
     let is_known = entry.order().is_some();
     // Whoever writes the recording's document must know it; and whoever knows the order follows it up, if this worker does not.
     notices::controlled(parts, &entry, &stamped, !is_known);
-    let durable = journal::write(parts, &entry.clone().merge(unheeded)).await;
+    let durable = journal::write(parts, &entry.clone().merge(unheeded.clone())).await;
     if is_known {
-        for what in facts {
-            // Whoever has the recording in hand takes it in; otherwise it is followed up from here.
-            drive::go_on(parts, entry.clone(), Input::Fact(what));
-        }
+        // Whoever has the recording in hand takes it in, with its times; otherwise it is followed up from here.
+        drive::go_on(parts, entry, Input::Known(Box::new(unheeded)));
     } else {
         warn!(
             event = "control_of_unknown_order",

@@ -321,10 +321,8 @@ async fn the_audio_is_masked_and_the_document_tells_when(services: Arc<Services>
     }
     ensure!(call.recordings()[0].running(), "a mask ended it");
     call.hangup("NORMAL_CLEARING").await;
-    let stored = world.stored(&recording).await?;
-    let masks = stored.document["pvt_recording"]["masks"].as_array().context("masks")?;
-    let told: Vec<bool> = masks.iter().filter_map(|mask| mask["masked"].as_bool()).collect();
-    ensure!(told == [true, false, true], "{masks:?}");
+    // The last mask and the end came together: a document that was written before the mask was known is amended.
+    masked_as(&world, &recording, &[true, false, true]).await?;
     world.finish().await
 }
 
@@ -343,24 +341,29 @@ async fn a_mask_that_another_worker_sent_is_in_the_document(services: Arc<Servic
         recordings.push(recording);
     }
     for recording in &recordings {
-        let masked = |document: &Value| document["pvt_recording"]["masks"][0]["masked"] == json!(true);
-        let stored = world.stored(recording).await?;
-        if !masked(&stored.document) {
-            // It was written before the mask was known, and is amended.
-            let amended = async {
-                loop {
-                    if masked(&world.stored(recording).await?.document) {
-                        return anyhow::Ok(());
-                    }
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
-            };
-            tokio::time::timeout(SOON, amended)
-                .await
-                .context("a document without its mask")??;
-        }
+        masked_as(&world, recording, &[true]).await?;
     }
     world.finish().await
+}
+
+/// Waits until the document says that the audio was masked and unmasked so.
+async fn masked_as(world: &World<'_>, recording: &Recording, wanted: &[bool]) -> TestResult {
+    let said = async {
+        loop {
+            let document = world.stored(recording).await?.document;
+            let masks = document["pvt_recording"]["masks"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            let said: Vec<bool> = masks.iter().filter_map(|mask| mask["masked"].as_bool()).collect();
+            if said == wanted {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(SOON, said).await;
+    in_time.with_context(|| format!("no document of {:?} says {wanted:?}", recording.path))?
 }
 
 /// Its own party transfers the call away; the recording goes along to the other leg.
