@@ -65,7 +65,20 @@ impl Entry {
     }
 
     fn is_refused(&self, of: &str) -> bool {
-        self.has(|what| matches!(what, What::NotObeyed { action, .. } if action == of))
+        self.has(|what| match what {
+            What::NotObeyed { action, why, .. } => action == of && !self.is_void(*why),
+            _ => false,
+        })
+    }
+
+    /// A leg that was gone looked like a move, and its recording's end on that very leg came late.
+    fn is_void(&self, why: Why) -> bool {
+        let stayed = || {
+            self.started()
+                .zip(self.told_end())
+                .is_some_and(|(start, end)| start.call_id == end.call_id)
+        };
+        matches!(why, Why::Moved | Why::PerhapsMoved) && stayed()
     }
 
     /// When we heard of the latest start.
@@ -107,8 +120,7 @@ impl Entry {
 
     /// Where the recording was when a command came.
     fn place(&self, at: Moment) -> Place {
-        let heard = self.facts.iter().find(|fact| matches!(fact.what, What::Started(_)));
-        if heard.is_some_and(|heard| at < heard.at) {
+        if self.began().is_some_and(|began| at < began) {
             return Place::Before;
         }
         match self.moved() {
@@ -117,6 +129,18 @@ impl Entry {
             Some(Some(_)) => Place::Elsewhere(Why::Moved),
             Some(None) => Place::Elsewhere(Why::PerhapsMoved),
         }
+    }
+
+    /// When it began: by the switch's own stamp, for a command can reach it before we hear of the start.
+    fn began(&self) -> Option<Moment> {
+        let starts = self.facts.iter().filter_map(|fact| match &fact.what {
+            What::Started(told) => {
+                let stamped = told.stamp.map(Moment::from_unix_micros);
+                Some(stamped.map_or(fact.at, |at| at.min(fact.at)))
+            }
+            _ => None,
+        });
+        starts.min()
     }
 
     /// Whether it went to another leg than the one on which it began, and when, if that was told.
@@ -129,11 +153,12 @@ impl Entry {
     /// What the document says of them.
     pub fn controls(&self) -> Controls {
         let mut controls = Controls::default();
-        let mut masked = false;
+        let (mut masked, mut begun) = (false, false);
         for fact in &self.facts {
             match &fact.what {
-                // Each start begins unmasked.
-                What::Started(_) => masked = false,
+                // Each later start begins unmasked; of the first one a mask can have been obeyed before we heard of it.
+                What::Started(_) if begun => masked = false,
+                What::Started(_) => begun = true,
                 What::Masked { action, on, .. } if !self.is_refused(action) => {
                     let here = matches!(self.place(fact.at), Place::Here);
                     if here && masked != *on {
@@ -141,7 +166,7 @@ impl Entry {
                         masked = *on;
                     }
                 }
-                What::NotObeyed { action, what, why } => {
+                What::NotObeyed { action, what, why } if !self.is_void(*why) => {
                     let at = self.asked(action).unwrap_or(fact.at);
                     controls.not_obeyed.push(NotObeyed {
                         at,

@@ -148,6 +148,10 @@ impl Driver<'_> {
         let entry = &self.case.entry;
         if *entry != before {
             tell(parts, &before, entry);
+            if entry.is_open() {
+                // Whoever hears of its end here begins with what is remembered.
+                parts.registry.remember(entry);
+            }
         }
         self.leave(None);
         let now = parts.now();

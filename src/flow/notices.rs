@@ -288,15 +288,19 @@ fn memory(parts: &Arc<Parts>, delivery: &Delivery) {
 
 /// Another worker stopped, masked or unmasked a recording.
 fn take_in(parts: &Arc<Parts>, key: Key, call_id: &str, facts: &[Fact], orphan: bool) {
-    parts.registry.hear(key, call_id, facts);
+    // As it was before: what a driver learns by this is told to operators.
     let entry = parts.registry.entry(key).filter(|entry| entry.order().is_some());
+    parts.registry.hear(key, call_id, facts);
+    // With the times at which it happened: a move may have come since.
+    let mut news = Entry::new(key, call_id);
     for fact in facts {
-        let told = Input::Fact(fact.what.clone());
-        match &entry {
-            Some(entry) if orphan => drive::go_on(parts, entry.clone(), told),
-            // Where nobody has it in hand here, the worker that sent it follows it up.
-            _ => drop(parts.hands.tell(key, told)),
-        }
+        news.add(fact.clone());
+    }
+    let told = Input::Known(Box::new(news));
+    match entry {
+        Some(entry) if orphan => drive::go_on(parts, entry, told),
+        // Where nobody has it in hand here, the worker that sent it follows it up.
+        _ => drop(parts.hands.tell(key, told)),
     }
 }
 

@@ -31,27 +31,49 @@ pub(super) async fn control(job: &Job<'_>, what: Control) -> (String, bool) {
         let durable = write_down(job, &open, facts).await;
         return (open.media_id, answered && durable);
     }
-    // What follows takes its time, and the call waits for its answer.
+    if let Some(name) = job.action.call.media_name.as_ref().filter(|name| names::is_plain(name)) {
+        stranger(job, name, what).await;
+        return (String::new(), job.result().await);
+    }
+    let known = known_here(job);
+    let facts = match &known {
+        Some(open) => Some(tell_switch(job, open, what).await),
+        None => None,
+    };
     let answered = job.result().await;
-    let Some(open) = moved_here(job).await else {
-        stranger(job, what).await;
+    // What follows takes its time, and the call waited for its answer.
+    let moved = match known {
+        Some(open) => Some(open),
+        None => moved_here(job).await,
+    };
+    let Some(open) = moved else {
+        warn!(
+            event = "no_recording_of_call",
+            call_id = job.action.call_id,
+            action = what.name(),
+            "no recording of this call is known; nothing is sent"
+        );
         return (String::new(), answered);
     };
-    let mut facts = tell_switch(job, &open, what).await;
+    let mut facts = match facts {
+        Some(facts) => facts,
+        None => tell_switch(job, &open, what).await,
+    };
     if what != Control::Stop {
         // A stop shows by itself whether it was obeyed; of a mask nobody would ever hear.
-        facts.push(What::NotObeyed {
+        let moved = What::NotObeyed {
             action: job.action.msg_id.clone().unwrap_or_default(),
             what,
             why: Why::Moved,
-        });
+        };
+        facts.extend(stamped(job, &[moved]));
     }
     let durable = write_down(job, &open, facts).await;
     (open.media_id, answered && durable)
 }
 
 /// Sends the command; what is to be written down of it.
-async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<What> {
+async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<Fact> {
     let (parts, action) = (job.parts, job.action);
     let sent = parts
         .send_control(&action.control, &action.call_id, &open.media_id, &open.file_name, what)
@@ -82,14 +104,27 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<What> {
         Control::Stop => What::StopSent { n: 1 },
         Control::Mask | Control::Unmask => What::Masked { action: id, on, n: 0 },
     };
-    match sent {
+    let facts = match sent {
         Ok(()) => vec![asked, delivered],
         Err(_) => vec![asked],
-    }
+    };
+    // At once: the end may be on its way already, and whoever hears of it begins with what is remembered.
+    let stamped = stamped(job, &facts);
+    parts.registry.hear(open.key, &open.call_id, &stamped);
+    stamped
+}
+
+fn stamped(job: &Job<'_>, facts: &[What]) -> Vec<Fact> {
+    let stamp = |what: &What| Fact {
+        at: job.parts.now(),
+        by: job.parts.policy.worker.clone(),
+        what: what.clone(),
+    };
+    facts.iter().map(stamp).collect()
 }
 
 /// Writes down what was asked and sent, tells the other workers, and follows it up.
-async fn write_down(job: &Job<'_>, open: &Open, facts: Vec<What>) -> bool {
+async fn write_down(job: &Job<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
     let (parts, action) = (job.parts, job.action);
     let mut entry = parts
         .registry
@@ -105,16 +140,13 @@ async fn write_down(job: &Job<'_>, open: &Open, facts: Vec<What>) -> bool {
             },
         });
     }
-    let stamped: Vec<Fact> = facts
-        .iter()
-        .map(|what| Fact {
-            at: parts.now(),
-            by: parts.policy.worker.clone(),
-            what: what.clone(),
-        })
-        .collect();
+    // Operators are told of what the driver learns, so it is not to know these before.
+    let mut unheeded = Entry::new(open.key, &open.call_id);
     for fact in &stamped {
-        entry.add(fact.clone());
+        unheeded.add(fact.clone());
+        if !matches!(fact.what, What::NotObeyed { .. }) {
+            entry.add(fact.clone());
+        }
     }
     parts.registry.remember(&entry);
     if entry.order().is_none()
@@ -127,12 +159,10 @@ async fn write_down(job: &Job<'_>, open: &Open, facts: Vec<What>) -> bool {
     let is_known = entry.order().is_some();
     // Whoever writes the recording's document must know it; and whoever knows the order follows it up, if this worker does not.
     notices::controlled(parts, &entry, &stamped, !is_known);
-    let durable = journal::write(parts, &entry).await;
+    let durable = journal::write(parts, &entry.clone().merge(unheeded.clone())).await;
     if is_known {
-        for what in facts {
-            // Whoever has the recording in hand takes it in; otherwise it is followed up from here.
-            drive::go_on(parts, entry.clone(), Input::Fact(what));
-        }
+        // Whoever has the recording in hand takes it in, with its times; otherwise it is followed up from here.
+        drive::go_on(parts, entry, Input::Known(Box::new(unheeded)));
     } else {
         warn!(
             event = "control_of_unknown_order",
@@ -176,17 +206,34 @@ async fn find(job: &Job<'_>) -> Option<Open> {
     Some(open)
 }
 
-/// A recording of the same conversation that went along to this leg when its own left: the leg where it began is gone, and it runs all the same.
+/// A recording of the same conversation that is known to have gone along to this leg.
+fn known_here(job: &Job<'_>) -> Option<Open> {
+    let interaction = job.action.call.parties.interaction_id.as_deref()?;
+    let mut entries = remembered(job, interaction);
+    entries.retain(|entry| is_to_be_controlled(entry) && entry.carried_by().call_id == job.action.call_id);
+    let newest = entries
+        .iter()
+        .max_by_key(|entry| entry.order().map(|order| order.asked_at))?;
+    Open::of(newest)
+}
+
+/// What this worker's memory has of the recordings of a conversation.
+fn remembered(job: &Job<'_>, interaction: &str) -> Vec<Entry> {
+    let registry = &job.parts.registry;
+    let open = registry.of_interaction(interaction);
+    let entries = open.iter().filter_map(|open| registry.entry(open.key));
+    entries.filter(|entry| entry.order().is_some()).collect()
+}
+
+fn is_to_be_controlled(entry: &Entry) -> bool {
+    entry.is_open() && entry.stop_asked_at().is_none()
+}
+
+/// The same, by what the ledger knows too, and where no event told of the move: the leg that it began on is gone, and it runs all the same.
 async fn moved_here(job: &Job<'_>) -> Option<Open> {
     let (parts, action) = (job.parts, job.action);
     let interaction = action.call.parties.interaction_id.as_deref()?;
-    let mut entries: Vec<Entry> = parts
-        .registry
-        .of_interaction(interaction)
-        .iter()
-        .filter_map(|open| parts.registry.entry(open.key))
-        .filter(|entry| entry.order().is_some())
-        .collect();
+    let mut entries = remembered(job, interaction);
     if parts.ledger.is_up() {
         let looking = parts.ledger.of_interaction(interaction);
         let records = tokio::time::timeout(KNOWLEDGE, looking).await.ok()?.unwrap_or_default();
@@ -195,12 +242,11 @@ async fn moved_here(job: &Job<'_>) -> Option<Open> {
     // The newest first, as everywhere.
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.order().map(|order| order.asked_at)));
     for entry in entries {
-        if !entry.is_open() || entry.stop_asked_at().is_some() {
+        if !is_to_be_controlled(&entry) {
             continue;
         }
         let carrier = entry.carried_by();
         let is_here = carrier.call_id == action.call_id;
-        // Where no event told of the move: the leg that it began on is gone, and it runs all the same.
         let its_leg = parts.replaced.current(&carrier.call_id);
         if is_here || its_leg != action.call_id && parts.is_alive(&its_leg).await == Some(false) {
             parts.registry.remember(&entry);
@@ -210,21 +256,11 @@ async fn moved_here(job: &Job<'_>) -> Option<Open> {
     None
 }
 
-/// No recording of ours is known: somebody else's, by the name that the call carries, is what Kazoo's own action would stop then.
-async fn stranger(job: &Job<'_>, what: Control) {
+/// No recording of ours is known: another recorder's, by the name that the call carries, is what Kazoo's own action would stop then.
+async fn stranger(job: &Job<'_>, name: &str, what: Control) {
     let (parts, action) = (job.parts, job.action);
-    match &action.call.media_name {
-        Some(name) if names::is_plain(name) => {
-            // What it came to is told by the command's own event.
-            let _ = parts
-                .send_control(&action.control, &action.call_id, "", name, what)
-                .await;
-        }
-        _ => warn!(
-            event = "no_recording_of_call",
-            call_id = action.call_id,
-            action = what.name(),
-            "no recording of this call is known; nothing is sent"
-        ),
-    }
+    // What it came to is told by the command's own event.
+    let _ = parts
+        .send_control(&action.control, &action.call_id, "", name, what)
+        .await;
 }

@@ -116,6 +116,25 @@ fn a_mask_of_a_recording_that_moved_unheard_is_not_told_as_done() {
 }
 
 #[test]
+fn a_mask_just_before_the_hang_up_is_told_as_done() {
+    let mut case = started(order());
+    at(&mut case, 5, asked("a", true));
+    at(&mut case, 5, sent("a", true, 0));
+    // What looks like a move until the end is told: the leg is gone, and its peer is not yet.
+    let gone = Leg {
+        call_id: "call".into(),
+        event: LegEvent::Gone,
+        other: Some("other".into()),
+        control: None,
+        stamp: Some(after(4).unix_micros()),
+    };
+    at(&mut case, 6, Input::Fact(What::Leg(Box::new(gone))));
+    at(&mut case, 7, Input::Fact(What::Ended(told(5000))));
+    let controls = case.entry.controls();
+    assert_eq!((controls.masks, controls.not_obeyed), (vec![(after(5), true)], vec![]));
+}
+
+#[test]
 fn a_stop_that_was_not_obeyed_stands_in_the_document() {
     let mut case = started(order());
     let stop = What::StopAsked {
