@@ -117,6 +117,15 @@ impl Entry {
         parts
     }
 
+    /// Whether the stretch that began then has its end, and is in this recording's audio.
+    pub fn has_whole_part(&self, begun: i64) -> bool {
+        let parts = self.own_parts();
+        parts.len() > 1
+            && parts
+                .iter()
+                .any(|part| part.begun_at() == Some(begun) && part.ended.is_some())
+    }
+
     /// What was told of parts that are not in this recording's audio: the first of them is where its continuation begins.
     fn left_over(&self) -> Vec<What> {
         let mut told = self.left_over_parts();
@@ -269,7 +278,10 @@ impl Entry {
         let presumed = self.has(|what| matches!(what, What::PresumedEnded(_)));
         let told = part.ended.and_then(|end| end.length_ms);
         let late = part.end_heard.is_some_and(|heard| heard > sealed);
-        let counted = self.audio().is_some_and(|audio| audio.duration_ms.is_some());
+        // An empty file has no length that could be counted, and nothing of what was told.
+        let counted = self
+            .audio()
+            .is_some_and(|audio| audio.duration_ms.is_some() || audio.size == 0);
         presumed && late && counted && told.is_some_and(|told| !self.is_as_long_as(told))
     }
 

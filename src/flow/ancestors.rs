@@ -54,16 +54,23 @@ fn compare(before: &Entry, after: &Entry) -> Kept {
         return Kept::Unknown;
     }
     let same = is_same_stretch(before, after);
-    let (Some(counted), Some(told)) = (before.audio().and_then(|audio| audio.duration_ms), after.told_ms()) else {
+    let Some(counted) = before.audio().and_then(|audio| audio.duration_ms) else {
+        return Kept::Unknown;
+    };
+    let begun = after.started().map(Told::order);
+    if begun.is_some_and(|begun| before.has_whole_part(begun)) {
+        // The stretch counts among those that are in that audio. Its end was told there, and not here.
+        return match before.told_ms() {
+            Some(told) if counted + PATIENCE_MS >= told => Kept::All,
+            _ => Kept::Unknown,
+        };
+    }
+    let Some(told) = after.told_ms() else {
         return Kept::Unknown;
     };
     // The length of a stretch counts from its own start.
-    let end = |entry: &Entry| entry.told_end().map(Told::order);
     let needed = if same {
         Some(told)
-    } else if end(after).is_some() && end(before) == end(after) {
-        // The stretch counts among those that are in that audio.
-        before.told_ms()
     } else {
         before.told_ms().map(|ms| ms + told)
     };

@@ -308,11 +308,11 @@ mod tests {
             let Plan::Start(order) = plan else { panic!("{plan:?}") };
             (order.media_id.to_string(), order.key, corrections.len())
         };
-        for month in ["202610", "202611", "202612"] {
+        for month in ["201611", "202610", "202611", "202612"] {
             let id = format!("{month}-frontdesk");
             assert_eq!(planned(&id).0, id);
         }
-        for month in ["000001", "202609", "202701", "999912"] {
+        for month in ["000001", "201610", "202701", "999912"] {
             let (id, key, corrections) = planned(&format!("{month}-frontdesk"));
             assert_eq!((id, corrections), (format!("202611-{key}"), 1), "{month}");
         }
