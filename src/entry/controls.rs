@@ -3,12 +3,17 @@
 //! The switch tells nothing of a mask: its command counts as obeyed when the broker had it while the recording ran on the leg where it began. After a move to
 //! another leg the switch looks for the recording in vain and answers as if it had found it; what was masked before stays so to the end.
 
+use std::time::Duration;
+
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::Moment;
 use crate::recording::controls::{Controls, NotObeyed, Why};
 
 use super::Entry;
 use super::fact::{Route, What};
+
+/// A command and a move this close together: the switch's stamps tick in 20 ms, its clock is not ours, and the command was on its way.
+const UNSURE: Duration = Duration::from_millis(100);
 
 /// Where a recording is, when a command came.
 enum Place {
@@ -125,8 +130,9 @@ impl Entry {
         }
         match self.moved() {
             None => Place::Here,
-            Some(Some(moved)) if at < moved => Place::Here,
-            Some(Some(_)) => Place::Elsewhere(Why::Moved),
+            Some(Some(moved)) if at.plus(UNSURE) < moved => Place::Here,
+            Some(Some(moved)) if at > moved.plus(UNSURE) => Place::Elsewhere(Why::Moved),
+            Some(Some(_)) => Place::Elsewhere(Why::PerhapsMoved),
             Some(None) => Place::Elsewhere(Why::PerhapsMoved),
         }
     }

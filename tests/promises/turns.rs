@@ -374,7 +374,10 @@ async fn a_mask_after_a_move_is_told_as_not_obeyed(services: Arc<Services>) -> T
     act(&call, json!({})).await?;
     let recording = call.wait_recording_started(SOON).await?;
     act(&call, json!({"action": "mask"})).await?;
+    // Closer together nobody can tell which came first: stamps tick, and there are two clocks.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let onward = call.refer_away().await?;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     act(&onward, json!({"action": "unmask"})).await?;
     let told = |line: &Value| line["event"] == json!("control_not_obeyed");
     worker.logged("the unmask that was not obeyed", told, SOON).await?;
