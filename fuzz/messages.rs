@@ -213,7 +213,7 @@ fn told(envelope: &Envelope) {
         comes_back(&news);
         let open = news.open().clone();
         registry.open(open.clone());
-        if let Some(newest) = registry.newest(open.fetch_id.as_deref(), &open.call_id) {
+        if let Some(newest) = registry.newest(open.fetch_id.as_deref(), &open.call_id, None) {
             let to = Address::parse("q").expect("an address");
             let sent = dialplan::control(&sender(), &to, ID, "c", &newest.file_name, Control::Stop);
             commanded(&sent, "c");

@@ -30,7 +30,7 @@ use crate::flow::notices::{self, Outbox, Replaced};
 use crate::flow::pace::Pace;
 use crate::flow::perform::{Parts, Slots};
 use crate::flow::registry::Registry;
-use crate::flow::{answers, dying, end, journal, start, sweep};
+use crate::flow::{answers, dying, end, journal, start, stop, sweep};
 use crate::ingest::{Ingest, Spool};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::APP_NAME;
@@ -340,6 +340,11 @@ impl Worker {
         if let Some(answers) = next() {
             self.each("answers", answers, |parts, delivery| async move {
                 answers::handle(&parts, delivery).await
+            });
+        }
+        if let Some(controls) = next() {
+            self.each("controls", controls, |parts, delivery| async move {
+                stop::handle(&parts, delivery).await
             });
         }
     }

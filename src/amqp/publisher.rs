@@ -219,7 +219,7 @@ impl Publisher {
     ///
     /// # Errors
     /// As `publish`; the delivery must then not be acknowledged.
-    pub async fn dead_letter(&self, delivery: &Delivery, queue: &str, reason: &str) -> Result<(), PublishError> {
+    pub async fn pass_on(&self, delivery: &Delivery, queue: &str, reason: &str) -> Result<(), PublishError> {
         let id = uuid::Uuid::new_v4().simple().to_string();
         let properties = letters::properties(delivery, reason).with_message_id(short(&id)?);
         self.raw("", queue, true, delivery.body(), &id, properties).await

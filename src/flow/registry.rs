@@ -79,6 +79,8 @@ struct Memory {
     restarts: Bounded<Key, Fact>,
     /// Calls whose channel was told that its recordings do not follow a transfer.
     unfollowing: Bounded<String, ()>,
+    /// Stops and masks that were carried out, and on which recording.
+    done: Bounded<String, (Key, String)>,
     /// Where the newest action on a call said that it is controlled.
     routes: Bounded<String, (Moment, Route)>,
 }
@@ -250,18 +252,31 @@ impl Registry {
     }
 
     /// The newest recording of the call that is open and not being stopped; by what stays when the call's id is replaced, else by its id.
-    pub fn newest(&self, fetch_id: Option<&str>, call_id: &str) -> Option<Open> {
+    /// None that was asked for after `by`, if that is given.
+    pub fn newest(&self, fetch_id: Option<&str>, call_id: &str, by: Option<Moment>) -> Option<Open> {
         let memory = self.lock();
         let of = |keys: Option<&HashSet<Key>>| {
             let open = keys?
                 .iter()
                 .filter_map(|key| memory.open.get(key))
-                .filter(|open| !open.stopping);
+                .filter(|open| !open.stopping && by.is_none_or(|by| open.asked_at <= by));
             open.max_by_key(|open| open.asked_at).cloned()
         };
         fetch_id
             .and_then(|id| of(memory.by_fetch.get(id)))
             .or_else(|| of(memory.by_call.get(call_id)))
+    }
+
+    /// A stop or mask was carried out on a recording.
+    pub fn done(&self, action: &str, key: Key, media_id: &str) {
+        self.lock()
+            .done
+            .insert(action.to_owned(), (key, media_id.to_owned()), KEYS);
+    }
+
+    /// The recording, and its id, on which this worker carried out a stop or mask.
+    pub fn done_on(&self, action: &str) -> Option<(Key, String)> {
+        self.lock().done.get(&action.to_owned()).cloned()
     }
 
     /// A stop of it was sent.
@@ -417,16 +432,16 @@ mod tests {
         let registry = Registry::default();
         registry.open(open("1", 1));
         registry.open(open("2", 2));
-        let newest = registry.newest(None, "call").unwrap();
+        let newest = registry.newest(None, "call", None).unwrap();
         assert_eq!(newest.key, Key::of("call", "2"));
         registry.stopping(newest.key);
-        assert_eq!(registry.newest(None, "call").unwrap().key, Key::of("call", "1"));
+        assert_eq!(registry.newest(None, "call", None).unwrap().key, Key::of("call", "1"));
         assert_eq!(
-            registry.newest(Some("fetch"), "another id now").unwrap().key,
+            registry.newest(Some("fetch"), "another id now", None).unwrap().key,
             Key::of("call", "1")
         );
         registry.close(Key::of("call", "1"));
-        assert_eq!(registry.newest(Some("fetch"), "call"), None);
+        assert_eq!(registry.newest(Some("fetch"), "call", None), None);
         assert!(
             registry.is_commanded(Key::of("call", "1")),
             "it is still known to have been commanded"

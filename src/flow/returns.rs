@@ -52,7 +52,7 @@ pub async fn put_back(parts: &Parts, queue: &'static str, delivery: Delivery) {
 
 /// Puts a message that cannot be read to the dead letters, with its reason.
 pub async fn reject(parts: &Arc<Parts>, delivery: Delivery, queue: &'static str, call_id: &str, why: &str) {
-    let mut put = parts.publisher.dead_letter(&delivery, DEAD_LETTERS, why).await;
+    let mut put = parts.publisher.pass_on(&delivery, DEAD_LETTERS, why).await;
     if put.as_ref().is_err_and(crate::amqp::PublishError::is_unroutable) {
         // Its queue is missing.
         let spec = dead_letters();
@@ -61,7 +61,7 @@ pub async fn reject(parts: &Arc<Parts>, delivery: Delivery, queue: &'static str,
                 if missing {
                     DeadLettersDeclared { queue: &spec.name }.emit();
                 }
-                put = parts.publisher.dead_letter(&delivery, DEAD_LETTERS, why).await;
+                put = parts.publisher.pass_on(&delivery, DEAD_LETTERS, why).await;
             }
             Err(error) => error!(queue = spec.name, %error, "the dead-letter queue cannot be declared"),
         }

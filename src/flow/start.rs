@@ -17,7 +17,7 @@ use crate::entry::fact::{Fact, Route, What};
 use crate::kazoo::action::{Execute, ExecuteError, ReplyTo};
 use crate::kazoo::dialplan::Trigger;
 use crate::kazoo::envelope::Envelope;
-use crate::kazoo::time::message_time;
+use crate::kazoo::time::{Moment, message_time};
 use crate::ledger::address;
 use crate::recording::order::{Order, Url};
 use crate::recording::plan::{Circumstances, Plan, plan};
@@ -48,6 +48,8 @@ pub(super) struct Job<'a> {
     pub reply_to: Option<&'a ReplyTo>,
     /// It may have been handled before, or its call may be over: the message comes again, or is old.
     pub doubtful: bool,
+    /// When it was sent, by its sender's clock.
+    pub at: Option<Moment>,
 }
 
 /// Handles one delivery of the actions' queue, in the trace that it came with.
@@ -67,15 +69,14 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
     let done = match asked {
         Ok(asked) => {
             let action = &asked.action;
-            let age = delivery
-                .timestamp()
-                .and_then(|t| message_time(t, parts.now()))
-                .map(|at| parts.now().since(at));
+            let at = delivery.timestamp().and_then(|t| message_time(t, parts.now()));
+            let age = at.map(|at| parts.now().since(at));
             let job = Job {
                 parts,
                 action,
                 reply_to: reply_to.as_ref().ok(),
                 doubtful: delivery.redelivered() || age.is_some_and(|age| age > parts.config.flow.stale_action),
+                at,
             };
             run(&job, &delivery, &asked, begun).await
         }
@@ -107,15 +108,15 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
 }
 
 /// What an action asks for. Its data, of any size, is gone when it is read.
-struct Asked {
-    action: Execute,
+pub(super) struct Asked {
+    pub action: Execute,
     server_id: Option<String>,
-    plan: Plan,
+    pub plan: Plan,
     corrections: Vec<Correction>,
 }
 
 /// Reads whom to answer, and what is asked for. Waits for nothing, for room is taken.
-fn read(
+pub(super) fn read(
     parts: &Parts,
     delivery: &Delivery,
     envelope: &Envelope,
@@ -172,7 +173,7 @@ async fn run(job: &Job<'_>, delivery: &Delivery, asked: &Asked, begun: Instant) 
         Plan::Skip => ("skip", String::new(), job.answer_at_once().await),
         Plan::Start(order) => ("start", order.media_id.to_string(), start(job, order).await),
         Plan::Control(what) => {
-            let (media_id, done) = super::stop::control(job, *what).await;
+            let (media_id, done) = Box::pin(super::stop::control(job, *what, delivery)).await;
             (what.name(), media_id, done)
         }
     };

@@ -3,63 +3,208 @@
 //! Each is a state, not a message. A stop is repeated until the switch confirms it, and applied to a start that comes later; an operator is told when it
 //! stays unconfirmed, for payment data may be recorded. The switch confirms no mask: its command is repeated until the broker has it, and sent again at each
 //! start; an operator is told when it cannot have been obeyed.
+//!
+//! Where no worker's memory knows a recording of the call, only the ledger can say that there is none. While it does not, the action waits in a queue of its
+//! own: its call is answered, and it takes no place that starts need.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::warn;
 
+use crate::amqp::{Delivery, QueueKind, QueueSpec};
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, Route, What};
 use crate::kazoo::dialplan::Control;
+use crate::kazoo::time::message_time;
 use crate::recording::controls::Why;
-use crate::recording::names;
+use crate::recording::plan::Plan;
+use crate::telemetry::events::ControlWaits;
+use crate::telemetry::trace::{self, Stage};
 
+use super::find::{self, Found, Look};
 use super::next::Input;
+use super::perform::Parts;
 use super::registry::Open;
-use super::start::Job;
+use super::returns::{put_back, reject};
+use super::start::{Job, read};
 use super::{drive, journal, notices};
 
-/// How long the ledger has to tell a recording that no worker's memory knows.
+/// Where actions wait for the ledger to tell the recording that they mean.
+pub const CONTROLS: &str = "kz_record_call.controls";
+
+const MAX_BYTES: i64 = 64 << 20;
+const PREFETCH: u16 = 200;
+
+/// How long the ledger has to tell a recording's order.
 const KNOWLEDGE: Duration = Duration::from_secs(1);
 
+/// A recording can have begun on another worker a moment ago, whose word is on its way: its memory is looked at again after these.
+const LOOKS: [u64; 4] = [100, 200, 400, 800];
+
+/// An action that waited for the ledger is looked up so often before it counts that there is no recording: one of which only the journal knew is moved into
+/// the ledger at the same time.
+const ENOUGH: u32 = 5;
+
+/// The queue of the actions that wait.
+pub fn controls(gate: tokio::sync::watch::Receiver<bool>, dead_letters: &str) -> QueueSpec {
+    QueueSpec {
+        name: CONTROLS.into(),
+        kind: QueueKind::Shared {
+            max_bytes: MAX_BYTES,
+            dead_letters: dead_letters.to_owned(),
+        },
+        bindings: Vec::new(),
+        prefetch: PREFETCH,
+        gate: Some(gate),
+    }
+}
+
 /// Does it; tells the recording's id, if one is known, and whether it is answered and durable.
-pub(super) async fn control(job: &Job<'_>, what: Control) -> (String, bool) {
+pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -> (String, bool) {
     job.accept().await;
-    if let Some(open) = find(job).await {
-        let facts = tell_switch(job, &open, what).await;
-        let answered = job.result().await;
-        let durable = write_down(job, &open, facts).await;
-        return (open.media_id, answered && durable);
+    let mut look = find::look(job).await;
+    if let Look::Found(found) = look {
+        return Box::pin(carry_out(job, *found, what)).await;
     }
-    if let Some(name) = job.action.call.media_name.as_ref().filter(|name| names::is_plain(name)) {
+    let named = find::stranger(job);
+    if let Some(name) = named {
         stranger(job, name, what).await;
-        return (String::new(), job.result().await);
     }
-    let known = known_here(job);
-    let facts = match &known {
-        Some(open) => Some(tell_switch(job, open, what).await),
-        None => None,
-    };
     let answered = job.result().await;
     // What follows takes its time, and the call waited for its answer.
-    let moved = match known {
-        Some(open) => Some(open),
-        None => moved_here(job).await,
+    if named.is_none() {
+        look = find::look_further(job).await;
+        for wait in LOOKS.map(Duration::from_millis) {
+            if matches!(look, Look::Found(_)) {
+                break;
+            }
+            tokio::time::sleep(wait).await;
+            if let Some(found) = find::remembered(job) {
+                look = Look::Found(Box::new(found));
+            }
+        }
+        if matches!(look, Look::None) {
+            // Unless its worker could not tell, the ledger has it by now.
+            look = find::look_further(job).await;
+        }
+    }
+    match look {
+        Look::Found(found) => {
+            let (media_id, done) = Box::pin(tell_and_write(job, *found, what, async { true })).await;
+            (media_id, answered && done)
+        }
+        Look::None => {
+            if named.is_none() {
+                none_known(job, what);
+            }
+            (String::new(), answered)
+        }
+        Look::Untold(why) => {
+            let waits = job.parts.publisher.pass_on(delivery, CONTROLS, &why).await;
+            ControlWaits {
+                call_id: &job.action.call_id,
+                action: what.name(),
+                why: &why,
+                result: waits.as_ref().copied().map_err(ToString::to_string),
+            }
+            .emit();
+            (String::new(), answered && waits.is_ok())
+        }
+    }
+}
+
+fn none_known(job: &Job<'_>, what: Control) {
+    warn!(
+        event = "no_recording_of_call",
+        call_id = job.action.call_id,
+        action = what.name(),
+        "no recording of this call is known; nothing is sent"
+    );
+}
+
+/// An action that waited for the ledger, and is answered.
+pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
+    trace::within(Stage::Action, delivery.trace(), Box::pin(resume(parts, delivery))).await;
+}
+
+async fn resume(parts: &Arc<Parts>, delivery: Delivery) {
+    const QUEUE: &str = "controls";
+    let room = parts.room.of(&delivery).await;
+    let asked = delivery
+        .envelope()
+        .map_err(|error| error.to_string())
+        .and_then(|envelope| read(parts, &delivery, &envelope).1.map_err(|error| error.to_string()));
+    drop(room);
+    let (action, what) = match asked {
+        Ok(asked) => match asked.plan {
+            Plan::Control(what) => (asked.action, what),
+            _ => {
+                return reject(
+                    parts,
+                    delivery,
+                    QUEUE,
+                    &asked.action.call_id,
+                    "it is no stop, mask or unmask",
+                )
+                .await;
+            }
+        },
+        Err(why) => return reject(parts, delivery, QUEUE, "", &why).await,
     };
-    let Some(open) = moved else {
-        warn!(
-            event = "no_recording_of_call",
-            call_id = job.action.call_id,
-            action = what.name(),
-            "no recording of this call is known; nothing is sent"
-        );
-        return (String::new(), answered);
+    let job = Job {
+        parts,
+        action: &action,
+        reply_to: None,
+        doubtful: true,
+        at: delivery.timestamp().and_then(|at| message_time(at, parts.now())),
     };
-    let mut facts = match facts {
-        Some(facts) => facts,
-        None => tell_switch(job, &open, what).await,
+    let mut look = find::look(&job).await;
+    if !matches!(look, Look::Found(_)) {
+        look = find::look_further(&job).await;
+    }
+    let done = match look {
+        Look::Found(found) => Box::pin(carry_out(&job, *found, what)).await.1,
+        Look::None if delivery.returns() >= ENOUGH => {
+            none_known(&job, what);
+            true
+        }
+        Look::None | Look::Untold(_) => false,
     };
-    if what != Control::Stop {
+    if done {
+        delivery.ack().await;
+    } else {
+        put_back(parts, QUEUE, delivery).await;
+    }
+}
+
+/// Tells the switch, answers, and writes it down.
+async fn carry_out(job: &Job<'_>, found: Found, what: Control) -> (String, bool) {
+    Box::pin(tell_and_write(job, found, what, job.result())).await
+}
+
+async fn tell_and_write(
+    job: &Job<'_>,
+    found: Found,
+    what: Control,
+    answering: impl Future<Output = bool>,
+) -> (String, bool) {
+    let (open, has_moved) = match found {
+        Found::Here(open) => (open, false),
+        Found::Moved(open) => (open, true),
+        Found::Done { media_id, unwritten } => {
+            // Its repeat must not reach what began since, nor undo what was asked since.
+            let answered = answering.await;
+            let written = match unwritten {
+                Some((open, facts)) => write_down(job, &open, facts).await,
+                None => true,
+            };
+            return (media_id, answered && written);
+        }
+    };
+    let mut facts = tell_switch(job, &open, what).await;
+    let answered = answering.await;
+    if has_moved && what != Control::Stop {
         // A stop shows by itself whether it was obeyed; of a mask nobody would ever hear.
         let moved = What::NotObeyed {
             action: job.action.msg_id.clone().unwrap_or_default(),
@@ -84,6 +229,9 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<Fact> {
     }
     // The action's id tells its repeats from another action.
     let id = action.msg_id.clone().unwrap_or_default();
+    if !id.is_empty() {
+        parts.registry.done(&id, open.key, &open.media_id);
+    }
     let route = Some(Route {
         control: action.control.to_string(),
         call_id: action.call_id.clone(),
@@ -173,87 +321,6 @@ async fn write_down(job: &Job<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
         );
     }
     durable
-}
-
-/// The newest recording of the call that is open: in the memory of all workers, else in the ledger.
-async fn find(job: &Job<'_>) -> Option<Open> {
-    let (parts, action) = (job.parts, job.action);
-    let fetch_id = action.call.fetch_id.as_deref();
-    if let Some(open) = parts.registry.newest(fetch_id, &action.call_id) {
-        return Some(open);
-    }
-    if !parts.ledger.is_up() {
-        return None;
-    }
-    let looking = async {
-        let mut records = match fetch_id {
-            Some(fetch_id) => parts.ledger.of_fetch(fetch_id).await.unwrap_or_default(),
-            None => Vec::new(),
-        };
-        if records.is_empty() {
-            records = parts.ledger.of_call(&action.call_id).await.unwrap_or_default();
-        }
-        records
-    };
-    let records = tokio::time::timeout(KNOWLEDGE, looking).await.unwrap_or_default();
-    let newest = records
-        .into_iter()
-        .filter(|record| record.entry.is_open() && record.entry.stop_asked_at().is_none())
-        .max_by_key(|record| record.entry.order().map(|order| order.asked_at))?;
-    let open = Open::of(&newest.entry)?;
-    parts.registry.open(open.clone());
-    parts.registry.remember(&newest.entry);
-    Some(open)
-}
-
-/// A recording of the same conversation that is known to have gone along to this leg.
-fn known_here(job: &Job<'_>) -> Option<Open> {
-    let interaction = job.action.call.parties.interaction_id.as_deref()?;
-    let mut entries = remembered(job, interaction);
-    entries.retain(|entry| is_to_be_controlled(entry) && entry.carried_by().call_id == job.action.call_id);
-    let newest = entries
-        .iter()
-        .max_by_key(|entry| entry.order().map(|order| order.asked_at))?;
-    Open::of(newest)
-}
-
-/// What this worker's memory has of the recordings of a conversation.
-fn remembered(job: &Job<'_>, interaction: &str) -> Vec<Entry> {
-    let registry = &job.parts.registry;
-    let open = registry.of_interaction(interaction);
-    let entries = open.iter().filter_map(|open| registry.entry(open.key));
-    entries.filter(|entry| entry.order().is_some()).collect()
-}
-
-fn is_to_be_controlled(entry: &Entry) -> bool {
-    entry.is_open() && entry.stop_asked_at().is_none()
-}
-
-/// The same, by what the ledger knows too, and where no event told of the move: the leg that it began on is gone, and it runs all the same.
-async fn moved_here(job: &Job<'_>) -> Option<Open> {
-    let (parts, action) = (job.parts, job.action);
-    let interaction = action.call.parties.interaction_id.as_deref()?;
-    let mut entries = remembered(job, interaction);
-    if parts.ledger.is_up() {
-        let looking = parts.ledger.of_interaction(interaction);
-        let records = tokio::time::timeout(KNOWLEDGE, looking).await.ok()?.unwrap_or_default();
-        entries.extend(records.into_iter().map(|record| parts.registry.complete(record.entry)));
-    }
-    // The newest first, as everywhere.
-    entries.sort_by_key(|entry| std::cmp::Reverse(entry.order().map(|order| order.asked_at)));
-    for entry in entries {
-        if !is_to_be_controlled(&entry) {
-            continue;
-        }
-        let carrier = entry.carried_by();
-        let is_here = carrier.call_id == action.call_id;
-        let its_leg = parts.replaced.current(&carrier.call_id);
-        if is_here || its_leg != action.call_id && parts.is_alive(&its_leg).await == Some(false) {
-            parts.registry.remember(&entry);
-            return Open::of(&entry);
-        }
-    }
-    None
 }
 
 /// No recording of ours is known: another recorder's, by the name that the call carries, is what Kazoo's own action would stop then.

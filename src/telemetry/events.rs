@@ -199,6 +199,10 @@ pub const METRICS: &[(&str, &str)] = &[
         "Starts written to the journal because the ledger did not take them in time, by result.",
     ),
     (
+        "kz_record_call_controls_waiting_total",
+        "Stops, masks and unmasks put where they wait for the ledger to tell their recording, by result.",
+    ),
+    (
         "kz_record_call_ledger_below_quorum_total",
         "Entries that count as written although fewer nodes than the quorum have them.",
     ),

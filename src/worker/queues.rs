@@ -9,7 +9,7 @@ use tracing::warn;
 
 use crate::amqp::{Binding, QueueKind, QueueSpec};
 use crate::config::Config;
-use crate::flow::{answers, journal, notices, returns};
+use crate::flow::{answers, journal, notices, returns, stop};
 use crate::kazoo::change::MEDIA_CONFIG_KEYS;
 use crate::kazoo::leg::LegEvent;
 use crate::kazoo::names::{ACTION_KEY, Exchange};
@@ -140,6 +140,7 @@ pub(super) fn queues(config: &Config, gates: &Gates) -> Vec<QueueSpec> {
             prefetch: config.amqp.prefetch_actions,
             gate: None,
         },
+        stop::controls(gates.journal.subscribe(), returns::DEAD_LETTERS),
         returns::dead_letters(),
     ]
 }

@@ -23,6 +23,7 @@ pub const QUEUES: &[&str] = &[
     "kz_record_call.endings",
     "kz_record_call.dead",
     "kz_record_call.journal",
+    "kz_record_call.controls",
 ];
 
 /// The product's, and whether it leaves anything there when all is done.
@@ -31,6 +32,7 @@ pub const EMPTY_AT_THE_END: &[&str] = &[
     "kz_record_call.endings",
     "kz_record_call.dead",
     "kz_record_call.journal",
+    "kz_record_call.controls",
 ];
 
 const AGAIN: Duration = Duration::from_millis(50);

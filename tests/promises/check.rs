@@ -154,6 +154,7 @@ async fn a_good_set_up_is_found_good_and_left_as_it_was(services: Arc<Services>)
         "kz_record_call.actions",
         "kz_record_call.endings",
         "kz_record_call.journal",
+        "kz_record_call.controls",
         "kz_record_call.dead",
     ] {
         let channel = connection.create_channel().await?;

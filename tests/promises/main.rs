@@ -25,6 +25,7 @@ mod actions;
 mod bridges;
 mod broker_alarms;
 mod check;
+mod controls;
 mod crashes;
 mod credentials;
 mod killed;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     let lists = [
         main_job::TESTS,
         actions::TESTS,
+        controls::TESTS,
         crashes::TESTS,
         credentials::TESTS,
         ledger::TESTS,

@@ -300,6 +300,44 @@ impl Journalled<'_> {
     }
 }
 
+/// A stop, mask or unmask of which only the ledger can tell the recording, and does not, is put where it waits for that.
+pub struct ControlWaits<'a> {
+    pub call_id: &'a str,
+    pub action: &'a str,
+    pub why: &'a str,
+    pub result: Result<(), String>,
+}
+
+impl ControlWaits<'_> {
+    pub fn emit(self) {
+        let (call_id, action, why) = (self.call_id, self.action, self.why);
+        let result = match self.result {
+            Ok(()) => {
+                warn!(
+                    event = "control_waits",
+                    call_id,
+                    action,
+                    why,
+                    "no worker remembers a recording of this call; the action waits for the ledger"
+                );
+                "put"
+            }
+            Err(error) => {
+                error!(
+                    event = "control_waits",
+                    call_id,
+                    action,
+                    why,
+                    error,
+                    "no worker remembers a recording of this call, and the action cannot be put where it would wait; it stays with the broker"
+                );
+                "failed"
+            }
+        };
+        counter!("kz_record_call_controls_waiting_total", "result" => result).increment(1);
+    }
+}
+
 /// A look for what is due ended.
 pub struct SweepEnded {
     pub due: usize,

@@ -336,6 +336,7 @@ async fn clean(uri: &str) -> anyhow::Result<()> {
         "kz_record_call.dead",
         "kz_record_call.journal",
         "kz_record_call.answers",
+        "kz_record_call.controls",
     ] {
         let channel = connection.create_channel().await?;
         channel

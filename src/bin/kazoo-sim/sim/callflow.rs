@@ -100,9 +100,19 @@ impl Run {
 
     /// The same message once more, as the broker delivers it again after a worker's death.
     pub async fn again(&self) -> anyhow::Result<bool> {
+        self.again_as_old(Duration::ZERO).await
+    }
+
+    /// The same, as if it had been sent so much earlier.
+    pub async fn again_as_old(&self, age: Duration) -> anyhow::Result<bool> {
         self.world
             .with(|s| s.runs.get_mut(&self.msg_id).map(|r| r.times_published += 1));
-        self.world.callflow.send_mandatory(self.out.clone()).await
+        let mut out = self.out.clone();
+        if let Some(sent) = *out.properties.timestamp() {
+            let age = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
+            out.properties = out.properties.with_timestamp(sent.saturating_sub(age));
+        }
+        self.world.callflow.send_mandatory(out).await
     }
 
     /// Waits until so many results have come, repeats included.

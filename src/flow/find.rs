@@ -1,0 +1,210 @@
+//! Which recording a stop, mask or unmask means: the newest of its call that runs, or the one of its conversation that went along to its leg. All workers'
+//! memory knows it, or the ledger. That there is none only the ledger can say.
+
+use std::time::Duration;
+
+use crate::entry::Entry;
+use crate::entry::fact::{Fact, What};
+use crate::kazoo::time::Moment;
+use crate::ledger::{LedgerError, Record};
+use crate::recording::names;
+
+use super::registry::Open;
+use super::start::Job;
+
+/// How long the ledger has to tell a recording that no worker's memory knows.
+const KNOWLEDGE: Duration = Duration::from_secs(1);
+
+/// What an action is for.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// On the leg where it began, as far as is known.
+    Here(Open),
+    /// It went along to the action's leg.
+    Moved(Open),
+    /// This action was carried out already; with what the ledger may not have of it.
+    Done {
+        media_id: String,
+        unwritten: Option<(Open, Vec<Fact>)>,
+    },
+}
+
+/// What a look came to.
+#[derive(Debug)]
+pub(super) enum Look {
+    Found(Box<Found>),
+    /// The ledger knows of none.
+    None,
+    /// The ledger does not tell, and why.
+    Untold(String),
+}
+
+/// By what all workers remember, else by the ledger: recordings of the action's own call, and those that are known to have come to its leg.
+pub(super) async fn look(job: &Job<'_>) -> Look {
+    let mut remembered = remembered(job);
+    if job.doubtful && !matches!(remembered, Some(Found::Done { .. })) {
+        // Another worker can have carried it out, on a recording that is over.
+        let before = told(job, job.parts.ledger.of_call(&job.action.call_id)).await;
+        let done = |record: &Record| done_in_ledger(job, &record.entry);
+        remembered = before.iter().flatten().find_map(done).or(remembered);
+    }
+    if let Some(found) = remembered {
+        return Look::Found(Box::new(found));
+    }
+    let fetch_id = job.action.call.fetch_id.as_deref();
+    let looking = async {
+        let mut records = match fetch_id {
+            Some(fetch_id) => job.parts.ledger.of_fetch(fetch_id).await?,
+            None => Vec::new(),
+        };
+        if records.is_empty() {
+            records = job.parts.ledger.of_call(&job.action.call_id).await?;
+        }
+        Ok(records)
+    };
+    let records = match told(job, looking).await {
+        Ok(records) => records,
+        Err(why) => return Look::Untold(why),
+    };
+    if let Some(done) = records.iter().find_map(|record| done_in_ledger(job, &record.entry)) {
+        return Look::Found(Box::new(done));
+    }
+    let newest = records
+        .into_iter()
+        .filter(|record| is_to_be_controlled(job, &record.entry))
+        .max_by_key(|record| asked_at(&record.entry));
+    let open = newest.and_then(|newest| Some((Open::of(&newest.entry)?, newest)));
+    let Some((open, newest)) = open else { return Look::None };
+    job.parts.registry.open(open.clone());
+    job.parts.registry.remember(&newest.entry);
+    Look::Found(Box::new(Found::Here(open)))
+}
+
+/// The same, and by what the ledger knows of the action's conversation, even where no event told of the move: the leg on which the recording began is gone,
+/// and it runs all the same.
+pub(super) async fn look_further(job: &Job<'_>) -> Look {
+    let look = look(job).await;
+    let Some(interaction) = conversation(job) else {
+        return look;
+    };
+    if matches!(look, Look::Found(_)) {
+        return look;
+    }
+    let mut entries = of_conversation(job, interaction);
+    let mut untold = match look {
+        Look::Untold(why) => Some(why),
+        _ => None,
+    };
+    match told(job, job.parts.ledger.of_interaction(interaction)).await {
+        Ok(records) => {
+            if let Some(done) = records.iter().find_map(|record| done_in_ledger(job, &record.entry)) {
+                return Look::Found(Box::new(done));
+            }
+            let complete = |record: Record| job.parts.registry.complete(record.entry);
+            entries.extend(records.into_iter().map(complete));
+        }
+        Err(why) => untold = Some(why),
+    }
+    // The newest first, as everywhere.
+    entries.sort_by_key(|entry| std::cmp::Reverse(asked_at(entry)));
+    for entry in entries {
+        if !is_to_be_controlled(job, &entry) {
+            continue;
+        }
+        let carrier = entry.carried_by();
+        let is_here = carrier.call_id == job.action.call_id;
+        let its_leg = job.parts.replaced.current(&carrier.call_id);
+        let is_its_own = || its_leg == job.action.call_id;
+        if (is_here || !is_its_own() && job.parts.is_alive(&its_leg).await == Some(false))
+            && let Some(open) = Open::of(&entry)
+        {
+            job.parts.registry.remember(&entry);
+            return Look::Found(Box::new(Found::Moved(open)));
+        }
+    }
+    untold.map_or(Look::None, Look::Untold)
+}
+
+/// By what all workers remember alone.
+pub(super) fn remembered(job: &Job<'_>) -> Option<Found> {
+    let (registry, action) = (&job.parts.registry, job.action);
+    let fetch_id = action.call.fetch_id.as_deref();
+    if let Some((key, media_id)) = action.msg_id.as_deref().and_then(|id| registry.done_on(id)) {
+        let entry = registry.entry(key);
+        let unwritten = entry.and_then(|entry| Some((Open::of(&entry)?, of_action(job, &entry))));
+        return Some(Found::Done { media_id, unwritten });
+    }
+    if let Some(open) = registry.newest(fetch_id, &action.call_id, began_by(job)) {
+        return Some(Found::Here(open));
+    }
+    let mut entries = of_conversation(job, conversation(job)?);
+    entries.retain(|entry| is_to_be_controlled(job, entry) && entry.carried_by().call_id == action.call_id);
+    let newest = entries.iter().max_by_key(|entry| asked_at(entry))?;
+    Open::of(newest).map(Found::Moved)
+}
+
+/// The name of another recorder's recording of the call, which is meant where none of ours runs on it.
+pub(super) fn stranger<'a>(job: &'a Job<'_>) -> Option<&'a str> {
+    let name = job.action.call.media_name.as_deref();
+    name.filter(|name| names::is_plain(name))
+}
+
+fn conversation<'a>(job: &'a Job<'_>) -> Option<&'a str> {
+    let interaction = job.action.call.parties.interaction_id.as_deref();
+    interaction.filter(|_| stranger(job).is_none())
+}
+
+async fn told(
+    job: &Job<'_>,
+    looking: impl Future<Output = Result<Vec<Record>, LedgerError>>,
+) -> Result<Vec<Record>, String> {
+    if !job.parts.ledger.is_up() {
+        return Err("the ledger is down".to_owned());
+    }
+    match tokio::time::timeout(KNOWLEDGE, looking).await {
+        Ok(records) => records.map_err(|error| error.to_string()),
+        Err(_) => Err(LedgerError::Late.to_string()),
+    }
+}
+
+/// What this worker's memory has of the recordings of a conversation.
+fn of_conversation(job: &Job<'_>, interaction: &str) -> Vec<Entry> {
+    let registry = &job.parts.registry;
+    let open = registry.of_interaction(interaction);
+    let entries = open.iter().filter_map(|open| registry.entry(open.key));
+    entries.filter(|entry| entry.order().is_some()).collect()
+}
+
+fn asked_at(entry: &Entry) -> Option<Moment> {
+    entry.order().map(|order| order.asked_at)
+}
+
+/// A repeat must not reach a recording that was asked for after it. Of the first delivery this is not asked: the clocks of two hosts may differ.
+fn began_by(job: &Job<'_>) -> Option<Moment> {
+    job.at.filter(|_| job.doubtful)
+}
+
+fn is_to_be_controlled(job: &Job<'_>, entry: &Entry) -> bool {
+    let is_later = || began_by(job).zip(asked_at(entry)).is_some_and(|(at, asked)| asked > at);
+    entry.is_open() && entry.stop_asked_at().is_none() && !is_later()
+}
+
+/// What an entry has of this very action.
+fn of_action(job: &Job<'_>, entry: &Entry) -> Vec<Fact> {
+    let Some(id) = job.action.msg_id.as_deref() else {
+        return Vec::new();
+    };
+    let of_it = |fact: &&Fact| match &fact.what {
+        What::StopAsked { action, .. } | What::MaskAsked { action, .. } => action == id,
+        _ => false,
+    };
+    entry.facts().iter().filter(of_it).cloned().collect()
+}
+
+fn done_in_ledger(job: &Job<'_>, entry: &Entry) -> Option<Found> {
+    let media_id = entry.order().map(|order| order.media_id.to_string())?;
+    (!of_action(job, entry).is_empty()).then_some(Found::Done {
+        media_id,
+        unwritten: None,
+    })
+}

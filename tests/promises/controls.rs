@@ -1,0 +1,114 @@
+//! Stops and masks reach the recording that they mean, and no other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use serde_json::{Value, json};
+
+use crate::promises;
+use crate::simulator::sim::CallOptions;
+use crate::support::{Mode, SOON, Services, TestResult, World};
+
+promises![
+    a_stop_of_which_only_the_ledger_knows_waits_for_the_ledger,
+    a_mask_of_which_only_the_ledger_knows_waits_for_the_ledger,
+    a_stop_that_comes_again_leaves_the_next_recording_alone,
+    a_stop_without_a_recording_is_answered_and_told,
+];
+
+fn waits(line: &Value) -> bool {
+    line["event"] == "control_waits"
+}
+
+/// A worker that remembers nothing and has no ledger gets the action; afterwards the ledger is there again.
+async fn acted_on_by_a_stranger(services: &Services, action: &str) -> anyhow::Result<()> {
+    let world = World::new(services).await?;
+    let mut first = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world.state(&call.id(), "recording", SOON).await?;
+    first.kill().await?;
+    let (proxy, (key, url)) = world.database_proxy().await?;
+    proxy.set(Mode::Refuse);
+    let second = world.start_worker(&[(key, &url)])?;
+    call.execute(json!({"action": action})).await?.continued(SOON).await?;
+    second.logged("an action that waits", waits, SOON).await?;
+    second
+        .counts("kz_record_call_controls_waiting_total{result=\"put\"} 1")
+        .await?;
+    proxy.set(Mode::Pass);
+    if action == "stop" {
+        call.wait_recording_ended(SOON).await?;
+    } else {
+        let masked = |state: &crate::simulator::sim::State| {
+            let recording = state.recordings().first()?;
+            (recording.masks > 0).then_some(())
+        };
+        world.kazoo.wait_for("a mask", SOON, masked).await?;
+        call.hangup("NORMAL_CLEARING").await;
+    }
+    world.stored(&recording).await?;
+    let entry = world.state(&call.id(), "stored", SOON).await?;
+    let wanted = if action == "stop" { "stop_asked" } else { "mask_asked" };
+    let facts = entry["facts"].as_array().into_iter().flatten();
+    let asked = facts.filter(|fact| fact["fact"] == wanted).count();
+    ensure!(asked == 1, "{entry:#}");
+    world.finish().await
+}
+
+async fn a_stop_of_which_only_the_ledger_knows_waits_for_the_ledger(services: Arc<Services>) -> TestResult {
+    acted_on_by_a_stranger(&services, "stop").await
+}
+
+async fn a_mask_of_which_only_the_ledger_knows_waits_for_the_ledger(services: Arc<Services>) -> TestResult {
+    acted_on_by_a_stranger(&services, "mask").await
+}
+
+async fn a_stop_that_comes_again_leaves_the_next_recording_alone(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let mut first = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    let stop = call.execute(json!({"action": "stop"})).await?;
+    stop.continued(SOON).await?;
+    call.wait_recording_ended(SOON).await?;
+    world.stored(&recording).await?;
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let two = |state: &crate::simulator::sim::State| (state.recordings().len() == 2).then_some(());
+    world.kazoo.wait_for("a second recording", SOON, two).await?;
+    // To a worker that remembers, and to one that has to ask the ledger.
+    stop.again().await?;
+    stop.results(2, SOON).await?;
+    first.kill().await?;
+    let _second = world.worker().await?;
+    // What the broker delivers again says so; what is sent again here is told by its age.
+    stop.again_as_old(Duration::from_secs(10)).await?;
+    stop.results(3, SOON).await?;
+    // What is asked of the second one afterwards is carried out, so what was to become of the repeats has.
+    call.execute(json!({"action": "mask"})).await?.continued(SOON).await?;
+    let masked = |state: &crate::simulator::sim::State| {
+        let all = state.recordings();
+        (all.len() == 2 && all[1].masks > 0).then_some(all[1].clone())
+    };
+    let next = world.kazoo.wait_for("a mask", SOON, masked).await?;
+    ensure!(next.ended_at.is_none(), "the next recording was stopped: {next:?}");
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&next).await?;
+    world.finish().await
+}
+
+async fn a_stop_without_a_recording_is_answered_and_told(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+    let none = |line: &Value| line["event"] == "no_recording_of_call";
+    let told = worker.logged("that there is no recording", none, SOON).await?;
+    ensure!(told["call_id"] == json!(call.id()), "{told:#}");
+    // It is over with that.
+    ensure!(!worker.lines().iter().any(waits), "{}", worker.tail());
+    world.finish().await
+}
