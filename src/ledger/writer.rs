@@ -126,7 +126,20 @@ impl Writer {
         }
     }
 
+    /// Takes in a note, and those that wait behind it: it is cheaper to take all of it now. No more than fit into the channel: what is written must not
+    /// wait for an end of what comes in.
     fn take(&mut self, note: Note) {
+        self.take_one(note);
+        for _ in 1..super::WAITING {
+            if self.pending.len() >= BATCH * 4 {
+                return;
+            }
+            let Ok(note) = self.notes.try_recv() else { return };
+            self.take_one(note);
+        }
+    }
+
+    fn take_one(&mut self, note: Note) {
         let address = address(&note.entry);
         let (id, deadline) = (address.id(), Instant::now() + note.linger);
         if note.lease.is_none() && !self.pending.contains_key(&id) && self.revs.has_all(&id, &note.entry) {
@@ -156,11 +169,6 @@ impl Writer {
                 };
                 self.pending.insert(id, pending);
             }
-        }
-        // More may wait behind it; it is cheaper to take all of it now.
-        while self.pending.len() < BATCH * 4 {
-            let Ok(note) = self.notes.try_recv() else { break };
-            self.take(note);
         }
     }
 

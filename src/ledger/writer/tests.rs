@@ -308,3 +308,20 @@ async fn an_entry_that_the_server_fails_on_holds_up_no_other() {
     assert!(receipts[0].try_recv().is_err(), "nor is it promised");
     running.abort();
 }
+
+#[tokio::test]
+async fn as_many_notes_as_can_wait_are_taken_at_once_without_a_deep_stack() {
+    let (couch, _log) = server(|_, _| welcome()).await;
+    let (notes, receiver) = mpsc::channel(crate::ledger::WAITING);
+    let mut writer = writer_of(couch, receiver, watch::channel(true).0);
+    let (first, _receipt) = note("a");
+    let mut receipts = Vec::new();
+    for _ in 0..crate::ledger::WAITING {
+        let (noted, receipt) = note("a");
+        notes.try_send(noted).unwrap();
+        receipts.push(receipt);
+    }
+    writer.take(first);
+    let waiting: usize = writer.pending.values().map(|pending| pending.waiters.len()).sum();
+    assert_eq!(waiting, crate::ledger::WAITING, "the last one comes with the next");
+}
