@@ -19,6 +19,7 @@ mod publisher;
 mod requests;
 mod room;
 mod topology;
+mod turn;
 
 pub use brokers::Brokers;
 pub use consumer::{Consumers, SessionState};
@@ -28,6 +29,7 @@ pub use publisher::{PublishError, Publisher};
 pub use requests::{Pending, Requests};
 pub use room::{Room, Taken};
 pub use topology::{Binding, QueueKind, QueueSpec};
+pub use turn::Turn;
 
 /// A lapin await that ended badly.
 #[derive(Debug, Error)]

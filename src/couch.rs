@@ -28,7 +28,7 @@ pub use client::Couch;
 pub use databases::Version;
 pub use login::{heard, refused};
 pub use pages::{Pages, Range};
-pub use peers::{News, join};
+pub use peers::{News, Turn, Turns, join};
 pub use probe::{Session, Welcome};
 pub use proxies::ignored;
 pub use server::{NoServer, Server};

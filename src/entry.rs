@@ -349,7 +349,17 @@ impl Entry {
     }
 
     pub fn is_announced(&self, announcement: Announcement) -> bool {
-        self.has(|what| matches!(what, What::Announced(known) if *known == announcement))
+        let announced = self.announced(announcement);
+        self.has(|what| *what == announced)
+    }
+
+    /// What is noted when the broker has confirmed a notice.
+    pub fn announced(&self, announcement: Announcement) -> What {
+        let rest = match announcement {
+            Announcement::Outcome(Outcome::Parked) => self.later_rest(),
+            _ => None,
+        };
+        rest.map_or(What::Announced(announcement), |n| What::RestAnnounced { n })
     }
 
     /// The notices that are still owed, in order.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -44,6 +44,7 @@ use crate::telemetry::{Pulses, survive, survive_for_ever};
 mod labels;
 mod queues;
 mod service;
+mod turns;
 
 pub use queues::{ACTIONS, ENDINGS, topology};
 use queues::{Gates, queues};
@@ -148,14 +149,8 @@ impl Worker {
         );
 
         // Before anything asks the database.
-        let mut hearing = consumers.watch();
-        let (is_ready, ready) = watch::channel(false);
-        tasks.spawn(survive("credentials", async move {
-            if hearing.wait_for(|state| state.consuming).await.is_ok() {
-                is_ready.send_replace(true);
-            }
-        }));
-        let credentials = couch::join(derive_key(&secret, "kz_record_call credentials 1"), ready);
+        let turns = turns::turns(&publisher);
+        let credentials = couch::join(derive_key(&secret, "kz_record_call credentials 1"), turns);
 
         let system_config = SystemConfig::start(
             couch.clone(),

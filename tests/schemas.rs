@@ -189,6 +189,12 @@ fn every_fact() -> Vec<What> {
         What::Amended {
             n: 1,
             controls: "0123456789ab".into(),
+            unsaid: None,
+        },
+        What::Amended {
+            n: 2,
+            controls: "0123456789ab".into(),
+            unsaid: Some("third_party_bigcouch_host is not set any more".into()),
         },
         What::ChannelSeen { n: 1, alive: false },
         What::Leg(Box::new(Leg {
@@ -274,6 +280,7 @@ fn every_fact() -> Vec<What> {
         },
         What::Announced(Announcement::DocumentCreated),
         What::Announced(Announcement::DocumentEdited),
+        What::RestAnnounced { n: 2 },
         What::Unheld { n: 1 },
         What::Released { n: 1 },
         What::Tidied { n: 1, left: None },

@@ -124,6 +124,13 @@ impl Publisher {
         }))
     }
 
+    /// The connection, as soon as there is one; `None` when there will be none any more.
+    pub(super) async fn connected(&self) -> Option<Arc<lapin::Connection>> {
+        let mut connection = self.0.connection.clone();
+        let live = connection.wait_for(Option::is_some).await.ok()?;
+        live.as_ref().map(|live| Arc::clone(&live.connection))
+    }
+
     pub fn is_connected(&self) -> bool {
         self.0.connection.borrow().is_some()
     }

@@ -142,7 +142,10 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         What::Masked { on: true, .. } => "mask command delivered to the broker".into(),
         What::Masked { on: false, .. } => "unmask command delivered to the broker".into(),
         What::NotObeyed { what, why, .. } => format!("the switch did not {}: {}", what.name(), why.meaning()),
-        What::Amended { .. } => "its document says what is known of stops and masks".into(),
+        What::Amended { unsaid: None, .. } => "its document says what is known of stops and masks".into(),
+        What::Amended { unsaid: Some(why), .. } => {
+            format!("its document does not say what is known of stops and masks: {why}")
+        }
         What::ChannelSeen { alive: true, .. } => "looked for the call: it lives, or nobody can tell".into(),
         What::ChannelSeen { alive: false, .. } => "looked for the call: it is gone".into(),
         What::Leg(leg) => leg_words(leg),
@@ -222,6 +225,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         What::Panicked { why, .. } => format!("the program failed on it, a fault of ours: {why}"),
         What::Concluded { outcome, cause } => format!("{outcome}: {}", cause.meaning()),
         What::Announced(announcement) => format!("announced: {}", announcement.name()),
+        What::RestAnnounced { .. } => "announced: parked again".into(),
         What::Closed => "closed".into(),
     }
 }

@@ -15,7 +15,7 @@ use crate::telemetry::survive;
 
 use super::databases::Known;
 use super::login::{Login, Stand};
-use super::{CouchError, Server, peers};
+use super::{CouchError, Server};
 
 /// What stays in a path segment; `+` does not, for CouchDB decodes it as a blank there.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -151,23 +151,36 @@ impl Couch {
             // In a task of its own: a caller that gives up must not break off a request that counts at the server.
             let asked = tokio::spawn(survive("credentials", async move {
                 let _alone = login.asking.lock().await;
-                if login.is_new() {
-                    peers::take_turns().await;
+                let turn = login.turn().await;
+                let result = couch
+                    .prove(&login, turn.as_ref().is_some_and(|turn| turn.is_refused()))
+                    .await;
+                if let Some(turn) = turn {
+                    turn.end(login.refused_for()).await;
                 }
-                if !matches!(login.stand(), Stand::Ask) {
-                    return Ok(());
-                }
-                let session = couch.server(Method::GET, "_session").send().await;
-                let session = session.map_err(|error| no_answer(&error))?;
-                // Whatever else came back, as of a proxy that lets nothing but databases through: the credentials were not refused.
-                let result = answer(Ok(session), "").await;
-                let refused = result.err().filter(CouchError::is_about_credentials);
-                login.learn(&refused.map_or(Ok(()), Err), true);
-                Ok(())
+                result
             }));
             let broken = || Err(CouchError::NoAnswer("the request ended early".into()));
             asked.await.ok().flatten().unwrap_or_else(broken)?;
         }
+    }
+
+    /// Asks the server whether it takes the credentials, unless that is known by now.
+    async fn prove(&self, login: &Login, refused_elsewhere: bool) -> Result<(), CouchError> {
+        if !matches!(login.stand(), Stand::Ask) {
+            return Ok(());
+        }
+        if refused_elsewhere {
+            login.heard(false);
+            return Ok(());
+        }
+        let session = self.server(Method::GET, "_session").send().await;
+        let session = session.map_err(|error| no_answer(&error))?;
+        // Whatever else came back, as of a proxy that lets nothing but databases through: the credentials were not refused.
+        let result = answer(Ok(session), "").await;
+        let refused = result.err().filter(CouchError::is_about_credentials);
+        login.learn(&refused.map_or(Ok(()), Err), true);
+        Ok(())
     }
 
     /// A request of our own to `/<database>/<path segments…>`, with credentials.

@@ -7,7 +7,7 @@
 //! - Before credentials are used for anything else, one small request proves them; everything else waits for it.
 //! - A refusal shuts the server for all clients of these credentials for `pause`, then one small request asks again.
 //!
-//! Nothing is sent meanwhile: callers get the refusal, with its reason, at once. Workers tell each other of it: see `peers`.
+//! Nothing is sent meanwhile: callers get the refusal, with its reason, at once. Workers tell each other of it, and ask one after the other: see `peers`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ use crate::kazoo::time::Clock;
 use crate::telemetry::events::{CredentialsJudged, CredentialsRefused};
 
 use super::CouchError;
-use super::peers::{self, News};
+use super::peers::{self, News, Turn};
 
 /// An answer proves the credentials for so long; after that one request asks before a burst of others could fail.
 const PROVEN_FOR: Duration = Duration::from_secs(10);
@@ -185,12 +185,24 @@ impl Login {
         true
     }
 
-    /// Whether the credentials were never used yet.
-    pub(super) fn is_new(&self) -> bool {
-        matches!(&*self.lock(), State::Unproven)
+    /// This worker's turn to prove them, where they were never used yet, or were refused.
+    pub(super) async fn turn(&self) -> Option<Box<dyn Turn>> {
+        if matches!(&*self.lock(), State::Accepted { .. }) {
+            return None;
+        }
+        peers::take_turn(self.credentials.expose_secret()).await
     }
 
-    fn heard(&self, accepted: bool) {
+    /// How long other workers need not ask either, if they are refused.
+    pub(super) fn refused_for(&self) -> Option<Duration> {
+        let refused = |error: &CouchError| !matches!(error, CouchError::Locked(_));
+        match &*self.lock() {
+            State::Refused(refusal) if refused(&refusal.error) => Some(FIRST),
+            _ => None,
+        }
+    }
+
+    pub(super) fn heard(&self, accepted: bool) {
         if !accepted {
             let error = CouchError::Unauthorized {
                 status: 401,

@@ -1,23 +1,22 @@
 //! What workers tell each other of credentials: the first that is refused keeps the others from being refused as well.
 //!
 //! CouchDB locks an account after five failures from one address, and five workers behind one address would come to that in their first
-//! second. A message says that the server refused credentials, or takes them again; a mark, made with the cluster's secret, tells which.
+//! second. A message says that the server refused credentials, or takes them again; a mark, made with the cluster's secret, tells which. And workers take turns
+//! to prove credentials: a message alone can come too late.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
-use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
 
 use crate::recording::digest::hex;
 
 /// A message waits for so many others.
 const WAITING: usize = 64;
 
-/// The first request of a worker waits for its ears, the queue that such messages come to: so long at the most,
-const EARS: Duration = Duration::from_secs(1);
-/// and then by lot, so that of several workers that begin at once one comes first.
+/// Where no turn is to be had, the first request waits by lot, so that of several workers that begin at once one comes first.
 const SPREAD: Duration = Duration::from_millis(800);
 
 /// What is told of credentials.
@@ -29,20 +28,32 @@ pub struct News {
     pub accepted: bool,
 }
 
+/// A turn in which one worker proves credentials, and no other does.
+pub trait Turn: Send {
+    /// The server refused them to another worker a moment ago.
+    fn is_refused(&self) -> bool;
+
+    /// Ends it. Where they are refused, whoever has the next turn is told so for that long.
+    fn end(self: Box<Self>, refused: Option<Duration>) -> BoxFuture<'static, ()>;
+}
+
+/// Takes a turn for the credentials with a mark; `None` when there is none to be had.
+pub type Turns = Box<dyn Fn(String) -> BoxFuture<'static, Option<Box<dyn Turn>>> + Send + Sync>;
+
 struct Peers {
     key: hmac::Key,
     news: mpsc::Sender<News>,
-    ready: watch::Receiver<bool>,
+    turns: Turns,
 }
 
 static PEERS: OnceLock<Peers> = OnceLock::new();
 
 /// Begins to tell other workers, once in a process: what comes out is to be published, and what they say goes to `heard`. `key` is derived from the
-/// cluster's secret; `ready` tells that messages can be heard.
-pub fn join(key: [u8; 32], ready: watch::Receiver<bool>) -> mpsc::Receiver<News> {
+/// cluster's secret.
+pub fn join(key: [u8; 32], turns: Turns) -> mpsc::Receiver<News> {
     let (news, receiver) = mpsc::channel(WAITING);
     let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
-    let _ = PEERS.set(Peers { key, news, ready });
+    let _ = PEERS.set(Peers { key, news, turns });
     receiver
 }
 
@@ -59,11 +70,12 @@ pub(super) fn tell(credentials: &str, accepted: bool) {
     }
 }
 
-/// Waits before credentials are used for the first time.
-pub(super) async fn take_turns() {
-    if let Some(peers) = PEERS.get() {
-        let mut ready = peers.ready.clone();
-        let _ = timeout(EARS, ready.wait_for(|ready| *ready)).await;
+/// Takes the turn to prove credentials that were never used yet, or were refused. `None` in a process that is no worker, and where there is no turn to be had.
+pub(super) async fn take_turn(credentials: &str) -> Option<Box<dyn Turn>> {
+    let peers = PEERS.get()?;
+    let turn = (peers.turns)(mark(credentials)?).await;
+    if turn.is_none() {
         tokio::time::sleep(SPREAD.mul_f64(fastrand::f64())).await;
     }
+    turn
 }

@@ -42,6 +42,14 @@ impl Entry {
         all.into_iter().map(|(_, at, until)| (at, until))
     }
 
+    /// How often something was put off since the audio was brought: what is left then concerns its document alone.
+    pub fn postponed_since_delivery(&self) -> usize {
+        let delivered = self.at_of_last(|what| matches!(what, What::Delivered(_)));
+        self.postponed()
+            .filter(|(at, _)| delivered.is_some_and(|delivered| *at >= delivered))
+            .count()
+    }
+
     /// Looks at a delivery that a server with too few copies had taken, and whether it was there. A server that did not tell was not looked at.
     pub fn looks(&self) -> impl DoubleEndedIterator<Item = bool> {
         self.facts.iter().filter_map(|fact| match &fact.what {
@@ -219,6 +227,14 @@ impl Entry {
             .max()
             .unwrap_or(0)
             .saturating_add(1)
+    }
+
+    /// The number of the rest it is in, if it rested before, and was moved on.
+    pub fn later_rest(&self) -> Option<u32> {
+        self.parked()?;
+        let rests = self.facts.iter().filter(|fact| fact.what.kind() == "parked");
+        let newest = rests.filter_map(|fact| fact.what.number()).max();
+        newest.filter(|_| self.has(|what| matches!(what, What::Retried { .. })))
     }
 
     /// Why it rests, if it does.

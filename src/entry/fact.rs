@@ -68,8 +68,13 @@ pub enum What {
     },
     /// The command of an action that masks or unmasks had no effect, as far as is known.
     NotObeyed { action: String, what: Control, why: Why },
-    /// The document says what became known of stops and masks after it was written.
-    Amended { n: u32, controls: String },
+    /// The document says what became known of stops and masks after it was written; with `unsaid` it does not, for that reason, and never will.
+    Amended {
+        n: u32,
+        controls: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unsaid: Option<String>,
+    },
     /// The channel was looked for; `alive` when an ecallmgr knows it.
     ChannelSeen { n: u32, alive: bool },
     /// A leg that carries the recording, or may, was told of.
@@ -156,6 +161,8 @@ pub enum What {
     Concluded { outcome: Outcome, cause: Cause },
     /// A notice is confirmed by the broker.
     Announced(Announcement),
+    /// The same of a later rest, by the number that it was parked with: each is told.
+    RestAnnounced { n: u32 },
     /// The audio's copy in the hold is gone again.
     Unheld { n: u32 },
     /// The switch was told that it need not keep its file any more.
@@ -391,6 +398,7 @@ impl What {
             | Self::Postponed { n, .. }
             | Self::Looked { n, .. }
             | Self::Marked { n }
+            | Self::RestAnnounced { n }
             | Self::Released { n }
             | Self::Tidied { n, .. }
             | Self::Retried { n, .. }
@@ -437,6 +445,7 @@ impl What {
         "panicked",
         "concluded",
         "announced",
+        "rest_announced",
         "unheld",
         "released",
         "tidied",
@@ -482,6 +491,7 @@ impl What {
             Self::Panicked { .. } => "panicked",
             Self::Concluded { .. } => "concluded",
             Self::Announced(_) => "announced",
+            Self::RestAnnounced { .. } => "rest_announced",
             Self::Unheld { .. } => "unheld",
             Self::Released { .. } => "released",
             Self::Tidied { .. } => "tidied",

@@ -90,7 +90,11 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             what: [Control::Stop, Control::Mask][usize::from(on)],
             why: Why::ALL[n as usize % Why::ALL.len()],
         },
-        "amended" => What::Amended { n, controls: why() },
+        "amended" => What::Amended {
+            n,
+            controls: why(),
+            unsaid: on.then(why),
+        },
         "channel_seen" => What::ChannelSeen { n, alive: on },
         "leg" => What::Leg(Box::new(Leg {
             call_id: (n % 5).to_string(),
@@ -184,6 +188,7 @@ fn what(kind: usize, n: u32, on: bool) -> What {
         "announced" => {
             What::Announced([Announcement::DocumentCreated, Announcement::Outcome(outcome)][usize::from(on)])
         }
+        "rest_announced" => What::RestAnnounced { n },
         "unheld" => What::Unheld { n },
         "released" => What::Released { n },
         "tidied" => What::Tidied { n, left: on.then(why) },

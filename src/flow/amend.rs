@@ -19,18 +19,32 @@ impl Parts {
         let Some(delivery) = entry.delivery() else {
             return Input::Due;
         };
-        match self.amend_document(case, delivery).await {
-            Ok(()) => Input::Fact(What::Amended { n, controls }),
+        let unsaid = |error: &DeliveryError| {
+            tracing::error!(
+                event = "document_not_amended",
+                call_id = entry.call_id,
+                %error,
+                "the document does not say what is known of stops and masks, and will not"
+            );
+            let unsaid = Some(error.to_string());
+            Input::Fact(What::Amended {
+                n,
+                controls: controls.clone(),
+                unsaid,
+            })
+        };
+        let said = self.amend_document(case, delivery).await;
+        let before = entry.postponed_since_delivery();
+        match said {
+            Ok(()) => Input::Fact(What::Amended {
+                n,
+                controls,
+                unsaid: None,
+            }),
             // It was deleted, or is another recording's: nothing is left to be amended.
-            Err(error @ DeliveryError::Corrupt(_)) => {
-                tracing::warn!(
-                    event = "document_not_amended",
-                    call_id = entry.call_id,
-                    %error,
-                    "the document cannot be amended any more"
-                );
-                Input::Fact(What::Amended { n, controls })
-            }
+            Err(error @ DeliveryError::Corrupt(_)) => unsaid(&error),
+            // Its server may be in nobody's settings any more.
+            Err(error) if before >= self.policy.retry.len() => unsaid(&error),
             Err(error) => {
                 tracing::warn!(
                     event = "document_not_amended_yet",
@@ -38,7 +52,6 @@ impl Parts {
                     %error,
                     "the document does not say yet what is known of stops and masks"
                 );
-                let before = entry.postponed().count();
                 let pause = self.policy.retry.get(before).or(self.policy.retry.last());
                 let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
                 self.postponed(case, until, error.to_string())

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
-use crate::entry::fact::{Announcement, Destination, What};
+use crate::entry::fact::{Announcement, Destination};
 use crate::kazoo::change::{self, Change, DocumentChange};
 use crate::kazoo::outgoing::Outgoing;
 use crate::recording::document::DOCUMENT_TYPE;
@@ -18,7 +18,7 @@ impl Parts {
     /// Publishes a notice until the broker has confirmed it.
     pub(super) async fn announce(&self, case: &Case, announcement: Announcement) -> Option<Input> {
         let Some(message) = self.notice(case, announcement) else {
-            return Some(Input::Fact(What::Announced(announcement)));
+            return Some(Input::Fact(case.entry.announced(announcement)));
         };
         loop {
             match self.publisher.publish(&message).await {
@@ -29,7 +29,7 @@ impl Parts {
                         kind: announcement.name(),
                     }
                     .emit();
-                    return Some(Input::Fact(What::Announced(announcement)));
+                    return Some(Input::Fact(case.entry.announced(announcement)));
                 }
                 Err(error) => tracing::warn!(call_id = case.entry.call_id, %error, "a notice is not published yet"),
             }
@@ -48,7 +48,11 @@ impl Parts {
         let changed = match announcement {
             Announcement::Outcome(outcome) => {
                 let body = outcome_body(entry, outcome);
-                let id = msg_id(&format!("outcome {outcome}"));
+                let rest = entry.later_rest().filter(|_| outcome == Outcome::Parked);
+                let id = match rest {
+                    Some(n) => msg_id(&format!("outcome {outcome} {n}")),
+                    None => msg_id(&format!("outcome {outcome}")),
+                };
                 return Some(change::recording_outcome(
                     &self.sender,
                     &id,

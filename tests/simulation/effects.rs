@@ -158,6 +158,7 @@ impl World {
             Effect::Amend { n } => Input::Fact(What::Amended {
                 n: *n,
                 controls: entry.controls().fingerprint(),
+                unsaid: None,
             }),
             Effect::Mark { n, .. } => Input::Fact(What::Marked { n: *n }),
             Effect::Complete { attempt, destination } => {

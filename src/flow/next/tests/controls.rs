@@ -198,7 +198,14 @@ fn a_document_without_the_mask_of_another_worker_is_amended() {
     assert!(effects.contains(&Effect::Amend { n: 1 }), "{effects:?}");
     assert!(!case.entry.is_closed());
     let controls = case.entry.controls().fingerprint();
-    step(&mut case, Input::Fact(What::Amended { n: 1, controls }));
+    step(
+        &mut case,
+        Input::Fact(What::Amended {
+            n: 1,
+            controls,
+            unsaid: None,
+        }),
+    );
     assert!(!case.entry.is_to_be_amended());
 }
 
