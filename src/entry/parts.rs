@@ -20,7 +20,21 @@ pub struct Part<'a> {
     pub ended: Option<&'a Told>,
     /// The first.
     begun: Option<Event<'a>>,
-    end_heard: Option<Moment>,
+    end_heard: Option<Seen<'a>>,
+}
+
+/// When a worker saw something, by its own clock.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Seen<'a> {
+    at: Moment,
+    by: &'a str,
+}
+
+impl Seen<'_> {
+    /// Whether it was not later than the other; `None` where two workers saw it, whose clocks may differ.
+    fn is_by(self, other: Self) -> Option<bool> {
+        (self.by == other.by).then_some(self.at <= other.at)
+    }
 }
 
 impl Part<'_> {
@@ -33,6 +47,7 @@ impl Part<'_> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Event<'a> {
     heard: Moment,
+    by: &'a str,
     told: &'a Told,
 }
 
@@ -216,34 +231,44 @@ impl Entry {
     }
 
     /// Since when nothing more comes into this recording's audio: it is safe, or there is none.
-    fn sealed_at(&self) -> Option<Moment> {
+    fn sealed(&self) -> Option<Seen<'_>> {
         let safe = self.delivery().is_some() || self.uploaded().is_some() || self.held().is_some();
         // Another worker may have had other audio of that name in its hands.
         let audio = self.audio();
         let is_it = |known: &Audio| audio.is_some_and(|audio| audio.digests == known.digests);
-        let collected = || self.at_of_last(|what| matches!(what, What::Collected(known) if is_it(known)));
-        if safe && let Some(at) = collected() {
-            return Some(at);
+        let collected = || self.last_seen(|what| matches!(what, What::Collected(known) if is_it(known)));
+        if safe && let Some(seen) = collected() {
+            return Some(seen);
         }
-        let concluded = || self.at_of_last(|what| matches!(what, What::Concluded { .. } | What::Delivered(_)));
+        let concluded = || self.last_seen(|what| matches!(what, What::Concluded { .. } | What::Delivered(_)));
         self.outcome().and_then(|_| concluded())
     }
 
     /// How many of the parts are in this recording's own audio; all of them as long as it is not sealed.
     fn covered(&self, parts: &[Part<'_>]) -> usize {
-        let Some(sealed) = self.sealed_at() else {
+        let Some(sealed) = self.sealed() else {
             return parts.len();
         };
+        let counted = self.audio().and_then(|audio| audio.duration_ms);
         // A continuation's file may begin with what its recording had before, and then its length tells nothing of later parts.
         let begins_with_it = self.order().is_none_or(|order| order.continues.is_none());
         let mut before = begins_with_it.then_some(0u64);
         let in_it = parts.iter().take_while(|part| {
             let length = part.ended.and_then(|end| end.length_ms);
-            let reached = before
+            // Half of a part is asked for: the patience of `is_as_long_as` is longer than a short part, and what is taken for a part of it is never looked
+            // for again.
+            let wanted = before
                 .zip(length)
-                .is_some_and(|(before, length)| self.reaches(before.saturating_add(length / 2)));
+                .map(|(before, length)| before.saturating_add(length / 2));
+            let reached = counted.zip(wanted).map(|(counted, wanted)| counted > wanted);
             before = before.zip(length).map(|(before, length)| before.saturating_add(length));
-            part.end_heard.is_some_and(|heard| heard <= sealed) || reached || self.is_presumed_over(part, sealed)
+            // Of two workers' clocks neither is believed where the lengths tell.
+            let heard_before = part.end_heard.is_some_and(|heard| {
+                heard
+                    .is_by(sealed)
+                    .unwrap_or(reached.is_none() && heard.at <= sealed.at)
+            });
+            heard_before || reached == Some(true) || self.is_presumed_over(part, sealed.at)
         });
         in_it.count().max(1)
     }
@@ -257,13 +282,6 @@ impl Entry {
         part.ended.is_none() && self.facts.iter().any(ended)
     }
 
-    /// Whether the audio has more than so many milliseconds. Half of a part is asked for: the patience of `is_as_long_as` is longer than a short
-    /// part, and what is taken for a part of it is never looked for again.
-    fn reaches(&self, ms: u64) -> bool {
-        let counted = self.audio().and_then(|audio| audio.duration_ms);
-        counted.is_some_and(|counted| counted > ms)
-    }
-
     /// Whether the audio has so many milliseconds, as far as that can be told.
     fn is_as_long_as(&self, told_ms: u64) -> bool {
         let counted = self.audio().and_then(|audio| audio.duration_ms);
@@ -272,12 +290,12 @@ impl Entry {
 
     /// The end was presumed, the audio brought to safety, and only then the switch told of an end that is later than what was brought.
     fn is_outgrown(&self, parts: &[Part<'_>], covered: usize) -> bool {
-        let (Some(sealed), Some(part)) = (self.sealed_at(), parts.get(covered.saturating_sub(1))) else {
+        let (Some(sealed), Some(part)) = (self.sealed(), parts.get(covered.saturating_sub(1))) else {
             return false;
         };
         let presumed = self.has(|what| matches!(what, What::PresumedEnded(_)));
         let told = part.ended.and_then(|end| end.length_ms);
-        let late = part.end_heard.is_some_and(|heard| heard > sealed);
+        let late = part.end_heard.is_some_and(|heard| heard.is_by(sealed) != Some(true));
         // An empty file has no length that could be counted, and nothing of what was told.
         let counted = self
             .audio()
@@ -290,12 +308,21 @@ impl Entry {
         let mut events: Vec<Event<'a>> = self
             .facts
             .iter()
-            .filter_map(|fact| pick(&fact.what).map(|told| Event { heard: fact.at, told }))
+            .filter_map(|fact| {
+                let (heard, by) = (fact.at, fact.by.as_str());
+                pick(&fact.what).map(|told| Event { heard, by, told })
+            })
             .collect();
         events.sort_by_key(|event| (event.told.order(), event.heard));
         // Copies of one event that differ in what does not matter.
         events.dedup_by(|copy, first| copy.is_copy_of(first));
         events
+    }
+
+    fn last_seen(&self, is: impl Fn(&What) -> bool) -> Option<Seen<'_>> {
+        let fact = self.facts.iter().rev().find(|fact| is(&fact.what))?;
+        let (at, by) = (fact.at, fact.by.as_str());
+        Some(Seen { at, by })
     }
 
     pub(super) fn at_of_last(&self, is: impl Fn(&What) -> bool) -> Option<Moment> {
@@ -333,10 +360,12 @@ fn place<'a>(parts: &mut Vec<Part<'a>>, end: Event<'a>) {
     }
     let part = &mut parts[at];
     let Some((known, heard)) = part.ended.zip(part.end_heard) else {
-        (part.ended, part.end_heard) = (Some(end.told), Some(end.heard));
+        let (at, by) = (end.heard, end.by);
+        (part.ended, part.end_heard) = (Some(end.told), Some(Seen { at, by }));
         return;
     };
-    let known = Event { heard, told: known };
+    let (heard, by) = (heard.at, heard.by);
+    let known = Event { heard, by, told: known };
     // A repeat that was stamped anew says the same; another length is another stretch, whose start was lost.
     let is_other = end.is_after(&known) || known.told.stamp.is_some() && known.told.stamp == end.told.stamp;
     if is_other && end.told.length_ms.is_some() && end.told.length_ms != known.told.length_ms {
@@ -344,7 +373,10 @@ fn place<'a>(parts: &mut Vec<Part<'a>>, end: Event<'a>) {
             started: None,
             ended: Some(end.told),
             begun: None,
-            end_heard: Some(end.heard),
+            end_heard: Some(Seen {
+                at: end.heard,
+                by: end.by,
+            }),
         };
         parts.insert(at + 1, unheard);
     }
@@ -499,6 +531,32 @@ mod tests {
             (16, end(13, 2000)),
         ]);
         assert!(!whole.is_to_be_continued());
+    }
+
+    #[test]
+    fn of_two_workers_whose_clocks_differ_the_lengths_are_believed() {
+        let story = |heard: i64, audio_ms, told_ms| {
+            let facts = [
+                (1, start(1)),
+                (11, end(11, 10_000)),
+                (14, start(14)),
+                (12, collected(audio_ms)),
+                (13, delivered()),
+            ];
+            let mut entry = entry(&facts);
+            entry.add(Fact {
+                at: at(heard),
+                by: "another".into(),
+                what: end(16, told_ms),
+            });
+            entry
+        };
+        // Its clock is behind: by the clocks the part had ended when the audio was brought.
+        assert!(story(2, 10_000, 2000).is_to_be_continued());
+        assert!(story(20, 10_000, 2000).is_to_be_continued());
+        // Its clock is ahead, and the audio has all of it.
+        assert!(!story(3600, 12_000, 2000).is_to_be_continued());
+        assert!(!story(2, 12_000, 2000).is_to_be_continued());
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub fn judge(evidence: &Evidence) -> Vec<String> {
         for ending in &endings {
             if ending.is_kept() {
                 places::kept(evidence, start, ending, &mut say);
-            } else if ending.is_final() {
+            } else if ending.is_final() || rests(ending, &endings) {
                 let reopened = is_reopened(ending, &endings);
                 causes::told(evidence, start, ending, reopened, &mut say);
             }
@@ -76,7 +76,7 @@ fn once(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
         match ended.len() {
             1 => {}
             // A file that the switch does not bring any more rests for an operator: `causes` judges whether it was lost.
-            0 if told.iter().any(|ending| ending.cause == "not_collected") => {}
+            0 if told.iter().any(|ending| rests(ending, told)) => {}
             0 => say(format!("recording {key} is parked, and nothing else was told of it")),
             _ => say(format!("recording {key} ended more than once: {}", ended.join(", "))),
         }
@@ -97,6 +97,14 @@ fn is_reopened(ending: &Ending, told: &[&Ending]) -> bool {
     let unheard = ["never_started", "call_gone", "start_refused"].contains(&ending.cause.as_str());
     let later = |other: &&Ending| other.key == ending.key && other.is_kept() && other.at > ending.at;
     ending.outcome == "failed" && unheard && told.iter().any(later)
+}
+
+/// Whether it rests for good, as was told last: a file that the switch does not bring any more is an operator's.
+fn rests(ending: &Ending, told: &[&Ending]) -> bool {
+    let mut others = told.iter().filter(|other| other.key == ending.key);
+    ending.outcome == "parked"
+        && ending.cause == "not_collected"
+        && others.all(|other| !other.is_final() && other.at <= ending.at)
 }
 
 impl Start {
@@ -193,13 +201,21 @@ fn stories(evidence: &Evidence, wrong: &mut Vec<String>) {
                 ending.label, ending.outcome, ending.cause
             )),
             // It rests: what was announced of that is judged with its recording.
-            None if cause == "not_collected" && state == "parked" => {}
+            None if cause == "not_collected" && state == "parked" && evidence.rests(key) => {}
             None => wrong.push(format!("explain tells {outcome} {cause} of {key}, never announced")),
         }
     }
     let known: BTreeSet<&str> = evidence.stories.iter().map(|story| story.key.as_str()).collect();
     for (key, ending) in told.iter().filter(|(key, _)| !known.contains(**key)) {
         wrong.push(format!("{}: explain does not know {key}", ending.label));
+    }
+}
+
+impl Evidence {
+    /// Whether it was told that a recording rests.
+    fn rests(&self, key: &str) -> bool {
+        let told: Vec<&Ending> = self.endings.iter().filter(|ending| ending.key == key).collect();
+        told.iter().any(|ending| rests(ending, &told))
     }
 }
 

@@ -17,6 +17,19 @@ const TAMPERINGS: &[(&str, Tamper)] = &[
         e.endings.retain(|ending| ending.label != label);
         Some(())
     }),
+    ("a recording that rests for a file which its switch has", |e| {
+        let key = kept(e, "account")?.key.clone();
+        for ending in e.endings.iter_mut().filter(|ending| ending.key == key) {
+            "parked".clone_into(&mut ending.outcome);
+            "not_collected".clone_into(&mut ending.cause);
+        }
+        for story in e.stories.iter_mut().filter(|story| story.key == key) {
+            "parked".clone_into(&mut story.outcome);
+            "parked".clone_into(&mut story.state);
+            "not_collected".clone_into(&mut story.cause);
+        }
+        Some(())
+    }),
     ("a second ending", |e| {
         let again = Ending {
             msg_id: "another".into(),
