@@ -31,6 +31,7 @@ mod credentials;
 mod killed;
 mod ledger;
 mod main_job;
+mod moves;
 mod neighbours;
 mod places;
 mod settings;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         killed::TESTS,
         several::TESTS,
         neighbours::TESTS,
+        moves::TESTS,
         turns::TESTS,
         bridges::TESTS,
         tls::TESTS,
