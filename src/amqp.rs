@@ -29,7 +29,7 @@ pub use publisher::{PublishError, Publisher};
 pub use requests::{Pending, Requests};
 pub use room::{Room, Taken};
 pub use topology::{Binding, QueueKind, QueueSpec};
-pub use turn::Turn;
+pub use turn::{Note, Turn};
 
 /// A lapin await that ended badly.
 #[derive(Debug, Error)]

@@ -17,6 +17,7 @@ mod pages;
 mod peers;
 mod probe;
 mod proxies;
+mod quorum;
 mod server;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -28,7 +29,7 @@ pub use client::Couch;
 pub use databases::Version;
 pub use login::{heard, refused};
 pub use pages::{Pages, Range};
-pub use peers::{News, Turn, Turns, join};
+pub use peers::{News, Turn, Turns, Verdict, join};
 pub use probe::{Session, Welcome};
 pub use proxies::ignored;
 pub use server::{NoServer, Server};

@@ -1,12 +1,12 @@
 //! What only one worker of a vhost may do at a time, and what the last one came to. The broker keeps both: an exclusive queue is the turn, which ends with
-//! its connection in any case; a queue that nobody uses, and that expires, is the note.
+//! its connection in any case; a message in a queue that nobody reads, which expires, is the note. It does not last longer for being looked at.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection};
+use lapin::{BasicProperties, Channel, Connection};
 use tokio::time::Instant;
 
 use super::publisher::Publisher;
@@ -14,6 +14,12 @@ use super::{AmqpError, topology, within};
 
 /// How long the broker has for one step of it.
 const STEP: Duration = Duration::from_secs(5);
+
+/// A turn that nobody ends, as when the broker took a step that it was slow with, ends by itself.
+const LONGEST: Duration = Duration::from_secs(90);
+
+/// A note's queue outlives its message by so much.
+const AFTERWARDS: Duration = Duration::from_secs(60);
 
 /// A turn that another worker has is asked for again after that.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -56,20 +62,30 @@ impl Publisher {
     }
 }
 
+/// What becomes of the note at a turn's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// As it is.
+    Keep,
+    Remove,
+    /// It is there for so long.
+    Leave(Duration),
+}
+
 impl Turn {
     /// Whether the note is there that another turn left.
     pub const fn is_noted(&self) -> bool {
         self.noted
     }
 
-    /// Ends it. The note is left for so long, or taken away.
-    pub async fn end(self, note: Option<Duration>) {
+    /// Ends it.
+    pub async fn end(self, note: Note) {
         let noting = async {
             let channel = self.channel().await?;
             match note {
-                Some(lasts) => declare(&channel, &self.note, false, Some(lasts)).await?,
-                None if self.noted => delete(&channel, &self.note).await?,
-                None => {}
+                Note::Leave(lasts) => leave(&channel, &self.note, lasts).await?,
+                Note::Remove if self.noted => delete(&channel, &self.note).await?,
+                Note::Remove | Note::Keep => {}
             }
             topology::close(&channel).await;
             Ok::<(), AmqpError>(())
@@ -90,7 +106,7 @@ impl Turn {
 
     async fn take(&self) -> Result<(), AmqpError> {
         let channel = self.channel().await?;
-        declare(&channel, &self.turn, true, None).await?;
+        declare(&channel, &self.turn, true, &[("x-expires", LONGEST)]).await?;
         topology::close(&channel).await;
         Ok(())
     }
@@ -104,11 +120,13 @@ impl Turn {
             ..QueueDeclareOptions::default()
         };
         let looking = channel.queue_declare(self.note.as_str().into(), passive, FieldTable::default());
-        let found = within(STEP, "looking for a note", looking).await.is_ok();
-        if found {
-            topology::close(&channel).await;
+        match within(STEP, "looking for a note", looking).await {
+            Ok(queue) => {
+                topology::close(&channel).await;
+                queue.message_count() > 0
+            }
+            Err(_) => false,
         }
-        found
     }
 
     async fn channel(&self) -> Result<Channel, AmqpError> {
@@ -116,16 +134,24 @@ impl Turn {
     }
 }
 
-async fn declare(channel: &Channel, name: &str, exclusive: bool, expires: Option<Duration>) -> Result<(), AmqpError> {
+async fn leave(channel: &Channel, name: &str, lasts: Duration) -> Result<(), AmqpError> {
+    let ends = [("x-message-ttl", lasts), ("x-expires", lasts + AFTERWARDS)];
+    declare(channel, name, false, &ends).await?;
+    let properties = BasicProperties::default().with_delivery_mode(2);
+    let publishing = channel.basic_publish("".into(), name.into(), BasicPublishOptions::default(), &[], properties);
+    within(STEP, "leaving a note", publishing).await.map(drop)
+}
+
+async fn declare(channel: &Channel, name: &str, exclusive: bool, ends: &[(&str, Duration)]) -> Result<(), AmqpError> {
     let options = QueueDeclareOptions {
         exclusive,
         durable: !exclusive,
         ..QueueDeclareOptions::default()
     };
     let mut arguments = FieldTable::default();
-    if let Some(expires) = expires {
-        let ms = i64::try_from(expires.as_millis()).unwrap_or(i64::MAX);
-        arguments.insert("x-expires".into(), AMQPValue::LongLongInt(ms));
+    for (name, after) in ends {
+        let ms = i64::try_from(after.as_millis()).unwrap_or(i64::MAX);
+        arguments.insert((*name).into(), AMQPValue::LongLongInt(ms));
     }
     let declaring = channel.queue_declare(name.into(), options, arguments);
     within(STEP, "declaring a queue", declaring).await.map(drop)

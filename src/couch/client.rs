@@ -15,6 +15,7 @@ use crate::telemetry::survive;
 
 use super::databases::Known;
 use super::login::{Login, Stand};
+use super::peers::Verdict;
 use super::{CouchError, Server};
 
 /// What stays in a path segment; `+` does not, for CouchDB decodes it as a blank there.
@@ -152,35 +153,35 @@ impl Couch {
             let asked = tokio::spawn(survive("credentials", async move {
                 let _alone = login.asking.lock().await;
                 let turn = login.turn().await;
-                let result = couch
-                    .prove(&login, turn.as_ref().is_some_and(|turn| turn.is_refused()))
-                    .await;
+                let noted = turn.as_ref().is_some_and(|turn| turn.is_refused());
+                let result = couch.prove(&login, noted).await;
                 if let Some(turn) = turn {
-                    turn.end(login.refused_for()).await;
+                    turn.end(result.as_ref().copied().unwrap_or_default()).await;
                 }
-                result
+                result.map(drop)
             }));
             let broken = || Err(CouchError::NoAnswer("the request ended early".into()));
             asked.await.ok().flatten().unwrap_or_else(broken)?;
         }
     }
 
-    /// Asks the server whether it takes the credentials, unless that is known by now.
-    async fn prove(&self, login: &Login, refused_elsewhere: bool) -> Result<(), CouchError> {
+    /// Asks the server whether it takes the credentials, unless that is known by now. What the turn leaves to others.
+    async fn prove(&self, login: &Login, refused_elsewhere: bool) -> Result<Verdict, CouchError> {
         if !matches!(login.stand(), Stand::Ask) {
-            return Ok(());
+            return Ok(Verdict::default());
         }
         if refused_elsewhere {
             login.heard(false);
-            return Ok(());
+            return Ok(Verdict::default());
         }
         let session = self.server(Method::GET, "_session").send().await;
         let session = session.map_err(|error| no_answer(&error))?;
         // Whatever else came back, as of a proxy that lets nothing but databases through: the credentials were not refused.
         let result = answer(Ok(session), "").await;
         let refused = result.err().filter(CouchError::is_about_credentials);
+        let is_taken = refused.is_none();
         login.learn(&refused.map_or(Ok(()), Err), true);
-        Ok(())
+        Ok(if is_taken { Verdict::Taken } else { login.verdict() })
     }
 
     /// A request of our own to `/<database>/<path segments…>`, with credentials.

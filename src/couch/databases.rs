@@ -108,6 +108,22 @@ impl Couch {
         )))
     }
 
+    /// Whether the server lists any database at all. A node that has joined a cluster, or is back, and has not got the list of its databases yet, would make a
+    /// second one of a name.
+    ///
+    /// # Errors
+    /// When it lists none, or nobody can tell.
+    pub async fn lists_databases(&self) -> Result<(), CouchError> {
+        let request = self.server(Method::GET, "_all_dbs").query(&[("limit", "1")]);
+        let (_, listed) = self.ask(request, "_all_dbs").await?;
+        if listed.as_array().is_some_and(|all| !all.is_empty()) {
+            return Ok(());
+        }
+        Err(CouchError::NoAnswer(
+            "the server has no database at all, not even _users: it may not know the others yet".into(),
+        ))
+    }
+
     /// Creates a database; `false` when it was there already. A creation that failed is looked up: CouchDB answers 500 when two create at once,
     /// or when the shards do not open in time, and answers get lost.
     ///

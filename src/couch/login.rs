@@ -21,7 +21,7 @@ use crate::kazoo::time::Clock;
 use crate::telemetry::events::{CredentialsJudged, CredentialsRefused};
 
 use super::CouchError;
-use super::peers::{self, News, Turn};
+use super::peers::{self, News, Turn, Verdict};
 
 /// An answer proves the credentials for so long; after that one request asks before a burst of others could fail.
 const PROVEN_FOR: Duration = Duration::from_secs(10);
@@ -193,12 +193,12 @@ impl Login {
         peers::take_turn(self.credentials.expose_secret()).await
     }
 
-    /// How long other workers need not ask either, if they are refused.
-    pub(super) fn refused_for(&self) -> Option<Duration> {
+    /// How long other workers need not ask either, if they were refused just now.
+    pub(super) fn verdict(&self) -> Verdict {
         let refused = |error: &CouchError| !matches!(error, CouchError::Locked(_));
         match &*self.lock() {
-            State::Refused(refusal) if refused(&refusal.error) => Some(FIRST),
-            _ => None,
+            State::Refused(refusal) if refused(&refusal.error) => Verdict::Refused(FIRST),
+            _ => Verdict::Unasked,
         }
     }
 

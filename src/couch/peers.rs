@@ -33,8 +33,19 @@ pub trait Turn: Send {
     /// The server refused them to another worker a moment ago.
     fn is_refused(&self) -> bool;
 
-    /// Ends it. Where they are refused, whoever has the next turn is told so for that long.
-    fn end(self: Box<Self>, refused: Option<Duration>) -> BoxFuture<'static, ()>;
+    /// Ends it; whoever has the next turn is told.
+    fn end(self: Box<Self>, verdict: Verdict) -> BoxFuture<'static, ()>;
+}
+
+/// What a turn came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// The server was not asked, or did not tell: what others know stands.
+    #[default]
+    Unasked,
+    Taken,
+    /// Nobody need ask again for so long.
+    Refused(Duration),
 }
 
 /// Takes a turn for the credentials with a mark; `None` when there is none to be had.

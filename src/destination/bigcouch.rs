@@ -138,6 +138,7 @@ where
         };
         let mut put = place.put(road).await;
         if job.create_database && matches!(put, Err(DeliveryError::NoDatabase(_))) {
+            couch.lists_databases().await?;
             couch.create_database(&database).await?;
             put = place.put(road).await;
         }
@@ -202,12 +203,13 @@ impl Place<'_> {
             Err(error) => return Err(self.told(error).await),
         };
         match self.look_up().await? {
-            Found::Ours { rev, deleted } => Ok(Put::Stored {
+            Found::Ours { rev, deleted } if failed.is_none() => Ok(Put::Stored {
                 rev,
                 below_quorum,
-                road: failed.is_none().then_some(Road::First),
+                road: Some(Road::First),
                 deleted,
             }),
+            Found::Ours { rev, deleted } => self.found(rev, deleted).await,
             Found::Taken => Ok(Put::Taken),
             Found::Deleted(why) => Err(DeliveryError::Recording(why)),
             Found::Nothing => match failed {
@@ -220,6 +222,17 @@ impl Place<'_> {
             Found::Incomplete { why, whole: false, .. } if failed.is_none() => Err(DeliveryError::Corrupt(why)),
             Found::Incomplete { .. } => second::put(self).await,
         }
+    }
+
+    /// What was found there, and not written by this answer: it counts when enough nodes can tell.
+    async fn found(&self, rev: String, deleted: bool) -> Result<Put, DeliveryError> {
+        let counts = deleted || self.couch.has_quorum(self.database, self.id.as_str()).await?;
+        Ok(Put::Stored {
+            rev,
+            below_quorum: !counts,
+            road: None,
+            deleted,
+        })
     }
 
     async fn attachment(&self) -> Result<Attachment<'_>, DeliveryError> {

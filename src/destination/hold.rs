@@ -2,7 +2,10 @@
 //! with one attachment; or in a folder that all workers share. Never in the ledger: a bulk update that forgets an attachment's stub deletes
 //! the audio.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use secrecy::ExposeSecret as _;
@@ -71,11 +74,18 @@ impl HoldError {
     }
 }
 
+/// A day's database is dropped when that day is over for so long,
+const LONG_OVER: Duration = Duration::from_secs(2 * 86_400);
+/// and it was seen to be empty so long ago, and is now.
+const EMPTY_FOR: Duration = Duration::from_secs(5 * 3600);
+
 /// The hold, wherever it is.
 #[derive(Clone)]
 pub struct Hold {
     place: Place,
     max_bytes: u64,
+    /// Days whose databases were seen to be empty, and since when.
+    empty: Arc<Mutex<HashMap<String, Moment>>>,
 }
 
 #[derive(Clone)]
@@ -104,6 +114,7 @@ impl Hold {
         Ok(Self {
             place,
             max_bytes: config.max_bytes,
+            empty: Arc::default(),
         })
     }
 
@@ -158,9 +169,17 @@ impl Hold {
                     document.insert("key".into(), json!(key));
                     match couch.create_with_attachment(&day, &name, document, attachment).await {
                         Ok(saved) if saved.below_quorum => return Err(HoldError::FewCopies),
-                        // The name has the content's digest: what is there under it is the same.
-                        Ok(_) | Err(CouchError::Conflict) => break,
+                        Ok(_) => break,
+                        // The name has the content's digest: what is there under it is the same. But how many nodes have it is open.
+                        Err(CouchError::Conflict) => {
+                            self.check(couch, &holding(day.clone(), name.clone())).await?;
+                            if !couch.has_quorum(&day, &name).await? {
+                                return Err(HoldError::FewCopies);
+                            }
+                            break;
+                        }
                         Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {
+                            couch.lists_databases().await?;
                             couch.create_database(&day).await?;
                         }
                         Err(error) => return Err(error.into()),
@@ -232,14 +251,27 @@ impl Hold {
             Place::Folder(folder) => return folder::tidy(folder).await,
             Place::Couch(couch) => couch,
         };
-        let today = format!("{PREFIX}{}", now.day());
+        let long_over = format!("{PREFIX}{}", now.minus(LONG_OVER).day());
         for name in couch.databases(PREFIX).await? {
             let info = couch.database_info(&name).await?;
-            if name < today && info.get("doc_count").and_then(serde_json::Value::as_u64) == Some(0) {
+            let is_empty = name < long_over && info.get("doc_count").and_then(serde_json::Value::as_u64) == Some(0);
+            if self.is_empty_for_long(&name, is_empty, now) {
                 couch.drop_database(&name).await?;
             }
         }
         Ok(())
+    }
+
+    /// Whether a day's database was empty at an earlier look too, so long ago. A node that comes back counts what it has itself, until it has the others'
+    /// documents.
+    fn is_empty_for_long(&self, day: &str, is_empty: bool, now: Moment) -> bool {
+        let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_empty {
+            empty.remove(day);
+            return false;
+        }
+        let since = *empty.entry(day.to_owned()).or_insert(now);
+        now.since(since) >= EMPTY_FOR
     }
 
     /// What is held since before today, and for whom.
@@ -323,5 +355,25 @@ impl Hold {
             Place::Folder(folder) => bytes = folder::bytes(folder).await?,
         }
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_is_dropped_only_when_it_was_empty_at_an_earlier_look_too() {
+        let hold = Hold {
+            place: Place::None,
+            max_bytes: 0,
+            empty: Arc::default(),
+        };
+        let at = |hours: u64| Moment::from_unix_seconds(1_795_386_262).plus(Duration::from_secs(hours * 3600));
+        assert!(!hold.is_empty_for_long("d", true, at(0)));
+        assert!(!hold.is_empty_for_long("d", true, at(4)));
+        assert!(!hold.is_empty_for_long("d", false, at(5)), "it only looked so");
+        assert!(!hold.is_empty_for_long("d", true, at(6)));
+        assert!(hold.is_empty_for_long("d", true, at(12)));
     }
 }

@@ -96,6 +96,16 @@ impl Targets {
         }
     }
 
+    /// A delivery failed for a reason that tells nothing of the target: where it was the one that was let through after a pause, the next is.
+    pub fn undecided(&self, target: &str) {
+        let now = self.clock.now();
+        if let Some(pause) = self.lock().get_mut(target).and_then(|known| known.paused.as_mut())
+            && pause.probing
+        {
+            (pause.probing, pause.until) = (false, now);
+        }
+    }
+
     /// A delivery failed, and it was the target's fault.
     pub fn failed(&self, target: &str, key: Key, why: &str) {
         let (now, mut known) = (self.clock.now(), self.lock());

@@ -8,6 +8,7 @@ use crate::couch::CouchError;
 use crate::kazoo::time::{Moment, Month};
 
 use super::database;
+use super::readable::Readable;
 use super::store::{LOOKUP, Store};
 
 /// The view that is asked; its design document belongs to the lookups.
@@ -32,11 +33,13 @@ impl Store {
         let (from, to) = (json!([zone]).to_string(), json!([zone, {}]).to_string());
         let query = [("startkey", from.as_str()), ("endkey", &to), ("group", "true")];
         let mut all = BTreeMap::new();
+        let mut months = Readable::default();
         for month in self.months().await? {
-            for (key, value) in self.counted(month, &query).await? {
-                if let Some((state, counted)) = read(&key, &value) {
-                    add(&mut all, state, counted);
-                }
+            months.take(month, self.counted(month, &query).await);
+        }
+        for (key, value) in months.all()? {
+            if let Some((state, counted)) = read(&key, &value) {
+                add(&mut all, state, counted);
             }
         }
         Ok(all)

@@ -1,5 +1,7 @@
 //! Old months are dropped whole, once nothing in them is open or parked.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
@@ -22,7 +24,28 @@ const KEEP: [&str; 8] = [
     "closing",
 ];
 
-/// Drops every month that ended longer than `keep` ago and has nothing open or parked in it; returns what was dropped.
+/// A month had nothing open so long ago.
+const DONE_FOR: Duration = Duration::from_secs(5 * 3600);
+
+/// Months that had nothing open when they were looked at, and since when.
+#[derive(Debug, Default)]
+pub struct Done(Mutex<HashMap<Month, Moment>>);
+
+impl Done {
+    /// Whether nothing was open at an earlier look too, so long ago.
+    fn for_long(&self, month: Month, is_done: bool, now: Moment) -> bool {
+        let mut done = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_done {
+            done.remove(&month);
+            return false;
+        }
+        let since = *done.entry(month).or_insert(now);
+        now.since(since) >= DONE_FOR
+    }
+}
+
+/// Drops every month that ended longer than `keep` ago and had nothing open or parked in it at a look hours ago, and has nothing now: a node that comes back
+/// may not have all entries yet. Returns what was dropped.
 ///
 /// # Errors
 /// When the ledger does not answer; nothing is dropped on a doubt.
@@ -33,7 +56,8 @@ pub async fn sweep(ledger: &Ledger, now: Moment, keep: Duration) -> Result<Vec<M
         if now.since(month.next().start()) <= keep {
             continue;
         }
-        if has_open(ledger, month).await.map_err(LedgerError::Down)? {
+        let is_done = !has_open(ledger, month).await.map_err(LedgerError::Down)?;
+        if !store.done.for_long(month, is_done, now) {
             continue;
         }
         store

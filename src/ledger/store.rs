@@ -13,7 +13,9 @@ use super::DueOf;
 use super::counts::{COUNTS, COUNTS_MAP, COUNTS_REDUCE};
 use super::database;
 use super::months::Known;
+use super::readable::Readable;
 use super::record::{Address, Lease, Record, call_prefix};
+use super::retention::Done;
 
 /// The design document that workers read all the time. Small: it is updated with every write.
 const DESIGN: &str = "kz_record_call";
@@ -28,6 +30,7 @@ pub struct Store {
     /// Databases that are there, with their views.
     ready: Mutex<BTreeSet<Month>>,
     pub(super) known: Known,
+    pub(super) done: Done,
 }
 
 /// A design document of its own: workers of another version, which know only the others, do not write it back and forth.
@@ -86,6 +89,7 @@ impl Store {
             clock,
             ready: Mutex::default(),
             known: Known::default(),
+            done: Done::default(),
         }
     }
 
@@ -265,11 +269,11 @@ impl Store {
     /// it must not stand before the others.
     pub async fn due(&self, zone: &str, now: Moment, limit: usize) -> Result<Vec<(Address, Record)>, CouchError> {
         let range = [json!([zone, 0]), json!([zone, now])];
-        let mut due = Vec::new();
+        let mut months = Readable::default();
         for month in self.months().await? {
-            due.extend(self.in_range(month, &range, limit, |_| true).await?);
+            months.take(month, self.in_range(month, &range, limit, |_| true).await);
         }
-        Ok(due)
+        months.all()
     }
 
     /// What a worker has in hand, as the ledger has it: at most `limit` of each month. Its lease says when it is due.
@@ -282,11 +286,11 @@ impl Store {
     ) -> Result<Vec<(Address, Record)>, CouchError> {
         let range = [json!([zone, 0]), json!([zone, until])];
         let is_its = |record: &Record| record.lease.as_ref().is_some_and(|lease| lease.by == worker);
-        let mut leased = Vec::new();
+        let mut months = Readable::default();
         for month in self.months().await? {
-            leased.extend(self.in_range(month, &range, limit, is_its).await?);
+            months.take(month, self.in_range(month, &range, limit, is_its).await);
         }
-        Ok(leased)
+        months.all()
     }
 
     async fn in_range(
@@ -321,22 +325,26 @@ impl Store {
     }
 
     pub async fn open(&self, zone: &str) -> Result<Vec<Address>, CouchError> {
-        let mut open = Vec::new();
+        let mut months = Readable::default();
         for month in self.months().await? {
-            let pages = Pages::of(Range {
-                design: DESIGN,
-                view: "open",
-                from: json!(zone),
-                to: json!(zone),
-                descending: false,
-            });
-            let rows = match pages.all(&self.couch, &database(month)).await {
-                Ok(rows) => rows,
-                Err(error) => self.missing(error).await.map(|()| Vec::new())?,
-            };
-            open.extend(self.addresses(month, rows).await?);
+            months.take(month, self.open_in(zone, month).await);
         }
-        Ok(open)
+        months.all()
+    }
+
+    async fn open_in(&self, zone: &str, month: Month) -> Result<Vec<Address>, CouchError> {
+        let pages = Pages::of(Range {
+            design: DESIGN,
+            view: "open",
+            from: json!(zone),
+            to: json!(zone),
+            descending: false,
+        });
+        let rows = match pages.all(&self.couch, &database(month)).await {
+            Ok(rows) => rows,
+            Err(error) => self.missing(error).await.map(|()| Vec::new())?,
+        };
+        self.addresses(month, rows).await
     }
 
     /// Writes a lease, if no worker holds one that still works, and something is to be done. The revision makes sure that of two workers one gets

@@ -89,9 +89,11 @@ impl Writer {
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
             let next = self.next_write();
+            // What is due is written, however much comes in.
+            let is_due = next.is_some_and(|next| next <= Instant::now());
             tokio::select! {
                 biased;
-                note = self.notes.recv() => match note {
+                note = self.notes.recv(), if !is_due || self.pending.len() < BATCH * 4 => match note {
                     Some(note) => self.take(note),
                     None => break,
                 },

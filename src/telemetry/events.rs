@@ -199,6 +199,10 @@ pub const METRICS: &[(&str, &str)] = &[
         "Starts written to the journal because the ledger did not take them in time, by result.",
     ),
     (
+        "kz_record_call_months_unreadable_total",
+        "Looks at a month of the ledger that could not be read, while others could.",
+    ),
+    (
         "kz_record_call_controls_waiting_total",
         "Stops, masks and unmasks put where they wait for the ledger to tell their recording, by result.",
     ),

@@ -20,8 +20,13 @@ impl couch::Turn for Turn {
         self.0.is_noted()
     }
 
-    fn end(self: Box<Self>, refused: Option<Duration>) -> BoxFuture<'static, ()> {
-        self.0.end(refused).boxed()
+    fn end(self: Box<Self>, verdict: couch::Verdict) -> BoxFuture<'static, ()> {
+        let note = match verdict {
+            couch::Verdict::Unasked => amqp::Note::Keep,
+            couch::Verdict::Taken => amqp::Note::Remove,
+            couch::Verdict::Refused(lasts) => amqp::Note::Leave(lasts),
+        };
+        self.0.end(note).boxed()
     }
 }
 

@@ -77,7 +77,14 @@ pub async fn read_back(
         Present::NoDatabase => return Err(DeliveryError::NoDatabase(database.to_owned())),
     };
     Ok(match judge(document, key, name, audio) {
-        Found::Ours { deleted: false, rev } => ReadBack::Whole { rev },
+        Found::Ours { deleted: false, rev } => {
+            // That the one node that is left has it proves no more than the answer before did.
+            if !couch.has_quorum(database, id.as_str()).await? {
+                let why = "fewer of the document's nodes than the quorum are there";
+                return Err(DeliveryError::Target(why.into()));
+            }
+            ReadBack::Whole { rev }
+        }
         Found::Ours { deleted: true, .. } | Found::Deleted(_) => ReadBack::Deleted,
         Found::Nothing => ReadBack::Lost("the document is not there any more".into()),
         Found::Taken => ReadBack::Lost("another recording's document is there".into()),

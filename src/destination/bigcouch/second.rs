@@ -21,12 +21,12 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
         let mut uploads_it = false;
         let step = match place.look_up().await? {
             Found::Taken => return Ok(Put::Taken),
+            Found::Ours { rev, deleted } if !begun => return place.found(rev, deleted).await,
             Found::Ours { rev, deleted } => {
-                let road = begun.then_some(Road::Second);
                 return Ok(Put::Stored {
                     rev,
                     below_quorum,
-                    road,
+                    road: Some(Road::Second),
                     deleted,
                 });
             }

@@ -338,6 +338,27 @@ impl ControlWaits<'_> {
     }
 }
 
+/// A month of the ledger could not be read.
+pub struct MonthUnreadable<'a> {
+    pub database: &'a str,
+    pub why: &'a str,
+    /// Of this look at all months.
+    pub first: bool,
+}
+
+impl MonthUnreadable<'_> {
+    pub fn emit(self) {
+        counter!("kz_record_call_months_unreadable_total").increment(1);
+        if self.first {
+            let (database, why) = (self.database, self.why);
+            warn!(
+                event = "ledger_month_unreadable",
+                database, why, "a month of the ledger cannot be read; its recordings wait, the others do not"
+            );
+        }
+    }
+}
+
 /// A look for what is due ended.
 pub struct SweepEnded {
     pub due: usize,

@@ -100,6 +100,7 @@ fn plain() {
         counter!("kz_record_call_ledger_batches_total", "result" => result).absolute(0);
         counter!("kz_record_call_journal_writes_total", "result" => result).absolute(0);
     }
+    counter!("kz_record_call_months_unreadable_total").absolute(0);
     for result in ["put", "failed"] {
         counter!("kz_record_call_controls_waiting_total", "result" => result).absolute(0);
     }
