@@ -17,6 +17,7 @@ mod controls;
 pub mod fact;
 pub mod legs;
 pub mod parts;
+mod places;
 mod stray;
 mod union;
 
@@ -152,6 +153,17 @@ impl Entry {
             .iter()
             .find(|fact| matches!(fact.what, What::StopAsked { .. }))
             .map(|fact| fact.at)
+    }
+
+    /// Whether a stop was sent since the newest start was heard of. Who sent it says which start it knew; earlier versions did not.
+    pub fn is_newest_start_stopped(&self) -> bool {
+        let newest = self.newest_start();
+        let heard = self.at_of_last(|what| matches!(what, What::Started(_)));
+        self.facts.iter().any(|fact| match fact.what {
+            What::StopSent { start: Some(start), .. } => newest.is_none_or(|newest| start >= newest),
+            What::StopSent { start: None, .. } => heard.is_none_or(|heard| fact.at >= heard),
+            _ => false,
+        })
     }
 
     /// The stop commands that were sent, and when the last was.
@@ -302,22 +314,9 @@ impl Entry {
         }
         let first: &Delivery = self.first(delivered)?;
         // Brought once more, because a look did not find it: perhaps under another id.
-        let is_lost = |what: &What| {
-            matches!(
-                what,
-                What::Looked {
-                    why: Some(_),
-                    unanswered: false,
-                    ..
-                }
-            )
-        };
-        let lost = self.facts.iter().position(|fact| is_lost(&fact.what));
-        let again = lost.and_then(|lost| {
-            let mut since = self.facts.iter().skip(lost).rev();
-            since.find_map(|fact| delivered(&fact.what).filter(|again| again.sha256 == first.sha256))
-        });
-        again.filter(|again| again.sha256.is_some()).or(Some(first))
+        let brought = self.facts.iter().filter_map(|fact| delivered(&fact.what));
+        let again = brought.filter(|again| again.again > 0 && again.sha256.is_some() && again.sha256 == first.sha256);
+        again.max_by_key(|again| again.again).or(Some(first))
     }
 
     /// How the recording ended up, if it did. A delivery beats every other conclusion: the audio is where it belongs. And what was concluded

@@ -19,6 +19,7 @@ pub mod dying;
 pub mod end;
 mod find;
 mod follow;
+mod found;
 pub mod hands;
 mod ids;
 pub mod journal;

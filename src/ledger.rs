@@ -21,6 +21,7 @@ use crate::telemetry::Pulses;
 mod counts;
 mod lookup;
 mod months;
+mod readable;
 mod record;
 pub mod retention;
 mod revs;

@@ -159,7 +159,7 @@ fn every_fact() -> Vec<What> {
             action: "id".into(),
             route: None,
         },
-        What::StopSent { n: 1 },
+        What::StopSent { n: 1, start: None },
         What::StopUnconfirmed,
         What::StopAsked {
             action: "id".into(),
@@ -175,16 +175,19 @@ fn every_fact() -> Vec<What> {
             action: "id".into(),
             on: true,
             route: None,
+            asked: None,
         },
         What::Masked {
             action: "id".into(),
             on: true,
             n: 0,
+            start: None,
         },
         What::Masked {
             action: "id".into(),
             on: true,
             n: 1,
+            start: None,
         },
         What::Amended {
             n: 1,
@@ -312,6 +315,7 @@ fn every_fact() -> Vec<What> {
             deleted: destination == Destination::ThirdParty,
             edit_told: false,
             controls: None,
+            again: 0,
         }));
     }
     for (what, why) in [Control::Stop, Control::Mask, Control::Unmask, Control::Mask]

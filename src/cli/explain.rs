@@ -134,7 +134,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
             told.path.as_deref().unwrap_or("unknown file")
         ),
         What::StopAsked { .. } => "a callflow wants it stopped".into(),
-        What::StopSent { n } => format!("stop command {n} delivered to the broker"),
+        What::StopSent { n, .. } => format!("stop command {n} delivered to the broker"),
         What::StopUnconfirmed => "the switch has not confirmed the stop".into(),
         What::HeardOf { .. } => "known by another worker's notice".into(),
         What::MaskAsked { on: true, .. } => "a callflow wants its audio masked".into(),

@@ -78,14 +78,17 @@ impl Entry {
 
     /// Whether the last look did not find what was delivered, and nothing was brought there since.
     pub fn is_lost(&self) -> bool {
-        let last = self.facts.iter().rev().find_map(|fact| match &fact.what {
-            What::Looked {
-                why, unanswered: false, ..
-            } => Some(why.is_some()),
-            What::Delivered(_) => Some(false),
+        let brought = self.facts.iter().filter_map(|fact| match &fact.what {
+            What::Delivered(delivery) => Some(delivery.again),
             _ => None,
         });
-        self.is_unverified() && last == Some(true)
+        // By numbers: two workers' clocks may differ.
+        self.is_unverified() && brought.max().is_some_and(|again| self.vain_looks() > again)
+    }
+
+    /// How many looks did not find what was delivered.
+    pub fn vain_looks(&self) -> u32 {
+        u32::try_from(self.looks().filter(|there| !there).count()).unwrap_or(u32::MAX)
     }
 
     /// Whether a user deleted it where it was delivered.

@@ -37,11 +37,36 @@ impl Entry {
     }
 
     fn wanted(&self) -> Option<Wanted<'_>> {
-        self.last(|what| match what {
-            // The second is of entries that know no more, written by an earlier version.
-            What::MaskAsked { action, on, .. } | What::Masked { action, on, .. } => Some(Wanted { action, on: *on }),
-            _ => None,
+        let mut newest: Option<(Moment, Wanted<'_>)> = None;
+        for fact in &self.facts {
+            let (at, action, on) = match &fact.what {
+                What::MaskAsked { action, on, asked, .. } => (asked.unwrap_or(fact.at), action, *on),
+                // Of entries that know no more, written by an earlier version.
+                What::Masked { action, on, .. } if self.asked(action).is_none() => (fact.at, action, *on),
+                _ => continue,
+            };
+            if newest.as_ref().is_none_or(|(known, _)| at >= *known) {
+                newest = Some((at, Wanted { action, on }));
+            }
+        }
+        newest.map(|(_, wanted)| wanted)
+    }
+
+    /// Whether an action that was sent after that moment wants the audio masked, or unmasked: an older one that comes late is void.
+    pub fn is_overtaken(&self, sent: Moment) -> bool {
+        self.facts.iter().any(|fact| match &fact.what {
+            What::MaskAsked { asked, .. } => asked.unwrap_or(fact.at) > sent,
+            _ => false,
         })
+    }
+
+    /// The newest start that is known, by the switch's order.
+    pub fn newest_start(&self) -> Option<i64> {
+        let starts = self.facts.iter().filter_map(|fact| match &fact.what {
+            What::Started(told) => Some(told.order()),
+            _ => None,
+        });
+        starts.max()
     }
 
     /// The mask, or unmask, that the switch is still to be told, with the number of its command.
@@ -51,13 +76,23 @@ impl Entry {
         if !self.is_open() || self.is_refused(action) {
             return None;
         }
-        let sent: Vec<Moment> = self.sent(action).collect();
-        let due = match sent.last() {
-            None => true,
-            // The switch knows nothing of what it was told before it began; and each start begins unmasked.
-            Some(last) => on && *last < begun,
+        let sent = || {
+            self.facts.iter().filter_map(|fact| match &fact.what {
+                What::Masked {
+                    action: of, n, start, ..
+                } if of == action => Some((fact.at, *n, *start)),
+                _ => None,
+            })
         };
-        let n = u32::try_from(sent.len()).unwrap_or(u32::MAX);
+        // The switch knows nothing of what it was told before it began; and each start begins unmasked. Who sent a command says which start it knew;
+        // earlier versions did not.
+        let newest = self.newest_start();
+        let reached = |(at, _, start): (Moment, u32, Option<i64>)| match start {
+            Some(_) => start >= newest,
+            None => at >= begun,
+        };
+        let due = sent().next().is_none() || on && !sent().any(reached);
+        let n = sent().map(|(_, n, _)| n.saturating_add(1)).max().unwrap_or(0);
         due.then_some((action, if on { Control::Mask } else { Control::Unmask }, n))
     }
 
@@ -204,10 +239,12 @@ impl Entry {
         let Some(written) = written.filter(|_| self.delivery().is_some_and(|delivery| !delivery.deleted)) else {
             return false;
         };
-        let amended = self.last(|what| match what {
-            What::Amended { controls, .. } => Some(controls.as_str()),
+        let amendments = self.facts.iter().filter_map(|fact| match &fact.what {
+            What::Amended { n, controls, .. } => Some((*n, controls.as_str())),
             _ => None,
         });
+        // By their numbers: two workers' clocks may differ.
+        let amended = amendments.max_by_key(|(n, _)| *n).map(|(_, controls)| controls);
         self.controls().fingerprint() != amended.unwrap_or(written)
     }
 }

@@ -47,24 +47,32 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         route: Option<Route>,
     },
-    /// The broker has the n-th stop command.
-    StopSent { n: u32 },
+    /// The broker has the n-th stop command. `start`: the newest start that was known then, by the switch's order.
+    StopSent {
+        n: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        start: Option<i64>,
+    },
     /// The switch has not ended the recording although it was told to.
     StopUnconfirmed,
-    /// An action wants the audio masked (`on`) or unmasked.
+    /// An action wants the audio masked (`on`) or unmasked. `asked`: when it was sent, of one that came late: the newest counts.
     MaskAsked {
         action: String,
         on: bool,
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked: Option<Moment>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         route: Option<Route>,
     },
     /// The broker has the command that masks (`on`) or unmasks the audio. `n` is 0 for the action's own command, and more for those that followed a later
-    /// start.
+    /// start; `start` as with stops.
     Masked {
         action: String,
         on: bool,
         #[serde(default, skip_serializing_if = "is_zero")]
         n: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        start: Option<i64>,
     },
     /// The command of an action that masks or unmasks had no effect, as far as is known.
     NotObeyed { action: String, what: Control, why: Why },
@@ -316,6 +324,9 @@ pub struct Delivery {
     /// What the document says of stops and masks; see `Controls::fingerprint`. Absent where an earlier version wrote it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controls: Option<String>,
+    /// How many looks had not found it before it was brought there: it was brought again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub again: u32,
 }
 
 /// A notice that somebody depends on.
@@ -328,35 +339,6 @@ pub enum Announcement {
     DocumentEdited,
     /// Our own event, for this outcome.
     Outcome(Outcome),
-}
-
-impl Destination {
-    pub const ALL: [Self; 4] = [Self::Account, Self::ThirdParty, Self::Url, Self::StoragePlan];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Account => "account",
-            Self::ThirdParty => "third_party",
-            Self::Url => "url",
-            Self::StoragePlan => "storage_plan",
-        }
-    }
-
-    /// Whether the document comes before the audio, and is completed after it, as Kazoo does for destinations outside of the cluster.
-    pub const fn documents_first(self) -> bool {
-        matches!(self, Self::Url | Self::StoragePlan)
-    }
-
-    /// Whether the document is in this cluster, so that its caches and webhooks must be told.
-    pub const fn is_documented_here(self) -> bool {
-        !matches!(self, Self::ThirdParty)
-    }
-
-    /// Whether audio that cannot be delivered now goes into the hold. The account's own database needs none: when it is down, the file
-    /// stays on the switch.
-    pub const fn is_held(self) -> bool {
-        !matches!(self, Self::Account)
-    }
 }
 
 impl Announcement {
@@ -389,7 +371,7 @@ impl What {
         match self {
             Self::ChannelSeen { n, .. }
             | Self::Probed { n, .. }
-            | Self::StopSent { n }
+            | Self::StopSent { n, .. }
             | Self::Amended { n, .. }
             | Self::Held { n, .. }
             | Self::Unheld { n }

@@ -452,6 +452,7 @@ mod tests {
             deleted: false,
             edit_told: false,
             controls: None,
+            again: 0,
         })
     }
 

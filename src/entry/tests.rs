@@ -76,15 +76,21 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             action: why(),
             route: on.then(route),
         },
-        "stop_sent" => What::StopSent { n },
+        "stop_sent" => What::StopSent { n, start: None },
         "stop_unconfirmed" => What::StopUnconfirmed,
         "heard_of" => What::HeardOf { media_id: why() },
         "mask_asked" => What::MaskAsked {
             action: why(),
             on,
             route: (n.is_multiple_of(2)).then(route),
+            asked: None,
         },
-        "masked" => What::Masked { action: why(), on, n },
+        "masked" => What::Masked {
+            action: why(),
+            on,
+            n,
+            start: None,
+        },
         "not_obeyed" => What::NotObeyed {
             action: why(),
             what: [Control::Stop, Control::Mask][usize::from(on)],
@@ -163,6 +169,7 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             deleted: false,
             edit_told: false,
             controls: on.then(why),
+            again: 0,
         }),
         "looked" => What::Looked {
             n,
@@ -397,4 +404,27 @@ fn an_operators_clock_does_not_decide_which_failures_count() {
         });
         assert_eq!(entry.failures().count(), 1, "{skew}");
     }
+}
+
+/// What follows from an entry is added until nothing more does: a fact that is not kept must not count as one.
+#[test]
+fn a_fact_that_is_not_kept_is_no_news() {
+    let mut entry = Entry::new(Key::of("call", "action"), "call");
+    let fact = |n: i64| Fact {
+        at: at(1000 - n),
+        by: "w".into(),
+        what: What::NotObeyed {
+            action: format!("a{n}"),
+            what: Control::Mask,
+            why: Why::Moved,
+        },
+    };
+    for n in 0..200 {
+        let news = entry.add(fact(n));
+        let is_there = entry.facts().iter().any(|known| known.what == fact(n).what);
+        assert_eq!(news, is_there, "{n}");
+    }
+    assert!(entry.facts().len() <= 32);
+    let added = (0..200).filter(|n| entry.add(fact(*n))).count();
+    assert!(added < 200, "{added}");
 }

@@ -101,12 +101,13 @@ fn says_all(ours: &Value, theirs: &Value) -> bool {
 }
 
 impl Entry {
-    /// Adds a fact; `false` when the same is known already, whoever saw it and when.
+    /// Adds a fact; `false` when the same is known already, whoever saw it and when, or when so many of its kind are known that it is not kept.
     pub fn add(&mut self, fact: Fact) -> bool {
-        let news = !self.facts.iter().any(|known| known.what == fact.what);
+        let what = fact.what.clone();
+        let news = !self.facts.iter().any(|known| known.what == what);
         self.facts.push(fact);
         self.normalise();
-        news
+        news && self.facts.iter().any(|known| known.what == what)
     }
 
     /// The union of two versions of the same entry. Commutative, associative and idempotent.

@@ -181,6 +181,7 @@ mod tests {
             deleted: false,
             edit_told: false,
             controls: None,
+            again: 0,
         };
         vec![
             (1, What::Started(told(1, None))),

@@ -131,17 +131,19 @@ impl Parts {
     pub(super) async fn control(&self, entry: &Entry, what: Control, n: u32) -> Option<Input> {
         let order = entry.order()?;
         let action = entry.mask_to_send().map(|(action, ..)| action.to_owned());
+        let start = entry.newest_start();
         let delivered = |n| match what {
-            Control::Stop => What::StopSent { n },
+            Control::Stop => What::StopSent { n, start },
             Control::Mask | Control::Unmask => What::Masked {
                 action: action.clone().unwrap_or_default(),
                 on: what == Control::Mask,
                 n,
+                start,
             },
         };
         let lost = |n| match what {
             // A control queue that is gone takes no stop, now or later; the count goes on to its alarm.
-            Control::Stop => What::StopSent { n },
+            Control::Stop => What::StopSent { n, start },
             Control::Mask | Control::Unmask => What::NotObeyed {
                 action: action.clone().unwrap_or_default(),
                 what,
@@ -246,12 +248,21 @@ impl Parts {
 
     /// Whether a channel lives; `None` when nobody could tell.
     pub async fn is_alive(&self, call_id: &str) -> Option<bool> {
+        self.seen(call_id, CHANNEL_PATIENCE).await
+    }
+
+    /// Whether an ecallmgr says within that time that a channel is gone, and none that it lives.
+    pub(super) async fn is_gone(&self, call_id: &str, patience: Duration) -> bool {
+        self.seen(call_id, patience).await == Some(false)
+    }
+
+    async fn seen(&self, call_id: &str, patience: Duration) -> Option<bool> {
         let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
         let request = channel::status_request(&self.sender, &msg_id, &reply_to, call_id)?;
         let mut replies = self.requests.expect(&msg_id);
         self.publisher.publish(&request).await.ok()?;
-        let end = Instant::now() + CHANNEL_PATIENCE;
+        let end = Instant::now() + patience;
         let mut gone = false;
         while let Ok(Some(reply)) = timeout_at(end, replies.next()).await {
             match StatusReply::of(&reply) {

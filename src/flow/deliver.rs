@@ -17,6 +17,7 @@ use crate::recording::order::Order;
 use crate::recording::progress::{Elsewhere, Progress, State};
 use crate::telemetry::events::DeliveryEnded;
 
+use super::found::{delivered, document_of};
 use super::ids::ids_with_other;
 use super::next::{self, Case, Input};
 use super::perform::{InHand, Parts};
@@ -59,7 +60,7 @@ impl Parts {
             Err(error) if error.fault() == Fault::Target => {
                 self.targets.failed(&way.host, case.entry.key, &error.to_string());
             }
-            Err(_) => {}
+            Err(_) => self.targets.undecided(&way.host),
         }
         match result {
             Ok(what) => {
@@ -120,6 +121,7 @@ impl Parts {
                         Some(_) => case.entry.controls().fingerprint(),
                         None => String::new(),
                     }),
+                    again: 0,
                 }))
             }
             By::Url(target) => {
@@ -384,39 +386,6 @@ fn complete(audio: &Audio, attempt: u32) -> Progress<'static> {
         state: State::Complete,
         attempts: attempt,
         cause: Some(cause.name()),
-    }
-}
-
-fn document_of(placed: Placed) -> Document {
-    Document {
-        id: placed.id,
-        database: placed.database,
-        rev: placed.rev,
-        created: placed.created,
-    }
-}
-
-fn delivered(destination: Destination, placed: Placed) -> What {
-    What::delivered(Delivery {
-        destination,
-        sha256: placed.sha256(),
-        deleted: placed.is_deleted(),
-        controls: Some(placed.controls()),
-        document: document_of(placed),
-        below_quorum: false,
-        audio: None,
-        edit_told: false,
-    })
-}
-
-/// A delivery that was found made, and the audio there.
-pub(super) fn found(destination: Destination, placed: Placed, audio: Audio) -> What {
-    match delivered(destination, placed) {
-        What::Delivered(mut delivery) => {
-            delivery.audio = Some(audio);
-            What::Delivered(delivery)
-        }
-        other => other,
     }
 }
 

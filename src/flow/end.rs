@@ -100,7 +100,11 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, kn
         notices::closed(parts, &entry);
     } else if let Some(open) = Open::of(&entry) {
         // Also one that the switch began anew by itself, as at another bridge.
-        parts.registry.open(open);
+        if again {
+            parts.registry.reopen(open);
+        } else {
+            parts.registry.open(open);
+        }
     }
     if again {
         // Whoever is about to let the switch's file go must know that it is being written again.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::time::Moment;
-use crate::ledger::{LedgerError, Record};
+use crate::ledger::{Address, LedgerError, Record};
 use crate::recording::names;
 
 use super::registry::Open;
@@ -14,6 +14,12 @@ use super::start::Job;
 
 /// How long the ledger has to tell a recording that no worker's memory knows.
 const KNOWLEDGE: Duration = Duration::from_secs(1);
+
+/// How long it has to tell that one which memory knows is over. What it does not tell by then is believed to run.
+const SECOND_OPINION: Duration = Duration::from_millis(250);
+
+/// Recordings of a call whose end was missed, one after the other.
+const STALE: usize = 4;
 
 /// What an action is for.
 #[derive(Debug)]
@@ -42,11 +48,27 @@ pub(super) enum Look {
 /// By what all workers remember, else by the ledger: recordings of the action's own call, and those that are known to have come to its leg.
 pub(super) async fn look(job: &Job<'_>) -> Look {
     let mut remembered = remembered(job);
+    for _ in 0..STALE {
+        match &remembered {
+            Some(Found::Here(open) | Found::Moved(open)) if is_over(job, open).await => {
+                // The news of its end got lost, and an older one may run.
+                job.parts.registry.close(open.key);
+            }
+            _ => break,
+        }
+        remembered = self::remembered(job);
+    }
     if job.doubtful && !matches!(remembered, Some(Found::Done { .. })) {
         // Another worker can have carried it out, on a recording that is over.
-        let before = told(job, job.parts.ledger.of_call(&job.action.call_id)).await;
-        let done = |record: &Record| done_in_ledger(job, &record.entry);
-        remembered = before.iter().flatten().find_map(done).or(remembered);
+        match told(job, job.parts.ledger.of_call(&job.action.call_id)).await {
+            Ok(before) => {
+                let done = |record: &Record| done_in_ledger(job, &record.entry);
+                remembered = before.iter().find_map(done).or(remembered);
+            }
+            // It may have been for the newer one of these.
+            Err(why) if job.repeated && recordings_of(job).len() > 1 => return Look::Untold(why),
+            Err(_) => {}
+        }
     }
     if let Some(found) = remembered {
         return Look::Found(Box::new(found));
@@ -134,6 +156,17 @@ pub(super) fn remembered(job: &Job<'_>) -> Option<Found> {
         let unwritten = entry.and_then(|entry| Some((Open::of(&entry)?, of_action(job, &entry))));
         return Some(Found::Done { media_id, unwritten });
     }
+    // Another worker carried it out, and told so.
+    let told = recordings_of(job).into_iter().find_map(|open| {
+        let facts = registry.entry(open.key).map(|entry| of_action(job, &entry))?;
+        (!facts.is_empty()).then_some((open, facts))
+    });
+    if let Some((open, facts)) = told {
+        return Some(Found::Done {
+            media_id: open.media_id.clone(),
+            unwritten: Some((open, facts)),
+        });
+    }
     if let Some(open) = registry.newest(fetch_id, &action.call_id, began_by(job)) {
         return Some(Found::Here(open));
     }
@@ -141,6 +174,14 @@ pub(super) fn remembered(job: &Job<'_>) -> Option<Found> {
     entries.retain(|entry| is_to_be_controlled(job, entry) && entry.carried_by().call_id == action.call_id);
     let newest = entries.iter().max_by_key(|entry| asked_at(entry))?;
     Open::of(newest).map(Found::Moved)
+}
+
+/// The action's own call's recordings that memory takes for open, those that are being stopped among them.
+fn recordings_of(job: &Job<'_>) -> Vec<Open> {
+    let action = job.action;
+    job.parts
+        .registry
+        .of_call(action.call.fetch_id.as_deref(), &action.call_id)
 }
 
 /// The name of another recorder's recording of the call, which is meant where none of ours runs on it.
@@ -167,6 +208,20 @@ async fn told(
     }
 }
 
+/// Whether the ledger knows that a recording is over which memory takes for open.
+async fn is_over(job: &Job<'_>, open: &Open) -> bool {
+    if !job.parts.ledger.is_up() {
+        return false;
+    }
+    let address = Address {
+        month: open.asked_at.month(),
+        call_id: open.call_id.clone(),
+        key: open.key,
+    };
+    let loading = tokio::time::timeout(SECOND_OPINION, job.parts.ledger.load(&address)).await;
+    matches!(loading, Ok(Ok(Some(record))) if !record.entry.is_open())
+}
+
 /// What this worker's memory has of the recordings of a conversation.
 fn of_conversation(job: &Job<'_>, interaction: &str) -> Vec<Entry> {
     let registry = &job.parts.registry;
@@ -179,7 +234,8 @@ fn asked_at(entry: &Entry) -> Option<Moment> {
     entry.order().map(|order| order.asked_at)
 }
 
-/// A repeat must not reach a recording that was asked for after it. Of the first delivery this is not asked: the clocks of two hosts may differ.
+/// Neither a repeat nor what is looked for when its call has gone on may reach a recording that was asked for after it. Of the first look this is not asked: the
+/// clocks of two hosts may differ.
 fn began_by(job: &Job<'_>) -> Option<Moment> {
     job.at.filter(|_| job.doubtful)
 }

@@ -43,6 +43,11 @@ pub async fn write(parts: &Parts, entry: &Entry) -> bool {
     written.is_ok()
 }
 
+/// Whether starts wait in the journal that the ledger does not know yet, as far as the broker tells.
+pub(super) async fn has_more(parts: &Parts) -> bool {
+    parts.publisher.depth(JOURNAL).await.is_some_and(|depth| depth > 0)
+}
+
 /// Reads one message of the journal. Whoever may publish can put one there, and what it orders is brought to a switch: words that we never write
 /// are not believed, nor is a month that no recording of today is of: every worker would read its database from then on.
 ///

@@ -138,11 +138,15 @@ pub struct Policy {
     pub stop_alarm: Duration,
 }
 
+/// Facts that follow from one input. What would follow from more of them comes with the next input: a decision must end.
+const MOST_FOLLOW: usize = 256;
+
 /// Takes in what happened, and says what is to be done next. An empty answer means: nothing, until something else happens.
 pub fn next(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Vec<Effect> {
     let doubt = input == Input::Doubt;
     take(case, input, now, policy);
-    while let Some(what) = follows(case, now, policy) {
+    for _ in 0..MOST_FOLLOW {
+        let Some(what) = follows(case, now, policy) else { break };
         if !add(&mut case.entry, what, now, policy) {
             break;
         }
@@ -187,7 +191,10 @@ fn add(entry: &mut Entry, what: What, now: Moment, policy: &Policy) -> bool {
 
 fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
     let what = match input {
-        Input::Fact(what) => {
+        Input::Fact(mut what) => {
+            if let What::Delivered(delivery) = &mut what {
+                delivery.again = case.entry.vain_looks();
+            }
             let not_now = matches!(what, What::DeliveryFailed { .. } | What::Postponed { .. });
             if not_now && case.hand == Hand::Holding {
                 case.hand = Hand::Tried;

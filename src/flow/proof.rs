@@ -11,7 +11,8 @@ use crate::recording::names;
 use crate::recording::order::Order;
 use crate::telemetry::events::ReadBackFailed;
 
-use super::deliver::{failure, found};
+use super::deliver::failure;
+use super::found::found;
 use super::ids::{ids, ids_with_other};
 use super::next::{self, Case, Input};
 use super::perform::Parts;
@@ -72,6 +73,7 @@ impl Parts {
                 Kept::Not => {}
                 Kept::Damaged(why) => damaged = Some(why),
                 Kept::Whole { rev, audio, deleted } => {
+                    let below_quorum = !deleted && !couch.has_quorum(&database, id.as_str()).await?;
                     let mut audio = *audio;
                     if case.entry.last_audio().is_some_and(|seen| seen.size > audio.size) {
                         // More was seen on the switch, and is nowhere.
@@ -87,12 +89,13 @@ impl Parts {
                             created,
                         },
                         sha256: Some(audio.digests.sha256.clone()),
-                        below_quorum: false,
+                        below_quorum,
                         audio: Some(audio),
                         deleted,
                         edit_told: false,
                         // Another worker wrote it: it is read again.
                         controls: Some(String::new()),
+                        again: 0,
                     })));
                 }
             }

@@ -72,6 +72,10 @@ struct Memory {
     /// What was learnt of the legs of open recordings.
     legs: HashMap<Key, Vec<Fact>>,
     entries: Bounded<Key, Entry>,
+    /// Recordings whose end was heard here: what was begun before that and comes to its end later does not open them again.
+    over: Bounded<Key, ()>,
+    /// The legs that lead to each recording in `by_leg`.
+    linked: HashMap<Key, HashSet<String>>,
     commanded: Bounded<Key, ()>,
     /// From the start command's id to its recording.
     commands: Bounded<String, Key>,
@@ -95,6 +99,9 @@ impl Registry {
         let mut memory = self.lock();
         if let Some(known) = memory.open.get_mut(&open.key) {
             known.stopping |= open.stopping;
+            return;
+        }
+        if memory.over.get(&open.key).is_some() {
             return;
         }
         if open.stays {
@@ -121,9 +128,18 @@ impl Registry {
         }
     }
 
+    /// The recording, whose end was heard, began again.
+    pub fn reopen(&self, open: Open) {
+        self.lock().over.remove(&open.key);
+        self.open(open);
+    }
+
     /// The recording ended.
     pub fn close(&self, key: Key) {
         let mut memory = self.lock();
+        if memory.entries.get(&key).is_some_and(|entry| entry.told_end().is_some()) {
+            memory.over.insert(key, (), KEYS);
+        }
         if let Some(open) = memory.open.remove(&key) {
             memory.unlink(&open);
         }
@@ -135,6 +151,9 @@ impl Registry {
         let mut memory = self.lock();
         if let Some(order) = entry.order() {
             memory.commands.insert(order.command_id(), order.key, KEYS);
+        }
+        if memory.over.get(&entry.key).is_some() {
+            return;
         }
         if let Some(known) = memory.entries.get_mut(&entry.key) {
             *known = known.clone().merge(entry.clone());
@@ -176,6 +195,9 @@ impl Registry {
         };
         let mut news = Vec::new();
         for key in concerned {
+            if memory.open.get(&key).is_none() {
+                continue;
+            }
             let known = memory.legs.entry(key).or_default();
             // A bridge that tells of no new leg tells nothing; an end is told once; of a leg that moves on and on the last is kept.
             let says_same = |known: &Fact| match &known.what {
@@ -267,6 +289,16 @@ impl Registry {
             .or_else(|| of(memory.by_call.get(call_id)))
     }
 
+    /// The recordings of the call that are open, those that are being stopped among them.
+    pub fn of_call(&self, fetch_id: Option<&str>, call_id: &str) -> Vec<Open> {
+        let memory = self.lock();
+        let of_fetch = fetch_id.and_then(|id| memory.by_fetch.get(id)).into_iter();
+        let keys: HashSet<&Key> = of_fetch.chain(memory.by_call.get(call_id)).flatten().collect();
+        keys.into_iter()
+            .filter_map(|key| memory.open.get(key).cloned())
+            .collect()
+    }
+
     /// A stop or mask was carried out on a recording.
     pub fn done(&self, action: &str, key: Key, media_id: &str) {
         self.lock()
@@ -314,7 +346,9 @@ impl Registry {
 
 impl Memory {
     fn link(&mut self, key: Key, call_id: &str) {
-        self.by_leg.entry(encoded_leg(call_id)).or_default().insert(key);
+        let leg = encoded_leg(call_id);
+        self.linked.entry(key).or_default().insert(leg.clone());
+        self.by_leg.entry(leg).or_default().insert(key);
     }
 
     /// Nobody asks which leg had a recording that is over.
@@ -342,19 +376,9 @@ impl Memory {
         if let Some(interaction) = &open.interaction {
             take(&mut self.by_interaction, interaction, open.key);
         }
-        take(&mut self.by_leg, &encoded_leg(&open.call_id), open.key);
-        let legs = self.entries.get(&open.key).into_iter();
-        let mut ids: Vec<String> = legs
-            .flat_map(|entry| entry.living_legs().into_iter().map(encoded_leg))
-            .collect();
-        for fact in self.legs.remove(&open.key).into_iter().flatten() {
-            if let What::Leg(leg) = fact.what {
-                ids.push(encoded_leg(&leg.call_id));
-                ids.extend(leg.other.as_deref().map(encoded_leg));
-            }
-        }
-        for id in ids {
-            take(&mut self.by_leg, &id, open.key);
+        self.legs.remove(&open.key);
+        for leg in self.linked.remove(&open.key).into_iter().flatten() {
+            take(&mut self.by_leg, &leg, open.key);
         }
     }
 }
@@ -446,6 +470,56 @@ mod tests {
             registry.is_commanded(Key::of("call", "1")),
             "it is still known to have been commanded"
         );
+    }
+
+    #[test]
+    fn nothing_stays_of_the_legs_of_a_recording_that_is_over() {
+        let registry = Registry::default();
+        let key = Key::of("call", "1");
+        registry.open(open("1", 1));
+        for n in 0..100 {
+            let leg = Leg {
+                call_id: "call".into(),
+                event: LegEvent::Bridged,
+                other: Some(format!("leg {n}")),
+                control: None,
+                stamp: Some(n),
+            };
+            registry.learn(&leg, Moment::from_unix_seconds(n), "w");
+        }
+        assert!(registry.follows(&encoded_leg("leg 50")));
+        registry.close(key);
+        let leg = Leg {
+            call_id: "leg 50".into(),
+            event: LegEvent::Gone,
+            other: None,
+            control: None,
+            stamp: None,
+        };
+        assert!(registry.learn(&leg, Moment::from_unix_seconds(200), "w").is_empty());
+        let memory = registry.lock();
+        assert!(memory.by_leg.is_empty() && memory.linked.is_empty() && memory.legs.is_empty());
+    }
+
+    #[test]
+    fn a_start_that_is_handled_after_its_own_end_opens_nothing() {
+        let registry = Registry::default();
+        let mut known = Entry::new(Key::of("call", "1"), "call");
+        registry.open(open("1", 1));
+        let told = crate::recording::ending::Told::presumed("call", Moment::from_unix_seconds(5), "fs", "/tmp/a.mp3");
+        known.add(Fact {
+            at: Moment::from_unix_seconds(5),
+            by: "w".into(),
+            what: What::Ended(Box::new(told)),
+        });
+        registry.remember(&known);
+        registry.close(known.key);
+        registry.open(open("1", 1));
+        registry.remember(&known);
+        assert_eq!(registry.newest(None, "call", None), None);
+        // A new start does.
+        registry.reopen(open("1", 1));
+        assert!(registry.newest(None, "call", None).is_some());
     }
 
     #[test]

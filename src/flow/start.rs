@@ -41,6 +41,7 @@ pub const QUEUE: &str = "actions";
 const KNOWLEDGE: Duration = Duration::from_secs(2);
 
 /// An action in hand.
+#[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     pub parts: &'a Arc<Parts>,
     pub action: &'a Execute,
@@ -48,6 +49,8 @@ pub(super) struct Job<'a> {
     pub reply_to: Option<&'a ReplyTo>,
     /// It may have been handled before, or its call may be over: the message comes again, or is old.
     pub doubtful: bool,
+    /// The broker delivered it before.
+    pub repeated: bool,
     /// When it was sent, by its sender's clock.
     pub at: Option<Moment>,
 }
@@ -76,6 +79,7 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
                 action,
                 reply_to: reply_to.as_ref().ok(),
                 doubtful: delivery.redelivered() || age.is_some_and(|age| age > parts.config.flow.stale_action),
+                repeated: delivery.redelivered(),
                 at,
             };
             run(&job, &delivery, &asked, begun).await
@@ -224,7 +228,7 @@ impl Job<'_> {
 /// Starts a recording. `true` when it is answered, and durable.
 async fn start(job: &Job<'_>, order: &Order) -> bool {
     let (parts, action) = (job.parts, job.action);
-    if let Some(entry) = parts.registry.entry(order.key) {
+    if let Some(entry) = parts.registry.entry(order.key).filter(|entry| entry.order().is_some()) {
         // This worker has it already, and did not get to acknowledge it.
         let answered = job.answer_at_once().await;
         return journal::write(parts, &entry).await && answered;

@@ -11,8 +11,7 @@ use crate::recording::order::Order;
 
 use super::perform::Parts;
 
-/// How long a call has to be told of. One that lives is told of at once; of one that is over nobody says anything, and the switch waits for its
-/// answer.
+/// How long a call has to be told of, whether it lives or is over: the switch waits for its answer.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Within so short a time no bridge comes and goes unseen between two looks at the call.
@@ -27,7 +26,7 @@ const MOMENT: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
-    /// No ecallmgr knows it.
+    /// An ecallmgr says so, and none knows it.
     Over,
     Apart,
     Bridged,
@@ -107,10 +106,14 @@ impl Parts {
 
     async fn call(&self, order: &Order) -> Call {
         let call_id = self.replaced.current(&order.call_id);
-        match timeout(PATIENCE, self.channel_state(&call_id)).await {
+        let knowing = timeout(PATIENCE, self.channel_state(&call_id));
+        let (known, gone) = tokio::join!(knowing, self.is_gone(&call_id, PATIENCE));
+        match known {
             Ok(Some(state)) if state.answered && state.other_leg_call_id.is_some() => Call::Bridged,
             Ok(Some(_)) => Call::Apart,
-            Ok(None) | Err(_) => Call::Over,
+            Ok(None) | Err(_) if gone => Call::Over,
+            // Nobody says anything: it may be bridged, and its file be written.
+            Ok(None) | Err(_) => Call::Bridged,
         }
     }
 }

@@ -71,8 +71,15 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
     if let Some(name) = named {
         stranger(job, name, what).await;
     }
+    let asked_by = job.at.unwrap_or_else(|| job.parts.now());
     let answered = job.result().await;
-    // What follows takes its time, and the call waited for its answer.
+    // What follows takes its time, and the call waited for its answer. It has gone on: what its next action starts is not meant.
+    let late = Job {
+        doubtful: true,
+        at: Some(asked_by),
+        ..*job
+    };
+    let job = &late;
     if named.is_none() {
         look = find::look_further(job).await;
         for wait in LOOKS.map(Duration::from_millis) {
@@ -87,6 +94,9 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
         if matches!(look, Look::None) {
             // Unless its worker could not tell, the ledger has it by now.
             look = find::look_further(job).await;
+        }
+        if matches!(look, Look::None) && journal::has_more(job.parts).await {
+            look = Look::Untold("starts wait in the journal".to_owned());
         }
     }
     match look {
@@ -157,6 +167,7 @@ async fn resume(parts: &Arc<Parts>, delivery: Delivery) {
         action: &action,
         reply_to: None,
         doubtful: true,
+        repeated: true,
         at: delivery.timestamp().and_then(|at| message_time(at, parts.now())),
     };
     let mut look = find::look(&job).await;
@@ -165,7 +176,7 @@ async fn resume(parts: &Arc<Parts>, delivery: Delivery) {
     }
     let done = match look {
         Look::Found(found) => Box::pin(carry_out(&job, *found, what)).await.1,
-        Look::None if delivery.returns() >= ENOUGH => {
+        Look::None if delivery.returns() >= ENOUGH && !journal::has_more(parts).await => {
             none_known(&job, what);
             true
         }
@@ -220,9 +231,24 @@ async fn tell_and_write(
 /// Sends the command; what is to be written down of it.
 async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<Fact> {
     let (parts, action) = (job.parts, job.action);
-    let sent = parts
-        .send_control(&action.control, &action.call_id, &open.media_id, &open.file_name, what)
-        .await;
+    let known = parts.registry.entry(open.key);
+    // Of the first look this is not asked: the clocks of two hosts may differ.
+    let late = job.at.filter(|_| job.doubtful);
+    let overtaken =
+        what != Control::Stop && late.is_some_and(|at| known.as_ref().is_some_and(|entry| entry.is_overtaken(at)));
+    let sending = parts.send_control(&action.control, &action.call_id, &open.media_id, &open.file_name, what);
+    let is_sent = if overtaken {
+        warn!(
+            event = "control_overtaken",
+            call_id = action.call_id,
+            media_id = open.media_id,
+            action = what.name(),
+            "a later action of the call was carried out already; this one is not sent"
+        );
+        false
+    } else {
+        sending.await.is_ok()
+    };
     if what == Control::Stop {
         parts.registry.stopping(open.key);
         notices::stopping(parts, open);
@@ -245,17 +271,21 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<Fact> {
         Control::Mask | Control::Unmask => What::MaskAsked {
             action: id.clone(),
             on,
+            asked: late,
             route,
         },
     };
+    let start = known.and_then(|entry| entry.newest_start());
     let delivered = match what {
-        Control::Stop => What::StopSent { n: 1 },
-        Control::Mask | Control::Unmask => What::Masked { action: id, on, n: 0 },
+        Control::Stop => What::StopSent { n: 1, start },
+        Control::Mask | Control::Unmask => What::Masked {
+            action: id,
+            on,
+            n: 0,
+            start,
+        },
     };
-    let facts = match sent {
-        Ok(()) => vec![asked, delivered],
-        Err(_) => vec![asked],
-    };
+    let facts = if is_sent { vec![asked, delivered] } else { vec![asked] };
     // At once: the end may be on its way already, and whoever hears of it begins with what is remembered.
     let stamped = stamped(job, &facts);
     parts.registry.hear(open.key, &open.call_id, &stamped);

@@ -131,9 +131,10 @@ async fn judged(cluster: &Arc<Cluster>, plan: Plan, patience: Duration, dir: &Pa
     }
     println!("chaos: played in {:.0?}; waiting for the rest", begin.elapsed());
     let settled = Instant::now();
-    settle::settle(cluster, &played, patience).await?;
+    let set = settle::settle(cluster, &played, patience).await?;
     println!("chaos: settled in {:.0?}", settled.elapsed());
-    let evidence = Evidence::gather(cluster, &played, chronicle.all()).await?;
+    let struck = chronicle.all().into_iter().chain(set).collect();
+    let evidence = Evidence::gather(cluster, &played, struck).await?;
     cluster.end_workers().await?;
     let stories: Vec<&str> = evidence.stories.iter().map(|story| story.text.as_str()).collect();
     std::fs::write(dir.join("stories.txt"), stories.join("\n"))?;

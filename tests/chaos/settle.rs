@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::evidence::{Ending, endings};
+use crate::plan::What;
 use crate::play::Played;
+use crate::strike::Struck;
 
 /// How often somebody looks when nothing is heard.
 const LOOK: Duration = Duration::from_secs(1);
@@ -15,31 +17,51 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What rests for so many looks although it was moved on will rest for ever.
 const FOR_EVER: usize = 5;
 
-/// Returns when everything has ended, or when it will not any more: the oracle says what is missing then.
-pub async fn settle(cluster: &Cluster, played: &[Played], patience: Duration) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    let (mut moved_on, mut rested) = (BTreeSet::new(), 0);
-    while begun.elapsed() < patience {
+/// Returns when everything has ended, or when it will not any more: the oracle says what is missing then. `patience`: for how long nothing may change.
+/// What the operator had to set is told.
+pub async fn settle(cluster: &Cluster, played: &[Played], patience: Duration) -> anyhow::Result<Option<Struck>> {
+    let (mut changed, mut before) = (Instant::now(), (0, Vec::new()));
+    let mut third_party = None;
+    let (mut moved_on, mut rested, mut unseen) = (BTreeSet::new(), 0, 0);
+    while changed.elapsed() < patience {
         let told = endings(cluster);
         let resting = resting(&told);
         let left = left(cluster).await?;
+        let now = (told.len(), left.clone());
+        if now != before {
+            (changed, before) = (Instant::now(), now);
+        }
         if resting.iter().any(|key| !moved_on.contains(key)) {
             cluster.command(&["retry", "--all-parked"]).await?;
             moved_on.extend(resting);
         } else if left.is_empty() && open(played, &told).is_empty() {
-            return Ok(());
+            return Ok(third_party);
+        }
+        // What went to a third party with too few copies is looked for there until it is seen; where that is in nobody's settings any more, an operator
+        // puts it there again.
+        let unverified = left.iter().any(|state| state == "unverified");
+        unseen = if unverified { unseen + 1 } else { 0 };
+        if unseen == FOR_EVER {
+            let from = Instant::now();
+            cluster.use_third_party(true).await?;
+            third_party = Some(Struck {
+                what: What::UseThirdParty,
+                from,
+                until: from + Duration::from_secs(86_400),
+                set: None,
+            });
         }
         let all_rest = !left.is_empty() && left.iter().all(|state| state == "parked");
         rested = if all_rest { rested + 1 } else { 0 };
         if rested == FOR_EVER {
             println!("chaos: {} recordings rest although they were moved on", left.len());
-            return Ok(());
+            return Ok(third_party);
         }
         cluster.hearing.more(LOOK).await;
     }
     let told = endings(cluster);
-    println!("chaos: not through after {patience:?}: {:?}", open(played, &told));
-    Ok(())
+    println!("chaos: nothing changes since {patience:?}: {:?}", open(played, &told));
+    Ok(third_party)
 }
 
 /// Recordings that rest, as far as is told.

@@ -15,6 +15,8 @@ promises![
     a_mask_of_which_only_the_ledger_knows_waits_for_the_ledger,
     a_stop_that_comes_again_leaves_the_next_recording_alone,
     a_stop_without_a_recording_is_answered_and_told,
+    a_stop_finds_the_one_before_where_the_end_of_the_newest_was_missed,
+    a_stop_without_a_recording_leaves_alone_what_begins_next,
 ];
 
 fn waits(line: &Value) -> bool {
@@ -110,5 +112,66 @@ async fn a_stop_without_a_recording_is_answered_and_told(services: Arc<Services>
     ensure!(told["call_id"] == json!(call.id()), "{told:#}");
     // It is over with that.
     ensure!(!worker.lines().iter().any(waits), "{}", worker.tail());
+    world.finish().await
+}
+
+/// A worker that was cut off from the broker when a recording ended takes it for open, until it asks.
+async fn a_stop_finds_the_one_before_where_the_end_of_the_newest_was_missed(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let mut first = world.worker().await?;
+    let (proxy, (key, uri)) = world.broker_proxy().await?;
+    let second = world
+        .worker_with(&[(key, &uri), ("LOG__LEVEL", "info,kz_record_call=trace")])
+        .await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    for _ in 0..2 {
+        call.execute(json!({})).await?.continued(SOON).await?;
+    }
+    let two = |state: &crate::simulator::sim::State| {
+        let all = state.recordings();
+        let started = |recording: &crate::simulator::sim::Recording| recording.starts > 0;
+        (all.len() == 2 && all.iter().all(started)).then(|| all.to_vec())
+    };
+    let recordings = world.kazoo.wait_for("two recordings", SOON, two).await?;
+    let [oldest, newest] = recordings.as_slice() else {
+        anyhow::bail!("{recordings:?}")
+    };
+    let opened = |line: &Value| line["message"] == "notice" && line["key"] == "kz_record_call.memory";
+    second.logged("news of recordings", opened, SOON).await?;
+    proxy.set(Mode::Refuse);
+    let cut = |line: &Value| line["message"] == "AMQP not connected" && line["connection"] == "consume";
+    second.logged("the cut", cut, SOON).await?;
+    call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+    world.stored(newest).await?;
+    proxy.set(Mode::Pass);
+    second.ready(SOON).await?;
+    first.kill().await?;
+    call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+    call.wait_recording_ended(SOON).await?;
+    world.stored(oldest).await?;
+    world.finish().await
+}
+
+/// A callflow that stops first, and then starts: the stop is looked for while the call goes on.
+async fn a_stop_without_a_recording_leaves_alone_what_begins_next(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let worker = world.worker().await?;
+    for action in ["stop", "mask"] {
+        let call = world.kazoo.new_call(CallOptions::talking());
+        call.execute(json!({"action": action})).await?.continued(SOON).await?;
+        call.execute(json!({})).await?.continued(SOON).await?;
+        let recording = call.wait_recording_started(SOON).await?;
+        let id = json!(call.id());
+        let none = |line: &Value| line["event"] == "no_recording_of_call" && line["call_id"] == id;
+        worker.logged("that there is no recording", none, SOON).await?;
+        let all = call.recordings();
+        ensure!(
+            all.len() == 1 && all[0].ended_at.is_none() && all[0].masks == 0,
+            "{all:?}"
+        );
+        call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+        call.wait_recording_ended(SOON).await?;
+        world.stored(&recording).await?;
+    }
     world.finish().await
 }

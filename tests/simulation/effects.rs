@@ -32,7 +32,7 @@ impl World {
                 self.command(key);
                 Input::Fact(What::Commanded)
             }
-            Effect::Control { n, .. } => Input::Fact(What::StopSent { n: *n }),
+            Effect::Control { n, .. } => Input::Fact(What::StopSent { n: *n, start: None }),
             Effect::LookForChannel { n } => {
                 let lives = |file: &File| file.alive || file.running;
                 let alive = self.switch_down || self.files.get(&root).is_some_and(lives);
@@ -269,6 +269,7 @@ impl World {
             deleted: false,
             edit_told: false,
             controls: None,
+            again: 0,
         }))
     }
 }

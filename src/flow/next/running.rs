@@ -218,13 +218,7 @@ fn confirm_by(entry: &Entry, policy: &Policy) -> Option<Moment> {
 fn next_stop(entry: &Entry, asked: Moment, policy: &Policy) -> Option<(u32, Moment)> {
     let (sent, last) = entry.stops_sent();
     // A start that came after the stop: the stop is applied to it at once.
-    let heard = entry
-        .facts()
-        .iter()
-        .rev()
-        .find(|fact| matches!(fact.what, What::Started(_)))
-        .map(|fact| fact.at);
-    match last.filter(|at| heard.is_none_or(|heard| *at >= heard)) {
+    match last.filter(|_| entry.is_newest_start_stopped()) {
         None if sent > 0 => Some((sent + 1, asked)),
         None => Some((sent + 1, asked)),
         Some(at) => {

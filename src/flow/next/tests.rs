@@ -172,6 +172,7 @@ fn delivered(destination: Destination) -> What {
         deleted: false,
         edit_told: false,
         controls: None,
+        again: 0,
     })
 }
 

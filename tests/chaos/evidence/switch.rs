@@ -85,15 +85,25 @@ fn start(played: &Played, n: usize, plan: &StartPlan, all: &[Recording], timelin
 fn commands(timeline: &[Entry], limit_s: u64) -> Vec<Command> {
     let mut commands: Vec<Command> = Vec::new();
     let mut names: Vec<String> = Vec::new();
+    // What is noted of a name belongs to the command that came last for it: a stop's fate is not its start's.
+    let mut is_start = false;
     for entry in timeline {
         let started = entry.body.as_deref().and_then(|body| start_in(body, limit_s));
         if let Some(name) = started.filter(|_| came_to_control(entry)) {
             names.push(name);
+            is_start = true;
             commands.push(Command {
                 at: entry.at,
                 fate: CommandFate::Taken,
             });
             continue;
+        }
+        let is_named = |body: &Object| {
+            let named = body.get("Media-Name").and_then(|name| name.as_str());
+            named.is_some_and(|named| names.iter().any(|name| name == named))
+        };
+        if came_to_control(entry) && entry.body.as_deref().is_some_and(is_named) {
+            is_start = false;
         }
         // What became of it stands behind it.
         let fate = match (entry.role, entry.direction) {
@@ -103,7 +113,7 @@ fn commands(timeline: &[Entry], limit_s: u64) -> Vec<Command> {
                     .is_some_and(|request| start_in(request, limit_s).is_some())
                     .then_some(CommandFate::Refused)
             }
-            (_, Direction::Note) if names.iter().any(|name| entry.summary.ends_with(name)) => {
+            (_, Direction::Note) if is_start && names.iter().any(|name| entry.summary.ends_with(name)) => {
                 let known = [
                     ("fault: the start is ignored", CommandFate::Ignored),
                     ("no such channel", CommandFate::TooLate),

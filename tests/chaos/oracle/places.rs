@@ -118,10 +118,18 @@ fn configuration_was_unreadable(evidence: &Evidence, from: Instant, until: Insta
     struck.any(|struck| struck.from <= until && from <= struck.until + CONFIGURATION)
 }
 
-/// Whether the document is this recording's: its own, or one that was put beside what it goes on from, by a worker that knew of no later part.
+/// Whether the document is this recording's: its own, or one that was put beside what it goes on from, by a worker that knew of no later part. Of several
+/// parts the first one's worker may have known none.
 fn is_of(evidence: &Evidence, document: &Document, ending: &Ending) -> bool {
-    let before = |other: &Ending| ending.continues.as_ref() == Some(&other.media_id) && other.key == document.key;
-    document.key == ending.key || evidence.endings.iter().any(before)
+    let goes_on_from = |ending: &Ending| {
+        let id = ending.continues.as_ref()?;
+        evidence
+            .endings
+            .iter()
+            .find(|other| other.media_id == *id && other.key != ending.key)
+    };
+    let ancestors = std::iter::successors(Some(ending), |ending| goes_on_from(ending)).take(evidence.endings.len());
+    ancestors.into_iter().any(|ancestor| ancestor.key == document.key)
 }
 
 /// Its document says what is true, where Kazoo looks for it.

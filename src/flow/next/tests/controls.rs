@@ -12,6 +12,7 @@ fn asked(action: &str, on: bool) -> Input {
         action: action.into(),
         on,
         route: None,
+        asked: None,
     })
 }
 
@@ -20,6 +21,7 @@ fn sent(action: &str, on: bool, n: u32) -> Input {
         action: action.into(),
         on,
         n,
+        start: None,
     })
 }
 
@@ -143,7 +145,7 @@ fn a_stop_that_was_not_obeyed_stands_in_the_document() {
     };
     at(&mut case, 10, Input::Fact(stop));
     for n in 1..=4 {
-        at(&mut case, 10, Input::Fact(What::StopSent { n }));
+        at(&mut case, 10, Input::Fact(What::StopSent { n, start: None }));
     }
     assert_eq!(case.entry.controls().not_obeyed, []);
     at(&mut case, 41, Input::Due);
@@ -216,4 +218,51 @@ fn a_document_of_an_earlier_version_is_left_as_it_is() {
     step(&mut case, Input::Received(audio(5000)));
     step(&mut case, Input::Fact(delivered(Destination::Account)));
     assert!(!case.entry.is_to_be_amended());
+}
+
+fn sent_for(action: &str, n: u32, start: Option<i64>) -> Input {
+    Input::Fact(What::Masked {
+        action: action.into(),
+        on: true,
+        n,
+        start,
+    })
+}
+
+#[test]
+fn a_mask_is_sent_once_for_a_start_whatever_the_clocks_of_two_workers_say() {
+    let mut case = started(order());
+    let start = case.entry.newest_start();
+    assert!(start.is_some());
+    // The start was heard by a worker that is far ahead: each command is stamped before it.
+    let early = |case: &mut Case, input| next(case, input, Moment::from_unix_seconds(1), &policy());
+    assert_eq!(early(&mut case, asked("a", true)), [MASK]);
+    let again = early(&mut case, sent_for("a", 0, None));
+    let once_more = Effect::Control {
+        what: Control::Mask,
+        n: 1,
+    };
+    assert_eq!(again, [once_more], "who sent it knew no start");
+    let done = early(&mut case, sent_for("a", 1, start));
+    assert!(!matches!(done[..], [Effect::Control { .. }, ..]), "{done:?}");
+}
+
+#[test]
+fn of_masks_that_waited_the_one_that_was_sent_last_counts() {
+    let mut case = started(order());
+    let late = |action: &str, on, second| {
+        Input::Fact(What::MaskAsked {
+            action: action.into(),
+            on,
+            asked: Some(after(second)),
+            route: None,
+        })
+    };
+    at(&mut case, 30, asked("second", true));
+    at(&mut case, 31, sent("second", true, 0));
+    at(&mut case, 60, late("first", false, 10));
+    assert!(case.entry.is_masked(), "an unmask that waited undoes no later mask");
+    assert!(case.entry.is_overtaken(after(10)) && !case.entry.is_overtaken(after(40)));
+    at(&mut case, 61, late("third", false, 50));
+    assert!(!case.entry.is_masked());
 }

@@ -27,7 +27,7 @@ fn lived_out(mut case: Case, mut now: Moment) -> Case {
                 destination: Destination::Account,
                 attempts: None,
             },
-            Some(Effect::Control { n, .. }) => What::StopSent { n: *n },
+            Some(Effect::Control { n, .. }) => What::StopSent { n: *n, start: None },
             Some(Effect::Deliver { attempt, destination } | Effect::Complete { attempt, destination }) => {
                 failed(*attempt, *destination, DeliveryFailure::Target)
             }

@@ -165,15 +165,30 @@ fn a_stop_is_repeated_until_the_recording_ends_and_told_when_it_does_not() {
     };
     assert_eq!(step(&mut case, Input::Fact(asked)), [stop(1)]);
     assert_eq!(
-        step(&mut case, Input::Fact(What::StopSent { n: 1 })),
+        step(&mut case, Input::Fact(What::StopSent { n: 1, start: None })),
         [Effect::Wait { until: after(2) }]
     );
     assert_eq!(next(&mut case, Input::Due, after(2), &policy()), [stop(2)]);
-    next(&mut case, Input::Fact(What::StopSent { n: 2 }), after(2), &policy());
+    next(
+        &mut case,
+        Input::Fact(What::StopSent { n: 2, start: None }),
+        after(2),
+        &policy(),
+    );
     assert_eq!(next(&mut case, Input::Due, after(7), &policy()), [stop(3)]);
-    next(&mut case, Input::Fact(What::StopSent { n: 3 }), after(7), &policy());
+    next(
+        &mut case,
+        Input::Fact(What::StopSent { n: 3, start: None }),
+        after(7),
+        &policy(),
+    );
     assert_eq!(next(&mut case, Input::Due, after(22), &policy()), [stop(4)]);
-    next(&mut case, Input::Fact(What::StopSent { n: 4 }), after(22), &policy());
+    next(
+        &mut case,
+        Input::Fact(What::StopSent { n: 4, start: None }),
+        after(22),
+        &policy(),
+    );
     next(&mut case, Input::Due, after(30), &policy());
     assert!(case.entry.facts().iter().any(|fact| fact.what == What::StopUnconfirmed));
 }
