@@ -126,26 +126,42 @@ impl Couch {
     /// # Errors
     /// When the database does not tell.
     pub async fn id_range(&self, database: &str, from: &str, to: &str) -> Result<Vec<Value>, CouchError> {
-        let (to, limit) = (json!(to).to_string(), DOCUMENTS.to_string());
-        let (mut from, mut skip, mut all) = (from.to_owned(), "0", Vec::new());
+        let (mut all, mut after) = (Vec::new(), None);
         loop {
-            let start = json!(from).to_string();
-            let query = [
-                ("startkey", start.as_str()),
-                ("endkey", &to),
-                ("limit", &limit),
-                ("skip", skip),
-                ("include_docs", "true"),
-                ("conflicts", "true"),
-            ];
-            let page: AllDocsResponse<Value> = parsed(self.read(database, &["_all_docs"], &query).await?)?;
-            let (rows, last) = (page.rows.len(), page.rows.last().and_then(|row| row.id.clone()));
-            all.extend(page.rows.into_iter().filter_map(|row| row.doc.filter(Value::is_object)));
+            let (page, last) = self.id_page(database, (from, after.as_deref()), to).await?;
+            all.extend(page);
             match last {
-                Some(last) if rows >= DOCUMENTS && last != from => (from, skip) = (last, "1"),
-                _ => return Ok(all),
+                Some(last) => after = Some(last),
+                None => return Ok(all),
             }
         }
+    }
+
+    /// One page of them, from an id on or after one; and the last id, if there may be more.
+    ///
+    /// # Errors
+    /// When the database does not tell.
+    pub async fn id_page(
+        &self,
+        database: &str,
+        (from, after): (&str, Option<&str>),
+        to: &str,
+    ) -> Result<(Vec<Value>, Option<String>), CouchError> {
+        let (start, to) = (json!(after.unwrap_or(from)).to_string(), json!(to).to_string());
+        let limit = DOCUMENTS.to_string();
+        let query = [
+            ("startkey", start.as_str()),
+            ("endkey", &to),
+            ("limit", &limit),
+            ("skip", if after.is_some() { "1" } else { "0" }),
+            ("include_docs", "true"),
+            ("conflicts", "true"),
+        ];
+        let page: AllDocsResponse<Value> = parsed(self.read(database, &["_all_docs"], &query).await?)?;
+        let (rows, last) = (page.rows.len(), page.rows.last().and_then(|row| row.id.clone()));
+        let documents = page.rows.into_iter().filter_map(|row| row.doc.filter(Value::is_object));
+        let more = last.filter(|last| rows >= DOCUMENTS && after != Some(last));
+        Ok((documents.collect(), more))
     }
 
     /// Rows of a view. `query` is CouchDB's own, with JSON values as text.

@@ -58,6 +58,9 @@ pub enum HoldError {
 /// Something that is held: for whom, its place, its name.
 type Old = (Address, String, String);
 
+/// Where to go on: a place, and the name after which.
+type Mark = (String, Option<String>);
+
 impl HoldError {
     /// The kinds of refusals, for the metric.
     pub const REASONS: [&str; 6] = ["full", "none", "database", "folder", "source", "corrupt"];
@@ -274,35 +277,39 @@ impl Hold {
         now.since(since) >= EMPTY_FOR
     }
 
-    /// What is held since before today, and for whom.
+    /// What is held since before today, and for whom: some of it, and where to go on, if there is more.
     ///
     /// # Errors
     /// When the database, or the folder, does not answer.
-    pub async fn older(&self, now: Moment) -> Result<Vec<Old>, HoldError> {
+    pub async fn older(&self, now: Moment, after: Option<Mark>) -> Result<(Vec<Old>, Option<Mark>), HoldError> {
         let couch = match &self.place {
-            Place::None => return Ok(Vec::new()),
-            Place::Folder(folder) => return folder::older(folder, &now.day().to_string()).await,
+            Place::None => return Ok((Vec::new(), None)),
+            Place::Folder(folder) => return Ok((folder::older(folder, &now.day().to_string()).await?, None)),
             Place::Couch(couch) => couch,
         };
         let today = format!("{PREFIX}{}", now.day());
-        let mut all = Vec::new();
-        for day in couch.databases(PREFIX).await?.into_iter().filter(|day| *day < today) {
-            for document in couch.id_range(&day, "0", "g").await? {
-                let text = |key: &str| document.get(key).and_then(serde_json::Value::as_str);
-                let address = || {
-                    let month = Month::of_id(text("month")?)?;
-                    Some(Address {
-                        month,
-                        call_id: text("call_id")?.to_owned(),
-                        key: text("key")?.parse().ok()?,
-                    })
-                };
-                if let (Some(address), Some(name)) = (address(), text("_id")) {
-                    all.push((address, day.clone(), name.to_owned()));
-                }
-            }
-        }
-        Ok(all)
+        let mut days = couch.databases(PREFIX).await?;
+        days.retain(|day| *day < today && after.as_ref().is_none_or(|(since, _)| day >= since));
+        days.sort_unstable();
+        let Some(day) = days.first().cloned() else {
+            return Ok((Vec::new(), None));
+        };
+        let name = after.filter(|(since, _)| *since == day).and_then(|(_, name)| name);
+        let (documents, more) = couch.id_page(&day, ("0", name.as_deref()), "g").await?;
+        let next = match (more, days.into_iter().nth(1)) {
+            (Some(name), _) => Some((day.clone(), Some(name))),
+            (None, next) => next.map(|day| (day, None)),
+        };
+        let older = documents.iter().filter_map(|document| {
+            let text = |key: &str| document.get(key).and_then(serde_json::Value::as_str);
+            let address = Address {
+                month: Month::of_id(text("month")?)?,
+                call_id: text("call_id")?.to_owned(),
+                key: text("key")?.parse().ok()?,
+            };
+            Some((address, day.clone(), text("_id")?.to_owned()))
+        });
+        Ok((older.collect(), next))
     }
 
     /// Takes something out by its place and name.

@@ -277,21 +277,30 @@ async fn needs_hold(parts: &Parts, address: &Address) -> Option<Entry> {
 
 /// Takes out of the hold what belongs to closed recordings: two workers that did not see each other may have put it there twice.
 async fn tidy_hold(parts: &Parts) -> Result<(), HoldError> {
-    for (address, place, name) in parts.hold.older(parts.now()).await? {
-        let needed = needs_hold(parts, &address).await;
-        let separated = needed.as_ref().and_then(|entry| {
-            let separated = entry.separated(&name, parts.now(), &parts.policy.worker)?;
-            Some(crate::ledger::address(&separated))
-        });
-        let needed = match (needed, separated) {
-            (Some(_), Some(separated)) => needs_hold(parts, &separated)
-                .await
-                .is_none_or(|entry| !entry.is_closed()),
-            (entry, _) => entry.is_none_or(|entry| !entry.is_closed()),
-        };
-        if !needed {
-            parts.hold.remove_named(&place, &name).await?;
+    let mut after = None;
+    loop {
+        let (older, more) = parts.hold.older(parts.now(), after).await?;
+        for (address, place, name) in older {
+            if !is_needed(parts, &address, &name).await {
+                parts.hold.remove_named(&place, &name).await?;
+            }
+        }
+        match more {
+            Some(more) => after = Some(more),
+            None => return parts.hold.drop_empty_days(parts.now()).await,
         }
     }
-    parts.hold.drop_empty_days(parts.now()).await
+}
+
+async fn is_needed(parts: &Parts, address: &Address, name: &str) -> bool {
+    let needed = needs_hold(parts, address).await;
+    let separated = needed.as_ref().and_then(|entry| {
+        let separated = entry.separated(name, parts.now(), &parts.policy.worker)?;
+        Some(crate::ledger::address(&separated))
+    });
+    let entry = match separated {
+        Some(separated) => needs_hold(parts, &separated).await,
+        None => needed,
+    };
+    entry.is_none_or(|entry| !entry.is_closed())
 }

@@ -154,9 +154,9 @@ async fn what_is_held_since_yesterday_is_known_with_whose_it_is(couchdb: Arc<Cou
     for kind in KINDS {
         let (held, recording) = (Held::of(&couchdb, kind)?, Recording::of(1000));
         let holding = held.put(&recording).await?;
-        ensure!(held.hold.older(now()).await?.is_empty(), "{kind:?}: today's");
+        ensure!(held.hold.older(now(), None).await?.0.is_empty(), "{kind:?}: today's");
         let tomorrow = now().plus(std::time::Duration::from_secs(86_400));
-        let older = held.hold.older(tomorrow).await?;
+        let (older, _) = held.hold.older(tomorrow, None).await?;
         let (address_there, place, name) = older.first().context("nothing")?;
         ensure!(
             address_there.key == recording.order.key && address_there.call_id == recording.order.call_id,
@@ -167,7 +167,7 @@ async fn what_is_held_since_yesterday_is_known_with_whose_it_is(couchdb: Arc<Cou
             "{kind:?}: {place} {name}"
         );
         held.hold.remove_named(place, name).await?;
-        ensure!(held.hold.older(tomorrow).await?.is_empty(), "{kind:?}");
+        ensure!(held.hold.older(tomorrow, None).await?.0.is_empty(), "{kind:?}");
         held.finish().await?;
     }
     Ok(())
