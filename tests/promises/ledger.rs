@@ -25,6 +25,7 @@ promises![
     a_recording_is_taken_up_again_when_its_workers_lease_runs_out,
     what_is_parked_is_listed_explained_and_moved_on,
     what_is_given_up_is_never_asked_for_again,
+    each_rest_of_a_recording_is_told,
 ];
 
 async fn the_ledger_has_the_whole_story_in_three_writes(services: Arc<Services>) -> TestResult {
@@ -407,5 +408,31 @@ async fn what_is_given_up_is_never_asked_for_again(services: Arc<Services>) -> T
     let (good, said) = world.command(&["retry", &recording.id]).await?;
     ensure!(!good && said.contains("already"), "{said}");
     ensure!(recording.path.exists(), "nobody asked for the file");
+    world.finish().await
+}
+
+async fn each_rest_of_a_recording_is_told(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker_with(&[("FLOW__MAX_ATTEMPTS", "1")]).await?;
+    let (call, recording) = park(&world).await?;
+    let mut told = vec![world.outcome(&recording.id).await?["Msg-ID"].clone()];
+    // Nobody serves its switch, so it rests again each time.
+    for _ in 0..2 {
+        let (good, said) = world.command(&["retry", &recording.id]).await?;
+        ensure!(good, "{said}");
+        let again = |m: &crate::simulator::sim::Observed| {
+            m.category == "recording"
+                && m.header("Media-ID") == recording.id
+                && m.header("Outcome") == "parked"
+                && !told.contains(&json!(m.header("Msg-ID")))
+        };
+        let again = world.kazoo.tap().wait(again, SOON).await?;
+        told.push(json!(again.header("Msg-ID")));
+        world.state(&call.id(), "parked", SOON).await?;
+    }
+    world.kazoo.serve_switch(true).await?;
+    let (good, said) = world.command(&["retry", &recording.id]).await?;
+    ensure!(good, "{said}");
+    world.state(&call.id(), "stored", SOON).await?;
     world.finish().await
 }
