@@ -108,19 +108,23 @@ impl Couch {
         )))
     }
 
-    /// Whether the server lists any database at all. A node that has joined a cluster, or is back, and has not got the list of its databases yet, would make a
-    /// second one of a name.
+    /// Whether a server may be asked to create a database. A node that has joined a cluster, or is back, and has not got the list of its databases yet, would make
+    /// a second one of a name: it lists none at all, and knows of other nodes.
     ///
     /// # Errors
-    /// When it lists none, or nobody can tell.
-    pub async fn lists_databases(&self) -> Result<(), CouchError> {
+    /// When that is so, or nobody can tell.
+    pub async fn may_create(&self) -> Result<(), CouchError> {
         let request = self.server(Method::GET, "_all_dbs").query(&[("limit", "1")]);
         let (_, listed) = self.ask(request, "_all_dbs").await?;
         if listed.as_array().is_some_and(|all| !all.is_empty()) {
             return Ok(());
         }
+        if !self.is_of_cluster().await? {
+            return Ok(());
+        }
         Err(CouchError::NoAnswer(
-            "the server has no database at all, not even _users: it may not know the others yet".into(),
+            "the node lists no database at all, not even _users, and is one of several: it may not know them yet"
+                .into(),
         ))
     }
 

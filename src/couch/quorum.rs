@@ -13,11 +13,8 @@ impl Couch {
     /// # Errors
     /// When the server does not answer.
     pub async fn has_quorum(&self, database: &str, id: &str) -> Result<bool, CouchError> {
-        let nodes = self.ask(self.server(Method::GET, "_membership"), "_membership").await;
-        let nodes = match nodes {
-            Ok((_, nodes)) => nodes,
-            Err(CouchError::NotFound | CouchError::DatabaseMissing(_) | CouchError::Refused { .. }) => return Ok(true),
-            Err(error) => return Err(error),
+        let Some(nodes) = self.membership().await? else {
+            return Ok(true);
         };
         let there = names(&nodes, "all_nodes");
         let placed = self
@@ -38,6 +35,24 @@ impl Couch {
             Err(error) => return Err(error),
         };
         Ok(wanted.intersection(&there).count() >= quorum)
+    }
+
+    /// Whether the server is a node of several.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn is_of_cluster(&self) -> Result<bool, CouchError> {
+        let nodes = self.membership().await?;
+        Ok(nodes.is_some_and(|nodes| names(&nodes, "cluster_nodes").len() > 1 || names(&nodes, "all_nodes").len() > 1))
+    }
+
+    /// The nodes that a server knows of; `None` where it does not tell of nodes.
+    async fn membership(&self) -> Result<Option<Value>, CouchError> {
+        match self.ask(self.server(Method::GET, "_membership"), "_membership").await {
+            Ok((_, nodes)) => Ok(Some(nodes)),
+            Err(CouchError::NotFound | CouchError::DatabaseMissing(_) | CouchError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -80,5 +95,25 @@ mod tests {
         assert!(couch.has_quorum("db", "id").await.unwrap(), "one by itself");
         let (couch, _) = testing::couch(|_| (500, json!({"error": "unknown", "reason": "?"}))).await;
         assert!(couch.has_quorum("db", "id").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_node_of_several_that_lists_no_database_is_asked_to_create_none() {
+        for (listed, nodes, may) in [
+            (json!([]), json!(["a", "b", "c"]), false),
+            (json!(["_users"]), json!(["a", "b", "c"]), true),
+            (json!([]), json!(["a"]), true),
+        ] {
+            let case = format!("{listed} {nodes}");
+            let (couch, _) = testing::couch(move |asked| {
+                if asked.path.contains("_membership") {
+                    (200, json!({"all_nodes": nodes, "cluster_nodes": nodes}))
+                } else {
+                    (200, listed.clone())
+                }
+            })
+            .await;
+            assert_eq!(couch.may_create().await.is_ok(), may, "{case}");
+        }
     }
 }

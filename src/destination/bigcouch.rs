@@ -138,7 +138,7 @@ where
         };
         let mut put = place.put(road).await;
         if job.create_database && matches!(put, Err(DeliveryError::NoDatabase(_))) {
-            couch.lists_databases().await?;
+            couch.may_create().await?;
             couch.create_database(&database).await?;
             put = place.put(road).await;
         }

@@ -182,7 +182,7 @@ impl Hold {
                             break;
                         }
                         Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {
-                            couch.lists_databases().await?;
+                            couch.may_create().await?;
                             couch.create_database(&day).await?;
                         }
                         Err(error) => return Err(error.into()),
