@@ -231,3 +231,35 @@ fn bound<T, R: Ord>(all: &mut Vec<T>, is: impl Fn(&T) -> bool, rank: impl Fn(&T)
         drop.binary_search(&(index - 1)).is_err()
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::kazoo::dialplan::Control;
+    use crate::kazoo::time::Moment;
+    use crate::recording::controls::Why;
+
+    use super::*;
+
+    /// What follows from an entry is added until nothing more does: a fact that is not kept must not count as one.
+    #[test]
+    fn a_fact_that_is_not_kept_is_no_news() {
+        let mut entry = Entry::new(Key::of("call", "action"), "call");
+        let fact = |n: i64| Fact {
+            at: Moment::from_unix_seconds(1_795_386_262 - n),
+            by: "w".into(),
+            what: What::NotObeyed {
+                action: format!("a{n}"),
+                what: Control::Mask,
+                why: Why::Moved,
+            },
+        };
+        for n in 0..200 {
+            let news = entry.add(fact(n));
+            let is_there = entry.facts().iter().any(|known| known.what == fact(n).what);
+            assert_eq!(news, is_there, "{n}");
+        }
+        assert!(entry.facts().len() <= 32);
+        let added = (0..200).filter(|n| entry.add(fact(*n))).count();
+        assert!(added < 200, "{added}");
+    }
+}
