@@ -17,6 +17,7 @@ promises![
     a_stop_without_a_recording_is_answered_and_told,
     a_stop_finds_the_one_before_where_the_end_of_the_newest_was_missed,
     a_stop_without_a_recording_leaves_alone_what_begins_next,
+    a_stop_is_followed_up_though_its_worker_died_while_the_ledger_was_away,
 ];
 
 fn waits(line: &Value) -> bool {
@@ -173,5 +174,48 @@ async fn a_stop_without_a_recording_leaves_alone_what_begins_next(services: Arc<
         call.wait_recording_ended(SOON).await?;
         world.stored(&recording).await?;
     }
+    world.finish().await
+}
+
+/// The worker that takes the stop knows the recording only from another one's news, and cannot write anything into the ledger.
+async fn a_stop_is_followed_up_though_its_worker_died_while_the_ledger_was_away(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let stops = [("FLOW__STOP_REPEATS_MS", "100,200"), ("FLOW__STOP_ALARM_MS", "600")];
+    let mut first = world.worker().await?;
+    let (proxy, (key, url)) = world.database_proxy().await?;
+    let settings = [(key, url.as_str()), ("LOG__LEVEL", "info,kz_record_call=trace")];
+    let mut second = world.worker_with(&settings).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    // Whichever takes the action, the other hears of it.
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world.state(&call.id(), "recording", SOON).await?;
+    let news = |line: &Value| line["message"] == "notice" && line["key"] == "kz_record_call.memory";
+    second.logged("news of recordings", news, SOON).await?;
+    first.kill().await?;
+    proxy.set(Mode::Refuse);
+    world.kazoo.faults(|faults| faults.ignore_commands = true);
+    call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+    let journalled = "kz_record_call_journal_writes_total{result=\"written\"}";
+    let begun = std::time::Instant::now();
+    while !second
+        .metrics()
+        .await?
+        .lines()
+        .any(|line| line.starts_with(journalled) && !line.ends_with(" 0"))
+    {
+        ensure!(
+            begun.elapsed() < SOON,
+            "nothing came into the journal: {}",
+            second.tail()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    second.kill().await?;
+    let third = world.worker_with(&stops).await?;
+    let told = |line: &Value| line["event"] == json!("stop_unconfirmed");
+    third.logged("the alarm", told, SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
     world.finish().await
 }
