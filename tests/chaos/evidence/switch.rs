@@ -1,7 +1,7 @@
 //! What the simulated Kazoo asked for, and what its switch wrote.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 
@@ -60,7 +60,7 @@ fn start(played: &Played, n: usize, plan: &StartPlan, all: &[Recording], timelin
     let triggered_at = match plan.when {
         When::Now => action.map(|action| action.sent_at),
         When::Answer => played.answered_at,
-        When::Bridge => played.bridged_at,
+        When::Bridge => played.bridged_at.map(|at| at + AFTER_BRIDGE),
     };
     Start {
         label: plan.label.clone(),
@@ -80,6 +80,9 @@ fn start(played: &Played, n: usize, plan: &StartPlan, all: &[Recording], timelin
         wholes,
     }
 }
+
+/// The switch begins to record a moment after a bridge; of a call that was over before nothing was recorded.
+const AFTER_BRIDGE: Duration = Duration::from_millis(500);
 
 /// The commands that came to call control for the start with this time limit, and what became of each.
 fn commands(timeline: &[Entry], limit_s: u64) -> Vec<Command> {
