@@ -358,6 +358,10 @@ fn place<'a>(parts: &mut Vec<Part<'a>>, end: Event<'a>) {
     {
         at = own;
     }
+    // Behind what came to its place before: ends come in order here.
+    while parts[at].ended.is_some() && parts.get(at + 1).is_some_and(|next| next.begun.is_none()) {
+        at += 1;
+    }
     let part = &mut parts[at];
     let Some((known, heard)) = part.ended.zip(part.end_heard) else {
         let (at, by) = (end.heard, end.by);
@@ -532,6 +536,22 @@ mod tests {
             (16, end(13, 2000)),
         ]);
         assert!(!whole.is_to_be_continued());
+    }
+
+    #[test]
+    fn ends_whose_starts_were_lost_stand_in_their_order() {
+        let story = entry(&[
+            (11, end(11, 3_000)),
+            (12, collected(11_000)),
+            (13, delivered()),
+            (12, end(12, 8_000)),
+            (20, end(20, 12_000)),
+        ]);
+        let ends: Vec<_> = story.parts().iter().filter_map(|part| part.ended?.length_ms).collect();
+        assert_eq!(ends, [3_000, 8_000, 12_000]);
+        assert_eq!(story.told_ms(), Some(11_000), "the audio has the first two");
+        assert!(story.is_to_be_continued());
+        assert_eq!(story.outcome(), Some((Outcome::Stored, Cause::Complete)));
     }
 
     #[test]

@@ -201,7 +201,7 @@ fn stories(evidence: &Evidence, wrong: &mut Vec<String>) {
                 ending.label, ending.outcome, ending.cause
             )),
             // It rests: what was announced of that is judged with its recording.
-            None if cause == "not_collected" && state == "parked" && evidence.rests(key) => {}
+            None if cause == "not_collected" && state == "parked" && outcome.is_empty() && evidence.rests(key) => {}
             None => wrong.push(format!("explain tells {outcome} {cause} of {key}, never announced")),
         }
     }

@@ -197,6 +197,17 @@ fn is_before_it_grew(evidence: &Evidence, document: &Document, ending: &Ending) 
     whole && struck.any(|struck| broke(struck.what))
 }
 
+/// A worker that died, or did not get through, had begun to store it at the third party, and that was taken out of the settings: nobody can tidy up there, and no view shows
+/// it.
+fn is_left_half_done(evidence: &Evidence, document: &Document, ending: &Ending) -> bool {
+    let start = evidence.starts.iter().find(|start| start.label == ending.label);
+    document.state == "pending"
+        && document.home == Home::ThirdParty
+        && ending.destination != "third_party"
+        && !document.listed
+        && start.is_some_and(|start| was_third_party_once(evidence, start, ending))
+}
+
 /// What is at a destination, and is of nobody.
 pub fn strangers(evidence: &Evidence, wrong: &mut Vec<String>) {
     for document in &evidence.documents {
@@ -207,7 +218,8 @@ pub fn strangers(evidence: &Evidence, wrong: &mut Vec<String>) {
             let told = ending.media_id == *id && there;
             mine && (told
                 || is_second_of_two(evidence, document, ending)
-                || is_before_it_grew(evidence, document, ending))
+                || is_before_it_grew(evidence, document, ending)
+                || is_left_half_done(evidence, document, ending))
         });
         if !told {
             wrong.push(format!(
