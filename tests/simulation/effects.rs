@@ -32,7 +32,10 @@ impl World {
                 self.command(key);
                 Input::Fact(What::Commanded)
             }
-            Effect::Control { n, .. } => Input::Fact(What::StopSent { n: *n, start: None }),
+            Effect::Control { n, .. } => Input::Fact(What::StopSent {
+                n: *n,
+                start: entry.newest_start(),
+            }),
             Effect::LookForChannel { n } => {
                 let lives = |file: &File| file.alive || file.running;
                 let alive = self.switch_down || self.files.get(&root).is_some_and(lives);
@@ -203,7 +206,7 @@ impl World {
                 if let Announcement::Outcome(outcome) = announcement {
                     self.announced.entry(key).or_default().insert(outcome.name());
                 }
-                Input::Fact(What::Announced(*announcement))
+                Input::Fact(entry.announced(*announcement))
             }
             Effect::Wait { .. } => Input::Due,
         }
