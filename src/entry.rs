@@ -335,6 +335,11 @@ impl Entry {
             };
             return Some((outcome, cause));
         }
+        self.conclusion()
+    }
+
+    /// What was concluded without a delivery, and is not void.
+    pub(super) fn conclusion(&self) -> Option<(Outcome, Cause)> {
         let heard_of = self.has(|what| matches!(what, What::Started(_) | What::Ended(_)));
         let kept = self.held().is_some() || self.uploaded().is_some();
         let void = |cause: Cause| heard_of && cause.is_silence() || kept && cause == Cause::FileGone;

@@ -241,7 +241,9 @@ impl Entry {
             return Some(seen);
         }
         let concluded = || self.last_seen(|what| matches!(what, What::Concluded { .. } | What::Delivered(_)));
-        self.outcome().and_then(|_| concluded())
+        // Not its outcome, which is judged by what is in its audio.
+        let is_over = self.delivery().is_some() || self.conclusion().is_some();
+        is_over.then(concluded).flatten()
     }
 
     /// How many of the parts are in this recording's own audio; all of them as long as it is not sealed.
@@ -536,6 +538,31 @@ mod tests {
             (16, end(13, 2000)),
         ]);
         assert!(!whole.is_to_be_continued());
+    }
+
+    /// Another worker found it stored, and what was collected here was other audio: nothing says when the stored audio came.
+    #[test]
+    fn what_was_found_stored_and_never_collected_is_judged_too() {
+        let mut found = entry(&[
+            (1, start(1)),
+            (11, end(11, 10_000)),
+            (12, collected(99_000)),
+            (13, delivered()),
+            (14, start(14)),
+            (20, end(20, 5_000)),
+        ]);
+        assert!(found.outcome().is_some() && found.told_ms().is_some());
+        let mut bare = entry(&[(1, start(1)), (11, end(11, 10_000)), (13, delivered())]);
+        for second in [14, 20] {
+            for entry in [&mut found, &mut bare] {
+                entry.add(Fact {
+                    at: at(second),
+                    by: "another".into(),
+                    what: start(second),
+                });
+            }
+        }
+        assert!(bare.outcome().is_some() && bare.told_ms().is_some());
     }
 
     #[test]
