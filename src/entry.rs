@@ -244,7 +244,6 @@ impl Entry {
 
     /// The audio that is safe, with what is wrong with it by all that is told by now: when it came, less may have been known.
     pub fn judged_audio(&self) -> Option<Audio> {
-        // Asked first: without audio nothing is sealed, and then the question would lead back here.
         let audio = self.audio()?.clone();
         Some(self.judged(audio))
     }

@@ -1,5 +1,5 @@
 //! What only one worker of a vhost may do at a time, and what the last one came to. The broker keeps both: an exclusive queue is the turn, which ends with
-//! its connection in any case; a message in a queue that nobody reads, which expires, is the note. It does not last longer for being looked at.
+//! its connection in any case; a message in a queue without consumers, which expires, is the note. It does not last longer for being looked at.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::{AmqpError, topology, within};
 /// How long the broker has for one step of it.
 const STEP: Duration = Duration::from_secs(5);
 
-/// A turn that nobody ends, as when the broker took a step that it was slow with, ends by itself.
+/// A turn that its worker does not end, as when the broker took a step that it was slow with, ends by itself.
 const LONGEST: Duration = Duration::from_secs(90);
 
 /// A note's queue outlives its message by so much.

@@ -112,7 +112,7 @@ impl Couch {
     /// a second one of a name: it lists none at all, and knows of other nodes.
     ///
     /// # Errors
-    /// When that is so, or nobody can tell.
+    /// When that is so, or the server does not tell.
     pub async fn may_create(&self) -> Result<(), CouchError> {
         let request = self.server(Method::GET, "_all_dbs").query(&[("limit", "1")]);
         let (_, listed) = self.ask(request, "_all_dbs").await?;

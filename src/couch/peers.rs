@@ -33,7 +33,7 @@ pub trait Turn: Send {
     /// The server refused them to another worker a moment ago.
     fn is_refused(&self) -> bool;
 
-    /// Ends it; whoever has the next turn is told.
+    /// Ends it; the worker that has the next turn is told.
     fn end(self: Box<Self>, verdict: Verdict) -> BoxFuture<'static, ()>;
 }
 
@@ -44,7 +44,7 @@ pub enum Verdict {
     #[default]
     Unasked,
     Taken,
-    /// Nobody need ask again for so long.
+    /// No worker need ask again for so long.
     Refused(Duration),
 }
 

@@ -101,7 +101,7 @@ fn says_all(ours: &Value, theirs: &Value) -> bool {
 }
 
 impl Entry {
-    /// Adds a fact; `false` when the same is known already, whoever saw it and when, or when so many of its kind are known that it is not kept.
+    /// Adds a fact; `false` when the same is known already, from any worker and any time, or when so many of its kind are known that it is not kept.
     pub fn add(&mut self, fact: Fact) -> bool {
         let what = fact.what.clone();
         let news = !self.facts.iter().any(|known| known.what == what);

@@ -43,7 +43,7 @@ impl Parts {
             }),
             // It was deleted, or is another recording's: nothing is left to be amended.
             Err(error @ DeliveryError::Corrupt(_)) => unsaid(&error),
-            // Its server may be in nobody's settings any more.
+            // Its server may have been taken out of the settings.
             Err(error) if before >= self.policy.retry.len() => unsaid(&error),
             Err(error) => {
                 tracing::warn!(

@@ -112,7 +112,7 @@ impl Parts {
             Ok(Some(state)) if state.answered && state.other_leg_call_id.is_some() => Call::Bridged,
             Ok(Some(_)) => Call::Apart,
             Ok(None) | Err(_) if gone => Call::Over,
-            // Nobody says anything: it may be bridged, and its file be written.
+            // No ecallmgr answers: it may be bridged, and its file be written.
             Ok(None) | Err(_) => Call::Bridged,
         }
     }

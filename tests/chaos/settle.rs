@@ -37,7 +37,7 @@ pub async fn settle(cluster: &Cluster, played: &[Played], patience: Duration) ->
         } else if left.is_empty() && open(played, &told).is_empty() {
             return Ok(third_party);
         }
-        // What went to a third party with too few copies is looked for there until it is seen; where that is in nobody's settings any more, an operator
+        // What went to a third party with too few copies is looked for there until it is seen; where that was taken out of the settings, an operator
         // puts it there again.
         let unverified = left.iter().any(|state| state == "unverified");
         unseen = if unverified { unseen + 1 } else { 0 };

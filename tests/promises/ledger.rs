@@ -416,7 +416,7 @@ async fn each_rest_of_a_recording_is_told(services: Arc<Services>) -> TestResult
     let _worker = world.worker_with(&[("FLOW__MAX_ATTEMPTS", "1")]).await?;
     let (call, recording) = park(&world).await?;
     let mut told = vec![world.outcome(&recording.id).await?["Msg-ID"].clone()];
-    // Nobody serves its switch, so it rests again each time.
+    // No ecallmgr serves its switch, so it rests again each time.
     for _ in 0..2 {
         let (good, said) = world.command(&["retry", &recording.id]).await?;
         ensure!(good, "{said}");

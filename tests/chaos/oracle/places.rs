@@ -197,7 +197,7 @@ fn is_before_it_grew(evidence: &Evidence, document: &Document, ending: &Ending) 
     whole && struck.any(|struck| broke(struck.what))
 }
 
-/// A worker that died, or did not get through, had begun to store it at the third party, and that was taken out of the settings: nobody can tidy up there, and no view shows
+/// A worker that died, or did not get through, had begun to store it at the third party, and that was taken out of the settings: no worker can tidy up there, and no view shows
 /// it.
 fn is_left_half_done(evidence: &Evidence, document: &Document, ending: &Ending) -> bool {
     let start = evidence.starts.iter().find(|start| start.label == ending.label);
