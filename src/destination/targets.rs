@@ -265,6 +265,25 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_that_failed_for_its_own_sake_lets_the_next_one_through_at_once() {
+        let (targets, clock) = targets();
+        targets.failed("h", key(1), "x");
+        targets.failed("h", key(2), "x");
+        targets.undecided("h");
+        assert!(
+            targets.may_begin("h").is_err(),
+            "nothing was let through yet, so nothing is undone"
+        );
+        later(&clock, 5);
+        assert_eq!(targets.may_begin("h"), Ok(()));
+        targets.undecided("h");
+        assert_eq!(targets.may_begin("h"), Ok(()));
+        assert!(targets.may_begin("h").is_err(), "only one");
+        targets.undecided("other");
+        assert_eq!(targets.paused().len(), 1);
+    }
+
+    #[test]
     fn a_target_that_gets_no_more_recordings_is_not_told_of_for_ever() {
         let (targets, clock) = targets();
         targets.failed("h", key(1), "x");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use crate::entry::Entry;
+use crate::kazoo::channel::ChannelState;
 use crate::recording::audio::Audio;
 use crate::recording::order::Order;
 
@@ -108,12 +109,50 @@ impl Parts {
         let call_id = self.replaced.current(&order.call_id);
         let knowing = timeout(PATIENCE, self.channel_state(&call_id));
         let (known, gone) = tokio::join!(knowing, self.is_gone(&call_id, PATIENCE));
-        match known {
-            Ok(Some(state)) if state.answered && state.other_leg_call_id.is_some() => Call::Bridged,
-            Ok(Some(_)) => Call::Apart,
-            Ok(None) | Err(_) if gone => Call::Over,
-            // No ecallmgr answers: it may be bridged, and its file be written.
-            Ok(None) | Err(_) => Call::Bridged,
-        }
+        judged(known.ok().flatten(), gone)
+    }
+}
+
+/// `known`: what an ecallmgr told of the call, if one answered in time. `gone`: an ecallmgr said that the call does not exist.
+fn judged(known: Option<ChannelState>, gone: bool) -> Call {
+    match known {
+        Some(state) if state.answered && state.other_leg_call_id.is_some() => Call::Bridged,
+        Some(_) => Call::Apart,
+        None if gone => Call::Over,
+        // No ecallmgr answers: it may be bridged, and its file be written.
+        None => Call::Bridged,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_of_which_no_ecallmgr_tells_is_not_over() {
+        let known = |answered, other: Option<&str>| {
+            let other_leg_call_id = other.map(str::to_owned);
+            Some(ChannelState {
+                answered,
+                other_leg_call_id,
+            })
+        };
+        assert_eq!(
+            judged(None, false),
+            Call::Bridged,
+            "silence tells nothing: its file may be written"
+        );
+        assert_eq!(judged(None, true), Call::Over);
+        assert_eq!(judged(known(true, Some("b")), false), Call::Bridged);
+        assert_eq!(
+            judged(known(false, Some("b")), false),
+            Call::Apart,
+            "not answered: nothing is recorded yet"
+        );
+        assert_eq!(
+            judged(known(true, None), true),
+            Call::Apart,
+            "one ecallmgr knows it, whatever another says"
+        );
     }
 }

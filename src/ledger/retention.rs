@@ -88,3 +88,23 @@ async fn has_open(ledger: &Ledger, month: Month) -> Result<bool, CouchError> {
     }
     Ok(false)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_month_is_dropped_only_when_nothing_was_open_at_an_earlier_look_too() {
+        let (done, month) = (Done::default(), Month::of_id("202611-x").unwrap());
+        let at = |hours: u64| Moment::from_unix_seconds(1_795_386_262).plus(Duration::from_secs(hours * 3600));
+        assert!(!done.for_long(month, true, at(0)));
+        assert!(!done.for_long(month, true, at(4)));
+        assert!(
+            !done.for_long(month, false, at(5)),
+            "a node that came back has an open one"
+        );
+        assert!(!done.for_long(month, true, at(6)));
+        assert!(!done.for_long(month.next(), true, at(12)), "each month for itself");
+        assert!(done.for_long(month, true, at(12)));
+    }
+}
