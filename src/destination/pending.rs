@@ -89,17 +89,18 @@ impl Placed {
 
     /// Whether the audio is where it belongs already, whoever brought it there.
     pub fn is_complete(&self) -> bool {
-        let state = self
-            .document
-            .get("pvt_recording")
-            .and_then(|private| private.get("state"));
-        state.and_then(Value::as_str) == Some(State::Complete.name())
+        is_complete(&self.document)
     }
 
     /// Whether other audio of the same recording is there: a part of it that a worker brought, and died before it could say so.
     pub fn has_other(&self, audio: &Audio) -> bool {
         self.is_complete() && self.sha256().is_some_and(|sha256| sha256 != audio.digests.sha256)
     }
+}
+
+fn is_complete(document: &Map<String, Value>) -> bool {
+    let state = document.get("pvt_recording").and_then(|private| private.get("state"));
+    state.and_then(Value::as_str) == Some(State::Complete.name())
 }
 
 /// Tries of an edit that others may be faster at.
@@ -177,12 +178,12 @@ pub async fn complete(
     progress: &Progress<'_>,
 ) -> Result<Placed, DeliveryError> {
     edit(couch, placed, |document| {
-        completed(document, subject.document(), at, progress, subject.now)
+        Some(completed(document, subject.document(), at, progress, subject.now))
     })
     .await
 }
 
-/// Writes into the document how far the audio has come: parked with its cause, say, or where a storage plan put it.
+/// Writes into the document where a storage plan put the audio.
 ///
 /// # Errors
 /// As `complete`.
@@ -193,7 +194,24 @@ pub async fn note(
     progress: &Progress<'_>,
 ) -> Result<Placed, DeliveryError> {
     edit(couch, placed, |document| {
-        edited(document, subject.document(), progress, subject.now)
+        Some(edited(document, subject.document(), progress, subject.now))
+    })
+    .await
+}
+
+/// Writes into the document that the recording is parked, unless the document says that the audio arrived: another worker brought it, and this one
+/// has not heard of it.
+///
+/// # Errors
+/// As `complete`.
+pub async fn park(
+    couch: &Couch,
+    placed: &Placed,
+    subject: &Subject<'_>,
+    progress: &Progress<'_>,
+) -> Result<Placed, DeliveryError> {
+    edit(couch, placed, |document| {
+        (!is_complete(&document)).then(|| edited(document, subject.document(), progress, subject.now))
     })
     .await
 }
@@ -217,21 +235,28 @@ pub async fn amend(
         }
         let created = document.get("pvt_created").and_then(Value::as_i64).unwrap_or(0);
         document.insert("pvt_modified".into(), now.gregorian_seconds().max(created).into());
-        document
+        Some(document)
     });
     Ok(Some(amended.await?))
 }
 
-/// Changes the document as it is now. `change` may be called several times.
+/// Changes the document as it is now, unless `change` leaves it alone. `change` may be called several times.
 async fn edit(
     couch: &Couch,
     placed: &Placed,
-    change: impl Fn(Map<String, Value>) -> Map<String, Value>,
+    change: impl Fn(Map<String, Value>) -> Option<Map<String, Value>>,
 ) -> Result<Placed, DeliveryError> {
     let mut failed = CouchError::Conflict;
     for _ in 0..ROUNDS {
         let present = look(couch, placed).await?;
-        let changed = Value::Object(change(present));
+        let Some(changed) = change(present.clone()) else {
+            return Ok(Placed {
+                rev: rev(&Value::Object(present.clone())),
+                document: present,
+                ..placed.clone()
+            });
+        };
+        let changed = Value::Object(changed);
         match couch.put_document(&placed.database, placed.id.as_str(), &changed).await {
             Ok(saved) => {
                 let Value::Object(document) = changed else { break };

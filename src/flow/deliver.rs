@@ -221,7 +221,7 @@ impl Parts {
                 attempts: case.entry.next_attempt() - 1,
                 cause: Some(cause.name()),
             };
-            pending::note(
+            pending::park(
                 &couch,
                 &placed,
                 &self.subject(case, destination, &audio)?(&placed.id),

@@ -27,6 +27,7 @@ promises![
     an_edit_of_somebody_else_is_not_lost,
     a_document_that_is_gone_is_told,
     a_parked_recording_says_why_in_its_document,
+    a_worker_that_gives_up_leaves_a_document_alone_that_another_completed,
     a_missing_monthly_database_is_told_here_too,
 ];
 
@@ -248,11 +249,30 @@ async fn a_parked_recording_says_why_in_its_document(couchdb: Arc<Couchdb>) -> T
         attempts: 12,
         cause: Some("url_refuses"),
     };
-    pending::note(&couch, &placed, &later(&recording, &placed), &parked).await?;
+    pending::park(&couch, &placed, &later(&recording, &placed), &parked).await?;
     let document = world.document(&recording).await?;
     check_schema(&document)?;
     ensure!(document["pvt_recording"]["state"] == "parked" && document["pvt_recording"]["cause"] == "url_refuses");
     ensure!(document["pvt_recording"]["attempts"] == 12);
+    world.finish().await
+}
+
+async fn a_worker_that_gives_up_leaves_a_document_alone_that_another_completed(couchdb: Arc<Couchdb>) -> TestResult {
+    let server = Server::always(Reply::Status(200)).await;
+    let recording = to(server.url("/in"), 10);
+    let world = World::with_database_of(&couchdb, &recording).await?;
+    let couch = world.couch();
+    let placed = place(&couch, &recording).await?;
+    let done = deliver(&couch, &recording, &placed, Method::Put).await?;
+    let parked = Progress {
+        state: State::Parked,
+        attempts: 1,
+        cause: Some("unreachable"),
+    };
+    let left = pending::park(&couch, &placed, &later(&recording, &placed), &parked).await?;
+    ensure!(left.rev == done.rev && left.is_complete(), "{left:?}");
+    let document = world.document(&recording).await?;
+    ensure!(document["_rev"] == done.rev && document["pvt_recording"]["state"] == "complete");
     world.finish().await
 }
 

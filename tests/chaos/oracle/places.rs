@@ -197,14 +197,13 @@ fn is_before_it_grew(evidence: &Evidence, document: &Document, ending: &Ending) 
     whole && struck.any(|struck| broke(struck.what))
 }
 
-/// A worker that died, or did not get through, had begun to store it at the third party, and that was taken out of the settings: no worker can tidy up there, and no view shows
-/// it.
+/// A worker that died, or did not get through, had begun to store it at the third party, and that was taken out of the settings: no worker can tidy
+/// up there. Nor does it mislead anybody: a third party has none of Kazoo's views.
 fn is_left_half_done(evidence: &Evidence, document: &Document, ending: &Ending) -> bool {
     let start = evidence.starts.iter().find(|start| start.label == ending.label);
     document.state == "pending"
         && document.home == Home::ThirdParty
         && ending.destination != "third_party"
-        && !document.listed
         && start.is_some_and(|start| was_third_party_once(evidence, start, ending))
 }
 
