@@ -407,19 +407,13 @@ impl Entry {
         self.outcome().is_none() && self.ended().is_none()
     }
 
-    /// Where the recording stands, for lists and metrics.
-    pub fn state(&self) -> &'static str {
-        match self.outcome() {
-            Some((outcome, _)) if self.is_closed() => outcome.name(),
-            Some(_) if self.open_announcements().next().is_some() => "announcing",
-            Some(_) if self.is_unverified() => "unverified",
-            Some(_) => "closing",
-            None if self.parked().is_some() => "parked",
-            None if self.held().is_some() => "held",
-            None if self.ended().is_some() => "ended",
-            None if self.started().is_some() => "recording",
-            None => "asked",
-        }
+    /// The account that the recording belongs to: the order's, else the one that an event named.
+    pub fn account_id(&self) -> Option<&str> {
+        let told = || {
+            let mut told = [self.started(), self.ended()].into_iter().flatten();
+            told.find_map(|told| told.account_id.as_deref())
+        };
+        self.order().and_then(|order| order.account_id.as_deref()).or_else(told)
     }
 }
 

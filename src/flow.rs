@@ -1,6 +1,6 @@
-//! The way of a recording. Messages become facts, `next` decides what is to be done about them, `perform` does it.
+//! The way of a recording. Messages become facts, `lifecycle` decides what is to be done about them, `perform` does it.
 //!
-//! `next` is pure, so every decision can be tested without a socket. Every effect is harmless when it is done twice: a worker can be killed
+//! `lifecycle` is pure, so every decision can be tested without a socket. Every effect is harmless when it is done twice: a worker can be killed
 //! before or after any of them, and another one goes on.
 
 pub mod alerts;
@@ -23,11 +23,9 @@ mod found;
 pub mod hands;
 mod ids;
 pub mod journal;
-pub mod next;
 pub mod notices;
 pub mod pace;
 pub mod perform;
-mod policy;
 mod proof;
 pub mod registry;
 pub mod returns;

@@ -23,7 +23,7 @@ mod token;
 
 pub use inspect::Inspector;
 pub use server::{Ingest, advertised};
-pub use slots::{Answer, Expected, Progress, Upload, Wanted};
+pub use slots::{Expected, Progress, Upload, Wanted};
 pub use spool::{Spool, SpoolFile, SpoolState};
 pub use tls::Certificate;
 

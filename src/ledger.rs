@@ -31,7 +31,7 @@ mod testing;
 mod writer;
 
 pub use counts::Counted;
-pub use lookup::{Filter, STATES, Search};
+pub use lookup::{Filter, Search};
 pub use record::{Address, Lease, Record};
 
 use store::Store;

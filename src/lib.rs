@@ -28,6 +28,8 @@ pub mod system_config;
 pub mod amqp;
 pub mod couch;
 
+pub mod lifecycle;
+
 pub mod entry;
 pub mod recording;
 

@@ -25,7 +25,6 @@ use crate::flow::alerts::Alerts;
 use crate::flow::alive::{self, Alive};
 use crate::flow::crash::Crash;
 use crate::flow::hands::Hands;
-use crate::flow::next::Policy;
 use crate::flow::notices::{self, Outbox, Replaced};
 use crate::flow::pace::Pace;
 use crate::flow::perform::{Parts, Slots};
@@ -36,12 +35,14 @@ use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::APP_NAME;
 use crate::kazoo::time::Clock;
 use crate::ledger::Ledger;
+use crate::lifecycle::Policy;
 use crate::recording::carry::{Seal, derive_key};
 use crate::system_config::{Accounts, SystemConfig};
 use crate::telemetry::events::ProxiesIgnored;
 use crate::telemetry::{Pulses, survive, survive_for_ever};
 
 mod labels;
+pub mod name;
 mod queues;
 mod service;
 mod turns;
@@ -166,7 +167,7 @@ impl Worker {
             longest: config.destination.longest_pause,
         };
         let targets = Targets::new(clock.clone(), pauses);
-        let policy = Policy::of(&config);
+        let policy = Policy::of(&config, name::of_process(&config.kazoo.host));
         let policy_worker = policy.worker.clone();
         let ledger = {
             let due = dying::due_of(policy.clone());

@@ -21,7 +21,8 @@ use kz_record_call::kazoo::event::{RecordEvent, replaced_by};
 use kz_record_call::kazoo::leg::{LegEvent, LegNews};
 use kz_record_call::kazoo::switch::SendHttpReply;
 use kz_record_call::kazoo::time::Moment;
-use kz_record_call::ledger::{Address, Lease, Record, STATES};
+use kz_record_call::ledger::{Address, Lease, Record};
+use kz_record_call::lifecycle::{STATES, State};
 use kz_record_call::recording::audio::{Audio, Finding};
 use kz_record_call::recording::controls::Why;
 use kz_record_call::recording::digest::Digests;
@@ -467,7 +468,7 @@ fn an_entry_is_what_its_schema_says_in_each_state() {
         .iter()
         .filter_map(Value::as_str)
         .collect();
-    assert_eq!(listed, STATES);
+    assert_eq!(listed, STATES.map(State::name));
     let lease = Lease {
         by: "rec1#1-abcdef".into(),
         until: at(300),

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::ledger::STATES;
+use crate::lifecycle::{STATES, State};
 use crate::telemetry::events::{
     HoldMeasured, LookFailed, LookSucceeded, ReadinessChecked, RecordingsCounted, SpoolMeasured, TargetsCounted,
 };
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const STALE_LOOKS: u32 = 5;
 
 /// States that recordings should leave before long.
-const OLDEST: [&str; 4] = ["ended", "held", "parked", "announcing"];
+const OLDEST: [State; 4] = [State::Ended, State::Held, State::Parked, State::Announcing];
 
 /// What was seen last; nothing at first.
 pub type Checks = watch::Receiver<Vec<Check>>;
@@ -125,10 +125,10 @@ async fn count_recordings(readiness: &Readiness) -> Result<(), String> {
     let counts = parts.ledger.counts(&parts.config.kazoo.zone).await;
     let counts = counts.map_err(|error| error.to_string())?;
     for state in STATES {
-        let counted = counts.get(state);
+        let counted = counts.get(state.name());
         let age = || counted.map_or(Duration::ZERO, |counted| parts.now().since(counted.oldest));
         RecordingsCounted {
-            state,
+            state: state.name(),
             count: counted.map_or(0, |counted| counted.count),
             oldest: OLDEST.contains(&state).then(age),
         }

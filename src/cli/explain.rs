@@ -9,10 +9,10 @@ use crate::entry::Entry;
 use crate::entry::cause::Cause;
 use crate::entry::fact::{CollectFailure, Destination, Fact, What};
 use crate::entry::legs::Leg;
-use crate::flow::next;
 use crate::kazoo::leg::LegEvent;
 use crate::kazoo::time::Moment;
 use crate::ledger::Record;
+use crate::lifecycle::{self, State};
 use crate::recording::order::Url;
 
 use super::ledger::{Desk, block_on, duration};
@@ -44,28 +44,28 @@ pub fn run(config: &Config, name: &str, json: bool) -> anyhow::Result<bool> {
     })
 }
 
-fn as_json(record: &Record, now: Moment, policy: &next::Policy) -> serde_json::Value {
+fn as_json(record: &Record, now: Moment, policy: &lifecycle::Policy) -> serde_json::Value {
     let entry = &record.entry;
     json!({
         "media_id": entry.order().map(|order| order.media_id.as_str()),
         "call_id": entry.call_id,
         "key": entry.key,
-        "state": entry.state(),
+        "state": State::of(entry).name(),
         "outcome": entry.outcome().map(|(outcome, _)| outcome.name()),
         "cause": entry.outcome().map(|(_, cause)| cause).or(entry.parked()).map(|cause| cause.name()),
-        "next": next::due(entry, now, policy).map(Moment::rfc3339),
+        "next": lifecycle::due(entry, now, policy).map(Moment::rfc3339),
         "lease": record.lease,
         "facts": entry.facts(),
     })
 }
 
-fn story(out: &mut impl Write, record: &Record, now: Moment, policy: &next::Policy) -> std::io::Result<()> {
+fn story(out: &mut impl Write, record: &Record, now: Moment, policy: &lifecycle::Policy) -> std::io::Result<()> {
     let entry = &record.entry;
     let media_id = entry.order().map_or("unknown", |order| order.media_id.as_str());
     writeln!(out, "\nRecording {media_id}")?;
     writeln!(out, "  call      {}", Plain(&entry.call_id))?;
     if let Some(order) = entry.order() {
-        writeln!(out, "  account   {}", Plain(next::account(entry).unwrap_or("unknown")))?;
+        writeln!(out, "  account   {}", Plain(entry.account_id().unwrap_or("unknown")))?;
         writeln!(
             out,
             "  asked     {}, {}",
@@ -115,7 +115,7 @@ fn verdict(entry: &Entry) -> String {
     match (entry.outcome(), entry.parked()) {
         (Some((outcome, cause)), _) => format!("{outcome}: {}", cause.meaning()),
         (None, Some(cause)) => format!("parked: {}", cause.meaning()),
-        (None, None) => entry.state().to_owned(),
+        (None, None) => State::of(entry).name().to_owned(),
     }
 }
 
@@ -341,7 +341,7 @@ pub fn what_stays(entry: &Entry) -> Vec<String> {
     stays
 }
 
-fn coming(record: &Record, now: Moment, policy: &next::Policy) -> String {
+fn coming(record: &Record, now: Moment, policy: &lifecycle::Policy) -> String {
     let entry = &record.entry;
     if entry.is_closed() {
         return "nothing: it is closed".into();
@@ -362,7 +362,7 @@ fn coming(record: &Record, now: Moment, policy: &next::Policy) -> String {
     } else {
         ""
     };
-    match next::due(entry, now, policy) {
+    match lifecycle::due(entry, now, policy) {
         Some(at) if at > now => format!(
             "a worker takes it up in {} ({}){why}",
             duration(at.since(now).as_secs()),

@@ -9,9 +9,9 @@ use crate::couch::Couch;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::flow::dying;
-use crate::flow::next::Policy;
 use crate::kazoo::time::Clock;
 use crate::ledger::{Filter, Ledger, Record};
+use crate::lifecycle::Policy;
 use crate::telemetry::Pulses;
 
 /// The ledger, from a command: it writes at once, and waits until it is written.
@@ -27,10 +27,7 @@ impl Desk {
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         let couch = Couch::new(&config.couchdb).context("the HTTP client cannot be built")?;
         let (clock, tasks, stop) = (super::clock(), TaskTracker::new(), CancellationToken::new());
-        let policy = Policy {
-            worker: format!("operator@{}", config.kazoo.host),
-            ..Policy::of(config)
-        };
+        let policy = Policy::of(config, format!("operator@{}", config.kazoo.host));
         let due = dying::due_of(policy.clone());
         let ledger = Ledger::start(
             couch,

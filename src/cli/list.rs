@@ -12,9 +12,9 @@ use serde_json::json;
 use crate::config::Config;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::What;
-use crate::flow::next;
 use crate::kazoo::time::Moment;
-use crate::ledger::{Filter, Record, STATES};
+use crate::ledger::{Filter, Record};
+use crate::lifecycle::{STATES, State};
 
 use super::explain;
 use super::ledger::{Desk, block_on, duration};
@@ -24,7 +24,7 @@ use super::plain::Plain;
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// Only these: asked, recording, ended, held, parked, announcing, unverified, closing, stored, delivered, discarded or failed.
-    #[arg(long, hide_possible_values = true, value_parser = PossibleValuesParser::new(STATES))]
+    #[arg(long, hide_possible_values = true, value_parser = PossibleValuesParser::new(STATES.map(State::name)))]
     state: Option<String>,
     /// Only this account's: 32 hex digits.
     #[arg(long, value_parser = account)]
@@ -91,7 +91,7 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
         let desk = Desk::open(config)?;
         let now = desk.clock.now();
         let filter = Filter {
-            state: args.state.clone(),
+            state: args.state.as_deref().and_then(State::named),
             account_id: args.account.clone(),
             cause: args.cause.clone(),
             before: args.older.map(|age| now.minus(age)),
@@ -167,9 +167,9 @@ impl<'a> Row<'a> {
         let cause = entry.outcome().map(|(_, cause)| cause).or(entry.parked());
         Self {
             media_id: entry.order().map_or("unknown", |order| order.media_id.as_str()),
-            state: entry.state(),
+            state: State::of(entry).name(),
             cause: cause.map(Cause::name),
-            account: next::account(entry),
+            account: entry.account_id(),
         }
     }
 
@@ -207,7 +207,7 @@ pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
             Some(name) => moved += again(&desk, &mut out, desk.one(name).await?).await?,
             None => {
                 let filter = Filter {
-                    state: Some("parked".into()),
+                    state: Some(State::Parked),
                     ..Filter::default()
                 };
                 let mut search = desk.ledger.search(filter).await.context("the ledger does not tell")?;
@@ -233,7 +233,7 @@ async fn again(desk: &Desk, out: &mut impl Write, record: Record) -> anyhow::Res
         .map_or("unknown", |order| order.media_id.as_str())
         .to_owned();
     if entry.outcome().is_some() {
-        writeln!(out, "{media_id}: it is {} already", entry.state())?;
+        writeln!(out, "{media_id}: it is {} already", State::of(&entry).name())?;
         return Ok(0);
     }
     let retry = entry.retry();
@@ -262,7 +262,7 @@ pub fn discard(config: &Config, args: &DiscardArgs) -> anyhow::Result<bool> {
             .map_or("unknown", |order| order.media_id.as_str())
             .to_owned();
         if entry.outcome().is_some() {
-            bail!("{media_id} is {} already", entry.state());
+            bail!("{media_id} is {} already", State::of(&entry).name());
         }
         if entry.ended().is_none() {
             bail!("{media_id} has not ended; stop it in its callflow, or wait for its call to end");

@@ -176,8 +176,9 @@ impl Entry {
     fn began(&self) -> Option<Moment> {
         let starts = self.facts.iter().filter_map(|fact| match &fact.what {
             What::Started(told) => {
-                let stamped = told.stamp.map(Moment::from_unix_micros);
-                Some(stamped.map_or(fact.at, |at| at.min(fact.at)))
+                // One that was presumed, for its event was lost, bears no stamp, and the time of the command.
+                let at = told.stamp.map_or(told.at, Moment::from_unix_micros);
+                Some(at.min(fact.at))
             }
             _ => None,
         });

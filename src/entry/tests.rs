@@ -324,7 +324,7 @@ proptest! {
 
     #[test]
     fn whatever_facts_an_entry_has_every_question_about_it_is_answered(entry in any_entry_of(u32::MAX, 60)) {
-        let _ = (entry.state(), entry.is_closed(), entry.parts().len(), entry.told_ms(), entry.judged_audio());
+        let _ = (entry.outcome(), entry.is_closed(), entry.parts().len(), entry.told_ms(), entry.judged_audio());
         let _ = (entry.next_attempt(), entry.next_retry(), entry.next_rest(), entry.next_hold(), entry.untold_start());
         let _ = (entry.continuation(at(100), "w"), entry.stray().cloned(), entry.retry());
     }

@@ -20,8 +20,6 @@ use crate::recording::controls::Why;
 use crate::telemetry::events::Announced;
 use crate::telemetry::survive;
 
-use super::next;
-
 /// Between two alerts of one kind.
 const WINDOW: Duration = Duration::from_secs(300);
 
@@ -196,7 +194,7 @@ impl Kind {
 
 fn first(entry: &Entry, kind: Kind) -> Alert {
     let media_id = entry.order().map_or("unknown", |order| order.media_id.as_str());
-    let account_id = next::account(entry);
+    let account_id = entry.account_id();
     let (what, cause) = (kind.happened(), kind.cause());
     let mut details = Map::new();
     for (key, value) in kind.details() {

@@ -8,8 +8,8 @@ use crate::kazoo::change::{self, Change, DocumentChange};
 use crate::recording::document::DOCUMENT_TYPE;
 use crate::recording::names;
 
-use super::next::{self, Case, Input};
 use super::perform::{AGAIN, Parts};
+use crate::lifecycle::{Case, Input};
 
 impl Parts {
     /// Writes it into the document, and tells Kazoo of the change.
@@ -77,7 +77,7 @@ impl Parts {
             document_type: DOCUMENT_TYPE,
             id: amended.id.as_str(),
             rev: &amended.rev,
-            account_id: next::account(entry).unwrap_or_default(),
+            account_id: entry.account_id().unwrap_or_default(),
             created: amended.created,
             modified: self.now().max(amended.created),
         };

@@ -9,8 +9,8 @@ use crate::ledger::address;
 use crate::recording::digest::Digests;
 use crate::recording::ending::Told;
 
-use super::next::{Case, Input};
 use super::perform::Parts;
+use crate::lifecycle::{Case, Input};
 
 /// How long the ledger has to tell. Without its word the recording goes its own way: audio that is kept twice is better than none.
 const KNOWLEDGE: Duration = Duration::from_secs(3);

@@ -11,8 +11,8 @@ use crate::recording::document::DOCUMENT_TYPE;
 use crate::recording::names;
 use crate::telemetry::events::Announced;
 
-use super::next::{self, Case, Input};
 use super::perform::{AGAIN, Parts};
+use crate::lifecycle::{Case, Input};
 
 impl Parts {
     /// Publishes a notice until the broker has confirmed it.
@@ -57,7 +57,7 @@ impl Parts {
                     &self.sender,
                     &id,
                     outcome.name(),
-                    next::account(entry),
+                    entry.account_id(),
                     body,
                 ));
             }
@@ -81,7 +81,7 @@ impl Parts {
             document_type: DOCUMENT_TYPE,
             id: document.id.as_str(),
             rev: &document.rev,
-            account_id: next::account(entry)?,
+            account_id: entry.account_id()?,
             created: document.created,
             modified,
         };
@@ -113,7 +113,7 @@ fn outcome_body(entry: &Entry, outcome: Outcome) -> Value {
         "Outcome": outcome.name(),
         "Cause": cause.map(Cause::name),
         "Call-ID": entry.call_id,
-        "Account-ID": next::account(entry),
+        "Account-ID": entry.account_id(),
         "Media-ID": document.map(|document| document.id.as_str()).or(ordered),
         "Media-Name": order.map(|order| order.media_name.as_str()),
         "Recording-Key": entry.key,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{CollectFailure, What};
 use crate::entry::{Entry, TIDIES};
-use crate::ingest::{Answer, Progress, Upload, Wanted};
+use crate::ingest::{Progress, Upload, Wanted};
 use crate::kazoo::switch::{self, SendHttpReply};
 use crate::recording::audio::Audio;
 use crate::recording::digest::Digests;
@@ -16,9 +16,9 @@ use crate::recording::order::Order;
 use crate::telemetry::events::{AudioSuspect, CollectEnded, CollectPutOff, NoEcallmgr};
 
 use super::ancestors::{self, Kept};
-use super::next::{Case, Input};
 use super::perform::{AGAIN, Crowded, InHand, Parts};
 use super::still::Look;
+use crate::lifecycle::{Answer, Case, Input};
 
 /// How soon a recording comes back that found too many waiting for its switch. Twice as long each time, for a few times.
 const PUT_OFF: Duration = Duration::from_secs(20);

@@ -17,8 +17,8 @@ use crate::recording::order::Order;
 use crate::telemetry::events::CommandSent;
 use crate::telemetry::trace::{self, Stage};
 
-use super::next::Input;
 use super::perform::Parts;
+use crate::lifecycle::Input;
 
 /// How long ecallmgrs have to answer for a channel: what Kazoo itself gives them.
 const CHANNEL_PATIENCE: Duration = Duration::from_secs(2);

@@ -5,9 +5,9 @@ use crate::entry::fact::What;
 use crate::telemetry::events::RecordingContinued;
 
 use super::journal;
-use super::next::{Case, Input};
 use super::perform::Parts;
 use super::registry::Open;
+use crate::lifecycle::{Case, Input};
 
 impl Parts {
     /// Hands on what was told of a recording's continuation. Done when that is durable; the sweep takes it from there.

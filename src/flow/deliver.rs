@@ -19,10 +19,10 @@ use crate::telemetry::events::DeliveryEnded;
 
 use super::found::{delivered, document_of};
 use super::ids::ids_with_other;
-use super::next::{self, Case, Input};
 use super::perform::{InHand, Parts};
 use super::share::{BUSY, in_time};
 use super::way::{By, Way};
+use crate::lifecycle::{Case, Input};
 
 impl Parts {
     /// Brings the audio to its destination, unless that rests or is busy.
@@ -129,7 +129,7 @@ impl Parts {
                 if placed.proven(&order.media_name).is_some() {
                     return Ok(delivered(destination, placed));
                 }
-                let account_id = next::account(&case.entry).unwrap_or_default();
+                let account_id = case.entry.account_id().unwrap_or_default();
                 let target = target.of_recording(&placed.document, account_id, order.format.extension());
                 let upload = Upload {
                     source: &source,
@@ -296,7 +296,7 @@ impl Parts {
         audio: &'a Audio,
     ) -> Result<impl Fn(&'a MediaId) -> Subject<'a>, DeliveryError> {
         let entry = &case.entry;
-        let (Some(order), Some(ended), Some(account_id)) = (entry.order(), entry.ended(), next::account(entry)) else {
+        let (Some(order), Some(ended), Some(account_id)) = (entry.order(), entry.ended(), entry.account_id()) else {
             return Err(DeliveryError::Source(Arc::from(
                 "the recording has no order, end or account",
             )));

@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{Announcement, Destination, What};
-use crate::ingest::Answer;
 use crate::kazoo::dialplan::Control;
 use crate::ledger::{Lease, Noted, address};
 use crate::recording::audio::Audio;
@@ -18,8 +17,8 @@ use crate::telemetry::trace::{self, Stage, Trace};
 
 use super::alerts::Kind;
 use super::hands::Mailbox;
-use super::next::{self, Case, Effect, Hand, Input, next};
 use super::perform::{InHand, Parts};
+use crate::lifecycle::{Answer, Case, Effect, Hand, Input, Next, step};
 
 mod survive;
 
@@ -71,30 +70,29 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: &mut Mailb
         left,
     };
     let mut hand: Option<InHand> = None;
-    let mut effects = driver.step(input).await;
+    let mut next = driver.step(input).await;
     loop {
         while let Some(input) = mailbox.take_next() {
-            effects = driver.step(input).await;
+            next = driver.step(input).await;
         }
-        // What is to be done follows from all that is known, so the list is made anew after each effect.
-        match effects.first().cloned() {
-            Some(Effect::Wait { .. }) | None => {
-                if !driver.rest(effects.is_empty()).await {
+        match next {
+            Next::Wait(_) | Next::Idle => {
+                if !driver.rest(next == Next::Idle).await {
                     return;
                 }
                 match mailbox.let_go() {
                     None => return,
-                    Some(input) => effects = driver.step(input).await,
+                    Some(input) => next = driver.step(input).await,
                 }
             }
-            Some(effect) => {
+            Next::Do(effect) => {
                 if driver.is_bad_news(&effect) {
                     match driver.learn().await {
-                        Some(news) if news.first() != Some(&effect) => {
-                            effects = news;
+                        Some(Next::Do(news)) if news == effect => {}
+                        Some(news) => {
+                            next = news;
                             continue;
                         }
-                        Some(_) => {}
                         None => {
                             driver.give_back().await;
                             return;
@@ -105,7 +103,7 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: &mut Mailb
                 let lets_go = effect == Effect::Answer(Answer::Release);
                 let input = match driver.safe(effect).await {
                     Some(_) if lets_go && driver.heard(mailbox).await => {
-                        effects = driver.step(Input::Due).await;
+                        next = driver.step(Input::Due).await;
                         continue;
                     }
                     Some(effect) => driver.perform(effect, &mut hand).await,
@@ -113,9 +111,9 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: &mut Mailb
                 };
                 match input {
                     Some(Input::Received(audio)) => {
-                        effects = driver.receive(audio, end, mailbox, &mut hand).await;
+                        next = driver.receive(audio, end, mailbox, &mut hand).await;
                     }
-                    Some(input) => effects = driver.step(input).await,
+                    Some(input) => next = driver.step(input).await,
                     None => {
                         driver.give_back().await;
                         return;
@@ -141,10 +139,10 @@ struct Driver<'a> {
 
 impl Driver<'_> {
     /// Takes in what happened, tells what came of it, and notes it.
-    async fn step(&mut self, input: Input) -> Vec<Effect> {
+    async fn step(&mut self, input: Input) -> Next {
         let (parts, before) = (self.parts, self.case.entry.clone());
         self.leave(Some(input.clone()));
-        let effects = next(&mut self.case, input, parts.now(), &parts.policy);
+        let next = step(&mut self.case, input, parts.now(), &parts.policy);
         let entry = &self.case.entry;
         if *entry != before {
             tell(parts, &before, entry);
@@ -169,7 +167,7 @@ impl Driver<'_> {
                     .await,
             );
         }
-        effects
+        next
     }
 
     /// What is left behind, should the next thing panic.
@@ -192,17 +190,17 @@ impl Driver<'_> {
     }
 
     /// Takes in what the ledger knows. `None`: the worker is going down.
-    async fn learn(&mut self) -> Option<Vec<Effect>> {
+    async fn learn(&mut self) -> Option<Next> {
         loop {
-            if let Some(effects) = self.learn_now().await {
-                return Some(effects);
+            if let Some(next) = self.learn_now().await {
+                return Some(next);
             }
             self.parts.rest().await?;
         }
     }
 
     /// The same, if the ledger tells it now.
-    async fn learn_now(&mut self) -> Option<Vec<Effect>> {
+    async fn learn_now(&mut self) -> Option<Next> {
         let address = address(&self.case.entry);
         let known = tokio::time::timeout(KNOWLEDGE, self.parts.ledger.load(&address));
         let input = match known.await.ok()?.ok()? {
@@ -235,7 +233,7 @@ impl Driver<'_> {
         end: Option<i64>,
         mailbox: &mut Mailbox,
         hand: &mut Option<InHand>,
-    ) -> Vec<Effect> {
+    ) -> Next {
         self.heard(mailbox).await;
         if audio.disagrees() {
             // Perhaps others were told of a part of it.
@@ -344,7 +342,7 @@ impl Driver<'_> {
 /// Tells what a step brought about.
 fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
     let call_id = &entry.call_id;
-    let account_id = next::account(entry).unwrap_or("");
+    let account_id = entry.account_id().unwrap_or("");
     let media_id = entry.order().map_or("", |order| order.media_id.as_str());
     let alarmed = |entry: &Entry| entry.facts().iter().any(|fact| fact.what == What::StopUnconfirmed);
     if alarmed(entry) && !alarmed(before) {

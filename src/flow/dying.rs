@@ -17,10 +17,10 @@ use crate::ledger::DueOf;
 use crate::telemetry::events::TaskPanicked;
 use crate::telemetry::words;
 
-use super::next::{self, Policy};
 use super::perform::Parts;
 use super::returns::{put_back, reject};
 use super::{answers, start};
+use crate::lifecycle::{self, Policy};
 
 /// Why its message is in the dead letters.
 const WHY: &str = "handler panicked";
@@ -88,7 +88,7 @@ pub(super) fn note(entry: &mut Entry, parts: &Parts, why: String) {
 /// become the ledger's.
 pub fn due_of(policy: Policy) -> DueOf {
     Arc::new(move |entry, now| {
-        let due = catch_unwind(AssertUnwindSafe(|| next::due(entry, now, &policy)));
+        let due = catch_unwind(AssertUnwindSafe(|| lifecycle::due(entry, now, &policy)));
         due.unwrap_or_else(|panic| {
             TaskPanicked {
                 task: "recording",

@@ -19,11 +19,11 @@ use crate::recording::order::{Order, Url};
 use crate::telemetry::events::{RecordingEnded, RecordingStarted};
 use crate::telemetry::trace::{self, Stage};
 
-use super::next::Input;
 use super::perform::Parts;
 use super::registry::Open;
 use super::returns::{put_back, reject};
 use super::{drive, notices};
+use crate::lifecycle::Input;
 
 /// How long the ledger has to tell what it knows before what the recording carried must do.
 const KNOWLEDGE: Duration = Duration::from_secs(3);
@@ -239,7 +239,7 @@ fn emit(event: &RecordEvent, entry: &Entry) {
         .emit(),
         EventName::RecordStop => RecordingEnded {
             call_id: &event.call_id,
-            account_id: super::next::account(entry).unwrap_or(""),
+            account_id: entry.account_id().unwrap_or(""),
             media_id,
             length_ms: event.length_ms.unwrap_or(0),
             completion_cause: event.recording.completion_cause.as_deref().unwrap_or(""),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::recording::identity::Key;
 
-use super::next::Input;
+use crate::lifecycle::Input;
 
 /// Inputs that wait for the task that has the recording. What is told twice waits once.
 const WAITING: usize = 256;

@@ -29,9 +29,9 @@ use crate::telemetry::events::CommandRefused;
 use crate::telemetry::survive;
 
 use super::drive;
-use super::next::Input;
 use super::perform::Parts;
 use super::registry::Open;
+use crate::lifecycle::Input;
 
 mod credentials;
 

@@ -21,7 +21,7 @@ use crate::destination::targets::Targets;
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{Destination, Fact, What};
-use crate::ingest::{Answer, Ingest, Upload};
+use crate::ingest::{Ingest, Upload};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::time::{Clock, Moment};
 use crate::ledger::{Ledger, address};
@@ -35,11 +35,11 @@ use super::alerts::Alerts;
 use super::alive::Alive;
 use super::crash::Crash;
 use super::hands::Hands;
-use super::next::{self, Case, Effect, Input, Policy};
 use super::notices::{Outbox, Replaced};
 use super::pace::{Pace, Pass};
 use super::registry::Registry;
 use super::still::Look;
+use crate::lifecycle::{Answer, Case, Effect, Input, Policy};
 
 /// What the flow works with. Made once, shared by all.
 pub struct Parts {
@@ -264,15 +264,13 @@ impl Parts {
             Effect::Continue => Box::pin(self.hand_on(case)).await,
             Effect::Separate { name } => Box::pin(self.separate(case, name)).await,
             Effect::Announce(announcement) => Box::pin(self.announce(case, announcement)).await,
-            // Whoever drives rests instead, and lets others go on.
-            Effect::Wait { .. } => None,
         }
     }
 
     async fn decide(&self, case: &Case) -> Option<Input> {
         let entry = &case.entry;
         let mut order = entry.order()?.clone();
-        let account_id = next::account(entry).unwrap_or_default();
+        let account_id = entry.account_id().unwrap_or_default();
         let n = entry.next_number("retried");
         if order.url == Url::Lost {
             match self.known_order(case).await {
@@ -345,7 +343,7 @@ impl Parts {
     }
 
     async fn put_into_hold(&self, case: &Case, hand: Option<&InHand>) -> Input {
-        let Some(hand) = hand else { return Input::NotHeld };
+        let Some(hand) = hand else { return Input::HoldRefused };
         let (audio, source) = (&hand.upload.audio, Source::spooled(hand.upload.file.clone()));
         match self.hold.put(&address(&case.entry), self.now(), audio, &source).await {
             Ok(holding) => Input::Fact(What::Held {
@@ -360,7 +358,7 @@ impl Parts {
                     why: &error.to_string(),
                 }
                 .emit();
-                Input::NotHeld
+                Input::HoldRefused
             }
         }
     }

@@ -14,13 +14,13 @@ use crate::telemetry::events::ReadBackFailed;
 use super::deliver::failure;
 use super::found::found;
 use super::ids::{ids, ids_with_other};
-use super::next::{self, Case, Input};
 use super::perform::Parts;
+use crate::lifecycle::{Case, Input};
 
 impl Parts {
     /// The delivery that an earlier attempt, or another worker, made already.
     pub(super) async fn stored_already(&self, case: &Case, order: &Order) -> Result<Option<What>, DeliveryError> {
-        let Some(account_id) = next::account(&case.entry) else {
+        let Some(account_id) = case.entry.account_id() else {
             return Ok(None);
         };
         let decided = case.entry.destination().unwrap_or(Destination::Account);
@@ -173,7 +173,7 @@ impl Parts {
     fn database(&self, case: &Case) -> Option<String> {
         let order = case.entry.order()?;
         let id = ids(order).pop()?;
-        Some(names::modb(next::account(&case.entry)?, id.month()))
+        Some(names::modb(case.entry.account_id()?, id.month()))
     }
 
     /// Creates a monthly database that is missing for too long. `Ok`: it is there now.
@@ -181,7 +181,7 @@ impl Parts {
         let entry = &case.entry;
         let missing = || DeliveryError::NoDatabase(database.to_owned());
         let now = self.now();
-        let (Some(order), Some(account_id)) = (entry.order(), next::account(entry)) else {
+        let (Some(order), Some(account_id)) = (entry.order(), entry.account_id()) else {
             return Err(missing());
         };
         let mut ids = ids(order).into_iter();
@@ -214,7 +214,7 @@ impl Parts {
 
     /// Completes a monthly database that a worker created and left without its views; `database` is the one that something was stored in.
     pub(super) async fn complete_views(&self, case: &Case, database: &str) -> Result<(), DeliveryError> {
-        let (Some(order), Some(account_id)) = (case.entry.order(), next::account(&case.entry)) else {
+        let (Some(order), Some(account_id)) = (case.entry.order(), case.entry.account_id()) else {
             return Ok(());
         };
         let mut ids = ids(order).into_iter();

@@ -8,8 +8,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::destination::DeliveryError;
 use crate::entry::fact::Destination;
 
-use super::next::{self, Case};
 use super::perform::{InHand, Parts};
+use crate::lifecycle::Case;
 
 /// How soon a recording comes back that found all slots of its host taken.
 pub(super) const BUSY: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ impl Parts {
             return Some(Vec::new());
         }
         let switch = case.entry.ended().and_then(|told| told.node.as_deref()).unwrap_or("");
-        let account = next::account(&case.entry).unwrap_or("");
+        let account = case.entry.account_id().unwrap_or("");
         let taking = async {
             Some(vec![
                 self.shares.slot(&format!("{switch} host {host}")).await?,

@@ -27,10 +27,10 @@ use crate::telemetry::survive;
 use crate::telemetry::trace::{self, Stage};
 
 use super::answers::{ALARM_PATIENCE, accept, result};
-use super::next::Input;
 use super::perform::Parts;
 use super::registry::Open;
 use super::{drive, journal, notices};
+use crate::lifecycle::Input;
 
 pub use super::returns::{DEAD_LETTERS, reject};
 

@@ -23,12 +23,12 @@ use crate::telemetry::events::ControlWaits;
 use crate::telemetry::trace::{self, Stage};
 
 use super::find::{self, Found, Look};
-use super::next::Input;
 use super::perform::Parts;
 use super::registry::Open;
 use super::returns::{put_back, reject};
 use super::start::{Job, read};
 use super::{drive, journal, notices};
+use crate::lifecycle::Input;
 
 /// Where actions wait for the ledger to tell the recording that they mean.
 pub const CONTROLS: &str = "kz_record_call.controls";

@@ -14,8 +14,8 @@ use crate::telemetry::survive;
 
 use super::drive;
 use super::hands::Mailbox;
-use super::next::Input;
 use super::perform::Parts;
+use crate::lifecycle::Input;
 
 /// Recordings that one sweep takes at most, and that a worker has in flight before it takes no more. Those that wait for a slot of their switch
 /// do not count: one switch that brings nothing must not stop the sweep for all others.

@@ -12,8 +12,8 @@ use crate::kazoo::time::Moment;
 use crate::recording::order;
 use crate::system_config::{Plan, Proxy, Storage, ThirdParty};
 
-use super::next::{self, Case, Input};
 use super::perform::Parts;
+use crate::lifecycle::{Case, Input};
 
 /// The way to a destination.
 pub(super) struct Way {
@@ -106,7 +106,7 @@ impl Parts {
     }
 
     async fn storage(&self, case: &Case) -> Result<Storage, DeliveryError> {
-        let account_id = next::account(&case.entry).unwrap_or_default();
+        let account_id = case.entry.account_id().unwrap_or_default();
         match self.accounts.plan(account_id).await {
             Plan::Stored(storage) => Ok(storage),
             Plan::None => Err(DeliveryError::Target("the account has no storage plan any more".into())),

@@ -32,10 +32,11 @@ use crate::telemetry::{survive, survive_for_ever};
 
 use super::connections::Connections;
 use super::receive::receive;
-use super::slots::{Answer, Expected, Slots, Wanted};
+use super::slots::{Expected, Slots, Wanted};
 use super::spool::Spool;
 use super::tls::Certificate;
 use super::token::{Token, TokenError};
+use crate::lifecycle::Answer;
 
 /// The path that uploads come to: `/recordings/<token>/<file name>`.
 const PREFIX: &str = "/recordings/";

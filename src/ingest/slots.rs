@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{oneshot, watch};
 
+use crate::lifecycle::Answer;
 use crate::recording::audio::Audio;
 use crate::recording::digest::Digests;
 use crate::recording::format::Format;
@@ -24,15 +25,6 @@ pub struct Wanted {
     pub format: Format,
     /// Milliseconds that the switch told.
     pub told_ms: Option<u64>,
-}
-
-/// What the switch is told of its upload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// The audio is safe off this host: 200, and the switch deletes its file.
-    Release,
-    /// It is not: 503, and the file stays.
-    Keep,
 }
 
 /// A whole file of audio, and the switch that waits for an answer.

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::couch::{CouchError, Pages, Range, ViewRow};
 use crate::kazoo::time::{Moment, Month};
+use crate::lifecycle::{STATES, State};
 
 use super::LedgerError;
 use super::record::{Address, Record, call_prefix};
@@ -18,8 +19,7 @@ pub struct Filter {
     /// A recording's id, or its document's.
     pub media_id: Option<String>,
     pub call_id: Option<String>,
-    /// One of `STATES`.
-    pub state: Option<String>,
+    pub state: Option<State>,
     pub account_id: Option<String>,
     pub cause: Option<String>,
     /// Asked for before then.
@@ -28,22 +28,6 @@ pub struct Filter {
     pub after: Option<Moment>,
     pub limit: usize,
 }
-
-/// Every state an entry can be in.
-pub const STATES: [&str; 12] = [
-    "asked",
-    "recording",
-    "ended",
-    "held",
-    "parked",
-    "announcing",
-    "unverified",
-    "closing",
-    "stored",
-    "delivered",
-    "discarded",
-    "failed",
-];
 
 /// Entries in one piece of the work.
 const BATCH: usize = 100;
@@ -66,7 +50,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn of(state: &str, filter: &Filter) -> Self {
+    fn of(state: State, filter: &Filter) -> Self {
         let newest = filter
             .before
             .unwrap_or(Moment::from_unix_seconds(i64::from(u32::MAX) * 4));
@@ -75,8 +59,8 @@ impl Rows {
             pages: Pages::of(Range {
                 design: LOOKUP,
                 view: "state",
-                from: json!([state, newest]),
-                to: json!([state, oldest]),
+                from: json!([state.name(), newest]),
+                to: json!([state.name(), oldest]),
                 descending: true,
             }),
             next: VecDeque::new(),
@@ -124,11 +108,7 @@ impl Search<'_> {
             return Ok(Some(found));
         }
         if self.states.is_empty() {
-            let states = self
-                .filter
-                .state
-                .as_deref()
-                .map_or(STATES.to_vec(), |state| vec![state]);
+            let states = self.filter.state.map_or(STATES.to_vec(), |state| vec![state]);
             self.states = states.into_iter().map(|state| Rows::of(state, &self.filter)).collect();
         }
         let mut ids = Vec::new();
@@ -234,7 +214,7 @@ impl Filter {
         let asked = order.map(|order| order.asked_at);
         let cause = entry.outcome().map(|(_, cause)| cause).or_else(|| entry.parked());
         self.call_id.as_ref().is_none_or(|call_id| entry.call_id == *call_id)
-            && self.state.as_ref().is_none_or(|state| entry.state() == state)
+            && self.state.is_none_or(|state| State::of(entry) == state)
             && self
                 .cause
                 .as_ref()
@@ -337,7 +317,7 @@ mod tests {
             ..Filter::default()
         };
         let parked = Filter {
-            state: Some("parked".into()),
+            state: Some(State::Parked),
             ..filter.clone()
         };
         for filter in [filter, parked] {

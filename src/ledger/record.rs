@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::entry::Entry;
 use crate::kazoo::time::{Moment, Month};
+use crate::lifecycle::State;
 use crate::recording::digest::hex;
 use crate::recording::identity::Key;
 
@@ -166,7 +167,7 @@ impl Record {
             "fetch_id": order.and_then(|order| order.command.as_ref()).and_then(|command| command.fetch_id.as_deref()),
             "interaction": entry.interaction(),
             "asked_at": order.map(|order| order.asked_at),
-            "state": entry.state(),
+            "state": State::of(entry).name(),
             "cause": outcome.map(|(_, cause)| cause).or_else(|| entry.parked()),
             "open": entry.is_open(),
             "due": due,

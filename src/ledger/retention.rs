@@ -9,20 +9,9 @@ use tracing::info;
 
 use crate::couch::CouchError;
 use crate::kazoo::time::{Moment, Month};
+use crate::lifecycle::STATES;
 
 use super::{Ledger, LedgerError, database};
-
-/// States that keep a month.
-const KEEP: [&str; 8] = [
-    "asked",
-    "recording",
-    "ended",
-    "held",
-    "parked",
-    "announcing",
-    "unverified",
-    "closing",
-];
 
 /// A month had nothing open so long ago.
 const DONE_FOR: Duration = Duration::from_secs(5 * 3600);
@@ -73,7 +62,8 @@ pub async fn sweep(ledger: &Ledger, now: Moment, keep: Duration) -> Result<Vec<M
 }
 
 async fn has_open(ledger: &Ledger, month: Month) -> Result<bool, CouchError> {
-    for state in KEEP {
+    for state in STATES.into_iter().filter(|state| !state.is_final()) {
+        let state = state.name();
         let (from, to) = (json!([state]).to_string(), json!([state, {}]).to_string());
         let query = [("startkey", from.as_str()), ("endkey", &to), ("limit", "1")];
         // A month whose views cannot be read is kept.

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use kz_record_call::config::{Config, Layers};
-use kz_record_call::ingest::{Answer, Ingest, Spool, Wanted};
+use kz_record_call::ingest::{Ingest, Spool, Wanted};
 use kz_record_call::kazoo::time::Clock;
+use kz_record_call::lifecycle::Answer;
 use kz_record_call::recording::format::Format;
 use kz_record_call::recording::identity::{Key, MediaId};
 use serde_json::json;

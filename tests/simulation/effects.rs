@@ -7,8 +7,7 @@ use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::entry::fact::{
     Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Holding, What,
 };
-use kz_record_call::flow::next::{Effect, Hand, Input};
-use kz_record_call::ingest::Answer;
+use kz_record_call::lifecycle::{Answer, Effect, Hand, Input};
 use kz_record_call::recording::audio::Audio;
 use kz_record_call::recording::digest::Digests;
 use kz_record_call::recording::identity::{Key, MediaId};
@@ -172,7 +171,7 @@ impl World {
             }
             Effect::Hold => {
                 if self.hold_down {
-                    return Input::NotHeld;
+                    return Input::HoldRefused;
                 }
                 let content = self.in_hand(entry).unwrap();
                 let name = format!("{root} {content:?}");
@@ -208,7 +207,6 @@ impl World {
                 }
                 Input::Fact(entry.announced(*announcement))
             }
-            Effect::Wait { .. } => Input::Due,
         }
     }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use kz_record_call::entry::fact::{Fact, What};
-use kz_record_call::flow::next::{Hand, Input, next};
 use kz_record_call::kazoo::call::Parties;
+use kz_record_call::lifecycle::{Hand, Input, step};
 use kz_record_call::recording::ending::Told;
 use kz_record_call::recording::identity::Key;
 
@@ -165,7 +165,7 @@ impl World {
             self.begun_again.insert(member, fact);
             for other in &mut self.workers {
                 if let Some(task) = other.tasks.get_mut(&member) {
-                    task.effects = next(&mut task.case, Input::Fact(what.clone()), self.now, &self.policy);
+                    task.next = step(&mut task.case, Input::Fact(what.clone()), self.now, &self.policy);
                 }
             }
             member = member.continuation();

@@ -17,7 +17,7 @@ mod world;
 
 use std::collections::BTreeMap;
 
-use kz_record_call::entry::Entry;
+use kz_record_call::lifecycle::State;
 
 use world::World;
 
@@ -63,7 +63,7 @@ fn no_life_of_a_recording_loses_it() {
             }
             world.store[0]
                 .values()
-                .filter_map(|stored| stored.entry.as_ref().map(Entry::state))
+                .filter_map(|stored| stored.entry.as_ref().map(|entry| State::of(entry).name()))
                 .collect::<Vec<_>>()
         });
         match lived {

@@ -3,7 +3,7 @@
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::entry::fact::{CollectFailure, What};
-use kz_record_call::flow::next::Input;
+use kz_record_call::lifecycle::{Input, State};
 use kz_record_call::recording::identity::Key;
 
 use crate::world::*;
@@ -80,7 +80,7 @@ impl World {
         );
         self.note(format!(
             "the switch is told to let {root} go, by {key}, {}: {:?}",
-            entry.state(),
+            State::of(entry).name(),
             entry.facts().iter().map(|fact| fact.what.kind()).collect::<Vec<_>>()
         ));
         if self.files[&root].running {

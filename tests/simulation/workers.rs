@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
-use kz_record_call::flow::next::{Case, Effect, Hand, Input, next};
-use kz_record_call::ingest::Answer;
+use kz_record_call::lifecycle::{Answer, Case, Effect, Hand, Input, Next, step};
 use kz_record_call::recording::identity::Key;
 
 use crate::world::*;
@@ -89,7 +88,7 @@ impl World {
         let (now, policy) = (self.now, self.policy.clone());
         let mut again = None;
         if let Some(task) = self.workers[worker].tasks.get_mut(&key) {
-            task.effects = next(&mut task.case, input, now, &policy);
+            task.next = step(&mut task.case, input, now, &policy);
             again = task.unacked.take();
             task.unacked = unacked;
         } else {
@@ -97,8 +96,8 @@ impl World {
                 entry,
                 hand: Hand::Empty,
             };
-            let effects = next(&mut case, input, now, &policy);
-            self.workers[worker].tasks.insert(key, Task { case, effects, unacked });
+            let next = step(&mut case, input, now, &policy);
+            self.workers[worker].tasks.insert(key, Task { case, next, unacked });
         }
         // The one that was in hand before stays with the broker.
         self.queue.extend(again);
@@ -171,18 +170,18 @@ impl World {
         let (worker, key) = tasks[self.rng.usize(..tasks.len())];
         let part = self.workers[worker].part;
         let task = &self.workers[worker].tasks[&key];
-        let (entry, effect) = (task.case.entry.clone(), task.effects.first().cloned());
+        let (entry, next) = (task.case.entry.clone(), task.next.clone());
         let written = self.rng.bool() && self.write(part, &entry, Some(self.now.plus(LEASE)));
         if written {
             self.workers[worker].tasks.get_mut(&key).unwrap().unacked = None;
         }
-        match effect {
-            None | Some(Effect::Wait { .. }) => {
+        match next {
+            Next::Idle | Next::Wait(_) => {
                 if self.write(part, &entry, None) {
                     self.workers[worker].tasks.remove(&key);
                 }
             }
-            Some(effect) => {
+            Next::Do(effect) => {
                 if self.chance(20) {
                     return self.crash(worker); // before the effect
                 }
@@ -207,7 +206,7 @@ impl World {
                 }
                 let (now, policy) = (self.now, self.policy.clone());
                 let task = self.workers[worker].tasks.get_mut(&key).unwrap();
-                task.effects = next(&mut task.case, input, now, &policy);
+                task.next = step(&mut task.case, input, now, &policy);
             }
         }
     }

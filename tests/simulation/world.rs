@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Destination, Fact};
-use kz_record_call::flow::next::{Case, Effect, Policy, due};
 use kz_record_call::kazoo::call::Parties;
 use kz_record_call::kazoo::dialplan::Trigger;
 use kz_record_call::kazoo::time::Moment;
+use kz_record_call::lifecycle::{Case, Next, Policy, State, due};
 use kz_record_call::recording::ending::Told;
 use kz_record_call::recording::format::Format;
 use kz_record_call::recording::identity::{Key, MediaId};
@@ -77,7 +77,7 @@ pub enum Message {
 /// What a worker does with one recording.
 pub struct Task {
     pub case: Case,
-    pub effects: Vec<Effect>,
+    pub next: Next,
     /// The message that is acknowledged when the store has what it told.
     pub unacked: Option<Message>,
 }
@@ -404,7 +404,12 @@ impl World {
     pub fn tell_all(&self) {
         eprintln!("{}", self.log.join("\n"));
         for entry in self.store[0].values().filter_map(|stored| stored.entry.as_ref()) {
-            eprintln!("\n{} of {}, {}", entry.key, self.root(entry.key), entry.state());
+            eprintln!(
+                "\n{} of {}, {}",
+                entry.key,
+                self.root(entry.key),
+                State::of(entry).name()
+            );
             for fact in entry.facts() {
                 let mut what = format!("{:?}", fact.what);
                 what.truncate(150);

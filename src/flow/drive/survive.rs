@@ -9,8 +9,8 @@ use futures_util::FutureExt as _;
 use crate::entry::Entry;
 use crate::flow::dying;
 use crate::flow::hands::Mailbox;
-use crate::flow::next::Input;
 use crate::flow::perform::Parts;
+use crate::lifecycle::Input;
 use crate::telemetry::events::TaskPanicked;
 use crate::telemetry::words;
 

@@ -39,7 +39,7 @@ fn unanswered(n: u32) -> What {
 }
 
 /// What is done when something is due next, and when.
-fn next_due(case: &mut Case, now: Moment) -> (Vec<Effect>, Moment) {
+fn next_due(case: &mut Case, now: Moment) -> (Vec<Next>, Moment) {
     let at = due(&case.entry, now, &policy())
         .expect("nobody comes back to it")
         .max(now);
@@ -52,7 +52,7 @@ fn the_hold_keeps_audio_until_a_look_has_found_the_copy_however_many_did_not() {
     let mut now = after(10_000);
     for n in 1..=40 {
         let effects = next(&mut case, Input::Fact(looked(n, Some("not there"))), now, &policy());
-        assert!(!effects.contains(&Effect::Unhold), "{n}: {effects:?}");
+        assert!(!effects.contains(&Next::Do(Effect::Unhold)), "{n}: {effects:?}");
         assert!(case.entry.is_unverified() && case.entry.held().is_some());
         now = now.plus(Duration::from_secs(4000));
     }
@@ -77,13 +77,16 @@ fn what_a_server_lost_is_delivered_again_from_the_hold() {
     for attempt in 2..40 {
         let failure = Input::Fact(failed(attempt, Destination::ThirdParty, DeliveryFailure::Target));
         let effects = next(&mut case, failure, now, &policy());
-        assert!(!effects.contains(&Effect::Unhold), "{effects:?}");
+        assert!(!effects.contains(&Next::Do(Effect::Unhold)), "{effects:?}");
         let (_, later) = next_due(&mut case, now);
         now = later.plus(Duration::from_secs(3600));
     }
     assert_eq!(case.entry.parked(), None);
     let once_more = next(&mut case, Input::Due, now, &policy());
-    assert!(matches!(once_more[..], [Effect::Deliver { .. }]), "{once_more:?}");
+    assert!(
+        matches!(once_more[..], [Next::Do(Effect::Deliver { .. })]),
+        "{once_more:?}"
+    );
     // Again with too few copies: that is looked at anew.
     let effects = next(
         &mut case,
@@ -91,10 +94,13 @@ fn what_a_server_lost_is_delivered_again_from_the_hold() {
         now,
         &policy(),
     );
-    assert!(matches!(effects[..], [Effect::Wait { .. }]), "{effects:?}");
+    assert!(matches!(effects[..], [Next::Wait(_)]), "{effects:?}");
     assert_eq!(case.entry.delivery().unwrap().document.rev, "1-b");
     let (effects, now) = next_due(&mut case, now);
-    assert!(matches!(effects[..], [Effect::ReadBack { .. }]), "{effects:?}");
+    assert!(
+        matches!(effects[..], [Next::Do(Effect::ReadBack { .. })]),
+        "{effects:?}"
+    );
     // And once more with all of them.
     next(&mut case, Input::Fact(looked(2, Some("not there"))), now, &policy());
     let What::Delivered(mut delivery) = below(Destination::ThirdParty, "1-c") else {
@@ -116,7 +122,7 @@ fn a_server_that_does_not_answer_is_no_look() {
     let mut now = after(100);
     for n in 1..40 {
         let effects = next(&mut case, Input::Fact(unanswered(n)), now, &policy());
-        assert!(matches!(effects[..], [Effect::Wait { .. }]), "{n}: {effects:?}");
+        assert!(matches!(effects[..], [Next::Wait(_)]), "{n}: {effects:?}");
         let (effects, later) = next_due(&mut case, now);
         assert_eq!(effects, [Effect::ReadBack { n: n + 1 }]);
         now = later;
@@ -135,7 +141,7 @@ fn a_switch_keeps_its_file_until_a_copy_below_the_quorum_is_found() {
     let mut case = ended_as(order(), Destination::Account);
     step(&mut case, Input::Received(audio(5000)));
     let effects = next(&mut case, Input::Fact(below(Destination::Account, "1-a")), NOW, &policy);
-    assert_eq!(effects.first(), Some(&Effect::Answer(Answer::Keep)));
+    assert_eq!(effects.first(), Some(&Next::Do(Effect::Answer(Answer::Keep))));
     next(&mut case, Input::Answered(Answer::Keep), NOW, &policy);
     for announcement in [Announcement::DocumentCreated, Announcement::Outcome(Outcome::Stored)] {
         next(&mut case, Input::Fact(What::Announced(announcement)), NOW, &policy);
@@ -149,18 +155,18 @@ fn a_switch_keeps_its_file_until_a_copy_below_the_quorum_is_found() {
     );
     assert_eq!(effects, [collect(1)]);
     let effects = next(&mut case, Input::Received(audio(5000)), after(101), &policy);
-    assert!(matches!(effects[..], [Effect::Deliver { .. }]), "{effects:?}");
+    assert!(matches!(effects[..], [Next::Do(Effect::Deliver { .. })]), "{effects:?}");
     let effects = next(
         &mut case,
         Input::Fact(below(Destination::Account, "1-b")),
         after(102),
         &policy,
     );
-    assert_eq!(effects.first(), Some(&Effect::Answer(Answer::Keep)));
+    assert_eq!(effects.first(), Some(&Next::Do(Effect::Answer(Answer::Keep))));
     next(&mut case, Input::Answered(Answer::Keep), after(102), &policy);
     // It is: now the switch may let its file go.
     let effects = next(&mut case, Input::Fact(looked(2, None)), after(1000), &policy);
-    assert!(matches!(effects[..], [Effect::Tidy { .. }]), "{effects:?}");
+    assert!(matches!(effects[..], [Next::Do(Effect::Tidy { .. })]), "{effects:?}");
 }
 
 #[test]
@@ -172,7 +178,7 @@ fn audio_below_the_quorum_goes_into_the_hold_before_its_switch_lets_it_go() {
         [Effect::Hold]
     );
     let effects = step(&mut case, Input::Fact(holding()));
-    assert_eq!(effects.first(), Some(&Effect::Answer(Answer::Release)));
+    assert_eq!(effects.first(), Some(&Next::Do(Effect::Answer(Answer::Release))));
 }
 
 #[test]

@@ -31,12 +31,16 @@ fn live(
     let mut now = from;
     let mut effects = next(case, Input::Due, after(now), &policy());
     while now < to && case.entry.ended().is_none() {
-        let Some(effect) = effects.first().cloned() else { break };
-        effects = match &effect {
-            Effect::Wait { until } => {
+        let effect = match effects.first().cloned() {
+            Some(Next::Do(effect)) => effect,
+            Some(Next::Wait(until)) => {
                 now = until.since(NOW).as_secs().max(now + 1);
-                next(case, Input::Due, after(now), &policy())
+                effects = next(case, Input::Due, after(now), &policy());
+                continue;
             }
+            Some(Next::Idle) | None => break,
+        };
+        effects = match &effect {
             Effect::LookForChannel { .. } => {
                 let input = seen(case, alive);
                 next(case, input, after(now), &policy())
@@ -49,9 +53,7 @@ fn live(
             }
             other => panic!("{other:?} while it runs"),
         };
-        if !matches!(effect, Effect::Wait { .. }) {
-            done.push((now, effect));
-        }
+        done.push((now, effect));
     }
     done
 }
@@ -186,5 +188,5 @@ fn a_recording_whose_file_was_not_to_be_had_goes_on_when_its_end_is_told() {
         after(90_000),
         &policy(),
     );
-    assert_eq!((case.entry.parked(), effects), (None, vec![Effect::Decide]));
+    assert_eq!((case.entry.parked(), effects), (None, vec![Next::Do(Effect::Decide)]));
 }

@@ -24,7 +24,11 @@ fn a_retry_from_a_host_with_another_clock_makes_an_attempt() {
     for skew in [-7200, -3600, 0, 3600] {
         let mut case = moved_on(skew);
         let effects = next(&mut case, Input::Due, after(1800), &policy());
-        assert_eq!((case.entry.parked(), effects), (None, vec![Effect::Decide]), "{skew}");
+        assert_eq!(
+            (case.entry.parked(), effects),
+            (None, vec![Next::Do(Effect::Decide)]),
+            "{skew}"
+        );
     }
 }
 
@@ -40,12 +44,12 @@ fn after_a_retry_from_a_host_with_another_clock_there_are_pauses_and_an_end() {
         let mut effects = next(&mut case, Input::Fact(decided), after(1800), &policy());
         let mut now = after(1800);
         let mut attempts = 0;
-        while let Some(Effect::Deliver { attempt, destination }) = effects.first().cloned() {
+        while let Some(Next::Do(Effect::Deliver { attempt, destination })) = effects.first().cloned() {
             attempts += 1;
             let begun = now;
             let what = failed(attempt, destination, DeliveryFailure::Target);
             effects = next(&mut case, Input::Fact(what), now, &policy());
-            if let Some(Effect::Wait { until }) = effects.first() {
+            if let Some(Next::Wait(until)) = effects.first() {
                 now = *until;
                 effects = next(&mut case, Input::Due, now, &policy());
                 assert!(now.since(begun) >= Duration::from_secs(4), "{skew}: no pause");
@@ -67,7 +71,7 @@ fn what_the_program_fails_on_is_put_off_for_longer_and_longer_and_parked_in_the_
     for n in 1..12 {
         let why = "index out of bounds".to_owned();
         let effects = next(&mut case, Input::Fact(What::Panicked { n, why }), now, &policy());
-        let [Effect::Wait { until }] = effects[..] else {
+        let [Next::Wait(until)] = effects[..] else {
             panic!("{n}: {effects:?}")
         };
         assert!(until.since(now) >= Duration::from_secs(5), "{n}");
@@ -78,7 +82,7 @@ fn what_the_program_fails_on_is_put_off_for_longer_and_longer_and_parked_in_the_
     let effects = next(&mut case, Input::Fact(What::Panicked { n: 12, why }), now, &policy());
     assert_eq!(case.entry.parked(), Some(Cause::ProgramFault));
     assert!(
-        effects.contains(&announce(Announcement::Outcome(Outcome::Parked))),
+        effects.contains(&Next::Do(announce(Announcement::Outcome(Outcome::Parked)))),
         "{effects:?}"
     );
     // An operator moves it on, with a program that does better.
@@ -107,11 +111,6 @@ fn what_only_a_newer_version_can_judge_is_left_to_it() {
         hand: Hand::Empty,
     };
     let effects = next(&mut case, Input::Due, NOW, &policy());
-    assert_eq!(
-        effects,
-        [Effect::Wait {
-            until: NOW.plus(policy().check_interval)
-        }]
-    );
+    assert_eq!(effects, [Next::Wait(NOW.plus(policy().check_interval))]);
     assert_eq!(case.entry.outcome(), None);
 }

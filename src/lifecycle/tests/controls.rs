@@ -35,7 +35,7 @@ fn moved() -> Input {
     })))
 }
 
-fn at(case: &mut Case, second: u64, input: Input) -> Vec<Effect> {
+fn at(case: &mut Case, second: u64, input: Input) -> Vec<Next> {
     next(case, input, after(second), &policy())
 }
 
@@ -52,10 +52,7 @@ fn a_mask_that_the_broker_did_not_take_is_sent_again_and_not_documented_before()
     assert_eq!(case.entry.controls().masks, [], "nothing is said of what was not sent");
     at(&mut case, 12, sent("a", true, 0));
     assert_eq!(case.entry.controls().masks, [(after(12), true)]);
-    assert!(
-        matches!(at(&mut case, 13, Input::Due)[..], [Effect::Wait { .. }]),
-        "once"
-    );
+    assert!(matches!(at(&mut case, 13, Input::Due)[..], [Next::Wait(_)]), "once");
 }
 
 #[test]
@@ -65,7 +62,9 @@ fn a_mask_from_before_the_start_is_sent_when_it_starts_and_at_each_start_after()
     at(&mut case, 1, asked("a", true));
     // The switch knew of no such recording then.
     at(&mut case, 1, sent("a", true, 0));
-    let start = Input::Fact(What::Started(told(0)));
+    let mut started = told(0);
+    started.at = after(3);
+    let start = Input::Fact(What::Started(started));
     let again = |n| Effect::Control { what: Control::Mask, n };
     assert_eq!(at(&mut case, 3, start), [again(1)]);
     assert_eq!(case.entry.controls().masks, []);
@@ -85,7 +84,7 @@ fn a_mask_and_an_unmask_after_a_move_are_told_as_not_obeyed() {
     at(&mut case, 20, moved());
     let effects = at(&mut case, 25, asked("after", false));
     assert!(
-        matches!(effects[..], [Effect::Wait { .. }]),
+        matches!(effects[..], [Next::Wait(_)]),
         "nothing is sent in vain: {effects:?}"
     );
     let controls = case.entry.controls();
@@ -134,6 +133,26 @@ fn a_mask_just_before_the_hang_up_is_told_as_done() {
     at(&mut case, 7, Input::Fact(What::Ended(told(5000))));
     let controls = case.entry.controls();
     assert_eq!((controls.masks, controls.not_obeyed), (vec![(after(5), true)], vec![]));
+}
+
+#[test]
+fn a_mask_of_a_recording_whose_start_was_only_presumed_later_stands_in_the_document() {
+    let mut case = super::asked(order());
+    at(&mut case, 1, Input::Fact(What::Commanded));
+    for (second, action, on) in [(2, "a", true), (4, "b", false)] {
+        at(&mut case, second, asked(action, on));
+        at(&mut case, second, sent(action, on, 0));
+    }
+    // No event came. Its file is there: it was begun when that was commanded.
+    let probed = What::Probed {
+        n: 1,
+        size: 7,
+        md5: "0".into(),
+        open: true,
+    };
+    at(&mut case, 40, Input::Fact(probed));
+    assert!(case.entry.started().is_some());
+    assert_eq!(case.entry.controls().masks, [(after(2), true), (after(4), false)]);
 }
 
 #[test]
@@ -197,7 +216,7 @@ fn a_document_without_the_mask_of_another_worker_is_amended() {
         });
     }
     let effects = step(&mut case, Input::Known(Box::new(theirs)));
-    assert!(effects.contains(&Effect::Amend { n: 1 }), "{effects:?}");
+    assert!(effects.contains(&Next::Do(Effect::Amend { n: 1 })), "{effects:?}");
     assert!(!case.entry.is_closed());
     let controls = case.entry.controls().fingerprint();
     step(
@@ -244,7 +263,7 @@ fn a_mask_is_sent_once_for_a_start_whatever_the_clocks_of_two_workers_say() {
     };
     assert_eq!(again, [once_more], "who sent it knew no start");
     let done = early(&mut case, sent_for("a", 1, start));
-    assert!(!matches!(done[..], [Effect::Control { .. }, ..]), "{done:?}");
+    assert!(!matches!(done[..], [Next::Do(Effect::Control { .. }), ..]), "{done:?}");
 }
 
 #[test]

@@ -14,14 +14,14 @@ fn every_ending_of_the_table_is_reached_and_told() {
                 _ => case.entry.outcome(),
             };
             assert_eq!(reached, Some((outcome, *cause)), "{outcome}/{cause}");
-            let told = announce(Announcement::Outcome(outcome));
+            let told = Next::Do(announce(Announcement::Outcome(outcome)));
             assert!(then.contains(&told), "{outcome}/{cause}: {then:?}");
         }
     }
 }
 
 /// What happens to a recording that ends like this, and what is to be done then.
-fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Effect>) {
+fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Next>) {
     match cause {
         Cause::Complete => kept(outcome, audio(5000)),
         Cause::SuspectAudio => {
@@ -113,12 +113,12 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Effect>) {
     }
 }
 
-fn settled(mut case: Case, what: What) -> (Case, Vec<Effect>) {
+fn settled(mut case: Case, what: What) -> (Case, Vec<Next>) {
     let then = step(&mut case, Input::Fact(what));
     (case, then)
 }
 
-fn kept(outcome: Outcome, audio: Audio) -> (Case, Vec<Effect>) {
+fn kept(outcome: Outcome, audio: Audio) -> (Case, Vec<Next>) {
     let destination = match outcome {
         Outcome::Delivered => Destination::Url,
         _ => Destination::Account,
@@ -129,7 +129,7 @@ fn kept(outcome: Outcome, audio: Audio) -> (Case, Vec<Effect>) {
 }
 
 /// Nothing is heard of it but this, however long one waits; its file is not there, and its channel is gone.
-fn silent(order: Order, heard: &[What]) -> (Case, Vec<Effect>) {
+fn silent(order: Order, heard: &[What]) -> (Case, Vec<Next>) {
     let mut case = asked(order);
     step(&mut case, Input::Fact(What::Commanded));
     let mut then = Vec::new();
@@ -143,8 +143,8 @@ fn silent(order: Order, heard: &[What]) -> (Case, Vec<Effect>) {
         let now = after(60 * minute);
         then = next(&mut case, Input::Due, now, &policy());
         let what = match then.first() {
-            Some(Effect::LookForChannel { n }) => What::ChannelSeen { n: *n, alive: false },
-            Some(Effect::Probe { attempt, .. }) => collect_failed(*attempt, CollectFailure::Missing),
+            Some(Next::Do(Effect::LookForChannel { n })) => What::ChannelSeen { n: *n, alive: false },
+            Some(Next::Do(Effect::Probe { attempt, .. })) => collect_failed(*attempt, CollectFailure::Missing),
             _ => continue,
         };
         then = next(&mut case, Input::Fact(what), now, &policy());
@@ -153,7 +153,7 @@ fn silent(order: Order, heard: &[What]) -> (Case, Vec<Effect>) {
 }
 
 /// As many attempts as it takes fail like this.
-fn failing(times: u32, failure: impl Fn(u32) -> What) -> (Case, Vec<Effect>) {
+fn failing(times: u32, failure: impl Fn(u32) -> What) -> (Case, Vec<Next>) {
     let mut case = ended_as(order(), Destination::ThirdParty);
     let mut then = Vec::new();
     for attempt in 1..=times {
@@ -174,7 +174,7 @@ fn collect_failed(attempt: u32, failure: CollectFailure) -> What {
 }
 
 /// The destination will not have it, and the hold keeps it.
-fn refused(destination: Destination, failure: DeliveryFailure) -> (Case, Vec<Effect>) {
+fn refused(destination: Destination, failure: DeliveryFailure) -> (Case, Vec<Next>) {
     let mut case = ended_as(order(), destination);
     step(&mut case, Input::Received(audio(5000)));
     let then = step(&mut case, Input::Fact(failed(1, destination, failure)));
@@ -183,7 +183,7 @@ fn refused(destination: Destination, failure: DeliveryFailure) -> (Case, Vec<Eff
 }
 
 /// Its place is asked for until the whole schedule has passed.
-fn undecided() -> (Case, Vec<Effect>) {
+fn undecided() -> (Case, Vec<Next>) {
     let policy = Policy {
         hold: false,
         ..policy()

@@ -16,30 +16,30 @@ fn lived_out(mut case: Case, mut now: Moment) -> Case {
         now = now.max(at).plus(Duration::from_secs(1));
         let effects = next(&mut case, Input::Due, now, &policy());
         let what = match effects.first() {
-            Some(Effect::LookForChannel { n }) => What::ChannelSeen { n: *n, alive: false },
-            Some(Effect::Probe { attempt, .. } | Effect::Collect { attempt, .. }) => What::CollectFailed {
+            Some(Next::Do(Effect::LookForChannel { n })) => What::ChannelSeen { n: *n, alive: false },
+            Some(Next::Do(Effect::Probe { attempt, .. } | Effect::Collect { attempt, .. })) => What::CollectFailed {
                 attempt: *attempt,
                 failure: CollectFailure::Missing,
                 why: "x".into(),
             },
-            Some(Effect::Decide) => What::Decided {
+            Some(Next::Do(Effect::Decide)) => What::Decided {
                 n: case.entry.next_number("retried"),
                 destination: Destination::Account,
                 attempts: None,
             },
-            Some(Effect::Control { n, .. }) => What::StopSent { n: *n, start: None },
-            Some(Effect::Deliver { attempt, destination } | Effect::Complete { attempt, destination }) => {
+            Some(Next::Do(Effect::Control { n, .. })) => What::StopSent { n: *n, start: None },
+            Some(Next::Do(Effect::Deliver { attempt, destination } | Effect::Complete { attempt, destination })) => {
                 failed(*attempt, *destination, DeliveryFailure::Target)
             }
-            Some(Effect::Document { .. }) => What::Documented(document()),
-            Some(Effect::Announce(announcement)) => What::Announced(*announcement),
-            Some(Effect::Mark { n, .. }) => What::Marked { n: *n },
-            Some(Effect::Unhold) => What::Unheld {
+            Some(Next::Do(Effect::Document { .. })) => What::Documented(document()),
+            Some(Next::Do(Effect::Announce(announcement))) => What::Announced(*announcement),
+            Some(Next::Do(Effect::Mark { n, .. })) => What::Marked { n: *n },
+            Some(Next::Do(Effect::Unhold)) => What::Unheld {
                 n: case.entry.next_number("held") - 1,
             },
-            Some(Effect::ReadBack { n }) => looked(*n, None),
-            Some(Effect::Tidy { n, .. }) => What::Tidied { n: *n, left: None },
-            Some(Effect::Command) => What::Commanded,
+            Some(Next::Do(Effect::ReadBack { n })) => looked(*n, None),
+            Some(Next::Do(Effect::Tidy { n, .. })) => What::Tidied { n: *n, left: None },
+            Some(Next::Do(Effect::Command)) => What::Commanded,
             _ => continue,
         };
         next(&mut case, Input::Fact(what), now, &policy());
@@ -73,7 +73,11 @@ fn a_retry_never_leaves_a_recording_in_limbo() {
                 entry,
                 hand: Hand::Empty,
             };
-            assert_eq!(case.entry.state(), if held { "held" } else { "ended" }, "{cause}");
+            assert_eq!(
+                State::of(&case.entry).name(),
+                if held { "held" } else { "ended" },
+                "{cause}"
+            );
             assert!(is_taken_up(&case, after(100)), "{cause}: nobody takes it up");
             next(&mut case, Input::Due, after(100), &policy());
             let rests = case.entry.parked().is_some();
@@ -182,7 +186,11 @@ fn an_entry_that_is_not_settled_is_always_due() {
             let told = format!("{:?} {story:?}", order.command);
             let case = lived_out(case, after(60));
             let settled = case.entry.parked().is_some() || case.entry.is_closed();
-            assert!(settled, "{} and nobody comes back: {told}", case.entry.state());
+            assert!(
+                settled,
+                "{} and nobody comes back: {told}",
+                State::of(&case.entry).name()
+            );
         }
     }
 }

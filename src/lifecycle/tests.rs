@@ -1,5 +1,10 @@
-use crate::entry::fact::{Delivery, Document, Holding};
+use std::time::Duration;
+
+use crate::entry::cause::Outcome;
+use crate::entry::fact::{Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Holding};
 use crate::kazoo::call::Parties;
+use crate::kazoo::dialplan::{Control, Trigger};
+use crate::recording::audio::Audio;
 use crate::recording::digest::Digests;
 use crate::recording::format::Format;
 use crate::recording::identity::{Key, MediaId};
@@ -141,8 +146,32 @@ fn ended_as(order: Order, destination: Destination) -> Case {
     case
 }
 
-fn step(case: &mut Case, input: Input) -> Vec<Effect> {
+fn step(case: &mut Case, input: Input) -> Vec<Next> {
     next(case, input, NOW, &policy())
+}
+
+/// What is to be done, and what would be after it; a wait comes last.
+fn next(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Vec<Next> {
+    let first = super::step(case, input, now, policy);
+    let is_settled = case.entry.outcome().is_some() || case.entry.parked().is_some();
+    if matches!(first, Next::Idle) {
+        return Vec::new();
+    }
+    let mut all = vec![first];
+    if is_settled {
+        for owed in settled::owed(case, now, policy) {
+            if matches!(owed, Next::Do(_)) && !all.contains(&owed) {
+                all.push(owed);
+            }
+        }
+    }
+    all
+}
+
+impl PartialEq<Effect> for Next {
+    fn eq(&self, effect: &Effect) -> bool {
+        matches!(self, Self::Do(own) if own == effect)
+    }
 }
 
 fn collect(attempt: u32) -> Effect {

@@ -5,10 +5,7 @@ use super::*;
 #[test]
 fn a_start_that_is_never_confirmed_fails_and_is_taken_up_if_it_starts_after_all() {
     let mut case = asked(order());
-    assert_eq!(
-        step(&mut case, Input::Fact(What::Commanded)),
-        [Effect::Wait { until: after(30) }]
-    );
+    assert_eq!(step(&mut case, Input::Fact(What::Commanded)), [Next::Wait(after(30))]);
     let probe = Effect::Probe {
         n: 1,
         attempt: 1,
@@ -80,7 +77,7 @@ fn the_file_tells_whether_a_command_that_came_twice_came_to_nothing() {
         let mut case = asked(order());
         step(&mut case, Input::Fact(What::Commanded));
         let probing = step(&mut case, Input::Fact(what));
-        assert!(matches!(probing[..], [Effect::Probe { .. }]), "{probing:?}");
+        assert!(matches!(probing[..], [Next::Do(Effect::Probe { .. })]), "{probing:?}");
         let mut nothing = case.clone();
         step(&mut nothing, no_such_file());
         assert_eq!(nothing.entry.outcome(), Some((Outcome::Failed, cause)));
@@ -118,12 +115,12 @@ fn a_delayed_start_is_not_overdue_while_its_channel_lives() {
     let alive = What::ChannelSeen { n: 1, alive: true };
     assert_eq!(
         next(&mut case, Input::Fact(alive), after(30), &policy()),
-        [Effect::Wait { until: after(330) }]
+        [Next::Wait(after(330))]
     );
     let gone = What::ChannelSeen { n: 2, alive: false };
     assert_eq!(
         next(&mut case, Input::Fact(gone), after(330), &policy()),
-        [Effect::Wait { until: after(390) }]
+        [Next::Wait(after(390))]
     );
     assert_eq!(
         next(&mut case, Input::Due, after(390), &policy()),
@@ -131,7 +128,7 @@ fn a_delayed_start_is_not_overdue_while_its_channel_lives() {
     );
     let gone = What::ChannelSeen { n: 3, alive: false };
     let probing = next(&mut case, Input::Fact(gone), after(390), &policy());
-    assert!(matches!(probing[..], [Effect::Probe { .. }]), "{probing:?}");
+    assert!(matches!(probing[..], [Next::Do(Effect::Probe { .. })]), "{probing:?}");
     let missing = What::CollectFailed {
         attempt: 1,
         failure: CollectFailure::Missing,
@@ -166,7 +163,7 @@ fn a_stop_is_repeated_until_the_recording_ends_and_told_when_it_does_not() {
     assert_eq!(step(&mut case, Input::Fact(asked)), [stop(1)]);
     assert_eq!(
         step(&mut case, Input::Fact(What::StopSent { n: 1, start: None })),
-        [Effect::Wait { until: after(2) }]
+        [Next::Wait(after(2))]
     );
     assert_eq!(next(&mut case, Input::Due, after(2), &policy()), [stop(2)]);
     next(
@@ -204,7 +201,7 @@ fn a_stop_that_comes_before_the_start_is_applied_to_it() {
             route: None,
         }),
     );
-    assert!(matches!(waiting[..], [Effect::Wait { .. }]), "{waiting:?}");
+    assert!(matches!(waiting[..], [Next::Wait(_)]), "{waiting:?}");
     let stop = next(&mut case, Input::Fact(What::Started(told(0))), after(3), &policy());
     assert_eq!(
         stop,
@@ -222,7 +219,7 @@ fn an_end_that_nobody_told_is_presumed_when_the_channel_is_gone_and_the_file_res
     assert_eq!(next(&mut case, Input::Doubt, after(10), &policy()), [look(1)]);
     let seen = |n, alive| Input::Fact(What::ChannelSeen { n, alive });
     let waiting = next(&mut case, seen(1, false), after(10), &policy());
-    assert_eq!(waiting, [Effect::Wait { until: after(70) }]);
+    assert_eq!(waiting, [Next::Wait(after(70))]);
     assert_eq!(next(&mut case, Input::Due, after(70), &policy()), [look(2)]);
     let probe = |n| Effect::Probe {
         n,
@@ -240,7 +237,7 @@ fn an_end_that_nobody_told_is_presumed_when_the_channel_is_gone_and_the_file_res
         })
     };
     let waiting = next(&mut case, probed(1, "a"), after(71), &policy());
-    assert_eq!(waiting, [Effect::Wait { until: after(131) }]);
+    assert_eq!(waiting, [Next::Wait(after(131))]);
     assert_eq!(next(&mut case, Input::Due, after(131), &policy()), [probe(2)]);
     // It has grown: the recording lives on somewhere.
     next(&mut case, probed(2, "b"), after(132), &policy());
@@ -256,7 +253,7 @@ fn a_channel_that_lives_is_not_presumed_dead() {
     let seen = |n, alive| Input::Fact(What::ChannelSeen { n, alive });
     next(&mut case, seen(1, false), after(10), &policy());
     let waiting = next(&mut case, seen(2, true), after(70), &policy());
-    assert_eq!(waiting, [Effect::Wait { until: after(370) }]);
+    assert_eq!(waiting, [Next::Wait(after(370))]);
 }
 
 #[test]
@@ -264,10 +261,10 @@ fn a_recording_over_its_limit_is_probed_too() {
     let mut case = started(order());
     let seen = Input::Fact(What::ChannelSeen { n: 1, alive: true });
     let waiting = next(&mut case, seen, after(500), &policy());
-    assert_eq!(waiting, [Effect::Wait { until: after(660) }]);
+    assert_eq!(waiting, [Next::Wait(after(660))]);
     assert!(matches!(
         next(&mut case, Input::Due, after(660), &policy())[..],
-        [Effect::Probe { .. }]
+        [Next::Do(Effect::Probe { .. })]
     ));
 }
 

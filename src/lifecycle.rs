@@ -1,0 +1,215 @@
+//! Every decision about a recording, pure: what is known and what just happened in, what is to be done out.
+//!
+//! What is to be done follows from the entry alone, and from whether this worker has the audio in hand. So it does not matter which worker
+//! goes on with a recording, or how often it was begun.
+
+use crate::entry::Entry;
+use crate::entry::cause::Cause;
+use crate::entry::fact::{Fact, What};
+use crate::kazoo::time::Moment;
+use crate::recording::ending::Told;
+use crate::recording::names;
+
+mod ended;
+mod evidence;
+mod model;
+mod running;
+mod schedule;
+mod settled;
+mod state;
+
+#[cfg(test)]
+mod tests;
+
+pub use model::{Answer, Case, Effect, Hand, Input, Next};
+pub use schedule::Policy;
+pub use state::{STATES, State};
+
+/// Facts that follow from one input. What would follow from more of them comes with the next input: a decision must end.
+const MOST_FOLLOW: usize = 256;
+
+/// Takes in what happened, and says what is to be done next.
+pub fn step(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Next {
+    let doubt = input == Input::Doubt;
+    take(case, input, now, policy);
+    for _ in 0..MOST_FOLLOW {
+        let Some(what) = follows(case, now, policy) else { break };
+        if !add(&mut case.entry, what, now, policy) {
+            break;
+        }
+    }
+    if doubt
+        && case.entry.is_open()
+        && case.entry.order().is_some()
+        && left_alone(&case.entry, now, policy).is_none_or(|until| until <= now)
+    {
+        return Next::Do(Effect::LookForChannel {
+            n: case.entry.next_number("channel_seen"),
+        });
+    }
+    to_do(case, now, policy)
+}
+
+/// When something is to be done about an entry that nobody has in hand; `None`: not before something happens.
+pub fn due(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
+    let mut case = Case {
+        entry: entry.clone(),
+        hand: Hand::Empty,
+    };
+    let next = step(&mut case, Input::Due, now, policy);
+    if case.entry != *entry {
+        // What follows by now is to be written down, and told.
+        return Some(now);
+    }
+    match next {
+        Next::Wait(until) => Some(until),
+        Next::Do(_) => Some(now),
+        Next::Idle => None,
+    }
+}
+
+fn add(entry: &mut Entry, what: What, now: Moment, policy: &Policy) -> bool {
+    entry.add(Fact {
+        at: now,
+        by: policy.worker.clone(),
+        what,
+    })
+}
+
+fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
+    let what = match input {
+        Input::Fact(mut what) => {
+            if let What::Delivered(delivery) = &mut what {
+                delivery.again = case.entry.vain_looks();
+            }
+            let not_now = matches!(what, What::DeliveryFailed { .. } | What::Postponed { .. });
+            if not_now && case.hand == Hand::Received {
+                case.hand = Hand::Tried;
+            }
+            what
+        }
+        Input::Received(audio) => {
+            case.hand = Hand::Received;
+            What::Collected(case.entry.judged(audio))
+        }
+        Input::Answered(answer) => {
+            case.hand = Hand::Empty;
+            if answer == Answer::Keep {
+                return;
+            }
+            What::Released {
+                n: case.entry.next_number("released"),
+            }
+        }
+        Input::HoldRefused => {
+            case.hand = Hand::HoldRefused;
+            // The switch keeps its file. Asking for it again at once would only bring it here once more.
+            What::Postponed {
+                n: case.entry.next_number("postponed"),
+                until: now.plus(policy.hold_pause),
+                why: "the hold does not take the audio".into(),
+            }
+        }
+        Input::Known(known) => {
+            case.entry = case.entry.clone().merge(*known);
+            return;
+        }
+        Input::Due | Input::Doubt => return,
+    };
+    add(&mut case.entry, what, now, policy);
+}
+
+/// A fact that follows from the others.
+fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
+    let entry = &case.entry;
+    if let Some(unheeded) = entry.unheeded() {
+        return Some(unheeded);
+    }
+    if entry.outcome().is_some() {
+        return None;
+    }
+    if entry.unreadable().next().is_some() {
+        return None;
+    }
+    if entry.parked().is_some() {
+        return settled::woken(entry);
+    }
+    if entry.ended().is_some() {
+        if entry.panics().count() >= policy.attempts(None) {
+            // Its audio is kept where it is; a recording that runs goes on, for its end is still to be heard.
+            return Some(What::Parked {
+                n: entry.next_rest(),
+                cause: Cause::ProgramFault,
+            });
+        }
+        ended::follows(case, now, policy)
+    } else {
+        running::follows(entry, now, policy)
+    }
+}
+
+/// The switch that has the file, and its path there.
+fn source(entry: &Entry) -> Option<(&str, &str)> {
+    let told: Vec<&Told> = [entry.ended(), entry.latest_start()].into_iter().flatten().collect();
+    let node = told.iter().find_map(|told| told.node.as_deref());
+    // Facts come from others too, by the ledger, the journal and notices: each path is looked at again before it is used.
+    let mut paths = told.iter().filter_map(|told| told.path.as_deref());
+    let path = paths.find(|path| is_file_of(entry, path));
+    // A switch that tells of its recording, and not where, has it where it was told to.
+    node.zip(path.or_else(|| ordered_path(entry))).or_else(|| guess(entry))
+}
+
+/// Where the file should be, if it was made and nobody told.
+fn guess(entry: &Entry) -> Option<(&str, &str)> {
+    let command = entry.order()?.command.as_ref()?;
+    command.node.as_deref().zip(ordered_path(entry))
+}
+
+/// Where we had the file made.
+fn ordered_path(entry: &Entry) -> Option<&str> {
+    let command = entry.order()?.command.as_ref()?;
+    Some(command.path.as_str()).filter(|path| is_file_of(entry, path))
+}
+
+fn is_file_of(entry: &Entry, path: &str) -> bool {
+    entry
+        .order()
+        .is_some_and(|order| names::is_path_of(path, &order.file_name))
+}
+
+fn to_do(case: &Case, now: Moment, policy: &Policy) -> Next {
+    let entry = &case.entry;
+    if case.hand == Hand::Empty
+        && let Some(until) = left_alone(entry, now, policy).filter(|until| *until > now)
+    {
+        return Next::Wait(until);
+    }
+    if let (Some(stray), Hand::Empty) = (entry.stray(), case.hand) {
+        let name = stray.name.clone();
+        return Next::Do(Effect::Separate { name });
+    }
+    if entry.outcome().is_some() || entry.parked().is_some() {
+        return settled::next(case, now, policy);
+    }
+    if entry.ended().is_some() {
+        return ended::next(case, now, policy);
+    }
+    if case.hand != Hand::Empty {
+        // The switch records again into the file that it has just brought.
+        return Next::Do(Effect::Answer(Answer::Keep));
+    }
+    running::next(entry, now, policy)
+}
+
+/// Until when nothing at all is done about a recording: the program failed on it, or a newer version decided something that this one cannot
+/// judge, and goes on with it.
+fn left_alone(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
+    let mut facts = entry.facts().iter().rev();
+    let parked = facts.find(|fact| matches!(fact.what, What::Parked { .. }));
+    // Once it is parked for that its notices go out; where these panic too, they wait like all else.
+    let panicked = entry.panics().next_back();
+    let panicked = panicked.filter(|at| parked.is_none_or(|parked| *at > parked.at));
+    let panicked = panicked.map(|at| at.plus(policy.pause(entry.panics().count(), None)));
+    let newer = entry.unreadable().next().map(|_| now.plus(policy.check_interval));
+    panicked.into_iter().chain(newer).max()
+}

@@ -1,0 +1,185 @@
+//! Decisions about a recording that has ended: where its audio goes.
+
+use crate::entry::Entry;
+use crate::entry::cause::{Cause, Outcome};
+use crate::entry::fact::{CollectFailure, DeliveryFailure, Destination, Fact, What};
+use crate::kazoo::time::Moment;
+
+use super::schedule::{paused, wait_or};
+use super::{Answer, Case, Effect, Hand, Next, Policy, source};
+
+/// After so many postponements of the decision the audio is taken off the switch.
+const UNDECIDED_IS_LONG: usize = 3;
+
+/// What follows once the end is known.
+pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
+    let entry = &case.entry;
+    let order = entry.order()?;
+    let conclude = |outcome, cause| Some(What::Concluded { outcome, cause });
+    let park = |cause| {
+        Some(What::Parked {
+            n: entry.next_rest(),
+            cause,
+        })
+    };
+    if entry.account_id().is_none() {
+        return park(Cause::NoAccount);
+    }
+    if source(entry).is_none() {
+        return conclude(Outcome::Failed, Cause::FileGone);
+    }
+    let min_ms = u64::from(order.min_sec) * 1000;
+    let told_short = min_ms > 0 && entry.told_ms().is_some_and(|ms| ms < min_ms);
+    if min_ms > 0 && case.hand == Hand::Received {
+        // The length that the switch told is a channel's variable and may be another recording's: the audio decides.
+        let counted = entry.last_audio().and_then(|audio| audio.duration_ms);
+        if counted.map_or(told_short, |ms| ms < min_ms) {
+            return conclude(Outcome::Discarded, Cause::TooShort);
+        }
+    }
+    let missing = entry
+        .failures()
+        .filter(|fact| {
+            matches!(
+                fact.what,
+                What::CollectFailed {
+                    failure: CollectFailure::Missing,
+                    ..
+                }
+            )
+        })
+        .count();
+    if missing > 0 && told_short {
+        // Switches that enforce the minimum themselves delete what is shorter.
+        return conclude(Outcome::Discarded, Cause::TooShort);
+    }
+    // A file that cannot be opened may only be so for now: the switch says the same of one that is gone, and where it has no descriptor left, or
+    // its disk does not answer. So that runs the whole schedule too.
+    // Before it rests the audio goes into the hold, if there is one: the switch's disk is not ours.
+    let in_hand = matches!(case.hand, Hand::Received | Hand::Tried);
+    if in_hand && policy.hold && entry.held().is_none() {
+        return None;
+    }
+    if let Some(cause) = entry.failures().find_map(parks) {
+        return park(cause);
+    }
+    let decided = entry.decided();
+    let worn_out = |last: Option<&What>| match (decided, last) {
+        (None, _) => Cause::Undecided,
+        (_, Some(What::CollectFailed { .. })) => Cause::NotCollected,
+        (Some((Destination::StoragePlan, _)), _) => Cause::NoStoreProxy,
+        _ => Cause::Unreachable,
+    };
+    let last = || entry.failures().next_back().map(|fact| &fact.what);
+    let attempts = policy.attempts(decided.and_then(|(_, attempts)| attempts));
+    if entry.failures().count() >= attempts {
+        return park(worn_out(last()));
+    }
+    // Nothing was even tried all that time.
+    let since = entry.postponed().next().map(|(at, _)| at)?;
+    (now.since(since) >= policy.whole()).then(|| What::Parked {
+        n: entry.next_rest(),
+        cause: worn_out(last()),
+    })
+}
+
+/// The cause for which this failure lets a recording rest at once.
+fn parks(fact: &Fact) -> Option<Cause> {
+    match fact.what {
+        What::DeliveryFailed { failure, .. } => failure.parks(),
+        _ => None,
+    }
+}
+
+/// What is to be done once the end is known, and nothing is concluded.
+pub(super) fn next(case: &Case, now: Moment, policy: &Policy) -> Next {
+    let entry = &case.entry;
+    let Some((node, path)) = source(entry) else {
+        return Next::Idle;
+    };
+    let attempt = entry.next_attempt();
+    let collect = || Effect::Collect {
+        attempt,
+        node: node.to_owned(),
+        path: path.to_owned(),
+    };
+    let Some(destination) = entry.destination() else {
+        let held = entry.held().is_some();
+        return match case.hand {
+            // Where it goes may long be open; the switch's disk is not ours.
+            Hand::Received | Hand::Tried if policy.hold && !held => Next::Do(Effect::Hold),
+            Hand::Received | Hand::Tried if entry.audio_is_safe() => Next::Do(Effect::Answer(Answer::Release)),
+            Hand::Received | Hand::Tried | Hand::HoldRefused => Next::Do(Effect::Answer(Answer::Keep)),
+            Hand::Empty => rested(entry, now, policy, || {
+                let open_for_long = entry.postponed().count() >= UNDECIDED_IS_LONG;
+                // Once it could not be brought, or kept, that is left for later.
+                let tried = entry.failures().next().is_some();
+                if open_for_long && policy.hold && !held && !tried {
+                    collect()
+                } else {
+                    Effect::Decide
+                }
+            }),
+        };
+    };
+    if entry.uploaded().is_some() {
+        // The audio is where it belongs; whatever is left concerns its document.
+        if case.hand != Hand::Empty {
+            return Next::Do(Effect::Answer(answer(entry)));
+        }
+        return rested(entry, now, policy, || Effect::Complete { attempt, destination });
+    }
+    match case.hand {
+        Hand::Received => Next::Do(deliver(entry, attempt, destination)),
+        Hand::Tried => {
+            let rests = entry.failures().next_back().is_some_and(|fact| parks(fact).is_some());
+            let keep = policy.hold && (destination.is_held() || rests);
+            let lost = entry.failures().next_back().is_some_and(|fact| {
+                matches!(
+                    fact.what,
+                    What::DeliveryFailed {
+                        failure: DeliveryFailure::Source,
+                        ..
+                    }
+                )
+            });
+            match entry.held() {
+                Some(_) => Next::Do(Effect::Answer(answer(entry))),
+                // Our copy cannot be read; the switch's still can.
+                None if lost => Next::Do(Effect::Answer(Answer::Keep)),
+                None if keep => Next::Do(Effect::Hold),
+                None => Next::Do(Effect::Answer(Answer::Keep)),
+            }
+        }
+        Hand::HoldRefused => Next::Do(Effect::Answer(Answer::Keep)),
+        Hand::Empty if entry.held().is_some() => rested(entry, now, policy, || deliver(entry, attempt, destination)),
+        Hand::Empty => rested(entry, now, policy, collect),
+    }
+}
+
+/// What the switch is told of the audio in hand.
+pub(super) fn answer(entry: &Entry) -> Answer {
+    // What began again while this upload was under way is in the same file.
+    if entry.audio_is_safe() && !entry.goes_on() {
+        Answer::Release
+    } else {
+        Answer::Keep
+    }
+}
+
+/// The next step of a delivery. Where the document comes first, as in Kazoo, it is written, and told, before the audio moves.
+fn deliver(entry: &Entry, attempt: u32, destination: Destination) -> Effect {
+    if destination.documents_first() {
+        if entry.documented().is_none() {
+            return Effect::Document { attempt, destination };
+        }
+        if let Some(announcement) = entry.open_announcements().next() {
+            return Effect::Announce(announcement);
+        }
+    }
+    Effect::Deliver { attempt, destination }
+}
+
+fn rested(entry: &Entry, now: Moment, policy: &Policy, act: impl FnOnce() -> Effect) -> Next {
+    wait_or(paused(entry, policy), now, || Next::Do(act()))
+}

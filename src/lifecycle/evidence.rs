@@ -1,0 +1,126 @@
+//! What proves that a recording is over whose end nobody told: looks at its file and at its call.
+
+use std::time::Duration;
+
+use crate::entry::{Entry, Probe};
+use crate::kazoo::time::Moment;
+use crate::recording::ending::Told;
+
+use super::schedule::{paused, wait_or};
+use super::{Effect, Next, Policy, source};
+
+/// A file that was not closed is taken for that of a switch that died when it rested for so many times the grace, and its call was gone all that
+/// time: it rests as well while a leg is on hold.
+const OPEN_RESTS: u32 = 15;
+
+/// Between two looks at such a file, in times the grace.
+const OPEN_GAP: u32 = 5;
+
+/// When the time limit, and the grace after it, have passed.
+pub(super) fn limit(entry: &Entry, policy: &Policy) -> Option<Moment> {
+    let seconds = entry
+        .order()?
+        .command
+        .as_ref()
+        .map_or(10_800, |command| command.time_limit);
+    Some(
+        entry
+            .latest_start()?
+            .at
+            .plus(Duration::from_secs(u64::from(seconds)))
+            .plus(policy.grace),
+    )
+}
+
+/// The channel has been gone for the grace time, as at least two looks say.
+pub(super) fn gone_for_good(entry: &Entry, policy: &Policy) -> bool {
+    let (Some(since), Some((last, false))) = (entry.gone_since(), entry.channel_seen()) else {
+        return false;
+    };
+    last.since(since) >= policy.grace
+}
+
+/// Its time has passed. That proves nothing: the limit does not run while the recorded leg is on hold.
+pub(super) fn is_over_limit(entry: &Entry, now: Moment, policy: &Policy) -> bool {
+    limit(entry, policy).is_some_and(|at| at <= now)
+}
+
+/// Looks at the file; what must be seen of it for the recording to be over, `presumed_end` says.
+pub(super) fn probe(entry: &Entry, now: Moment, policy: &Policy) -> Next {
+    let Some((node, path)) = source(entry) else {
+        return Next::Idle;
+    };
+    let rested = paused(entry, policy);
+    let last = entry.probes().next();
+    let gone = entry.started().is_none() || gone_for_good(entry, policy);
+    let gap = match last {
+        // Its call lives, beyond its limit. It is looked at every now and then, for the event of its end may be lost.
+        _ if !gone => policy.check_interval.max(policy.probe_gap),
+        Some(probe) if probe.open => (policy.grace * OPEN_GAP).max(policy.probe_gap),
+        _ => policy.probe_gap,
+    };
+    // The second of two equal looks that say it is closed is soon enough after a gap.
+    let gap = match last {
+        Some(probe) if !probe.open => policy.probe_gap,
+        _ => gap,
+    };
+    let next = last.map(|probe| probe.at.plus(gap));
+    wait_or(rested.into_iter().chain(next).max(), now, || {
+        let looked = entry.channel_seen().map(|(at, _)| at);
+        let is_fresh = |probe: &Probe<'_>| looked.is_some_and(|looked| looked > probe.at);
+        if entry.started().is_some() && last.is_some_and(|probe| probe.open && !is_fresh(&probe)) {
+            // Its call may be known again by now, as when an ecallmgr was away.
+            return Next::Do(Effect::LookForChannel {
+                n: entry.next_number("channel_seen"),
+            });
+        }
+        Next::Do(Effect::Probe {
+            n: entry.next_number("probed"),
+            attempt: entry.next_attempt(),
+            node: node.to_owned(),
+            path: path.to_owned(),
+        })
+    })
+}
+
+/// The end that looks at the file prove.
+///
+/// | call | file | |
+/// |---|---|---|
+/// | a leg lives, within the limit | any | nothing is presumed |
+/// | a leg lives, beyond the limit | not closed | nothing is presumed: it is on hold |
+/// | a leg lives, beyond the limit | closed, twice the same | its end was lost |
+/// | gone for the grace | closed, twice the same | its end was lost |
+/// | gone for the grace | not closed, the same for `OPEN_RESTS` times the grace | its switch died |
+/// | gone for the grace | grows, or changes | nothing is presumed |
+pub(super) fn presumed_end(entry: &Entry, now: Moment, policy: &Policy) -> Option<Told> {
+    let started = entry.latest_start()?;
+    let probes: Vec<Probe<'_>> = entry.probes().take_while(|probe| probe.at >= started.at).collect();
+    let (last, before) = (probes.first()?, probes.get(1)?);
+    let first = probes.iter().take_while(|probe| probe.saw_same_as(last)).last()?;
+    // A little patience with clocks that count in other steps than ours.
+    let rested = |long: Duration| last.at.since(first.at) >= long.mul_f64(0.9);
+    let gone = gone_for_good(entry, policy);
+    let proved = if last.open || first.open {
+        gone && rested((policy.grace * OPEN_RESTS).max(policy.probe_gap))
+    } else {
+        let once = entry.order().is_some_and(|order| !order.may_begin_again());
+        rested(policy.probe_gap) && (gone || once && is_over_limit(entry, now, policy))
+    };
+    if !proved {
+        return None;
+    }
+    // When it ended nobody knows: no later than the channel was first found gone, or its limit.
+    let limit = limit(entry, policy).map(|at| at.minus(policy.grace));
+    let at = [entry.gone_since(), limit, Some(before.at)]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(before.at);
+    Some(Told {
+        at: at.max(started.at),
+        length_ms: None,
+        completion_cause: None,
+        ..started.clone()
+    })
+}

@@ -1,0 +1,147 @@
+//! What the configuration says to decisions: attempts, and the pauses between them.
+
+use std::time::Duration;
+
+use crate::config::{Config, HoldKind};
+use crate::entry::Entry;
+use crate::entry::fact::What;
+use crate::kazoo::time::Moment;
+
+use super::Next;
+
+/// What decisions depend on beside the recording.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Who we are, in facts.
+    pub worker: String,
+    /// Pauses after the first, second … failure; the last repeats.
+    pub retry: Vec<Duration>,
+    /// Pauses are varied by up to this share, in per cent.
+    pub jitter: u8,
+    /// After so many failures the recording is parked.
+    pub max_attempts: u32,
+    /// There is a hold.
+    pub hold: bool,
+    /// How long a recording waits after the hold did not take its audio.
+    pub hold_pause: Duration,
+    /// Pauses before the first, second … look at what a server with too few copies had taken; the last repeats.
+    pub looks: Vec<Duration>,
+    /// How long the switch has to confirm a start.
+    pub start_timeout: Duration,
+    /// How often the channel of a recording that runs is looked for.
+    pub check_interval: Duration,
+    /// How long a channel must be gone, and how long after its time limit a recording must be over, before its end is presumed.
+    pub grace: Duration,
+    /// Between two probes that must be equal.
+    pub probe_gap: Duration,
+    /// Pauses between stop commands.
+    pub stop_repeats: Vec<Duration>,
+    /// An operator is told of a stop that is not confirmed by then.
+    pub stop_alarm: Duration,
+}
+
+/// Until when the last failure, or the last postponement, lets the recording rest. Varied by the recording's key, so that a thousand that
+/// failed together do not come back together.
+pub(super) fn paused(entry: &Entry, policy: &Policy) -> Option<Moment> {
+    let postponed = entry.postponed().next_back().map(|(_, until)| until);
+    failed(entry, policy).into_iter().chain(postponed).max()
+}
+
+/// Until when the last failure lets the recording rest.
+fn failed(entry: &Entry, policy: &Policy) -> Option<Moment> {
+    let last = entry.failures().next_back()?;
+    let pause = policy.pause(
+        entry.failures().count(),
+        entry.decided().and_then(|(_, attempts)| attempts),
+    );
+    let bytes = entry.key.bytes();
+    let spread = u64::from(bytes[0]) * 256 + u64::from(bytes[1]);
+    let attempt = u64::from(last.what.attempt().unwrap_or(1));
+    // From -jitter to +jitter per cent, turning with the attempts.
+    let turn = (spread + attempt * 7919) % 2001;
+    #[allow(clippy::cast_precision_loss)] // at most 2000
+    let factor = 1.0 + (turn as f64 / 1000.0 - 1.0) * f64::from(policy.jitter) / 100.0;
+    let asked = match last.what {
+        What::DeliveryFailed {
+            retry_after_s: Some(seconds),
+            ..
+        } => Duration::from_secs(seconds),
+        _ => Duration::ZERO,
+    };
+    Some(last.at.plus(pause.mul_f64(factor.max(0.0)).max(asked)))
+}
+
+impl Policy {
+    /// What decisions depend on, from the configuration; `worker` is who makes them.
+    pub fn of(config: &Config, worker: String) -> Self {
+        let flow = &config.flow;
+        Self {
+            worker,
+            retry: flow.retry.clone(),
+            jitter: flow.retry_jitter,
+            max_attempts: flow.max_attempts,
+            hold: config.hold.kind != HoldKind::None,
+            hold_pause: config.hold.pause,
+            looks: [1, 5, 15, 60]
+                .map(|times| config.destination.read_back_after * times)
+                .to_vec(),
+            start_timeout: flow.start_timeout,
+            check_interval: flow.check_interval,
+            grace: flow.grace,
+            probe_gap: flow.probe_gap,
+            stop_repeats: flow.stop_repeats.clone(),
+            stop_alarm: flow.stop_alarm,
+        }
+    }
+
+    /// Attempts that a recording has before it rests.
+    pub(super) fn attempts(&self, said: Option<u32>) -> usize {
+        let attempts = said.unwrap_or(self.max_attempts).clamp(1, MOST_ATTEMPTS);
+        usize::try_from(attempts).unwrap_or(1)
+    }
+
+    /// The pause after failure number `failures`, counted from 1. Fewer, or more, attempts than the schedule has are spread over the same time.
+    pub(super) fn pause(&self, failures: usize, said: Option<u32>) -> Duration {
+        let usual = |n: usize| {
+            let last = self.retry.last().copied().unwrap_or(Duration::from_secs(5));
+            self.retry.get(n).copied().unwrap_or(last)
+        };
+        let index = failures.saturating_sub(1);
+        let Some(_) = said else { return usual(index) };
+        // When the usual schedule has come as far as ours.
+        let (mine, theirs) = (
+            self.attempts(said).saturating_sub(1).max(1),
+            self.attempts(None).saturating_sub(1),
+        );
+        let total = |steps: usize| (0..steps).map(usual).sum::<Duration>();
+        let at = |n: usize| {
+            let (whole, part) = (n * theirs / mine, n * theirs % mine);
+            #[allow(clippy::cast_precision_loss)] // at most 28
+            let share = part as f64 / mine as f64;
+            total(whole) + usual(whole).mul_f64(share)
+        };
+        at(index + 1).saturating_sub(at(index))
+    }
+
+    /// The time that the schedule takes in all.
+    pub(super) fn whole(&self) -> Duration {
+        (0..self.attempts(None)).map(|n| self.pause(n + 1, None)).sum()
+    }
+}
+
+/// More would not all be kept in the entry.
+const MOST_ATTEMPTS: u32 = 28;
+
+/// The first of these moments, or now.
+pub(super) fn earliest(candidates: impl IntoIterator<Item = Option<Moment>>, now: Moment) -> Next {
+    let until = candidates.into_iter().flatten().map(|at| at.max(now)).min();
+    until.map_or(Next::Idle, Next::Wait)
+}
+
+/// Waits until then, and does `otherwise` when that time has come.
+pub(super) fn wait_or(until: Option<Moment>, now: Moment, otherwise: impl FnOnce() -> Next) -> Next {
+    match until.filter(|until| *until > now) {
+        Some(until) => Next::Wait(until),
+        None => otherwise(),
+    }
+}

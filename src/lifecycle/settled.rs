@@ -1,0 +1,167 @@
+//! Decisions about a recording whose outcome is certain, or that rests: what is still owed.
+
+use std::time::Duration;
+
+use crate::entry::Entry;
+use crate::entry::cause::Cause;
+use crate::entry::fact::What;
+use crate::kazoo::time::Moment;
+
+use super::ended::answer;
+use super::schedule::{paused, wait_or};
+use super::{Answer, Case, Effect, Hand, Next, Policy, evidence, source};
+
+/// No call is waited for longer than that, whatever is said of it.
+const LONGEST_CALL: Duration = Duration::from_secs(86_400);
+
+/// A recording that rested because its file was not to be had, with an end that was only presumed, goes on when the switch tells its end after all.
+pub(super) fn woken(entry: &Entry) -> Option<What> {
+    let rested = entry.facts().iter().rev().find_map(|fact| match fact.what {
+        What::Parked { cause, .. } => Some((fact.at, cause)),
+        _ => None,
+    });
+    let (since, _) = rested.filter(|(_, cause)| *cause == Cause::NotCollected)?;
+    let mut ends = entry.facts().iter().filter(|fact| matches!(fact.what, What::Ended(_)));
+    let first = ends.next()?;
+    (first.at > since).then(|| entry.retry())
+}
+
+/// What is to be done first of what is owed.
+pub(super) fn next(case: &Case, now: Moment, policy: &Policy) -> Next {
+    let owed = owed(case, now, policy);
+    let waits = || {
+        owed.iter().filter_map(|owed| match owed {
+            Next::Wait(until) => Some(*until),
+            _ => None,
+        })
+    };
+    let first = owed.iter().find(|owed| matches!(owed, Next::Do(_)));
+    first
+        .cloned()
+        .unwrap_or_else(|| waits().min().map_or(Next::Idle, Next::Wait))
+}
+
+/// What is owed when an outcome is certain, or the recording rests.
+pub(super) fn owed(case: &Case, now: Moment, policy: &Policy) -> Vec<Next> {
+    let entry = &case.entry;
+    if let Some(effect) = bring_again(case, now, policy) {
+        return vec![Next::Do(effect)];
+    }
+    let mut owed = Vec::new();
+    if case.hand != Hand::Empty {
+        // The switch first: it holds a thread, and a call's file on a disk that fills, until it is answered.
+        let answer = if entry.is_unwanted() {
+            Answer::Release
+        } else {
+            answer(entry)
+        };
+        owed.push(Next::Do(Effect::Answer(answer)));
+    }
+    owed.extend(entry.open_announcements().map(|one| Next::Do(Effect::Announce(one))));
+    if entry.is_to_be_continued() {
+        owed.push(Next::Do(Effect::Continue));
+    }
+    // A document that another worker completed meanwhile is not marked as resting.
+    let rests = entry
+        .parked()
+        .filter(|_| entry.outcome().is_none() && entry.is_unmarked());
+    if let Some(cause) = rests {
+        let n = entry.next_number("parked") - 1;
+        owed.push(Next::Do(Effect::Mark { n, cause }));
+    }
+    if case.hand == Hand::Empty && entry.owes_release() {
+        owed.push(tidy(entry, now, policy));
+    }
+    if entry.is_to_be_amended() {
+        owed.push(amend(entry, now, policy));
+    }
+    if entry.is_unverified() {
+        // The hold's copy stays until then.
+        owed.push(read_back(entry, now, policy));
+    } else if entry.outcome().is_some() && entry.held().is_some() {
+        owed.push(Next::Do(Effect::Unhold));
+    }
+    owed
+}
+
+/// What a server took with too few copies is safe only when a look has found it, or the hold has it too. And what it lost is brought there again,
+/// from the hold, or from the switch, which keeps its file until then.
+fn bring_again(case: &Case, now: Moment, policy: &Policy) -> Option<Effect> {
+    let entry = &case.entry;
+    let delivery = entry.delivery().filter(|_| entry.is_unverified())?;
+    let in_hand = matches!(case.hand, Hand::Received | Hand::Tried);
+    let (held, attempt) = (entry.held().is_some(), entry.next_attempt());
+    let tried = case.hand == Hand::Tried || paused(entry, policy).is_some_and(|until| until > now);
+    if entry.is_lost() && !tried {
+        let destination = delivery.destination;
+        if case.hand == Hand::Received || held && case.hand == Hand::Empty {
+            return Some(Effect::Deliver { attempt, destination });
+        }
+        if case.hand == Hand::Empty && !entry.is_let_go() {
+            let (node, path) = source(entry)?;
+            return Some(Effect::Collect {
+                attempt,
+                node: node.to_owned(),
+                path: path.to_owned(),
+            });
+        }
+    }
+    (in_hand && policy.hold && !held).then_some(Effect::Hold)
+}
+
+/// The document does not say yet what is known of stops and masks. A failure to write it postpones it.
+fn amend(entry: &Entry, now: Moment, policy: &Policy) -> Next {
+    wait_or(paused(entry, policy), now, || {
+        Next::Do(Effect::Amend {
+            n: entry.next_number("amended"),
+        })
+    })
+}
+
+/// What a server with too few copies had taken is to be looked at again.
+fn read_back(entry: &Entry, now: Moment, policy: &Policy) -> Next {
+    let index = entry.looks().count().min(policy.looks.len().saturating_sub(1));
+    let pause = policy.looks.get(index).copied().unwrap_or_default();
+    let until = entry.last_looked_at().unwrap_or(now).plus(pause);
+    wait_or(Some(until), now, || {
+        Next::Do(Effect::ReadBack {
+            n: entry.next_number("looked"),
+        })
+    })
+}
+
+/// The file should be gone from its switch, and is perhaps not.
+fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Next {
+    if let Some(first) = await_end_of_call(entry, now, policy) {
+        return first;
+    }
+    let tried = entry.tidied().count();
+    let rested = entry.tidied().next_back().map(|at| at.plus(policy.pause(tried, None)));
+    let put_off = entry.postponed().next_back().map(|(_, until)| until);
+    wait_or(rested.into_iter().chain(put_off).max(), now, || {
+        let (node, path) = source(entry).unwrap_or_default();
+        Next::Do(Effect::Tidy {
+            n: entry.next_number("tidied"),
+            node: node.to_owned(),
+            path: path.to_owned(),
+        })
+    })
+}
+
+/// As long as its call lives the switch may go on with the file of a recording that begins at bridges.
+fn await_end_of_call(entry: &Entry, now: Moment, policy: &Policy) -> Option<Next> {
+    entry.order().filter(|order| order.may_begin_again())?;
+    let longest = entry.ended_at()?.plus(LONGEST_CALL);
+    if longest <= now || evidence::gone_for_good(entry, policy) {
+        return None;
+    }
+    let next = entry.channel_seen().map(|(at, alive)| {
+        let pause = if alive { policy.check_interval } else { policy.grace };
+        at.plus(pause).min(longest)
+    });
+    Some(wait_or(next, now, || {
+        Next::Do(Effect::LookForChannel {
+            n: entry.next_number("channel_seen"),
+        })
+    }))
+}

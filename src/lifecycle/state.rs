@@ -1,0 +1,92 @@
+//! The states of a recording, as the ledger, the metrics, the commands and the docs name them, and how one follows another.
+
+use crate::entry::Entry;
+use crate::entry::cause::Outcome;
+
+/// Where a recording stands. It follows from the entry alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// An action asked for it.
+    Asked,
+    /// The switch said that it has begun.
+    Recording,
+    /// It is over, and its audio is still on its switch.
+    Ended,
+    /// Its audio is in the hold.
+    Held,
+    /// Nothing more is tried until an operator, or a late event, moves it on.
+    Parked,
+    /// Its outcome is certain, and not all events of it are published.
+    Announcing,
+    /// It is stored, by a server that had too few copies of it when it was looked at.
+    Unverified,
+    /// Its outcome is certain and told; a file, a held copy or a document is still to be seen to.
+    Closing,
+    Stored,
+    Delivered,
+    Discarded,
+    Failed,
+}
+
+use State::{
+    Announcing, Asked, Closing, Delivered, Discarded, Ended, Failed, Held, Parked, Recording, Stored, Unverified,
+};
+
+/// Every state, in the order of a recording's way.
+pub const STATES: [State; 12] = [
+    Asked, Recording, Ended, Held, Parked, Announcing, Unverified, Closing, Stored, Delivered, Discarded, Failed,
+];
+
+impl State {
+    pub fn of(entry: &Entry) -> Self {
+        match entry.outcome() {
+            Some((outcome, _)) if entry.is_closed() => Self::closed(outcome),
+            Some(_) if entry.open_announcements().next().is_some() => Announcing,
+            Some(_) if entry.is_unverified() => Unverified,
+            Some(_) => Closing,
+            None if entry.parked().is_some() => Parked,
+            None if entry.held().is_some() => Held,
+            None if entry.ended().is_some() => Ended,
+            None if entry.started().is_some() => Recording,
+            None => Asked,
+        }
+    }
+
+    fn closed(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Stored => Stored,
+            Outcome::Delivered => Delivered,
+            Outcome::Discarded => Discarded,
+            Outcome::Failed => Failed,
+            Outcome::Parked => Parked,
+        }
+    }
+
+    /// Its name in the ledger, in metrics and in commands.
+    pub fn name(self) -> &'static str {
+        match self {
+            Asked => "asked",
+            Recording => "recording",
+            Ended => "ended",
+            Held => "held",
+            Parked => "parked",
+            Announcing => "announcing",
+            Unverified => "unverified",
+            Closing => "closing",
+            Stored => "stored",
+            Delivered => "delivered",
+            Discarded => "discarded",
+            Failed => "failed",
+        }
+    }
+
+    /// The state of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        STATES.into_iter().find(|state| state.name() == name)
+    }
+
+    /// Whether nothing more is owed.
+    pub fn is_final(self) -> bool {
+        matches!(self, Stored | Delivered | Discarded | Failed)
+    }
+}
