@@ -11,7 +11,6 @@ use flate2::write::GzEncoder;
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
 use kz_record_call::flow::journal;
-use kz_record_call::flow::next::{Case, Hand, Input, Policy, next};
 use kz_record_call::flow::notices::{News, restart_of};
 use kz_record_call::flow::registry::{Open, Registry};
 use kz_record_call::kazoo::action::{self, Execute, ReplyTo};
@@ -23,6 +22,7 @@ use kz_record_call::kazoo::event::{RecordEvent, replaced_by};
 use kz_record_call::kazoo::outgoing::Outgoing;
 use kz_record_call::kazoo::switch::{SendHttpReply, send_http};
 use kz_record_call::kazoo::time::{Moment, message_time};
+use kz_record_call::lifecycle::{Case, Hand, Input, Policy, step};
 use kz_record_call::recording::carry::Seal;
 use kz_record_call::recording::ending::Told;
 use kz_record_call::recording::names;
@@ -239,15 +239,14 @@ fn journalled(entry: &Entry, packing: u8) {
     {
         assert!(kazoo::arguments(&sent.body).into_iter().all(kazoo::is_harmless));
     }
-    let hands = [Hand::Empty, Hand::Holding, Hand::Tried, Hand::NotHeld];
+    let hands = [Hand::Empty, Hand::Received, Hand::Tried, Hand::HoldRefused];
     let mut case = Case {
         entry,
         hand: hands[usize::from(packing >> 6)],
     };
     let mut now = NOW;
-    for input in [Input::Due, Input::Doubt, Input::NotHeld, Input::Due] {
-        let effects = next(&mut case, input, now, &policy());
-        assert!(effects.len() <= 64, "{effects:?}");
+    for input in [Input::Due, Input::Doubt, Input::HoldRefused, Input::Due] {
+        step(&mut case, input, now, &policy());
         consistent(&case.entry);
         now = now.plus(Duration::from_secs(3600));
     }

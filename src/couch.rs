@@ -24,7 +24,7 @@ pub(crate) mod testing;
 mod upload;
 mod watch;
 
-pub use bulk::{Row, ViewRow};
+pub use bulk::{Branched, Row, ViewRow};
 pub use client::Couch;
 pub use databases::Version;
 pub use login::{heard, refused};

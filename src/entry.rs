@@ -362,7 +362,25 @@ impl Entry {
             Announcement::Outcome(Outcome::Parked) => self.later_rest(),
             _ => None,
         };
-        rest.map_or(What::Announced(announcement), |n| What::RestAnnounced { n })
+        let cause = match announcement {
+            Announcement::Outcome(outcome) => self.later_cause(outcome),
+            _ => None,
+        };
+        match (rest, cause) {
+            (Some(n), _) => What::RestAnnounced { n },
+            (None, Some(cause)) => What::CauseAnnounced { cause },
+            (None, None) => What::Announced(announcement),
+        }
+    }
+
+    /// The cause of this outcome, where another one was concluded for the same outcome before, and is void: that may have been announced.
+    pub fn later_cause(&self, outcome: Outcome) -> Option<Cause> {
+        let (present, cause) = self.outcome().filter(|_| self.delivery().is_none())?;
+        let other = |what: &What| match what {
+            What::Concluded { outcome, cause: other } => *outcome == present && *other != cause,
+            _ => false,
+        };
+        (present == outcome && self.has(other)).then_some(cause)
     }
 
     /// The notices that are still owed, in order.

@@ -9,6 +9,7 @@ mod amend;
 mod ancestors;
 mod announce;
 pub mod answers;
+mod at_once;
 mod collect;
 mod command;
 mod continuation;

@@ -16,9 +16,12 @@ use tokio_util::task::TaskTracker;
 use crate::couch::{Couch, CouchError};
 use crate::entry::Entry;
 use crate::kazoo::time::{Clock, Moment, Month};
+use crate::lifecycle::Policy;
 use crate::telemetry::Pulses;
 
+mod branches;
 mod counts;
+mod due;
 mod lookup;
 mod months;
 mod readable;
@@ -36,9 +39,6 @@ pub use record::{Address, Lease, Record};
 
 use store::Store;
 use writer::{Note, Writer};
-
-/// Says when something is to be done about an entry that nobody has in hand. The flow knows; the ledger writes it down.
-pub type DueOf = Arc<dyn Fn(&Entry, Moment) -> Option<Moment> + Send + Sync>;
 
 /// Why the ledger did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -105,22 +105,21 @@ impl Ledger {
     pub fn start(
         couch: Couch,
         clock: Clock,
-        worker: &str,
-        due: DueOf,
+        policy: &Policy,
         (tasks, pulses): (&TaskTracker, &Pulses),
         stop: CancellationToken,
     ) -> Self {
         let (notes, receiver) = mpsc::channel(WAITING);
         let (up_sender, up) = watch::channel(true);
-        let store = Arc::new(Store::new(couch, clock.clone(), Arc::clone(&due)));
-        let writer = Writer::new(Arc::clone(&store), clock.clone(), due, receiver, up_sender);
+        let store = Arc::new(Store::new(couch, clock.clone(), policy.clone()));
+        let writer = Writer::new(Arc::clone(&store), receiver, up_sender);
         tasks.spawn(pulses.beat("ledger", writer.run(stop)));
         Self {
             notes,
             store,
             up,
             clock,
-            worker: worker.into(),
+            worker: policy.worker.as_str().into(),
         }
     }
 
@@ -235,6 +234,15 @@ impl Ledger {
         let until = self.clock.now().plus(lease * 2);
         let leased = self.store.leased_by(worker, zone, until, limit).await;
         leased.map_err(LedgerError::Down)
+    }
+
+    /// Merges what was written on two sides of a cluster that was parted: the entries of which a server has more than one version, among those that changed
+    /// since the last time.
+    ///
+    /// # Errors
+    /// When the ledger does not answer.
+    pub async fn mend(&self) -> Result<usize, LedgerError> {
+        self.store.mend().await.map_err(LedgerError::Down)
     }
 
     /// Takes a recording in hand: `None` when another worker has it that is not gone, or it is not there.

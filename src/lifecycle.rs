@@ -78,6 +78,7 @@ fn add(entry: &mut Entry, what: What, now: Moment, policy: &Policy) -> bool {
 
 fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
     let what = match input {
+        Input::Fact(What::Started(told)) if case.entry.is_of_one_before(&told) => return,
         Input::Fact(mut what) => {
             if let What::Delivered(delivery) = &mut what {
                 delivery.again = case.entry.vain_looks();

@@ -95,7 +95,13 @@ async fn read(
     sender: &watch::Sender<Option<Media>>,
     said: &mut Option<(CouchError, Instant)>,
 ) {
-    match couch.get(DATABASE, DOCUMENT).await {
+    // Where nothing else was ever told, that is no news either.
+    let was_missing = sender.borrow().as_ref() == Some(&Media::read(&Value::Null, zone));
+    let found = match was_missing {
+        true => couch.get(DATABASE, DOCUMENT).await,
+        false => couch.get_surely(DATABASE, DOCUMENT).await,
+    };
+    match found {
         Ok(document) => {
             *said = None;
             let media = Media::read(&document.unwrap_or(Value::Null), zone);

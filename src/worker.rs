@@ -169,17 +169,7 @@ impl Worker {
         let targets = Targets::new(clock.clone(), pauses);
         let policy = Policy::of(&config, name::of_process(&config.kazoo.host));
         let policy_worker = policy.worker.clone();
-        let ledger = {
-            let due = dying::due_of(policy.clone());
-            Ledger::start(
-                couch.clone(),
-                clock.clone(),
-                &policy_worker,
-                due,
-                (&tasks, &pulses),
-                close.clone(),
-            )
-        };
+        let ledger = { Ledger::start(couch.clone(), clock.clone(), &policy, (&tasks, &pulses), close.clone()) };
         gates.open(&ledger, config.ledger.patience, &tasks, stop.clone());
         let alerts = Alerts::new(config.kazoo.system_alerts, &publisher, &sender, &handlers, &stop);
         let parts = Arc::new(Parts {
@@ -245,6 +235,7 @@ impl Worker {
         for (name, work) in [
             ("reconcile", background(&worker.parts, sweep::reconcile)),
             ("retain", background(&worker.parts, sweep::retain)),
+            ("mend", background(&worker.parts, sweep::mend)),
             ("heartbeat", background(&worker.parts, alive::beat)),
         ] {
             worker.tasks.spawn(survive_for_ever(name, work));

@@ -285,6 +285,7 @@ fn every_fact() -> Vec<What> {
         What::Announced(Announcement::DocumentCreated),
         What::Announced(Announcement::DocumentEdited),
         What::RestAnnounced { n: 2 },
+        What::CauseAnnounced { cause: Cause::TooShort },
         What::Unheld { n: 1 },
         What::Released { n: 1 },
         What::Tidied { n: 1, left: None },

@@ -226,6 +226,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         What::Concluded { outcome, cause } => format!("{outcome}: {}", cause.meaning()),
         What::Announced(announcement) => format!("announced: {}", announcement.name()),
         What::RestAnnounced { .. } => "announced: parked again".into(),
+        What::CauseAnnounced { cause } => format!("announced: another cause, {}", cause.name()),
         What::Closed => "closed".into(),
     }
 }

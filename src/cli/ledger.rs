@@ -8,7 +8,6 @@ use crate::config::Config;
 use crate::couch::Couch;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
-use crate::flow::dying;
 use crate::kazoo::time::Clock;
 use crate::ledger::{Filter, Ledger, Record};
 use crate::lifecycle::Policy;
@@ -28,12 +27,10 @@ impl Desk {
         let couch = Couch::new(&config.couchdb).context("the HTTP client cannot be built")?;
         let (clock, tasks, stop) = (super::clock(), TaskTracker::new(), CancellationToken::new());
         let policy = Policy::of(config, format!("operator@{}", config.kazoo.host));
-        let due = dying::due_of(policy.clone());
         let ledger = Ledger::start(
             couch,
             clock.clone(),
-            &policy.worker,
-            due,
+            &policy,
             (&tasks, &Pulses::default()),
             stop.clone(),
         );

@@ -7,6 +7,8 @@ use reqwest::header::CONTENT_TYPE;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::kazoo::json::owned_text;
+
 use super::CouchError;
 use super::client::Couch;
 
@@ -33,6 +35,16 @@ pub struct ViewRow {
     pub key: Value,
     pub value: Value,
     pub doc: Option<Value>,
+}
+
+/// Documents with more than one leaf revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Branched {
+    pub ids: Vec<String>,
+    /// Where the next changes begin.
+    pub since: String,
+    /// There were no more changes.
+    pub is_all: bool,
 }
 
 impl Couch {
@@ -237,6 +249,35 @@ impl Couch {
             Err(CouchError::NotFound) => Err(CouchError::DatabaseMissing(database.to_owned())),
             Err(error) => Err(error),
         }
+    }
+
+    /// The documents that have more than one revision which none follows, deleted ones among them, of at most `limit` that changed since then; and from
+    /// where the next ones change, if there are more.
+    ///
+    /// # Errors
+    /// As `view`.
+    pub async fn branched(&self, database: &str, since: &str, limit: usize) -> Result<Branched, CouchError> {
+        let request = self.request(Method::GET, database, &["_changes"]).query(&[
+            ("style", "all_docs"),
+            ("since", since),
+            ("limit", &limit.to_string()),
+        ]);
+        let (_, answer) = self.ask(request, database).await?;
+        let rows = answer.get("results").and_then(Value::as_array);
+        let Some((rows, last)) = rows.zip(answer.get("last_seq")) else {
+            return Err(CouchError::NoAnswer("_changes gave no changes".into()));
+        };
+        let has_branches = |row: &&Value| {
+            let revs = row.get("changes").and_then(Value::as_array);
+            revs.is_some_and(|revs| revs.len() > 1)
+        };
+        let id = |row: &Value| owned_text(row, "id");
+        Ok(Branched {
+            ids: rows.iter().filter(has_branches).filter_map(id).collect(),
+            // BigCouch's is a list.
+            since: last.as_str().map_or_else(|| last.to_string(), str::to_owned),
+            is_all: rows.len() < limit,
+        })
     }
 
     /// The names of all databases that begin with `start`, without our prefix.

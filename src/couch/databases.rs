@@ -109,11 +109,17 @@ impl Couch {
     }
 
     /// Whether a server may be asked to create a database. A node that has joined a cluster, or is back, and has not got the list of its databases yet, would make
-    /// a second one of a name: it lists none at all, and knows of other nodes.
+    /// a second one of a name: it lists none at all, and knows of other nodes. So would one that is cut off from most of its cluster: of two databases
+    /// of one name, made on both sides, one is dropped with all that is in it when they meet again.
     ///
     /// # Errors
     /// When that is so, or the server does not tell.
     pub async fn may_create(&self) -> Result<(), CouchError> {
+        if !self.has_majority().await? {
+            return Err(CouchError::NoAnswer(
+                "too few nodes of the cluster are there to create a database".into(),
+            ));
+        }
         let request = self.server(Method::GET, "_all_dbs").query(&[("limit", "1")]);
         let (_, listed) = self.ask(request, "_all_dbs").await?;
         if listed.as_array().is_some_and(|all| !all.is_empty()) {
@@ -128,12 +134,16 @@ impl Couch {
         ))
     }
 
-    /// Creates a database; `false` when it was there already. A creation that failed is looked up: CouchDB answers 500 when two create at once,
-    /// or when the shards do not open in time, and answers get lost.
+    /// Creates a database, if `may_create`; `false` when it was there already. A creation that failed is looked up: CouchDB answers 500 when two create
+    /// at once, or when the shards do not open in time, and answers get lost.
     ///
     /// # Errors
     /// When it is not there afterwards, or nobody can tell.
     pub async fn create_database(&self, database: &str) -> Result<bool, CouchError> {
+        if self.has_database(database).await? {
+            return Ok(false);
+        }
+        self.may_create().await?;
         match self.put_database(database).await {
             Err(error @ (CouchError::Failed { .. } | CouchError::NoAnswer(_) | CouchError::Conflict)) => {
                 match self.has_database(database).await {
@@ -148,6 +158,9 @@ impl Couch {
 
     async fn put_database(&self, database: &str) -> Result<bool, CouchError> {
         match self.ask(self.request(Method::PUT, database, &[]), database).await {
+            Ok((202, _)) => Err(CouchError::NoAnswer(
+                "too few nodes have taken the new database yet".into(),
+            )),
             Ok(_) => Ok(true),
             Err(CouchError::Refused { status: 412, .. }) => Ok(false),
             Err(error) => Err(error),

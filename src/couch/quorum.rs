@@ -37,6 +37,48 @@ impl Couch {
         Ok(wanted.intersection(&there).count() >= quorum)
     }
 
+    /// A document as most of the nodes that have its shard know it. That it is missing one node alone may say that has lost its disk: it is asked for its
+    /// copy where the others are not there.
+    ///
+    /// # Errors
+    /// As `get`; and when it is missing, and too few nodes are there to say so.
+    pub async fn get_surely(&self, database: &str, id: &str) -> Result<Option<Value>, CouchError> {
+        match self.get(database, id).await? {
+            None if !self.are_most_there(database, id).await? => Err(CouchError::NoAnswer(format!(
+                "{id} is missing in {database}, and too few of its nodes are there to say so"
+            ))),
+            document => Ok(document),
+        }
+    }
+
+    /// As `has_quorum`, for what is no loss where it is wrong for now: of a server that does not tell where a document is most nodes are enough.
+    async fn are_most_there(&self, database: &str, id: &str) -> Result<bool, CouchError> {
+        Ok(self.has_quorum(database, id).await? || self.is_majority_without_shards(database, id).await?)
+    }
+
+    async fn is_majority_without_shards(&self, database: &str, id: &str) -> Result<bool, CouchError> {
+        let placed = self
+            .ask(self.request(Method::GET, database, &["_shards", id]), database)
+            .await;
+        match placed {
+            Ok((_, placed)) if !names(&placed, "nodes").is_empty() => Ok(false),
+            Ok(_) | Err(CouchError::NotFound | CouchError::Refused { .. }) => self.has_majority().await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether most nodes of the server's cluster are there. A server that does not tell of nodes is one by itself.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn has_majority(&self) -> Result<bool, CouchError> {
+        let Some(nodes) = self.membership().await? else {
+            return Ok(true);
+        };
+        let (cluster, there) = (names(&nodes, "cluster_nodes"), names(&nodes, "all_nodes"));
+        Ok(cluster.intersection(&there).count() > cluster.len() / 2 || cluster.is_empty())
+    }
+
     /// Whether the server is a node of several.
     ///
     /// # Errors
@@ -95,6 +137,49 @@ mod tests {
         assert!(couch.has_quorum("db", "id").await.unwrap(), "one by itself");
         let (couch, _) = testing::couch(|_| (500, json!({"error": "unknown", "reason": "?"}))).await;
         assert!(couch.has_quorum("db", "id").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn one_node_that_misses_a_document_is_not_believed_and_makes_no_database() {
+        for (there, nodes, believed) in [
+            (json!(["a", "b", "c"]), json!(["a", "b", "c"]), true),
+            (json!(["a"]), json!(["a", "b", "c"]), false),
+            (json!(["a"]), json!(["a", "b"]), false),
+            (json!(["a"]), json!(["a"]), true),
+        ] {
+            let case = format!("{there} of {nodes}");
+            let (couch, log) = testing::couch(move |asked| {
+                if asked.path.contains("_membership") {
+                    (200, json!({"all_nodes": there, "cluster_nodes": nodes}))
+                } else if asked.path.contains("_shards") {
+                    (200, json!({"range": "00000000-ffffffff", "nodes": nodes}))
+                } else if asked.path.contains("_all_dbs") {
+                    (200, json!(["_users"]))
+                } else if asked.path.contains("/media") {
+                    (404, json!({"error": "not_found", "reason": "missing"}))
+                } else if asked.method == "PUT" {
+                    (201, json!({"ok": true}))
+                } else {
+                    testing::no_database()
+                }
+            })
+            .await;
+            assert_eq!(couch.get_surely("db", "media").await.is_ok(), believed, "{case}");
+            assert_eq!(couch.create_database("day").await.is_ok(), believed, "{case}");
+            let put = log.lock().unwrap().iter().any(|asked| asked.method == "PUT");
+            assert_eq!(put, believed, "{case}");
+        }
+        let (couch, _) = testing::couch(|asked| match asked.path.as_str() {
+            path if path.contains("_membership") => (404, json!({"error": "not_found", "reason": "missing"})),
+            path if path.contains("_all_dbs") => (200, json!(["_users"])),
+            _ if asked.method == "PUT" => (202, json!({"ok": true})),
+            _ => testing::no_database(),
+        })
+        .await;
+        assert!(
+            couch.create_database("day").await.is_err(),
+            "too few nodes have taken it"
+        );
     }
 
     #[tokio::test]

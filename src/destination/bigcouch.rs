@@ -138,7 +138,6 @@ where
         };
         let mut put = place.put(road).await;
         if job.create_database && matches!(put, Err(DeliveryError::NoDatabase(_))) {
-            couch.may_create().await?;
             couch.create_database(&database).await?;
             put = place.put(road).await;
         }

@@ -182,7 +182,6 @@ impl Hold {
                             break;
                         }
                         Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {
-                            couch.may_create().await?;
                             couch.create_database(&day).await?;
                         }
                         Err(error) => return Err(error.into()),

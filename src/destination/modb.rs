@@ -84,7 +84,7 @@ pub fn is_about(month: Month, now: Moment) -> bool {
 /// # Errors
 /// When the database does not tell; Kazoo takes that for deleted, we do not.
 pub async fn account(couch: &Couch, account_id: &str) -> Result<Account, CouchError> {
-    match couch.get(ACCOUNTS, account_id).await? {
+    match couch.get_surely(ACCOUNTS, account_id).await? {
         Some(document) if boolean_at(&document, "pvt_deleted") == Some(true) => Ok(Account::Gone),
         Some(_) => Ok(Account::There),
         None => Ok(Account::Gone),

@@ -10,19 +10,25 @@ use crate::kazoo::time::Moment;
 use crate::recording::controls::{Controls, NotObeyed, Why};
 
 use super::Entry;
-use super::fact::{Route, What};
+use super::fact::{BEFORE_ANY_START, Fact, Route, What};
 
 /// A command and a move this close together: the switch's stamps tick in 20 ms, its clock is not ours, and the command was on its way.
 const UNSURE: Duration = Duration::from_millis(100);
+
+/// By less than that the clocks of two workers differ; where they may not, a mask is sent once more, which harms nobody.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
 
 /// Where a recording is, when a command came.
 enum Place {
     /// It had not begun.
     Before,
     Here,
-    /// On another leg.
+    /// Not where the switch looks for it: on another leg, or over.
     Elsewhere(Why),
 }
+
+/// A command is on its way for that long at most, and clocks of hosts that are kept alike differ by less.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 /// The last that an action wanted of the audio.
 struct Wanted<'a> {
@@ -88,20 +94,22 @@ impl Entry {
         // earlier versions did not.
         let newest = self.newest_start();
         let reached = |(at, _, start): (Moment, u32, Option<i64>)| match start {
+            // Another worker heard of the start, and perhaps before: well after it the command met the recording.
+            Some(BEFORE_ANY_START) => at >= begun.plus(CLOCKS_DIFFER),
             Some(_) => start >= newest,
             None => at >= begun,
         };
-        let due = sent().next().is_none() || on && !sent().any(reached);
+        // Each part begins unmasked, a continuation too.
+        let is_new = self.order().is_some_and(|order| order.continues.is_some());
+        let due = sent().next().is_none() && (on || !is_new) || on && !sent().any(reached);
         let n = sent().map(|(_, n, _)| n.saturating_add(1)).max().unwrap_or(0);
         due.then_some((action, if on { Control::Mask } else { Control::Unmask }, n))
     }
 
-    /// When the broker had the commands of a mask, or unmask.
-    fn sent(&self, of: &str) -> impl Iterator<Item = Moment> {
-        self.facts.iter().filter_map(move |fact| match &fact.what {
-            What::Masked { action, .. } if action == of => Some(fact.at),
-            _ => None,
-        })
+    /// The commands of a mask, or unmask, that the broker had.
+    fn sent(&self, of: &str) -> impl Iterator<Item = &Fact> {
+        let is_one = move |fact: &&Fact| matches!(&fact.what, What::Masked { action, .. } if action == of);
+        self.facts.iter().filter(is_one)
     }
 
     fn is_refused(&self, of: &str) -> bool {
@@ -139,17 +147,21 @@ impl Entry {
     /// A mask, or unmask, of which it is known by now that it had no effect, and nobody was told.
     pub fn unheeded(&self) -> Option<What> {
         let mut asked = self.facts.iter().filter_map(|fact| match &fact.what {
-            What::MaskAsked { action, on, .. } => Some((fact.at, action, *on)),
+            What::MaskAsked { action, on, .. } => Some((fact, action, *on)),
             _ => None,
         });
-        asked.find_map(|(at, action, on)| {
+        asked.find_map(|(asked, action, on)| {
             if self.is_refused(action) {
                 return None;
             }
-            let at = self.sent(action).last().unwrap_or(at);
-            let Place::Elsewhere(why) = self.place(at) else {
+            let sent = self.sent(action).last();
+            let Place::Elsewhere(why) = self.place(sent.unwrap_or(asked)) else {
                 return None;
             };
+            if why == Why::Ended && (!on || sent.is_none()) {
+                // An unmask is not missed then; and what nobody sent was asked for when it was over.
+                return None;
+            }
             Some(What::NotObeyed {
                 action: action.clone(),
                 what: if on { Control::Mask } else { Control::Unmask },
@@ -159,9 +171,13 @@ impl Entry {
     }
 
     /// Where the recording was when a command came.
-    fn place(&self, at: Moment) -> Place {
+    fn place(&self, command: &Fact) -> Place {
+        let at = command.at;
         if self.began().is_some_and(|began| at < began) {
             return Place::Before;
+        }
+        if self.was_over(command) {
+            return Place::Elsewhere(Why::Ended);
         }
         match self.moved() {
             None => Place::Here,
@@ -170,6 +186,18 @@ impl Entry {
             Some(Some(_)) => Place::Elsewhere(Why::PerhapsMoved),
             Some(None) => Place::Elsewhere(Why::PerhapsMoved),
         }
+    }
+
+    /// Whether the recording was over when a command was sent: its sender knew the end, or its clock was well past it.
+    fn was_over(&self, command: &Fact) -> bool {
+        let Some(end) = self.told_end() else { return false };
+        let begins_once = self.order().is_none_or(|order| !order.may_begin_again());
+        let knew = |fact: &Fact| {
+            let tells = matches!(fact.what, What::Ended(_) | What::Decided { .. } | What::Collected(_));
+            tells && fact.by == command.by && fact.at < command.at
+        };
+        let stamped = end.stamp.map(Moment::from_unix_micros);
+        begins_once && self.facts.iter().any(knew) || stamped.is_some_and(|end| end.plus(ON_ITS_WAY) < command.at)
     }
 
     /// When it began: by the switch's own stamp, for a command can reach it before we hear of the start.
@@ -202,7 +230,7 @@ impl Entry {
                 What::Started(_) if begun => masked = false,
                 What::Started(_) => begun = true,
                 What::Masked { action, on, .. } if !self.is_refused(action) => {
-                    let here = matches!(self.place(fact.at), Place::Here);
+                    let here = matches!(self.place(fact), Place::Here);
                     if here && masked != *on {
                         controls.masks.push((fact.at, *on));
                         masked = *on;

@@ -25,6 +25,9 @@ pub struct Fact {
     pub what: What,
 }
 
+/// The `start` of a command that was sent when its sender had heard of no start.
+pub const BEFORE_ANY_START: i64 = 0;
+
 /// What happened. Things that can happen again carry a number, so that each time is a fact of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "fact", content = "of", rename_all = "snake_case")]
@@ -55,7 +58,7 @@ pub enum What {
     },
     /// The switch has not ended the recording although it was told to.
     StopUnconfirmed,
-    /// An action wants the audio masked (`on`) or unmasked. `asked`: when it was sent, of one that came late: the newest counts.
+    /// An action wants the audio masked (`on`) or unmasked. `asked`: when it was sent, by its sender's clock: the newest counts.
     MaskAsked {
         action: String,
         on: bool,
@@ -65,7 +68,7 @@ pub enum What {
         route: Option<Route>,
     },
     /// The broker has the command that masks (`on`) or unmasks the audio. `n` is 0 for the action's own command, and more for those that followed a later
-    /// start; `start` as with stops.
+    /// start; `start` as with stops, or `BEFORE_ANY_START` where its sender knew of none.
     Masked {
         action: String,
         on: bool,
@@ -171,6 +174,8 @@ pub enum What {
     Announced(Announcement),
     /// The same of a later rest, by the number that it was parked with: each is told.
     RestAnnounced { n: u32 },
+    /// The broker confirmed the notice of an outcome whose cause is another one than that of the same outcome before.
+    CauseAnnounced { cause: Cause },
     /// The audio's copy in the hold is gone again.
     Unheld { n: u32 },
     /// The switch was told that it need not keep its file any more.
@@ -428,6 +433,7 @@ impl What {
         "concluded",
         "announced",
         "rest_announced",
+        "cause_announced",
         "unheld",
         "released",
         "tidied",
@@ -474,6 +480,7 @@ impl What {
             Self::Concluded { .. } => "concluded",
             Self::Announced(_) => "announced",
             Self::RestAnnounced { .. } => "rest_announced",
+            Self::CauseAnnounced { .. } => "cause_announced",
             Self::Unheld { .. } => "unheld",
             Self::Released { .. } => "released",
             Self::Tidied { .. } => "tidied",

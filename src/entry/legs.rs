@@ -38,6 +38,18 @@ pub struct Carrier {
     pub moved: bool,
 }
 
+impl Entry {
+    /// Whether the leg that the recording was ordered on was bridged after its command.
+    pub fn is_bridged_since_command(&self) -> bool {
+        let commanded = self.facts.iter().find(|fact| fact.what == What::Commanded);
+        let is_bridge = |what: &What| matches!(what, What::Leg(leg) if leg.event == LegEvent::Bridged && leg.call_id == self.call_id);
+        commanded.is_some_and(|commanded| {
+            let mut facts = self.facts.iter();
+            facts.any(|fact| fact.at > commanded.at && is_bridge(&fact.what))
+        })
+    }
+}
+
 impl From<LegNews> for Leg {
     fn from(news: LegNews) -> Self {
         Self {

@@ -42,6 +42,14 @@ impl Part<'_> {
     pub(super) fn begun_at(&self) -> Option<i64> {
         self.begun.map(|begun| begun.told.order())
     }
+
+    /// Whether one of its starts is that one.
+    fn began_at(&self, start: i64) -> bool {
+        let last = self.started.map(Told::order);
+        self.begun_at()
+            .zip(last)
+            .is_some_and(|(first, last)| (first..=last).contains(&start))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -88,7 +96,14 @@ const TICK_MS: u64 = 40;
 impl Entry {
     /// Every part that is known of.
     pub fn parts(&self) -> Vec<Part<'_>> {
-        let (starts, ends) = (self.events(start_of), self.events(end_of));
+        let (mut starts, ends) = (self.events(start_of), self.events(end_of));
+        // A start that was presumed says only that it did begin. The events tell when: what a worker presumed by its own command, sent once more, is no
+        // other start.
+        if starts.iter().any(|start| start.told.stamp.is_some()) {
+            starts.retain(|start| start.told.stamp.is_some());
+        } else if let Some(first) = ends.iter().filter_map(|end| end.told.stamp).min() {
+            starts.retain(|start| start.told.order() <= first);
+        }
         let mut begun: Vec<Vec<Event<'_>>> = vec![Vec::new()];
         for start in starts {
             // No start is known before the first: an end with its stamp is its own, whatever length was told.
@@ -135,10 +150,7 @@ impl Entry {
     /// Whether the stretch that began then has its end, and is in this recording's audio.
     pub fn has_whole_part(&self, begun: i64) -> bool {
         let parts = self.own_parts();
-        parts.len() > 1
-            && parts
-                .iter()
-                .any(|part| part.begun_at() == Some(begun) && part.ended.is_some())
+        parts.len() > 1 && parts.iter().any(|part| part.ended.is_some() && part.began_at(begun))
     }
 
     /// What was told of parts that are not in this recording's audio: the first of them is where its continuation begins.
@@ -188,6 +200,18 @@ impl Entry {
         told > 0 && !self.has(|what| matches!(what, What::Continued { told: known } if *known >= told))
     }
 
+    /// Whether a start is of the recording that this one continues: starts are told to a recording and all its continuations.
+    pub fn is_of_one_before(&self, start: &Told) -> bool {
+        let is_continuation = self.order().is_some_and(|order| order.continues.is_some());
+        is_continuation && self.started().is_some_and(|own| start.order() < own.order())
+    }
+
+    /// Whether nothing else is known to be missing in this recording's audio than what was handed on to `after`.
+    pub fn is_all_left_to(&self, after: &Self) -> bool {
+        let stretches = |parts: Vec<Part<'_>>| parts.len();
+        stretches(self.parts()).saturating_sub(stretches(self.own_parts())) <= stretches(after.parts())
+    }
+
     /// Whether parts are known that are not in this recording's audio: its file on the switch may be theirs too by now.
     pub fn goes_on(&self) -> bool {
         !self.left_over_parts().is_empty()
@@ -199,12 +223,24 @@ impl Entry {
         let left_over = self.left_over();
         let told = u32::try_from(left_over.len()).ok().filter(|told| *told > 0)?;
         let mut entry = Self::of_order(self.order()?.continuation(), by);
-        // A stop is a state: it holds for what the switch begins by itself later.
-        let stops = self.facts.iter().filter_map(|fact| match &fact.what {
+        // Stop and mask are states: they hold for what the switch begins by itself later.
+        let is_masked = self.is_masked();
+        let controls = self.facts.iter().filter_map(|fact| match &fact.what {
             stop @ What::StopAsked { .. } => Some(stop.clone()),
+            What::MaskAsked {
+                action,
+                on,
+                route,
+                asked,
+            } if is_masked => Some(What::MaskAsked {
+                action: action.clone(),
+                on: *on,
+                route: route.clone(),
+                asked: Some(asked.unwrap_or(fact.at)),
+            }),
             _ => None,
         });
-        for what in [What::Commanded].into_iter().chain(stops).chain(left_over) {
+        for what in [What::Commanded].into_iter().chain(controls).chain(left_over) {
             entry.add(Fact {
                 at: now,
                 by: by.to_owned(),
@@ -407,6 +443,30 @@ mod tests {
         told.stamp = Some(at(second).unix_micros());
         told.length_ms = Some(length_ms);
         Box::new(told)
+    }
+
+    #[test]
+    fn a_start_that_was_presumed_is_none_beside_what_the_events_tell() {
+        let mut presumed = told(7, 0);
+        presumed.stamp = None;
+        let presumed = (8, What::Started(presumed));
+        // Two workers commanded it; the second one presumed by its own, later command. Events told both start and end, or the end alone.
+        for events in [
+            vec![(1, What::Started(told(1, 0))), (6, What::Ended(told(6, 5000)))],
+            vec![(6, What::Ended(told(6, 5000)))],
+        ] {
+            let mut facts = events;
+            facts.push(presumed.clone());
+            let entry = entry(&facts);
+            assert_eq!(entry.parts().len(), 1, "{facts:?}");
+            assert!(entry.ended().is_some() && entry.started().is_some());
+            assert!(!entry.is_to_be_continued());
+        }
+        // Where nothing else is known it counts, and an end after it is its own.
+        let alone = entry(std::slice::from_ref(&presumed));
+        assert!(alone.parts()[0].started.is_some());
+        let ended = entry(&[presumed, (9, What::Ended(told(9, 1000)))]);
+        assert!(ended.parts().len() == 1 && ended.parts()[0].started.is_some());
     }
 
     fn entry(facts: &[(i64, What)]) -> Entry {

@@ -196,6 +196,7 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             What::Announced([Announcement::DocumentCreated, Announcement::Outcome(outcome)][usize::from(on)])
         }
         "rest_announced" => What::RestAnnounced { n },
+        "cause_announced" => What::CauseAnnounced { cause: Cause::TooShort },
         "unheld" => What::Unheld { n },
         "released" => What::Released { n },
         "tidied" => What::Tidied { n, left: on.then(why) },

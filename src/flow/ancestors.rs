@@ -50,10 +50,10 @@ const PATIENCE_MS: u64 = 2000;
 
 /// Whether what was told of `after` is in the audio of `before`, which it goes on from. By lengths: that a file is missing tells nothing of what was in it.
 fn compare(before: &Entry, after: &Entry) -> Kept {
-    if !before.audio_is_safe() || before.goes_on() && !is_same_stretch(before, after) {
+    let same = is_same_stretch(before, after);
+    if !before.audio_is_safe() || before.goes_on() && !same && !before.is_all_left_to(after) {
         return Kept::Unknown;
     }
-    let same = is_same_stretch(before, after);
     let Some(counted) = before.audio().and_then(|audio| audio.duration_ms) else {
         return Kept::Unknown;
     };
@@ -66,7 +66,12 @@ fn compare(before: &Entry, after: &Entry) -> Kept {
         };
     }
     let Some(told) = after.told_ms() else {
-        return Kept::Unknown;
+        // Its end was lost. The switch appends: what is longer than all that was told of the stretches before has this one too.
+        let before = before.told_ms().filter(|_| !same && after.told_end().is_none());
+        return match before {
+            Some(before) if counted > before + PATIENCE_MS => Kept::All,
+            _ => Kept::Unknown,
+        };
     };
     // The length of a stretch counts from its own start.
     let needed = if same {
@@ -215,6 +220,24 @@ mod tests {
         // Nobody told how long it is.
         let mute = entry([(501, What::Ended(told(500, None)))]);
         assert_eq!(compare(&entry(presumed(9_480)), &mute), Kept::Unknown);
+    }
+
+    #[test]
+    fn a_later_stretch_that_is_in_the_audio_before_is_kept_whether_its_end_was_told_or_not() {
+        // The file was brought late, with both stretches in it; the second one's start came later still.
+        let second = || (500, What::Started(told(20, None)));
+        let before = |counted| {
+            let mut facts = presumed(counted);
+            facts.retain(|(_, what)| what.kind() != "presumed_ended");
+            facts.extend([(12, What::Ended(told(11, Some(10_000)))), second()]);
+            entry(facts)
+        };
+        let unheard = entry([second()]);
+        let told_all = entry([second(), (501, What::Ended(told(25, Some(5_000))))]);
+        assert_eq!(compare(&before(15_000), &told_all), Kept::All);
+        assert_eq!(compare(&before(15_000), &unheard), Kept::All);
+        assert_eq!(compare(&before(10_100), &told_all), Kept::Unknown);
+        assert_eq!(compare(&before(10_100), &unheard), Kept::Unknown);
     }
 
     #[test]

@@ -49,9 +49,10 @@ impl Parts {
             Announcement::Outcome(outcome) => {
                 let body = outcome_body(entry, outcome);
                 let rest = entry.later_rest().filter(|_| outcome == Outcome::Parked);
-                let id = match rest {
-                    Some(n) => msg_id(&format!("outcome {outcome} {n}")),
-                    None => msg_id(&format!("outcome {outcome}")),
+                let id = match (rest, entry.later_cause(outcome)) {
+                    (Some(n), _) => msg_id(&format!("outcome {outcome} {n}")),
+                    (None, Some(cause)) => msg_id(&format!("outcome {outcome} {}", cause.name())),
+                    (None, None) => msg_id(&format!("outcome {outcome}")),
                 };
                 return Some(change::recording_outcome(
                     &self.sender,

@@ -14,6 +14,7 @@ use crate::amqp::Delivery;
 use crate::kazoo::action::{self, ReplyTo};
 use crate::kazoo::call::shown;
 use crate::kazoo::envelope::MessageError;
+use crate::kazoo::time::Moment;
 use crate::telemetry::{survive, trace};
 
 use super::pace::Pass;
@@ -43,6 +44,16 @@ const ROOM_PATIENCE: Duration = Duration::from_millis(500);
 
 /// One address may have this share of the actions that are taken at once in waiting.
 const SHARE: u16 = 8;
+
+/// Kazoo connects again after 1.5 to 5 s (`kz_amqp_connection`), and declares the queue by the same name. So long nobody asks whether its call is over.
+const SURELY_AWAY: Duration = Duration::from_secs(60);
+
+/// No call waits for longer.
+const GIVEN_UP: Duration = Duration::from_secs(86_400);
+
+/// Between two tries, before and after that.
+const OFTEN: Duration = Duration::from_millis(500);
+const SELDOM: Duration = Duration::from_secs(5);
 
 /// A result that its queue may not have had room for is sent once more after this: a repeat is ignored, one that was dropped is not missed.
 const ONCE_MORE: Duration = Duration::from_secs(2);
@@ -90,15 +101,37 @@ pub(super) async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
     } else {
         None
     };
-    match pass {
+    let sent = match pass {
         Some(pass) => send_result(parts, to, pass).await,
-        None if owe(parts, to).await => true,
+        None if owe(parts, to, None).await => return true,
         None => send_result(parts, to, parts.keep_pace(queue).await).await,
+    };
+    match sent {
+        Sent::Yes => true,
+        Sent::Nowhere => {
+            warn!(
+                event = "callflow_node_away",
+                call_id = shown(&to.call_id),
+                queue,
+                "no queue takes the result: its callflow node is away, or gone; the answer is owed until it is back, or the call is over"
+            );
+            owe(parts, to, None).await
+        }
+        Sent::No => false,
     }
 }
 
-/// Sends the result until the broker has it. A result that no queue takes has nobody waiting for it.
-async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> bool {
+/// What became of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Yes,
+    /// No queue takes it. A callflow node that lost its connection declares its queue again, by the same name; its calls wait.
+    Nowhere,
+    No,
+}
+
+/// Sends the result until the broker has it.
+async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> Sent {
     let (begun, mut tries) = (Instant::now(), 0);
     while tries < RESULT_TRIES && begun.elapsed() < ALARM_PATIENCE {
         let message = action::continues(&parts.sender, &parts.current(to));
@@ -107,12 +140,9 @@ async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> bool {
                 if pass.is_unsure {
                     once_more(parts, to);
                 }
-                return true;
+                return Sent::Yes;
             }
-            Err(error) if error.is_unroutable() => {
-                warn!(call_id = shown(&to.call_id), %error, "nobody waits for the result: its callflow node is gone");
-                return true;
-            }
+            Err(error) if error.is_unroutable() => return Sent::Nowhere,
             // The alarm itself is told once.
             Err(error) if error.is_alarm() => {}
             Err(error) => {
@@ -123,14 +153,14 @@ async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> bool {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
             // Another worker answers it sooner than this one, which goes down.
-            () = parts.stop.cancelled() => return false,
+            () = parts.stop.cancelled() => return Sent::No,
         }
     }
     error!(
         call_id = shown(&to.call_id),
         "action.result could not be delivered: its call may hang"
     );
-    false
+    Sent::No
 }
 
 fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
@@ -150,9 +180,10 @@ fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
     tasks.spawn(trace::carried(survive("result_once_more", repeating)));
 }
 
-/// Writes down that an answer is owed. `false` when it is not durable.
-pub(super) async fn owe(parts: &Parts, to: &ReplyTo) -> bool {
-    let body = json!({ "Call-ID": to.call_id, "Reply-To": to.address.to_string() });
+/// Writes down that an answer is owed, `since` then, else since now. `false` when it is not durable.
+pub(super) async fn owe(parts: &Parts, to: &ReplyTo, since: Option<Moment>) -> bool {
+    let since = since.unwrap_or_else(|| parts.now());
+    let body = json!({ "Call-ID": to.call_id, "Reply-To": to.address.to_string(), "Since": since.unix_micros() });
     let message = parts.sender.message(CATEGORY, NAME, &to.msg_id, body);
     match parts.publisher.enqueue(ANSWERS, &to.msg_id, &message).await {
         Ok(()) => true,
@@ -179,7 +210,40 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
         Err(error) => return reject(parts, delivery, QUEUE, "", &error.to_string()).await,
     };
     let pass = parts.keep_pace(to.address.queue()).await;
-    if send_result(parts, &to, pass).await {
+    match send_result(parts, &to, pass).await {
+        Sent::Yes => delivery.ack().await,
+        Sent::Nowhere => wait_for_node(parts, delivery, &to).await,
+        Sent::No => put_back(parts, QUEUE, delivery).await,
+    }
+}
+
+/// An answer whose callflow node is away waits at the end of its queue, so that those of other nodes do not wait for it; until the node is back, or the call
+/// is over.
+async fn wait_for_node(parts: &Arc<Parts>, delivery: Delivery, to: &ReplyTo) {
+    let since = delivery
+        .envelope()
+        .ok()
+        .and_then(|envelope| envelope.body.get("Since")?.as_i64());
+    let since = since.map_or_else(|| parts.now(), Moment::from_unix_micros);
+    let waited = parts.now().since(since);
+    let is_over = waited > SURELY_AWAY && parts.is_alive(&parts.replaced.current(&to.call_id)).await == Some(false);
+    if is_over || waited > GIVEN_UP {
+        warn!(
+            event = "answer_given_up",
+            call_id = shown(&to.call_id),
+            queue = to.address.queue(),
+            waited_s = waited.as_secs(),
+            call_is_over = is_over,
+            "nobody takes the result: its callflow node did not come back"
+        );
+        return delivery.ack().await;
+    }
+    let pause = if waited > SURELY_AWAY { SELDOM } else { OFTEN };
+    tokio::select! {
+        () = tokio::time::sleep(pause) => {}
+        () = parts.stop.cancelled() => {}
+    }
+    if owe(parts, to, Some(since)).await {
         delivery.ack().await;
     } else {
         put_back(parts, QUEUE, delivery).await;

@@ -5,7 +5,6 @@ use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
@@ -13,14 +12,12 @@ use crate::amqp::{Delivery, Spare};
 use crate::entry::Entry;
 use crate::entry::cause::Cause;
 use crate::entry::fact::What;
-use crate::ledger::DueOf;
 use crate::telemetry::events::TaskPanicked;
 use crate::telemetry::words;
 
 use super::perform::Parts;
 use super::returns::{put_back, reject};
 use super::{answers, start};
-use crate::lifecycle::{self, Policy};
 
 /// Why its message is in the dead letters.
 const WHY: &str = "handler panicked";
@@ -83,25 +80,3 @@ pub(super) fn note(entry: &mut Entry, parts: &Parts, why: String) {
         entry.add(parts.fact(What::Parked { n, cause }));
     }
 }
-
-/// When something is to be done about an entry, for the ledger. An entry that the program fails on is looked at again later: its panic must not
-/// become the ledger's.
-pub fn due_of(policy: Policy) -> DueOf {
-    Arc::new(move |entry, now| {
-        let due = catch_unwind(AssertUnwindSafe(|| lifecycle::due(entry, now, &policy)));
-        due.unwrap_or_else(|panic| {
-            TaskPanicked {
-                task: "recording",
-                name: "due",
-                call_id: &entry.call_id,
-                media_id: "",
-                why: words(&*panic),
-            }
-            .emit();
-            Some(now.plus(MUCH_LATER))
-        })
-    })
-}
-
-/// When an entry is looked at again of which cannot even be told when it is due.
-const MUCH_LATER: Duration = Duration::from_secs(3600);

@@ -9,6 +9,7 @@ use crate::kazoo::time::Moment;
 use crate::ledger::{Address, LedgerError, Record};
 use crate::recording::names;
 
+use super::journal;
 use super::registry::Open;
 use super::start::Job;
 
@@ -28,6 +29,8 @@ pub(super) enum Found {
     Here(Open),
     /// It went along to the action's leg.
     Moved(Open),
+    /// It begins at every bridge, and none is there now: what is asked for holds for the next.
+    Between(Open),
     /// This action was carried out already; with what the ledger may not have of it.
     Done {
         media_id: String,
@@ -60,31 +63,20 @@ pub(super) async fn look(job: &Job<'_>) -> Look {
     }
     if job.doubtful && !matches!(remembered, Some(Found::Done { .. })) {
         // Another worker can have carried it out, on a recording that is over.
-        match told(job, job.parts.ledger.of_call(&job.action.call_id)).await {
+        match told(job, in_ledger(job)).await {
             Ok(before) => {
                 let done = |record: &Record| done_in_ledger(job, &record.entry);
                 remembered = before.iter().find_map(done).or(remembered);
             }
-            // It may have been for the newer one of these.
-            Err(why) if job.repeated && recordings_of(job).len() > 1 => return Look::Untold(why),
+            // It may have been for a newer one, of which nothing is remembered.
+            Err(why) if job.repeated => return Look::Untold(why),
             Err(_) => {}
         }
     }
     if let Some(found) = remembered {
         return Look::Found(Box::new(found));
     }
-    let fetch_id = job.action.call.fetch_id.as_deref();
-    let looking = async {
-        let mut records = match fetch_id {
-            Some(fetch_id) => job.parts.ledger.of_fetch(fetch_id).await?,
-            None => Vec::new(),
-        };
-        if records.is_empty() {
-            records = job.parts.ledger.of_call(&job.action.call_id).await?;
-        }
-        Ok(records)
-    };
-    let records = match told(job, looking).await {
+    let records = match told(job, in_ledger(job)).await {
         Ok(records) => records,
         Err(why) => return Look::Untold(why),
     };
@@ -97,6 +89,10 @@ pub(super) async fn look(job: &Job<'_>) -> Look {
         .max_by_key(|record| asked_at(&record.entry));
     let open = newest.and_then(|newest| Some((Open::of(&newest.entry)?, newest)));
     let Some((open, newest)) = open else { return Look::None };
+    if !job.waited && journal::has_more(job.parts).await {
+        // A newer one's start may be among them.
+        return Look::Untold(journal::WAITING.to_owned());
+    }
     job.parts.registry.open(open.clone());
     job.parts.registry.remember(&newest.entry);
     Look::Found(Box::new(Found::Here(open)))
@@ -144,7 +140,41 @@ pub(super) async fn look_further(job: &Job<'_>) -> Look {
             return Look::Found(Box::new(Found::Moved(open)));
         }
     }
-    untold.map_or(Look::None, Look::Untold)
+    if let Some(why) = untold {
+        return Look::Untold(why);
+    }
+    between(job)
+        .await
+        .map_or(Look::None, |found| Look::Found(Box::new(found)))
+}
+
+/// The newest recording of the call that begins at every bridge, where none of them runs now.
+async fn between(job: &Job<'_>) -> Option<Found> {
+    let mut records = told(job, in_ledger(job)).await.ok()?;
+    records.retain(|record| {
+        let entry = &record.entry;
+        let begins_again = entry.order().is_some_and(|order| order.begins_at_bridges());
+        begins_again && !entry.is_open() && entry.ended().is_some() && !is_later(job, entry)
+    });
+    let newest = records.iter().max_by_key(|record| asked_at(&record.entry))?;
+    if newest.entry.stop_asked_at().is_some() {
+        // It begins no more.
+        return None;
+    }
+    Open::of(&newest.entry).map(Found::Between)
+}
+
+/// What the ledger has of the action's call, under its own id or an earlier one.
+async fn in_ledger(job: &Job<'_>) -> Result<Vec<Record>, LedgerError> {
+    let (ledger, call_id) = (&job.parts.ledger, &job.action.call_id);
+    let mut records = match job.action.call.fetch_id.as_deref() {
+        Some(fetch_id) => ledger.of_fetch(fetch_id).await?,
+        None => Vec::new(),
+    };
+    if records.is_empty() {
+        records = ledger.of_call(call_id).await?;
+    }
+    Ok(records)
 }
 
 /// By what all workers remember alone.
@@ -241,8 +271,11 @@ fn began_by(job: &Job<'_>) -> Option<Moment> {
 }
 
 fn is_to_be_controlled(job: &Job<'_>, entry: &Entry) -> bool {
-    let is_later = || began_by(job).zip(asked_at(entry)).is_some_and(|(at, asked)| asked > at);
-    entry.is_open() && entry.stop_asked_at().is_none() && !is_later()
+    entry.is_open() && entry.stop_asked_at().is_none() && !is_later(job, entry)
+}
+
+fn is_later(job: &Job<'_>, entry: &Entry) -> bool {
+    began_by(job).zip(asked_at(entry)).is_some_and(|(at, asked)| asked > at)
 }
 
 /// What an entry has of this very action.

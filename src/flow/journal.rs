@@ -16,6 +16,9 @@ use super::end;
 use super::perform::Parts;
 use super::returns::{put_back, reject};
 
+/// Why nothing can be said of a call's recordings as long as starts wait there.
+pub(super) const WAITING: &str = "starts wait in the journal";
+
 /// The queue.
 pub const JOURNAL: &str = "kz_record_call.journal";
 

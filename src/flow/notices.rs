@@ -281,7 +281,7 @@ fn memory(parts: &Arc<Parts>, delivery: &Delivery) {
     for news in News::of(&envelope) {
         match news {
             News::Opened(open) => parts.registry.open(open),
-            News::Closed(open) => parts.registry.close(open.key),
+            News::Closed(open) => parts.registry.heard_of_end(open.key),
         }
     }
 }
@@ -291,6 +291,18 @@ fn take_in(parts: &Arc<Parts>, key: Key, call_id: &str, facts: &[Fact], orphan: 
     // As it was before: what a driver learns by this is told to operators.
     let entry = parts.registry.entry(key).filter(|entry| entry.order().is_some());
     parts.registry.hear(key, call_id, facts);
+    for fact in facts {
+        // Its repeat must not reach another recording.
+        if let What::StopAsked { action, .. } | What::MaskAsked { action, .. } = &fact.what
+            && !action.is_empty()
+        {
+            let media_id = entry
+                .as_ref()
+                .and_then(Entry::order)
+                .map(|order| order.media_id.to_string());
+            parts.registry.done(action, key, &media_id.unwrap_or_default());
+        }
+    }
     // With the times at which it happened: a move may have come since.
     let mut news = Entry::new(key, call_id);
     for fact in facts {

@@ -298,6 +298,13 @@ impl Parts {
             Ok(Decision::StoragePlan(_)) => Destination::StoragePlan,
             // One that cannot be served is refused when it is tried: its audio is kept by then.
             Ok(Decision::Url(_) | Decision::Conclude(Ending::UnusableUrl(_) | Ending::UrlLost)) => Destination::Url,
+            // The switch has let its file go: the copy in the hold is the only one, and is nobody's to throw away but an operator's.
+            Ok(Decision::Conclude(Ending::StoringDisabled)) if entry.held().is_some() && entry.is_let_go() => {
+                return Some(Input::Fact(What::Parked {
+                    n: entry.next_rest(),
+                    cause: Cause::Undecided,
+                }));
+            }
             Ok(Decision::Conclude(Ending::StoringDisabled)) => {
                 return Some(Input::Fact(What::Concluded {
                     outcome: Outcome::Discarded,

@@ -74,6 +74,8 @@ struct Memory {
     entries: Bounded<Key, Entry>,
     /// Recordings whose end was heard here: what was begun before that and comes to its end later does not open them again.
     over: Bounded<Key, ()>,
+    /// Recordings that ended, as another worker said. They may begin again.
+    closed: Bounded<Key, ()>,
     /// The legs that lead to each recording in `by_leg`.
     linked: HashMap<Key, HashSet<String>>,
     commanded: Bounded<Key, ()>,
@@ -144,6 +146,18 @@ impl Registry {
             memory.unlink(&open);
         }
         memory.entries.remove(&key);
+    }
+
+    /// The recording ended, as another worker says.
+    pub fn heard_of_end(&self, key: Key) {
+        self.lock().closed.insert(key, (), KEYS);
+        self.close(key);
+    }
+
+    /// Whether an end of the recording was heard of.
+    pub fn was_closed(&self, key: Key) -> bool {
+        let memory = self.lock();
+        memory.over.get(&key).is_some() || memory.closed.get(&key).is_some()
     }
 
     /// Remembers all that is known of an open recording.
@@ -326,7 +340,9 @@ impl Registry {
     /// Adds to an entry from the ledger what every worker was told of its recording's latest start: whoever lets the switch's file go must know.
     pub fn complete(&self, mut entry: Entry) -> Entry {
         let memory = self.lock();
-        if let Some(started) = memory.restarts.get(&entry.key).cloned() {
+        if let Some(started) = memory.restarts.get(&entry.key).cloned()
+            && !matches!(&started.what, What::Started(told) if entry.is_of_one_before(told))
+        {
             entry.add(started);
         }
         memory.add_legs(&mut entry);

@@ -51,6 +51,8 @@ pub(super) struct Job<'a> {
     pub doubtful: bool,
     /// The broker delivered it before.
     pub repeated: bool,
+    /// It waited in a queue of ours, long enough for what the journal has.
+    pub waited: bool,
     /// When it was sent, by its sender's clock.
     pub at: Option<Moment>,
 }
@@ -80,6 +82,7 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
                 reply_to: reply_to.as_ref().ok(),
                 doubtful: delivery.redelivered() || age.is_some_and(|age| age > parts.config.flow.stale_action),
                 repeated: delivery.redelivered(),
+                waited: false,
                 at,
             };
             run(&job, &delivery, &asked, begun).await
@@ -283,7 +286,12 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
 }
 
 /// An action that was perhaps handled before, or whose call is perhaps over. It is answered; now what is known of it decides.
-async fn start_in_doubt(parts: &Arc<Parts>, entry: Entry) -> bool {
+async fn start_in_doubt(parts: &Arc<Parts>, mut entry: Entry) -> bool {
+    let is_over = parts.registry.was_closed(entry.key);
+    if let Some(heard) = parts.registry.entry(entry.key) {
+        // Another worker's stop of it, say.
+        entry = entry.merge(heard);
+    }
     let known = match parts.ledger.is_up() {
         true => tokio::time::timeout(KNOWLEDGE, parts.ledger.load(&address(&entry))).await,
         false => Ok(Ok(None)),
@@ -297,6 +305,10 @@ async fn start_in_doubt(parts: &Arc<Parts>, entry: Entry) -> bool {
             drive::go_on(parts, record.entry, Input::Due);
         }
         return true;
+    }
+    if is_over {
+        // It ran, and its end was heard. Whoever carried it out has that written down, or this tells when the ledger is back.
+        return journal::write(parts, &entry).await;
     }
     if let Some(open) = Open::of(&entry) {
         parts.registry.open(open);

@@ -94,10 +94,25 @@ impl Parts {
             return false;
         }
         match (look.call, entry.order()) {
-            (None | Some(Call::Over), _) | (_, None) => true,
+            (None, _) | (_, None) => true,
+            // One answer, a while ago: an ecallmgr that has just begun says so of calls that it has not learnt of yet.
+            (Some(Call::Over), Some(order)) => {
+                self.call(order).await == Call::Over
+                    && !(audio.seems_open(order.format) && self.lives_elsewhere(entry).await)
+            }
             (Some(Call::Bridged), _) => false,
             (Some(Call::Apart), Some(order)) => self.call(order).await != Call::Bridged && look.at.elapsed() < SHORT,
         }
+    }
+
+    /// Whether another leg lives that may carry the recording.
+    async fn lives_elsewhere(&self, entry: &Entry) -> bool {
+        for leg in entry.living_legs() {
+            if leg != entry.call_id && !self.is_gone(leg, PATIENCE).await {
+                return true;
+            }
+        }
+        false
     }
 
     /// How long to wait before a file that was perhaps being written is asked for again.

@@ -14,7 +14,7 @@ use tracing::warn;
 
 use crate::amqp::{Delivery, QueueKind, QueueSpec};
 use crate::entry::Entry;
-use crate::entry::fact::{Fact, Route, What};
+use crate::entry::fact::{BEFORE_ANY_START, Fact, Route, What};
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::message_time;
 use crate::recording::controls::Why;
@@ -27,7 +27,7 @@ use super::perform::Parts;
 use super::registry::Open;
 use super::returns::{put_back, reject};
 use super::start::{Job, read};
-use super::{drive, journal, notices};
+use super::{at_once, drive, journal, notices};
 use crate::lifecycle::Input;
 
 /// Where actions wait for the ledger to tell the recording that they mean.
@@ -41,6 +41,9 @@ const KNOWLEDGE: Duration = Duration::from_secs(1);
 
 /// A recording can have begun on another worker a moment ago, whose word is on its way: its memory is looked at again after these.
 const LOOKS: [u64; 4] = [100, 200, 400, 800];
+
+/// The same where the call is recorded by another recorder, and that recording is most likely meant: a mask must not come late.
+const NAMED_LOOKS: &[u64] = &[100, 200];
 
 /// An action that waited for the ledger is looked up so often before it counts that there is no recording: one of which only the journal knew is moved into
 /// the ledger at the same time.
@@ -68,8 +71,19 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
         return Box::pin(carry_out(job, *found, what)).await;
     }
     let named = find::stranger(job);
-    if let Some(name) = named {
-        stranger(job, name, what).await;
+    if let (Some(name), Look::None) = (named, &look) {
+        look = look_at_memory_again(job, NAMED_LOOKS).await;
+        if matches!(look, Look::None) {
+            look = find::look(job).await;
+        }
+        match look {
+            Look::Found(found) => return Box::pin(carry_out(job, *found, what)).await,
+            Look::None => {
+                stranger(job, name, what).await;
+                return (String::new(), job.result().await);
+            }
+            Look::Untold(_) => {}
+        }
     }
     let asked_by = job.at.unwrap_or_else(|| job.parts.now());
     let answered = job.result().await;
@@ -80,24 +94,19 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
         ..*job
     };
     let job = &late;
-    if named.is_none() {
+    look = find::look(job).await;
+    if !matches!(look, Look::Found(_)) {
+        // Untold, or none: its worker's word may be on its way.
+        if let found @ Look::Found(_) = look_at_memory_again(job, &LOOKS).await {
+            look = found;
+        }
+    }
+    if !matches!(look, Look::Found(_)) {
+        // Unless its worker could not tell, the ledger has it by now.
         look = find::look_further(job).await;
-        for wait in LOOKS.map(Duration::from_millis) {
-            if matches!(look, Look::Found(_)) {
-                break;
-            }
-            tokio::time::sleep(wait).await;
-            if let Some(found) = find::remembered(job) {
-                look = Look::Found(Box::new(found));
-            }
-        }
-        if matches!(look, Look::None) {
-            // Unless its worker could not tell, the ledger has it by now.
-            look = find::look_further(job).await;
-        }
-        if matches!(look, Look::None) && journal::has_more(job.parts).await {
-            look = Look::Untold("starts wait in the journal".to_owned());
-        }
+    }
+    if matches!(look, Look::None) && journal::has_more(job.parts).await {
+        look = Look::Untold(journal::WAITING.to_owned());
     }
     match look {
         Look::Found(found) => {
@@ -105,9 +114,7 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
             (media_id, answered && done)
         }
         Look::None => {
-            if named.is_none() {
-                none_known(job, what);
-            }
+            none_of_ours(job, what).await;
             (String::new(), answered)
         }
         Look::Untold(why) => {
@@ -124,7 +131,22 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
     }
 }
 
-fn none_known(job: &Job<'_>, what: Control) {
+/// Looks at what all workers remember, after each of these pauses in milliseconds.
+async fn look_at_memory_again(job: &Job<'_>, pauses: &[u64]) -> Look {
+    for pause in pauses {
+        tokio::time::sleep(Duration::from_millis(*pause)).await;
+        if let Some(found) = find::remembered(job) {
+            return Look::Found(Box::new(found));
+        }
+    }
+    Look::None
+}
+
+/// No recording of ours runs on the call: another recorder's is meant, or none.
+async fn none_of_ours(job: &Job<'_>, what: Control) {
+    if let Some(name) = find::stranger(job) {
+        return stranger(job, name, what).await;
+    }
     warn!(
         event = "no_recording_of_call",
         call_id = job.action.call_id,
@@ -168,6 +190,7 @@ async fn resume(parts: &Arc<Parts>, delivery: Delivery) {
         reply_to: None,
         doubtful: true,
         repeated: true,
+        waited: delivery.returns() >= ENOUGH,
         at: delivery.timestamp().and_then(|at| message_time(at, parts.now())),
     };
     let mut look = find::look(&job).await;
@@ -177,7 +200,7 @@ async fn resume(parts: &Arc<Parts>, delivery: Delivery) {
     let done = match look {
         Look::Found(found) => Box::pin(carry_out(&job, *found, what)).await.1,
         Look::None if delivery.returns() >= ENOUGH && !journal::has_more(parts).await => {
-            none_known(&job, what);
+            none_of_ours(&job, what).await;
             true
         }
         Look::None | Look::Untold(_) => false,
@@ -200,8 +223,12 @@ async fn tell_and_write(
     what: Control,
     answering: impl Future<Output = bool>,
 ) -> (String, bool) {
+    let kind = match found {
+        Found::Between(_) => Meant::Next,
+        _ => Meant::Running,
+    };
     let (open, has_moved) = match found {
-        Found::Here(open) => (open, false),
+        Found::Here(open) | Found::Between(open) => (open, false),
         Found::Moved(open) => (open, true),
         Found::Done { media_id, unwritten } => {
             // Its repeat must not reach what began since, nor undo what was asked since.
@@ -213,7 +240,7 @@ async fn tell_and_write(
             return (media_id, answered && written);
         }
     };
-    let mut facts = tell_switch(job, &open, what).await;
+    let mut facts = tell_switch(job, &open, what, kind).await;
     let answered = answering.await;
     if has_moved && what != Control::Stop {
         // A stop shows by itself whether it was obeyed; of a mask nobody would ever hear.
@@ -224,18 +251,36 @@ async fn tell_and_write(
         };
         facts.extend(stamped(job, &[moved]));
     }
-    let durable = write_down(job, &open, facts).await;
-    (open.media_id, answered && durable)
+    let is_first = what == Control::Stop && !job.doubtful && !has_moved && kind == Meant::Running;
+    let asked = facts.first().cloned();
+    let mut durable = write_down(job, &open, facts).await;
+    let mut media_id = open.media_id.clone();
+    if let Some(asked) = asked.filter(|_| is_first)
+        && let Some(others) = at_once::the_one_before(job, &open, &asked).await
+    {
+        durable &= write_down(job, &others, tell_switch(job, &others, what, kind).await).await;
+        media_id = others.media_id;
+    }
+    (media_id, answered && durable)
+}
+
+/// Which recording an action is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meant {
+    Running,
+    /// The one that the next bridge begins: nothing is sent before.
+    Next,
 }
 
 /// Sends the command; what is to be written down of it.
-async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<Fact> {
+async fn tell_switch(job: &Job<'_>, open: &Open, what: Control, meant: Meant) -> Vec<Fact> {
     let (parts, action) = (job.parts, job.action);
     let known = parts.registry.entry(open.key);
-    // Of the first look this is not asked: the clocks of two hosts may differ.
-    let late = job.at.filter(|_| job.doubtful);
-    let overtaken =
-        what != Control::Stop && late.is_some_and(|at| known.as_ref().is_some_and(|entry| entry.is_overtaken(at)));
+    // By the clock of the host that sent the actions, whoever carries them out.
+    let overtaken = what != Control::Stop
+        && job
+            .at
+            .is_some_and(|at| known.as_ref().is_some_and(|entry| entry.is_overtaken(at)));
     let sending = parts.send_control(&action.control, &action.call_id, &open.media_id, &open.file_name, what);
     let is_sent = if overtaken {
         warn!(
@@ -247,7 +292,7 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<Fact> {
         );
         false
     } else {
-        sending.await.is_ok()
+        meant == Meant::Running && sending.await.is_ok()
     };
     if what == Control::Stop {
         parts.registry.stopping(open.key);
@@ -271,18 +316,19 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control) -> Vec<Fact> {
         Control::Mask | Control::Unmask => What::MaskAsked {
             action: id.clone(),
             on,
-            asked: late,
+            asked: job.at,
             route,
         },
     };
-    let start = known.and_then(|entry| entry.newest_start());
+    let start = known.as_ref().and_then(Entry::newest_start);
+    let known_start = known.map(|entry| entry.newest_start().unwrap_or(BEFORE_ANY_START));
     let delivered = match what {
         Control::Stop => What::StopSent { n: 1, start },
         Control::Mask | Control::Unmask => What::Masked {
             action: id,
             on,
             n: 0,
-            start,
+            start: known_start,
         },
     };
     let facts = if is_sent { vec![asked, delivered] } else { vec![asked] };

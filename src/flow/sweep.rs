@@ -248,6 +248,27 @@ async fn ecallmgr_answers(parts: &Arc<Parts>) -> bool {
     true
 }
 
+/// How often entries are looked for that were written on both sides of a cluster that was parted.
+const MEND: Duration = Duration::from_secs(60);
+
+/// Merges what a parted cluster wrote twice, every minute.
+pub async fn mend(parts: Arc<Parts>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(MEND.mul_f64(0.75 + fastrand::f64() * 0.5)) => {}
+            () = parts.stop.cancelled() => return,
+        }
+        if !parts.ledger.is_up() {
+            continue;
+        }
+        match parts.ledger.mend().await {
+            Ok(0) => {}
+            Ok(entries) => debug!(entries, "entries with several versions were read, and merged"),
+            Err(error) => debug!(%error, "the ledger is not looked through for entries with several versions"),
+        }
+    }
+}
+
 /// Drops what is past its retention, every few hours.
 pub async fn retain(parts: Arc<Parts>) {
     loop {

@@ -8,10 +8,12 @@ use tracing::{debug, warn};
 
 use crate::couch::{Couch, CouchError, Pages, Range, Row, ViewRow};
 use crate::kazoo::time::{Clock, Moment, Month};
+use crate::lifecycle::Policy;
 
-use super::DueOf;
+use super::branches::Seen;
 use super::counts::{COUNTS, COUNTS_MAP, COUNTS_REDUCE};
 use super::database;
+use super::due::due;
 use super::months::Known;
 use super::readable::Readable;
 use super::record::{Address, Lease, Record, call_prefix};
@@ -25,12 +27,13 @@ pub(super) const LOOKUP: &str = "kz_record_call_lookup";
 pub struct Store {
     pub(super) couch: Couch,
     /// For what is merged here: an entry without its time is never taken up again.
-    due: DueOf,
-    clock: Clock,
+    pub(super) policy: Policy,
+    pub(super) clock: Clock,
     /// Databases that are there, with their views.
     ready: Mutex<BTreeSet<Month>>,
     pub(super) known: Known,
     pub(super) done: Done,
+    pub(super) branches: Seen,
 }
 
 /// A design document of its own: workers of another version, which know only the others, do not write it back and forth.
@@ -82,14 +85,15 @@ fn designs() -> [(&'static str, Value); 3] {
 }
 
 impl Store {
-    pub fn new(couch: Couch, clock: Clock, due: DueOf) -> Self {
+    pub fn new(couch: Couch, clock: Clock, policy: Policy) -> Self {
         Self {
             couch,
-            due,
+            policy,
             clock,
             ready: Mutex::default(),
             known: Known::default(),
             done: Done::default(),
+            branches: Seen::default(),
         }
     }
 
@@ -208,7 +212,7 @@ impl Store {
     /// Writes the union of conflicting revisions, and deletes those that are in it. The union first: a crash in between leaves nothing out. Other
     /// workers may be doing the same; where one of them was first, this changes nothing, and the next read merges what is left.
     async fn replace(&self, name: &str, id: &str, record: &mut Record, merged: &[&str]) -> Result<(), CouchError> {
-        let document = record.document(id, (self.due)(&record.entry, self.clock.now()));
+        let document = record.document(id, due(&record.entry, self.clock.now(), &self.policy));
         let rows = self.couch.bulk_docs(name, &[document]).await?;
         let [Row::Saved { rev, below_quorum }] = &rows[..] else {
             return Ok(());

@@ -11,9 +11,16 @@ use crate::couch::Couch;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::time::Moment;
+use crate::lifecycle::Policy;
 use crate::recording::identity::Key;
 
 use super::record::Record;
+
+/// What the configuration says by itself.
+pub fn policy() -> Policy {
+    let config = Config::of(Layers::load(None, std::iter::empty()).unwrap()).unwrap();
+    Policy::of(&config, "w".into())
+}
 
 /// First lines and bodies of the requests that came.
 pub type Log = Arc<Mutex<Vec<(String, String)>>>;

@@ -15,13 +15,14 @@ use tracing::error;
 
 use crate::couch::{CouchError, Row};
 use crate::entry::Entry;
-use crate::kazoo::time::{Clock, Month};
+use crate::kazoo::time::Month;
 use crate::telemetry::events::{LedgerBatch, LedgerState};
 
+use super::due::due;
 use super::record::{Lease, Record};
 use super::revs::Revs;
 use super::store::Store;
-use super::{DueOf, Told, address, database};
+use super::{Told, address, database};
 
 mod settle;
 
@@ -56,8 +57,6 @@ struct Pending {
 
 pub struct Writer {
     store: Arc<Store>,
-    clock: Clock,
-    due: DueOf,
     notes: mpsc::Receiver<Note>,
     up: watch::Sender<bool>,
     pending: HashMap<String, Pending>,
@@ -67,17 +66,9 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub fn new(
-        store: Arc<Store>,
-        clock: Clock,
-        due: DueOf,
-        notes: mpsc::Receiver<Note>,
-        up: watch::Sender<bool>,
-    ) -> Self {
+    pub fn new(store: Arc<Store>, notes: mpsc::Receiver<Note>, up: watch::Sender<bool>) -> Self {
         Self {
             store,
-            clock,
-            due,
             notes,
             up,
             pending: HashMap::new(),
@@ -237,13 +228,13 @@ impl Writer {
 
     /// Sends one request. Notes are taken in meanwhile, and a database that lets us wait counts as down before it says so.
     async fn send(&mut self, month: Month, batch: &[(String, Pending)]) -> Result<Vec<Row>, CouchError> {
-        let now = self.clock.now();
+        let now = self.store.clock.now();
         let documents: Vec<Value> = batch
             .iter()
             .map(|(id, pending)| {
                 let mut record = pending.record.clone();
                 record.rev = record.rev.or_else(|| self.revs.get(id, &record.entry));
-                record.document(id, (self.due)(&record.entry, now))
+                record.document(id, due(&record.entry, now, &self.store.policy))
             })
             .collect();
         let (store, begun) = (Arc::clone(&self.store), Instant::now());

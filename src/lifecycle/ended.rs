@@ -4,9 +4,13 @@ use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{CollectFailure, DeliveryFailure, Destination, Fact, What};
 use crate::kazoo::time::Moment;
+use crate::recording::audio::Audio;
 
 use super::schedule::{paused, wait_or};
 use super::{Answer, Case, Effect, Hand, Next, Policy, source};
+
+/// So often a switch must say that it cannot open a file that was told to be too short, before it counts that it deleted it.
+const SHORT_IS_GONE: usize = 3;
 
 /// After so many postponements of the decision the audio is taken off the switch.
 const UNDECIDED_IS_LONG: usize = 3;
@@ -31,9 +35,10 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
     let min_ms = u64::from(order.min_sec) * 1000;
     let told_short = min_ms > 0 && entry.told_ms().is_some_and(|ms| ms < min_ms);
     if min_ms > 0 && case.hand == Hand::Received {
-        // The length that the switch told is a channel's variable and may be another recording's: the audio decides.
-        let counted = entry.last_audio().and_then(|audio| audio.duration_ms);
-        if counted.map_or(told_short, |ms| ms < min_ms) {
+        // The length that the switch told is a channel's variable and may be another recording's: the audio alone decides. What cannot be counted is
+        // kept.
+        let counted = |audio: &Audio| audio.duration_ms.or((audio.size == 0).then_some(0));
+        if entry.last_audio().and_then(counted).is_some_and(|ms| ms < min_ms) {
             return conclude(Outcome::Discarded, Cause::TooShort);
         }
     }
@@ -49,7 +54,7 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
             )
         })
         .count();
-    if missing > 0 && told_short {
+    if missing >= SHORT_IS_GONE && told_short {
         // Switches that enforce the minimum themselves delete what is shorter.
         return conclude(Outcome::Discarded, Cause::TooShort);
     }

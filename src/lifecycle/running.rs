@@ -22,6 +22,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     if entry.started().is_none() {
         let looked = missing(entry) > 0 || guess(entry).is_none() || exhausted(entry, policy);
         if let Some(cause) = came_to_nothing(entry)
+            && !is_call_unknown(entry)
             && (looked || !may_have_come_twice(entry, cause))
         {
             return conclude(Outcome::Failed, cause);
@@ -43,6 +44,9 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
             // recorded.
             Trigger::Answer | Trigger::Bridge if overdue && gone && looked && was_late(entry) => {
                 conclude(Outcome::Failed, Cause::CallGone)
+            }
+            Trigger::Bridge if overdue && gone && looked && entry.is_bridged_since_command() => {
+                conclude(Outcome::Failed, unstarted(entry))
             }
             Trigger::Answer | Trigger::Bridge if overdue && gone && looked => {
                 conclude(Outcome::Discarded, Cause::NeverTriggered)
@@ -82,6 +86,9 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     };
     let looked = entry.channel_seen();
     if entry.started().is_none() {
+        if is_call_unknown(entry) {
+            return look();
+        }
         if !entry.is_commanded() {
             // Only the action's own handler commands at once. Whoever finds an uncommanded order later makes sure of the call first: a
             // command that meets a call which is not there disturbs others.
@@ -180,10 +187,29 @@ fn was_late(entry: &Entry) -> bool {
 /// Why a start command came to nothing, if anybody said so.
 fn came_to_nothing(entry: &Entry) -> Option<Cause> {
     entry.facts().iter().find_map(|fact| match fact.what {
-        What::CommandLost { .. } => Some(Cause::CallGone),
+        // The control process was gone, or only its queue: an ecallmgr that lost its connection has another one, and the call lives.
+        What::CommandLost { .. } => match seen_since(entry, fact.at) {
+            Some(true) => Some(Cause::NeverStarted),
+            Some(false) | None => Some(Cause::CallGone),
+        },
         What::CommandRefused { .. } => Some(Cause::StartRefused),
         _ => None,
     })
+}
+
+/// Whether the call lives, as was seen since then.
+fn seen_since(entry: &Entry, since: Moment) -> Option<bool> {
+    let (at, alive) = entry.channel_seen()?;
+    (at >= since).then_some(alive)
+}
+
+/// The start command met no queue, and nobody looked for the call since.
+fn is_call_unknown(entry: &Entry) -> bool {
+    let lost = entry
+        .facts()
+        .iter()
+        .find(|fact| matches!(fact.what, What::CommandLost { .. }));
+    lost.is_some_and(|lost| seen_since(entry, lost.at).is_none())
 }
 
 /// Two workers may have sent the command, as when an action is delivered twice: what is said of one tells nothing of the other. Its file does.

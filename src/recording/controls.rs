@@ -21,10 +21,18 @@ pub enum Why {
     Undelivered,
     /// The switch recorded on after the command.
     Unconfirmed,
+    /// It reached the switch when the recording was over.
+    Ended,
 }
 
 impl Why {
-    pub const ALL: [Self; 4] = [Self::Moved, Self::PerhapsMoved, Self::Undelivered, Self::Unconfirmed];
+    pub const ALL: [Self; 5] = [
+        Self::Moved,
+        Self::PerhapsMoved,
+        Self::Undelivered,
+        Self::Unconfirmed,
+        Self::Ended,
+    ];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -32,6 +40,7 @@ impl Why {
             Self::PerhapsMoved => "perhaps_moved",
             Self::Undelivered => "undelivered",
             Self::Unconfirmed => "unconfirmed",
+            Self::Ended => "ended",
         }
     }
 
@@ -41,6 +50,7 @@ impl Why {
             Self::PerhapsMoved => "the recording moved to another leg, perhaps before this command",
             Self::Undelivered => "the call's control process was gone",
             Self::Unconfirmed => "the switch recorded on",
+            Self::Ended => "the recording had ended when the command was sent",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What an account has of its own: its storage plan, and how often a delivery is tried. Remembered for a minute.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ pub struct Accounts {
     plans: Arc<Memory<Plan>>,
     /// What the account, or its reseller, sets; `None`: neither does.
     retries: Arc<Memory<Option<u32>>>,
+    missing: Arc<Missing>,
 }
 
 impl Accounts {
@@ -40,6 +41,7 @@ impl Accounts {
             couch,
             plans: Arc::default(),
             retries: Arc::default(),
+            missing: Arc::default(),
         }
     }
 
@@ -59,8 +61,16 @@ impl Accounts {
 
     async fn read_plan(&self, account_id: &str) -> Result<Plan, CouchError> {
         let read = async |id: &str| {
-            match self.couch.get(SYSTEM_DATA, id).await {
-                Ok(document) => Ok(document.filter(is_alive)),
+            // It was missing before, as most nodes said: one is believed now.
+            let found = match self.missing.contains(id) {
+                true => self.couch.get(SYSTEM_DATA, id).await,
+                false => self.couch.get_surely(SYSTEM_DATA, id).await,
+            };
+            match found {
+                Ok(document) => {
+                    self.missing.learn(id, document.is_none());
+                    Ok(document.filter(is_alive))
+                }
                 // A cluster without that database has no plans. A node that does not know the cluster's databases says nothing of them.
                 Err(CouchError::DatabaseMissing(_)) => {
                     self.couch.knows_databases().await?;
@@ -119,6 +129,25 @@ impl Accounts {
 fn retry_times(document: &Value) -> Option<u32> {
     let value = document.pointer("/call_recording/storage_retry_times")?;
     crate::kazoo::json::integer(value).and_then(|times| u32::try_from(times).ok())
+}
+
+/// Documents that were missing when they were last asked for.
+#[derive(Default)]
+struct Missing(Mutex<HashSet<String>>);
+
+impl Missing {
+    fn contains(&self, id: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+
+    fn learn(&self, id: &str, is_missing: bool) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_missing {
+            known.remove(id);
+        } else if known.len() < MOST || known.contains(id) {
+            known.insert(id.to_owned());
+        }
+    }
 }
 
 struct Memory<T>(Mutex<HashMap<String, (T, Instant)>>);

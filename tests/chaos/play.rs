@@ -27,7 +27,8 @@ pub struct Played {
     /// Files that were taken off the switch by somebody else.
     pub lost: Vec<PathBuf>,
     pub answered_at: Option<Instant>,
-    pub bridged_at: Option<Instant>,
+    /// When it was bridged, and until when, if not to its end.
+    pub bridges: Vec<(Instant, Option<Instant>)>,
     pub over_at: Instant,
 }
 
@@ -106,7 +107,7 @@ pub async fn play(cluster: &Cluster, begin: Instant, plan: CallPlan) -> Played {
             wholes: Vec::new(),
             lost: Vec::new(),
             answered_at: (!plan.ringing).then(Instant::now),
-            bridged_at: (!plan.ringing).then(Instant::now),
+            bridges: (!plan.ringing).then(|| (Instant::now(), None)).into_iter().collect(),
             over_at: Instant::now(),
             plan,
         },
@@ -157,12 +158,15 @@ impl Player<'_> {
                 call.set_size(Size::Millis(said));
                 let now = Instant::now();
                 self.played.answered_at.get_or_insert(now);
-                self.played.bridged_at.get_or_insert(now);
+                self.played.bridges.push((now, None));
                 call.bridge();
             }
             Step::EndParts => {
                 self.cluster.kazoo.end_recordings(&call).await;
                 call.unbridge();
+                if let Some((_, until)) = self.played.bridges.last_mut() {
+                    *until = Some(Instant::now());
+                }
                 self.look();
             }
             Step::Move => {

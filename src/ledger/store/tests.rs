@@ -1,16 +1,12 @@
-use std::sync::Arc;
-
 use crate::entry::fact::What;
-use crate::ledger::testing::{Log, document, entry, found, server, welcome};
+use crate::ledger::testing::{Log, document, entry, found, policy, server, welcome};
 
 use super::*;
 
 const NOW: Moment = Moment::from_unix_seconds(1_795_386_400);
 
-/// A store of which everything is due in an hour.
 fn store(couch: Couch) -> Store {
-    let due: DueOf = Arc::new(|_, now| Some(now.plus(std::time::Duration::from_secs(3600))));
-    Store::new(couch, Clock::fixed(NOW), due)
+    Store::new(couch, Clock::fixed(NOW), policy())
 }
 
 fn here() -> Address {
@@ -66,8 +62,8 @@ async fn a_merge_of_conflicts_keeps_the_time_when_it_is_due() {
     let written = written(&log);
     assert_eq!(
         written["due"],
-        json!(NOW.plus(std::time::Duration::from_secs(3600))),
-        "{written}"
+        json!(NOW),
+        "a start without its order is looked at at once: {written}"
     );
     assert_eq!(written["facts"].as_array().unwrap().len(), 2);
     assert_eq!(
@@ -185,4 +181,46 @@ async fn a_lease_of_a_worker_that_is_gone_is_taken_over() {
             .unwrap();
         assert_eq!(got.is_some(), taken, "{gone}");
     }
+}
+
+/// The versions of both sides are merged though nobody looks for the entry, and only once.
+#[tokio::test]
+async fn what_both_sides_of_a_parted_cluster_wrote_is_merged_without_anybody_asking_for_it() {
+    let id = here().id();
+    let mut winner = document(&[What::Commanded], "2-b");
+    winner["_conflicts"] = json!(["2-a"]);
+    let loser = document(&[What::StopUnconfirmed], "2-a");
+    let changed = json!({"results": [
+        {"seq": "1-x", "id": "_design/kz_record_call", "changes": [{"rev": "1-a"}]},
+        {"seq": "2-x", "id": id, "changes": [{"rev": "2-b"}, {"rev": "2-a"}]},
+    ], "last_seq": "2-x", "pending": 0});
+    let (couch, log) = server(move |first, _| {
+        if first.contains("_all_dbs") {
+            ("200 OK", json!(["kz_record_call-202611"]))
+        } else if first.contains("_changes") && first.contains("since=0") {
+            ("200 OK", changed.clone())
+        } else if first.contains("_changes") {
+            ("200 OK", json!({"results": [], "last_seq": "2-x", "pending": 0}))
+        } else if first.contains("_all_docs") {
+            found(&winner)
+        } else if first.contains("_bulk_docs") {
+            ("201 Created", json!([{"ok": true, "id": "x", "rev": "3-c"}]))
+        } else if first.starts_with("GET") && first.contains("rev=2-a") {
+            ("200 OK", loser.clone())
+        } else {
+            welcome()
+        }
+    })
+    .await;
+    let store = store(couch);
+    assert_eq!(store.mend().await.unwrap(), 1);
+    assert_eq!(store.mend().await.unwrap(), 0);
+    let log = log.lock().unwrap();
+    let writes: Vec<_> = log.iter().filter(|(first, _)| first.contains("_bulk_docs")).collect();
+    assert_eq!(writes.len(), 1);
+    assert!(writes[0].1.contains("stop_unconfirmed") && writes[0].1.contains("commanded"));
+    assert!(
+        log.iter()
+            .any(|(first, _)| first.starts_with("DELETE") && first.contains("rev=2-a"))
+    );
 }

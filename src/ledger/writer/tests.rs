@@ -4,6 +4,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::config::{Config, Couchdb, Layers};
 use crate::couch::Couch;
 use crate::entry::fact::What;
+use crate::kazoo::time::Clock;
 use crate::ledger::testing::{self, Log, document, found, server, welcome};
 use crate::recording::identity::Key;
 
@@ -71,9 +72,8 @@ async fn writer() -> (Writer, mpsc::Sender<Note>, watch::Receiver<bool>) {
 }
 
 fn writer_of(couch: Couch, notes: mpsc::Receiver<Note>, up: watch::Sender<bool>) -> Writer {
-    let due: DueOf = Arc::new(|_, _| None);
-    let store = Arc::new(Store::new(couch, Clock::system(), Arc::clone(&due)));
-    Writer::new(store, Clock::system(), due, notes, up)
+    let store = Arc::new(Store::new(couch, Clock::system(), testing::policy()));
+    Writer::new(store, notes, up)
 }
 
 fn note(action: &str) -> (Note, oneshot::Receiver<Result<(), String>>) {

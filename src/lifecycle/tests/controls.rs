@@ -136,6 +136,33 @@ fn a_mask_just_before_the_hang_up_is_told_as_done() {
 }
 
 #[test]
+fn a_mask_that_could_be_sent_only_when_the_recording_was_over_is_told_as_not_obeyed() {
+    let mut end = told(5000);
+    end.stamp = Some(after(20).unix_micros());
+    let late = |by: &str, second: u64| {
+        let mut case = started(order());
+        at(&mut case, 20, Input::Fact(What::Ended(end.clone())));
+        let mut theirs = case.entry.clone();
+        for input in [asked("a", true), sent("a", true, 0)] {
+            let Input::Fact(what) = input else { unreachable!() };
+            theirs.add(Fact {
+                at: after(second),
+                by: by.into(),
+                what,
+            });
+        }
+        at(&mut case, second, Input::Known(Box::new(theirs)));
+        let controls = case.entry.controls();
+        let why: Vec<Why> = controls.not_obeyed.iter().map(|one| one.why).collect();
+        (controls.masks, why)
+    };
+    assert_eq!(late("w", 25), (vec![], vec![Why::Ended]));
+    // By the clock of a worker that had not heard of the end.
+    assert_eq!(late("other", 25), (vec![], vec![Why::Ended]));
+    assert_eq!(late("other", 19), (vec![(after(19), true)], vec![]));
+}
+
+#[test]
 fn a_mask_of_a_recording_whose_start_was_only_presumed_later_stands_in_the_document() {
     let mut case = super::asked(order());
     at(&mut case, 1, Input::Fact(What::Commanded));

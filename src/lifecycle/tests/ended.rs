@@ -243,13 +243,33 @@ fn too_short_is_what_the_audio_says_not_what_a_channel_variable_says() {
     assert_eq!(case.entry.outcome(), Some((Outcome::Discarded, Cause::TooShort)));
     assert_eq!(settled[0], Effect::Answer(Answer::Release), "the switch may delete it");
     // A switch that enforces the minimum itself has no file any more.
-    let mut case = ended_as(short, Destination::Account);
-    let missing = What::CollectFailed {
-        attempt: 1,
-        failure: CollectFailure::Missing,
-        why: "no file".into(),
+    let mut case = ended_as(short.clone(), Destination::Account);
+    for attempt in 1..=3 {
+        assert_eq!(
+            case.entry.outcome(),
+            None,
+            "that a file cannot be opened can be so for now"
+        );
+        let missing = What::CollectFailed {
+            attempt,
+            failure: CollectFailure::Missing,
+            why: "no file".into(),
+        };
+        step(&mut case, Input::Fact(missing));
+    }
+    assert_eq!(case.entry.outcome(), Some((Outcome::Discarded, Cause::TooShort)));
+    // What cannot be counted is kept: the length that was told may be another recording's.
+    let mut case = ended_as(short.clone(), Destination::Account);
+    let uncounted = Audio {
+        duration_ms: None,
+        ..audio(0)
     };
-    step(&mut case, Input::Fact(missing));
+    assert!(matches!(
+        step(&mut case, Input::Received(uncounted.clone()))[..],
+        [Next::Do(Effect::Deliver { .. })]
+    ));
+    let mut case = ended_as(short, Destination::Account);
+    step(&mut case, Input::Received(Audio { size: 0, ..uncounted }));
     assert_eq!(case.entry.outcome(), Some((Outcome::Discarded, Cause::TooShort)));
 }
 

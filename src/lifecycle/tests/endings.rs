@@ -71,7 +71,8 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Next>) {
         Cause::CallGone => {
             let why = "no route".into();
             let mut case = asked(order());
-            let then = step(&mut case, Input::Fact(What::CommandLost { why }));
+            step(&mut case, Input::Fact(What::CommandLost { why }));
+            let then = step(&mut case, Input::Fact(What::ChannelSeen { n: 1, alive: false }));
             (case, then)
         }
         Cause::FileGone => {

@@ -1,5 +1,8 @@
 //! While nobody told of an end.
 
+use crate::entry::legs::Leg;
+use crate::kazoo::leg::LegEvent;
+
 use super::*;
 
 #[test]
@@ -58,9 +61,17 @@ fn a_start_that_nobody_told_is_found_by_its_file() {
 
 #[test]
 fn a_refused_or_lost_start_has_its_cause() {
-    let mut lost = asked(order());
-    step(&mut lost, Input::Fact(What::CommandLost { why: "gone".into() }));
-    assert_eq!(lost.entry.outcome(), Some((Outcome::Failed, Cause::CallGone)));
+    for (alive, cause) in [(false, Cause::CallGone), (true, Cause::NeverStarted)] {
+        let mut lost = asked(order());
+        let look = step(&mut lost, Input::Fact(What::CommandLost { why: "gone".into() }));
+        assert_eq!(
+            look,
+            [Effect::LookForChannel { n: 1 }],
+            "an ecallmgr that is back has another queue"
+        );
+        step(&mut lost, Input::Fact(What::ChannelSeen { n: 1, alive }));
+        assert_eq!(lost.entry.outcome(), Some((Outcome::Failed, cause)));
+    }
     let mut refused = asked(order());
     step(&mut refused, Input::Fact(What::CommandRefused { why: "throw".into() }));
     step(&mut refused, no_such_file());
@@ -76,7 +87,10 @@ fn the_file_tells_whether_a_command_that_came_twice_came_to_nothing() {
     ] {
         let mut case = asked(order());
         step(&mut case, Input::Fact(What::Commanded));
-        let probing = step(&mut case, Input::Fact(what));
+        let mut probing = step(&mut case, Input::Fact(what));
+        if cause == Cause::CallGone {
+            probing = step(&mut case, Input::Fact(What::ChannelSeen { n: 1, alive: false }));
+        }
         assert!(matches!(probing[..], [Next::Do(Effect::Probe { .. })]), "{probing:?}");
         let mut nothing = case.clone();
         step(&mut nothing, no_such_file());
@@ -98,6 +112,52 @@ fn no_such_file() -> Input {
         failure: CollectFailure::Missing,
         why: "no file".into(),
     })
+}
+
+/// What becomes of a delayed start that was commanded so many seconds after its action, on a call that was gone at 5.5 s; `bridged` for a moment before.
+fn delayed_until(commanded: u64, trigger: Trigger, bridged: bool) -> Option<(Outcome, Cause)> {
+    let leg = |event| Leg {
+        call_id: "call".into(),
+        event,
+        other: None,
+        control: None,
+        stamp: Some(after(5).unix_micros()),
+    };
+    let mut delayed = order();
+    if let Some(command) = &mut delayed.command {
+        command.trigger = trigger;
+    }
+    let mut case = asked(delayed);
+    next(&mut case, Input::Fact(What::Commanded), after(commanded), &policy());
+    if bridged {
+        let what = What::Leg(Box::new(leg(LegEvent::Bridged)));
+        next(&mut case, Input::Fact(what), after(5), &policy());
+    }
+    let what = What::Leg(Box::new(leg(LegEvent::Gone)));
+    next(&mut case, Input::Fact(what), after(5), &policy());
+    for (n, second) in [(1, 40), (2, 101)] {
+        next(
+            &mut case,
+            Input::Fact(What::ChannelSeen { n, alive: false }),
+            after(second),
+            &policy(),
+        );
+    }
+    next(&mut case, no_such_file(), after(102), &policy());
+    case.entry.outcome()
+}
+
+#[test]
+fn a_call_whose_command_came_late_or_that_was_bridged_is_not_told_as_never_triggered() {
+    for (commanded, trigger, bridged, outcome) in [
+        (0, Trigger::Answer, false, (Outcome::Discarded, Cause::NeverTriggered)),
+        (0, Trigger::Bridge, false, (Outcome::Discarded, Cause::NeverTriggered)),
+        (5, Trigger::Answer, false, (Outcome::Failed, Cause::CallGone)),
+        (0, Trigger::Bridge, true, (Outcome::Failed, Cause::NeverStarted)),
+    ] {
+        let came_to = delayed_until(commanded, trigger, bridged);
+        assert_eq!(came_to, Some(outcome), "{commanded} {trigger:?} {bridged}");
+    }
 }
 
 #[test]

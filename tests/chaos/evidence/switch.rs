@@ -60,7 +60,13 @@ fn start(played: &Played, n: usize, plan: &StartPlan, all: &[Recording], timelin
     let triggered_at = match plan.when {
         When::Now => action.map(|action| action.sent_at),
         When::Answer => played.answered_at,
-        When::Bridge => played.bridged_at.map(|at| at + AFTER_BRIDGE),
+        When::Bridge => {
+            let begins = |(from, until): &(Instant, Option<Instant>)| {
+                let at = *from + AFTER_BRIDGE;
+                (at <= until.unwrap_or(played.over_at)).then_some(at)
+            };
+            played.bridges.iter().find_map(begins)
+        }
     };
     Start {
         label: plan.label.clone(),
@@ -81,7 +87,7 @@ fn start(played: &Played, n: usize, plan: &StartPlan, all: &[Recording], timelin
     }
 }
 
-/// The switch begins to record a moment after a bridge; of a call that was over before nothing was recorded.
+/// The switch begins to record a moment after a bridge; of one that was over before nothing was recorded.
 const AFTER_BRIDGE: Duration = Duration::from_millis(500);
 
 /// The commands that came to call control for the start with this time limit, and what became of each.

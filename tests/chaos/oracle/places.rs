@@ -173,7 +173,10 @@ fn is_second_of_two(evidence: &Evidence, document: &Document, ending: &Ending) -
         .iter()
         .filter(|struck| struck.what == What::UseThirdParty)
         .flat_map(|struck| [struck.from, struck.until])
-        .any(|at| asked_at <= at + CONFIGURATION && at <= ending.at);
+        .any(|at| {
+            let unread = asked_at >= at && configuration_was_unreadable(evidence, at, asked_at);
+            at <= ending.at && (unread || asked_at <= at + CONFIGURATION)
+        });
     same && one_of_both && changed
 }
 

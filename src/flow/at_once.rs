@@ -1,0 +1,80 @@
+//! Stops of one call that come at once, to several workers.
+
+use std::time::Duration;
+
+use crate::entry::Entry;
+use crate::entry::fact::{Fact, What};
+use crate::kazoo::time::Moment;
+use crate::ledger::Address;
+
+use super::registry::Open;
+use super::start::Job;
+
+/// How long the ledger has to tell a recording.
+const KNOWLEDGE: Duration = Duration::from_secs(1);
+
+/// Another worker's word of a stop that it sent at the same time is there after that.
+const COLLIDES_WITHIN: Duration = Duration::from_millis(300);
+
+/// Stops of one call that may come at once.
+const MOST_AT_ONCE: usize = 4;
+
+/// Two stops of one call that come at the same moment to two workers must not both be spent on its newest recording: the later of the two is for the one
+/// before. Both workers see the same facts, and the same of them as the later. Nor must one be spent on a recording that was over, and whose end was on
+/// its way.
+pub(super) async fn the_one_before(job: &Job<'_>, open: &Open, asked: &Fact) -> Option<Open> {
+    let registry = &job.parts.registry;
+    if registry
+        .of_call(job.action.call.fetch_id.as_deref(), &job.action.call_id)
+        .len()
+        < 2
+    {
+        return None;
+    }
+    tokio::time::sleep(COLLIDES_WITHIN).await;
+    let mine = stop_of(asked)?;
+    let mut newest = open.clone();
+    for _ in 0..MOST_AT_ONCE {
+        let Some(entry) = now_known(job, &newest).await else {
+            break;
+        };
+        let mut stops = entry.facts().iter().filter_map(stop_of);
+        let collides = stops.any(|(at, action)| {
+            let at_once = (at, action) < mine && mine.0.since(at) <= COLLIDES_WITHIN * 4;
+            action != mine.1 && at_once
+        });
+        let end = entry
+            .told_end()
+            .and_then(|told| told.stamp)
+            .map(Moment::from_unix_micros);
+        let was_over = end.is_some_and(|end| end < mine.0);
+        if !collides && !was_over {
+            break;
+        }
+        registry.stopping(newest.key);
+        newest = registry.newest(job.action.call.fetch_id.as_deref(), &job.action.call_id, None)?;
+    }
+    (newest.key != open.key).then_some(newest)
+}
+
+/// What is known of a recording by now; of one that is over the ledger knows it.
+async fn now_known(job: &Job<'_>, open: &Open) -> Option<Entry> {
+    if let Some(entry) = job.parts.registry.entry(open.key) {
+        return Some(entry);
+    }
+    let address = Address {
+        month: open.asked_at.month(),
+        call_id: open.call_id.clone(),
+        key: open.key,
+    };
+    let loading = tokio::time::timeout(KNOWLEDGE, job.parts.ledger.load(&address)).await;
+    Some(loading.ok()?.ok()??.entry)
+}
+
+/// When a stop was carried out, and which.
+fn stop_of(fact: &Fact) -> Option<(Moment, &str)> {
+    match &fact.what {
+        What::StopAsked { action, .. } => Some((fact.at, action)),
+        _ => None,
+    }
+}
