@@ -24,11 +24,9 @@ const MOST_AT_ONCE: usize = 4;
 /// its way.
 pub(super) async fn the_one_before(job: &Job<'_>, open: &Open, asked: &Fact) -> Option<Open> {
     let registry = &job.parts.registry;
-    if registry
-        .of_call(job.action.call.fetch_id.as_deref(), &job.action.call_id)
-        .len()
-        < 2
-    {
+    let mut others = registry.of_call(job.action.call.fetch_id.as_deref(), &job.action.call_id);
+    others.retain(|other| other.key != open.key);
+    if others.is_empty() {
         return None;
     }
     tokio::time::sleep(COLLIDES_WITHIN).await;

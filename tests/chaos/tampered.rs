@@ -292,6 +292,11 @@ fn masked(evidence: &Evidence) -> Option<String> {
         .endings
         .iter()
         .filter(|ending| ending.is_kept())
+        .filter(|ending| {
+            // Not one that was told as not obeyed.
+            let mut documents = evidence.documents.iter();
+            documents.any(|document| document.id == ending.media_id && !document.masks.is_empty())
+        })
         .find(|ending| {
             let turns = evidence.turns.iter();
             let mut mine = turns.filter(|turn| turn.label == ending.label && turn.commands > 0);

@@ -14,6 +14,7 @@ use crate::turns::act;
 
 promises![
     every_bridge_of_a_call_is_kept,
+    a_stop_between_two_bridges_holds_for_the_next,
     a_bridge_that_follows_at_once_goes_on_in_the_same_recording,
     a_file_that_grows_is_brought_when_it_is_whole,
     a_stretch_that_nobody_told_of_is_kept,
@@ -60,6 +61,14 @@ async fn every_bridge_of_a_call_is_kept(services: Arc<Services>) -> TestResult {
         second.path == first.path && second.id == first.id,
         "the switch knows one name"
     );
+    let masked = |state: &State| {
+        let second = state.recordings().get(1)?;
+        (second.masks > 0).then_some(())
+    };
+    world
+        .kazoo
+        .wait_for("the mask of the second stretch", SOON, masked)
+        .await?;
     world.kazoo.end_recordings(&call).await;
     let second = call.wait_recording_ended(SOON).await?;
     let continues = |m: &Observed| m.category == "recording" && m.header("Continues") == first.id;
@@ -85,6 +94,39 @@ async fn every_bridge_of_a_call_is_kept(services: Arc<Services>) -> TestResult {
     let listed = world.couch.listed(&world.modb(&id)).await?;
     ensure!(listed.len() == 2, "{listed:?}");
     call.hangup("NORMAL_CLEARING").await;
+    world.finish().await
+}
+
+/// Between its bridges nothing of a call is recorded, and it is stopped all the same.
+async fn a_stop_between_two_bridges_holds_for_the_next(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let (call, first) = at_the_first_bridge(&world).await?;
+    call.unbridge();
+    world.kazoo.end_recordings(&call).await;
+    world.stored(&first).await?;
+    act(&call, json!({"action": "stop"})).await?;
+    let asked = |entry: &serde_json::Value| {
+        let mut facts = entry["facts"].as_array().into_iter().flatten();
+        facts.any(|fact| fact["fact"] == "stop_asked")
+    };
+    let begun = Instant::now();
+    while !world.entry(&call.id()).await?.as_ref().is_some_and(asked) {
+        ensure!(begun.elapsed() < SOON, "the stop was not written down");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    call.bridge();
+    // It is bridged: nothing but the stop ends what begins now.
+    let second = call.wait_recordings(2, SOON).await?.pop().context("no second")?;
+    let ended = |state: &State| state.recordings().get(1)?.ended_at.map(drop);
+    world
+        .kazoo
+        .wait_for("the end of the second stretch", SOON, ended)
+        .await?;
+    call.hangup("NORMAL_CLEARING").await;
+    let continues = |m: &Observed| m.category == "recording" && m.header("Continues") == first.id;
+    let continued = world.kazoo.tap().wait(continues, SOON).await?;
+    ensure!(continued.header("Outcome") == "stored", "{continued:?}, {second:?}");
     world.finish().await
 }
 

@@ -18,6 +18,8 @@ promises![
     a_stop_finds_the_one_before_where_the_end_of_the_newest_was_missed,
     a_stop_without_a_recording_leaves_alone_what_begins_next,
     a_stop_is_followed_up_though_its_worker_died_while_the_ledger_was_away,
+    an_answer_waits_until_its_callflow_node_is_back,
+    two_stops_that_come_at_once_end_two_recordings,
 ];
 
 fn waits(line: &Value) -> bool {
@@ -217,5 +219,52 @@ async fn a_stop_is_followed_up_though_its_worker_died_while_the_ledger_was_away(
     third.logged("the alarm", told, SOON).await?;
     call.hangup("NORMAL_CLEARING").await;
     world.stored(&recording).await?;
+    world.finish().await
+}
+
+/// A callflow node that lost its connection has no queue until it is back, and its calls wait all that time.
+async fn an_answer_waits_until_its_callflow_node_is_back(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    world.worker().await?.kill().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    let action = call.execute(json!({})).await?;
+    world.kazoo.serve_callflow(false).await?;
+    let worker = world.worker().await?;
+    let away = |line: &Value| line["event"] == "callflow_node_away";
+    worker.logged("that the node is away", away, SOON).await?;
+    // The recording does not wait for it.
+    let recording = call.wait_recording_started(SOON).await?;
+    world.kazoo.serve_callflow(true).await?;
+    action.continued(SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    world.finish().await
+}
+
+/// Whichever workers take them, and whatever they have heard of each other.
+async fn two_stops_that_come_at_once_end_two_recordings(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _workers = [world.worker().await?, world.worker().await?];
+    for _ in 0..5 {
+        let call = world.kazoo.new_call(CallOptions::talking());
+        for _ in 0..2 {
+            call.execute(json!({})).await?.continued(SOON).await?;
+        }
+        let two = |state: &crate::simulator::sim::State| {
+            let mine = state.recordings().iter().filter(|recording| recording.starts > 0);
+            let mine: Vec<_> = mine.filter(|recording| recording.ended_at.is_none()).cloned().collect();
+            (mine.len() == 2).then_some(mine)
+        };
+        let recordings = world.kazoo.wait_for("two recordings", SOON, two).await?;
+        let stop = || call.execute(json!({"action": "stop"}));
+        let (one, other) = tokio::try_join!(stop(), stop())?;
+        one.continued(SOON).await?;
+        other.continued(SOON).await?;
+        for recording in &recordings {
+            // The call goes on: nothing else ends them.
+            world.stored(recording).await?;
+        }
+        call.hangup("NORMAL_CLEARING").await;
+    }
     world.finish().await
 }

@@ -262,12 +262,18 @@ async fn a_dialplan_error_fails_the_recording_with_its_cause(services: Arc<Servi
 async fn a_control_queue_that_is_gone_fails_the_recording_with_its_cause(services: Arc<Services>) -> TestResult {
     let world = World::new(&services).await?;
     let _worker = world.worker().await?;
-    let call = world.kazoo.new_call(CallOptions::talking());
-    let mut body = Value::Object(call.action(json!({}))?);
-    body["Call"]["Control-Queue"] = json!("pid://<0.1.2>/ecallmgr@gone-<0.3.4>-abcdef");
-    let raw = crate::simulator::sim::RawExecute::new(body.to_string());
-    call.execute_raw(raw).await?.continued(SOON).await?;
-    fails_with(&world, &call.id(), "call_gone").await?;
+    // An ecallmgr that lost its connection has queues of other names, and its calls live: nobody can start anything on them, and that is told.
+    for (lives, cause) in [(true, "never_started"), (false, "call_gone")] {
+        let call = world.kazoo.new_call(CallOptions::talking());
+        let mut body = Value::Object(call.action(json!({}))?);
+        body["Call"]["Control-Queue"] = json!("pid://<0.1.2>/ecallmgr@gone-<0.3.4>-abcdef");
+        if !lives {
+            call.hangup("NORMAL_CLEARING").await;
+        }
+        let raw = crate::simulator::sim::RawExecute::new(body.to_string());
+        call.execute_raw(raw).await?.continued(SOON).await?;
+        fails_with(&world, &call.id(), cause).await?;
+    }
     world.finish().await
 }
 
