@@ -23,6 +23,7 @@ use super::guard::{Guard, Refused};
 use super::url::{Target, unescaped};
 use super::{DeliveryError, Source};
 
+mod passed;
 mod said;
 mod wire;
 
@@ -267,14 +268,14 @@ impl Http {
         }
         let answer = answered.map_err(Failure::Silent)??;
         if (200..300).contains(&answer.status) {
-            self.settle(answer, &watch).await
+            self.settle(answer, &watch, upload.length).await
         } else {
             Ok(answer)
         }
     }
 
     /// A server may say yes before it has everything. What it takes then, it must still be given.
-    async fn settle(&self, mut answer: Answer, watch: &Watch) -> Result<Answer, Failure> {
+    async fn settle(&self, mut answer: Answer, watch: &Watch, length: u64) -> Result<Answer, Failure> {
         const READ_AT_MOST: usize = 64 << 10;
         tokio::select! {
             biased;
@@ -288,7 +289,20 @@ impl Http {
                 answer.status
             )));
         }
-        // To the end of the answer: then the last bytes have left us too.
+        // The client took the body from us before it wrote it.
+        let mut written = answer.written();
+        while tokio::time::timeout(self.silence, answer.sent(length)).await.is_err() {
+            if answer.written() == written {
+                return Err(Failure::Silent(Silent(self.silence)));
+            }
+            written = answer.written();
+        }
+        if !answer.has_sent(length) && answer.lost().is_none() {
+            return Err(Failure::Lost(format!(
+                "it says {}, and took not all of it: it closed",
+                answer.status
+            )));
+        }
         let reading = async {
             let mut read = 0;
             while let Some(piece) = answer.piece().await {

@@ -34,6 +34,7 @@ use crate::telemetry::survive;
 
 use super::super::guard::Guard;
 use super::super::guard::resolve::{Lookup, addresses, admit};
+use super::passed::{Counting, Passed};
 use super::{Failure, NoClient};
 
 /// How long an answer has after the connection has failed to take more of the body.
@@ -55,6 +56,7 @@ pub(super) struct Answer {
     pub headers: HeaderMap,
     body: Incoming,
     lost: Arc<Lost>,
+    passed: Arc<Passed>,
     driver: Driver,
 }
 
@@ -162,6 +164,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let broken = |error: hyper::Error| Failure::Lost(words(&error));
+    let (stream, passed) = Counting::new(stream);
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let driver = Driver(tokio::spawn(async move {
         let _ = survive("http connection", connection).await;
@@ -180,6 +183,7 @@ where
         headers: head.headers,
         body,
         lost,
+        passed,
         driver,
     })
 }
@@ -199,6 +203,25 @@ impl Answer {
                 return Some(data);
             }
         }
+    }
+
+    /// Ends when so many bytes of the body have left us, or the connection is over.
+    pub(super) async fn sent(&mut self, length: u64) {
+        let passed = Arc::clone(&self.passed);
+        tokio::select! {
+            () = passed.all(length) => {}
+            () = self.closed() => {}
+        }
+    }
+
+    /// Bytes of the body that the connection has taken.
+    pub(super) fn written(&self) -> u64 {
+        self.passed.written()
+    }
+
+    /// Whether they have.
+    pub(super) fn has_sent(&self, length: u64) -> bool {
+        self.passed.has_all(length)
     }
 
     /// Ends when the connection does.
