@@ -171,7 +171,7 @@ impl Port {
                 .with_graceful_shutdown(stop.cancelled_owned())
                 .await
             {
-                tracing::error!(%error, "the admin port stopped");
+                tracing::error!(event = "admin_port_stopped", %error, "admin port stopped");
             }
         };
         tasks.spawn(survive("admin", serving));

@@ -138,7 +138,7 @@ fn tell(media: &Media, zone: &str) {
         ThirdParty::Unusable(why) => format!("unusable: {why}"),
     };
     let proxy = media.proxy.base.as_ref().map_or("none", |url| url.authority());
-    info!(
+    info!(event = "media_config_read",
         zone,
         store_recordings = media.store_recordings,
         extension = %media.defaults.format,

@@ -242,7 +242,7 @@ impl Worker {
         }
         let sharing = notices::share(Arc::clone(&worker.parts), credentials);
         worker.tasks.spawn(survive("credentials", sharing));
-        info!(
+        info!(event = "worker_started",
             node = worker.parts.sender.node,
             ingest = %worker.parts.ingest.base(),
             admin = %worker.admin,
@@ -265,6 +265,7 @@ impl Worker {
     /// Ends in good order: no new deliveries, what is in hand is finished or given back within `grace`, then the connections close.
     pub async fn drain(self, grace: Duration) {
         info!(
+            event = "draining",
             grace_s = grace.as_secs(),
             recordings = self.parts.hands.count(),
             tasks = self.handlers.len(),
@@ -274,10 +275,7 @@ impl Worker {
         self.stop.cancel();
         self.handlers.close();
         if tokio::time::timeout(grace, self.handlers.wait()).await.is_err() {
-            warn!(
-                left = self.handlers.len(),
-                "the grace time is over; what is left goes to other workers"
-            );
+            warn!(event = "drain_timeout", left = self.handlers.len(), "drain timed out");
         }
         self.close.cancel();
         self.tasks.close();
@@ -285,9 +283,13 @@ impl Worker {
             .await
             .is_err()
         {
-            warn!(left = self.tasks.len(), "some connections did not close in time");
+            warn!(
+                event = "connections_not_closed",
+                left = self.tasks.len(),
+                "connections not closed in time"
+            );
         }
-        info!("stopped");
+        info!(event = "stopped", "stopped");
     }
 
     fn consume(&self, receivers: Vec<mpsc::Receiver<Delivery>>) {
@@ -383,8 +385,8 @@ fn secret(config: &Config) -> Vec<u8> {
         Some(secret) => secret.expose_secret().as_bytes().to_vec(),
         None => {
             warn!(
-                "no secret is set, so one was made at random: good for trying out one worker. After a restart, or with another \
-                 worker, what recordings carry cannot be read. Set KZ_RECORD_CALL__SECRET"
+                event = "secret_random",
+                "no secret set, random secret in use; set KZ_RECORD_CALL__SECRET"
             );
             let mut secret = uuid::Uuid::new_v4().into_bytes().to_vec();
             secret.extend(uuid::Uuid::new_v4().into_bytes());

@@ -178,7 +178,7 @@ impl Side {
         self.state.send_modify(|state| {
             state.epoch += 1;
             state.consuming = true;
-            tracing::info!("bound and consuming: actions are taken from now on");
+            tracing::info!(event = "consuming", "bound and consuming");
             state.reply_queue = reply_queue;
         });
         let mut tick = tokio::time::interval(Duration::from_secs(1));

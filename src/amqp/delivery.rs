@@ -123,8 +123,8 @@ impl Delivery {
         .await
         {
             Ok(true) => {}
-            Ok(false) => warn!("an acknowledgement was not sent: its channel is gone, the message will come again"),
-            Err(error) => warn!(%error, "an acknowledgement was not sent, the message will come again"),
+            Ok(false) => warn!(event = "ack_lost", "acknowledgement not sent: channel closed"),
+            Err(error) => warn!(event = "ack_lost", %error, "acknowledgement not sent"),
         }
     }
 
@@ -164,7 +164,7 @@ impl Delivery {
             ..BasicNackOptions::default()
         };
         if let Err(error) = within(ACK_LIMIT, "giving back", self.inner.acker.nack(options)).await {
-            warn!(%error, "a message could not be given back; it comes again when the connection ends");
+            warn!(event = "nack_lost", %error, "message not returned to its queue");
         }
     }
 }

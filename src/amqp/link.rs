@@ -66,7 +66,13 @@ impl Link {
         let begun = Instant::now();
         let connected = connect(&self.config, uri, &self.client_name).await;
         let (connection, took) = (self.name, begun.elapsed());
-        trace!(connection, ?took, connected = connected.is_ok(), "connect attempt");
+        trace!(
+            event = "amqp_connect_attempt",
+            connection,
+            ?took,
+            connected = connected.is_ok(),
+            "connect attempt"
+        );
         if connected.is_err() {
             self.failed();
         }

@@ -76,13 +76,13 @@ pub async fn establish(connection: &Connection, spec: &QueueSpec, name: &str) ->
             // It exists in another form, by an operator's hand or an older version's, or may only be used. Better to use it than to leave
             // calls unanswered.
             if error.is_forbidden() {
-                warn!(
+                warn!(event = "queue_not_declared",
                     queue = name,
                     %error,
-                    "the queue may not be declared, see the user's permissions on the vhost; using it if it is there"
+                    "queue declaration refused"
                 );
             } else {
-                warn!(queue = name, %error, "the queue exists in another form; using it as it is");
+                warn!(event = "queue_differs", queue = name, %error, "queue exists with other arguments");
             }
             let channel = self::channel(connection).await?;
             let passive = QueueDeclareOptions {
@@ -176,7 +176,7 @@ pub async fn bind_early(connection: &Connection, spec: &QueueSpec) -> Result<(),
             within(LIMIT, "binding a queue", bind).await
         };
         match both.await {
-            Ok(()) => trace!(queue = spec.name, key, "bound"),
+            Ok(()) => trace!(event = "queue_bound", queue = spec.name, key, "queue bound"),
             Err(error) if error.is_refusal() => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -211,13 +211,13 @@ pub async fn exchange(connection: &Connection, exchange: Exchange) -> Result<(),
         }
         Err(error) if error.is_refusal() => {
             if error.is_forbidden() {
-                warn!(
+                warn!(event = "exchange_not_declared",
                     exchange = exchange.name(),
                     %error,
-                    "the exchange may not be declared, see the user's permissions on the vhost; using it if it is there"
+                    "exchange declaration refused"
                 );
             } else {
-                warn!(exchange = exchange.name(), %error, "the exchange exists in another form; using it as it is");
+                warn!(event = "exchange_differs", exchange = exchange.name(), %error, "exchange exists with another type");
             }
             Ok(())
         }

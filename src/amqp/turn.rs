@@ -51,7 +51,7 @@ impl Publisher {
                 // RESOURCE_LOCKED: it is another connection's.
                 Err(error) if matches!(error.reply(), Some((405, _))) && begun.elapsed() < waiting => {}
                 Err(error) => {
-                    tracing::debug!(turn = turn.turn, %error, "the turn is not to be had");
+                    tracing::debug!(event = "credential_turn_unavailable", turn = turn.turn, %error, "credential turn unavailable");
                     return None;
                 }
             }
@@ -91,7 +91,7 @@ impl Turn {
             Ok::<(), AmqpError>(())
         };
         if let Err(error) = noting.await {
-            tracing::debug!(note = self.note, %error, "other workers are not left a note");
+            tracing::debug!(event = "credential_note_failed", note = self.note, %error, "credential note not published");
         }
         let ending = async {
             let channel = self.channel().await?;
@@ -100,7 +100,7 @@ impl Turn {
             Ok::<(), AmqpError>(())
         };
         if let Err(error) = ending.await {
-            tracing::debug!(turn = self.turn, %error, "the turn ends with its connection");
+            tracing::debug!(event = "credential_turn_release_failed", turn = self.turn, %error, "credential turn not released");
         }
     }
 

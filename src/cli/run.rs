@@ -35,7 +35,7 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
         metrics: Some(telemetry::init_metrics()?),
     };
     for note in notes {
-        warn!("{note}");
+        warn!(event = "configuration_note", "{note}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -50,7 +50,7 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
         }
         tokio::select! {
             () = worker.drain(grace) => {}
-            () = signals.end() => warn!("a second signal: ending at once"),
+            () = signals.end() => warn!(event = "second_signal", "second signal, exiting at once"),
         }
         anyhow::Ok(())
     })?;
@@ -89,7 +89,7 @@ impl Signals {
             got = self.hup.recv() => (got, Wanted::Reload),
         };
         if got.is_none() {
-            error!("signals cannot be received any more");
+            error!(event = "signals_lost", "signal handler stopped");
             return Wanted::End;
         }
         wanted

@@ -214,7 +214,7 @@ async fn write(couch: &Couch, database: &str, views: &[Value]) -> Result<usize, 
         match couch.create_all(database, views).await {
             // Whether it was done is open, and doing it again is harmless.
             Err(error @ (CouchError::Failed { .. } | CouchError::NoAnswer(_))) if tries < TRIES => {
-                tracing::debug!(database, %error, "the views are written once more");
+                tracing::debug!(event = "views_rewrite", database, %error, "views written again");
             }
             other => return other,
         }

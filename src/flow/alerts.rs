@@ -120,7 +120,9 @@ impl Inner {
             }
             .emit(),
             // The log and the metrics tell it too.
-            Err(error) => warn!(media_id = alert.media_id, %error, "a system alert was not published"),
+            Err(error) => {
+                warn!(event = "system_alert_not_published", media_id = alert.media_id, %error, "system alert not published")
+            }
         }
     }
 }

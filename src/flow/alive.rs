@@ -85,7 +85,7 @@ impl Alive {
             return;
         }
         if !heard.others.contains_key(worker) {
-            tracing::debug!(worker, "heartbeat of another worker");
+            tracing::debug!(event = "worker_heartbeat", worker, "heartbeat of another worker");
         }
         heard.others.retain(|_, last| now.duration_since(*last) < REMEMBERED);
         if heard.others.len() < MOST || heard.others.contains_key(worker) {

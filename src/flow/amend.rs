@@ -24,7 +24,7 @@ impl Parts {
                 event = "document_not_amended",
                 call_id = entry.call_id,
                 %error,
-                "the document does not say what is known of stops and masks, and will not"
+                "document not amended with masks and stops"
             );
             let unsaid = Some(error.to_string());
             Input::Fact(What::Amended {
@@ -50,7 +50,7 @@ impl Parts {
                     event = "document_not_amended_yet",
                     call_id = entry.call_id,
                     %error,
-                    "the document does not say yet what is known of stops and masks"
+                    "document not amended yet"
                 );
                 let pause = self.policy.retry.get(before).or(self.policy.retry.last());
                 let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
@@ -85,7 +85,7 @@ impl Parts {
         let message = change::document_change(&self.sender, &msg_id, &notice);
         if let Err(error) = self.publisher.publish(&message).await {
             // Caches keep the older revision until they are asked again; what was added is private.
-            tracing::warn!(call_id = entry.call_id, %error, "the amended document was not announced");
+            tracing::warn!(event = "document_change_not_published", call_id = entry.call_id, %error, "document change not published");
         }
         Ok(())
     }

@@ -31,7 +31,9 @@ impl Parts {
                     .emit();
                     return Some(Input::Fact(case.entry.announced(announcement)));
                 }
-                Err(error) => tracing::warn!(call_id = case.entry.call_id, %error, "a notice is not published yet"),
+                Err(error) => {
+                    tracing::warn!(event = "notification_not_published", call_id = case.entry.call_id, %error, "notification not published, retrying")
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(AGAIN) => {}

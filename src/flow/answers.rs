@@ -84,10 +84,13 @@ pub(super) async fn accept(parts: &Parts, to: &ReplyTo) {
     let message = action::accepted(&parts.sender, &parts.current(to));
     match timeout(ACCEPTED_PATIENCE, parts.publisher.publish(&message)).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => warn!(call_id = shown(&to.call_id), %error, "action.accepted was not delivered"),
+        Ok(Err(error)) => {
+            warn!(event = "accepted_not_published", call_id = shown(&to.call_id), %error, "action.accepted not published")
+        }
         Err(_) => warn!(
+            event = "accepted_not_published",
             call_id = shown(&to.call_id),
-            "action.accepted was not delivered in time"
+            "action.accepted not published in time"
         ),
     }
 }
@@ -113,7 +116,7 @@ pub(super) async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
                 event = "callflow_node_away",
                 call_id = shown(&to.call_id),
                 queue,
-                "no queue takes the result: its callflow node is away, or gone; the answer is owed until it is back, or the call is over"
+                "no queue for action.result, answer owed"
             );
             owe(parts, to, None).await
         }
@@ -147,7 +150,7 @@ async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> Sent {
             Err(error) if error.is_alarm() => {}
             Err(error) => {
                 tries += 1;
-                warn!(call_id = shown(&to.call_id), %error, "action.result is not delivered yet");
+                warn!(event = "result_not_published", call_id = shown(&to.call_id), %error, "action.result not published, retrying");
             }
         }
         tokio::select! {
@@ -157,8 +160,9 @@ async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> Sent {
         }
     }
     error!(
+        event = "result_undeliverable",
         call_id = shown(&to.call_id),
-        "action.result could not be delivered: its call may hang"
+        "action.result undeliverable, returned to the queue"
     );
     Sent::No
 }
@@ -188,7 +192,7 @@ pub(super) async fn owe(parts: &Parts, to: &ReplyTo, since: Option<Moment>) -> b
     match parts.publisher.enqueue(ANSWERS, &to.msg_id, &message).await {
         Ok(()) => true,
         Err(error) => {
-            warn!(call_id = shown(&to.call_id), %error, "an answer that is owed was not written down");
+            warn!(event = "answer_not_queued", call_id = shown(&to.call_id), %error, "owed answer not queued");
             false
         }
     }
@@ -234,7 +238,7 @@ async fn wait_for_node(parts: &Arc<Parts>, delivery: Delivery, to: &ReplyTo) {
             queue = to.address.queue(),
             waited_s = waited.as_secs(),
             call_is_over = is_over,
-            "nobody takes the result: its callflow node did not come back"
+            "owed answer given up"
         );
         return delivery.ack().await;
     }

@@ -258,12 +258,12 @@ impl Parts {
             Err((_, why)) => Some(why),
         };
         if let (Some(why), true) = (&left, case.entry.tidied().count() + 1 >= TIDIES) {
-            tracing::warn!(
+            tracing::warn!(event = "file_left_on_switch",
                 call_id = order.call_id,
                 media_id = %order.media_id,
                 switch = node,
                 why,
-                "a recording is safe, and its file is left on the switch"
+                "recording stored, file left on the switch"
             );
         }
         Some(Input::Fact(What::Tidied { n, left }))

@@ -112,7 +112,7 @@ impl Parts {
             _ => false,
         };
         if so && let Err(error) = self.send_start(order, call_id, Trigger::Now).await {
-            warn!(call_id, %error, "the call is answered already, and the plain start was not delivered");
+            warn!(event = "late_start_not_sent", call_id, %error, "start for an answered call not published");
         }
     }
 

@@ -230,7 +230,7 @@ impl Parts {
             .await
         };
         if let Err(error) = marked.await {
-            tracing::warn!(call_id = case.entry.call_id, %error, "the document does not say yet that the recording rests");
+            tracing::warn!(event = "document_not_marked_parked", call_id = case.entry.call_id, %error, "parked state not written to the document");
         }
         Input::Fact(What::Marked { n })
     }

@@ -40,7 +40,7 @@ pub fn go_on(parts: &Arc<Parts>, entry: Entry, input: Input) {
         tracing::warn!(
             event = "recording_told_too_much",
             call_id = entry.call_id,
-            "more is told of a recording than its task takes in; what is left out is in the ledger"
+            "mailbox of a recording full"
         );
     }
 }

@@ -187,7 +187,7 @@ fn without_carry(parts: &Parts, event: &RecordEvent, why: OpenError) -> Option<O
     if let Some(order) = parts.registry.entry(key).and_then(|entry| entry.order().cloned()) {
         return Some(order);
     }
-    warn!(call_id = event.call_id, media_id = recording.id, %why, "what the recording carried cannot be read; the ledger must know it");
+    warn!(event = "recording_context_unreadable", call_id = event.call_id, media_id = recording.id, %why, "recording context unreadable");
     let at = filed_at(event.at, parts.now());
     let media_id = recording.id.as_deref().and_then(|id| id.parse().ok());
     let media_id = media_id.filter(|id| may_be_of(id, parts.now()));

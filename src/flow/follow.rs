@@ -30,7 +30,7 @@ impl Parts {
                 media_id,
                 follow,
                 %error,
-                "the call's channel was not told whether its recordings follow a transfer"
+                "follow_transfer not set on the channel"
             );
         }
     }

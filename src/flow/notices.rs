@@ -129,9 +129,11 @@ impl News {
         for news in all.into_iter().flatten() {
             match Self::deserialize(news) {
                 Ok(news) if names::is_plain(&news.open().file_name) => read.push(news),
-                Ok(news) => debug!(key = %news.open().key, "news of a file that cannot be ours"),
+                Ok(news) => {
+                    debug!(event = "peer_news_ignored", key = %news.open().key, "news of an unknown file ignored")
+                }
                 // Another version's.
-                Err(error) => debug!(%error, "news that cannot be read"),
+                Err(error) => debug!(event = "peer_news_unreadable", %error, "news unreadable"),
             }
         }
         read
@@ -232,13 +234,18 @@ pub(super) async fn send(parts: &Parts, name: &'static str, body: Value) {
     let message = Outgoing::topic(Exchange::Unrouted, MEMORY_KEY.to_owned(), body);
     // Memory spares reads; nothing depends on it.
     if let Err(error) = parts.publisher.publish(&message).await {
-        debug!(%error, "the other workers were not told");
+        debug!(event = "peer_news_not_published", %error, "news not published");
     }
 }
 
 /// Handles one delivery of this worker's own queue of notices.
 pub fn handle(parts: &Arc<Parts>, delivery: &Delivery) {
-    tracing::trace!(exchange = delivery.exchange(), key = delivery.routing_key(), "notice");
+    tracing::trace!(
+        event = "notice",
+        exchange = delivery.exchange(),
+        key = delivery.routing_key(),
+        "notice"
+    );
     match delivery.exchange() {
         "configuration" => {
             parts.accounts.forget();

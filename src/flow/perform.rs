@@ -345,7 +345,7 @@ impl Parts {
         let before = case.entry.postponed().count();
         let pause = self.policy.retry.get(before).or(self.policy.retry.last());
         let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
-        tracing::warn!(call_id = case.entry.call_id, %why, "it cannot be decided yet where a recording goes");
+        tracing::warn!(event = "destination_undecided", call_id = case.entry.call_id, %why, "destination undecided, retrying");
         self.postponed(case, until, why.to_string())
     }
 
@@ -375,7 +375,7 @@ impl Parts {
             && let Err(error) = self.hold.remove(holding).await
         {
             // It goes with the day's database then.
-            tracing::warn!(call_id = case.entry.call_id, %error, "the hold does not let the audio go");
+            tracing::warn!(event = "hold_not_cleared", call_id = case.entry.call_id, %error, "copy not removed from the hold");
         }
         Input::Fact(What::Unheld {
             n: case.entry.next_number("held") - 1,

@@ -37,7 +37,9 @@ impl Parts {
                 Ok(None) => {}
                 Ok(found) => return Ok(found),
                 Err(error) if other == Destination::Account => return Err(error),
-                Err(error) => tracing::debug!(call_id = order.call_id, %error, "the third party does not tell"),
+                Err(error) => {
+                    tracing::debug!(event = "third_party_unreadable", call_id = order.call_id, %error, "third-party server unreadable")
+                }
             }
         }
         Ok(None)

@@ -63,7 +63,9 @@ pub async fn reject(parts: &Arc<Parts>, delivery: Delivery, queue: &'static str,
                 }
                 put = parts.publisher.pass_on(&delivery, DEAD_LETTERS, why).await;
             }
-            Err(error) => error!(queue = spec.name, %error, "the dead-letter queue cannot be declared"),
+            Err(error) => {
+                error!(event = "dead_letter_queue_not_declared", queue = spec.name, %error, "dead-letter queue not declared")
+            }
         }
     }
     match put {
@@ -79,13 +81,13 @@ pub async fn reject(parts: &Arc<Parts>, delivery: Delivery, queue: &'static str,
                 exchange = delivery.exchange(),
                 key = delivery.routing_key(),
                 bytes = delivery.body().len(),
-                "the dead letters do not take a message; it is left to the dead-lettering of the broker"
+                "dead letter refused, left to RabbitMQ's dead-lettering"
             );
             MessageRejected { queue, call_id, why }.emit();
             delivery.refuse().await;
         }
         Err(error) => {
-            error!(event = "dead_letter_failed", queue, %error, why, "the dead letters do not take a message yet");
+            error!(event = "dead_letter_failed", queue, %error, why, "dead letter not published, retrying");
             put_back(parts, queue, delivery).await;
         }
     }

@@ -165,8 +165,10 @@ async fn run(job: &Job<'_>, delivery: &Delivery, asked: &Asked, begun: Instant) 
     if job.reply_to.is_none() {
         let server_id = asked.server_id.as_deref().unwrap_or("");
         warn!(
+            event = "no_reply_address",
             call_id = action.call_id,
-            server_id, "nobody can be answered; the recording goes on"
+            server_id,
+            "action without a reply address"
         );
     }
     job.parts.registry.controlled(
@@ -189,9 +191,9 @@ async fn run(job: &Job<'_>, delivery: &Delivery, asked: &Asked, begun: Instant) 
         && let Url::Given(url) = &order.url
         && let Err(why) = Target::parse(url)
     {
-        warn!(
+        warn!(event = "url_unusable",
             call_id = action.call_id,
-            media_id, %why, "the recording's url cannot be served; its audio will be kept, and parked"
+            media_id, %why, "URL unusable, audio will be parked"
         );
     }
     ActionHandled {

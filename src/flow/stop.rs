@@ -151,7 +151,7 @@ async fn none_of_ours(job: &Job<'_>, what: Control) {
         event = "no_recording_of_call",
         call_id = job.action.call_id,
         action = what.name(),
-        "no recording of this call is known; nothing is sent"
+        "no recording of this call, nothing sent"
     );
 }
 
@@ -288,7 +288,7 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control, meant: Meant) ->
             call_id = action.call_id,
             media_id = open.media_id,
             action = what.name(),
-            "a later action of the call was carried out already; this one is not sent"
+            "control overtaken by a later action, not sent"
         );
         false
     } else {
@@ -393,7 +393,7 @@ async fn write_down(job: &Job<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
             call_id = action.call_id,
             media_id = open.media_id,
             durable,
-            "the ledger does not tell the recording's order; whichever worker knows it follows the command up"
+            "order of the controlled recording unknown"
         );
     }
     durable

@@ -67,7 +67,7 @@ pub async fn run(parts: Arc<Parts>) {
                 let taken = take_some(&parts, due, room, behind).await;
                 SweepEnded { due: count, taken }.emit();
             }
-            Err(error) => debug!(%error, "the ledger does not say what is due"),
+            Err(error) => debug!(event = "sweep_failed", %error, "due recordings not read"),
         }
         take_over(&parts, TAKE.min(IN_FLIGHT.saturating_sub(parts.hands.busy()))).await;
     }
@@ -82,7 +82,7 @@ async fn take_over(parts: &Arc<Parts>, room: usize) {
             Ok(leased) => {
                 let recordings = leased.len();
                 let taken = take_some(parts, leased, room, false).await;
-                debug!(worker, recordings, taken, "taking over");
+                debug!(event = "takeover", worker, recordings, taken, "taking over recordings");
                 if taken > 0 {
                     WorkerGone {
                         worker: &worker,
@@ -91,7 +91,7 @@ async fn take_over(parts: &Arc<Parts>, room: usize) {
                     .emit();
                 }
             }
-            Err(error) => debug!(%error, "the ledger does not say what a worker had in flight"),
+            Err(error) => debug!(event = "takeover_failed", %error, "in-flight recordings of a dead worker not read"),
         }
     }
 }
@@ -130,7 +130,7 @@ async fn take(parts: &Arc<Parts>, address: &Address, seen: Option<Entry>, input:
             false
         }
         Err(error) => {
-            debug!(%error, "a recording that is due could not be taken");
+            debug!(event = "lease_not_taken", %error, "lease not taken");
             if let Some(entry) = &seen {
                 give_back(parts, entry.clone());
             }
@@ -173,7 +173,7 @@ fn leave(parts: &Arc<Parts>, address: &Address, seen: Option<Entry>, mut mailbox
                 let entry = loop {
                     match parts.ledger.load(&address).await {
                         Ok(record) => break record.map(|record| record.entry),
-                        Err(error) => debug!(%error, "what was told of a recording waits for the ledger"),
+                        Err(error) => debug!(event = "input_waits", %error, "input waits for the ledger"),
                     }
                     if parts.rest().await.is_none() {
                         break None;
@@ -208,7 +208,7 @@ pub async fn reconcile(parts: Arc<Parts>) {
         let mut open = loop {
             match parts.ledger.open(&parts.config.kazoo.zone).await {
                 Ok(open) => break open,
-                Err(error) => debug!(%error, "the ledger does not tell the open recordings yet"),
+                Err(error) => debug!(event = "reconcile_waits", %error, "open recordings not read, retrying"),
             }
             if parts.rest().await.is_none() {
                 return;
@@ -220,7 +220,12 @@ pub async fn reconcile(parts: Arc<Parts>) {
             return;
         }
         fastrand::shuffle(&mut open);
-        debug!(recordings = open.len(), epoch, "looking after the open recordings");
+        debug!(
+            event = "reconcile",
+            recordings = open.len(),
+            epoch,
+            "reconciling open recordings"
+        );
         for address in open {
             if parts.stop.is_cancelled() {
                 return;
@@ -239,7 +244,11 @@ async fn ecallmgr_answers(parts: &Arc<Parts>) -> bool {
         if parts.is_alive(&no_call).await.is_some() {
             return true;
         }
-        debug!(pause_s = pause.as_secs(), "no ecallmgr answers yet");
+        debug!(
+            event = "ecallmgr_silent",
+            pause_s = pause.as_secs(),
+            "no answer from ecallmgr yet"
+        );
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = parts.stop.cancelled() => return false,
@@ -263,8 +272,11 @@ pub async fn mend(parts: Arc<Parts>) {
         }
         match parts.ledger.mend().await {
             Ok(0) => {}
-            Ok(entries) => debug!(entries, "entries with several versions were read, and merged"),
-            Err(error) => debug!(%error, "the ledger is not looked through for entries with several versions"),
+            Ok(entries) => debug!(
+                event = "ledger_conflicts_merged",
+                entries, "conflicting ledger entries merged"
+            ),
+            Err(error) => debug!(event = "ledger_conflicts_unread", %error, "ledger not searched for conflicts"),
         }
     }
 }
@@ -273,10 +285,10 @@ pub async fn mend(parts: Arc<Parts>) {
 pub async fn retain(parts: Arc<Parts>) {
     loop {
         if let Err(error) = retention::sweep(&parts.ledger, parts.now(), parts.config.ledger.retention).await {
-            debug!(%error, "old months are not looked at");
+            debug!(event = "retention_failed", %error, "old months not examined");
         }
         if let Err(error) = tidy_hold(&parts).await {
-            debug!(%error, "old days of the hold are not looked at");
+            debug!(event = "hold_retention_failed", %error, "old days of the hold not examined");
         }
         tokio::select! {
             () = tokio::time::sleep(RETENTION) => {}

@@ -154,7 +154,7 @@ impl Ingest {
             match accepted {
                 Ok((stream, peer)) => {
                     let Some(place) = connections.enter() else {
-                        debug!(%peer, "a connection was closed: all there may be are uploading");
+                        debug!(event = "upload_connection_closed", %peer, "connection closed: limit reached");
                         continue;
                     };
                     let (place, acceptor, stop) = (Arc::new(place), acceptor.clone(), stop.clone());
@@ -170,14 +170,14 @@ impl Ingest {
                     let work = async move {
                         tokio::select! {
                             () = accept(stream, peer, acceptor, router, stop) => {}
-                            () = leave.cancelled() => debug!(%peer, "a connection that said nothing was closed for another one"),
+                            () = leave.cancelled() => debug!(event = "upload_connection_closed", %peer, "silent connection closed"),
                         }
                         drop(place);
                     };
                     tasks.spawn(survive("upload", work));
                 }
                 Err(error) => {
-                    warn!(%error, "a connection could not be accepted");
+                    warn!(event = "upload_accept_failed", %error, "connection not accepted");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -237,10 +237,11 @@ impl Ingest {
             }
         };
         debug!(
+            event = "upload_done",
             media_id = outcome.media_id,
             first,
             status = outcome.status.as_u16(),
-            "upload through"
+            "upload done"
         );
         Outcome { bytes, ..outcome }
     }
@@ -379,8 +380,8 @@ async fn accept(
     };
     match agreed {
         Ok(Ok(stream)) => connection(stream, peer, router, stop).await,
-        Ok(Err(error)) => debug!(%peer, %error, "no TLS was agreed on"),
-        Err(_) => debug!(%peer, "no TLS was agreed on in time"),
+        Ok(Err(error)) => debug!(event = "upload_tls_failed", %peer, %error, "TLS handshake failed"),
+        Err(_) => debug!(event = "upload_tls_failed", %peer, "TLS handshake timed out"),
     }
 }
 
@@ -406,6 +407,6 @@ where
         }
     };
     if let Err(error) = ended {
-        debug!(%peer, %error, "a connection ended badly");
+        debug!(event = "upload_connection_broken", %peer, %error, "connection broken");
     }
 }

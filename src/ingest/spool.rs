@@ -172,7 +172,7 @@ impl Drop for Remove {
         if let Err(error) = std::fs::remove_file(&self.0)
             && error.kind() != io::ErrorKind::NotFound
         {
-            warn!(path = %self.0.display(), %error, "a spool file cannot be removed");
+            warn!(event = "spool_file_left", path = %self.0.display(), %error, "spool file not removed");
         }
     }
 }

@@ -44,7 +44,7 @@ impl Store {
             match self.mend_month(month).await {
                 Ok(entries) => looked_at += entries,
                 Err(error) => {
-                    debug!(%month, %error, "a month is not looked through for entries with several versions");
+                    debug!(event = "ledger_conflicts_unread", %month, %error, "month not searched for conflicts");
                     self.missing(error).await?;
                 }
             }

@@ -55,7 +55,7 @@ pub async fn sweep(ledger: &Ledger, now: Moment, keep: Duration) -> Result<Vec<M
             .await
             .map_err(LedgerError::Down)?;
         store.forget(month);
-        info!(%month, "a month of the ledger is past its retention, and dropped");
+        info!(event = "ledger_month_dropped", %month, "ledger month dropped");
         dropped.push(month);
     }
     Ok(dropped)

@@ -196,7 +196,7 @@ impl Store {
             let Some(other) = loser.as_ref().and_then(Record::read) else {
                 warn!(
                     event = "ledger_conflict_unread",
-                    id, rev, "a conflicting revision of a ledger entry cannot be read; it is left there"
+                    id, rev, "conflicting revision unreadable, left in place"
                 );
                 continue;
             };
@@ -226,7 +226,9 @@ impl Store {
             match self.couch.delete(name, id, rev).await {
                 // No leaf any more: another worker deleted it.
                 Ok(()) | Err(CouchError::Conflict) => {}
-                Err(error) => debug!(id, rev, %error, "a merged revision is not deleted yet"),
+                Err(error) => {
+                    debug!(event = "ledger_conflict_not_deleted", id, rev, %error, "merged revision not deleted")
+                }
             }
         }
         Ok(())

@@ -113,8 +113,9 @@ impl Writer {
         }
         if !self.pending.is_empty() {
             error!(
+                event = "ledger_down_at_exit",
                 entries = self.pending.len(),
-                "the ledger is down; what was not written comes again from the broker"
+                "entries not written before exit"
             );
         }
     }

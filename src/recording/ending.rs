@@ -74,10 +74,11 @@ impl Told {
             && let Some(told) = told
         {
             warn!(
+                event = "foreign_path_ignored",
                 call_id = event.call_id,
                 file_name,
                 told = clip(told, 200),
-                "an event tells a path that is not the recording's; it is ignored"
+                "path of another file ignored"
             );
         }
         Self {

@@ -53,7 +53,7 @@ impl Accounts {
         match self.read_plan(account_id).await {
             Ok(plan) => self.plans.put(account_id, plan),
             Err(error) => {
-                warn!(account_id, %error, "the account's storage plan cannot be read");
+                warn!(event = "storage_plan_unreadable", account_id, %error, "storage plan unreadable");
                 Plan::Unknown
             }
         }
@@ -95,7 +95,7 @@ impl Accounts {
             None => match self.read_retries(account_id).await {
                 Ok(own) => self.retries.put(account_id, own),
                 Err(error) => {
-                    warn!(account_id, %error, "the account's configuration cannot be read");
+                    warn!(event = "account_config_unreadable", account_id, %error, "account configuration unreadable");
                     None
                 }
             },

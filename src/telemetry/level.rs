@@ -37,9 +37,9 @@ impl LogLevel {
         let mut present = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *present, text.to_owned());
         // Under the old filter and under the new one: one of them lets it through, unless both are silent.
-        info!(before, now = text, "the log level changes");
+        info!(event = "log_level_changes", before, now = text, "log level changes");
         self.handle.reload(new).map_err(|_| FilterError::Gone)?;
-        info!(before, now = text, "the log level has changed");
+        info!(event = "log_level_changed", before, now = text, "log level changed");
         Ok(())
     }
 }

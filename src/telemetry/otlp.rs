@@ -70,7 +70,7 @@ impl Exporter {
     /// Sends what is left, for a few seconds at most.
     pub fn shut_down(&self) {
         if let Err(error) = self.0.shutdown_with_timeout(TIMEOUT) {
-            tracing::debug!(%error, "the last spans were not exported");
+            tracing::debug!(event = "spans_lost", %error, "last spans not exported");
         }
     }
 }
@@ -86,8 +86,8 @@ impl trace::SpanExporter for Telling {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let result = self.exporter.export(batch).await;
         match (&result, self.failed.swap(result.is_err(), Ordering::Relaxed)) {
-            (Err(error), false) => tracing::warn!(%error, "the collector does not take spans; they are lost"),
-            (Ok(()), true) => tracing::info!("the collector takes spans again"),
+            (Err(error), false) => tracing::warn!(event = "collector_down", %error, "spans not exported"),
+            (Ok(()), true) => tracing::info!(event = "collector_up", "spans exported again"),
             _ => {}
         }
         result

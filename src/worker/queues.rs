@@ -55,7 +55,7 @@ impl Gates {
                 tokio::select! {
                     changed = up.changed() => if changed.is_err() { return },
                     () = tokio::time::sleep(patience), if !is_up && *self.endings.borrow() => {
-                        warn!("the ledger has been down for a while: ends of recordings are left in their queue");
+                        warn!(event = "endings_gate_closed", "ledger down, ends stay in their queue");
                         self.endings.send_replace(false);
                     }
                     () = stop.cancelled() => return,

@@ -45,7 +45,7 @@ impl Service {
         match Manager::connect(&name) {
             Ok(manager) => Self(Some(Arc::new(manager))),
             Err(error) => {
-                warn!(socket = name, %error, "the service manager cannot be told anything");
+                warn!(event = "service_manager_unreachable", socket = name, %error, "service manager unreachable");
                 Self::default()
             }
         }
@@ -110,13 +110,13 @@ impl Manager {
     }
 
     fn tell(&self, state: &str) {
-        debug!(state, "telling the service manager");
+        debug!(event = "service_manager_state", state, "service manager notified");
         let sent = self.socket.send_to_addr(state.as_bytes(), &self.address);
         let failed = sent.is_err();
         if let Err(error) = sent
             && !self.failed.load(Ordering::Relaxed)
         {
-            warn!(%error, "the service manager does not listen");
+            warn!(event = "service_manager_unreachable", %error, "service manager does not listen");
         }
         self.failed.store(failed, Ordering::Relaxed);
     }
@@ -129,7 +129,7 @@ async fn tell(manager: &Manager, mut checks: Checks, mut sessions: watch::Receiv
         let status = status(&checks.borrow_and_update(), consuming, hands.count());
         if consuming && !is_ready {
             is_ready = true;
-            debug!("the service manager is told that the worker is ready");
+            debug!(event = "service_manager_ready", "service manager notified of readiness");
             manager.tell(&format!("READY=1\nSTATUS={status}"));
         } else if status != told {
             manager.tell(&format!("STATUS={status}"));
@@ -190,9 +190,10 @@ async fn watch(manager: Arc<Manager>, pulses: Pulses, period: Duration) {
             Some((task, silent)) if !told => {
                 told = true;
                 error!(
+                    event = "watchdog_silent",
                     task,
                     silent_s = silent.as_secs(),
-                    "a task does not turn any more; the service manager gets no sign of life, and restarts this worker"
+                    "task silent, watchdog not fed"
                 );
             }
             Some(_) => {}

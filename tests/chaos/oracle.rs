@@ -3,7 +3,7 @@
 
 mod causes;
 mod places;
-mod turns;
+pub mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 

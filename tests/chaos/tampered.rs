@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::evidence::{Command, CommandFate, Document, Ending, Evidence, File, Held, Home, Start};
 use crate::oracle::judge;
+use crate::oracle::turns::are_masks_known;
 use crate::plan::What;
 use crate::play::Verb;
 use crate::strike::Struck;
@@ -296,6 +297,10 @@ fn masked(evidence: &Evidence) -> Option<String> {
             // Not one that was told as not obeyed.
             let mut documents = evidence.documents.iter();
             documents.any(|document| document.id == ending.media_id && !document.masks.is_empty())
+        })
+        .filter(|ending| {
+            let mut starts = evidence.starts.iter();
+            starts.any(|start| start.label == ending.label && are_masks_known(evidence, start, ending))
         })
         .find(|ending| {
             let turns = evidence.turns.iter();

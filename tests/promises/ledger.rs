@@ -181,9 +181,7 @@ async fn a_stop_that_the_switch_ignores_is_repeated_and_told(services: Arc<Servi
     let recording = call.wait_recording_started(SOON).await?;
     world.kazoo.faults(|faults| faults.ignore_commands = true);
     call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
-    let told = |line: &Value| {
-        line["message"].as_str().is_some_and(|m| m.contains("did not confirm")) && line["level"] == "ERROR"
-    };
+    let told = |line: &Value| line["event"] == "stop_unconfirmed" && line["level"] == "ERROR";
     let line = worker.logged("the alarm", told, SOON).await?;
     ensure!(line["media_id"] == recording.id, "{line:#}");
     let stops = world

@@ -289,7 +289,7 @@ async fn a_hang_up_signal_reloads_and_ends_nothing(services: Arc<Services>) -> T
         "{line}"
     );
     worker.hang_up()?;
-    let read = |line: &serde_json::Value| line["message"] == "the certificate for uploads was read";
+    let read = |line: &serde_json::Value| line["event"] == "upload_certificate_read";
     worker.logged("the reload", read, SOON).await?;
     worker.ready(SOON).await?;
     ensure!(

@@ -246,7 +246,7 @@ async fn a_transfer_does_not_lose_the_recording(services: Arc<Services>) -> Test
     call.transfer();
     // Commands vanish from now on; that is told.
     act(&call, json!({"action": "stop"})).await?;
-    let told = |line: &Value| line["message"].as_str().is_some_and(|m| m.contains("did not confirm"));
+    let told = |line: &Value| line["event"] == "stop_unconfirmed";
     worker.logged("the alarm", told, SOON).await?;
     let unconfirmed = "kz_record_call_stops_unconfirmed_total 1";
     worker.counts(unconfirmed).await?;

@@ -79,6 +79,10 @@ async fn survive(parts: &Arc<Parts>, entry: Entry, input: Input, mut mailbox: Ma
     // What panicked may be what is told here.
     let told = std::panic::catch_unwind(AssertUnwindSafe(|| tell(parts, &before, &entry)));
     if let Err(panic) = told {
-        tracing::debug!(panic = words(&*panic), "what became of a recording is not logged");
+        tracing::debug!(
+            event = "outcome_not_logged",
+            panic = words(&*panic),
+            "outcome not logged"
+        );
     }
 }

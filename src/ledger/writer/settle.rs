@@ -123,10 +123,13 @@ impl Writer {
         if pending.tries == MANY {
             warn!(
                 event = "ledger_entry_waits",
-                id, call_id, why, "an entry is not written yet; it is tried again"
+                id, call_id, why, "ledger entry not written, retrying"
             );
         } else {
-            debug!(id, call_id, why, "an entry is written again");
+            debug!(
+                event = "ledger_entry_rewrite",
+                id, call_id, why, "ledger entry written again"
+            );
         }
         pending.deadline = Instant::now() + pause.mul_f64(0.75 + fastrand::f64() * 0.5);
         pending.waiters.retain(|waiter| !waiter.is_closed());
@@ -178,7 +181,7 @@ impl Writer {
                 id,
                 call_id = shown(&pending.record.entry.call_id),
                 why,
-                "the ledger refuses an entry; it is not written"
+                "ledger entry refused"
             );
             if is_too_large(why) {
                 let why = format!("the ledger refuses the entry: {why}");

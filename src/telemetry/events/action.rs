@@ -19,6 +19,7 @@ pub struct ActionHandled<'a> {
 impl ActionHandled<'_> {
     pub fn emit(self) {
         info!(
+            event = "action_answered",
             call_id = self.call_id,
             account_id = self.account_id,
             media_id = self.media_id,
@@ -42,10 +43,11 @@ pub struct ActionRefused<'a> {
 impl ActionRefused<'_> {
     pub fn emit(self) {
         warn!(
+            event = "action_refused",
             call_id = super::shown(self.call_id),
             answered = self.answered,
             why = self.why,
-            "action refused: there is no call to act on"
+            "action refused"
         );
         counter!("kz_record_call_actions_total", "action" => "refused").increment(1);
     }
@@ -64,13 +66,14 @@ pub struct SettingCorrected<'a> {
 impl SettingCorrected<'_> {
     pub fn emit(self) {
         info!(
+            event = "setting_corrected",
             call_id = self.call_id,
             media_id = self.media_id,
             key = self.key,
             given = self.given,
             used = self.used,
             why = self.why,
-            "a setting of the action was corrected"
+            "setting corrected"
         );
         counter!("kz_record_call_corrections_total", "key" => self.key).increment(1);
     }
@@ -91,18 +94,21 @@ impl CommandSent<'_> {
         let (call_id, media_id, command) = (self.call_id, self.media_id, self.command);
         let result = match self.result {
             Ok(()) => {
-                debug!(call_id, media_id, command, "command sent");
+                debug!(event = "command_sent", call_id, media_id, command, "command sent");
                 "sent"
             }
             Err(why) if self.unroutable => {
                 warn!(
-                    call_id,
-                    media_id, command, why, "command not delivered: the call's control queue is gone"
+                    event = "command_unroutable",
+                    call_id, media_id, command, why, "command not delivered: control queue missing"
                 );
                 "unroutable"
             }
             Err(why) => {
-                warn!(call_id, media_id, command, why, "command not sent");
+                warn!(
+                    event = "command_not_sent",
+                    call_id, media_id, command, why, "command not sent"
+                );
                 "failed"
             }
         };
@@ -120,10 +126,11 @@ pub struct CommandRefused<'a> {
 impl CommandRefused<'_> {
     pub fn emit(self) {
         warn!(
+            event = "command_refused",
             call_id = self.call_id,
             media_id = self.media_id,
             why = self.why,
-            "call control refused the start command"
+            "start command refused by call control"
         );
         counter!("kz_record_call_commands_total", "command" => "start", "result" => "refused").increment(1);
     }

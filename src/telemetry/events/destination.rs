@@ -13,10 +13,11 @@ pub struct AddressReported<'a> {
 impl AddressReported<'_> {
     pub fn emit(self) {
         warn!(
+            event = "private_address_used",
             host = self.host,
             address = self.address,
             kind = self.kind,
-            "a recording's URL leads into a private network; destination.private_addresses = \"deny\" would refuse it"
+            "URL leads into a private network"
         );
         counter!("kz_record_call_addresses_total", "result" => "reported").increment(1);
     }
@@ -32,10 +33,11 @@ pub struct AddressRefused<'a> {
 impl AddressRefused<'_> {
     pub fn emit(self) {
         warn!(
+            event = "address_refused",
             host = self.host,
             address = self.address,
             kind = self.kind,
-            "a recording's URL leads to an address that is not connected to; see destination.allow"
+            "URL refused by the SSRF filter"
         );
         counter!("kz_record_call_addresses_total", "result" => "refused").increment(1);
     }
@@ -51,10 +53,11 @@ pub struct DatabaseCreated<'a> {
 impl DatabaseCreated<'_> {
     pub fn emit(self) {
         info!(
+            event = "monthly_database_created",
             account_id = self.account_id,
             database = self.database,
             views = self.views,
-            "a missing monthly database was created"
+            "monthly database created"
         );
         counter!("kz_record_call_databases_created_total").increment(1);
     }
@@ -74,13 +77,13 @@ impl ReadBackFailed<'_> {
         let (call_id, media_id, why) = (self.call_id, self.media_id, self.why);
         if self.last {
             error!(
-                call_id,
-                media_id, why, "a stored recording is not to be found after many looks; its other copy is kept"
+                event = "read_back_failed",
+                call_id, media_id, why, "stored recording missing after all read-backs"
             );
         } else {
             warn!(
-                call_id,
-                media_id, why, "a recording that was stored with too few copies does not show yet"
+                event = "read_back_failed",
+                call_id, media_id, why, "stored recording missing in a read-back"
             );
         }
         counter!("kz_record_call_read_backs_failed_total").increment(1);
@@ -98,11 +101,12 @@ pub struct HoldRefused<'a> {
 impl HoldRefused<'_> {
     pub fn emit(self) {
         error!(
+            event = "hold_refused",
             call_id = self.call_id,
             media_id = self.media_id,
             reason = self.reason,
             why = self.why,
-            "the hold does not take the audio; it stays on the switch"
+            "hold refused the audio"
         );
         counter!("kz_record_call_hold_refusals_total", "reason" => self.reason).increment(1);
     }
@@ -118,10 +122,11 @@ pub struct TargetPaused<'a> {
 impl TargetPaused<'_> {
     pub fn emit(self) {
         error!(
+            event = "target_paused",
             target_name = self.target,
             why = self.why,
             pause_s = self.pause_s,
-            "a target takes no recordings; nothing is sent there for a while"
+            "circuit breaker open for a target"
         );
         counter!("kz_record_call_target_pauses_total").increment(1);
     }
@@ -134,6 +139,10 @@ pub struct TargetResumed<'a> {
 
 impl TargetResumed<'_> {
     pub fn emit(self) {
-        info!(target_name = self.target, "a target takes recordings again");
+        info!(
+            event = "target_resumed",
+            target_name = self.target,
+            "circuit breaker closed for a target"
+        );
     }
 }

@@ -92,7 +92,7 @@ pub struct LookSucceeded {
 impl LookSucceeded {
     pub fn emit(self) {
         if self.was_told {
-            info!(of = self.of, "these gauges are fresh again");
+            info!(event = "gauges_fresh", of = self.of, "gauges fresh");
         }
         #[allow(clippy::cast_precision_loss)] // exact for the next two hundred million years
         gauge!("kz_record_call_last_look_timestamp_seconds", "of" => self.of).set(self.at_seconds as f64);
@@ -109,10 +109,11 @@ pub struct LookFailed<'a> {
 impl LookFailed<'_> {
     pub fn emit(self) {
         warn!(
+            event = "gauges_stale",
             of = self.of,
             why = self.why,
             old_s = self.old.as_secs(),
-            "these gauges cannot be read, and are as old as that"
+            "gauges stale"
         );
     }
 }

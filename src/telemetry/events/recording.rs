@@ -13,7 +13,12 @@ pub struct RecordingStarted<'a> {
 
 impl RecordingStarted<'_> {
     pub fn emit(self) {
-        info!(call_id = self.call_id, media_id = self.media_id, "recording started");
+        info!(
+            event = "recording_started",
+            call_id = self.call_id,
+            media_id = self.media_id,
+            "recording started"
+        );
         counter!("kz_record_call_recordings_started_total").increment(1);
     }
 }
@@ -28,10 +33,11 @@ pub struct RecordingContinued<'a> {
 impl RecordingContinued<'_> {
     pub fn emit(self) {
         info!(
+            event = "recording_continued",
             call_id = self.call_id,
             media_id = self.media_id,
             part = self.part,
-            "the switch recorded again under the same name; that is a recording of its own"
+            "recording continued as a recording of its own"
         );
         counter!("kz_record_call_recordings_continued_total").increment(1);
     }
@@ -49,6 +55,7 @@ pub struct RecordingEnded<'a> {
 impl RecordingEnded<'_> {
     pub fn emit(self) {
         info!(
+            event = "recording_ended",
             call_id = self.call_id,
             account_id = self.account_id,
             media_id = self.media_id,
@@ -79,13 +86,13 @@ impl RecordingClosed<'_> {
         let (outcome, cause, took_s) = (self.outcome, self.cause, self.took.as_secs_f64());
         if self.alarming {
             error!(
-                call_id,
-                account_id, media_id, outcome, cause, took_s, "recording closed without its audio"
+                event = "recording_closed",
+                call_id, account_id, media_id, outcome, cause, took_s, "recording closed without its audio"
             );
         } else {
             info!(
-                call_id,
-                account_id, media_id, outcome, cause, took_s, "recording closed"
+                event = "recording_closed",
+                call_id, account_id, media_id, outcome, cause, took_s, "recording closed"
             );
         }
         counter!("kz_record_call_recordings_closed_total", "outcome" => outcome, "cause" => cause).increment(1);
@@ -106,13 +113,16 @@ impl CollectEnded<'_> {
         let (call_id, media_id, switch) = (self.call_id, self.media_id, self.switch);
         let result = match self.result {
             Ok(bytes) => {
-                debug!(call_id, media_id, switch, bytes, "audio received");
+                debug!(
+                    event = "audio_received",
+                    call_id, media_id, switch, bytes, "audio received"
+                );
                 "received"
             }
             Err(why) => {
                 warn!(
-                    call_id,
-                    media_id, switch, why, "no audio received; the file stays on the switch"
+                    event = "audio_not_received",
+                    call_id, media_id, switch, why, "audio not received, file stays on the switch"
                 );
                 "failed"
             }
@@ -133,6 +143,7 @@ impl UploadAnswered<'_> {
     pub fn emit(self) {
         if self.status < 300 {
             debug!(
+                event = "upload_answered",
                 media_id = self.media_id,
                 status = self.status,
                 bytes = self.bytes,
@@ -141,6 +152,7 @@ impl UploadAnswered<'_> {
             );
         } else {
             info!(
+                event = "upload_refused",
                 media_id = self.media_id,
                 status = self.status,
                 bytes = self.bytes,
@@ -186,11 +198,12 @@ pub struct AudioSuspect<'a> {
 impl AudioSuspect<'_> {
     pub fn emit(self) {
         warn!(
+            event = "audio_suspect",
             call_id = self.call_id,
             media_id = self.media_id,
             finding = self.finding,
             size = self.size,
-            "the audio is not what it should be; it is kept as it is"
+            "suspect audio, kept as received"
         );
         counter!("kz_record_call_findings_total", "finding" => self.finding).increment(1);
     }
@@ -214,6 +227,7 @@ impl DeliveryEnded<'_> {
         let result = match self.result {
             Ok(()) => {
                 info!(
+                    event = "delivered",
                     call_id,
                     media_id,
                     destination,
@@ -225,7 +239,10 @@ impl DeliveryEnded<'_> {
                 "delivered"
             }
             Err(why) => {
-                warn!(call_id, media_id, destination, host, why, "not delivered");
+                warn!(
+                    event = "not_delivered",
+                    call_id, media_id, destination, host, why, "not delivered, retrying"
+                );
                 "failed"
             }
         };
@@ -241,7 +258,12 @@ pub struct Announced<'a> {
 
 impl Announced<'_> {
     pub fn emit(self) {
-        debug!(media_id = self.media_id, kind = self.kind, "announced");
+        debug!(
+            event = "notification_published",
+            media_id = self.media_id,
+            kind = self.kind,
+            "notification published"
+        );
         counter!("kz_record_call_announcements_total", "kind" => self.kind).increment(1);
     }
 }
@@ -257,11 +279,12 @@ pub struct RecordingParked<'a> {
 impl RecordingParked<'_> {
     pub fn emit(self) {
         error!(
+            event = "recording_parked",
             call_id = self.call_id,
             account_id = self.account_id,
             media_id = self.media_id,
             cause = self.cause,
-            "recording parked: its audio is kept, and somebody must move it on"
+            "recording parked"
         );
         counter!("kz_record_call_recordings_parked_total", "cause" => self.cause).increment(1);
     }
@@ -286,7 +309,7 @@ impl ControlNotObeyed<'_> {
             media_id = self.media_id,
             control = self.control,
             why = self.why,
-            "the switch did not obey a command to a recording that runs"
+            "control not obeyed"
         );
         counter!("kz_record_call_controls_not_obeyed_total", "control" => self.control).increment(1);
     }
@@ -306,7 +329,7 @@ impl StopUnconfirmed<'_> {
             account_id = self.account_id,
             media_id = self.media_id,
             event = "stop_unconfirmed",
-            "the switch did not confirm that the recording was stopped: it may go on"
+            "stop not confirmed by the switch"
         );
         counter!("kz_record_call_stops_unconfirmed_total").increment(1);
     }

@@ -28,7 +28,7 @@ impl TaskPanicked<'_> {
             call_id = shown(self.call_id),
             media_id = self.media_id,
             panic = self.why,
-            "a task panicked: this is a fault of the program"
+            "task panicked"
         );
         counter!("kz_record_call_panics_total", "task" => self.task).increment(1);
     }
@@ -44,11 +44,7 @@ pub struct SweepFull {
 impl SweepFull {
     pub fn emit(self) {
         if self.first {
-            tracing::warn!(
-                event = "sweep_full",
-                in_flight = self.in_flight,
-                "the worker has as many recordings in flight as it may have; due recordings wait, or go to other workers"
-            );
+            tracing::warn!(event = "sweep_full", in_flight = self.in_flight, "sweep full");
         }
         counter!("kz_record_call_sweeps_full_total").increment(1);
     }
@@ -69,7 +65,7 @@ impl CollectPutOff<'_> {
                 event = "switch_queue_full",
                 switch = self.switch,
                 call_id = shown(self.call_id),
-                "too many recordings wait for an upload slot of one switch; further ones are put off"
+                "upload slots of a switch full"
             );
         }
         counter!("kz_record_call_collects_put_off_total").increment(1);
@@ -88,7 +84,7 @@ impl WorkerGone<'_> {
             event = "worker_gone",
             worker = shown(self.worker),
             recordings = self.recordings,
-            "another worker sends no heartbeat any more; its recordings are taken over before their leases run out"
+            "worker gone, taking over its recordings"
         );
         counter!("kz_record_call_workers_gone_total").increment(1);
     }

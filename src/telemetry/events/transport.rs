@@ -16,10 +16,11 @@ pub struct MessageRejected<'a> {
 impl MessageRejected<'_> {
     pub fn emit(self) {
         error!(
+            event = "message_rejected",
             queue = self.queue,
             call_id = super::shown(self.call_id),
             why = self.why,
-            "message cannot be read; put to the dead letters"
+            "message unreadable, dead-lettered"
         );
         counter!("kz_record_call_messages_rejected_total", "queue" => self.queue).increment(1);
     }
@@ -39,12 +40,15 @@ impl AmqpConnection<'_> {
         let (connection, broker) = (self.connection, self.broker);
         match self.state {
             Ok(()) => {
-                info!(connection, broker, "AMQP connected");
+                info!(event = "amqp_connected", connection, broker, "AMQP connected");
                 counter!("kz_record_call_amqp_sessions_total", "connection" => connection).increment(1);
                 gauge!("kz_record_call_amqp_connected", "connection" => connection).set(1.0);
             }
             Err(why) => {
-                warn!(connection, broker, why, "AMQP not connected");
+                warn!(
+                    event = "amqp_not_connected",
+                    connection, broker, why, "AMQP not connected"
+                );
                 gauge!("kz_record_call_amqp_connected", "connection" => connection).set(0.0);
             }
         }
@@ -61,10 +65,7 @@ impl AmqpAlarm<'_> {
     pub fn emit(self) {
         let blocked = match self {
             Self::Began { reason } => {
-                error!(
-                    event = "amqp_blocked",
-                    reason, "the broker takes no messages: actions stay unanswered until its alarm is over"
-                );
+                error!(event = "amqp_blocked", reason, "RabbitMQ blocks publishing");
                 counter!("kz_record_call_amqp_alarms_total").increment(1);
                 1.0
             }
@@ -72,7 +73,7 @@ impl AmqpAlarm<'_> {
                 warn!(
                     event = "amqp_unblocked",
                     lasted_ms = u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX),
-                    "the broker takes messages again"
+                    "RabbitMQ takes messages again"
                 );
                 0.0
             }
@@ -93,7 +94,7 @@ impl LooksRefused<'_> {
             event = "queue_look_refused",
             queue = self.queue,
             why = self.why,
-            "Kazoo's queues may not be looked at; the rate limit flow.pace_per_second alone protects them on this connection"
+            "queue depth unreadable, fixed rate limit in force"
         );
     }
 }
@@ -108,7 +109,7 @@ impl DeadLettersDeclared<'_> {
         warn!(
             event = "dead_letter_queue_declared",
             queue = self.queue,
-            "the dead-letter queue was missing, and was declared again: what was dead-lettered meanwhile is lost"
+            "dead-letter queue missing, declared again"
         );
     }
 }
@@ -123,7 +124,7 @@ impl DeliveryReturned {
         warn!(
             event = "delivery_returned",
             queue = self.queue,
-            "a message was not finished; it is returned to its queue"
+            "message returned to its queue"
         );
         counter!("kz_record_call_deliveries_returned_total", "queue" => self.queue).increment(1);
     }
@@ -159,8 +160,9 @@ impl NoEcallmgr<'_> {
         }
         *said = Some(Instant::now());
         warn!(
+            event = "no_ecallmgr",
             switch = self.switch,
-            "no ecallmgr takes what is sent to switches: no recording can be collected, or looked for"
+            "no ecallmgr serves the switch"
         );
     }
 }
@@ -175,13 +177,13 @@ impl CertificateRead<'_> {
     pub fn emit(self) {
         let result = match self.result {
             Ok(()) => {
-                info!("the certificate for uploads was read");
+                info!(event = "upload_certificate_read", "upload certificate read");
                 "ok"
             }
             Err(why) => {
                 error!(
-                    why,
-                    "the certificate for uploads cannot be read; the one before stays in use, until it runs out"
+                    event = "upload_certificate_unreadable",
+                    why, "upload certificate unreadable, previous one stays in use"
                 );
                 "failed"
             }
@@ -203,15 +205,15 @@ impl ConfigRead<'_> {
             Err((_, _, false)) => "failed",
             Err((why, true, true)) => {
                 warn!(
-                    why,
-                    "system_config/media cannot be read; what was read before stays in force"
+                    event = "media_config_unreadable",
+                    why, "system_config/media unreadable, previous values stay in force"
                 );
                 "failed"
             }
             Err((why, false, true)) => {
                 warn!(
-                    why,
-                    "system_config/media could not be read yet; where recordings go is decided when it is"
+                    event = "media_config_unreadable",
+                    why, "system_config/media unreadable, no values yet"
                 );
                 "failed"
             }
@@ -249,7 +251,7 @@ impl LedgerBelowQuorum<'_> {
             event = "ledger_below_quorum",
             call_id = self.call_id,
             writes = self.writes,
-            "fewer nodes than the quorum have a ledger entry; one lost disk may lose it"
+            "ledger entry below quorum"
         );
         counter!("kz_record_call_ledger_below_quorum_total").increment(1);
     }
@@ -263,11 +265,8 @@ pub struct LedgerState<'a> {
 impl LedgerState<'_> {
     pub fn emit(self) {
         match self.state {
-            Ok(()) => info!("the ledger is back"),
-            Err(why) => error!(
-                why,
-                "the ledger is down: starts go to the journal, ends wait in their queue"
-            ),
+            Ok(()) => info!(event = "ledger_up", "ledger up"),
+            Err(why) => error!(event = "ledger_down", why, "ledger down"),
         }
         gauge!("kz_record_call_ledger_up").set(if self.state.is_ok() { 1.0 } else { 0.0 });
     }
@@ -285,13 +284,16 @@ impl Journalled<'_> {
         let (call_id, media_id) = (self.call_id, self.media_id);
         let result = match self.result {
             Ok(()) => {
-                debug!(call_id, media_id, "start written to the journal");
+                debug!(
+                    event = "journal_written",
+                    call_id, media_id, "start written to the journal"
+                );
                 "written"
             }
             Err(why) => {
                 error!(
-                    call_id,
-                    media_id, why, "start written nowhere yet; its action stays with the broker"
+                    event = "journal_failed",
+                    call_id, media_id, why, "start not written, action stays in its queue"
                 );
                 "failed"
             }
@@ -315,21 +317,14 @@ impl ControlWaits<'_> {
             Ok(()) => {
                 warn!(
                     event = "control_waits",
-                    call_id,
-                    action,
-                    why,
-                    "no worker remembers a recording of this call; the action waits for the ledger"
+                    call_id, action, why, "control waits for the ledger"
                 );
                 "put"
             }
             Err(error) => {
                 error!(
                     event = "control_waits",
-                    call_id,
-                    action,
-                    why,
-                    error,
-                    "no worker remembers a recording of this call, and the action cannot be put where it would wait; it stays with the broker"
+                    call_id, action, why, error, "control waits in the actions' queue"
                 );
                 "failed"
             }
@@ -353,7 +348,7 @@ impl MonthUnreadable<'_> {
             let (database, why) = (self.database, self.why);
             warn!(
                 event = "ledger_month_unreadable",
-                database, why, "a month of the ledger cannot be read; its recordings wait, the others do not"
+                database, why, "ledger month unreadable"
             );
         }
     }
@@ -368,7 +363,7 @@ pub struct SweepEnded {
 impl SweepEnded {
     pub fn emit(self) {
         if self.due > 0 {
-            debug!(due = self.due, taken = self.taken, "recordings were due");
+            debug!(event = "sweep_done", due = self.due, taken = self.taken, "sweep done");
         }
         let taken = u64::try_from(self.taken).unwrap_or(u64::MAX);
         counter!("kz_record_call_sweep_taken_total").increment(taken);
@@ -389,7 +384,7 @@ impl CredentialsRefused<'_> {
             Ok(()) => info!(
                 event = "credentials_accepted",
                 login = self.login,
-                "CouchDB takes the credentials again"
+                "CouchDB accepts the credentials again"
             ),
             Err((why, pause)) => {
                 error!(
@@ -397,7 +392,7 @@ impl CredentialsRefused<'_> {
                     login = self.login,
                     why,
                     pause_s = pause.as_secs(),
-                    "CouchDB refuses the credentials; nothing is asked there for a while"
+                    "CouchDB refuses the credentials"
                 );
                 counter!("kz_record_call_credentials_refusals_total").increment(1);
             }
@@ -428,7 +423,7 @@ impl ProxiesIgnored<'_> {
             info!(
                 event = "proxies_ignored",
                 variables = self.variables.join(", "),
-                "the environment names a proxy; CouchDB and targets are asked directly all the same"
+                "proxy variables ignored"
             );
         }
     }

@@ -19,23 +19,27 @@ pub fn obeyed(evidence: &Evidence, wrong: &mut Vec<String>) {
     }
 }
 
+/// Whether it is known which masks a recording must tell of.
+pub fn are_masks_known(evidence: &Evidence, start: &Start, ending: &Ending) -> bool {
+    let mut turns = evidence.turns.iter().filter(|turn| turn.label == start.label);
+    let is_unsure =
+        |turn: &Turn| hindered(evidence, turn.asked_at, turn.over_at) || turn.asked_at + CLOSE >= turn.over_at;
+    // Of several recordings of one start, each has its own.
+    ending.continues.is_none()
+        && start.files.len() == 1
+        && !turns.any(|turn| matches!(turn.verb, Verb::Mask | Verb::Unmask) && is_unsure(turn))
+}
+
 /// A document tells as many masks as the switch obeyed: not fewer, for what was hidden must be known, and not more, for what is said to be
 /// hidden must be.
 pub fn masks(evidence: &Evidence, start: &Start, ending: &Ending, document: &Document, say: &mut impl FnMut(String)) {
-    // Of several recordings of one start, each has its own.
-    if ending.continues.is_some() || start.files.len() != 1 {
+    if !are_masks_known(evidence, start, ending) {
         return;
     }
     let asked = |verb: Verb| {
         let turns = evidence.turns.iter();
         turns.filter(move |turn| turn.label == start.label && turn.verb == verb)
     };
-    if asked(Verb::Mask)
-        .chain(asked(Verb::Unmask))
-        .any(|turn| hindered(evidence, turn.asked_at, turn.over_at) || turn.asked_at + CLOSE >= turn.over_at)
-    {
-        return;
-    }
     for (verb, on) in [(Verb::Mask, true), (Verb::Unmask, false)] {
         let told = document.masks.iter().filter(|masked| **masked == on).count();
         let obeyed = asked(verb)
