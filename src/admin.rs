@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::flow::perform::Parts;
-use crate::telemetry::{LogLevel, survive};
+use crate::telemetry::{LogLevel, Pulses, survive};
 
 pub mod watch;
 
@@ -125,6 +125,7 @@ impl Readiness {
 struct Admin {
     readiness: Readiness,
     instruments: Instruments,
+    pulses: Pulses,
     process: metrics_process::Collector,
 }
 
@@ -150,12 +151,13 @@ impl Port {
         self,
         readiness: Readiness,
         instruments: Instruments,
+        pulses: Pulses,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> SocketAddr {
         let Self { listener, address } = self;
         let router = Router::new()
-            .route("/livez", get(async || "alive\n"))
+            .route("/livez", get(alive))
             .route("/readyz", get(ready))
             .route("/metrics", get(render))
             .route("/log-level", get(log_level).put(set_log_level))
@@ -163,6 +165,7 @@ impl Port {
             .with_state(Admin {
                 readiness,
                 instruments,
+                pulses,
                 process: metrics_process::Collector::default(),
             });
         let serving = async move {
@@ -176,6 +179,21 @@ impl Port {
         };
         tasks.spawn(survive("admin", serving));
         address
+    }
+}
+
+/// A task that every worker needs and that is silent for longer makes the worker count as dead: a container's supervisor restarts it then, as systemd does
+/// without a heartbeat.
+const SILENT: Duration = Duration::from_secs(60);
+
+/// `/livez`: whether every task that the worker needs makes progress.
+async fn alive(State(admin): State<Admin>) -> (StatusCode, String) {
+    match admin.pulses.silent(SILENT) {
+        None => (StatusCode::OK, "alive\n".into()),
+        Some((task, silent)) => {
+            let text = format!("the task {task} has been silent for {} s\n", silent.as_secs());
+            (StatusCode::SERVICE_UNAVAILABLE, text)
+        }
     }
 }
 

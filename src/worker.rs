@@ -210,7 +210,7 @@ impl Worker {
         });
         let readiness = Readiness::new(Arc::clone(&parts));
         let checks = admin::watch::start(&readiness, &tasks, close.clone());
-        let admin = port.serve(readiness, instruments, &tasks, close.clone());
+        let admin = port.serve(readiness, instruments, pulses.clone(), &tasks, close.clone());
         let sessions = parts.consumers.watch();
         service.start(
             checks,

@@ -178,6 +178,10 @@ impl Couch {
         let session = session.map_err(|error| no_answer(&error))?;
         // Whatever else came back, as of a proxy that lets nothing but databases through: the credentials were not refused.
         let result = answer(Ok(session), "").await;
+        if let Err(error @ CouchError::Failed { .. }) = result {
+            // A balancer without a living server says that. Workers that took it for proof would all ask at once when CouchDB is back.
+            return Err(error);
+        }
         let refused = result.err().filter(CouchError::is_about_credentials);
         let is_taken = refused.is_none();
         login.learn(&refused.map_or(Ok(()), Err), true);

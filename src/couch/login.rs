@@ -122,8 +122,8 @@ impl Login {
     pub(super) fn learn<T>(&self, result: &Result<T, CouchError>, asked: bool) {
         match result {
             Err(error) if error.is_about_credentials() => self.refused(error, asked),
-            // Whether the server saw them is open.
-            Err(CouchError::NoAnswer(_) | CouchError::Body(_)) => {}
+            // It is unknown whether CouchDB saw the credentials: a balancer without a living server answers 503 by itself.
+            Err(CouchError::NoAnswer(_) | CouchError::Body(_) | CouchError::Failed { .. }) => {}
             _ => self.accepted(asked),
         }
     }

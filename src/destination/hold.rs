@@ -294,7 +294,12 @@ impl Hold {
             return Ok((Vec::new(), None));
         };
         let name = after.filter(|(since, _)| *since == day).and_then(|(_, name)| name);
-        let (documents, more) = couch.id_page(&day, ("0", name.as_deref()), "g").await?;
+        let page = couch.id_page(&day, ("0", name.as_deref()), "g").await;
+        let (documents, more) = page.unwrap_or_else(|error| {
+            // One day's database that cannot be read must not keep the later days from being tidied.
+            tracing::debug!(event = "hold_day_unreadable", day, %error, "day of the hold unreadable");
+            (Vec::new(), None)
+        });
         let next = match (more, days.into_iter().nth(1)) {
             (Some(name), _) => Some((day.clone(), Some(name))),
             (None, next) => next.map(|day| (day, None)),
@@ -345,8 +350,18 @@ impl Hold {
         match &self.place {
             Place::None => {}
             Place::Couch(couch) => {
+                let (mut failed, mut read) = (None, false);
                 for name in couch.databases(PREFIX).await? {
-                    let info = couch.database_info(&name).await?;
+                    // One day's database that cannot be read, or was dropped since, must not close the hold.
+                    let info = match couch.database_info(&name).await {
+                        Ok(info) => info,
+                        Err(CouchError::DatabaseMissing(_)) => continue,
+                        Err(error) => {
+                            failed = Some(error);
+                            continue;
+                        }
+                    };
+                    read = true;
                     let size = |kind: &str| {
                         info.get("sizes")
                             .and_then(|sizes| sizes.get(kind))
@@ -356,6 +371,9 @@ impl Hold {
                         .or_else(|| size("external"))
                         .or_else(|| size("file"))
                         .unwrap_or(0);
+                }
+                if let (Some(error), false) = (failed, read) {
+                    return Err(error.into());
                 }
             }
             Place::Folder(folder) => bytes = folder::bytes(folder).await?,
