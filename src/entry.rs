@@ -108,6 +108,11 @@ impl Entry {
         asked.find(|order| order.command.is_some()).or(first)
     }
 
+    /// Whether a start command met no queue.
+    pub fn has_lost_command(&self) -> bool {
+        self.has(|what| matches!(what, What::CommandLost { .. }))
+    }
+
     pub fn is_commanded(&self) -> bool {
         self.has(|what| matches!(what, What::Commanded))
     }

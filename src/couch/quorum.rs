@@ -1,5 +1,6 @@
 //! Whether what a cluster answers to a read is told by enough of its nodes. A write says so (201, or 202); to a read one node that is left answers like all.
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use reqwest::Method;
@@ -61,7 +62,10 @@ impl Couch {
             .ask(self.request(Method::GET, database, &["_shards", id]), database)
             .await;
         match placed {
-            Ok((_, placed)) if !names(&placed, "nodes").is_empty() => Ok(false),
+            Ok((_, placed)) if !names(&placed, "nodes").is_empty() => {
+                let there = self.membership().await?.map(|nodes| names(&nodes, "all_nodes"));
+                Ok(is_larger_side(&names(&placed, "nodes"), &there.unwrap_or_default()))
+            }
             Ok(_) | Err(CouchError::NotFound | CouchError::Refused { .. }) => self.has_majority().await,
             Err(error) => Err(error),
         }
@@ -76,7 +80,7 @@ impl Couch {
             return Ok(true);
         };
         let (cluster, there) = (names(&nodes, "cluster_nodes"), names(&nodes, "all_nodes"));
-        Ok(cluster.intersection(&there).count() > cluster.len() / 2 || cluster.is_empty())
+        Ok(is_larger_side(&cluster, &there))
     }
 
     /// Whether the server is a node of several.
@@ -95,6 +99,16 @@ impl Couch {
             Err(CouchError::NotFound | CouchError::DatabaseMissing(_) | CouchError::Refused { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Whether most of these nodes are there; of exactly half of them the half with the first name counts, so that of two parted halves one goes on.
+fn is_larger_side(all: &HashSet<String>, there: &HashSet<String>) -> bool {
+    let first = all.iter().min();
+    match (all.intersection(there).count() * 2).cmp(&all.len()) {
+        Ordering::Greater => true,
+        Ordering::Equal => first.is_none_or(|first| there.contains(first)),
+        Ordering::Less => false,
     }
 }
 
@@ -144,7 +158,8 @@ mod tests {
         for (there, nodes, believed) in [
             (json!(["a", "b", "c"]), json!(["a", "b", "c"]), true),
             (json!(["a"]), json!(["a", "b", "c"]), false),
-            (json!(["a"]), json!(["a", "b"]), false),
+            (json!(["a"]), json!(["a", "b"]), true),
+            (json!(["b"]), json!(["a", "b"]), false),
             (json!(["a"]), json!(["a"]), true),
         ] {
             let case = format!("{there} of {nodes}");

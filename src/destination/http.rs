@@ -27,7 +27,7 @@ mod passed;
 mod said;
 mod wire;
 
-use wire::{Answer, Wire};
+use wire::{Answer, Moved, Wire};
 
 /// Redirects that are followed, as in Kazoo (`kz_att_http`).
 const MAX_REDIRECTS: usize = 10;
@@ -289,13 +289,18 @@ impl Http {
                 answer.status
             )));
         }
-        // The client took the body from us before it wrote it.
+        // The client took the body from us before it wrote it. A server may answer piece by piece as it reads, and waits for us to read that.
+        let mut read = 0;
         let mut written = answer.written();
-        while tokio::time::timeout(self.silence, answer.sent(length)).await.is_err() {
-            if answer.written() == written {
-                return Err(Failure::Silent(Silent(self.silence)));
+        while !answer.has_sent(length) && answer.lost().is_none() {
+            let moved = tokio::time::timeout(self.silence, answer.moved(length)).await;
+            match moved {
+                Ok(Moved::Answered(more)) => read += more,
+                Ok(Moved::Sent) => {}
+                Ok(Moved::Closed) => break,
+                Err(_) if answer.written() == written => return Err(Failure::Silent(Silent(self.silence))),
+                Err(_) => written = answer.written(),
             }
-            written = answer.written();
         }
         if !answer.has_sent(length) && answer.lost().is_none() {
             return Err(Failure::Lost(format!(
@@ -304,12 +309,10 @@ impl Http {
             )));
         }
         let reading = async {
-            let mut read = 0;
-            while let Some(piece) = answer.piece().await {
+            while read <= READ_AT_MOST
+                && let Some(piece) = answer.piece().await
+            {
                 read += piece.len();
-                if read > READ_AT_MOST {
-                    break;
-                }
             }
         };
         // What the answer says is of no interest, so neither is an end that does not come.

@@ -158,8 +158,13 @@ impl Entry {
             let Place::Elsewhere(why) = self.place(sent.unwrap_or(asked)) else {
                 return None;
             };
-            if why == Why::Ended && (!on || sent.is_none()) {
-                // An unmask is not missed then; and what nobody sent was asked for when it was over.
+            // An unmask is not missed then, nor a mask that was asked for when the recording was over.
+            let at = match &asked.what {
+                What::MaskAsked { asked: Some(at), .. } => *at,
+                _ => asked.at,
+            };
+            let end = self.told_end().map(|told| Moment::from_unix_micros(told.order()));
+            if why == Why::Ended && (!on || sent.is_none() && end.is_none_or(|end| at > end)) {
                 return None;
             }
             Some(What::NotObeyed {

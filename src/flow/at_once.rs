@@ -13,8 +13,14 @@ use super::start::Job;
 /// How long the ledger has to tell a recording.
 const KNOWLEDGE: Duration = Duration::from_secs(1);
 
-/// Another worker's word of a stop that it sent at the same time is there after that.
-const COLLIDES_WITHIN: Duration = Duration::from_millis(300);
+/// Another worker's message about a stop that it sent at the same time is there after the first of these, or on a busy machine after both.
+const HEARD_WITHIN: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(700)];
+
+/// Stops that come within that may have met the same recording.
+const AT_ONCE: Duration = Duration::from_millis(1500);
+
+/// By more than that the clocks of a switch and of a worker do not differ, and no command is under way for longer.
+const WELL_BEFORE: Duration = Duration::from_secs(2);
 
 /// Stops of one call that may come at once.
 const MOST_AT_ONCE: usize = 4;
@@ -29,8 +35,20 @@ pub(super) async fn the_one_before(job: &Job<'_>, open: &Open, asked: &Fact) -> 
     if others.is_empty() {
         return None;
     }
-    tokio::time::sleep(COLLIDES_WITHIN).await;
     let mine = stop_of(asked)?;
+    for pause in HEARD_WITHIN {
+        tokio::time::sleep(pause).await;
+        let next = not_spent(job, open, mine).await?;
+        if next.key != open.key {
+            return Some(next);
+        }
+    }
+    None
+}
+
+/// The newest recording of the call, from `open` on, on which no earlier stop was spent, and that was not over; `None`: there is none.
+async fn not_spent(job: &Job<'_>, open: &Open, mine: (Moment, &str)) -> Option<Open> {
+    let registry = &job.parts.registry;
     let mut newest = open.clone();
     for _ in 0..MOST_AT_ONCE {
         let Some(entry) = now_known(job, &newest).await else {
@@ -38,21 +56,24 @@ pub(super) async fn the_one_before(job: &Job<'_>, open: &Open, asked: &Fact) -> 
         };
         let mut stops = entry.facts().iter().filter_map(stop_of);
         let collides = stops.any(|(at, action)| {
-            let at_once = (at, action) < mine && mine.0.since(at) <= COLLIDES_WITHIN * 4;
+            let at_once = (at, action) < mine && mine.0.since(at) <= AT_ONCE;
             action != mine.1 && at_once
         });
         let end = entry
             .told_end()
             .and_then(|told| told.stamp)
             .map(Moment::from_unix_micros);
-        let was_over = end.is_some_and(|end| end < mine.0);
+        // The stop itself ends it too: what counts is an end well before.
+        let was_over = end.is_some_and(|end| end.plus(WELL_BEFORE) < mine.0);
         if !collides && !was_over {
             break;
         }
         registry.stopping(newest.key);
-        newest = registry.newest(job.action.call.fetch_id.as_deref(), &job.action.call_id, None)?;
+        // None that was begun since: the call has its answer, and goes on.
+        let before = Some(open.asked_at);
+        newest = registry.newest(job.action.call.fetch_id.as_deref(), &job.action.call_id, before)?;
     }
-    (newest.key != open.key).then_some(newest)
+    Some(newest)
 }
 
 /// What is known of a recording by now; of one that is over the ledger knows it.

@@ -23,6 +23,12 @@ use crate::lifecycle::Input;
 /// How long ecallmgrs have to answer for a channel: what Kazoo itself gives them.
 const CHANNEL_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a control queue may be missing: an ecallmgr that lost its connection to the broker is back within seconds, with the same queues.
+const AWAY: Duration = Duration::from_secs(60);
+
+/// Between two tries while it is.
+const BACK_SOON: Duration = Duration::from_secs(3);
+
 impl Parts {
     /// Sends the start command of an order, for the call's id as it is now.
     ///
@@ -87,6 +93,8 @@ impl Parts {
                 self.delayed(entry, &call_id).await;
                 Some(Input::Fact(What::Commanded))
             }
+            // Once more in a moment: an ecallmgr that lost its connection declares its queues again.
+            Err(error) if error.is_unroutable() && entry.has_lost_command() => Some(self.once_more(entry, &error)),
             Err(error) if error.is_unroutable() => Some(Input::Fact(What::CommandLost { why: error.to_string() })),
             Err(_) => {
                 self.rest().await?;
@@ -158,12 +166,35 @@ impl Parts {
             .await
         {
             Ok(()) => Some(Input::Fact(delivered(n))),
+            // A stop is repeated anyway, and counted.
+            Err(error)
+                if error.is_unroutable() && what != Control::Stop && self.may_be_back(entry, action.as_deref()) =>
+            {
+                Some(self.once_more(entry, &error))
+            }
             Err(error) if error.is_unroutable() => Some(Input::Fact(lost(n))),
             Err(_) => {
                 self.rest().await?;
                 Some(Input::Due)
             }
         }
+    }
+
+    /// The same once more, in a moment.
+    fn once_more(&self, entry: &Entry, error: &PublishError) -> Input {
+        Input::Fact(What::Postponed {
+            n: entry.next_number("postponed"),
+            until: self.now().plus(BACK_SOON),
+            why: error.to_string(),
+        })
+    }
+
+    /// Whether a mask, or unmask, was asked for so lately that its call's control process may be back soon.
+    fn may_be_back(&self, entry: &Entry, action: Option<&str>) -> bool {
+        let mut facts = entry.facts().iter();
+        let asked =
+            facts.find(|fact| matches!(&fact.what, What::MaskAsked { action: of, .. } if Some(of.as_str()) == action));
+        asked.is_some_and(|asked| self.now().since(asked.at) < AWAY)
     }
 
     /// Where the recording's call is controlled now, and its id there. A transfer gives a call another control process, and the one before takes commands and

@@ -1,12 +1,14 @@
 //! Which recording a stop, mask or unmask means: the newest of its call that runs, or the one of its conversation that went along to its leg. All workers'
 //! memory knows it, or the ledger. That there is none only the ledger can say.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::time::Moment;
 use crate::ledger::{Address, LedgerError, Record};
+use crate::recording::identity::Key;
 use crate::recording::names;
 
 use super::journal;
@@ -21,6 +23,9 @@ const SECOND_OPINION: Duration = Duration::from_millis(250);
 
 /// Recordings of a call whose end was missed, one after the other.
 const STALE: usize = 4;
+
+/// What is taken out of the journal is in the ledger within that, as a rule.
+const BEING_WRITTEN: Duration = Duration::from_millis(150);
 
 /// What an action is for.
 #[derive(Debug)]
@@ -76,10 +81,22 @@ pub(super) async fn look(job: &Job<'_>) -> Look {
     if let Some(found) = remembered {
         return Look::Found(Box::new(found));
     }
-    let records = match told(job, in_ledger(job)).await {
+    let mut records = match told(job, in_ledger(job)).await {
         Ok(records) => records,
         Err(why) => return Look::Untold(why),
     };
+    if !job.waited && records.iter().any(|record| is_to_be_controlled(job, &record.entry)) {
+        if journal::has_more(job.parts).await {
+            // A newer one's start may be among them.
+            return Look::Untold(journal::WAITING.to_owned());
+        }
+        // Or it has just been taken out of there, and is being written.
+        tokio::time::sleep(BEING_WRITTEN).await;
+        records = match told(job, in_ledger(job)).await {
+            Ok(records) => records,
+            Err(why) => return Look::Untold(why),
+        };
+    }
     if let Some(done) = records.iter().find_map(|record| done_in_ledger(job, &record.entry)) {
         return Look::Found(Box::new(done));
     }
@@ -89,10 +106,6 @@ pub(super) async fn look(job: &Job<'_>) -> Look {
         .max_by_key(|record| asked_at(&record.entry));
     let open = newest.and_then(|newest| Some((Open::of(&newest.entry)?, newest)));
     let Some((open, newest)) = open else { return Look::None };
-    if !job.waited && journal::has_more(job.parts).await {
-        // A newer one's start may be among them.
-        return Look::Untold(journal::WAITING.to_owned());
-    }
     job.parts.registry.open(open.clone());
     job.parts.registry.remember(&newest.entry);
     Look::Found(Box::new(Found::Here(open)))
@@ -102,12 +115,20 @@ pub(super) async fn look(job: &Job<'_>) -> Look {
 /// and it runs all the same.
 pub(super) async fn look_further(job: &Job<'_>) -> Look {
     let look = look(job).await;
-    let Some(interaction) = conversation(job) else {
-        return look;
+    let is_final = match &look {
+        Look::Found(_) => true,
+        Look::Untold(why) => is_final(job, why),
+        Look::None => false,
     };
-    if matches!(look, Look::Found(_)) {
+    if is_final {
         return look;
     }
+    let Some(interaction) = conversation(job) else {
+        return match look {
+            Look::None => between(job).await,
+            untold => untold,
+        };
+    };
     let mut entries = of_conversation(job, interaction);
     let mut untold = match look {
         Look::Untold(why) => Some(why),
@@ -136,43 +157,55 @@ pub(super) async fn look_further(job: &Job<'_>) -> Look {
         if (is_here || !is_its_own() && job.parts.is_alive(&its_leg).await == Some(false))
             && let Some(open) = Open::of(&entry)
         {
+            if !job.waited && journal::has_more(job.parts).await {
+                return Look::Untold(journal::WAITING.to_owned());
+            }
             job.parts.registry.remember(&entry);
-            return Look::Found(Box::new(Found::Moved(open)));
+            let is_where_it_began = is_here && !carrier.moved;
+            return Look::Found(Box::new(match is_where_it_began {
+                true => Found::Here(open),
+                false => Found::Moved(open),
+            }));
         }
     }
-    if let Some(why) = untold {
-        return Look::Untold(why);
+    match untold {
+        Some(why) => Look::Untold(why),
+        None => between(job).await,
     }
-    between(job)
-        .await
-        .map_or(Look::None, |found| Look::Found(Box::new(found)))
+}
+
+/// Whether that the ledger does not tell is the last word for now: what memory knows may be an older recording.
+pub(super) fn is_final(job: &Job<'_>, why: &str) -> bool {
+    job.repeated || why == journal::WAITING
 }
 
 /// The newest recording of the call that begins at every bridge, where none of them runs now.
-async fn between(job: &Job<'_>) -> Option<Found> {
-    let mut records = told(job, in_ledger(job)).await.ok()?;
+async fn between(job: &Job<'_>) -> Look {
+    let mut records = match told(job, in_ledger(job)).await {
+        Ok(records) => records,
+        Err(why) => return Look::Untold(why),
+    };
     records.retain(|record| {
         let entry = &record.entry;
         let begins_again = entry.order().is_some_and(|order| order.begins_at_bridges());
         begins_again && !entry.is_open() && entry.ended().is_some() && !is_later(job, entry)
     });
-    let newest = records.iter().max_by_key(|record| asked_at(&record.entry))?;
-    if newest.entry.stop_asked_at().is_some() {
-        // It begins no more.
-        return None;
-    }
-    Open::of(&newest.entry).map(Found::Between)
+    let newest = records.iter().max_by_key(|record| asked_at(&record.entry));
+    // One that is stopped begins no more.
+    let newest = newest.filter(|newest| newest.entry.stop_asked_at().is_none());
+    let open = newest.and_then(|newest| Open::of(&newest.entry));
+    open.map_or(Look::None, |open| Look::Found(Box::new(Found::Between(open))))
 }
 
 /// What the ledger has of the action's call, under its own id or an earlier one.
 async fn in_ledger(job: &Job<'_>) -> Result<Vec<Record>, LedgerError> {
     let (ledger, call_id) = (&job.parts.ledger, &job.action.call_id);
-    let mut records = match job.action.call.fetch_id.as_deref() {
-        Some(fetch_id) => ledger.of_fetch(fetch_id).await?,
-        None => Vec::new(),
-    };
-    if records.is_empty() {
-        records = ledger.of_call(call_id).await?;
+    // The view by what stays when the call's id is replaced has open ones alone; the ids have those too that are over.
+    let mut records = ledger.of_call(call_id).await?;
+    if let Some(fetch_id) = job.action.call.fetch_id.as_deref() {
+        let of_fetch = ledger.of_fetch(fetch_id).await?;
+        let known: HashSet<Key> = records.iter().map(|record| record.entry.key).collect();
+        records.extend(of_fetch.into_iter().filter(|record| !known.contains(&record.entry.key)));
     }
     Ok(records)
 }
@@ -217,7 +250,8 @@ fn recordings_of(job: &Job<'_>) -> Vec<Open> {
 /// The name of another recorder's recording of the call, which is meant where none of ours runs on it.
 pub(super) fn stranger<'a>(job: &'a Job<'_>) -> Option<&'a str> {
     let name = job.action.call.media_name.as_deref();
-    name.filter(|name| names::is_plain(name))
+    // Kazoo 4 writes the name of our own file there.
+    name.filter(|name| names::is_plain(name) && !names::is_of_key(name))
 }
 
 fn conversation<'a>(job: &'a Job<'_>) -> Option<&'a str> {

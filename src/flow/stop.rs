@@ -74,7 +74,7 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
     if let (Some(name), Look::None) = (named, &look) {
         look = look_at_memory_again(job, NAMED_LOOKS).await;
         if matches!(look, Look::None) {
-            look = find::look(job).await;
+            look = find::look_further(job).await;
         }
         match look {
             Look::Found(found) => return Box::pin(carry_out(job, *found, what)).await,
@@ -95,13 +95,18 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
     };
     let job = &late;
     look = find::look(job).await;
-    if !matches!(look, Look::Found(_)) {
+    let is_final = |look: &Look| match look {
+        Look::Found(_) => true,
+        Look::Untold(why) => find::is_final(job, why),
+        Look::None => false,
+    };
+    if !is_final(&look) {
         // Untold, or none: its worker's word may be on its way.
         if let found @ Look::Found(_) = look_at_memory_again(job, &LOOKS).await {
             look = found;
         }
     }
-    if !matches!(look, Look::Found(_)) {
+    if !is_final(&look) {
         // Unless its worker could not tell, the ledger has it by now.
         look = find::look_further(job).await;
     }
@@ -276,11 +281,10 @@ enum Meant {
 async fn tell_switch(job: &Job<'_>, open: &Open, what: Control, meant: Meant) -> Vec<Fact> {
     let (parts, action) = (job.parts, job.action);
     let known = parts.registry.entry(open.key);
-    // By the clock of the host that sent the actions, whoever carries them out.
-    let overtaken = what != Control::Stop
-        && job
-            .at
-            .is_some_and(|at| known.as_ref().is_some_and(|entry| entry.is_overtaken(at)));
+    // Of the first look this is not asked: the clocks of two callflow nodes may differ.
+    let late = job.at.filter(|_| job.doubtful);
+    let overtaken =
+        what != Control::Stop && late.is_some_and(|at| known.as_ref().is_some_and(|entry| entry.is_overtaken(at)));
     let sending = parts.send_control(&action.control, &action.call_id, &open.media_id, &open.file_name, what);
     let is_sent = if overtaken {
         warn!(

@@ -10,7 +10,7 @@ use crate::kazoo::time::Moment;
 use crate::recording::ending::Told;
 
 use super::evidence::{gone_for_good, is_over_limit, limit, presumed_end, probe};
-use super::schedule::{earliest, wait_or};
+use super::schedule::{earliest, paused, wait_or};
 use super::{Effect, Next, Policy, guess, source};
 
 /// How long after the command a call must have lived for its recording to have begun.
@@ -21,7 +21,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     let conclude = |outcome, cause| Some(What::Concluded { outcome, cause });
     if entry.started().is_none() {
         let looked = missing(entry) > 0 || guess(entry).is_none() || exhausted(entry, policy);
-        if let Some(cause) = came_to_nothing(entry)
+        if let Some(cause) = came_to_nothing(entry, now)
             && !is_call_unknown(entry)
             && (looked || !may_have_come_twice(entry, cause))
         {
@@ -95,8 +95,16 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
             if order.command.is_none() {
                 return Next::Idle;
             }
-            if came_to_nothing(entry).is_some() {
+            if came_to_nothing(entry, now).is_some() {
                 return probe(entry, now, policy);
+            }
+            if lost(entry).is_some() {
+                // Its control process may be back in a moment, or the call over by now.
+                let is_old = looked.is_none_or(|(at, _)| now.since(at) > LOOK_AGAIN);
+                return match is_old {
+                    true => look(),
+                    false => wait_or(paused(entry, policy), now, || Next::Do(Effect::Command)),
+                };
             }
             // One that is to be stopped already is not begun any more: perhaps it was begun and stopped, and nobody told so yet.
             let wanted = entry.stop_asked_at().is_none();
@@ -108,7 +116,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
             };
         }
         let by = confirm_by(entry, policy).unwrap_or(now);
-        if by > now && came_to_nothing(entry).is_none() {
+        if by > now && came_to_nothing(entry, now).is_none() {
             return Next::Wait(by);
         }
         // Events can be lost. Before a start counts as failed its file is looked for; a delayed one may come as long as its call lives.
@@ -123,10 +131,14 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
             None => look(),
         };
     }
-    if let Some((_, what, n)) = entry.mask_to_send() {
-        return Next::Do(Effect::Control { what, n });
-    }
     let mut moments = Vec::new();
+    if let Some((_, what, n)) = entry.mask_to_send() {
+        match paused(entry, policy).filter(|until| *until > now) {
+            // Its control process may be back in a moment.
+            Some(until) => moments.push(Some(until)),
+            None => return Next::Do(Effect::Control { what, n }),
+        }
+    }
     if let Some(asked) = entry.stop_asked_at() {
         match next_stop(entry, asked, policy) {
             Some((n, at)) if at <= now => return Next::Do(Effect::Control { what: Control::Stop, n }),
@@ -185,11 +197,14 @@ fn was_late(entry: &Entry) -> bool {
 }
 
 /// Why a start command came to nothing, if anybody said so.
-fn came_to_nothing(entry: &Entry) -> Option<Cause> {
+fn came_to_nothing(entry: &Entry, now: Moment) -> Option<Cause> {
     entry.facts().iter().find_map(|fact| match fact.what {
-        // The control process was gone, or only its queue: an ecallmgr that lost its connection has another one, and the call lives.
+        // It was sent once more, and taken.
+        What::CommandLost { .. } if commanded_after(entry, fact.at) => None,
+        // The control process was gone, or only its queue: an ecallmgr that lost its connection declares its queues again when it is back.
         What::CommandLost { .. } => match seen_since(entry, fact.at) {
-            Some(true) => Some(Cause::NeverStarted),
+            Some(true) if entry.is_commanded() || fact.at.plus(AWAY) <= now => Some(Cause::NeverStarted),
+            Some(true) => None,
             Some(false) | None => Some(Cause::CallGone),
         },
         What::CommandRefused { .. } => Some(Cause::StartRefused),
@@ -197,19 +212,36 @@ fn came_to_nothing(entry: &Entry) -> Option<Cause> {
     })
 }
 
+/// How long a control queue may be missing: an ecallmgr connects again within seconds.
+const AWAY: Duration = Duration::from_secs(60);
+
+/// While it is, the call is looked for so often.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
+
 /// Whether the call lives, as was seen since then.
 fn seen_since(entry: &Entry, since: Moment) -> Option<bool> {
     let (at, alive) = entry.channel_seen()?;
-    (at >= since).then_some(alive)
+    // Another worker may have looked, whose clock is a little behind.
+    (at.plus(CLOCKS_DIFFER) >= since).then_some(alive)
 }
 
-/// The start command met no queue, and nobody looked for the call since.
+/// When a start command met no queue, if no later one was taken.
+fn lost(entry: &Entry) -> Option<Moment> {
+    let mut facts = entry.facts().iter();
+    let lost = facts.find(|fact| matches!(fact.what, What::CommandLost { .. }))?;
+    (!commanded_after(entry, lost.at)).then_some(lost.at)
+}
+
+fn commanded_after(entry: &Entry, lost: Moment) -> bool {
+    let mut facts = entry.facts().iter();
+    facts.any(|fact| fact.what == What::Commanded && fact.at > lost)
+}
+
+/// The start command met no queue, and no worker looked for the call since.
 fn is_call_unknown(entry: &Entry) -> bool {
-    let lost = entry
-        .facts()
-        .iter()
-        .find(|fact| matches!(fact.what, What::CommandLost { .. }));
-    lost.is_some_and(|lost| seen_since(entry, lost.at).is_none())
+    lost(entry).is_some_and(|lost| seen_since(entry, lost).is_none())
 }
 
 /// Two workers may have sent the command, as when an action is delivered twice: what is said of one tells nothing of the other. Its file does.

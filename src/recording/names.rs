@@ -69,13 +69,16 @@ pub fn is_plain(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
+/// Whether a name is one that this daemon gives to files: a recording's key.
+pub fn is_of_key(name: &str) -> bool {
+    name.rsplit_once('.')
+        .is_some_and(|(stem, _)| stem.parse::<Key>().is_ok())
+}
+
 /// Whether a path that somebody told can be the one of the recording's file on its switch. The switch's account may read what is not ours, and
 /// deletes what it has brought: nothing is believed but a file that has our recording's name, wherever that switch records.
 pub fn is_path_of(path: &str, file_name: &str) -> bool {
-    let is_ours = file_name
-        .rsplit_once('.')
-        .is_some_and(|(stem, _)| stem.parse::<Key>().is_ok())
-        && Format::of_file(file_name).is_some();
+    let is_ours = is_of_key(file_name);
     let Some((folder, name)) = path.rsplit_once('/') else {
         return false;
     };

@@ -122,6 +122,7 @@ impl Accounts {
     pub fn forget(&self) {
         self.plans.clear();
         self.retries.clear();
+        self.missing.clear();
     }
 }
 
@@ -138,6 +139,10 @@ struct Missing(Mutex<HashSet<String>>);
 impl Missing {
     fn contains(&self, id: &str) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn learn(&self, id: &str, is_missing: bool) {

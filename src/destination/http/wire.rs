@@ -57,7 +57,17 @@ pub(super) struct Answer {
     body: Incoming,
     lost: Arc<Lost>,
     passed: Arc<Passed>,
+    /// The answer's body is over.
+    is_read: bool,
     driver: Driver,
+}
+
+/// What happened on a connection whose answer came before its request was through.
+pub(super) enum Moved {
+    Sent,
+    /// So many bytes more of the answer came.
+    Answered(usize),
+    Closed,
 }
 
 /// Ends the connection when nobody wants it any more.
@@ -184,6 +194,7 @@ where
         body,
         lost,
         passed,
+        is_read: false,
         driver,
     })
 }
@@ -205,12 +216,25 @@ impl Answer {
         }
     }
 
-    /// Ends when so many bytes of the body have left us, or the connection is over.
-    pub(super) async fn sent(&mut self, length: u64) {
+    /// Waits until so many bytes of the body have left us, the answer goes on, or the connection is over.
+    pub(super) async fn moved(&mut self, length: u64) -> Moved {
         let passed = Arc::clone(&self.passed);
+        if self.is_read {
+            return tokio::select! {
+                () = passed.all(length) => Moved::Sent,
+                () = self.closed() => Moved::Closed,
+            };
+        }
         tokio::select! {
-            () = passed.all(length) => {}
-            () = self.closed() => {}
+            biased;
+            () = passed.all(length) => Moved::Sent,
+            piece = self.piece() => match piece {
+                Some(piece) => Moved::Answered(piece.len()),
+                None => {
+                    self.is_read = true;
+                    Moved::Answered(0)
+                }
+            },
         }
     }
 

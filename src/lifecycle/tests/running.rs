@@ -69,7 +69,29 @@ fn a_refused_or_lost_start_has_its_cause() {
             [Effect::LookForChannel { n: 1 }],
             "an ecallmgr that is back has another queue"
         );
-        step(&mut lost, Input::Fact(What::ChannelSeen { n: 1, alive }));
+        let mut then = step(&mut lost, Input::Fact(What::ChannelSeen { n: 1, alive }));
+        if alive {
+            assert_eq!(then, [Effect::Command], "its control process may be back in a moment");
+            let mut taken = lost.clone();
+            next(&mut taken, Input::Fact(What::Commanded), after(3), &policy());
+            assert_eq!(taken.entry.outcome(), None);
+            let postponed = What::Postponed {
+                n: 1,
+                until: after(3),
+                why: "no route".into(),
+            };
+            then = step(&mut lost, Input::Fact(postponed));
+            assert_eq!(then, [Next::Wait(after(3))]);
+            assert_eq!(next(&mut lost, Input::Due, after(4), &policy()), [Effect::Command]);
+            let look = next(&mut lost, Input::Due, after(20), &policy());
+            assert_eq!(look, [Effect::LookForChannel { n: 2 }], "or the call be over");
+            next(
+                &mut lost,
+                Input::Fact(What::ChannelSeen { n: 2, alive }),
+                after(61),
+                &policy(),
+            );
+        }
         assert_eq!(lost.entry.outcome(), Some((Outcome::Failed, cause)));
     }
     let mut refused = asked(order());
