@@ -552,14 +552,19 @@ fn markdown(text: &str) -> String {
 fn configuration() -> String {
     let mut out = String::from(
         "# Every setting\n\n\
-         Each key of the configuration: what it means, what it takes, its default, and the variable that sets it. This page is made from\n\
-         [config/default.toml](../config/default.toml), which is compiled in, and from what the program itself refuses; a test compares them.\n\
-         (`UPDATE_DOCS=1 cargo test --test docs` writes it anew.)\n\n\
-         Units are in the keys' names: `_ms` milliseconds, `_s` seconds, `_days` days, `_bytes` bytes. Later wins: the default, Kazoo's own\n\
-         `config.ini`, the file that `--config` or `KZ_RECORD_CALL_CONFIG` names (else `/etc/kz-record-call/config.toml`, where that can be read;\n\
-         `none` is no file), the environment, `--set`. Lists are TOML arrays in the file, and words separated by commas or blanks in the environment.\n\
-         `kz-record-call config show` prints what came of it, each value with its origin.\n\
-         A configuration with mistakes, an unknown key among them, is refused with all of them at once, and exit status 64.\n",
+         This page lists every key of the configuration: what it means, what it takes, its default, and the variable that sets it. A test makes this page from\n\
+         [config/default.toml](../config/default.toml), which is compiled into the program, and from the errors of the program itself. The test fails if the page differs.\n\
+         (`UPDATE_DOCS=1 cargo test --test docs` writes the page again.)\n\n\
+         The end of a key's name is its unit: `_ms` milliseconds, `_s` seconds, `_days` days, `_bytes` bytes.\n\n\
+         A later source in this list overrides an earlier one:\n\n\
+         1. the default\n\
+         2. Kazoo's own `config.ini`\n\
+         3. the file that `--config` or `KZ_RECORD_CALL_CONFIG` names, else `/etc/kz-record-call/config.toml` if it is readable; `none` means no file\n\
+         4. the environment\n\
+         5. `--set`\n\n\
+         Lists are TOML arrays in the file, and words with commas or blanks between them in the environment.\n\
+         `kz-record-call config show` prints the resulting settings, each value with its source.\n\
+         A configuration with mistakes, such as an unknown key, is rejected with exit status 64. The program reports all mistakes at once.\n",
     );
     let defaults = defaults();
     let (mut section, mut comment, mut rows) = (String::new(), Vec::new(), Vec::new());
@@ -578,7 +583,7 @@ fn configuration() -> String {
     };
     // The head is for whoever reads the file itself.
     let body = DEFAULTS.split_once("\n\n").unwrap().1;
-    out.push_str("\n## For all\n");
+    out.push_str("\n## All workers of a cluster\n");
     for line in body.lines() {
         if let Some(text) = line.strip_prefix('#') {
             flush(&mut out, &mut comment, &mut rows);
@@ -601,7 +606,7 @@ fn configuration() -> String {
         }
     }
     flush(&mut out, &mut comment, &mut rows);
-    out.push_str("\n## What does not go together\n\nRefused as any other mistake, in these words:\n\n");
+    out.push_str("\n## Combinations that are rejected\n\nThe program rejects these combinations as mistakes, with these texts:\n\n");
     for contradiction in [
         &[("amqp.reconnect_min_ms", "5000")][..],
         &[("ingest.token_ttl_s", "60")],
