@@ -21,7 +21,7 @@ use crate::telemetry::{LogLevel, Pulses, survive};
 
 pub mod watch;
 
-/// The process' instruments; each is absent where nobody set it up.
+/// Instruments of the process. Each one is `None` if the process did not set it up.
 #[derive(Clone, Default)]
 pub struct Instruments {
     /// Renders the metrics.
@@ -30,17 +30,18 @@ pub struct Instruments {
     pub log_level: Option<LogLevel>,
 }
 
-/// The longest body that is read.
+/// The longest request body that is read.
 const MAX_BODY: usize = 16 << 10;
 
-/// How long the database, and the spool's disk, may take to say that they are there.
+/// Time limit for an answer of the database, and of the spool's disk.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Asks the parts whether the worker can do its work.
 #[derive(Clone)]
 pub struct Readiness {
     parts: Arc<Parts>,
-    /// One look at the spool at a time: on a disk that hangs each would hold a thread for good.
+    /// Allows one check of the spool at a time. On a disk that hangs, each check would block a
+    /// thread for ever.
     looking: Arc<Semaphore>,
 }
 
@@ -60,7 +61,7 @@ impl Readiness {
         }
     }
 
-    /// Looks at each of them.
+    /// Runs all checks.
     pub async fn checks(&self) -> Vec<Check> {
         let parts = &self.parts;
         let check = |name, good: bool, fault: &str| Check {
@@ -101,7 +102,8 @@ impl Readiness {
     async fn spool(&self) -> Option<String> {
         let hangs = || Some(format!("the spool folder does not answer within {PATIENCE:?}"));
         let Ok(permit) = Arc::clone(&self.looking).try_acquire_owned() else {
-            // Somebody looks; what comes of that is told to whoever asks next.
+            // Another check is running. If it ends in time, this check reports no fault, and the
+            // next request shows what is wrong.
             return match tokio::time::timeout(PATIENCE, self.looking.acquire()).await {
                 Ok(_) => None,
                 Err(_) => hangs(),
@@ -129,7 +131,7 @@ struct Admin {
     process: metrics_process::Collector,
 }
 
-/// The admin port, bound and not served yet.
+/// The admin port: bound, but not serving yet.
 pub struct Port {
     listener: TcpListener,
     address: SocketAddr,
@@ -209,7 +211,7 @@ async fn ready(State(admin): State<Admin>) -> Response {
         .iter()
         .map(|check| format!("{}: {}\n", check.name, check.fault.as_deref().unwrap_or("ok")))
         .collect();
-    // What goes elsewhere still goes, so this worker is needed all the same.
+    // Open circuit breakers do not make the worker unready: it still delivers to the other targets.
     for (target, why) in admin.readiness.parts.targets.paused() {
         lines.push_str(&format!("target {target}: paused: {why}\n"));
     }
@@ -238,7 +240,7 @@ async fn log_level(State(admin): State<Admin>) -> Response {
     }
 }
 
-/// The body is the filter, as in `log.level`. In force until the worker ends.
+/// The body is the filter, as in `log.level`. The filter applies until the worker ends.
 async fn set_log_level(
     State(admin): State<Admin>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -263,7 +265,7 @@ async fn set_log_level(
 fn may_set_log_level(from: config::LogLevelFrom, peer: SocketAddr) -> bool {
     match from {
         config::LogLevelFrom::Anywhere => true,
-        // An IPv4 peer of a socket that listens on `::`.
+        // A socket that listens on `::` shows an IPv4 peer as a mapped address.
         config::LogLevelFrom::Loopback => peer.ip().to_canonical().is_loopback(),
     }
 }

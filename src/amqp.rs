@@ -1,8 +1,8 @@
 //! Transport over RabbitMQ: supervised sessions, addresses, confirmed publishing, consuming, request and reply.
 //!
-//! lapin's own recovery is off: it left dead consumers behind. Here any error ends the session, and the supervisor begins a new one:
-//! connect, bind first, then everything else. Publishing and consuming have a connection each, so that a broker which blocks publishers
-//! does not stop acknowledgements. Every await on lapin is under a time-out. Nothing is declared or bound on a channel that consumes.
+//! lapin's own recovery is off, because it left consumers that received nothing. Any error ends the session, and the supervisor starts a
+//! new one: connect, bind, then everything else. Publishing and consuming use one connection each. A broker that blocks publishers then
+//! does not stop acknowledgements. Every await on lapin has a time-out. A channel that consumes never declares or binds anything.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub use room::{Room, Taken};
 pub use topology::{Binding, QueueKind, QueueSpec};
 pub use turn::{Note, Turn};
 
-/// A lapin await that ended badly.
+/// An error of an awaited lapin call.
 #[derive(Debug, Error)]
 pub enum AmqpError {
     #[error("{what} took longer than {limit:?}")]
@@ -47,7 +47,8 @@ pub enum AmqpError {
 }
 
 impl AmqpError {
-    /// The broker's own code and words, if it said any: 403 refused, 404 missing, 406 exists in another form, 530 no such vhost.
+    /// The broker's reply code and text, if the broker sent them. 403: refused. 404: missing. 406: exists with other arguments. 530: no
+    /// such vhost.
     pub fn reply(&self) -> Option<(u16, String)> {
         match self {
             Self::Broker { source, .. } => match source.kind() {
@@ -58,17 +59,18 @@ impl AmqpError {
         }
     }
 
-    /// Whether the user's permissions are what it fails of (`ACCESS_REFUSED`).
+    /// Whether the broker refused because the user lacks a permission (`ACCESS_REFUSED`).
     fn is_forbidden(&self) -> bool {
         matches!(self.reply(), Some((403, _)))
     }
 
-    /// Whether a broker answered, and would not have the connection.
+    /// Whether a broker answered and refused the connection.
     fn is_refused_by_broker(&self) -> bool {
         matches!(self, Self::Broker { source, .. } if source.is_amqp_error())
     }
 
-    /// Whether the broker refused because something exists in another form, or is missing: the channel is gone, the connection lives.
+    /// Whether the broker refused because something is missing or exists with other arguments. The refusal closes the channel and not the
+    /// connection.
     fn is_refusal(&self) -> bool {
         matches!(self, Self::Broker { source, .. } if source.is_amqp_soft_error())
     }
@@ -90,7 +92,7 @@ async fn within<T>(
     }
 }
 
-/// lapin keeps what came from below behind an `Arc`, where an error's causes are not looked for.
+/// lapin wraps the inner error in an `Arc`, so the error's source chain does not show it.
 fn tls_fault(error: &lapin::Error) -> Option<TlsFault> {
     match error.kind() {
         lapin::ErrorKind::IOError(error) => TlsFault::of(&**error),

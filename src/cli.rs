@@ -25,21 +25,21 @@ const USAGE: u8 = 64;
 
 /// Records Kazoo calls on behalf of callflows, and loses none of them.
 ///
-/// A worker beside a Kazoo cluster: it runs the record_call action of callflows whose node says "remote_execution": true, brings the
-/// audio from the media switch to where it belongs, and tells everybody who must know.
+/// A worker runs beside a Kazoo cluster. It executes the record_call action of callflows whose node says "remote_execution": true. It
+/// brings the audio from the media switch to its destination, and sends the notices that Kazoo and other consumers depend on.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
-    /// A TOML file with settings; what it does not set keeps its default.
+    /// Read settings from this TOML file. A setting that the file does not have keeps its default.
     ///
-    /// If neither this nor the variable names one, it is /etc/kz-record-call/config.toml, where that can be read; `none` means no file.
+    /// Without this option and without the variable, the file is /etc/kz-record-call/config.toml, if it is readable. `none` means no file.
     /// Every setting can also be given in the environment: [amqp] uri is KZ_RECORD_CALL__AMQP__URI.
     #[arg(long, short, global = true, value_name = "FILE", env = "KZ_RECORD_CALL_CONFIG", value_hint = ValueHint::FilePath)]
     config: Option<OsString>,
 
-    /// A single setting, such as log.level=debug; wins over everything else. Can be given several times.
+    /// Set a single setting, such as log.level=debug. It wins over every other source. Can be given several times.
     ///
-    /// Not for secrets: everybody on the host sees a command line.
+    /// Do not give secrets here: every user of the host can see a command line.
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     set: Vec<String>,
 
@@ -51,34 +51,34 @@ struct Cli {
 enum Command {
     /// Run the worker until SIGTERM or SIGINT.
     ///
-    /// On the first signal it takes nothing new, finishes what it has in hand within flow.drain_s, and leaves the rest to other
-    /// workers; a second signal ends it at once. On SIGHUP it reads the certificate for uploads again.
+    /// On the first signal the worker accepts nothing new. It finishes the recordings in flight within flow.drain_s, and leaves other
+    /// recordings to other workers. A second signal ends the process at once. On SIGHUP the worker reloads the certificate for uploads.
     Run,
-    /// Tell the story of a recording: what was asked, what happened and when, where its audio is, and what comes next.
+    /// Show the history of a recording: what was ordered, what happened and when, where its audio is, and what comes next.
     Explain {
-        /// A call's id, a recording's id, or its document's.
+        /// The id of a call, of a recording, or of a recording's document.
         name: String,
-        /// As JSON: everything that the ledger has, the URLs of actions with their credentials too.
+        /// Print JSON: everything that the ledger has, including the URLs of actions with their credentials.
         #[arg(long)]
         json: bool,
     },
     /// List recordings, by state, account, cause and age.
     List(list::ListArgs),
-    /// Move recordings on that are parked: their attempts begin anew.
+    /// Retry parked recordings: their attempts start again.
     Retry(list::RetryArgs),
-    /// Give a recording up whose audio cannot, or need not, be delivered.
+    /// Discard a recording whose audio cannot be delivered, or need not be.
     Discard(list::DiscardArgs),
-    /// Ask the worker of this host how it is: exit status 0 when it is ready.
+    /// Ask the worker of this host whether it is ready: exit status 0 when it is.
     Healthcheck(healthcheck::HealthcheckArgs),
-    /// Look at everything that a worker needs, and tell what is wrong and what to do about it.
+    /// Check everything that a worker needs, and report what is wrong and what to do about it.
     ///
-    /// Broker, Kazoo, database, settings for recordings, upload port, disk, clock. Nothing is changed, no message is taken. The exit status
-    /// is 1 when something is wrong that recordings need; warnings leave it 0.
+    /// This checks the broker, Kazoo, the database, the settings for recordings, the upload port, the disk and the clock. It changes
+    /// nothing and takes no message. The exit status is 1 when something that recordings need is wrong. Warnings leave it 0.
     Check(check::CheckArgs),
     /// Print the settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// Print what makes a shell complete this program's arguments.
+    /// Print a shell's completions for the arguments of this program.
     #[command(hide = true)]
     Completions(pages::CompletionsArgs),
     /// Print the manual page, or write all of them into a folder.
@@ -86,24 +86,24 @@ enum Command {
     Man(pages::ManArgs),
 }
 
-/// What can be said on the command line, for whoever holds documents against it.
+/// The definition of the command line, for tests that compare documents with it.
 pub fn definition() -> clap::Command {
     Cli::command()
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    // The one crypto library, before anything asks for it.
+    // rustls must have its crypto provider before any code uses TLS.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(told) => {
             let _ = told.print();
-            // Help and the version are no error.
+            // Help and the version are no errors.
             return ExitCode::from(if told.use_stderr() { USAGE } else { 0 });
         }
     };
-    // What a package's build asks needs no configuration, and a wrong one is nothing to it.
+    // The build of a package runs these commands without a configuration. A wrong configuration must not stop them.
     match &cli.command {
         Command::Completions(args) => return ended(pages::completions(Cli::command(), args)),
         Command::Man(args) => return ended(pages::man(Cli::command(), args)),
@@ -137,7 +137,7 @@ pub fn main() -> ExitCode {
         Command::Retry(args) => list::retry(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
         Command::Healthcheck(args) => healthcheck::healthcheck(&config, &args),
-        // Done above.
+        // Handled above.
         Command::Config(_) | Command::Check(_) | Command::Completions(_) | Command::Man(_) => Ok(true),
     };
     ended(done)
@@ -151,7 +151,7 @@ fn ended(done: anyhow::Result<bool>) -> ExitCode {
     }
 }
 
-/// The system's clock. In debug builds a test can put it forward, to stand at the turn of a month.
+/// The system's clock. In debug builds a test can put the clock forward, to run at the end of a month.
 fn clock() -> Clock {
     const VARIABLE: &str = "KZ_RECORD_CALL_TEST_CLOCK_FORWARD_S";
     let forward = cfg!(debug_assertions).then(|| std::env::var(VARIABLE).ok()).flatten();
@@ -162,7 +162,7 @@ fn clock() -> Clock {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    // Whoever read the output has enough of it, as `head` does.
+    // The reader of the output has closed the pipe, as `head` does. That is no failure.
     let closed = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::BrokenPipe;
     if error.chain().filter_map(|cause| cause.downcast_ref()).any(closed) {
         return ExitCode::SUCCESS;
@@ -171,7 +171,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Tells all mistakes, and what was odd besides: it may be their cause.
+/// Prints all mistakes, and the notes on odd settings: an odd setting may be the cause of a mistake.
 fn wrong(mistakes: &[ConfigError], notes: &[String]) -> ExitCode {
     eprintln!("kz-record-call: the configuration is wrong:");
     for mistake in mistakes {

@@ -1,7 +1,7 @@
-//! Our own settings. `config/default.toml` is the manual: compiled in, every key with its comment.
+//! Our own settings. `config/default.toml` is the manual: it is compiled in, and has each key with a comment.
 //!
-//! Loading opens no port, and no files but the given one, Kazoo's `config.ini`, and those that settings name. All mistakes are found before
-//! any is reported.
+//! Loading opens no port. It reads only the given file, Kazoo's `config.ini`, and the files that settings name. All mistakes are found
+//! before any is reported.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -31,10 +31,10 @@ pub use tls::{Authorities, Identity, KeyFiles, TlsFault, Unusable};
 /// `config/default.toml`.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
 
-/// Everything that can be set.
+/// All settings.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `None`: made at random at start.
+    /// `None`: a random secret is made at start.
     pub secret: Option<SecretString>,
     pub amqp: Amqp,
     pub couchdb: Couchdb,
@@ -54,9 +54,9 @@ pub struct Config {
 pub struct Amqp {
     /// At least one.
     pub uris: Vec<SecretString>,
-    /// For `amqps`: trusted besides the host's.
+    /// For `amqps`: authorities trusted in addition to the host's.
     pub ca: Option<Authorities>,
-    /// For `amqps`, where the broker asks for one.
+    /// For `amqps`: sent when the broker requests a client certificate.
     pub identity: Option<Identity>,
     /// The broker's management API, for `check`.
     pub management_url: Option<url::Url>,
@@ -75,7 +75,7 @@ pub struct Couchdb {
     pub url: url::Url,
     pub username: String,
     pub password: SecretString,
-    /// For `https`: trusted besides the host's.
+    /// For `https`: authorities trusted in addition to the host's.
     pub ca: Option<Authorities>,
     pub database_prefix: String,
     pub connect_timeout: Duration,
@@ -88,7 +88,7 @@ pub struct Kazoo {
     pub host: String,
     /// With a slash at its end.
     pub recordings: String,
-    /// What the switches do by themselves.
+    /// Whether the switches move a recording along with a transfer by themselves.
     pub follow_transfers: bool,
     pub config_poll: Duration,
     pub system_alerts: bool,
@@ -97,13 +97,13 @@ pub struct Kazoo {
 #[derive(Debug, Clone)]
 pub struct Ingest {
     pub listen: SocketAddr,
-    /// `None`: made of the host's name and the port that was bound.
+    /// `None`: built from the host's name and the bound port.
     pub advertised_url: Option<url::Url>,
     /// `None`: plain HTTP.
     pub tls: Option<KeyFiles>,
     pub token_ttl: Duration,
     pub max_bytes: u64,
-    /// Lengths in the headers of WAVs that their switch did not close are repaired on the way.
+    /// Whether to repair the lengths in headers of WAVs that their switch did not close.
     pub repair_headers: bool,
     pub stall_timeout: Duration,
     pub upload_timeout: Duration,
@@ -119,12 +119,12 @@ pub struct Admin {
     pub log_level_from: LogLevelFrom,
 }
 
-/// Who may change what is logged.
+/// Which clients may change the log filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevelFrom {
-    /// Who is on this host.
+    /// Clients on this host.
     Loopback,
-    /// Whoever reaches the port.
+    /// All clients that reach the port.
     Anywhere,
 }
 
@@ -139,7 +139,7 @@ pub struct Flow {
     pub upload_start_timeout: Duration,
     /// At least one.
     pub retry: Vec<Duration>,
-    /// Per cent, 0 to 90.
+    /// Percent, 0 to 90.
     pub retry_jitter: u8,
     pub max_attempts: u32,
     pub start_timeout: Duration,
@@ -166,11 +166,11 @@ pub struct Ledger {
 #[derive(Debug, Clone)]
 pub struct Hold {
     pub kind: HoldKind,
-    /// Another server than the cluster's; credentials in it.
+    /// A server outside the cluster, with credentials.
     pub url: Option<SecretString>,
     pub folder: PathBuf,
     pub max_bytes: u64,
-    /// How long a recording waits that the hold did not take.
+    /// How long a recording waits after the hold refused it.
     pub pause: Duration,
 }
 
@@ -183,7 +183,7 @@ pub enum HoldKind {
 
 #[derive(Debug, Clone)]
 pub struct Telemetry {
-    /// Where traces are exported to; never set without the feature `otlp`.
+    /// The endpoint for exported traces. It is never set without the feature `otlp`.
     pub otlp_endpoint: Option<url::Url>,
 }
 
@@ -203,10 +203,10 @@ impl Config {
     /// Reads the merged layers.
     ///
     /// # Errors
-    /// All mistakes at once, each with its key and where it was set.
+    /// All mistakes together, each with its key and where it was set.
     pub fn of(layers: Layers) -> Result<Self, Vec<ConfigError>> {
         let mut r = Reader::new(layers);
-        // Read before everything else, when the layers were gathered.
+        // This key was used already, when the layers were gathered.
         r.text("kazoo.config_file");
         let host = match r.text("kazoo.host") {
             host if host.is_empty() => host_name(),
@@ -325,7 +325,7 @@ impl Config {
             },
             destination: Destination::read(&mut r),
         };
-        // An empty one was told already.
+        // An empty filter was reported already.
         if let Err(why) = log_filter(&config.log.level)
             && why != FilterError::Empty
         {
@@ -372,7 +372,7 @@ impl Config {
     }
 }
 
-/// The host's name, as the kernel has it.
+/// The host's name as the kernel reports it.
 fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|name| name.trim().to_owned())

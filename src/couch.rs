@@ -1,8 +1,9 @@
-//! A client of CouchDB and BigCouch. `couch_rs` has the forms of what they answer; the requests are our own.
+//! A client of CouchDB and BigCouch. `couch_rs` provides the types of the answers. The requests are our own.
 //!
-//! `couch_rs`'s client cannot be used: it sends credentials to the proxy that HTTP_PROXY names, trusts no authority but the host's, has one
-//! time-out for a whole request, which would cut a healthy long upload, and no attachments. Here connect and silence are bounded, the length of
-//! a transfer is not. Audio is never buffered whole. Databases' and documents' names are percent-encoded here and nowhere else.
+//! `couch_rs`'s client cannot be used. It sends credentials to the proxy that HTTP_PROXY names, and trusts only the host's authorities. Its
+//! one time-out covers a whole request, which would cut a healthy long upload. It has no attachments. This client limits the connect time
+//! and the silence on a connection, but not the length of a transfer. Audio is never buffered whole. Only this module percent-encodes names
+//! of databases and documents.
 
 use std::fmt::Write as _;
 
@@ -36,7 +37,7 @@ pub use server::{NoServer, Server};
 pub use upload::{Attachment, ByteStream, Present, Saved};
 pub use watch::{Silent, Watch};
 
-/// What a database server did instead of what it was asked.
+/// How a request to a database server failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CouchError {
     #[error("the database {0} does not exist")]
@@ -45,47 +46,47 @@ pub enum CouchError {
     NotFound,
     #[error("the document exists already, in another revision")]
     Conflict,
-    /// 401, or a 403 about who we are: the credentials, or what their user may do.
+    /// A 401, or a 403 about the user: the credentials are wrong, or the user lacks a permission.
     #[error("the server refused our credentials ({status}{})", detail(.reason))]
     Unauthorized { status: u16, reason: String },
-    /// CouchDB counts failed log-ins of a user from an address, and refuses that user from there for some minutes.
+    /// CouchDB counts failed log-ins by user and address, and refuses that user from that address for some minutes.
     #[error("the server refused our credentials (403: {0})")]
     Locked(String),
-    /// A 403 of a rule that the database has for its documents (`validate_doc_update`): this document is at fault, neither the credentials nor
-    /// the server. The reason is the rule's own, with whatever else it says.
+    /// A 403 from the database's document rule (`validate_doc_update`). This document is at fault, and neither the credentials nor the
+    /// server are. The reason is the rule's own text, with all other fields of the answer.
     #[error("a rule of the database forbids the document: {reason}")]
     Forbidden { reason: String },
-    /// Another 4xx: what was asked is at fault.
+    /// Another 4xx: the request is at fault.
     #[error("the server refused it: {status} {error}: {reason}")]
     Refused { status: u16, error: String, reason: String },
     /// A 5xx: the server is at fault.
     #[error("the server failed: {status} {error}: {reason}")]
     Failed { status: u16, error: String, reason: String },
-    /// No answer, or none that can be read. Whether it was done is open.
+    /// No answer, or an answer that cannot be decoded. The server may have processed the request or not.
     #[error("no answer from the server: {0}")]
     NoAnswer(String),
-    /// What was to be sent cannot be read; the server had no say.
+    /// The request body could not be read. The server was not at fault.
     #[error("the body cannot be read: {0}")]
     Body(String),
 }
 
 impl CouchError {
-    /// The error of an HTTP status that is not a success, with CouchDB's two words on it.
+    /// The error for an HTTP status that is not a success, with CouchDB's `error` and `reason`.
     pub(crate) fn of_status(status: u16, error: &str, reason: &str, database: &str) -> Self {
         let (error, reason) = (clip(error), clip(reason));
         match status {
-            // CouchDB 3 says the first, its older relatives and PouchDB the second.
+            // CouchDB 3 answers the first text, BigCouch, CouchDB 1 and PouchDB the second.
             404 if reason.starts_with("Database does not exist") || reason == "no_db_file" => {
                 Self::DatabaseMissing(database.to_owned())
             }
             404 if error == "not_found" => Self::NotFound,
-            // A proxy's page, or whatever else has that address: it says nothing about any document.
+            // This is the page of a proxy, or of another server at that address. It says nothing about any document.
             404 => Self::NoAnswer(
                 "404 came back, and not from CouchDB: is a proxy, or another server, at this address?".into(),
             ),
             409 => Self::Conflict,
             403 if is_lockout(&reason) => Self::Locked(reason),
-            // CouchDB has the same word for a user who may not use a database at all.
+            // CouchDB uses the same `error` for a user who has no access to the database at all.
             403 if error == "forbidden" && !is_about_us(&reason) => Self::Forbidden { reason },
             401 | 403 => Self::Unauthorized { status, reason },
             400..=499 => Self::Refused { status, error, reason },
@@ -93,13 +94,13 @@ impl CouchError {
         }
     }
 
-    /// The error of an answer that is not a success. Fields beside CouchDB's two words are kept for people: the rules of newer servers name
-    /// the `failures`.
+    /// The error for an answer that is not a success. Fields beside `error` and `reason` are kept for the operator: the rules of newer
+    /// servers list their `failures`.
     pub(crate) fn of_answer(status: u16, answer: &Value, database: &str) -> Self {
         let word = |key: &str| match answer.get(key) {
             Some(Value::String(word)) => word.clone(),
             None | Some(Value::Null) => String::new(),
-            // A rule may throw anything.
+            // A rule may throw a value of any type.
             Some(other) => other.to_string(),
         };
         let mut failed = Self::of_status(status, &word("error"), &word("reason"), database);
@@ -114,7 +115,7 @@ impl CouchError {
         failed
     }
 
-    /// Whether the server does not know us, or will not for some time: not that our user may not do what was asked.
+    /// Whether the server rejects the log-in itself, for now or for good. A user without a permission does not count.
     pub fn is_about_credentials(&self) -> bool {
         match self {
             Self::Locked(_) => true,
@@ -123,7 +124,7 @@ impl CouchError {
         }
     }
 
-    /// The same refusal in other words.
+    /// The same error with another reason.
     fn with_reason(&self, change: impl FnOnce(&str) -> String) -> Self {
         match self {
             Self::Locked(reason) => Self::Locked(change(reason)),
@@ -135,7 +136,7 @@ impl CouchError {
         }
     }
 
-    /// The HTTP status, if there was one.
+    /// The HTTP status, if the server sent one.
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::DatabaseMissing(_) | Self::NotFound => Some(404),
@@ -149,12 +150,12 @@ impl CouchError {
     }
 }
 
-/// What CouchDB 3.4 says while an account is locked (`chttpd_auth_lockout`).
+/// The text that CouchDB 3.4 sends while an account is locked (`chttpd_auth_lockout`).
 fn is_lockout(reason: &str) -> bool {
     reason.to_ascii_lowercase().contains("temporarily locked")
 }
 
-/// A 403 without words, or with those of a database's `_security`.
+/// A 403 without a reason, or with the reason of a database's `_security`.
 fn is_about_us(reason: &str) -> bool {
     reason.is_empty() || reason.starts_with("You are not ")
 }

@@ -1,4 +1,4 @@
-//! The places that audio goes to, and the proof that it arrived.
+//! The destinations of audio, and the check that it arrived.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,13 +30,13 @@ use hold::Hold;
 /// Why a delivery failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum DeliveryError {
-    /// The target will not have this recording, now or later.
+    /// The target will not accept this recording, now or later.
     #[error("the target refuses this recording: {0}")]
     Recording(String),
-    /// The target cannot take anything now.
+    /// Target unavailable.
     #[error("the target is not to be had: {0}")]
     Target(String),
-    /// The audio at the target is not what was sent.
+    /// The audio at the target differs from the audio that was sent.
     #[error("what arrived is not what was sent: {0}")]
     Corrupt(String),
     /// Our own copy cannot be read.
@@ -45,15 +45,15 @@ pub enum DeliveryError {
     /// The monthly database does not exist.
     #[error("the database {0} does not exist")]
     NoDatabase(String),
-    /// An HTTP server did not take it.
+    /// An HTTP server did not accept the audio.
     #[error("{0}")]
     Http(SendError),
-    /// There is nowhere to bring it, and another attempt would end alike.
+    /// There is no destination, and another attempt would fail the same way.
     #[error("{0}")]
     Never(Failed),
 }
 
-/// A failure that another attempt would meet again.
+/// A failure that would repeat at each attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{why}")]
 pub struct Failed {
@@ -70,16 +70,16 @@ impl Failed {
     }
 }
 
-/// Whose fault a failure is, and so what is to be done.
+/// The cause of a failure, which decides the next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// This recording will not be taken there, now or later: it is parked, its audio kept.
+    /// The target will not accept this recording, now or later. The recording is parked, and its audio is kept.
     Recording,
-    /// The target's: tried again by the schedule, and left alone when different recordings fail alike.
+    /// The target. Attempts follow the retry schedule. The target's circuit breaker opens when different recordings fail alike.
     Target,
     /// The account's monthly database is missing: see `modb`.
     Database,
-    /// Our own copy is gone: the switch, or the hold, has another.
+    /// Our own copy is missing. The switch, or the hold, has another.
     Source,
 }
 
@@ -94,7 +94,7 @@ impl DeliveryError {
         }
     }
 
-    /// How long the target wants to be left alone.
+    /// How long the target asks to wait, in its `Retry-After`.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Http(error) => error.retry_after,
@@ -113,7 +113,7 @@ impl From<SendError> for DeliveryError {
 }
 
 impl DeliveryError {
-    /// What it means for the schedule.
+    /// The failure as the retry schedule classifies it.
     pub fn failure(&self) -> DeliveryFailure {
         match (self, self.fault()) {
             (Self::Never(failed), _) => failed.kind,
@@ -134,14 +134,14 @@ impl From<CouchError> for DeliveryError {
                 status: 400 | 413 | 415,
                 ..
             } => Self::Recording(error.to_string()),
-            // A rule of the database for its documents.
+            // A document rule of the database.
             CouchError::Forbidden { .. } => Self::Recording(error.to_string()),
             other => Self::Target(other.to_string()),
         }
     }
 }
 
-/// Audio that can be read from its beginning as often as a delivery needs it.
+/// Audio that a delivery can read from the beginning any number of times.
 #[derive(Clone)]
 pub struct Source(Place);
 
@@ -151,7 +151,7 @@ enum Place {
     Hold(Box<(Hold, Holding)>),
 }
 
-/// What is read from the disk at once.
+/// Bytes per read from the disk.
 const CHUNK: usize = 64 << 10;
 
 impl Source {
@@ -163,7 +163,7 @@ impl Source {
         Self(Place::Hold(Box::new((hold, holding))))
     }
 
-    /// The audio as a stream, from the beginning.
+    /// The audio as a stream from the beginning.
     ///
     /// # Errors
     /// When it cannot be opened any more.
@@ -174,7 +174,7 @@ impl Source {
                 let file = tokio::fs::File::open(spooled.path())
                     .await
                     .map_err(|error| failed(error.to_string()))?;
-                // The stream keeps the file from being removed.
+                // The stream holds the file, so that it is not removed.
                 let keep = spooled.clone();
                 let stream = ReaderStream::with_capacity(file, CHUNK).inspect(move |_| {
                     let _ = &keep;

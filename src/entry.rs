@@ -1,7 +1,8 @@
-//! What is known of one recording: a set of stamped facts, and the state that follows from them.
+//! What is known of one recording: its event log, and the state that follows from it.
 //!
-//! Nothing is ever taken out of the set but exact repeats and the middle of very long stories, so two versions of an entry, written by two
-//! workers that did not see each other, merge to their union. Pure: no I/O, no clock.
+//! The log is a grow-only set of facts (a state-based CRDT), and the state is a fold over it. Only exact repeats and the middle of very
+//! long logs are removed. So two versions of an entry, written by two workers that did not see each other's, merge to their union. Pure: no
+//! I/O, no clock.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,34 +30,35 @@ use fact::{Announcement, Delivery, Destination, Document, Fact, Holding, What};
 #[serde(from = "union::Written", into = "union::Written")]
 pub struct Entry {
     pub key: Key,
-    /// The call's id when the action ran: with the key, the entry's address.
+    /// The call's id when the action ran. Together with the key it is the entry's address.
     pub call_id: String,
     facts: Vec<Fact>,
-    /// What other versions of the program wrote, and this one cannot read whole.
+    /// Facts of other program versions that this version cannot read completely.
     opaque: Vec<union::Opaque>,
 }
 
-/// A look at the file on its switch.
+/// A probe: a worker read the file on its switch, and left it there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe<'a> {
     pub at: Moment,
     pub size: u64,
     pub md5: &'a str,
-    /// Its form said that its writer had not closed it.
+    /// The file's format showed that its writer had not closed it.
     pub open: bool,
 }
 
 impl Probe<'_> {
-    /// Whether both saw the same bytes.
+    /// Whether both probes saw the same bytes.
     pub fn saw_same_as(&self, other: &Self) -> bool {
         (self.size, self.md5) == (other.size, other.md5)
     }
 }
 
-/// Looks at what a server with too few copies had taken, before an operator must look.
+/// Read-backs of a delivery that a server with too few copies took. After these an operator must check it.
 pub const LOOKS: usize = 6;
 
-/// Looks for a file that should be gone from its switch, before it is left to whoever cleans its disk.
+/// How often a worker asks for a file that should be gone from its switch. After that the operator who cleans the switch's disk must remove
+/// it.
 pub const TIDIES: usize = 6;
 
 impl Entry {
@@ -97,9 +99,9 @@ impl Entry {
         self.facts.iter().any(|fact| is(&fact.what))
     }
 
-    /// The order; an entry that only an event made known may have none.
+    /// The order. An entry that only an event made known may have none.
     pub fn order(&self) -> Option<&Order> {
-        // One that came from the action itself knows how it was commanded.
+        // An order that was read from the action itself contains the command.
         let mut asked = self.facts.iter().filter_map(|fact| match &fact.what {
             What::Asked(order) => Some(order.as_ref()),
             _ => None,
@@ -124,7 +126,7 @@ impl Entry {
         })
     }
 
-    /// The end: the switch's word, else the presumed one. None while the switch records again into the same file.
+    /// The end: as the switch reported it, else the presumed one. `None` while the switch records again into the same file.
     pub fn ended(&self) -> Option<&Told> {
         let part = self.own_parts().pop()?;
         let begun = part.begun_at();
@@ -136,7 +138,7 @@ impl Entry {
         })
     }
 
-    /// The end, as the switch told it.
+    /// The end as the switch reported it.
     pub fn told_end(&self) -> Option<&Told> {
         self.own_parts().pop()?.ended
     }
@@ -146,13 +148,13 @@ impl Entry {
         self.ended().map(|told| told.at)
     }
 
-    /// The same, by the event's own stamp if it has one: its time counts whole seconds, rounded up.
+    /// When the recording ended, by the event's own stamp if it has one. The event's time counts whole seconds, rounded up.
     pub fn ended_exactly_at(&self) -> Option<Moment> {
         let stamped = self.told_end().map(|told| Moment::from_unix_micros(told.order()));
         stamped.or_else(|| self.ended_at())
     }
 
-    /// When an action first wanted it ended.
+    /// When an action first asked to stop the recording.
     pub fn stop_asked_at(&self) -> Option<Moment> {
         self.facts
             .iter()
@@ -160,7 +162,7 @@ impl Entry {
             .map(|fact| fact.at)
     }
 
-    /// Whether a stop was sent since the newest start was heard of. Who sent it says which start it knew; earlier versions did not.
+    /// Whether a stop was sent for the newest known start. The sender of a stop notes which start it knew; earlier versions did not.
     pub fn is_newest_start_stopped(&self) -> bool {
         let newest = self.newest_start();
         let heard = self.at_of_last(|what| matches!(what, What::Started(_)));
@@ -171,7 +173,7 @@ impl Entry {
         })
     }
 
-    /// The stop commands that were sent, and when the last was.
+    /// How many stop commands were sent, and when the last one was.
     pub fn stops_sent(&self) -> (u32, Option<Moment>) {
         let mut sent = self
             .facts
@@ -183,7 +185,7 @@ impl Entry {
         )
     }
 
-    /// The last look for the channel, and when.
+    /// The last channel query: when it was, and whether the channel was alive.
     pub fn channel_seen(&self) -> Option<(Moment, bool)> {
         self.facts.iter().rev().find_map(|fact| match fact.what {
             What::ChannelSeen { alive, .. } => Some((fact.at, alive)),
@@ -191,7 +193,7 @@ impl Entry {
         })
     }
 
-    /// Since when every look for the channel found it gone.
+    /// Since when every channel query found the channel gone.
     pub fn gone_since(&self) -> Option<Moment> {
         let looks = self.facts.iter().rev().filter_map(|fact| match fact.what {
             What::ChannelSeen { alive, .. } => Some((fact.at, alive)),
@@ -200,7 +202,7 @@ impl Entry {
         looks.take_while(|(_, alive)| !alive).last().map(|(at, _)| at)
     }
 
-    /// The number of the next look, probe, or whatever else counts.
+    /// The number of the next channel query, probe, or other counted fact of this kind.
     pub fn next_number(&self, kind: &str) -> u32 {
         let numbers = self.facts.iter().filter(|fact| fact.what.kind() == kind);
         numbers
@@ -210,17 +212,17 @@ impl Entry {
             .saturating_add(1)
     }
 
-    /// The number that a rest gets which begins now: higher than every rest and every retry before.
+    /// The number of a parking that begins now: higher than that of every parking and every retry before.
     pub fn next_rest(&self) -> u32 {
         self.next_number("parked").max(self.next_number("retried"))
     }
 
-    /// The number of a retry that ends the present rest, if there is one.
+    /// The number of a retry that ends the present parking, if the recording is parked.
     pub fn next_retry(&self) -> u32 {
         (self.next_number("parked") - 1).max(self.next_number("retried"))
     }
 
-    /// The last probes, newest first.
+    /// The probes, the newest first.
     pub fn probes(&self) -> impl Iterator<Item = Probe<'_>> {
         self.facts.iter().rev().filter_map(|fact| match &fact.what {
             What::Probed { size, md5, open, .. } => Some(Probe {
@@ -233,7 +235,7 @@ impl Entry {
         })
     }
 
-    /// The audio that is safe, else as it last passed through our hands.
+    /// The audio that is safe (delivered or held), else the audio that a worker received last.
     pub fn audio(&self) -> Option<&Audio> {
         let safe = self.safe_sha256();
         let is_safe = |audio: &&Audio| safe.is_some_and(|sha256| audio.digests.sha256 == sha256);
@@ -242,12 +244,12 @@ impl Entry {
         brought.or_else(found).or_else(|| self.last_audio())
     }
 
-    /// The audio as it last passed through our hands.
+    /// The audio that a worker received last.
     pub fn last_audio(&self) -> Option<&Audio> {
         self.last(collected)
     }
 
-    /// The audio that is safe, with what is wrong with it by all that is told by now: when it came, less may have been known.
+    /// The safe audio, with what is wrong with it by all that is known now. When the audio arrived, less may have been known.
     pub fn judged_audio(&self) -> Option<Audio> {
         let audio = self.audio()?.clone();
         Some(self.judged(audio))
@@ -257,13 +259,13 @@ impl Entry {
     pub fn judged(&self, audio: Audio) -> Audio {
         let mut audio = audio.compared_with(self.told_ms());
         if self.order().is_none_or(Order::may_begin_again) {
-            // It has parts, and not all of them may have been told of yet.
+            // The recording has parts, and the switch may not have reported all of them yet.
             audio.findings.retain(|finding| *finding != Finding::LongerThanTold);
         }
         audio
     }
 
-    /// The digest of the audio that is out of reach of harm, as far as it was written down.
+    /// The digest of the safe audio, if a fact has it.
     fn safe_sha256(&self) -> Option<&str> {
         fn uploaded(what: &What) -> Option<&str> {
             match what {
@@ -276,7 +278,7 @@ impl Entry {
         delivered.or_else(|| self.first(uploaded)).or_else(held)
     }
 
-    /// The audio's copy in the hold, while it is there.
+    /// The audio's copy in the hold, while it exists.
     pub fn held(&self) -> Option<&Holding> {
         let last = self.next_number("held") - 1;
         if last < self.next_number("unheld") {
@@ -288,12 +290,12 @@ impl Entry {
         })
     }
 
-    /// The number of the copy that is put into the hold next, and of the one that is taken out of it.
+    /// The number of the next copy that is put into the hold, and of the next one that is removed from it.
     pub fn next_hold(&self) -> u32 {
         self.next_number("held").max(self.next_number("unheld"))
     }
 
-    /// The document that came before the audio.
+    /// The document that was written before the audio was delivered.
     pub fn documented(&self) -> Option<&Document> {
         self.first(|what| match what {
             What::Documented(document) => Some(document),
@@ -317,14 +319,15 @@ impl Entry {
             }
         }
         let first: &Delivery = self.first(delivered)?;
-        // Brought once more, because a look did not find it: perhaps under another id.
+        // It was delivered once more, because a read-back did not find it. It may have another id now.
         let brought = self.facts.iter().filter_map(|fact| delivered(&fact.what));
         let again = brought.filter(|again| again.again > 0 && again.sha256.is_some() && again.sha256 == first.sha256);
         again.max_by_key(|again| again.again).or(Some(first))
     }
 
-    /// How the recording ended up, if it did. A delivery beats every other conclusion: the audio is where it belongs. And what was concluded
-    /// because nothing was heard of a recording, or because its file was not to be found, is void when it is known better after all.
+    /// The outcome of the recording, if it has one. A delivery beats every other conclusion, because the audio is at its destination. A
+    /// conclusion from silence is void once something is heard of the recording. A conclusion from a missing file is void once a copy of
+    /// the audio is known.
     pub fn outcome(&self) -> Option<(Outcome, Cause)> {
         if let Some(delivery) = self.delivery() {
             let outcome = match delivery.destination {
@@ -342,7 +345,7 @@ impl Entry {
         self.conclusion()
     }
 
-    /// What was concluded without a delivery, and is not void.
+    /// The conclusion without a delivery that is not void.
     pub(super) fn conclusion(&self) -> Option<(Outcome, Cause)> {
         let heard_of = self.has(|what| matches!(what, What::Started(_) | What::Ended(_)));
         let kept = self.held().is_some() || self.uploaded().is_some();
@@ -351,8 +354,8 @@ impl Entry {
             What::Concluded { outcome, cause } if !void(cause) => Some((outcome, cause)),
             _ => None,
         });
-        // Of two that workers came to without knowing of each other, the one that knows more: a file that one of them had deleted is gone
-        // for the other.
+        // Two workers can conclude without knowing of each other. The conclusion of the worker that knows more counts: a file that one
+        // worker had released is missing for the other worker.
         conclusions.min_by_key(|(_, cause)| *cause == Cause::FileGone)
     }
 
@@ -361,7 +364,7 @@ impl Entry {
         self.has(|what| *what == announced)
     }
 
-    /// What is noted when the broker has confirmed a notice.
+    /// The fact to note when the broker has confirmed a notice.
     pub fn announced(&self, announcement: Announcement) -> What {
         let rest = match announcement {
             Announcement::Outcome(Outcome::Parked) => self.later_rest(),
@@ -378,7 +381,8 @@ impl Entry {
         }
     }
 
-    /// The cause of this outcome, where another one was concluded for the same outcome before, and is void: that may have been announced.
+    /// The cause of this outcome, if an earlier conclusion of the same outcome had another cause and is void. That one may have been
+    /// announced.
     pub fn later_cause(&self, outcome: Outcome) -> Option<Cause> {
         let (present, cause) = self.outcome().filter(|_| self.delivery().is_none())?;
         let other = |what: &What| match what {
@@ -388,13 +392,13 @@ impl Entry {
         (present == outcome && self.has(other)).then_some(cause)
     }
 
-    /// The notices that are still owed, in order.
+    /// The notices that must still be published, in order.
     pub fn open_announcements(&self) -> impl Iterator<Item = Announcement> {
         let here = self
             .delivery()
             .map(|delivery| delivery.destination)
             .or_else(|| self.documented().and(self.destination()));
-        // Of a document that a user has deleted nobody is told that it came.
+        // A user has deleted the document, so its arrival is not announced.
         let deleted = self.delivery().is_some_and(|delivery| delivery.deleted);
         let here = here.filter(|destination| destination.is_documented_here() && !deleted);
         let edited = self.delivery().is_some_and(|delivery| !delivery.edit_told)
@@ -413,7 +417,7 @@ impl Entry {
         .filter(|announcement| !self.is_announced(*announcement))
     }
 
-    /// Nothing is left to do: it has an outcome, and everybody who must know was told.
+    /// Nothing is left to do: the recording has an outcome, and the broker has confirmed all notices.
     pub fn is_closed(&self) -> bool {
         self.outcome().is_some()
             && self.open_announcements().next().is_none()
@@ -447,7 +451,7 @@ fn collected(what: &What) -> Option<&Audio> {
     }
 }
 
-/// The audio of a recording that was found at its destination, not brought there.
+/// The audio of a recording that was found at its destination, not delivered there.
 fn found(what: &What) -> Option<&Audio> {
     match what {
         What::Delivered(delivery) => delivery.audio.as_ref(),

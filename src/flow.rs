@@ -1,7 +1,7 @@
-//! The way of a recording. Messages become facts, `lifecycle` decides what is to be done about them, `perform` does it.
+//! The lifecycle of a recording. Messages become facts, `lifecycle` decides what must be done about them, and `perform` does it.
 //!
-//! `lifecycle` is pure, so every decision can be tested without a socket. Every effect is harmless when it is done twice: a worker can be killed
-//! before or after any of them, and another one goes on.
+//! `lifecycle` is pure, so every decision can be tested without a socket. Every effect is harmless when it is done twice. A worker can be
+//! killed before or after any effect, and another worker resumes the recording.
 
 pub mod alerts;
 pub mod alive;

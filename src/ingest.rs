@@ -1,10 +1,10 @@
-//! Our end of a recording's upload: the HTTP server that media switches PUT their files to.
+//! The receiving end of uploads: the HTTP server that media switches PUT their recordings to.
 //!
-//! It speaks HTTP, or HTTPS where a certificate is configured.
+//! The server uses HTTP, or HTTPS when a certificate is configured.
 //!
-//! A 2xx makes the switch delete its file, so it is given only when somebody answers for the audio: the delivery that waits for this very
-//! upload. Everything else is an error status, and the file stays where it is. An upload is streamed to a spool file, hashed and inspected
-//! on the way; memory does not grow with its size.
+//! A 2xx makes the switch delete its file. The server answers 2xx only when the delivery that waits for this upload reports the audio safe.
+//! Any other answer is an error status, and the switch keeps its file. An upload is streamed to a spool file, and is hashed and inspected
+//! meanwhile. Memory does not grow with its size.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub use slots::{Expected, Progress, Upload, Wanted};
 pub use spool::{Spool, SpoolFile, SpoolState};
 pub use tls::Certificate;
 
-/// What ends an upload without audio.
+/// Why an upload ended without audio.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum UploadError {
     #[error("the upload broke off after {0} bytes")]
@@ -47,7 +47,7 @@ pub enum UploadError {
 }
 
 impl UploadError {
-    /// The HTTP status that tells it.
+    /// The HTTP status for the error.
     const fn status(&self) -> u16 {
         match self {
             Self::BrokenOff(_) | Self::WrongLength { .. } => 400,

@@ -1,8 +1,8 @@
-//! Kazoo's wire forms: what crosses RabbitMQ, typed and pure.
+//! Kazoo's messages on RabbitMQ, as types. Pure functions.
 //!
-//! Nothing here does I/O, reads a clock or draws a random number. Every form is read leniently (Kazoo's validators look
-//! at presence, not content) and written strictly (a listener of Kazoo's crashes on a missing header, so nothing is sent
-//! that its validator would refuse). Each file names the Kazoo module that defines its form.
+//! This module does no I/O, reads no clock and draws no random number. It reads each message leniently, because Kazoo's validators check
+//! presence and not content. It writes strictly: one of Kazoo's listeners crashes on a missing header, so no message is sent that its
+//! validator would refuse. Each file names the Kazoo module that defines its messages.
 
 pub mod action;
 pub mod address;

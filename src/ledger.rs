@@ -1,8 +1,9 @@
-//! The ledger: what we have promised, in CouchDB databases of our own, one for each month, one document for each recording.
+//! The ledger records all recordings that the workers have promised to store. It uses CouchDB databases of its own, one per month, with one
+//! document per recording.
 //!
-//! A document is an entry: a set of facts. Two versions of it merge to their union, so a write that meets another one loses nothing, and it
-//! does not matter which worker wrote last. A lease says which worker has a recording in hand; it saves work and is never trusted: every
-//! effect is harmless when it is done twice.
+//! A document is an entry: an event log (grow-only set) of facts. Two versions of an entry merge to their union. A write that conflicts
+//! with another one therefore loses nothing, and the order of the workers does not matter. A lease says which worker handles a recording.
+//! It saves work and is never trusted: every effect is harmless when it is done twice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ pub use record::{Address, Lease, Record};
 use store::Store;
 use writer::{Note, Writer};
 
-/// Why the ledger did not do what it was asked.
+/// Why an operation of the ledger failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LedgerError {
     #[error("the ledger is not to be had: {0}")]
@@ -49,7 +50,7 @@ pub enum LedgerError {
     Late,
 }
 
-/// The ledger, as one worker sees it. Cheap to clone.
+/// The ledger as one worker sees it. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger {
     notes: mpsc::Sender<Note>,
@@ -59,30 +60,30 @@ pub struct Ledger {
     worker: Arc<str>,
 }
 
-/// Resolves when what was noted is durable.
+/// Resolves when the noted entry is durable.
 #[derive(Debug)]
 pub struct Receipt(oneshot::Receiver<Told>);
 
-/// What is told of a note: that it is durable, or, in words, that it is too large for the ledger and always will be.
+/// Result of a note: durable, or the reason why the entry is, and stays, too large for the ledger.
 type Told = Result<(), String>;
 
-/// What became of a note.
+/// Result of a note.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Noted {
     Durable,
-    /// The ledger will never have it; with its words.
+    /// The entry is, and stays, too large. Holds the ledger's reason.
     TooLarge(String),
-    /// The writer gave it up, or is gone.
+    /// The writer discarded the note, or has ended.
     Not,
 }
 
 impl Receipt {
-    /// Waits until it is durable, for as long as that takes. `false` when the writer is gone before.
+    /// Waits without a limit until the note is durable. `false` when the writer ended first.
     pub async fn durable(self) -> bool {
         self.noted().await == Noted::Durable
     }
 
-    /// As `durable`, and why not.
+    /// As `durable`, with the reason of a failure.
     pub async fn noted(self) -> Noted {
         match self.0.await {
             Ok(Ok(())) => Noted::Durable,
@@ -91,17 +92,17 @@ impl Receipt {
         }
     }
 
-    /// Waits for at most `limit`. A note that nobody waits for any more may be given up while the ledger is down.
+    /// Waits for at most `limit`. While the ledger is down, the writer may discard a note after that.
     pub async fn within(self, limit: Duration) -> bool {
         tokio::time::timeout(limit, self.durable()).await.unwrap_or(false)
     }
 }
 
-/// Notes that wait for the writer.
+/// Notes that may wait for the writer.
 const WAITING: usize = 4096;
 
 impl Ledger {
-    /// Begins to write. Ends when `stop` is cancelled and everything that was noted is durable, or cannot be.
+    /// Starts the writer. It ends when `stop` is cancelled and each note is durable, or cannot become durable.
     pub fn start(
         couch: Couch,
         clock: Clock,
@@ -123,17 +124,18 @@ impl Ledger {
         }
     }
 
-    /// Whether the last that was heard of it was good.
+    /// Whether the last request to the database succeeded.
     pub fn is_up(&self) -> bool {
         *self.up.borrow()
     }
 
-    /// Follows that.
+    /// Watches whether the ledger is up.
     pub fn watch(&self) -> watch::Receiver<bool> {
         self.up.clone()
     }
 
-    /// Notes what is known of a recording. It is written within `linger`, together with what comes meanwhile.
+    /// Notes what is known of a recording. The writer writes it within the batch delay `linger`, together with all notes that arrive
+    /// meanwhile.
     pub async fn note(&self, entry: &Entry, lease: Option<Lease>, linger: Duration) -> Receipt {
         let (done, receipt) = oneshot::channel();
         let note = Note {
@@ -142,12 +144,12 @@ impl Ledger {
             linger,
             done,
         };
-        // A writer that is gone drops the note, and with it the promise.
+        // A writer that has ended drops the note, and with it the sender of the receipt.
         let _ = self.notes.send(note).await;
         Receipt(receipt)
     }
 
-    /// A lease of ours that begins now.
+    /// A lease of this worker that starts now.
     pub fn lease(&self, duration: Duration) -> Lease {
         let now = self.clock.now();
         Lease {
@@ -157,7 +159,7 @@ impl Ledger {
         }
     }
 
-    /// Nobody's lease, from now on.
+    /// A lease of no worker, which ends any earlier lease.
     pub fn no_lease(&self) -> Lease {
         let now = self.clock.now();
         Lease {
@@ -167,18 +169,18 @@ impl Ledger {
         }
     }
 
-    /// What is written of a recording. Conflicting versions are merged.
+    /// The ledger's entry of a recording. Conflicting versions are merged.
     ///
     /// # Errors
-    /// When the ledger does not tell.
+    /// When the ledger does not answer.
     pub async fn load(&self, address: &Address) -> Result<Option<Record>, LedgerError> {
         self.store.load(address).await.map_err(LedgerError::Down)
     }
 
-    /// The recordings of a call, by its id when their actions ran. Looks into this month and the one before.
+    /// The recordings of a call, by the id that the call had when their actions ran. Reads this month, the one before and the next.
     ///
     /// # Errors
-    /// When the ledger does not tell.
+    /// When the ledger does not answer.
     pub async fn of_call(&self, call_id: &str) -> Result<Vec<Record>, LedgerError> {
         self.store
             .of_call(&self.recent(), call_id)
@@ -186,10 +188,10 @@ impl Ledger {
             .map_err(LedgerError::Down)
     }
 
-    /// The open recordings of whatever call the fetch belongs to.
+    /// The open recordings of the call that the fetch belongs to.
     ///
     /// # Errors
-    /// When the ledger does not tell.
+    /// When the ledger does not answer.
     pub async fn of_fetch(&self, fetch_id: &str) -> Result<Vec<Record>, LedgerError> {
         self.store
             .of_fetch(&self.recent(), fetch_id)
@@ -197,10 +199,10 @@ impl Ledger {
             .map_err(LedgerError::Down)
     }
 
-    /// The open recordings of a conversation, by its `Call-Interaction-ID`, which a call's legs share.
+    /// The open recordings of a conversation, by its `Call-Interaction-ID`, which the legs of a call share.
     ///
     /// # Errors
-    /// When the ledger does not tell.
+    /// When the ledger does not answer.
     pub async fn of_interaction(&self, interaction: &str) -> Result<Vec<Record>, LedgerError> {
         self.store
             .of_interaction(&self.recent(), interaction)
@@ -208,10 +210,10 @@ impl Ledger {
             .map_err(LedgerError::Down)
     }
 
-    /// Entries of this zone that something is to be done about, and where they are; at most `limit` of them for each month.
+    /// Entries of this zone whose timer is due, with their addresses, at most `limit` per month.
     ///
     /// # Errors
-    /// When the ledger does not tell.
+    /// When the ledger does not answer.
     pub async fn due(&self, zone: &str, limit: usize) -> Result<Vec<(Address, Record)>, LedgerError> {
         self.store
             .due(zone, self.clock.now(), limit)
@@ -219,10 +221,10 @@ impl Ledger {
             .map_err(LedgerError::Down)
     }
 
-    /// Entries of this zone that a worker has in hand, as the ledger has it; at most `limit` of them for each month.
+    /// Entries of this zone that are leased by `worker`, at most `limit` per month.
     ///
     /// # Errors
-    /// When the ledger does not tell.
+    /// When the ledger does not answer.
     pub async fn leased_by(
         &self,
         worker: &str,
@@ -230,14 +232,14 @@ impl Ledger {
         lease: Duration,
         limit: usize,
     ) -> Result<Vec<(Address, Record)>, LedgerError> {
-        // Its clock may be ahead of ours.
+        // The other worker's clock may be ahead of ours.
         let until = self.clock.now().plus(lease * 2);
         let leased = self.store.leased_by(worker, zone, until, limit).await;
         leased.map_err(LedgerError::Down)
     }
 
-    /// Merges what was written on two sides of a cluster that was parted: the entries of which a server has more than one version, among those that changed
-    /// since the last time.
+    /// Merges entries that were written on both sides of a partitioned cluster. Checks the entries that changed since the last call, and
+    /// merges those with more than one version.
     ///
     /// # Errors
     /// When the ledger does not answer.
@@ -245,7 +247,7 @@ impl Ledger {
         self.store.mend().await.map_err(LedgerError::Down)
     }
 
-    /// Takes a recording in hand: `None` when another worker has it that is not gone, or it is not there.
+    /// Leases a recording to this worker. `None` when another live worker has the lease, or the entry is missing.
     ///
     /// # Errors
     /// When the ledger does not answer.
@@ -260,34 +262,34 @@ impl Ledger {
         taken.map_err(LedgerError::Down)
     }
 
-    /// Every entry that is open, not parked, and of this zone.
+    /// Each entry of this zone that is open and not parked.
     ///
     /// # Errors
-    /// When the ledger does not tell.
+    /// When the ledger does not answer.
     pub async fn open(&self, zone: &str) -> Result<Vec<Address>, LedgerError> {
         self.store.open(zone).await.map_err(LedgerError::Down)
     }
 
-    /// For commands: begins to look for entries, over all months.
+    /// For commands: starts a search for entries over all months.
     ///
     /// # Errors
-    /// When the ledger does not tell its months.
+    /// When the ledger does not list its months.
     pub async fn search(&self, filter: Filter) -> Result<Search<'_>, LedgerError> {
         self.store.search(filter).await.map_err(LedgerError::Down)
     }
 
-    /// For commands: the entries that fit, over all months, newest first.
+    /// For commands: the matching entries over all months, newest first.
     ///
     /// # Errors
-    /// When the ledger does not tell.
+    /// When the ledger does not answer.
     pub async fn find(&self, filter: &Filter) -> Result<Vec<Record>, LedgerError> {
         self.store.find(filter).await.map_err(LedgerError::Down)
     }
 
-    /// How many entries of a zone are in which state; states without any are left out.
+    /// How many entries of a zone are in each state. States without entries are left out.
     ///
     /// # Errors
-    /// When the ledger does not tell.
+    /// When the ledger does not answer.
     pub async fn counts(&self, zone: &str) -> Result<BTreeMap<String, Counted>, LedgerError> {
         self.store.counts(zone).await.map_err(LedgerError::Down)
     }
@@ -298,20 +300,20 @@ impl Ledger {
 
     fn recent(&self) -> Vec<Month> {
         let now = self.clock.now().month();
-        // An entry of the next month can be written by a worker whose clock is a little ahead.
+        // A worker whose clock is slightly ahead can write an entry of the next month.
         vec![now, now.previous(), now.next()]
     }
 }
 
-/// The name of the ledger's database of a month.
+/// The name of the ledger's database for a month.
 pub fn database(month: Month) -> String {
     format!("{PREFIX}{month}")
 }
 
-/// What all the ledger's databases begin with.
+/// Prefix of all the ledger's databases.
 pub const PREFIX: &str = "kz_record_call-";
 
-/// The entry's address, from what is known of it.
+/// The entry's address, derived from its facts.
 pub fn address(entry: &Entry) -> Address {
     let month = entry.order().map_or_else(
         || {

@@ -1,7 +1,7 @@
 //! A daemon beside a Kazoo cluster that runs the `record_call` callflow action, and loses none of the recordings.
 //!
-//! The crate is a house of rooms. A room may import from the rooms below it, never from those above; `tests/rooms.rs`
-//! reads the `use` lines and holds us to it. From top to bottom:
+//! The modules form layers, which `tests/rooms.rs` calls rooms. A module may import from the layers below it, never from those
+//! above. `tests/rooms.rs` reads the `use` lines and enforces this. From top to bottom:
 #![forbid(unsafe_code)]
 #![warn(
     clippy::unwrap_used,
@@ -10,7 +10,8 @@
     clippy::todo,
     clippy::unimplemented
 )]
-// In a build without optimisation a large future is on the stack of each function that makes it: a worker's threads have 2 MiB.
+// Without optimisation, each function that creates a large future has it on its stack. The threads of a worker have 2 MiB of
+// stack.
 #![cfg_attr(not(test), warn(clippy::large_futures))]
 
 pub mod cli;

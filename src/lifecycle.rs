@@ -1,7 +1,8 @@
-//! Every decision about a recording, pure: what is known and what just happened in, what is to be done out.
+//! Every decision about a recording, as a pure function. The input is what is known and what just happened. The output is what must be
+//! done.
 //!
-//! What is to be done follows from the entry alone, and from whether this worker has the audio in hand. So it does not matter which worker
-//! goes on with a recording, or how often it was begun.
+//! The decision depends on the entry alone, and on whether this worker has the audio in flight. So it does not matter which worker resumes
+//! a recording, or how often.
 
 use crate::entry::Entry;
 use crate::entry::cause::Cause;
@@ -25,10 +26,10 @@ pub use model::{Answer, Case, Effect, Hand, Input, Next};
 pub use schedule::Policy;
 pub use state::{STATES, State};
 
-/// Facts that follow from one input. What would follow from more of them comes with the next input: a decision must end.
+/// The largest number of facts that follow from one input. More of them follow from the next input: a decision must end.
 const MOST_FOLLOW: usize = 256;
 
-/// Takes in what happened, and says what is to be done next.
+/// Applies what happened, and returns what must be done next.
 pub fn step(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Next {
     let doubt = input == Input::Doubt;
     take(case, input, now, policy);
@@ -50,7 +51,7 @@ pub fn step(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Next
     to_do(case, now, policy)
 }
 
-/// When something is to be done about an entry that nobody has in hand; `None`: not before something happens.
+/// The timer of an entry that no task has in flight: when something must be done about it. `None`: not before something happens.
 pub fn due(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
     let mut case = Case {
         entry: entry.clone(),
@@ -58,7 +59,7 @@ pub fn due(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
     };
     let next = step(&mut case, Input::Due, now, policy);
     if case.entry != *entry {
-        // What follows by now is to be written down, and told.
+        // The facts that follow by now must be written, and announced.
         return Some(now);
     }
     match next {
@@ -104,7 +105,7 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
         }
         Input::HoldRefused => {
             case.hand = Hand::HoldRefused;
-            // The switch keeps its file. Asking for it again at once would only bring it here once more.
+            // The switch keeps its file. An immediate second request would only collect the file in vain.
             What::Postponed {
                 n: case.entry.next_number("postponed"),
                 until: now.plus(policy.hold_pause),
@@ -120,7 +121,7 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
     add(&mut case.entry, what, now, policy);
 }
 
-/// A fact that follows from the others.
+/// A fact that follows from the other facts.
 fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
     let entry = &case.entry;
     if let Some(unheeded) = entry.unheeded() {
@@ -137,7 +138,7 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
     }
     if entry.ended().is_some() {
         if entry.panics().count() >= policy.attempts(None) {
-            // Its audio is kept where it is; a recording that runs goes on, for its end is still to be heard.
+            // The audio is kept where it is. A running recording continues, because its end must still be heard.
             return Some(What::Parked {
                 n: entry.next_rest(),
                 cause: Cause::ProgramFault,
@@ -153,20 +154,20 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
 fn source(entry: &Entry) -> Option<(&str, &str)> {
     let told: Vec<&Told> = [entry.ended(), entry.latest_start()].into_iter().flatten().collect();
     let node = told.iter().find_map(|told| told.node.as_deref());
-    // Facts come from others too, by the ledger, the journal and notices: each path is looked at again before it is used.
+    // Facts come from other sources too: the ledger, the journal and notices. So each path is checked again before it is used.
     let mut paths = told.iter().filter_map(|told| told.path.as_deref());
     let path = paths.find(|path| is_file_of(entry, path));
-    // A switch that tells of its recording, and not where, has it where it was told to.
+    // A switch that reports its recording without a path has the file where the command ordered it.
     node.zip(path.or_else(|| ordered_path(entry))).or_else(|| guess(entry))
 }
 
-/// Where the file should be, if it was made and nobody told.
+/// Where the file should be, if the switch created it and reported nothing.
 fn guess(entry: &Entry) -> Option<(&str, &str)> {
     let command = entry.order()?.command.as_ref()?;
     command.node.as_deref().zip(ordered_path(entry))
 }
 
-/// Where we had the file made.
+/// The path that our command ordered.
 fn ordered_path(entry: &Entry) -> Option<&str> {
     let command = entry.order()?.command.as_ref()?;
     Some(command.path.as_str()).filter(|path| is_file_of(entry, path))
@@ -196,18 +197,18 @@ fn to_do(case: &Case, now: Moment, policy: &Policy) -> Next {
         return ended::next(case, now, policy);
     }
     if case.hand != Hand::Empty {
-        // The switch records again into the file that it has just brought.
+        // The switch records again into the file that it has just uploaded.
         return Next::Do(Effect::Answer(Answer::Keep));
     }
     running::next(entry, now, policy)
 }
 
-/// Until when nothing at all is done about a recording: the program failed on it, or a newer version decided something that this one cannot
-/// judge, and goes on with it.
+/// Until when nothing at all is done about a recording. The program panicked on it, or a newer version decided something that this one
+/// cannot judge, and that version handles it.
 fn left_alone(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
     let mut facts = entry.facts().iter().rev();
     let parked = facts.find(|fact| matches!(fact.what, What::Parked { .. }));
-    // Once it is parked for that its notices go out; where these panic too, they wait like all else.
+    // Once the recording is parked for that reason, its notices are published. If publishing panics too, the notices wait like all else.
     let panicked = entry.panics().next_back();
     let panicked = panicked.filter(|at| parked.is_none_or(|parked| *at > parked.at));
     let panicked = panicked.map(|at| at.plus(policy.pause(entry.panics().count(), None)));

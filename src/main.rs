@@ -1,4 +1,4 @@
-//! Hands over to the command line.
+//! Calls the command line.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
-//! The domain: what a recording is, decided purely. What an action asks for, which identity a recording gets, what is sent for it and
-//! what its document says. Nothing here does I/O, reads a clock or draws a random number.
+//! The domain of recordings, as pure functions: an action's settings, a recording's identity, its commands and its document. This module
+//! does no I/O, reads no clock and draws no random number.
 
 pub mod audio;
 pub mod carry;

@@ -1,7 +1,8 @@
-//! `system_config/media`: what the operators set for recordings, as Kazoo reads it (`kapps_config`): the section of our zone, then `default`.
+//! `system_config/media`: the operator's settings for recordings. They are read as Kazoo reads them (`kapps_config`): the section of our
+//! zone, then `default`.
 //!
-//! Read when a change notice comes, and polled, for notices can be lost. Kazoo's defaults are never written back. While it has never been
-//! read, nothing that depends on it is decided: the default of `store_recordings` would throw recordings away.
+//! The document is read after each change notice, and polled, because notices can be lost. Kazoo's defaults are never written back. Until
+//! the first successful read, no decision that depends on it is made: the default of `store_recordings` would discard recordings.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,21 +32,21 @@ pub use storage::{Connection, Plan, Storage};
 const DATABASE: &str = "system_config";
 const DOCUMENT: &str = "media";
 
-/// The settings as they are now. Cheap to clone.
+/// The current settings. Cheap to clone.
 #[derive(Clone)]
 pub struct SystemConfig {
     state: watch::Receiver<Option<Media>>,
     changed: Arc<Notify>,
 }
 
-/// Pauses between reads until the first has succeeded.
+/// Interval between reads until the first success.
 const EAGER: Duration = Duration::from_secs(1);
 
-/// What stops every read is logged once in this time.
+/// An error that repeats at each read is logged once in this time.
 const SAID_ONCE_IN: Duration = Duration::from_secs(60);
 
 impl SystemConfig {
-    /// Begins to read, and to poll.
+    /// Starts to read and to poll.
     pub fn start(couch: Couch, zone: String, poll: Duration, tasks: &TaskTracker, stop: CancellationToken) -> Self {
         let (sender, state) = watch::channel(None);
         let changed = Arc::new(Notify::new());
@@ -69,12 +70,12 @@ impl SystemConfig {
         Self { state, changed }
     }
 
-    /// The settings; `None` while the database has never told them.
+    /// The settings. `None` until the database was read once.
     pub fn current(&self) -> Option<Media> {
         self.state.borrow().clone()
     }
 
-    /// What a plan needs; Kazoo's own defaults while the database has never told them.
+    /// The settings for a recording's plan. Kazoo's own defaults until the database was read once.
     pub fn defaults(&self) -> Defaults {
         self.state
             .borrow()
@@ -82,20 +83,20 @@ impl SystemConfig {
             .map_or_else(Defaults::default, |media| media.defaults.clone())
     }
 
-    /// Somebody changed the document: it is read at once.
+    /// An operator or Kazoo changed the document. It is read at once.
     pub fn notice(&self) {
         self.changed.notify_one();
     }
 }
 
-/// `said` is what was logged last, and when.
+/// `said` is the error that was logged last, and when.
 async fn read(
     couch: &Couch,
     zone: &str,
     sender: &watch::Sender<Option<Media>>,
     said: &mut Option<(CouchError, Instant)>,
 ) {
-    // Where nothing else was ever told, that is no news either.
+    // While the settings are those of a missing document, a missing document is no change, so one node's answer is enough.
     let was_missing = sender.borrow().as_ref() == Some(&Media::read(&Value::Null, zone));
     let found = match was_missing {
         true => couch.get(DATABASE, DOCUMENT).await,
@@ -115,7 +116,8 @@ async fn read(
             });
             ConfigRead { result: Ok(()) }.emit();
         }
-        // Also a missing database: a server that misses this one does not know any, and says nothing about recordings.
+        // This includes a missing database. A server without this database knows none of the cluster's databases, and says nothing about
+        // recordings.
         Err(error) => {
             let is_old = said
                 .as_ref()
@@ -159,7 +161,7 @@ mod tests {
 
     const ACCOUNT: &str = "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4";
 
-    /// Waits until the server was asked so often.
+    /// Waits until the server has received `times` requests.
     async fn asked(log: &testing::Log, times: usize) {
         let waiting = async {
             while log.lock().unwrap().len() < times {
@@ -173,9 +175,9 @@ mod tests {
     async fn a_server_without_the_databases_does_not_have_recordings_thrown_away() {
         for answer in [
             testing::no_database(),
-            // Older relatives.
+            // BigCouch and CouchDB 1.
             (404, serde_json::json!({"error": "not_found", "reason": "no_db_file"})),
-            // A proxy's page.
+            // The page of a proxy.
             (404, Value::String("<html>Not Found</html>".into())),
             (200, Value::String("<html>Welcome</html>".into())),
         ] {
@@ -184,7 +186,7 @@ mod tests {
             let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
             let poll = Duration::from_millis(1);
             let config = SystemConfig::start(couch.clone(), "local".into(), poll, &tasks, stop.clone());
-            // The second read comes after the first was judged.
+            // The second read follows after the first result was processed.
             asked(&log, 3).await;
             assert_eq!(config.current(), None, "{said}");
             assert_eq!(Accounts::new(couch).plan(ACCOUNT).await, Plan::Unknown, "{said}");

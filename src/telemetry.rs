@@ -1,4 +1,4 @@
-//! Logs and metrics. What happened is a small struct with an `emit` that logs and counts together; see `events`.
+//! Logs and metrics. Each event is a small struct whose `emit` logs and counts; see `events`.
 
 use std::io::IsTerminal as _;
 
@@ -34,7 +34,7 @@ pub enum TelemetryError {
     Metrics(String),
 }
 
-/// What the process' logger can still be asked for.
+/// Handles on the process' logger.
 pub struct Logs {
     pub level: LogLevel,
     #[cfg(feature = "otlp")]
@@ -42,7 +42,7 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// The process ends: what is not exported yet is. Waits for a few seconds at most, so not on the runtime.
+    /// Exports the remaining spans at the end of the process. It blocks for some seconds at most, so do not call it on the runtime.
     pub fn shut_down(&self) {
         #[cfg(feature = "otlp")]
         if let Some(exporter) = &self.exporter {
@@ -51,10 +51,10 @@ impl Logs {
     }
 }
 
-/// Sets the process' logger, and the exporter of its traces. Logs go to standard error: standard output belongs to commands.
+/// Sets the process' logger and the exporter of its traces. Logs go to standard error, because commands write to standard output.
 ///
 /// # Errors
-/// A filter that cannot be read, an exporter that cannot be made, or a logger that is set already.
+/// When the filter cannot be parsed, the exporter cannot be created, or a logger is set already.
 pub fn init_logs(config: &Config) -> Result<Logs, TelemetryError> {
     let log = &config.log;
     let filter = config::log_filter(&log.level).map_err(|why| TelemetryError::Filter(log.level.clone(), why))?;
@@ -67,7 +67,7 @@ pub fn init_logs(config: &Config) -> Result<Logs, TelemetryError> {
         LogFormat::Json => fmt::layer()
             .json()
             .flatten_event(true)
-            // The innermost span has the trace's id, as all of them.
+            // The innermost span has the trace's id, as each of them does.
             .with_span_list(false)
             .with_writer(std::io::stderr)
             .boxed(),
@@ -100,7 +100,7 @@ pub fn init_logs(config: &Config) -> Result<Logs, TelemetryError> {
 /// Sets the process' metrics recorder.
 ///
 /// # Errors
-/// A recorder that is set already.
+/// When a recorder is set already.
 pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
     const SECONDS: &[f64] = &[
         0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,

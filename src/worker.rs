@@ -1,4 +1,4 @@
-//! The composition: builds the parts, spawns, supervises, drains. The only file that knows them all.
+//! The composition: builds the parts, spawns, supervises, drains. Only this file knows all parts.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -78,10 +78,10 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Builds the parts and starts them. Neither RabbitMQ nor CouchDB need to be there yet.
+    /// Builds the parts and starts them. Neither RabbitMQ nor CouchDB needs to be available yet.
     ///
     /// # Errors
-    /// What this host itself does not allow: a port, the spool.
+    /// When this host does not allow it: a port cannot be bound, or the spool cannot be used.
     pub async fn start(config: Config, clock: Clock, instruments: Instruments) -> Result<Self, StartError> {
         labels::begin_at_zero();
         ProxiesIgnored {
@@ -97,7 +97,7 @@ impl Worker {
         let (service, pulses) = (Service::of_environment(), Pulses::default());
 
         let gates = Gates::default();
-        // What can fail for good comes first: whoever gives up has no session to break off.
+        // Steps that can fail for good come first: a failure here leaves no session to close.
         let spool = Spool::open(&config.spool.dir, config.spool.min_free_bytes).map_err(|why| StartError::Spool {
             dir: config.spool.dir.display().to_string(),
             why,
@@ -130,7 +130,7 @@ impl Worker {
 
         let brokers = Brokers::new(&config.amqp);
         brokers.prefer_the_first(&config.amqp, &sender.node, &tasks, close.clone());
-        // Bound before anything else that goes out: an action that nobody is bound for crashes its callflow listener.
+        // Bound before anything is published: an action that no queue is bound for crashes its callflow listener.
         let (consumers, receivers) = Consumers::start(
             &config.amqp,
             &brokers,
@@ -149,7 +149,7 @@ impl Worker {
             close.clone(),
         );
 
-        // Before anything asks the database.
+        // Before the first request to the database.
         let turns = turns::turns(&publisher);
         let credentials = couch::join(derive_key(&secret, "kz_record_call credentials 1"), turns);
 
@@ -257,12 +257,13 @@ impl Worker {
         self.admin
     }
 
-    /// Reads again what may be replaced while the worker runs: the certificate for uploads.
+    /// Reloads what may be replaced while the worker runs: the certificate for uploads.
     pub fn reload(&self) {
         self.parts.ingest.read_certificate_again();
     }
 
-    /// Ends in good order: no new deliveries, what is in hand is finished or given back within `grace`, then the connections close.
+    /// Drains the worker. It accepts no new deliveries, and finishes or returns those in flight within `grace`. Then the
+    /// connections close.
     pub async fn drain(self, grace: Duration) {
         info!(
             event = "draining",
@@ -338,7 +339,7 @@ impl Worker {
         }
     }
 
-    /// A task for each delivery: one that waits holds up no other, and the prefetch bounds their number.
+    /// Spawns a task for each delivery, so that a delivery that waits blocks no other one. The prefetch limits the number of tasks.
     fn each<F, T>(&self, queue: &'static str, mut deliveries: mpsc::Receiver<Delivery>, handle: F)
     where
         F: Fn(Arc<Parts>, Delivery) -> T + Send + 'static,
@@ -356,7 +357,7 @@ impl Worker {
     }
 }
 
-/// Work that ends only with the worker, as it is begun each time.
+/// Returns a closure that starts work which runs until the worker ends.
 fn background<F: Future<Output = ()> + Send + 'static>(
     parts: &Arc<Parts>,
     work: fn(Arc<Parts>) -> F,
@@ -379,7 +380,7 @@ async fn receive(
     }
 }
 
-/// The cluster's secret, or one made up for this process.
+/// The cluster's secret, or a random one for this process.
 fn secret(config: &Config) -> Vec<u8> {
     match &config.secret {
         Some(secret) => secret.expose_secret().as_bytes().to_vec(),

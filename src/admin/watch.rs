@@ -1,4 +1,4 @@
-//! Looks at what the gauges tell, in the background: never on a recording's way, and never waiting long for anything.
+//! Measures the gauges in the background. This never delays a recording, and every step has a time limit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,22 +16,23 @@ use crate::telemetry::survive_for_ever;
 
 use super::{Check, Readiness};
 
-/// How often readiness, spool and targets are looked at.
+/// Interval at which readiness, spool and targets are measured.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// A database has this long to count.
+/// Time limit for a database to count.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Gauges that are older than so many looks mislead, which is told.
+/// Gauges that were not refreshed for this many intervals mislead, so the worker logs that.
 const STALE_LOOKS: u32 = 5;
 
-/// States that recordings should leave before long.
+/// States that a recording should leave soon.
 const OLDEST: [State; 4] = [State::Ended, State::Held, State::Parked, State::Announcing];
 
-/// What was seen last; nothing at first.
+/// The results of the last checks; empty at first.
 pub type Checks = watch::Receiver<Vec<Check>>;
 
-/// Begins to look. The checks go on until `close`; what costs the database something ends when the worker stops.
+/// Starts to measure. The checks run until `close`. Counting, which costs the database work, ends when the worker
+/// stops.
 pub fn start(readiness: &Readiness, tasks: &TaskTracker, close: CancellationToken) -> Checks {
     let (sender, checks) = watch::channel(Vec::new());
     let (looking, sender) = (readiness.clone(), Arc::new(sender));
@@ -44,7 +45,7 @@ pub fn start(readiness: &Readiness, tasks: &TaskTracker, close: CancellationToke
 
 async fn check(readiness: Readiness, seen: Arc<watch::Sender<Vec<Check>>>, close: CancellationToken) {
     let parts = &readiness.parts;
-    // A broker that was lost, or found, is told at once.
+    // A lost or restored broker session is published at once.
     let mut sessions = parts.consumers.watch();
     let mut alarm = parts.publisher.watch_alarm();
     loop {
@@ -74,7 +75,7 @@ async fn check(readiness: Readiness, seen: Arc<watch::Sender<Vec<Check>>>, close
 }
 
 async fn measure_spool(readiness: &Readiness) {
-    // Not on a disk that did not answer just now.
+    // Skipped while another check uses the disk: the disk may hang.
     let Ok(permit) = readiness.looking.clone().try_acquire_owned() else {
         return;
     };
@@ -90,7 +91,7 @@ async fn measure_spool(readiness: &Readiness) {
         }
         drop(permit);
     });
-    // One that hangs is told by the next check.
+    // The next check reports a disk that hangs.
     let _ = tokio::time::timeout(super::PATIENCE, look).await;
 }
 
@@ -105,7 +106,7 @@ async fn count(readiness: Readiness) {
             let measured = tokio::time::timeout(PATIENCE, measure_hold(&readiness)).await;
             hold.ended(&readiness, measured.unwrap_or_else(|_| Err(late())));
         }
-        // Not all workers at once.
+        // Jitter, so that the workers do not count at the same time.
         tokio::select! {
             () = tokio::time::sleep(every.mul_f64(0.9 + fastrand::f64() * 0.2)) => {}
             () = parts.stop.cancelled() => return,
@@ -148,7 +149,7 @@ async fn measure_hold(readiness: &Readiness) -> Result<(), String> {
     Ok(())
 }
 
-/// How fresh some gauges are.
+/// How fresh a group of gauges is.
 struct Look {
     of: &'static str,
     stale_after: Duration,

@@ -1,5 +1,5 @@
-//! Which of several brokers is used. Both connections of a worker use the same one: brokers of a list need not be one cluster, and a reply to what is
-//! published on one of them never comes on another.
+//! Selects one of several brokers. Both connections of a worker use the same broker. The brokers of a list need not form one cluster, so a
+//! reply to a request published on one broker never arrives on another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use crate::telemetry::{survive, survive_for_ever};
 
 use super::link;
 
-/// How often the first broker is looked for while another one is used.
+/// How often the worker tries the first broker while it uses another one.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// Looks in a row that must find it.
+/// Successful attempts in a row before the worker returns to the first broker.
 const GOOD_LOOKS: u32 = 2;
 
-/// A first broker that is left again soon after the return is looked for less often, down to this.
+/// Longest interval between attempts. The interval doubles when the worker leaves the first broker again soon after a return.
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// A return that lasted so long was a good one.
+/// A return that lasted this long resets the interval.
 const LASTING: Duration = Duration::from_secs(300);
 
 /// The choice, shared by the connections of a worker.
@@ -48,7 +48,7 @@ impl Brokers {
         *self.chosen.borrow()
     }
 
-    /// The one after `from`, unless another is chosen already.
+    /// Selects the broker after `from`, unless another one is selected already.
     pub(super) fn move_on(&self, from: usize) {
         let next = (from + 1) % self.count;
         self.chosen.send_if_modified(|chosen| {
@@ -68,7 +68,7 @@ impl Brokers {
         }
     }
 
-    /// Goes back to the first broker when that is there again: it is Kazoo's own first choice.
+    /// Returns to the first broker when it accepts connections again, because the first broker is also Kazoo's first choice.
     pub fn prefer_the_first(&self, config: &config::Amqp, node: &str, tasks: &TaskTracker, stop: CancellationToken) {
         if self.count < 2 {
             return;
@@ -137,7 +137,7 @@ mod tests {
         let two = one.clone();
         one.move_on(0);
         assert_eq!(two.chosen(), 1);
-        // The other one failed there too, and is late.
+        // The second connection failed on the same broker, but reports the failure late.
         two.move_on(0);
         assert_eq!((one.chosen(), two.chosen()), (1, 1));
         two.moved(0).await;

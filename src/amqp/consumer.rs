@@ -1,4 +1,4 @@
-//! The consuming connection: session after session, each binding first.
+//! The consuming connection. Each session binds its queues before anything else.
 
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ use super::{AmqpError, within};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How often the queue of dead letters is looked for: what the broker drops while it is missing is lost.
+/// How often the worker checks that the dead-letter queue exists. RabbitMQ drops dead letters while the queue is missing.
 const DEAD_LETTERS_EVERY: Duration = Duration::from_secs(10);
 
-/// What the present session is good for.
+/// The state of the present session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SessionState {
     /// Counts the sessions.
@@ -43,12 +43,12 @@ pub struct Consumers {
     state: watch::Receiver<SessionState>,
 }
 
-/// The two steps of an orderly end.
+/// The two steps of a shutdown.
 #[derive(Debug, Clone, Default)]
 struct Stop {
-    /// No new deliveries.
+    /// The worker receives no new deliveries.
     consuming: CancellationToken,
-    /// The connection may go.
+    /// The connection may close.
     connection: CancellationToken,
 }
 
@@ -126,7 +126,7 @@ impl Side {
             if self.stop.consuming.is_cancelled() {
                 break;
             }
-            // The same reason ten times a second would bury everything else.
+            // The reconnect loop can fail ten times a second. Repeats of one reason would bury all other log lines.
             let why = ended.to_string();
             if why != told {
                 AmqpConnection {
@@ -144,7 +144,7 @@ impl Side {
         }
     }
 
-    /// One session: returns when it is over, with the reason.
+    /// Runs one session until it ends, and returns the reason.
     async fn session(&self, connection: &Connection, link: &mut Link) -> AmqpError {
         let mut consuming: JoinSet<&'static str> = JoinSet::new();
         let mut channels = Vec::new();
@@ -206,7 +206,7 @@ impl Side {
         AmqpError::Ended("stopped")
     }
 
-    /// Declares the queue of dead letters again whenever it is missing.
+    /// Declares the dead-letter queue again whenever it is missing.
     async fn keep_dead_letters(&self, connection: &Connection) {
         let is_dead_letters = |spec: &&QueueSpec| matches!(spec.kind, QueueKind::DeadLetters { .. });
         let specs = self.specs.iter().map(|(spec, _)| spec).filter(is_dead_letters);
@@ -218,7 +218,7 @@ impl Side {
                 match topology::restore(connection, spec).await {
                     Ok(Restored::Missing) => DeadLettersDeclared { queue: &spec.name }.emit(),
                     Ok(Restored::There) | Err(_) => {}
-                    // That was told when the session began; each attempt would cost a channel.
+                    // The difference was logged when the session started. Each further attempt would cost a channel.
                     Ok(Restored::OtherForm) => continue,
                 }
                 right.push(spec);
@@ -253,7 +253,7 @@ impl Side {
             by_hand: spec.kind != QueueKind::Exclusive,
             gate: spec.gate.clone(),
         };
-        // Consumed before the session counts as good, unless the gate says otherwise.
+        // The consumer starts before the session counts as ready, unless the gate is closed.
         let stream = if consumer.is_open() {
             Some(consumer.consume().await?)
         } else {
@@ -270,7 +270,7 @@ struct Consumer {
     queue: String,
     tag: String,
     sender: mpsc::Sender<Delivery>,
-    /// Whether handlers acknowledge, each when its promise is kept.
+    /// Whether handlers acknowledge each delivery themselves, once its result is durable.
     by_hand: bool,
     gate: Option<watch::Receiver<bool>>,
 }
@@ -319,7 +319,7 @@ impl Consumer {
                     if within(LIMIT, "cancelling a consumer", cancel).await.is_err() {
                         return "a consumer could not be cancelled";
                     }
-                    // What was on its way already goes back, or it would stay with this channel.
+                    // Deliveries that are already in flight must be returned, or they would stay unacknowledged on this channel.
                     while let Some(Ok(delivery)) = consuming.next().await {
                         Delivery::new(delivery, true).give_back().await;
                     }
@@ -340,7 +340,7 @@ impl Consumer {
             let delivery = match next {
                 Some(Ok(delivery)) => delivery,
                 Some(Err(_)) => return Stopped::Session("a consumer failed"),
-                // Also how lapin tells that the queue was deleted.
+                // lapin reports a deleted queue the same way.
                 None => return Stopped::Session("a consumer was cancelled"),
             };
             let acker = (!self.by_hand).then(|| delivery.acker.clone());

@@ -16,8 +16,9 @@ use super::within;
 
 const ACK_LIMIT: Duration = Duration::from_secs(5);
 
-/// A delivery. It carries its acknowledgement until what was promised is durable; one that is dropped stays with the broker, which
-/// delivers it again. The acknowledgement belongs to the channel that the delivery came by, and is never sent on another.
+/// A delivery from RabbitMQ. Its handler acknowledges it when the promised result is durable. RabbitMQ keeps a delivery that is dropped
+/// without an acknowledgement, and delivers it again. The acknowledgement belongs to the channel of the delivery, and is never sent on
+/// another channel.
 #[derive(Debug)]
 pub struct Delivery {
     inner: Arc<lapin::message::Delivery>,
@@ -26,12 +27,12 @@ pub struct Delivery {
     settled: Arc<AtomicBool>,
 }
 
-/// A hold on a delivery that somebody else handles, for when that one dies of it.
+/// A second handle on a delivery that another task handles. The worker uses this handle when that task panics.
 #[derive(Debug)]
 pub struct Spare(Delivery);
 
 impl Spare {
-    /// The delivery, unless it was acknowledged or given back. Only for whoever knows that its handler is gone.
+    /// The delivery, unless its handler acknowledged or returned it. Call this only when the handler has ended.
     pub fn unsettled(self) -> Option<Delivery> {
         (!self.0.settled.load(Ordering::Acquire)).then_some(self.0)
     }
@@ -46,7 +47,7 @@ impl Delivery {
         }
     }
 
-    /// A hold on it that outlives the handler.
+    /// A second handle on this delivery, which outlives the handler.
     pub fn spare(&self) -> Spare {
         Spare(Self {
             inner: Arc::clone(&self.inner),
@@ -55,7 +56,7 @@ impl Delivery {
         })
     }
 
-    /// The message. It may take many times the room of the body: see `Room`.
+    /// The decoded message. It may take many times the memory of the body: see `Room`.
     ///
     /// # Errors
     /// As `Envelope::decode`.
@@ -110,7 +111,7 @@ impl Delivery {
         &self.inner.properties
     }
 
-    /// The promise is kept: the broker may forget the message.
+    /// Acknowledges the message: the promised result is durable, and the broker may delete the message.
     pub async fn ack(self) {
         if self.settled.swap(true, Ordering::AcqRel) || !self.needs_ack {
             return;
@@ -128,7 +129,7 @@ impl Delivery {
         }
     }
 
-    /// How often it was delivered and came back, as far as the broker tells (quorum queues do).
+    /// How often the message was delivered and returned, as far as the broker reports the count. Quorum queues do.
     pub fn returns(&self) -> u32 {
         let headers = self.inner.properties.headers().as_ref();
         let number = |name: &str| match headers?.inner().get(name)? {
@@ -140,17 +141,17 @@ impl Delivery {
             AMQPValue::ShortShortUInt(number) => Some(u32::from(*number)),
             _ => None,
         };
-        // RabbitMQ 4.3 counts what is returned on purpose by the second alone.
+        // RabbitMQ 4.3 counts returns on purpose only in `x-acquired-count`.
         let counted = ["x-delivery-count", "x-acquired-count"].map(number);
         counted.into_iter().flatten().max().unwrap_or(0)
     }
 
-    /// Gives the message back at once, for another worker.
+    /// Returns the message to its queue at once, for another worker.
     pub async fn give_back(self) {
         self.nack(true).await;
     }
 
-    /// Leaves the message to the broker's own dead-lettering, which asks for nothing but that its queue is there.
+    /// Rejects the message, so that the broker dead-letters it. The dead-letter queue must exist.
     pub async fn refuse(self) {
         self.nack(false).await;
     }

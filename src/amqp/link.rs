@@ -1,4 +1,4 @@
-//! One connection to one of the brokers, and the pauses between attempts.
+//! One connection to one of the brokers, with its reconnect backoff.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::config;
 use super::brokers::Brokers;
 use super::{AmqpError, within};
 
-/// The pause after an answer of the broker that is not a connection, such as wrong credentials.
+/// The minimum backoff after the broker refused the connection, for example because of wrong credentials.
 const CALM: Duration = Duration::from_millis(500);
 
 /// Connects to the broker that is chosen.
@@ -22,21 +22,22 @@ pub struct Link {
     client_name: String,
     config: config::Amqp,
     brokers: Brokers,
-    /// Which one was tried last.
+    /// Index of the broker that was tried last.
     tried: usize,
-    /// Whether a failure moves both connections to the next broker at once; else only one that lasts.
+    /// Whether each failure moves both connections to the next broker at once. Otherwise only a lasting failure does.
     leads: bool,
-    /// Which one was tried last: host, port and vhost.
+    /// The broker that was tried last: host, port and vhost.
     broker: String,
     pause: Duration,
     failing_since: Option<Instant>,
 }
 
-/// A connection that follows asks for another broker when it has failed for so long: the other one may have the same trouble, or none.
+/// A connection that does not lead moves to another broker only after it has failed for this long. The leading connection may have met the
+/// same fault, or none.
 const INSISTS_AFTER: Duration = Duration::from_secs(10);
 
-/// For this long after a loss the pauses stay at their minimum: a broker that restarts is back within it, and Kazoo's callflow publishes
-/// again 500 ms after it.
+/// For this long after a loss the backoff stays at its minimum. A broker that restarts is back within this time, and Kazoo's callflow
+/// publishes again 500 ms after the restart.
 const EAGER: Duration = Duration::from_secs(60);
 
 impl Link {
@@ -55,7 +56,7 @@ impl Link {
         }
     }
 
-    /// One attempt, at the broker that is chosen now.
+    /// Makes one connection attempt, at the selected broker.
     pub async fn connect(&mut self) -> Result<Connection, AmqpError> {
         self.tried = self.brokers.chosen();
         let uri = &self.config.uris[self.tried % self.config.uris.len()];
@@ -79,7 +80,7 @@ impl Link {
         connected
     }
 
-    /// This broker is of no use: it takes no connection, or does not let us work on one.
+    /// Records that this broker is unusable: it refused the connection, or did not let the worker use it.
     pub fn failed(&mut self) {
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         if self.leads || since.elapsed() > INSISTS_AFTER {
@@ -87,19 +88,19 @@ impl Link {
         }
     }
 
-    /// Until another broker is chosen than the one of this session.
+    /// Waits until another broker is selected than the one of this session.
     pub async fn moved(&self) {
         self.brokers.moved(self.tried).await;
     }
 
-    /// The session reached its work: the next loss is a new one.
+    /// Records that the session is in use. The next loss starts with the minimum backoff again.
     pub fn succeeded(&mut self) {
         self.pause = self.config.reconnect_min;
         self.failing_since = None;
     }
 
-    /// Waits before the next attempt. A broker that is not there is looked for often; one that is there, and will not have us, is not
-    /// pestered.
+    /// Waits for the reconnect backoff before the next attempt. The backoff is short for a broker that cannot be reached. It is longer for
+    /// a broker that answered and refused the connection.
     pub async fn pause(&mut self, ended: &AmqpError) {
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         let pause = if ended.is_refused_by_broker() {
@@ -128,7 +129,7 @@ impl Link {
 /// # Errors
 /// `Tls` names the setting that helps.
 pub async fn connect(config: &config::Amqp, uri: &SecretString, client_name: &str) -> Result<Connection, AmqpError> {
-    // Read once already, when the configuration was checked.
+    // The URI was parsed once already, when the configuration was checked.
     let uri = config::broker(uri.expose_secret())?;
     let properties = ConnectionProperties::default().with_connection_name(client_name.to_owned().into());
     let connecting = async {
@@ -138,7 +139,7 @@ pub async fn connect(config: &config::Amqp, uri: &SecretString, client_name: &st
     within(config.connect_timeout, "connecting", connecting).await
 }
 
-/// What `amqps` needs besides the host's own authorities; `amqp` does not look at it.
+/// The TLS settings of `amqps`, in addition to the host's trusted authorities. `amqp` ignores them.
 fn tls(config: &config::Amqp) -> OwnedTLSConfig {
     OwnedTLSConfig {
         identity: config.identity.as_ref().map(|identity| OwnedIdentity::PKCS8 {
@@ -151,6 +152,6 @@ fn tls(config: &config::Amqp) -> OwnedTLSConfig {
 
 /// Closes a connection that may be dead already.
 pub async fn close(connection: &Connection) {
-    // The error would only say that it is closed.
+    // An error here would only say that the connection is closed already.
     let _ = within(Duration::from_secs(2), "closing", connection.close(200, "bye".into())).await;
 }

@@ -1,7 +1,8 @@
-//! A look at a broker that leaves nothing behind and takes nothing away, for `kz-record-call check`.
+//! Checks a broker for `kz-record-call check`. The check leaves nothing behind on the broker and consumes no message of a real queue.
 //!
-//! What exists is compared by declaring it once more as it must be, which changes nothing; what does not exist is never declared. Everything
-//! else happens in a mailbox, a queue that is gone with the connection, and under keys that nobody else is bound to.
+//! The check compares an existing exchange or queue by declaring it again with the expected arguments, which changes nothing. The check
+//! never declares one that is missing. Messages go only through a mailbox, which is a queue that ends with the connection. Their routing
+//! keys are random, so no other client is bound to them.
 
 use std::time::Duration;
 
@@ -23,38 +24,38 @@ use crate::kazoo::names::{CONTENT_TYPE, Exchange};
 use super::topology::{self, QueueKind, QueueSpec};
 use super::{AmqpError, link, within};
 
-/// One step must be through in this time.
+/// Time limit of one step.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// How something is found that must have one form.
+/// Result of comparing an exchange or queue with its expected arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Form {
     Missing,
     Right,
-    /// It exists in another form; the broker's words.
+    /// It exists with other arguments. Holds the broker's text.
     Other(String),
-    /// We may not use it; the broker's words.
+    /// The broker user may not use it. Holds the broker's text.
     Forbidden(String),
 }
 
-/// What is in a queue, and who takes it out.
+/// How many messages and consumers a queue has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
     pub messages: u32,
     pub consumers: u32,
 }
 
-/// What became of a message that must be routed or come back.
+/// Whether RabbitMQ routed or returned a mandatory message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
     Routed,
     Returned,
 }
 
-/// A connection to look around on.
+/// A connection for checks.
 pub struct Probe {
     connection: Connection,
-    /// A word that nobody else uses. Without dots, so that no pattern of Kazoo's with several words fits it.
+    /// A random word that no other client uses. It contains no dots, so that no multi-word binding pattern of Kazoo matches it.
     mark: String,
 }
 
@@ -74,10 +75,11 @@ impl Probe {
         })
     }
 
-    /// Whether the length of a queue of Kazoo's may be looked at. One that is gone, or somebody's own, may.
+    /// Whether the broker user may read the length of one of Kazoo's queues. A queue that is missing, or exclusive to another connection,
+    /// counts as readable.
     ///
     /// # Errors
-    /// When it may not.
+    /// When the user may not.
     pub async fn may_look(&self, queue: &str) -> Result<(), AmqpError> {
         let channel = self.channel().await?;
         let passive = QueueDeclareOptions {
@@ -95,10 +97,10 @@ impl Probe {
         }
     }
 
-    /// Whether an exchange is as Kazoo declares it (`kz_amqp_util:new_exchange`), or as we do ours.
+    /// Whether an exchange has the arguments that Kazoo declares (`kz_amqp_util:new_exchange`), or those that we declare for our own.
     ///
     /// # Errors
-    /// When the broker does not tell.
+    /// When the broker does not answer the question.
     pub async fn exchange(&self, exchange: Exchange) -> Result<Form, AmqpError> {
         let declare = |passive| async move {
             let channel = self.channel().await?;
@@ -108,16 +110,16 @@ impl Probe {
             within(LIMIT, "looking up an exchange", declaring).await
         };
         match form(declare(true).await)? {
-            // A passive look tells the name only.
+            // A passive declaration compares only the name.
             (Form::Right, _) => Ok(form(declare(false).await)?.0),
             (other, _) => Ok(other),
         }
     }
 
-    /// Whether a queue is as we declare it, and what is in it.
+    /// Whether a queue has the arguments that we declare, and how many messages and consumers the queue has.
     ///
     /// # Errors
-    /// When the broker does not tell.
+    /// When the broker does not answer the question.
     pub async fn queue(&self, spec: &QueueSpec) -> Result<(Form, Option<Load>), AmqpError> {
         let declare = |passive| async move {
             let channel = self.channel().await?;
@@ -137,11 +139,11 @@ impl Probe {
         }
     }
 
-    /// Whether we may publish to an exchange that exists. The broker looks at permissions when a message comes, and routes it when its transaction
-    /// is through: this one is rolled back, so nobody ever gets the message.
+    /// Whether the broker user may publish to an existing exchange. The broker checks permissions when a message arrives, and routes the
+    /// message only when its transaction commits. This transaction is rolled back, so no client receives the message.
     ///
     /// # Errors
-    /// When we may not.
+    /// When the user may not.
     pub async fn may_publish(&self, exchange: Exchange) -> Result<(), AmqpError> {
         let channel = self.channel().await?;
         within(LIMIT, "beginning a transaction", channel.tx_select()).await?;
@@ -160,7 +162,7 @@ impl Probe {
         Ok(())
     }
 
-    /// Publishes a message that comes back if no queue takes it.
+    /// Publishes a mandatory message, which the broker returns if no queue takes it.
     ///
     /// # Errors
     /// When the broker refuses it, or does not confirm it in time.
@@ -187,10 +189,10 @@ impl Probe {
         sent
     }
 
-    /// Opens a queue of our own, and consumes it.
+    /// Declares an exclusive queue and consumes from it.
     ///
     /// # Errors
-    /// When we may not have one.
+    /// When the user may not declare one.
     pub async fn mailbox(&self) -> Result<Mailbox<'_>, AmqpError> {
         let (channel, name) = (
             self.channel().await?,
@@ -223,11 +225,11 @@ impl Probe {
         })
     }
 
-    /// Whether we may declare queues with dead letters, as all workers share: the broker wants write permission on `amq.default` for them, and read
-    /// permission on the queue. The one declared here is this connection's, and deleted at once.
+    /// Whether the user may declare queues with dead-lettering, such as the queues that all workers share. The broker requires write
+    /// permission on `amq.default` for them, and read permission on the queue. The queue declared here is exclusive, and deleted at once.
     ///
     /// # Errors
-    /// When we may not.
+    /// When the user may not.
     pub async fn dead_letters(&self, to: &str) -> Result<(), AmqpError> {
         let channel = self.channel().await?;
         let name = format!("kz_record_call.check-{}", uuid::Uuid::new_v4().simple());
@@ -240,7 +242,7 @@ impl Probe {
         Ok(())
     }
 
-    /// A word that nobody else uses, for routing keys.
+    /// A random word for routing keys that no other client uses.
     pub fn mark(&self) -> &str {
         &self.mark
     }
@@ -254,7 +256,7 @@ impl Probe {
     }
 }
 
-/// A queue of our own that is gone with the connection.
+/// An exclusive queue that ends with the connection.
 pub struct Mailbox<'a> {
     probe: &'a Probe,
     name: String,
@@ -263,17 +265,17 @@ pub struct Mailbox<'a> {
 }
 
 impl Mailbox<'_> {
-    /// The queue's name; bound to `targeted` under it, it takes replies.
+    /// The queue's name. Bound to the exchange `targeted` under this name, the queue receives replies.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Binds it. `key` must be one that nobody else uses.
+    /// Binds the queue to `exchange`. No other client may use `key`.
     ///
     /// # Errors
-    /// When the exchange is missing, or we may not read from it.
+    /// When the exchange is missing, or the user may not read from it.
     pub async fn bind(&self, exchange: Exchange, key: &str) -> Result<(), AmqpError> {
-        // Of its own: a refusal on a channel that consumes can take the connection with it.
+        // Uses a channel of its own: a refusal on a channel that consumes can close the whole connection.
         let channel = self.probe.channel().await?;
         let binding = channel.queue_bind(
             self.name.as_str().into(),
@@ -287,7 +289,7 @@ impl Mailbox<'_> {
         Ok(())
     }
 
-    /// The next message that can be read, until `until`.
+    /// The next message that can be decoded, until `until`.
     pub async fn next(&mut self, until: Instant) -> Option<Envelope> {
         loop {
             let delivery = tokio::time::timeout_at(until, self.consumer.next()).await.ok()??.ok()?;
@@ -298,7 +300,7 @@ impl Mailbox<'_> {
     }
 }
 
-/// The form that a declaration's answer tells, with the answer if it was good.
+/// The form that the answer to a declaration shows, together with the answer if the declaration succeeded.
 fn form<T>(declared: Result<T, AmqpError>) -> Result<(Form, Option<T>), AmqpError> {
     const ACCESS_REFUSED: u16 = 403;
     const NOT_FOUND: u16 = 404;

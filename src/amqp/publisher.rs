@@ -1,7 +1,8 @@
 //! Publishing, each message confirmed by the broker.
 //!
-//! Each channel has one message under way at most: lapin hands a returned message to whichever confirmation comes next, so only then is
-//! it certain which message came back. The returned `message_id` is compared all the same. Width comes from a pool of channels.
+//! Each channel has at most one message in flight. lapin attaches a returned message to whichever confirmation comes next, so with one
+//! message in flight the returned message is certain. The returned `message_id` is compared as well. A pool of channels provides
+//! concurrency.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
@@ -60,12 +61,12 @@ impl PublishError {
         matches!(self, Self::Unroutable(_))
     }
 
-    /// Whether the broker has an alarm, and takes no messages of anybody.
+    /// Whether the broker raised an alarm, and blocks all publishers.
     pub fn is_alarm(&self) -> bool {
         matches!(self, Self::Blocked(_))
     }
 
-    /// Whether the message is what the broker refuses, and not the connection that is in trouble: the same message comes to the same.
+    /// Whether the broker refused this message, and the connection works. A retry of the same message has the same result.
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Unroutable(_) | Self::Refused | Self::TooLong => true,
@@ -82,7 +83,7 @@ pub struct Publisher(Arc<Inner>);
 struct Inner {
     connection: watch::Receiver<Option<Live>>,
     permits: Semaphore,
-    /// Why the broker takes nothing now.
+    /// The broker's reason for blocking publishers now.
     blocked: watch::Receiver<Option<String>>,
     idle: Mutex<Vec<(u64, Channel)>>,
     looks: Looks,
@@ -92,7 +93,7 @@ struct Inner {
 }
 
 impl Publisher {
-    /// Begins to keep a connection for publishing. `close` ends it.
+    /// Starts a supervised connection for publishing. `close` ends it.
     pub fn start(
         config: &config::Amqp,
         brokers: &Brokers,
@@ -124,7 +125,7 @@ impl Publisher {
         }))
     }
 
-    /// The connection, as soon as there is one; `None` when there will be none any more.
+    /// Waits for a connection. `None` when the publisher has stopped for good.
     pub(super) async fn connected(&self) -> Option<Arc<lapin::Connection>> {
         let mut connection = self.0.connection.clone();
         let live = connection.wait_for(Option::is_some).await.ok()?;
@@ -135,7 +136,7 @@ impl Publisher {
         self.0.connection.borrow().is_some()
     }
 
-    /// Why the broker takes no messages now: the reason of its alarm.
+    /// The reason of the broker's present alarm, while it blocks publishers.
     pub fn alarm(&self) -> Option<String> {
         self.0.blocked.borrow().clone()
     }
@@ -145,11 +146,11 @@ impl Publisher {
         self.0.blocked.clone()
     }
 
-    /// Publishes, and waits until the broker has confirmed it.
+    /// Publishes a message, and waits until the broker has confirmed it.
     ///
     /// # Errors
-    /// `Unroutable` when the message is mandatory and no queue takes it. All others leave it open whether the broker has it: repeat what
-    /// is harmless when it comes twice.
+    /// `Unroutable` when the message is mandatory and no queue takes it. After any other error the broker may have the message or not.
+    /// Publish again only what is harmless when it arrives twice.
     pub async fn publish(&self, message: &Outgoing) -> Result<(), PublishError> {
         let body = message.body.to_string();
         let id = property_id(message.body.get("Msg-ID").and_then(Value::as_str).unwrap_or_default());
@@ -198,7 +199,7 @@ impl Publisher {
         result
     }
 
-    /// Puts a message of our own into one of our own queues, where it outlives the broker's restart.
+    /// Puts one of our own messages into one of our own queues. The message is persistent.
     ///
     /// # Errors
     /// As `publish`.
@@ -212,7 +213,7 @@ impl Publisher {
             .await
     }
 
-    /// Messages that are ready in somebody's queue now; `None` when that is not to be had.
+    /// Number of ready messages in another client's queue. `None` when the number is unavailable.
     pub async fn depth(&self, queue: &str) -> Option<u32> {
         if self.alarm().is_some() {
             return None;
@@ -222,7 +223,8 @@ impl Publisher {
         self.0.looks.depth(&live, name).await
     }
 
-    /// Puts a copy of a delivery to `queue`: its body byte by byte, and of its properties what anybody may write; with the reason in a header.
+    /// Publishes a copy of a delivery to `queue`, with the reason in a header. The body is copied byte by byte. Only the properties that
+    /// any client may set are copied.
     ///
     /// # Errors
     /// As `publish`; the delivery must then not be acknowledged.
@@ -232,7 +234,7 @@ impl Publisher {
         self.raw("", queue, true, delivery.body(), &id, properties).await
     }
 
-    /// Declares one of our own queues that is missing; whether it was.
+    /// Declares one of our own queues if it is missing. Returns whether it was missing.
     ///
     /// # Errors
     /// When it cannot be declared now.
@@ -260,7 +262,7 @@ impl Publisher {
                 if let Some(reason) = self.alarm() {
                     return Err(PublishError::Blocked(reason));
                 }
-                // Its channel was dropped with the future; the connection may be dead without saying so.
+                // The channel was dropped with the future. The connection may be dead without an error.
                 self.0.lost.notify_one();
                 Err(PublishError::TimedOut(limit))
             }
@@ -277,7 +279,7 @@ impl Publisher {
         properties: BasicProperties,
     ) -> Result<(), PublishError> {
         let routing_key = short(key)?;
-        // What is written to a connection that is blocked stays in its buffer, and would go out with every repeat of it.
+        // A message written to a blocked connection stays in the connection's buffer. Each retry would then send one more copy.
         let mut alarm = self.0.blocked.clone();
         let _ = alarm.wait_for(Option::is_none).await;
         let _permit = self
@@ -308,7 +310,7 @@ impl Publisher {
                     self.put_back(epoch, channel);
                     Err(PublishError::Unroutable(returned.reply_text.as_str().to_owned()))
                 } else {
-                    // Cannot be with one message under way; the channel is not to be trusted.
+                    // This cannot happen with one message in flight, so the channel is not reused.
                     Err(AmqpError::Ended("a returned message was not ours").into())
                 }
             }
@@ -357,12 +359,14 @@ impl Publisher {
     }
 }
 
-/// A text as the protocol's short string. Its own conversion panics on what is too long, so text from outside takes this way.
+/// Converts a text to the protocol's short string. lapin's own conversion panics when a text is too long, so text from outside must use
+/// this function.
 fn short(text: &str) -> Result<ShortString, PublishError> {
     ShortString::try_new(text).map_err(|_| PublishError::TooLong)
 }
 
-/// The property `message_id` for a `Msg-ID`: the same, or one derived from it where it is too long for a property. The body keeps the whole.
+/// The property `message_id` for a `Msg-ID`: the same text, or an id derived from it when it is too long for a property. The body keeps the
+/// whole text.
 fn property_id(msg_id: &str) -> Cow<'_, str> {
     if msg_id.len() <= MAX_BYTES {
         return msg_id.into();

@@ -1,4 +1,4 @@
-//! Requests and their replies: a reply carries the request's `Msg-ID` and comes to this worker's exclusive reply queue.
+//! Requests and their replies. A reply contains the request's `Msg-ID`, and goes to this worker's exclusive reply queue.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -7,18 +7,18 @@ use tokio::sync::mpsc;
 
 use crate::kazoo::envelope::Envelope;
 
-/// Replies that one request may have in waiting.
+/// Buffered replies of one request.
 const WAITING: usize = 64;
 
 type Waiting = Arc<Mutex<HashMap<String, mpsc::Sender<Envelope>>>>;
 
-/// Who waits for which reply.
+/// Which requests wait for replies.
 #[derive(Debug, Clone, Default)]
 pub struct Requests {
     waiting: Waiting,
 }
 
-/// A request that is under way. Dropping it ends the wait.
+/// A request in flight. Dropping it ends the wait.
 #[derive(Debug)]
 pub struct Pending {
     msg_id: String,
@@ -27,7 +27,7 @@ pub struct Pending {
 }
 
 impl Requests {
-    /// Begins to wait for replies to `msg_id`. To be called before the request is sent.
+    /// Starts to wait for replies to `msg_id`. Call this before the request is sent.
     pub fn expect(&self, msg_id: &str) -> Pending {
         let (sender, replies) = mpsc::channel(WAITING);
         if let Ok(mut waiting) = self.waiting.lock() {
@@ -40,7 +40,7 @@ impl Requests {
         }
     }
 
-    /// Hands a reply to whoever waits for it; `false` when nobody does any more.
+    /// Passes a reply to the task that waits for it. `false` when no task waits.
     pub fn reply(&self, envelope: Envelope) -> bool {
         let Some(msg_id) = envelope.msg_id.clone() else {
             return false;
@@ -55,7 +55,7 @@ impl Requests {
 }
 
 impl Pending {
-    /// The next reply. Waits for ever; callers bound it.
+    /// The next reply. It waits without a limit, so the caller must set a time-out.
     pub async fn next(&mut self) -> Option<Envelope> {
         self.replies.recv().await
     }

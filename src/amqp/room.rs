@@ -1,5 +1,5 @@
-//! How much may be read at once. A JSON value takes many times the room of its text, and a gzipped body is a small part of its own: what is
-//! large waits here until the large ones before it are read. What is small waits for nothing.
+//! Limits how much JSON the worker decodes at once. A decoded value takes many times the memory of its text, and a gzipped body is much
+//! smaller than its text. A large body waits here until earlier large bodies are decoded. A small body does not wait.
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -7,13 +7,13 @@ use crate::kazoo::envelope::{MAX_BODY_BYTES, is_longer_than};
 
 use super::delivery::Delivery;
 
-/// Bodies shorter than this, inflated, are read at once.
+/// Bodies shorter than this, after inflation, are decoded at once.
 pub const SMALL: usize = 64 << 10;
 
-/// Bytes of JSON text that are read at once.
+/// Bytes of JSON text that are decoded at the same time.
 pub const AT_ONCE: usize = 2 * MAX_BODY_BYTES;
 
-/// Room for reading messages.
+/// The memory limit for decoding messages.
 #[derive(Debug)]
 pub struct Room(Semaphore);
 
@@ -23,19 +23,19 @@ impl Default for Room {
     }
 }
 
-/// Room that is taken, for as long as this lives. It is to be dropped after the value that was read, and not to be held over a wait.
+/// A share of the limit, held for as long as this value lives. Drop it after the decoded value, and do not hold it across a wait.
 #[derive(Debug)]
 pub struct Taken<'a>(Option<SemaphorePermit<'a>>);
 
 impl Taken<'_> {
-    /// Bytes of it.
+    /// Bytes of the limit that this share takes.
     pub fn bytes(&self) -> usize {
         self.0.as_ref().map_or(0, SemaphorePermit::num_permits)
     }
 }
 
 impl Room {
-    /// Waits until there is room to read a delivery.
+    /// Waits until a delivery may be decoded.
     pub async fn of(&self, delivery: &Delivery) -> Taken<'_> {
         self.take(weight(delivery.encoding(), delivery.body())).await
     }
@@ -45,13 +45,13 @@ impl Room {
             return Taken(None);
         }
         let permits = u32::try_from(weight.min(AT_ONCE)).unwrap_or(u32::MAX);
-        // Never closed.
+        // The semaphore is never closed.
         Taken(self.0.acquire_many(permits).await.ok())
     }
 }
 
-/// What reading a body takes of the room: nothing for one that is small, or so long that it is not read at all. How long a gzipped one becomes
-/// is known only when it is inflated, so one that is not small counts as the longest.
+/// How many bytes of the limit a body takes. A small body takes none, and neither does a body that is too long to be decoded. The inflated
+/// length of a gzipped body is unknown before inflation, so a gzipped body that is not small counts as the longest.
 fn weight(encoding: &str, body: &[u8]) -> usize {
     match encoding {
         "gzip" if is_longer_than(body, SMALL) => MAX_BODY_BYTES,
@@ -81,7 +81,7 @@ mod tests {
             (SMALL - 1, 0),
             (SMALL, SMALL),
             (MAX_BODY_BYTES, MAX_BODY_BYTES),
-            // Refused unread.
+            // Rejected without decoding.
             (MAX_BODY_BYTES + 1, 0),
         ] {
             assert_eq!(weight("", &vec![b' '; length]), weighs, "{length}");

@@ -1,7 +1,7 @@
-//! Exchanges, queues and bindings, declared on throw-away channels.
+//! Exchanges, queues and bindings, declared on short-lived channels.
 //!
-//! Exchanges are Kazoo's, declared exactly as it does. Kazoo's exchanges are not durable: after a broker restart nothing is routed to us
-//! until somebody declares them and we bind again.
+//! The exchanges are Kazoo's, and are declared exactly as Kazoo declares them. Kazoo's exchanges are not durable. After a broker restart
+//! nothing is routed to us until a client declares them and we bind again.
 
 use std::time::Duration;
 
@@ -17,18 +17,18 @@ use super::{AmqpError, within};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// `x-delivery-limit` of our quorum queues: absent means 20 from RabbitMQ 4.0 on, and -1 deletes messages on 3.10.
+/// `x-delivery-limit` of our quorum queues. Without the argument the limit is 20 from RabbitMQ 4.0 on; -1 deletes messages on 3.10.
 const DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// A queue that we consume, and what it is bound to.
 #[derive(Debug, Clone)]
 pub struct QueueSpec {
-    /// The queue's name; of an exclusive one its beginning, since each session gets a new one.
+    /// The queue's name. For an exclusive queue it is the prefix, because each session gets a new name.
     pub name: String,
     pub kind: QueueKind,
     pub bindings: Vec<Binding>,
     pub prefetch: u16,
-    /// Consumed only while this is true; the queue gathers meanwhile. `None`: always.
+    /// The queue is consumed only while this is true, and collects messages otherwise. `None`: always consumed.
     pub gate: Option<watch::Receiver<bool>>,
 }
 
@@ -36,22 +36,23 @@ pub struct QueueSpec {
 #[derive(Debug, Clone)]
 pub struct Binding {
     pub exchange: Exchange,
-    /// `None`: the queue's own name, which makes it a reply queue.
+    /// `None` means the queue's own name, which makes the queue a reply queue.
     pub key: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QueueKind {
-    /// Shared by all workers: a quorum queue, kept over restarts of everybody, bounded in bytes, with dead letters. Acknowledged by hand.
+    /// Shared by all workers. A quorum queue that survives restarts of the broker and of all workers, bounded in bytes, with
+    /// dead-lettering. Handlers acknowledge explicitly.
     Shared { max_bytes: i64, dead_letters: String },
-    /// Where dead letters rest; never consumed by us.
+    /// The dead-letter queue. The worker never consumes it.
     DeadLetters { max_bytes: i64 },
-    /// This worker's own, gone with its connection; acknowledged on delivery.
+    /// Exclusive to this worker, and deleted with its connection. A delivery is acknowledged on receipt.
     Exclusive,
 }
 
 impl QueueSpec {
-    /// The name for a session.
+    /// The queue's name for one session.
     pub fn session_name(&self) -> String {
         match self.kind {
             QueueKind::Exclusive => format!("{}-{}", self.name, uuid::Uuid::new_v4().simple()),
@@ -73,8 +74,8 @@ pub async fn establish(connection: &Connection, spec: &QueueSpec, name: &str) ->
     let channel = match declared {
         Ok(_) => channel,
         Err(error) if error.is_refusal() => {
-            // It exists in another form, by an operator's hand or an older version's, or may only be used. Better to use it than to leave
-            // calls unanswered.
+            // The queue exists with arguments of an operator or of an older version, or the user may use it and not declare it. It is
+            // better to use the queue as it is than to leave calls unanswered.
             if error.is_forbidden() {
                 warn!(event = "queue_not_declared",
                     queue = name,
@@ -97,7 +98,7 @@ pub async fn establish(connection: &Connection, spec: &QueueSpec, name: &str) ->
             .await;
             match looked {
                 Ok(_) => channel,
-                // That it is not there follows from that; the refusal is what somebody can act on.
+                // The refused declaration is the cause of the missing queue, and the error that the operator can act on.
                 Err(_) if error.is_forbidden() => return Err(error),
                 Err(error) => return Err(error),
             }
@@ -121,16 +122,16 @@ pub async fn establish(connection: &Connection, spec: &QueueSpec, name: &str) ->
     Ok(())
 }
 
-/// How a queue that nobody consumes was found.
+/// The state of a queue without consumers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restored {
     There,
     OtherForm,
-    /// It is declared now.
+    /// It was missing, and is declared now.
     Missing,
 }
 
-/// Declares a queue that nobody consumes again. Where a policy lets unused queues expire, that is what keeps it.
+/// Declares a queue without consumers again. A declaration also keeps the queue where a policy expires unused queues.
 pub async fn restore(connection: &Connection, spec: &QueueSpec) -> Result<Restored, AmqpError> {
     let (options, arguments) = declaration(&spec.kind);
     let name = spec.name.as_str();
@@ -156,8 +157,9 @@ pub async fn restore(connection: &Connection, spec: &QueueSpec) -> Result<Restor
     }
 }
 
-/// Binds a shared queue that an earlier session declared, in as few steps as it takes: after a broker restart every message in between is
-/// returned to its sender, and looking a quorum queue up then takes the time of an election. A queue that is not there yet is no error.
+/// Binds a shared queue that an earlier session declared, with as few steps as possible. After a broker restart the broker returns each
+/// message to its sender until the queue is bound. Looking up a quorum queue then takes as long as an election. A missing queue is no
+/// error.
 pub async fn bind_early(connection: &Connection, spec: &QueueSpec) -> Result<(), AmqpError> {
     let channel = channel(connection).await?;
     for binding in &spec.bindings {
@@ -263,7 +265,7 @@ pub(super) fn declaration(kind: &QueueKind) -> (QueueDeclareOptions, FieldTable)
         }
         QueueKind::DeadLetters { max_bytes } => {
             arguments.insert("x-queue-type".into(), text("quorum"));
-            // Looking at a dead letter counts as a delivery, and one that is over the limit is gone.
+            // Reading a dead letter counts as a delivery, and RabbitMQ drops a dead letter that exceeds the limit.
             arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
             arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(*max_bytes));
             (durable, arguments)
@@ -271,7 +273,7 @@ pub(super) fn declaration(kind: &QueueKind) -> (QueueDeclareOptions, FieldTable)
     }
 }
 
-/// Arguments of a queue whose dead letters go to the queue `to`.
+/// Arguments of a queue that dead-letters to the queue `to`.
 pub(super) fn dead_lettering(to: &str) -> FieldTable {
     let text = |text: &str| AMQPValue::LongString(text.into());
     let mut arguments = FieldTable::default();

@@ -1,5 +1,6 @@
-//! What only one worker of a vhost may do at a time, and what the last one came to. The broker keeps both: an exclusive queue is the turn, which ends with
-//! its connection in any case; a message in a queue without consumers, which expires, is the note. It does not last longer for being looked at.
+//! A lock that one worker of a vhost holds at a time, with a note about the last holder's result. The broker keeps both. The lock is an
+//! exclusive queue, which ends with its connection in any case. The note is a message with a TTL in a queue without consumers. Reading the
+//! note does not extend its TTL.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,19 +13,19 @@ use tokio::time::Instant;
 use super::publisher::Publisher;
 use super::{AmqpError, topology, within};
 
-/// How long the broker has for one step of it.
+/// Time limit of one step at the broker.
 const STEP: Duration = Duration::from_secs(5);
 
-/// A turn that its worker does not end, as when the broker took a step that it was slow with, ends by itself.
+/// The lock's queue expires after this time. The worker may fail to delete the queue, for example when the broker was slow to create it.
 const LONGEST: Duration = Duration::from_secs(90);
 
-/// A note's queue outlives its message by so much.
+/// The note's queue outlives its message by this much.
 const AFTERWARDS: Duration = Duration::from_secs(60);
 
-/// A turn that another worker has is asked for again after that.
+/// Interval at which the worker retries a lock that another worker holds.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// This worker's turn.
+/// A lock that this worker holds.
 #[derive(Debug)]
 pub struct Turn {
     connection: Arc<Connection>,
@@ -34,8 +35,8 @@ pub struct Turn {
 }
 
 impl Publisher {
-    /// Takes a turn: no other worker has that one until it ends. `None` when there is no connection within `connecting`, or the turn is not to be had within
-    /// `waiting`, or at all.
+    /// Takes the lock `name`, which no other worker holds until it ends. `None` when there is no connection within `connecting`, when
+    /// another worker holds the lock for all of `waiting`, or when the broker refuses the lock.
     pub async fn turn(&self, name: &str, (connecting, waiting): (Duration, Duration)) -> Option<Turn> {
         let begun = Instant::now();
         let connection = tokio::time::timeout(connecting, self.connected()).await.ok()??;
@@ -48,7 +49,7 @@ impl Publisher {
         loop {
             match turn.take().await {
                 Ok(()) => break,
-                // RESOURCE_LOCKED: it is another connection's.
+                // RESOURCE_LOCKED: another connection owns the queue.
                 Err(error) if matches!(error.reply(), Some((405, _))) && begun.elapsed() < waiting => {}
                 Err(error) => {
                     tracing::debug!(event = "credential_turn_unavailable", turn = turn.turn, %error, "credential turn unavailable");
@@ -62,23 +63,23 @@ impl Publisher {
     }
 }
 
-/// What becomes of the note at a turn's end.
+/// What happens to the note when the lock ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
-    /// As it is.
+    /// The note stays unchanged.
     Keep,
     Remove,
-    /// It is there for so long.
+    /// A note is left with this TTL.
     Leave(Duration),
 }
 
 impl Turn {
-    /// Whether the note is there that another turn left.
+    /// Whether an earlier holder of the lock left a note.
     pub const fn is_noted(&self) -> bool {
         self.noted
     }
 
-    /// Ends it.
+    /// Releases the lock.
     pub async fn end(self, note: Note) {
         let noting = async {
             let channel = self.channel().await?;

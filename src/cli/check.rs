@@ -1,7 +1,7 @@
-//! `kz-record-call check`: what would be wrong before the first call.
+//! `kz-record-call check`: finds before the first call what would go wrong.
 //!
-//! It looks at everything that a worker needs, as a worker would use it, and writes nothing that outlives it: no queue, no database, no file. It
-//! takes no message away, and every step is bounded.
+//! It uses everything that a worker needs as a worker would use it. It leaves nothing behind: no queue, no database, no file. It takes no
+//! message from a queue, and every step has a time limit.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -24,13 +24,13 @@ mod uploads;
 
 use report::{Report, Rows};
 
-/// All of it must be through in this time, so that the whole takes less than half a minute.
+/// Time limit for all checks, so that the command takes less than half a minute.
 const LIMIT: Duration = Duration::from_secs(25);
 
-/// How it is told.
+/// How the report is printed.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// As JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -53,7 +53,7 @@ pub fn run(layers: Layers, args: &CheckArgs) -> anyhow::Result<ExitCode> {
             for rows in runtime.block_on(look(&config, &set_by)) {
                 report.add(rows);
             }
-            // A name server that does not answer is not waited for any longer.
+            // A name server that does not answer blocks a thread. The command does not wait for that thread.
             runtime.shutdown_background();
         }
     }
@@ -72,13 +72,13 @@ pub fn run(layers: Layers, args: &CheckArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Who set what a server may refuse.
+/// The sources of the settings that a server may refuse.
 struct SetBy {
     broker: String,
     database: String,
 }
 
-/// The groups do not wait for each other.
+/// The groups of checks run concurrently.
 async fn look(config: &Config, set_by: &SetBy) -> Vec<Rows> {
     let clock = Clock::system();
     let (broker, database, uploads) = tokio::join!(

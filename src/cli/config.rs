@@ -1,4 +1,4 @@
-//! `kz-record-call config`: what is set, and by whom; and the manual.
+//! `kz-record-call config`: what is set and by which source; and the manual.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -15,11 +15,11 @@ use super::USAGE;
 /// What is printed.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ConfigCommand {
-    /// Print the settings that count here, each with where it was set. Secrets are masked.
+    /// Print the effective settings, each with its source. Secrets are masked.
     ///
-    /// The exit status is 64 when there are mistakes; they are told too.
+    /// The exit status is 64 when there are mistakes; they are printed too.
     Show {
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
@@ -48,7 +48,7 @@ pub fn run(command: &ConfigCommand, layers: Layers) -> anyhow::Result<ExitCode> 
     }
 }
 
-/// One value, fit to be shown.
+/// One value, ready to be shown.
 struct Row {
     key: String,
     value: Value,
@@ -157,7 +157,7 @@ impl View {
         json!({ "file": self.own_file, "kazoo_file": self.kazoo_file, "settings": settings, "notes": self.notes, "mistakes": mistakes })
     }
 
-    /// On standard error, so that standard output stays what it is.
+    /// On standard error, so that standard output contains only the settings.
     fn complain(&self) {
         for note in &self.notes {
             eprintln!("odd: {note}");

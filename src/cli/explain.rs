@@ -1,4 +1,4 @@
-//! `kz-record-call explain`: the story of a recording, from the ledger.
+//! `kz-record-call explain`: the history of a recording, from the ledger.
 
 use std::io::Write;
 
@@ -119,7 +119,7 @@ fn verdict(entry: &Entry) -> String {
     }
 }
 
-/// What a fact says, in words.
+/// A fact, in words.
 fn words(entry: &Entry, fact: &Fact) -> String {
     let heard_of = |known: &Fact| matches!(known.what, What::Started(_) | What::Ended(_) | What::PresumedEnded(_));
     let unheard = || !entry.facts().iter().take_while(|known| *known != fact).any(heard_of);
@@ -231,7 +231,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
     }
 }
 
-/// What happened to a leg that carries the recording, or may.
+/// What happened to a leg that the recording is on, or may be on.
 fn leg_words(leg: &Leg) -> String {
     let (leg_id, other) = (&leg.call_id, leg.other.as_deref().unwrap_or("another leg"));
     match leg.event {
@@ -281,7 +281,8 @@ fn places(entry: &Entry) -> Vec<String> {
     if places.is_empty() {
         places.push(on_the_switch(entry));
     }
-    // By all that is known by now: its length may have been told after it came.
+    // Judged by all that is known now: the switch may have reported the length after the audio
+    // arrived.
     if let Some(audio) = entry.judged_audio() {
         places.push(format!(
             "{} bytes, md5 {}, sha256 {}",
@@ -325,7 +326,8 @@ fn switch_file(entry: &Entry) -> Option<(&str, &str)> {
     told.node.as_deref().zip(told.path.as_deref())
 }
 
-/// What is left of a recording that an operator gives up, in words: all that no worker removes.
+/// What remains of a recording that an operator discards, in words: everything that no worker
+/// removes.
 pub fn what_stays(entry: &Entry) -> Vec<String> {
     let mut stays = Vec::new();
     if let Some((node, path)) = switch_file(entry).filter(|_| !entry.is_let_go()) {

@@ -1,5 +1,5 @@
-//! `kz-record-call healthcheck`: asks the worker of this host, at its admin port, how it is. Containers and load balancers' scripts need
-//! no other client for that. One request on a plain socket, and never longer than it may take.
+//! `kz-record-call healthcheck`: asks the worker of this host for its health, at its admin port. Scripts of containers and load
+//! balancers need no other client for that. It sends one request on a plain socket, within a time limit.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -10,34 +10,34 @@ use clap::Args;
 
 use crate::config::Config;
 
-/// What is asked, and for how long.
+/// What is asked, and the time limit.
 #[derive(Debug, Args)]
 pub struct HealthcheckArgs {
-    /// Ask only whether the process is alive (/livez), not whether broker, database and spool are there (/readyz).
+    /// Ask only whether the process is alive (/livez), not whether broker, database and spool are available (/readyz).
     ///
-    /// For whoever restarts what is unhealthy: a restart brings no database back.
+    /// Use this where a supervisor restarts unhealthy workers: a restart does not bring a database back.
     #[arg(long)]
     live: bool,
-    /// Seconds that the answer may take.
+    /// Time limit for the answer, in seconds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
     timeout: u64,
 }
 
-/// More than any answer of ours has.
+/// Longer than any answer of the admin port.
 const MAX_ANSWER: u64 = 64 << 10;
 
-/// Prints what the worker says; `false` when that is not "in order".
+/// Prints the worker's answer; `false` when that is not "in order".
 pub fn healthcheck(config: &Config, args: &HealthcheckArgs) -> anyhow::Result<bool> {
     let path = if args.live { "/livez" } else { "/readyz" };
     let address = reachable(config.admin.listen);
     let (status, body) = get(address, path, Duration::from_secs(args.timeout))
         .with_context(|| format!("no answer from http://{address}{path}"))?;
-    // Whoever asked may be gone already; the exit status is what counts.
+    // The caller may have closed standard output. The exit status is what counts.
     let _ = std::io::stdout().lock().write_all(body.as_bytes());
     Ok(status == 200)
 }
 
-/// Where a listener can be reached from the same host: one that listens everywhere is asked at the loopback address.
+/// An address that reaches a listener from the same host: for a listener on all addresses, the loopback address.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -52,7 +52,7 @@ fn get(address: SocketAddr, path: &str, patience: Duration) -> anyhow::Result<(u
     let deadline = Instant::now() + patience;
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
     stream.set_write_timeout(Some(patience))?;
-    // HTTP/1.0: the answer is neither in chunks nor followed by anything.
+    // HTTP/1.0: the answer has no chunks, and the connection ends with it.
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
     let mut answer = Vec::new();
     let mut chunk = [0; 4096];
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
     use crate::config::Layers;
 
-    /// A worker's admin port that says `answer` once; what it was asked for.
+    /// A worker's admin port that answers `answer` once. The thread returns what was asked.
     fn admin(answer: &'static str) -> (Config, std::thread::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = listener.local_addr().unwrap().to_string();
@@ -136,7 +136,7 @@ mod tests {
         asked.join().unwrap();
         let told = format!("{:#}", healthcheck(&config, &args(false)).unwrap_err());
         assert!(told.contains("no answer from"), "{told}");
-        // It takes the connection, and says nothing.
+        // The listener accepts the connection, and answers nothing.
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let began = Instant::now();
         assert!(get(silent.local_addr().unwrap(), "/livez", Duration::from_millis(50)).is_err());

@@ -1,4 +1,4 @@
-//! What the commands that look into the ledger share: the connection, and the words for people.
+//! What the commands that read the ledger share: the connection, and the words for people.
 
 use anyhow::{Context as _, bail};
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use crate::ledger::{Filter, Ledger, Record};
 use crate::lifecycle::Policy;
 use crate::telemetry::Pulses;
 
-/// The ledger, from a command: it writes at once, and waits until it is written.
+/// The ledger for a command: it writes without batch delay, and waits until the write is durable.
 pub struct Desk {
     pub ledger: Ledger,
     pub policy: Policy,
@@ -43,7 +43,7 @@ impl Desk {
         })
     }
 
-    /// The recordings that a person means: by a recording's id, a document's id, or a call's id.
+    /// The recordings that `name` means: the id of a recording, of a document, or of a call.
     pub async fn named(&self, name: &str) -> anyhow::Result<Vec<Record>> {
         let by = |filter: Filter| async move { self.ledger.find(&filter).await };
         let media = Filter {
@@ -65,7 +65,7 @@ impl Desk {
         Ok(found)
     }
 
-    /// The one recording that a person means.
+    /// The one recording that `name` means.
     pub async fn one(&self, name: &str) -> anyhow::Result<Record> {
         let mut found = self.named(name).await?;
         match found.len() {
@@ -75,7 +75,8 @@ impl Desk {
         }
     }
 
-    /// Adds a fact to a recording, and waits until it is written. A worker goes on with it from there.
+    /// Adds a fact to a recording, and waits until it is written. A worker resumes the recording from
+    /// there.
     pub async fn add(&self, entry: &mut Entry, what: What) -> anyhow::Result<()> {
         entry.add(Fact {
             at: self.clock.now(),
@@ -108,7 +109,7 @@ pub fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Res
     runtime.block_on(work)
 }
 
-/// A duration, in the two largest units that people say.
+/// A duration, in its two largest units.
 pub fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {

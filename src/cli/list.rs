@@ -23,25 +23,26 @@ use super::plain::Plain;
 /// Which recordings are listed.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Only these: asked, recording, ended, held, parked, announcing, unverified, closing, stored, delivered, discarded or failed.
+    /// Only recordings in this state: asked, recording, ended, held, parked, announcing, unverified, closing, stored, delivered,
+    /// discarded or failed.
     #[arg(long, hide_possible_values = true, value_parser = PossibleValuesParser::new(STATES.map(State::name)))]
     state: Option<String>,
-    /// Only this account's: 32 hex digits.
+    /// Only recordings of this account: 32 hex digits.
     #[arg(long, value_parser = account)]
     account: Option<String>,
-    /// Only with this cause, such as unreachable.
+    /// Only recordings with this cause, such as unreachable.
     #[arg(long, hide_possible_values = true, value_parser = PossibleValuesParser::new(causes()))]
     cause: Option<String>,
-    /// Only those asked for longer ago than this: 90s, 15m, 6h, 2d.
+    /// Only recordings that were ordered longer ago than this: 90s, 15m, 6h, 2d.
     #[arg(long, value_parser = age)]
     older: Option<Duration>,
-    /// Only those asked for within this: 90s, 15m, 6h, 2d.
+    /// Only recordings that were ordered within this time: 90s, 15m, 6h, 2d.
     #[arg(long, value_parser = age)]
     newer: Option<Duration>,
-    /// No more than this many, newest first.
+    /// At most this many, the newest first.
     #[arg(long, default_value_t = 100)]
     limit: usize,
-    /// One JSON object a line.
+    /// Print one JSON object a line.
     #[arg(long)]
     json: bool,
 }
@@ -78,7 +79,7 @@ fn account(text: &str) -> Result<String, String> {
 }
 
 impl ListArgs {
-    /// What is wrong with them together.
+    /// Which of the arguments contradict each other.
     pub fn contradiction(&self) -> Option<&'static str> {
         let (older, newer) = (self.older?, self.newer?);
         (older >= newer)
@@ -108,7 +109,7 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
             )?;
         }
         let (mut written, mut more) = (0, false);
-        // Written as they come: there can be more than fit into memory.
+        // Rows are written as they arrive: there can be more than fit into memory.
         while let Some(records) = search.next().await.context("the ledger does not tell")? {
             let room = args.limit - written;
             for record in records.iter().take(room) {
@@ -127,7 +128,7 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
             writeln!(out, "{written} recording{s}")?;
         }
         if more {
-            // On standard error, so that standard output stays what it is.
+            // On standard error, so that standard output contains only the rows.
             out.flush()?;
             eprintln!("there are more: these are the newest {written}, see --limit");
         }
@@ -187,13 +188,13 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Which recordings are moved on.
+/// Which recordings are retried.
 #[derive(Debug, Args)]
 pub struct RetryArgs {
-    /// A recording's id, its document's, or its call's.
+    /// The id of a recording, of its document, or of its call.
     #[arg(required_unless_present = "all_parked")]
     name: Option<String>,
-    /// Every recording that is parked.
+    /// Retry every parked recording.
     #[arg(long, conflicts_with = "name")]
     all_parked: bool,
 }
@@ -225,7 +226,7 @@ pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
     })
 }
 
-/// Moves one recording on; how many that are.
+/// Retries one recording; returns how many were retried.
 async fn again(desk: &Desk, out: &mut impl Write, record: Record) -> anyhow::Result<usize> {
     let mut entry = record.entry;
     let media_id = entry
@@ -242,12 +243,13 @@ async fn again(desk: &Desk, out: &mut impl Write, record: Record) -> anyhow::Res
     Ok(1)
 }
 
-/// What is given up.
+/// Which recording is discarded.
 #[derive(Debug, Args)]
 pub struct DiscardArgs {
-    /// A recording's id, its document's, or its call's.
+    /// The id of a recording, of its document, or of its call.
     name: String,
-    /// Yes: its audio is taken out of the hold, and no worker looks for it again. What stays elsewhere is told.
+    /// Confirm: the recording's audio is removed from the hold, and no worker asks for it again. The command prints what remains
+    /// elsewhere.
     #[arg(long)]
     yes: bool,
 }

@@ -1,5 +1,5 @@
-//! What a package installs beside the program: its manual pages, and completions for shells. Made from the command line itself, so that they
-//! say what it takes.
+//! What a package installs beside the program: manual pages, and completions for shells. Both are generated from the definition of the
+//! command line, so that they agree with it.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ use clap_mangen::roff::{Roff, bold, roman};
 
 const NAME: &str = env!("CARGO_PKG_NAME");
 
-/// For which shell.
+/// The shell.
 #[derive(Debug, Args)]
 pub struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Where the pages go.
+/// Where the pages are written.
 #[derive(Debug, Args)]
 pub struct ManArgs {
-    /// Write the page of each command too, as files in this folder; without it the program's own page is printed.
+    /// Write the page of each command too, as files in this folder. Without this option, print the program's own page.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -49,17 +49,17 @@ pub fn man(command: Command, args: &ManArgs) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// The commands that people are told of.
+/// The commands that are not hidden.
 fn visible(command: &Command) -> Vec<Command> {
     let mut command = command.clone().disable_help_subcommand(true);
-    // Lets the commands know their whole names, and the options that all of them take.
+    // Gives the commands their full names, and the global options.
     command.build();
     let shown = command.get_subcommands().filter(|command| !command.is_hide_set());
     shown.cloned().collect()
 }
 
 fn titled(man: Man, title: &str) -> Man {
-    // No date: the same program makes the same page.
+    // No date, so that the same program makes the same page.
     man.title(title.to_uppercase())
         .section("1")
         .source(concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")))
@@ -136,7 +136,7 @@ fn main_page(command: Command) -> anyhow::Result<Vec<u8>> {
 
 fn print(text: &[u8]) -> anyhow::Result<bool> {
     match std::io::stdout().lock().write_all(text) {
-        // Whoever read has seen enough.
+        // The reader of the output has closed the pipe, as `head` does.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(true),
         other => other.map(|()| true).context("standard output cannot be written"),
     }

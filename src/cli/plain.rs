@@ -1,11 +1,12 @@
-//! Text that came from outside, as it may stand on a terminal.
+//! Makes text from outside safe for a terminal.
 
 use std::fmt::{self, Display, Formatter, Write as _};
 
-/// More of one text helps nobody.
+/// The longest text that is shown. More of one text helps no reader.
 const MOST: usize = 500;
 
-/// Shows what it holds in one line: what moves a cursor, hides text or turns its direction is written out, and what is too long is cut.
+/// Shows its content in one line. Characters that move the cursor, hide text or change its direction are escaped. Text that is too long
+/// is cut.
 pub struct Plain<T>(pub T);
 
 impl<T: Display> Display for Plain<T> {
@@ -25,7 +26,7 @@ impl<T: Display> Display for Plain<T> {
     }
 }
 
-/// Directions, separators and marks that show nothing of themselves.
+/// Direction marks, separators, and marks that are invisible.
 fn turns_or_hides(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

@@ -13,14 +13,15 @@ use crate::worker::Worker;
 
 use super::USAGE;
 
-/// Runs the worker. `notes` is what was odd about the configuration.
+/// Runs the worker. `notes` lists what is odd about the configuration.
 pub fn run(config: Config, notes: &[String]) -> ExitCode {
     match start(config, notes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kz-record-call: {error:#}");
             match error.downcast_ref() {
-                // As wrong a second later: a service manager must not try it again.
+                // A restart would fail in the same way: a service manager must not restart the
+                // worker.
                 Some(TelemetryError::Filter(..)) => ExitCode::from(USAGE),
                 _ => ExitCode::FAILURE,
             }
@@ -54,13 +55,13 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     })?;
-    // Blocking work that is left, such as a write to a hanging disk, is not waited for.
+    // The process does not wait for blocking work, such as a write to a disk that hangs.
     runtime.shutdown_background();
     logs.shut_down();
     Ok(())
 }
 
-/// What a signal wants.
+/// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     End,
@@ -95,7 +96,7 @@ impl Signals {
         wanted
     }
 
-    /// Waits for one that wants the end.
+    /// Waits for a signal that asks for the end.
     async fn end(&mut self) {
         while self.next().await != Wanted::End {}
     }

@@ -6,14 +6,14 @@ use lapin::uri::AMQPUri;
 use thiserror::Error;
 use url::{Host, Url};
 
-/// Seconds between heartbeats, where a URI does not say. Kazoo's own file never does, and RabbitMQ's minute would leave a connection that
-/// nobody answers on unnoticed for two.
+/// Seconds between heartbeats, for a URI without a value. Kazoo's own file never has one. With RabbitMQ's default of one minute, a dead
+/// connection would stay unnoticed for two minutes.
 pub const HEARTBEAT_S: u16 = 10;
 
-/// The least that RabbitMQ 4.1 and newer accept for a frame.
+/// The smallest frame size that RabbitMQ 4.1 and newer accept.
 const FRAME_MIN: u32 = 8192;
 
-/// A text that names no broker. Its words follow "is"; they never show the text, which may have a password in it.
+/// A text that is not a broker's URI. The messages follow "is". They never show the text, which may contain a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum NoBroker {
     #[error("not an amqp:// or amqps:// URI")]
@@ -33,8 +33,8 @@ pub enum NoBroker {
     Parameter,
 }
 
-/// Reads a URI such as `amqp://user:password@host:5672/vhost?heartbeat=10`. Without a vhost it is `/`; an empty one, as in `amqp://host/`, is the
-/// vhost with the empty name, as for RabbitMQ's own clients.
+/// Reads a URI such as `amqp://user:password@host:5672/vhost?heartbeat=10`. Without a path the vhost is `/`. An empty path, as in
+/// `amqp://host/`, means the vhost with the empty name, as in RabbitMQ's own clients.
 ///
 /// # Errors
 /// `NoBroker`.
@@ -59,7 +59,7 @@ pub fn broker(text: &str) -> Result<AMQPUri, NoBroker> {
         });
     }
     let mut uri: AMQPUri = text.parse().map_err(|_| NoBroker::Parameter)?;
-    // lapin takes what is no name for localhost.
+    // lapin uses localhost for a host that is not a name.
     match host {
         Host::Ipv6(address) => uri.authority.host = address.to_string(),
         Host::Ipv4(address) => uri.authority.host = address.to_string(),
@@ -72,7 +72,7 @@ pub fn broker(text: &str) -> Result<AMQPUri, NoBroker> {
     Ok(uri)
 }
 
-/// What a URI asks for that is not done, in words for the operator.
+/// Parameters of a URI that are not followed, as texts for the operator.
 pub fn remarks(text: &str) -> Vec<&'static str> {
     let Ok(url) = Url::parse(text.trim()) else {
         return Vec::new();
@@ -93,7 +93,7 @@ pub fn remarks(text: &str) -> Vec<&'static str> {
     remarks
 }
 
-/// Whether a URI has an @ only after the place where its host ends: then a character of the password has ended it.
+/// Whether a URI has an @ only after the end of its host. A character of the password has then ended the host.
 pub fn is_cut(text: &str) -> bool {
     let rest = text.split_once("://").map_or("", |(_, rest)| rest);
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -101,7 +101,7 @@ pub fn is_cut(text: &str) -> bool {
     !host.contains('@') && after.contains('@')
 }
 
-/// Host and port, as people write them.
+/// Host and port in the usual notation.
 pub fn authority(uri: &AMQPUri) -> String {
     let (host, port) = (&uri.authority.host, uri.authority.port);
     if host.parse::<Ipv6Addr>().is_ok() {

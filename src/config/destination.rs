@@ -1,4 +1,4 @@
-//! `[destination]`: how audio is brought to users' URLs, and what is done when a monthly database is missing.
+//! `[destination]`: how the worker sends audio to users' URLs, and what it does when a monthly database is missing.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,28 +13,28 @@ use super::reader::Reader;
 #[derive(Debug, Clone)]
 pub struct Destination {
     pub private_addresses: PrivateAddresses,
-    /// What users' URLs may lead to, whatever else is said of it.
+    /// Addresses that users' URLs may lead to, in spite of all other rules.
     pub allow: Vec<Allowed>,
     pub connect_timeout: Duration,
     pub silence_timeout: Duration,
     pub send_timeout: Duration,
-    /// How long a switch waits for a delivery whose audio can go into the hold instead.
+    /// How long the worker lets a switch wait for a delivery whose audio could go into the hold instead.
     pub switch_waits: Duration,
     pub max_bytes: u64,
     pub create_databases: bool,
     pub create_databases_after: Duration,
-    /// Uploads to one host at once.
+    /// Concurrent uploads to one host.
     pub per_host: usize,
     pub first_pause: Duration,
     pub longest_pause: Duration,
     pub read_back_after: Duration,
 }
 
-/// What is done with a user's URL that leads to a private network.
+/// What to do with a user's URL that leads to a private network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PrivateAddresses {
     Deny,
-    /// Let through, and told.
+    /// Allowed, and reported.
     Report,
     Allow,
 }
@@ -43,9 +43,9 @@ pub enum PrivateAddresses {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Allowed {
     Network(Network),
-    /// A host's name, in lower case.
+    /// A host name, in lower case.
     Host(String),
-    /// All names below this one; written `*.example.com`.
+    /// All names below this one, written `*.example.com`.
     Below(String),
 }
 
@@ -56,7 +56,7 @@ pub struct Network {
     prefix: u8,
 }
 
-/// A text that is no entry of the allow-list.
+/// A text that is not an entry of the allow-list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("neither an address, nor a network such as 10.1.0.0/16, nor a host's name")]
 pub struct NotAllowed;
@@ -89,7 +89,7 @@ impl Destination {
 }
 
 impl Network {
-    /// Whether `address` is in it; an IPv6 form of an IPv4 address counts as that.
+    /// Whether the network contains `address`. An IPv4 address in IPv6 form counts as the IPv4 address.
     pub fn contains(&self, address: IpAddr) -> bool {
         let (mine, theirs) = (bits(self.address), bits(address.to_canonical()));
         match (self.address, address.to_canonical()) {
@@ -107,7 +107,7 @@ fn bits(address: IpAddr) -> u128 {
     }
 }
 
-/// Whether the first `prefix` bits of 128 are the same.
+/// Whether the first `prefix` of 128 bits are equal.
 fn same(a: u128, b: u128, prefix: u8) -> bool {
     (a ^ b).checked_shr(128 - u32::from(prefix)).unwrap_or(0) == 0
 }

@@ -1,13 +1,13 @@
-//! What is logged, as a text: a level, or levels by target.
+//! The log filter as a text: a level, or levels by target.
 
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
-/// Longest filter that is taken, in bytes.
+/// Longest accepted filter, in bytes.
 const MAX_BYTES: usize = 4096;
 
-/// Why a text is no filter. Follows the text in a sentence.
+/// Why a text is not a filter. The message follows the text in a sentence.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum FilterError {
     #[error("is empty")]
@@ -24,10 +24,11 @@ pub enum FilterError {
     Gone,
 }
 
-/// Reads a filter. A lone word counts as a target for `EnvFilter`, so that a typing error would silence everything else; here it is one.
+/// Parses a filter. `EnvFilter` takes a lone word as a target, so a typing error would silence all other targets. Here a lone word that is
+/// not a level is an error.
 ///
 /// # Errors
-/// Why it is none.
+/// Why the text is not a filter.
 pub fn log_filter(text: &str) -> Result<EnvFilter, FilterError> {
     let text = text.trim();
     if text.is_empty() {
@@ -45,7 +46,7 @@ pub fn log_filter(text: &str) -> Result<EnvFilter, FilterError> {
         return Err(FilterError::Empty);
     }
     let text = parts.join(",");
-    // lapin calls every lost connection an error; ours say what it means. A filter that names lapin wins.
+    // lapin logs each lost connection as an error. The worker's own lines explain what the loss means. A filter that names lapin wins.
     EnvFilter::try_new(format!("lapin=off,{text}")).map_err(|error| FilterError::Unreadable(error.to_string()))
 }
 

@@ -1,21 +1,21 @@
-//! The form of Kazoo's `config.ini`: sections, keys, comments. What they mean is `kazoo_ini`'s business.
+//! The syntax of Kazoo's `config.ini`: sections, keys, comments. `kazoo_ini` interprets them.
 //!
-//! Kazoo reads the file with `zucchini`, which refuses the whole for one line that it does not like. Here such a line costs a note, never more:
-//! whatever the bytes, the rest is read. The forms are zucchini's: sections and keys may be repeated and keep their order, `;` begins a
-//! comment, a value in double quotes keeps blanks and `;`.
+//! Kazoo reads the file with `zucchini`, which rejects the whole file for one faulty line. Here a faulty line causes only a note, and the
+//! rest is read for any bytes. The syntax is zucchini's. Sections and keys may be repeated and keep their order. `;` begins a comment. A
+//! value in double quotes keeps blanks and `;`.
 
-/// A file that has more lines to complain of than this is no `config.ini`; the rest of the complaints is only counted.
+/// A file with more faulty lines than this is not a `config.ini`. Further notes are only counted.
 const MAX_NOTES: usize = 20;
 
-/// A file, read.
+/// A parsed file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ini {
     pub sections: Vec<Section>,
-    /// What could not be read, or not as it may have been meant.
+    /// Lines that could not be read, or not as their author may have meant them.
     pub notes: Vec<Note>,
 }
 
-/// What begins with `[name]`.
+/// A section, which begins with `[name]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
     pub name: String,
@@ -28,13 +28,13 @@ pub struct Section {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Property {
     pub key: String,
-    /// Without quotes and comment. May be a secret.
+    /// Without quotes and comment. The value may be a secret.
     pub value: String,
     /// Counted from 1.
     pub line: usize,
 }
 
-/// Something odd, in words that follow "line n". Never has a value in it, for values may be secrets.
+/// A remark on a line. The text follows "line n". It never contains a value, because values may be secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
     /// Counted from 1.
@@ -57,14 +57,14 @@ impl Section {
         self.properties.iter().filter(move |property| property.key == key)
     }
 
-    /// The value that counts where only one can: the last, as in Kazoo (`kz_dataconfig` makes a map of the section).
+    /// The value where only one can count: the last, as in Kazoo (`kz_dataconfig` makes a map of the section).
     pub fn last(&self, key: &str) -> Option<&Property> {
         self.properties.iter().rev().find(|property| property.key == key)
     }
 }
 
 impl Ini {
-    /// Reads a file's bytes.
+    /// Parses a file's bytes.
     pub fn parse(bytes: &[u8]) -> Self {
         let mut reading = Reading::default();
         if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
@@ -78,7 +78,7 @@ impl Ini {
                 Ok(text) => reading.line(number, text),
                 Err(_) => {
                     let text = String::from_utf8_lossy(line);
-                    // A comment in an old encoding harms nobody.
+                    // A comment in an old encoding is harmless.
                     if !text.trim_start().starts_with(';') {
                         reading.note(number, "is not UTF-8; what cannot be read of it is replaced");
                     }
@@ -90,7 +90,7 @@ impl Ini {
     }
 }
 
-/// Lines, however they end: LF, CR LF, CR.
+/// Lines with any ending: LF, CR LF, CR.
 fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(bytes);
     std::iter::from_fn(move || {
@@ -105,7 +105,7 @@ fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Zucchini skips everything up to the blank.
+/// Zucchini skips all characters up to and including the blank.
 fn trimmed(text: &str) -> &str {
     text.trim_matches(|c: char| c <= ' ' || c == '\u{feff}' || c == '\u{a0}')
 }
@@ -115,7 +115,7 @@ struct Reading {
     ini: Ini,
     more: usize,
     last: usize,
-    /// Whether what comes now has a section that it belongs to.
+    /// Whether the present line is inside a valid section.
     inside: bool,
 }
 
@@ -156,7 +156,7 @@ impl Reading {
     }
 
     fn section(&mut self, number: usize, rest: &str) {
-        // Keys after a section that cannot be read must not fall to the one before it.
+        // Keys after an unreadable section must not be added to the section before it.
         self.inside = false;
         let Some((name, after)) = rest.split_once(']') else {
             self.note(number, "begins a section, and has no ]; what follows it is left out");
@@ -211,7 +211,7 @@ impl Reading {
     }
 }
 
-/// A key as a note may show it: one that looks like something else than a key could be a part of a secret.
+/// A key for a note. A text that does not look like a key is replaced, because it may be part of a secret.
 fn shown(key: &str) -> &str {
     let plain = key.len() <= 40
         && key
@@ -220,10 +220,10 @@ fn shown(key: &str) -> &str {
     if plain { key } else { "an odd key" }
 }
 
-/// The value without quotes and comment, and what is odd about it.
+/// The value without quotes and comment, and a remark on its form.
 fn value_of(text: &str) -> (&str, Option<&'static str>) {
     if let Some(quoted) = text.strip_prefix('"') {
-        // The first quote after which nothing comes, or a comment: a password may have quotes in it.
+        // The closing quote is the first one that is followed by nothing or by a comment, because a password may contain quotes.
         let end = quoted.match_indices('"').map(|(at, _)| at).find(|at| {
             let after = trimmed(&quoted[at + 1..]);
             after.is_empty() || after.starts_with(';')
@@ -234,7 +234,7 @@ fn value_of(text: &str) -> (&str, Option<&'static str>) {
         };
     }
     let (value, comment) = plain(text);
-    // "a;b" without quotes: Kazoo cuts it, and whoever wrote it may have meant otherwise.
+    // "a;b" without quotes: Kazoo cuts the value at `;`, and its author may have meant the whole text.
     let odd = comment.is_some_and(|at| at > 0 && !text[..at].ends_with(|c: char| c <= ' '));
     (
         value,
@@ -242,7 +242,7 @@ fn value_of(text: &str) -> (&str, Option<&'static str>) {
     )
 }
 
-/// A value without quotes, up to its comment, and where that begins.
+/// A value without quotes, up to its comment, and where the comment begins.
 fn plain(text: &str) -> (&str, Option<usize>) {
     let comment = text.find(';');
     (trimmed(&text[..comment.unwrap_or(text.len())]), comment)
@@ -316,7 +316,7 @@ mod tests {
             "lost = 1\n[a\nx = 1\n[]\ny = 1\n[b] c\n# no comment\nnonsense\n= 3\nk =\nq = \"open\ncut = a;b\ngood = 1";
         let ini = Ini::parse(text.as_bytes());
         let lines: Vec<usize> = ini.notes.iter().map(|note| note.line).collect();
-        // 3 and 5 belong to sections that cannot be read.
+        // 3 and 5 belong to unreadable sections.
         assert_eq!(lines, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], "{:#?}", ini.notes);
         assert_eq!(ini.sections.len(), 1);
         let properties: Vec<(&str, &str)> = ini.sections[0]

@@ -1,4 +1,4 @@
-//! Finds and reads Kazoo's `config.ini`, and makes a layer of it.
+//! Finds and reads Kazoo's `config.ini`, and turns it into a layer.
 
 use std::io::{ErrorKind, Read as _};
 
@@ -8,20 +8,20 @@ use super::ini::Ini;
 use super::kazoo_ini::{self, Reader, Values};
 use super::layers::{Layers, Origin, Sources};
 
-/// Where Kazoo looks, in its order (`kazoo_config_init:ini_files`).
+/// The paths that Kazoo tries, in order (`kazoo_config_init:ini_files`).
 pub const USUAL_PLACES: &[&str] = &["/etc/kazoo/config.ini", "/etc/kazoo/core/config.ini"];
 
-/// Kazoo's own variables.
+/// Kazoo's own environment variables.
 const PATH_VARIABLE: &str = "KAZOO_CONFIG";
 const ZONE_VARIABLE: &str = "KAZOO_ZONE";
 
-/// The value of `kazoo.config_file` that turns the reading off.
+/// The value of `kazoo.config_file` that disables reading Kazoo's file.
 const OFF: &str = "none";
 
-/// Much more than any `config.ini`; whatever is larger is something else.
+/// Far larger than any `config.ini`. A larger file is not a `config.ini`.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Adds what Kazoo's file says to `layers`. `above` are the layers that win over it.
+/// Adds the settings of Kazoo's file to `layers`. `above` are the layers that override it.
 pub fn add(layers: &mut Layers, above: &Layers, sources: &Sources<'_>) {
     let setting = text(above, "kazoo.config_file");
     if setting == Some(OFF) {
@@ -85,7 +85,7 @@ pub fn add(layers: &mut Layers, above: &Layers, sources: &Sources<'_>) {
     layers.read_from_kazoo(path.to_owned());
 }
 
-/// The first of the usual places that has a file. One that is there and cannot be read is told, since its settings are missing.
+/// The first usual place with a readable file. An unreadable file is reported, because its settings are missing.
 fn usual<'a>(layers: &mut Layers, places: &'a [&'a str]) -> Option<(&'a str, Vec<u8>)> {
     for path in places {
         match read(path) {
@@ -101,7 +101,7 @@ fn usual<'a>(layers: &mut Layers, places: &'a [&'a str]) -> Option<(&'a str, Vec
 }
 
 fn read(path: &str) -> std::io::Result<Vec<u8>> {
-    // Asked before it is opened: opening a pipe would wait for its other end.
+    // Checked before the file is opened, because opening a pipe would wait for its other end.
     if !std::fs::metadata(path)?.is_file() {
         return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is no file"));
     }

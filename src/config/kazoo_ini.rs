@@ -1,58 +1,58 @@
-//! What Kazoo's `config.ini` says of this host: its zone, that zone's brokers, the database. Read as Kazoo 5.0 does it (`kz_config`,
-//! `kz_amqp_bootstrap`, `kz_dataconfig`).
+//! The settings for this host in Kazoo's `config.ini`: its zone, that zone's brokers, the database. They are read as Kazoo 5.0 reads them
+//! (`kz_config`, `kz_amqp_bootstrap`, `kz_dataconfig`).
 //!
-//! Kazoo finds the zone of a node in the section that is named like the node (`[kazoo_apps]`, `[ecallmgr]`), by its `host`. We are none of
-//! these nodes, but stand beside them: what they say of this host counts for us.
+//! Kazoo finds a node's zone in the section with the node's name (`[kazoo_apps]`, `[ecallmgr]`), by its `host`. The worker is not such a
+//! node, but runs beside one. What a node's section says about this host therefore applies to the worker.
 
 use super::ini::{Ini, Note, Property, Section};
 
-/// Sections that are no node's. All others may be: Kazoo's nodes can have any name.
+/// Sections that do not describe a node. Any other section may, because Kazoo's nodes can have any name.
 const NO_NODES: &[&str] = &["amqp", "zone", "bigcouch", "data", "log"];
 
-/// Whose word counts when a host's nodes are of different zones.
+/// The sections that win, in this order, when a host's nodes have different zones.
 const NODES: &[&str] = &["kz_record_call", "kazoo_apps", "ecallmgr"];
 
-/// The zone of nodes that nobody says a zone of (`kz_config:find_zone`).
+/// The zone of nodes without a configured zone (`kz_config:find_zone`).
 const DEFAULT_ZONE: &str = "local";
 
-/// Who reads the file.
+/// The host that reads the file.
 #[derive(Debug, Clone, Default)]
 pub struct Reader<'a> {
-    /// The zone, where something else than the file says it: our own settings, or `KAZOO_ZONE`.
+    /// The zone from another source than the file: our own settings, or `KAZOO_ZONE`.
     pub zone: Option<&'a str>,
     /// This host's names, short or full.
     pub hosts: Vec<&'a str>,
 }
 
-/// A setting of ours that the file makes.
+/// One of our own settings, taken from the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
     /// A key of ours, such as `couchdb.url`.
     pub key: &'static str,
     pub value: Values,
-    /// The line of the file that it was read from, of several the first.
+    /// The line in the file. For several lines, the first.
     pub line: usize,
 }
 
-/// What a setting is set to. May be a secret.
+/// The value of a setting. It may be a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Values {
     One(String),
-    /// For keys that take several; at least one.
+    /// For keys with several values. It holds at least one.
     Several(Vec<String>),
 }
 
-/// What a file says of a host.
+/// The result of reading a file for a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Read {
     pub settings: Vec<Setting>,
-    /// What is odd about it.
+    /// Remarks on the file.
     pub notes: Vec<Note>,
-    /// The file has brokers, and says of none that it is this host's: a guess would be another zone's, or none.
+    /// The file has brokers, and none of them is for this host. A guess could choose another zone's broker.
     pub no_broker: Option<Note>,
 }
 
-/// Reads the settings that a file makes.
+/// Reads the settings from a file.
 pub fn settings(ini: &Ini, reader: &Reader<'_>) -> Read {
     let mut file = File {
         ini,
@@ -79,7 +79,7 @@ struct File<'a> {
     no_broker: Option<Note>,
 }
 
-/// How a section with `host` concerns this host.
+/// Which host a section applies to, by its `host`.
 #[derive(PartialEq, Eq)]
 enum Host {
     Ours,
@@ -101,7 +101,7 @@ impl<'a> File<'a> {
             .collect()
     }
 
-    /// Kazoo compares full names. Which of our names is full, nobody can tell, so the first label alone is enough where one side has no more.
+    /// Kazoo compares full names. Which of our names is full is unknown. If one side has only a first label, equal first labels are enough.
     fn host(&self, section: &Section) -> Host {
         let Some(host) = section.last("host") else {
             return Host::NotSaid;
@@ -118,8 +118,8 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Of sections with one name, those that are meant for us: this host's, else the zone's, else those for everybody (`kz_config`:
-    /// `format_sections`, `local_sections`).
+    /// Of the sections with one name, those for this host. If there are none, those for its zone, else those without host and zone
+    /// (`kz_config`: `format_sections`, `local_sections`).
     fn ours(&self, name: &str, zone: &str) -> Vec<&'a Section> {
         let sections = self.sections(name);
         let pick = |wanted: &dyn Fn(&Section) -> bool| -> Vec<&'a Section> {
@@ -136,7 +136,7 @@ impl<'a> File<'a> {
         pick(&|section| self.host(section) == Host::NotSaid && section.last("zone").is_none())
     }
 
-    /// The zone, and its brokers.
+    /// Reads the zone and its brokers.
     fn zone(&mut self) -> String {
         let found = match self.reader.zone {
             Some(_) => None,
@@ -186,7 +186,7 @@ impl<'a> File<'a> {
         self.tls(&first.value, first.line);
         let mut values: Vec<String> = Vec::new();
         for uri in &uris {
-            // Kazoo takes a URI twice for two connections; for us the list says what to try next.
+            // For Kazoo, a repeated URI means two connections. For us, the list is an order of attempts.
             if !values.contains(&uri.value) {
                 values.push(uri.value.clone());
             }
@@ -241,7 +241,7 @@ impl<'a> File<'a> {
         Some(zone)
     }
 
-    /// `amqps` URIs may name certificates, in RabbitMQ's own words for its Erlang client (`amqp_uri`).
+    /// `amqps` URIs may name certificates, with the parameter names of RabbitMQ's Erlang client (`amqp_uri`).
     fn tls(&mut self, uri: &str, line: usize) {
         let Ok(uri) = url::Url::parse(uri) else { return };
         if uri.scheme() != "amqps" {
@@ -312,7 +312,7 @@ impl<'a> File<'a> {
         }
         if let Some(username) = section.last("username") {
             self.set("couchdb.username", username.value.clone(), username.line);
-            // A name without a password has an empty one, never the one of another layer.
+            // A user without a password has an empty one, never the password of another layer.
             let password = section.last("password");
             let value = password.map(|password| password.value.clone()).unwrap_or_default();
             self.set("couchdb.password", value, password.unwrap_or(username).line);
@@ -324,7 +324,7 @@ fn named(section: &Section, key: &str, name: &str) -> bool {
     section.last(key).is_some_and(|property| property.value == name)
 }
 
-/// `amqp_uri` and `uri`, in the file's order: the first is the primary broker.
+/// `amqp_uri` and `uri`, in the file's order. The first is the primary broker.
 fn brokers<'a>(sections: &[&'a Section]) -> Vec<&'a Property> {
     sections
         .iter()

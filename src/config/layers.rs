@@ -1,4 +1,4 @@
-//! The layers that settings come from, merged, with where each value was set: defaults, Kazoo's own file, a file, the environment, flags.
+//! The layers of settings, merged, with the origin of each value: defaults, Kazoo's own file, our own file, the environment, flags.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -11,13 +11,14 @@ use toml::de::{DeTable, DeValue};
 
 use super::{broker, kazoo_file};
 
-/// Variables of the environment that set a key begin with this.
+/// Prefix of environment variables that set a key.
 pub const ENV_PREFIX: &str = "KZ_RECORD_CALL__";
 
-/// Our own file on a host that has the package; read when nobody names another.
+/// Our own file from the package. It is read when the operator names no other file.
 pub const USUAL_FILE: &str = "/etc/kz-record-call/config.toml";
 
-/// Our own file: the one that is named, none where `none` or nothing is named, else `usual` if it can be read. The text is what is odd.
+/// Our own file. A given name is used. `none` or an empty name means no file. Without a name, `usual` is used if it can be read. The text
+/// is a remark for the operator.
 pub fn own_file(named: Option<&OsStr>, usual: &str) -> (Option<PathBuf>, Option<String>) {
     match named {
         Some(named) if named.is_empty() || named == "none" => (None, None),
@@ -35,7 +36,7 @@ pub fn own_file(named: Option<&OsStr>, usual: &str) -> (Option<PathBuf>, Option<
     }
 }
 
-/// Where a value was set. Later ones win over earlier ones.
+/// Where a value was set. A later origin wins over an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     Default,
@@ -44,7 +45,7 @@ pub enum Origin {
         path: String,
         line: usize,
     },
-    /// Our own file; the line where it is known.
+    /// Our own file, with the line if it is known.
     File {
         path: String,
         line: Option<usize>,
@@ -56,7 +57,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Which of two values of different keys was set nearer to the operator.
+    /// The rank of this origin. A higher rank wins between values of different keys.
     pub fn rank(&self) -> u8 {
         match self {
             Self::Default => 0,
@@ -67,7 +68,7 @@ impl Origin {
         }
     }
 
-    /// One word for machines.
+    /// One word, for programs.
     pub fn kind(&self) -> &'static str {
         ["default", "kazoo", "file", "environment", "flag"][usize::from(self.rank())]
     }
@@ -92,24 +93,24 @@ impl fmt::Display for Origin {
 pub struct ConfigError {
     pub key: String,
     pub origin: Origin,
-    /// Follows the key in a sentence; never has a secret in it.
+    /// Follows the key in a sentence. It never contains a secret.
     pub problem: String,
 }
 
-/// What is read.
+/// The sources of settings.
 #[derive(Debug, Clone)]
 pub struct Sources<'a> {
     /// Our own file.
     pub file: Option<&'a Path>,
     pub environment: Vec<(String, String)>,
-    /// `key=value` each.
+    /// Each is `key=value`.
     pub flags: &'a [String],
-    /// Where Kazoo's file is looked for when neither `kazoo.config_file` nor `KAZOO_CONFIG` names it.
+    /// The paths to try for Kazoo's file when neither `kazoo.config_file` nor `KAZOO_CONFIG` names it.
     pub kazoo_places: &'a [&'a str],
 }
 
 impl<'a> Sources<'a> {
-    /// This process' environment, and Kazoo's usual places.
+    /// The environment of this process, and Kazoo's usual places.
     pub fn of_process(file: Option<&'a Path>, flags: &'a [String]) -> Self {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -127,9 +128,9 @@ impl<'a> Sources<'a> {
 #[derive(Debug, Clone, Default)]
 pub struct Layers {
     values: BTreeMap<String, (Value, Origin)>,
-    /// The keys that there are, with their lines in the manual, `config/default.toml`.
+    /// All known keys, with their lines in the manual, `config/default.toml`.
     manual: BTreeMap<String, usize>,
-    /// What cannot be read at all.
+    /// Sources that cannot be read.
     mistakes: Vec<ConfigError>,
     notes: Vec<String>,
     /// Our own file, if there is one.
@@ -139,10 +140,10 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Merges the compiled-in defaults, `file` and `environment`, in that order. Kazoo's usual places are not looked at.
+    /// Merges the compiled-in defaults, `file` and `environment`, in that order. Kazoo's usual places are not read.
     ///
     /// # Errors
-    /// A file that cannot be read or is not TOML.
+    /// When a file cannot be read or is not TOML.
     pub fn load(
         file: Option<&Path>,
         environment: impl Iterator<Item = (String, String)>,
@@ -160,7 +161,7 @@ impl Layers {
         }
     }
 
-    /// Merges all sources. What cannot be read is among the mistakes; the rest is there all the same.
+    /// Merges all sources. An unreadable source is reported as a mistake, and the other sources are merged all the same.
     pub fn gather(sources: &Sources<'_>) -> Self {
         let mut layers = Self::default();
         layers.add_toml(super::DEFAULTS, |_| Origin::Default);
@@ -175,7 +176,7 @@ impl Layers {
                 let key = path.to_ascii_lowercase().replace("__", ".");
                 above.set(key, Value::String(value.clone()), Origin::Environment(name.clone()));
             } else if is_stray(name) {
-                // Without its value: that may be a secret.
+                // The value is left out, because it may be a secret.
                 above.note(format!(
                     "{name} in the environment is not read: a setting's variable begins with {ENV_PREFIX}, and has two underscores before the key too"
                 ));
@@ -186,7 +187,7 @@ impl Layers {
                 Some((key, value)) if !key.trim().is_empty() => {
                     above.set(key.trim().to_owned(), Value::String(value.to_owned()), Origin::Flag);
                 }
-                // Not shown: it may be a secret.
+                // The flag is left out, because it may contain a secret.
                 _ => above.mistake(
                     "--set",
                     Origin::Flag,
@@ -194,7 +195,7 @@ impl Layers {
                 ),
             }
         }
-        // What the upper layers say decides which of Kazoo's files is read, and as which zone's.
+        // The upper layers decide which of Kazoo's files is read, and for which zone.
         kazoo_file::add(&mut layers, &above, sources);
         layers.values.extend(above.values);
         layers.mistakes.extend(above.mistakes);
@@ -203,7 +204,7 @@ impl Layers {
         layers
     }
 
-    /// Says what URIs of brokers ask for in vain.
+    /// Adds notes about parameters of brokers' URIs that are not followed.
     fn remark_on_brokers(&mut self) {
         let Some((value, origin)) = self.get("amqp.uri") else {
             return;
@@ -240,7 +241,7 @@ impl Layers {
         match parsed {
             Ok((table, lines)) => self.add_table("", table, &|key| origin(lines.get(key).copied())),
             Err(error) => {
-                // Not the error's own text: that shows the line, and with it what may be a secret.
+                // The error's own text is left out. It shows the line, which may contain a secret.
                 let line = error.span().map(|span| line_at(text, span.start));
                 let problem = format!("is not TOML: {}", error.message());
                 self.mistake("the file", origin(line), problem);
@@ -293,7 +294,7 @@ impl Layers {
         self.values.iter().map(|(key, (_, origin))| (key.as_str(), origin))
     }
 
-    /// All keys with their values, as the manual has them, what it does not know at the end. The flag tells whether it knows the key.
+    /// All keys with their values, in the order of the manual, with unknown keys at the end. The flag says whether the manual has the key.
     pub fn settings(&self) -> Vec<(&str, &Value, &Origin, bool)> {
         let line = |key: &str| self.manual.get(key).copied();
         let mut all: Vec<_> = self
@@ -305,7 +306,7 @@ impl Layers {
         all
     }
 
-    /// What is odd, and no mistake: for the log, and for people.
+    /// Remarks that are not mistakes, for the log and the operator.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -321,7 +322,7 @@ impl Layers {
     }
 }
 
-/// Whether a variable looks like one of ours, and is none.
+/// Whether a variable looks like one of ours, and is not.
 fn is_stray(name: &str) -> bool {
     name.strip_prefix("KZ_RECORD_CALL_")
         .is_some_and(|rest| !rest.starts_with('_') && rest != "CONFIG" && !rest.starts_with("TEST_"))

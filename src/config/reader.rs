@@ -1,4 +1,4 @@
-//! Takes typed values out of the layers, and collects every mistake on the way.
+//! Reads typed values from the layers, and collects all mistakes.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,7 +28,7 @@ impl Reader {
         }
     }
 
-    /// The configuration, if nothing was wrong; otherwise every mistake. Keys that nobody asked for are mistakes: most are typing errors.
+    /// The configuration, or all mistakes. A key that the code never read is a mistake, because most such keys are typing errors.
     pub fn finish<T>(mut self, config: T) -> Result<T, Vec<ConfigError>> {
         let unknown: Vec<ConfigError> = self
             .layers
@@ -68,7 +68,7 @@ impl Reader {
         self.layers.get(key).map(|(value, _)| value.clone())
     }
 
-    /// Text; numbers stand for their decimal form.
+    /// A text value. A number gives its decimal form.
     pub fn text(&mut self, key: &str) -> String {
         match self.value(key) {
             Some(Value::String(text)) => text.trim().to_owned(),
@@ -143,7 +143,7 @@ impl Reader {
         }
     }
 
-    /// Each item of a list read as a `T`: a TOML array of texts, or words separated by blanks or commas.
+    /// A list whose items are parsed as `T`: a TOML array of texts, or words separated by blanks or commas.
     pub fn list_of<T>(&mut self, key: &str) -> Vec<T>
     where
         T: std::str::FromStr<Err: std::fmt::Display>,
@@ -211,7 +211,7 @@ impl Reader {
         }
     }
 
-    /// A file with certificates of authorities; empty: none.
+    /// A file with certificates of authorities. An empty value means none.
     pub fn authorities(&mut self, key: &str) -> Option<Authorities> {
         let path = self.path(key)?;
         Authorities::read(&path)
@@ -219,14 +219,14 @@ impl Reader {
             .ok()
     }
 
-    /// A certificate of our own, and its key; both empty: none.
+    /// A certificate of our own, and its key. Two empty values mean none.
     pub fn identity(&mut self, certificate: &str, key: &str) -> Option<Identity> {
         let files = self.both(certificate, key)?;
         let read = Identity::read(&files.certificate, &files.key);
         read.map_err(|why| self.mistake(certificate, why.to_string())).ok()
     }
 
-    /// As `identity`, of files that are read again later. They are read once here, for what is wrong with them.
+    /// As `identity`, for files that are read again later. They are read once here, to find mistakes.
     pub fn key_files(&mut self, certificate: &str, key: &str) -> Option<KeyFiles> {
         let files = self.both(certificate, key)?;
         if let Err(why) = files.load() {
@@ -311,13 +311,13 @@ impl Reader {
                 .decode_utf8_lossy()
                 .into_owned()
         };
-        // Credentials that stand apart win over those in the URL, unless the URL was set nearer to the operator than they were.
+        // Separate settings for credentials win over those in the URL, unless the URL's origin has a higher rank.
         let nearer = self.origin("couchdb.url").rank() > self.origin("couchdb.username").rank();
         if !url.username().is_empty() && (username.is_empty() || nearer) {
             username = decoded(url.username());
             password = url.password().map(decoded).unwrap_or(password);
         }
-        // Neither fails for a URL with a host.
+        // Neither call fails for a URL with a host.
         let _ = url.set_username("");
         let _ = url.set_password(None);
         (url, username, SecretString::from(password))

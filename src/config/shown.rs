@@ -1,11 +1,12 @@
-//! Values as they may be shown to anybody: without secrets.
+//! Values in a form that may be shown: without secrets.
 
 use toml::Value;
 
-/// What stands in a secret's place.
+/// The text that replaces a secret.
 pub const MASK: &str = "***";
 
-/// A value without secrets: those that the key says are one, and credentials in URLs. What nobody knows the meaning of is not shown at all.
+/// A value without secrets. Secrets are the values of keys with such names, and credentials in URLs. The value of an unknown key is not
+/// shown at all.
 pub fn shown(key: &str, value: &Value, known: bool) -> Value {
     match value {
         Value::String(text) if text.is_empty() => value.clone(),
@@ -24,11 +25,11 @@ fn is_secret(key: &str) -> bool {
         .any(|word| name.contains(word))
 }
 
-/// A text in which the passwords of all URLs are masked. What only looks like credentials is masked too: better once too often.
+/// A text with the passwords of all URLs masked. Text that may be credentials is masked too.
 pub fn without_credentials(text: &str) -> String {
     let starts = starts(text);
     let Some(&first) = starts.first() else {
-        // No URL, but perhaps what was meant to be one.
+        // The text has no URL, but may be a mistyped one.
         return text
             .rsplit_once('@')
             .map_or_else(|| text.to_owned(), |(_, rest)| format!("{MASK}@{rest}"));
@@ -54,7 +55,7 @@ fn starts(text: &str) -> Vec<usize> {
             .count();
         at - scheme
     };
-    // One that is glued to what comes before is a part of that, such as of a password.
+    // A URL without a separator before it is part of the preceding text, for example of a password.
     let apart = |start: &usize| {
         let before = text[..*start].chars().next_back();
         before.is_none_or(|c| c.is_whitespace() || matches!(c, ',' | ';' | '[' | '(' | '"' | '\'' | '<' | '='))
@@ -70,7 +71,7 @@ fn url(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else {
         return text.to_owned();
     };
-    // To the last @: a password that should have been encoded may have others in it, and slashes.
+    // Masks up to the last @. A password that should have been encoded may contain other @s, and slashes.
     let rest = match rest.rsplit_once('@') {
         None => without_odd_port(rest),
         Some((userinfo, rest)) => match userinfo.split_once(':') {
@@ -88,7 +89,7 @@ fn url(text: &str) -> String {
     format!("{scheme}://{rest}")
 }
 
-/// What stands where a port should, and is none, may be a password that was cut off from its host.
+/// A text in place of a port that is not a number may be a password that was cut off from its host.
 fn without_odd_port(rest: &str) -> String {
     let end = rest
         .find(|c: char| c.is_whitespace() || matches!(c, '/' | '?' | '#' | ','))

@@ -1,5 +1,5 @@
-//! Certificates that settings name, read when the configuration is, so that a wrong one is told with all other mistakes; and the words for what
-//! goes wrong with them later.
+//! Certificates that settings name. They are read together with the configuration, so that a wrong one is reported with all other mistakes.
+//! Also the texts for TLS faults that occur later.
 
 use std::error::Error;
 use std::fmt;
@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use thiserror::Error;
 
-/// Certificates of authorities that are trusted besides those of the host.
+/// Certificates of authorities that are trusted in addition to the host's.
 #[derive(Clone)]
 pub struct Authorities {
     pub path: PathBuf,
@@ -21,21 +21,21 @@ pub struct Authorities {
     pub pem: Arc<str>,
 }
 
-/// A certificate of our own that a server asks for, and its key.
+/// A certificate of our own, for servers that request one, and its key.
 #[derive(Clone)]
 pub struct Identity {
     pub certificate: Arc<str>,
     pub key: Arc<str>,
 }
 
-/// Files with the certificate that a listener shows, the chain after it, and with its key. Read again when they change.
+/// Files with a listener's certificate and its chain, and with its key. They are read again when they change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFiles {
     pub certificate: PathBuf,
     pub key: PathBuf,
 }
 
-/// Why files are of no use. Names the file, never what is in it.
+/// Why files are unusable. The messages name the file, never its content.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Unusable {
     #[error("{path} cannot be read: {why}")]
@@ -58,7 +58,7 @@ impl Authorities {
     /// Reads a file.
     ///
     /// # Errors
-    /// One that has no certificate, or one that no server can be checked against.
+    /// When the file has no certificate, or one that cannot serve to check a server.
     pub fn read(path: &Path) -> Result<Self, Unusable> {
         let pem = text(path)?;
         let mut store = RootCertStore::empty();
@@ -82,7 +82,7 @@ impl Identity {
     /// Reads a certificate with its chain, and its key.
     ///
     /// # Errors
-    /// Files of which one is missing or that do not belong together.
+    /// When a file is missing, or the files do not belong together.
     pub fn read(certificate: &Path, key: &Path) -> Result<Self, Unusable> {
         let files = KeyFiles {
             certificate: certificate.to_owned(),
@@ -106,7 +106,7 @@ impl KeyFiles {
     /// Reads the files as they are now.
     ///
     /// # Errors
-    /// Files of which one is missing or that do not belong together.
+    /// When a file is missing, or the files do not belong together.
     pub fn load(&self) -> Result<CertifiedKey, Unusable> {
         let shown = |path: &Path| path.display().to_string();
         let chain = certificates(&self.certificate, &text(&self.certificate)?)?;
@@ -145,27 +145,28 @@ fn bad_certificate(path: &Path, error: &rustls::Error) -> Unusable {
     }
 }
 
-/// What went wrong between two ends of a TLS connection, when that is what an error is about.
+/// A fault between two TLS peers, if that is the cause of an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TlsFault {
-    /// The other end's certificate is not one that we take.
+    /// The peer's certificate is not accepted.
     Certificate(String),
-    /// The other end shows the certificate of an authority as its own: one made with plain `openssl req -x509` says of itself that it is one.
+    /// The peer shows an authority's certificate as its own. A certificate made with plain `openssl req -x509` declares itself an
+    /// authority.
     Authority,
-    /// The other end will not have ours, or not the way that we speak TLS.
+    /// The peer rejects our certificate, or our TLS parameters.
     Refused(String),
-    /// The other end does not speak TLS.
+    /// The peer does not speak TLS.
     Protocol(String),
 }
 
 impl TlsFault {
-    /// Looks for the fault among an error's causes.
+    /// Finds the fault among an error's causes.
     pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(fault) = error.downcast_ref::<rustls::Error>() {
                 return Some(match fault {
-                    // rustls gives the reason of its certificate library as text only.
+                    // rustls gives its certificate library's reason only as text.
                     rustls::Error::InvalidCertificate(why) if format!("{why:?}").contains("CaUsedAsEndEntity") => {
                         Self::Authority
                     }
@@ -174,7 +175,7 @@ impl TlsFault {
                     other => Self::Protocol(other.to_string()),
                 });
             }
-            // What an I/O error holds is not among its causes.
+            // The content of an I/O error is not among its causes.
             next = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
                 Some(inner) => Some(inner),
                 None => error.source(),
@@ -183,7 +184,7 @@ impl TlsFault {
         None
     }
 
-    /// In words for people. `setting` names the file with the authorities.
+    /// The fault as a text for the operator. `setting` names the file with the authorities.
     pub fn words(&self, setting: &str) -> String {
         match self {
             Self::Certificate(why) => format!(
@@ -293,7 +294,7 @@ mod tests {
         assert_eq!(found, TlsFault::Certificate("UnknownIssuer".into()));
         assert!(found.words("couchdb.ca_file").contains("couchdb.ca_file"));
         assert_eq!(TlsFault::of(&std::io::Error::other("else")), None);
-        // As rustls has it from its certificate library.
+        // The form in which rustls passes on its certificate library's error.
         #[derive(Debug, thiserror::Error)]
         #[error("CaUsedAsEndEntity")]
         struct CaUsedAsEndEntity;

@@ -1,4 +1,4 @@
-//! Many small documents at once, views, and databases.
+//! Bulk reads and writes of small documents, views, and databases.
 
 use couch_rs::document::AllDocsResponse;
 use couch_rs::types::view::RawViewCollection;
@@ -12,19 +12,19 @@ use crate::kazoo::json::owned_text;
 use super::CouchError;
 use super::client::Couch;
 
-/// Documents that are asked for in one request: answers are read whole, and an entry can have some ten kilobytes.
+/// Documents per request. Answers are read whole, and an entry can have tens of kilobytes.
 pub(super) const DOCUMENTS: usize = 100;
 
-/// What became of one document of a batch.
+/// Result of one document of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Row {
     Saved {
         rev: String,
-        /// Fewer copies than the quorum have it so far: the server's 202.
+        /// Fewer copies exist so far than the quorum: the server answered 202.
         below_quorum: bool,
     },
     Conflict,
-    /// The server will not have this document.
+    /// The server refused this document.
     Refused(String),
 }
 
@@ -41,17 +41,17 @@ pub struct ViewRow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Branched {
     pub ids: Vec<String>,
-    /// Where the next changes begin.
+    /// The sequence at which the next changes start.
     pub since: String,
     /// There were no more changes.
     pub is_all: bool,
 }
 
 impl Couch {
-    /// Writes documents, each by its own `_id` and `_rev`. The rows come in the order of the documents.
+    /// Writes documents, each by its own `_id` and `_rev`. The rows have the order of the documents.
     ///
     /// # Errors
-    /// When the whole was refused, or there is no answer.
+    /// When the server refused the whole request, or there is no answer.
     pub async fn bulk_docs(&self, database: &str, documents: &[Value]) -> Result<Vec<Row>, CouchError> {
         let body = json!({ "docs": documents });
         let (status, rows) = self.posted(database, &["_bulk_docs"], &[], &body).await?;
@@ -66,7 +66,7 @@ impl Couch {
         if status != 202 || rows.iter().any(is_named) {
             return Ok(rows);
         }
-        // Some of them, and the server does not say which.
+        // Some documents are below the quorum, and the server does not say which.
         let suspect = |row: Row| match row {
             Row::Saved { rev, .. } => Row::Saved {
                 rev,
@@ -77,11 +77,11 @@ impl Couch {
         Ok(rows.into_iter().map(suspect).collect())
     }
 
-    /// The documents with these ids, in their order; `None` for what is not there or was deleted. Conflicting revisions are named in
-    /// `_conflicts`.
+    /// The documents with these ids, in the order of the ids. `None` for a document that is missing or deleted. `_conflicts` lists
+    /// conflicting revisions.
     ///
     /// # Errors
-    /// When the database does not tell.
+    /// When the database does not answer.
     pub async fn get_many(&self, database: &str, ids: &[String]) -> Result<Vec<Option<Value>>, CouchError> {
         let query = [("include_docs", "true"), ("conflicts", "true")];
         let mut documents = Vec::with_capacity(ids.len());
@@ -98,7 +98,7 @@ impl Couch {
             for row in found.rows {
                 match row.error.as_deref() {
                     None | Some("not_found") => documents.push(row.doc.filter(Value::is_object)),
-                    // Whether it is there is open: a part of the cluster did not answer.
+                    // The document may exist or not: a part of the cluster did not answer.
                     Some(error) => {
                         return Err(CouchError::NoAnswer(format!("a document cannot be read: {error}")));
                     }
@@ -121,10 +121,10 @@ impl Couch {
         }
     }
 
-    /// Deletes one revision of a document; one that is gone already is no error.
+    /// Deletes one revision of a document. A missing revision is no error.
     ///
     /// # Errors
-    /// When it may still be there.
+    /// When the revision may still exist.
     pub async fn delete(&self, database: &str, id: &str, rev: &str) -> Result<(), CouchError> {
         let request = self.request(Method::DELETE, database, &[id]).query(&[("rev", rev)]);
         match self.ask(request, database).await {
@@ -133,10 +133,10 @@ impl Couch {
         }
     }
 
-    /// The documents whose ids lie between two, both included, page by page.
+    /// The documents with ids from `from` to `to`, both included, read page by page.
     ///
     /// # Errors
-    /// When the database does not tell.
+    /// When the database does not answer.
     pub async fn id_range(&self, database: &str, from: &str, to: &str) -> Result<Vec<Value>, CouchError> {
         let (mut all, mut after) = (Vec::new(), None);
         loop {
@@ -149,10 +149,10 @@ impl Couch {
         }
     }
 
-    /// One page of them, from an id on or after one; and the last id, if there may be more.
+    /// One page of such documents, from the id `from` or after the id `after`. Also the last id of the page, if more documents may follow.
     ///
     /// # Errors
-    /// When the database does not tell.
+    /// When the database does not answer.
     pub async fn id_page(
         &self,
         database: &str,
@@ -176,10 +176,10 @@ impl Couch {
         Ok((documents.collect(), more))
     }
 
-    /// Rows of a view. `query` is CouchDB's own, with JSON values as text.
+    /// Rows of a view. `query` holds CouchDB's own parameters, with JSON values as text.
     ///
     /// # Errors
-    /// When the database does not tell.
+    /// When the database does not answer.
     pub async fn view(
         &self,
         database: &str,
@@ -200,7 +200,7 @@ impl Couch {
         Ok(found.rows.into_iter().filter_map(row).collect())
     }
 
-    /// Keys and values of a view that reduces, grouped. `query` as in `view`.
+    /// Keys and values of a view with a reduce function, grouped. `query` as in `view`.
     ///
     /// # Errors
     /// `NotFound` when there is no such view, `DatabaseMissing` when there is no such database.
@@ -216,7 +216,7 @@ impl Couch {
         Ok(found.rows.into_iter().map(|row| (row.key, row.value)).collect())
     }
 
-    /// Writes a design document: a new one, unless its `_rev` says which revision it replaces.
+    /// Writes a design document. It creates a new one, unless `_rev` names the revision to replace.
     ///
     /// # Errors
     /// `Conflict` when it exists.
@@ -228,10 +228,10 @@ impl Couch {
         self.ask(request, database).await.map(drop)
     }
 
-    /// Drops a database with all that is in it; one that is not there is no error.
+    /// Drops a database and its documents. A missing database is no error.
     ///
     /// # Errors
-    /// When it may still be there.
+    /// When the database may still exist.
     pub async fn drop_database(&self, database: &str) -> Result<(), CouchError> {
         match self.ask(self.request(Method::DELETE, database, &[]), database).await {
             Ok(_) | Err(CouchError::NotFound | CouchError::DatabaseMissing(_)) => Ok(()),
@@ -239,10 +239,10 @@ impl Couch {
         }
     }
 
-    /// What the server says of a database.
+    /// The server's information about a database.
     ///
     /// # Errors
-    /// When it does not exist, or the server does not tell.
+    /// When it does not exist, or the server does not answer.
     pub async fn database_info(&self, database: &str) -> Result<Value, CouchError> {
         match self.ask(self.request(Method::GET, database, &[]), database).await {
             Ok((_, info)) => Ok(info),
@@ -251,8 +251,8 @@ impl Couch {
         }
     }
 
-    /// The documents that have more than one revision which none follows, deleted ones among them, of at most `limit` that changed since then; and from
-    /// where the next ones change, if there are more.
+    /// The documents with more than one leaf revision, deleted leaves included, among at most `limit` that changed after `since`. Also the
+    /// sequence at which the next changes start, if there are more.
     ///
     /// # Errors
     /// As `view`.
@@ -274,16 +274,16 @@ impl Couch {
         let id = |row: &Value| owned_text(row, "id");
         Ok(Branched {
             ids: rows.iter().filter(has_branches).filter_map(id).collect(),
-            // BigCouch's is a list.
+            // BigCouch's sequence is a list.
             since: last.as_str().map_or_else(|| last.to_string(), str::to_owned),
             is_all: rows.len() < limit,
         })
     }
 
-    /// The names of all databases that begin with `start`, without our prefix.
+    /// The names of all databases that start with `start`, without our prefix.
     ///
     /// # Errors
-    /// When the server does not tell.
+    /// When the server does not answer.
     pub async fn databases(&self, start: &str) -> Result<Vec<String>, CouchError> {
         let begin = format!("{}{start}", self.prefix());
         let (from, to) = (json!(begin).to_string(), json!(format!("{begin}\u{fff0}")).to_string());
@@ -295,7 +295,7 @@ impl Couch {
             return Err(CouchError::NoAnswer("_all_dbs gave no list".into()));
         };
         let mine = |name: &Value| name.as_str()?.strip_prefix(self.prefix()).map(str::to_owned);
-        // Servers that ignore the range give every name.
+        // Some servers ignore the range and return every name.
         Ok(names
             .iter()
             .filter_map(mine)

@@ -18,14 +18,14 @@ use super::login::{Login, Stand};
 use super::peers::Verdict;
 use super::{CouchError, Server};
 
-/// What stays in a path segment; `+` does not, for CouchDB decodes it as a blank there.
+/// Characters that stay unescaped in a path segment. `+` is escaped, because CouchDB decodes it as a blank in a path.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// A database server. Cheap to clone.
 #[derive(Clone)]
 pub struct Couch {
     http: reqwest::Client,
-    /// Without the time-out of `http`, which would cut long uploads; see `watch`.
+    /// Lacks the time-out of `http`, which would cut long uploads; see `watch`.
     uploads: reqwest::Client,
     url: Url,
     username: String,
@@ -33,16 +33,16 @@ pub struct Couch {
     /// `None` without credentials.
     pub(super) login: Option<Arc<Login>>,
     prefix: String,
-    /// The longest silence while a request or an answer is under way.
+    /// The longest silence while a request or an answer is in flight.
     pub(super) silence: Duration,
     pub(super) version: Arc<Known>,
 }
 
 impl Couch {
-    /// A client of the cluster's own server.
+    /// A client of the cluster's own database server.
     ///
     /// # Errors
-    /// When the HTTP client cannot be built, as without any root certificate.
+    /// When the HTTP client cannot be built, for example without any root certificate.
     pub fn new(config: &config::Couchdb) -> Result<Self, CouchError> {
         let failed = |error: String| CouchError::NoAnswer(error);
         let authorities = match &config.ca {
@@ -53,7 +53,7 @@ impl Couch {
             reqwest::Client::builder()
                 .tls_certs_merge(authorities.clone())
                 .connect_timeout(config.connect_timeout)
-                // Shorter than any server's keep-alive, so that an upload never begins on a connection that is being closed.
+                // Shorter than the keep-alive of any server, so that an upload never starts on a connection that the server is closing.
                 .pool_idle_timeout(Duration::from_secs(4))
                 .redirect(reqwest::redirect::Policy::none())
                 .no_proxy()
@@ -74,12 +74,12 @@ impl Couch {
         })
     }
 
-    /// Whether the other client is one of this server too.
+    /// Whether both clients use the same server.
     pub fn is_same_server(&self, other: &Self) -> bool {
         self.url == other.url
     }
 
-    /// A client of another server than the cluster's, with the time-outs, and the prefix, of the cluster's.
+    /// A client of another server, with the time-outs and the database prefix of the cluster's server.
     ///
     /// # Errors
     /// As `new`.
@@ -92,13 +92,13 @@ impl Couch {
         })
     }
 
-    /// Whether the server answers, and takes our credentials.
+    /// Whether the server answers and accepts our credentials.
     ///
     /// # Errors
-    /// `NoAnswer`, or what it answered instead.
+    /// `NoAnswer`, or the error that the server answered.
     pub async fn ping(&self) -> Result<(), CouchError> {
         let (_, welcome) = self.ask(self.server(Method::GET, ""), "").await?;
-        // Older relatives say "Welcome", PouchDB's server says other words; a page of something else is no JSON.
+        // BigCouch and CouchDB 1 answer "Welcome", and PouchDB's server answers another text. The page of an unrelated server is not JSON.
         if welcome.is_object() {
             Ok(())
         } else {
@@ -106,11 +106,11 @@ impl Couch {
         }
     }
 
-    /// A document, or `None` when it does not exist.
+    /// A document, or `None` when it is missing.
     ///
     /// # Errors
-    /// Anything else than the document or its absence. A missing database is an error: a server that has not got the list of databases from
-    /// the others yet misses all of them, and says nothing about any document.
+    /// Everything except a document or its absence. A missing database is an error. A server that has not yet received the list of
+    /// databases from the other nodes reports all databases missing, which says nothing about any document.
     pub async fn get(&self, database: &str, id: &str) -> Result<Option<Value>, CouchError> {
         match self.ask(self.request(Method::GET, database, &[id]), database).await {
             Ok((_, document)) if document.is_object() => Ok(Some(document)),
@@ -120,13 +120,13 @@ impl Couch {
         }
     }
 
-    /// Sends a request with a small answer, unless the server refuses our credentials.
+    /// Sends a request with a small answer. Sends nothing while the server refuses our credentials.
     pub(super) async fn ask(&self, request: RequestBuilder, database: &str) -> Result<(u16, Value), CouchError> {
         self.send_with(async { answer(request.send().await, database).await })
             .await
     }
 
-    /// The same for whatever sends a request.
+    /// The same for any future that sends a request.
     pub(super) async fn send_with<T>(
         &self,
         sending: impl Future<Output = Result<T, CouchError>>,
@@ -139,7 +139,7 @@ impl Couch {
         result
     }
 
-    /// Waits until the credentials are proved.
+    /// Waits until the credentials are verified.
     async fn let_in(&self) -> Result<(), CouchError> {
         let Some(login) = &self.login else { return Ok(()) };
         loop {
@@ -149,7 +149,7 @@ impl Couch {
                 Stand::Ask => {}
             }
             let (couch, login) = (self.clone(), Arc::clone(login));
-            // In a task of its own: a caller that gives up must not break off a request that counts at the server.
+            // Runs in a task of its own. A caller that gives up must not cancel a request that the server counts as a log-in.
             let asked = tokio::spawn(survive("credentials", async move {
                 let _alone = login.asking.lock().await;
                 let turn = login.turn().await;
@@ -165,7 +165,8 @@ impl Couch {
         }
     }
 
-    /// Asks the server whether it takes the credentials, unless that is known by now. What the turn leaves to others.
+    /// Verifies the credentials at the server, unless the result is known by now. Returns the verdict that the lock leaves for other
+    /// workers.
     async fn prove(&self, login: &Login, refused_elsewhere: bool) -> Result<Verdict, CouchError> {
         if !matches!(login.stand(), Stand::Ask) {
             return Ok(Verdict::default());
@@ -176,7 +177,8 @@ impl Couch {
         }
         let session = self.server(Method::GET, "_session").send().await;
         let session = session.map_err(|error| no_answer(&error))?;
-        // Whatever else came back, as of a proxy that lets nothing but databases through: the credentials were not refused.
+        // The server did not refuse the credentials. Any other answer means no refusal, for example a proxy that lets only databases
+        // through.
         let result = answer(Ok(session), "").await;
         if let Err(error @ CouchError::Failed { .. }) = result {
             // A balancer without a living server says that. Workers that took it for proof would all ask at once when CouchDB is back.
@@ -188,17 +190,17 @@ impl Couch {
         Ok(if is_taken { Verdict::Taken } else { login.verdict() })
     }
 
-    /// A request of our own to `/<database>/<path segments…>`, with credentials.
+    /// A request to `/<database>/<path segments…>`, with credentials.
     pub(super) fn request(&self, method: Method, database: &str, path: &[&str]) -> RequestBuilder {
         self.authorized(self.http.request(method, self.address(database, path)))
     }
 
-    /// As `request`, for bodies that take long.
+    /// As `request`, for bodies that take long to send.
     pub(super) fn upload(&self, method: Method, database: &str, path: &[&str]) -> RequestBuilder {
         self.authorized(self.uploads.request(method, self.address(database, path)))
     }
 
-    /// A request to `/<path>`, which is no database's.
+    /// A request to `/<path>`, outside any database.
     pub(super) fn server(&self, method: Method, path: &str) -> RequestBuilder {
         let address = format!("{}/{path}", self.url.as_str().trim_end_matches('/'));
         self.authorized(self.http.request(method, address))
@@ -250,7 +252,7 @@ pub(super) async fn bounded(mut response: Response, most: usize) -> Result<Vec<u
     Ok(body)
 }
 
-/// The JSON of a successful answer; the error of any other.
+/// The JSON of a successful answer, or the error of any other answer.
 pub(super) async fn answer(
     response: Result<Response, reqwest::Error>,
     database: &str,
@@ -265,7 +267,7 @@ pub(super) async fn answer(
     Err(CouchError::of_answer(status.as_u16(), &json, database))
 }
 
-/// A transport error in words, with its causes and without the URL, which may hold credentials.
+/// A transport error as text, with its causes. The URL is left out, because it may hold credentials.
 pub(super) fn no_answer(error: &reqwest::Error) -> CouchError {
     if let Some(fault) = TlsFault::of(error) {
         return CouchError::NoAnswer(fault.words("couchdb.ca_file"));
@@ -276,7 +278,7 @@ pub(super) fn no_answer(error: &reqwest::Error) -> CouchError {
         words = cause.to_string();
         source = cause.source();
     }
-    // Never the whole URL.
+    // The whole URL must not appear.
     let host = error
         .url()
         .and_then(|url| url.host_str().zip(url.port_or_known_default()));
@@ -301,14 +303,14 @@ mod tests {
 
     use super::*;
 
-    /// What a server answers, and closes.
+    /// The response of a server that sends `answer` and closes the connection.
     async fn answered(answer: Vec<u8>) -> Response {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", server.local_addr().unwrap());
         tokio::spawn(async move {
             let (mut socket, _) = server.accept().await.unwrap();
             let _ = socket.read(&mut [0; 4096]).await;
-            // A client that has read enough hangs up.
+            // A client that has read enough closes the connection.
             let _ = socket.write_all(&answer).await;
         });
         reqwest::get(url).await.unwrap()

@@ -1,4 +1,4 @@
-//! What is asked of a server as a whole: its version, its databases, and many documents at once.
+//! Requests about a server as a whole: its version, its databases, and bulk documents.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -12,12 +12,12 @@ use tokio::time::Instant;
 use super::CouchError;
 use super::client::Couch;
 
-/// A server's version. BigCouch says that it is the CouchDB 1.x that it was made of.
+/// A server's version. BigCouch reports the CouchDB 1.x that it is based on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32, pub u32);
 
 impl Version {
-    /// Reads the answer to `GET /`; a part that is no number, as in `3.4.3-dirty`, ends where the digits end.
+    /// Reads the answer to `GET /`. A part such as `3-dirty` in `3.4.3-dirty` ends at its last digit.
     pub fn read(welcome: &Value) -> Option<Self> {
         let mut parts = welcome.get("version")?.as_str()?.split('.').map(|part| {
             let digits = part.bytes().take_while(u8::is_ascii_digit).count();
@@ -37,24 +37,25 @@ impl fmt::Display for Version {
     }
 }
 
-/// A version that was learnt, and when.
+/// The server's version, and when it was read.
 pub(super) type Known = Mutex<Option<(Version, Instant)>>;
 
-/// A server is asked again after this: it may have been upgraded, or another may stand behind the balancer.
+/// The version is read again after this time. An operator may have upgraded the server, or a load balancer may have switched to another
+/// one.
 const KNOWN_FOR: Duration = Duration::from_secs(600);
 
-/// The database that every Kazoo cluster has.
+/// A database that every Kazoo cluster has.
 const ACCOUNTS: &str = "accounts";
 const SYSTEM_CONFIG: &str = "system_config";
 
-/// Documents that are asked for at once.
+/// Documents per request.
 const PAGE: usize = 500;
 
 impl Couch {
-    /// The server's version, asked for once in ten minutes.
+    /// The server's version, read at most once in ten minutes.
     ///
     /// # Errors
-    /// When it does not tell.
+    /// When the server does not answer.
     pub async fn version(&self) -> Result<Version, CouchError> {
         let known = *self.version.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((version, at)) = known
@@ -69,10 +70,10 @@ impl Couch {
         Ok(version)
     }
 
-    /// Whether a database is there.
+    /// Whether a database exists.
     ///
     /// # Errors
-    /// When the server does not tell.
+    /// When the server does not answer.
     pub async fn has_database(&self, database: &str) -> Result<bool, CouchError> {
         match self.ask(self.request(Method::GET, database, &[]), database).await {
             Ok(_) => Ok(true),
@@ -81,19 +82,19 @@ impl Couch {
         }
     }
 
-    /// Whether the server knows the cluster's databases, told by those that every Kazoo cluster has. A node that is new, or back, answers "does
-    /// not exist" for every database until it has the list from the other nodes; a database that is created there meanwhile is a second one of
-    /// that name.
+    /// Whether the server knows the cluster's databases. The check reads two databases that every Kazoo cluster has. A node that joins or
+    /// returns answers "does not exist" for every database until it has the list from the other nodes. A database created on that node
+    /// meanwhile would be a second one with the same name.
     ///
     /// # Errors
-    /// When it does not, or nobody can tell.
+    /// When the server does not know them, or does not answer.
     pub async fn knows_databases(&self) -> Result<(), CouchError> {
         for database in [ACCOUNTS, SYSTEM_CONFIG] {
             if self.has_database(database).await? {
                 return Ok(());
             }
         }
-        // With a prefix of its own, for trying out, it may stand beside a cluster's databases.
+        // With a test prefix, the worker's databases are beside the cluster's, whose names have no prefix.
         if !self.prefix().is_empty() {
             let answer = self.ask(self.server(Method::GET, ACCOUNTS), ACCOUNTS).await;
             match answer {
@@ -108,12 +109,13 @@ impl Couch {
         )))
     }
 
-    /// Whether a server may be asked to create a database. A node that has joined a cluster, or is back, and has not got the list of its databases yet, would make
-    /// a second one of a name: it lists none at all, and knows of other nodes. So would one that is cut off from most of its cluster: of two databases
-    /// of one name, made on both sides, one is dropped with all that is in it when they meet again.
+    /// Whether a server may create a database. Two cases forbid it, because each can create a second database of the same name:
+    /// - A node has joined or returned, and does not have the list of databases yet. It lists no database, and knows of other nodes.
+    /// - A node is cut off from most of its cluster. When both sides create one database, the cluster drops one of the two, with its
+    ///   documents, after the partition heals.
     ///
     /// # Errors
-    /// When that is so, or the server does not tell.
+    /// When one of the cases applies, or the server does not answer.
     pub async fn may_create(&self) -> Result<(), CouchError> {
         if !self.has_majority().await? {
             return Err(CouchError::NoAnswer(
@@ -134,11 +136,11 @@ impl Couch {
         ))
     }
 
-    /// Creates a database, if `may_create`; `false` when it was there already. A creation that failed is looked up: CouchDB answers 500 when two create
-    /// at once, or when the shards do not open in time, and answers get lost.
+    /// Creates a database, if `may_create` allows it. `false` when the database existed already. After a failed creation the database is
+    /// looked up. CouchDB answers 500 when two clients create it at once or when its shards open too slowly, and answers get lost.
     ///
     /// # Errors
-    /// When it is not there afterwards, or nobody can tell.
+    /// When the database is missing afterwards, or the server does not answer.
     pub async fn create_database(&self, database: &str) -> Result<bool, CouchError> {
         if self.has_database(database).await? {
             return Ok(false);
@@ -147,7 +149,7 @@ impl Couch {
         match self.put_database(database).await {
             Err(error @ (CouchError::Failed { .. } | CouchError::NoAnswer(_) | CouchError::Conflict)) => {
                 match self.has_database(database).await {
-                    // Most likely by this very request.
+                    // This request most likely created it.
                     Ok(true) => Ok(true),
                     _ => Err(error),
                 }
@@ -167,10 +169,10 @@ impl Couch {
         }
     }
 
-    /// Whether a database has a design document; `id` with its `_design/`.
+    /// Whether a database has a design document. `id` includes `_design/`.
     ///
     /// # Errors
-    /// When the database does not tell.
+    /// When the database does not answer.
     pub async fn has_design(&self, database: &str, id: &str) -> Result<bool, CouchError> {
         let name = id.strip_prefix("_design/").unwrap_or(id);
         match self
@@ -183,7 +185,7 @@ impl Couch {
         }
     }
 
-    /// The documents that a view has under `keys`.
+    /// The documents that a view lists under `keys`.
     ///
     /// # Errors
     /// `NotFound` when there is no such view, `DatabaseMissing` when there is no such database.
@@ -202,10 +204,10 @@ impl Couch {
         Ok(documents(answer).map(|(_, document)| document).collect())
     }
 
-    /// Those documents of a database that `wanted` picks; reads all of it, page by page.
+    /// The documents of a database that `wanted` selects. Reads the whole database, page by page.
     ///
     /// # Errors
-    /// When it cannot be read to its end.
+    /// When the database cannot be read to its end.
     pub async fn documents_where(
         &self,
         database: &str,
@@ -235,10 +237,10 @@ impl Couch {
         }
     }
 
-    /// Creates documents, in one request; those that exist stay as they are. Returns how many were created.
+    /// Creates documents in one request. Existing documents stay unchanged. Returns how many were created.
     ///
     /// # Errors
-    /// When the request as a whole fails, or a document is refused for another reason than that it exists.
+    /// When the whole request fails, or the server refuses a document for another reason than its existence.
     pub async fn create_all(&self, database: &str, documents: &[Value]) -> Result<usize, CouchError> {
         let request = self
             .request(Method::POST, database, &["_bulk_docs"])
@@ -260,7 +262,7 @@ impl Couch {
     }
 }
 
-/// The rows' ids and documents. A key that nothing is found under gives a row without a document.
+/// The ids and documents of the rows. A key without a match gives a row without a document.
 fn documents(mut answer: Value) -> impl Iterator<Item = (String, Value)> {
     let rows = answer.get_mut("rows").map(Value::take).unwrap_or_default();
     let rows = match rows {

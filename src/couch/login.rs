@@ -1,13 +1,14 @@
-//! Whether a server takes our credentials; one answer for everything in the process that asks the server as the same user.
+//! Whether a server accepts our credentials. All clients in the process with the same server, user and password share one state.
 //!
-//! CouchDB 3.4 counts failed log-ins by user and address (`chttpd_auth_lockout`): after five within five minutes it refuses the user from that
-//! address, also with the right password, until five minutes after the first. Kazoo's own user is the usual one, and its applications often
-//! come from the same address. So a worker with a wrong password must ask rarely:
+//! CouchDB 3.4 counts failed log-ins by user and address (`chttpd_auth_lockout`). After five failures within five minutes it refuses the
+//! user from that address, also with the right password, until five minutes after the first failure. The worker usually logs in as Kazoo's
+//! own user, and Kazoo's applications often use the same address. A worker with a wrong password must therefore ask rarely:
 //!
-//! - Before credentials are used for anything else, one small request proves them; everything else waits for it.
-//! - A refusal shuts the server for all clients of these credentials for `pause`, then one small request asks again.
+//! - Before the credentials are used for anything else, one small request verifies them. All other requests wait for its result.
+//! - After a refusal no client sends these credentials for the backoff time of `pause`. Then one small request verifies them again.
 //!
-//! Nothing is sent meanwhile: callers get the refusal, with its reason, at once. Workers tell each other of it, and ask one after the other: see `peers`.
+//! During the backoff nothing is sent: each caller gets the refusal and its reason at once. Workers report refusals to each other, and
+//! verify one after the other: see `peers`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -23,27 +24,28 @@ use crate::telemetry::events::{CredentialsJudged, CredentialsRefused};
 use super::CouchError;
 use super::peers::{self, News, Turn, Verdict};
 
-/// An answer proves the credentials for so long; after that one request asks before a burst of others could fail.
+/// A successful answer counts for this long. After that one request verifies the credentials again, before a burst of requests could fail.
 const PROVEN_FOR: Duration = Duration::from_secs(10);
 
-/// The shortest pause after a refusal; it doubles with each further one.
+/// The backoff after the first refusal. It doubles with each further one.
 const FIRST: Duration = Duration::from_secs(120);
 const LONGEST: Duration = Duration::from_secs(1800);
 
-/// The pause while the account is locked, for credentials that were good before: CouchDB does not count what it refuses then.
+/// The backoff while the account is locked, for credentials that were accepted before. CouchDB does not count log-ins that it refuses
+/// during a lock.
 const LOCKED: Duration = Duration::from_secs(15);
 
-/// Credentials that are remembered. A third party's and storage plans' come and go with the configuration.
+/// Most credentials that are remembered. Credentials of third parties and of storage plans change with the configuration.
 const MOST: usize = 1024;
 
 /// The credentials of one user at one server.
 pub(super) struct Login {
-    /// User and server, for people.
+    /// User and server, for the operator.
     name: String,
-    /// Server, user and password, for the mark that other workers know them by.
+    /// Server, user and password. Other workers know the credentials only by a mark made from these.
     credentials: SecretString,
     state: Mutex<State>,
-    /// Held by the one that asks.
+    /// Held by the task that verifies the credentials.
     pub(super) asking: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -56,20 +58,20 @@ enum State {
 
 #[derive(Debug, Clone)]
 struct Refusal {
-    /// What callers are told until the pause is over.
+    /// The error that callers get during the backoff.
     error: CouchError,
     until: Instant,
     /// Refusals in a row.
     times: u32,
-    /// Only locked: the credentials were good before.
+    /// The account is only locked: the server accepted the credentials before.
     was_good: bool,
 }
 
-/// What may be done now.
+/// Whether a request may be sent now.
 #[derive(Debug)]
 pub(super) enum Stand {
     Open,
-    /// The credentials have to be proved first.
+    /// The credentials must be verified first.
     Ask,
     Shut(CouchError),
 }
@@ -89,7 +91,7 @@ impl Login {
         }
     }
 
-    /// The one of these credentials in this process; `None` without a user: nothing can be locked then.
+    /// The shared state of these credentials in this process. `None` without a user, because CouchDB can then lock no account.
     pub(super) fn of(url: &Url, username: &str, password: &SecretString) -> Option<Arc<Self>> {
         if username.is_empty() {
             return None;
@@ -107,7 +109,7 @@ impl Login {
         Some(Arc::clone(login))
     }
 
-    /// What may be done now.
+    /// Whether a request may be sent now.
     pub(super) fn stand(&self) -> Stand {
         match &*self.lock() {
             State::Unproven => Stand::Ask,
@@ -118,7 +120,7 @@ impl Login {
         }
     }
 
-    /// Takes in what a request came to. `asked`: the request was there to prove the credentials.
+    /// Records the result of a request. `asked`: the request was sent to verify the credentials.
     pub(super) fn learn<T>(&self, result: &Result<T, CouchError>, asked: bool) {
         match result {
             Err(error) if error.is_about_credentials() => self.refused(error, asked),
@@ -131,7 +133,7 @@ impl Login {
     fn accepted(&self, asked: bool) {
         let mut state = self.lock();
         match &*state {
-            // It was under way when the credentials were refused.
+            // The request was in flight when the credentials were refused.
             State::Refused(_) if !asked => return,
             State::Refused(_) => {}
             _ => {
@@ -157,11 +159,11 @@ impl Login {
         count();
     }
 
-    /// `false` when that was known already.
+    /// Returns `false` when the refusal was known already.
     fn shut(&self, error: &CouchError, asked: bool) -> bool {
         let mut state = self.lock();
         let (times, was_good) = match &*state {
-            // Under way when the first one was refused: told already.
+            // The request was in flight at the first refusal, which was reported already.
             State::Refused(_) if !asked => return false,
             State::Refused(refusal) => (refusal.times + 1, refusal.was_good),
             State::Accepted { .. } => (1, true),
@@ -185,7 +187,7 @@ impl Login {
         true
     }
 
-    /// This worker's turn to prove them, where they were never used yet, or were refused.
+    /// Takes the lock to verify credentials that were never used, or were refused.
     pub(super) async fn turn(&self) -> Option<Box<dyn Turn>> {
         if matches!(&*self.lock(), State::Accepted { .. }) {
             return None;
@@ -193,7 +195,7 @@ impl Login {
         peers::take_turn(self.credentials.expose_secret()).await
     }
 
-    /// How long other workers need not ask either, if they were refused just now.
+    /// For how long other workers need not verify the credentials, if the server refused them just now.
     pub(super) fn verdict(&self) -> Verdict {
         let refused = |error: &CouchError| !matches!(error, CouchError::Locked(_));
         match &*self.lock() {
@@ -224,7 +226,7 @@ impl Login {
     }
 }
 
-/// How long nothing is asked. `share`, between 0 and 1, keeps workers apart.
+/// The backoff after `times` refusals. `share`, between 0 and 1, spreads the workers in time.
 fn pause(times: u32, was_good: bool, share: f64) -> Duration {
     let least = if was_good {
         LOCKED
@@ -234,7 +236,7 @@ fn pause(times: u32, was_good: bool, share: f64) -> Duration {
     least.mul_f64(1.0 + share)
 }
 
-/// The credentials that are refused now, and why.
+/// The credentials that are refused now, and the reasons.
 pub fn refused() -> Vec<(String, String)> {
     let known = LOGINS.lock().unwrap_or_else(PoisonError::into_inner);
     let mut refused: Vec<(String, String)> = known
@@ -248,7 +250,7 @@ pub fn refused() -> Vec<(String, String)> {
     refused
 }
 
-/// Another worker tells of credentials.
+/// Processes another worker's message about credentials.
 pub fn heard(news: &News) {
     let known: Vec<Arc<Login>> = {
         let known = LOGINS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -280,7 +282,7 @@ mod tests {
         format!("http://{user}@{address}")
     }
 
-    /// Forgets what was learnt, as another process would not know it.
+    /// Forgets the state, so that the test acts like another process.
     fn forget(name: &str) {
         LOGINS.lock().unwrap().retain(|_, login| !login.name.starts_with(name));
     }
@@ -290,7 +292,7 @@ mod tests {
         let wrong = json!({"error": "unauthorized", "reason": "Name or password is incorrect."});
         let (address, log) = testing::serve(move |_| (401, wrong.clone())).await;
         let config = testing::config(&url(&address, "wrong1:p"));
-        // The ledger's, the hold's and a third party's client, each asking for many things at once.
+        // The clients of the ledger, of the hold and of a third party, each with many concurrent requests.
         let clients: Vec<Couch> = (0..3).map(|_| Couch::new(&config).unwrap()).collect();
         let asking = clients.iter().flat_map(|couch| {
             (0..20).map(move |n| async move {
@@ -318,7 +320,7 @@ mod tests {
                 .any(|(login, why)| *login == format!("wrong1@{address}") && why.contains("incorrect")),
             "{shown:?}"
         );
-        // Other credentials are none of its business: new ones in the settings count at once.
+        // The refusal does not apply to other credentials: new ones in the settings are used at once.
         let other = Couch::new(&testing::config(&url(&address, "wrong1:q"))).unwrap();
         assert!(other.ping().await.is_err());
         assert_eq!(log.lock().unwrap().len(), 2);
@@ -347,7 +349,7 @@ mod tests {
             "{told}"
         );
         locked.store(false, std::sync::atomic::Ordering::SeqCst);
-        // Still shut, and with the same reason.
+        // The backoff lasts, with the same reason.
         assert!(matches!(couch.ping().await.unwrap_err(), CouchError::Locked(_)));
         let login = couch.login.clone().unwrap();
         let State::Refused(refusal) = login.lock().clone() else {
@@ -355,7 +357,7 @@ mod tests {
         };
         let left = refusal.until.saturating_duration_since(Instant::now());
         assert!(left <= LOCKED * 2, "{left:?}");
-        // The pause is over.
+        // The backoff is over.
         *login.lock() = State::Refused(Refusal {
             until: Instant::now(),
             ..refusal

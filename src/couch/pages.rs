@@ -1,25 +1,25 @@
-//! Rows of a view, page by page and without their documents: a view of any size never makes an answer that is too long to be read.
+//! Reads the rows of a view page by page, without their documents. A view of any size then never makes an answer that is too long to read.
 
 use serde_json::Value;
 
 use super::client::Couch;
 use super::{CouchError, ViewRow};
 
-/// Rows in one answer.
+/// Rows per answer.
 const PAGE: usize = 1000;
 
-/// What is read of a view.
+/// The part of a view to read.
 #[derive(Debug, Clone)]
 pub struct Range {
     pub design: &'static str,
     pub view: &'static str,
-    /// The keys of the first and the last row, in the order of reading.
+    /// The keys of the first and the last row, in reading order.
     pub from: Value,
     pub to: Value,
     pub descending: bool,
 }
 
-/// Reads on where the last page ended.
+/// Reads a view, and continues after the last page.
 #[derive(Debug, Clone)]
 pub struct Pages {
     range: Range,
@@ -37,10 +37,10 @@ impl Pages {
         }
     }
 
-    /// The next rows; none when there are no more.
+    /// The next rows. Empty when there are no more.
     ///
     /// # Errors
-    /// When the database does not tell; asked again, the same page is read.
+    /// When the database does not answer. The next call reads the same page.
     pub async fn next(&mut self, couch: &Couch, database: &str) -> Result<Vec<ViewRow>, CouchError> {
         if self.over {
             return Ok(Vec::new());
@@ -59,7 +59,7 @@ impl Pages {
         }
         let rows = couch.view(database, self.range.design, self.range.view, &query).await?;
         let last = rows.last().map(|row| (row.key.clone(), row.id.clone()));
-        // A server that does not page would give the same again for ever.
+        // A server that ignores paging would return the same rows for ever.
         self.over = rows.len() < PAGE || last == self.after;
         self.after = last;
         Ok(rows)

@@ -1,8 +1,8 @@
-//! What workers tell each other of credentials: the first that is refused keeps the others from being refused as well.
+//! Messages about credentials between workers. The first refused worker keeps the other workers from being refused too.
 //!
-//! CouchDB locks an account after five failures from one address, and five workers behind one address would come to that in their first
-//! second. A message says that the server refused credentials, or takes them again; a mark, made with the cluster's secret, tells which. And workers take turns
-//! to prove credentials: a message alone can come too late.
+//! CouchDB locks an account after five failures from one address. Five workers behind one address would cause five failures in their first
+//! second. A message reports that the server refused credentials, or accepts them again. A mark, made with the cluster's secret, identifies
+//! the credentials. Workers also take a lock to verify credentials, because a message alone can arrive too late.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -13,42 +13,42 @@ use tokio::sync::mpsc;
 
 use crate::recording::digest::hex;
 
-/// A message waits for so many others.
+/// Messages that may wait to be published.
 const WAITING: usize = 64;
 
-/// Where no turn is to be had, the first request waits by lot, so that of several workers that begin at once one comes first.
+/// When the lock is unavailable, the first request waits a random time. Of several workers that start at once, one then asks first.
 const SPREAD: Duration = Duration::from_millis(800);
 
-/// What is told of credentials.
+/// A message about credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct News {
-    /// Server, user and password, so that nobody can tell them.
+    /// An HMAC of server, user and password. No reader of the message can recover them from it.
     pub mark: String,
-    /// Whether the server takes them again.
+    /// Whether the server accepts them again.
     pub accepted: bool,
 }
 
-/// A turn in which one worker proves credentials, and no other does.
+/// A lock that lets one worker at a time verify credentials.
 pub trait Turn: Send {
-    /// The server refused them to another worker a moment ago.
+    /// Whether the server refused the credentials to another worker a moment ago.
     fn is_refused(&self) -> bool;
 
-    /// Ends it; the worker that has the next turn is told.
+    /// Releases the lock, and leaves the verdict for the worker that takes the lock next.
     fn end(self: Box<Self>, verdict: Verdict) -> BoxFuture<'static, ()>;
 }
 
-/// What a turn came to.
+/// The result of a verification.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Verdict {
-    /// The server was not asked, or did not tell: what others know stands.
+    /// The server was not asked, or did not answer. The verdict of an earlier worker stays valid.
     #[default]
     Unasked,
     Taken,
-    /// No worker need ask again for so long.
+    /// No worker needs to verify the credentials again for this long.
     Refused(Duration),
 }
 
-/// Takes a turn for the credentials with a mark; `None` when there is none to be had.
+/// Takes the lock of the credentials with a mark. `None` when the lock is unavailable.
 pub type Turns = Box<dyn Fn(String) -> BoxFuture<'static, Option<Box<dyn Turn>>> + Send + Sync>;
 
 struct Peers {
@@ -59,8 +59,8 @@ struct Peers {
 
 static PEERS: OnceLock<Peers> = OnceLock::new();
 
-/// Begins to tell other workers, once in a process: what comes out is to be published, and what they say goes to `heard`. `key` is derived from the
-/// cluster's secret.
+/// Starts to exchange messages with other workers, once in a process. The caller publishes the messages of the receiver, and passes
+/// received messages to `heard`. `key` is derived from the cluster's secret.
 pub fn join(key: [u8; 32], turns: Turns) -> mpsc::Receiver<News> {
     let (news, receiver) = mpsc::channel(WAITING);
     let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
@@ -68,7 +68,7 @@ pub fn join(key: [u8; 32], turns: Turns) -> mpsc::Receiver<News> {
     receiver
 }
 
-/// The mark of credentials; `None` in a process that is no worker.
+/// The mark of credentials. `None` in a process that is not a worker.
 pub(super) fn mark(credentials: &str) -> Option<String> {
     let tag = hmac::sign(&PEERS.get()?.key, credentials.as_bytes());
     tag.as_ref().get(..16).map(hex)
@@ -76,12 +76,13 @@ pub(super) fn mark(credentials: &str) -> Option<String> {
 
 pub(super) fn tell(credentials: &str, accepted: bool) {
     if let (Some(peers), Some(mark)) = (PEERS.get(), mark(credentials)) {
-        // Nobody listens: each worker finds out by itself then.
+        // When no task receives the message, each worker finds out by itself.
         let _ = peers.news.try_send(News { mark, accepted });
     }
 }
 
-/// Takes the turn to prove credentials that were never used yet, or were refused. `None` in a process that is no worker, and where there is no turn to be had.
+/// Takes the lock to verify credentials that were never used, or were refused. `None` in a process that is not a worker, and when the lock
+/// is unavailable.
 pub(super) async fn take_turn(credentials: &str) -> Option<Box<dyn Turn>> {
     let peers = PEERS.get()?;
     let turn = (peers.turns)(mark(credentials)?).await;

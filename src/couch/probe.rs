@@ -1,4 +1,4 @@
-//! A look at a server that changes nothing, for `kz-record-call check`.
+//! Checks a server for `kz-record-call check`, without changing anything there.
 
 use std::time::Duration;
 
@@ -11,30 +11,30 @@ use crate::kazoo::time::{Clock, Moment};
 use super::client::{Couch, answer, no_answer};
 use super::{CouchError, Version};
 
-/// What a server says of itself.
+/// The server's own description.
 #[derive(Debug, Clone)]
 pub struct Welcome {
-    /// `None`: it tells none that can be read.
+    /// `None`: the server reports no version that can be parsed.
     pub version: Option<Version>,
     pub is_bigcouch: bool,
-    /// By how much our clock is before (negative: behind) its clock, at the least. `None`: it tells no time.
+    /// By how many milliseconds, at least, our clock is ahead of the server's clock (negative: behind). `None`: the server reports no time.
     pub ahead_ms: Option<i64>,
 }
 
-/// Who we are to a server.
+/// Our user, as the server sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
-    /// `None`: nobody in particular.
+    /// `None`: not logged in.
     pub name: Option<String>,
-    /// Whether we may create databases.
+    /// Whether the user may create databases.
     pub is_admin: bool,
 }
 
 impl Couch {
-    /// Asks for the welcome, with our credentials.
+    /// Reads the server's welcome, with our credentials.
     ///
     /// # Errors
-    /// `NoAnswer`, or what was answered instead.
+    /// `NoAnswer`, or the error that the server answered.
     pub async fn welcome(&self, clock: &Clock) -> Result<Welcome, CouchError> {
         let (asked, answered, date, welcome) = self
             .send_with(async {
@@ -58,10 +58,10 @@ impl Couch {
         })
     }
 
-    /// Asks who we are.
+    /// Reads which user we are.
     ///
     /// # Errors
-    /// `Unauthorized` for credentials that are wrong.
+    /// `Unauthorized` for wrong credentials.
     pub async fn session(&self) -> Result<Session, CouchError> {
         let (_, session) = self.ask(self.server(Method::GET, "_session"), "").await?;
         let user = session.get("userCtx").unwrap_or(&Value::Null);
@@ -73,7 +73,7 @@ impl Couch {
     }
 }
 
-/// How much our clock is ahead, at the least. The server told its time in whole seconds, at some moment between `asked` and `answered`.
+/// How far our clock is ahead, at least. The server reported its time in whole seconds, at some moment between `asked` and `answered`.
 fn ahead(asked: Moment, answered: Moment, told: Duration) -> i64 {
     let ms = |moment: Moment| moment.unix_micros() / 1000;
     let told = i64::try_from(told.as_millis()).unwrap_or(i64::MAX);

@@ -1,6 +1,6 @@
-//! The environment's proxies, which are not used: credentials, audio and the ledger go to CouchDB directly, or not at all.
+//! The proxies of the environment, which the worker does not use. Credentials, audio and the ledger go directly to CouchDB, or not at all.
 
-/// The variables that other programs take a proxy from.
+/// The variables that other programs read a proxy from.
 const VARIABLES: [&str; 6] = [
     "HTTP_PROXY",
     "http_proxy",
@@ -10,7 +10,7 @@ const VARIABLES: [&str; 6] = [
     "all_proxy",
 ];
 
-/// The variables that name a proxy. Never their values: these may have credentials.
+/// The variables that name a proxy. Their values are left out, because they may hold credentials.
 pub fn ignored() -> Vec<&'static str> {
     let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     VARIABLES.into_iter().filter(is_set).collect()

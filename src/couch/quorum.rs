@@ -1,4 +1,5 @@
-//! Whether what a cluster answers to a read is told by enough of its nodes. A write says so (201, or 202); to a read one node that is left answers like all.
+//! Whether enough nodes of a cluster confirm a read. A write reports that by 201 or 202. A read gets the same answer from one remaining
+//! node as from all.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -9,7 +10,7 @@ use serde_json::Value;
 use super::{Couch, CouchError};
 
 impl Couch {
-    /// Whether enough of the nodes that have a document's shard are there. A server that does not tell of nodes is one by itself.
+    /// Whether enough of the nodes that hold a document's shard are up. A server that does not list nodes counts as a single node.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -21,7 +22,7 @@ impl Couch {
         let placed = self
             .ask(self.request(Method::GET, database, &["_shards", id]), database)
             .await;
-        // BigCouch does not tell where a document is: there all nodes are needed.
+        // BigCouch does not report where a document is stored. All its nodes must then be up.
         let (wanted, quorum) = match placed {
             Ok((_, placed)) if !names(&placed, "nodes").is_empty() => {
                 let nodes = names(&placed, "nodes");
@@ -38,11 +39,11 @@ impl Couch {
         Ok(wanted.intersection(&there).count() >= quorum)
     }
 
-    /// A document as most of the nodes that have its shard know it. That it is missing one node alone may say that has lost its disk: it is asked for its
-    /// copy where the others are not there.
+    /// A document as most of the nodes with its shard know it. A single node that lost its disk may report the document missing, while the
+    /// nodes with the copies are down.
     ///
     /// # Errors
-    /// As `get`; and when it is missing, and too few nodes are there to say so.
+    /// As `get`. Also when the document is missing, and too few nodes are up to confirm that.
     pub async fn get_surely(&self, database: &str, id: &str) -> Result<Option<Value>, CouchError> {
         match self.get(database, id).await? {
             None if !self.are_most_there(database, id).await? => Err(CouchError::NoAnswer(format!(
@@ -52,7 +53,8 @@ impl Couch {
         }
     }
 
-    /// As `has_quorum`, for what is no loss where it is wrong for now: of a server that does not tell where a document is most nodes are enough.
+    /// As `has_quorum`, for reads where a wrong answer does no lasting harm. If the server does not report where a document is stored, most
+    /// nodes are enough.
     async fn are_most_there(&self, database: &str, id: &str) -> Result<bool, CouchError> {
         Ok(self.has_quorum(database, id).await? || self.is_majority_without_shards(database, id).await?)
     }
@@ -71,10 +73,10 @@ impl Couch {
         }
     }
 
-    /// Whether most nodes of the server's cluster are there. A server that does not tell of nodes is one by itself.
+    /// Whether most nodes of the server's cluster are up. A server that does not list nodes counts as a single node.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// When the server does not answer.
     pub async fn has_majority(&self) -> Result<bool, CouchError> {
         let Some(nodes) = self.membership().await? else {
             return Ok(true);
@@ -83,16 +85,16 @@ impl Couch {
         Ok(is_larger_side(&cluster, &there))
     }
 
-    /// Whether the server is a node of several.
+    /// Whether the server is one of several nodes.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// When the server does not answer.
     pub async fn is_of_cluster(&self) -> Result<bool, CouchError> {
         let nodes = self.membership().await?;
         Ok(nodes.is_some_and(|nodes| names(&nodes, "cluster_nodes").len() > 1 || names(&nodes, "all_nodes").len() > 1))
     }
 
-    /// The nodes that a server knows of; `None` where it does not tell of nodes.
+    /// The nodes that a server knows. `None` when the server does not list nodes.
     async fn membership(&self) -> Result<Option<Value>, CouchError> {
         match self.ask(self.server(Method::GET, "_membership"), "_membership").await {
             Ok((_, nodes)) => Ok(Some(nodes)),

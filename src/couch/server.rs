@@ -1,4 +1,4 @@
-//! The address of a CouchDB-speaking server, as operators write it into Kazoo's configuration.
+//! The address of a CouchDB-compatible server, in the forms that operators write into Kazoo's configuration.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -8,17 +8,17 @@ use secrecy::{ExposeSecret as _, SecretString};
 use thiserror::Error;
 use url::Url;
 
-/// Where a server is, and how it knows us. Neither its `Debug` nor its `Display` tells the password.
+/// A server's address, and our credentials for it. Neither `Debug` nor `Display` prints the password.
 #[derive(Clone)]
 pub struct Server {
     /// Without credentials.
     pub url: Url,
-    /// Empty: none.
+    /// Empty: no user.
     pub username: String,
     pub password: SecretString,
 }
 
-/// Why a value names no server.
+/// Why a text is not a server's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum NoServer {
     #[error("it is neither a host, nor host:port, nor an http or https URL")]
@@ -28,11 +28,11 @@ pub enum NoServer {
 }
 
 impl Server {
-    /// Reads `host`, `host:port`, or `http(s)://user:password@host:port`. `port` is for the first form only; a URL without one has its
-    /// scheme's.
+    /// Reads `host`, `host:port`, or `http(s)://user:password@host:port`. `port` applies to `host` only. A URL without a port has the
+    /// default port of its scheme.
     ///
     /// # Errors
-    /// When it is none of these.
+    /// When the text has none of these forms.
     pub fn parse(text: &str, port: u16) -> Result<Self, NoServer> {
         let text = text.trim();
         let mut url = if text.contains("://") {
@@ -55,7 +55,7 @@ impl Server {
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let username = decoded(url.username());
         let password = SecretString::from(url.password().map(decoded).unwrap_or_default());
-        // Neither fails for a URL with a host.
+        // Neither call fails for a URL with a host.
         let _ = url.set_username("");
         let _ = url.set_password(None);
         Ok(Self {
@@ -65,7 +65,7 @@ impl Server {
         })
     }
 
-    /// Host and port, which name the server in logs and metrics.
+    /// Host and port. Logs and metrics name the server by these.
     pub fn authority(&self) -> String {
         self.url.authority().to_owned()
     }

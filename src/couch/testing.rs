@@ -1,4 +1,4 @@
-//! A server for unit tests, which answers what a test wants.
+//! A server for unit tests, whose answers the test chooses.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use crate::config::{Config, Couchdb, Layers};
 
 use super::Couch;
 
-/// A request that came.
+/// A request that the server received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub method: String,
@@ -22,7 +22,7 @@ pub(crate) struct Asked {
 
 pub(crate) type Log = Arc<Mutex<Vec<Asked>>>;
 
-/// What a node says that has not got the list of databases from the others yet.
+/// The answer of a node that has not yet received the list of databases from the other nodes.
 pub(crate) fn no_database() -> (u16, Value) {
     let body = serde_json::json!({"error": "not_found", "reason": "Database does not exist."});
     (404, body)
@@ -57,7 +57,7 @@ async fn read(stream: &mut TcpStream) -> Option<Asked> {
     }
 }
 
-/// Serves `answer`, a status and a body; a body that is text goes out as it is. Returns the address, and what was asked.
+/// Serves `answer`, a status and a body. A text body is sent unchanged. Returns the address, and the log of requests.
 pub(crate) async fn serve(answer: impl Fn(&Asked) -> (u16, Value) + Send + Sync + 'static) -> (String, Log) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -85,7 +85,7 @@ pub(crate) async fn serve(answer: impl Fn(&Asked) -> (u16, Value) + Send + Sync 
     (address, log)
 }
 
-/// The settings of a worker that has its database there.
+/// The settings of a worker that has its database at `url`.
 pub(crate) fn config(url: &str) -> Couchdb {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let environment = [("KZ_RECORD_CALL__COUCHDB__URL".to_owned(), url.to_owned())];
@@ -93,7 +93,7 @@ pub(crate) fn config(url: &str) -> Couchdb {
     Config::of(layers).unwrap().couchdb
 }
 
-/// A client without credentials of such a server.
+/// A client of such a server, without credentials.
 pub(crate) async fn couch(answer: impl Fn(&Asked) -> (u16, Value) + Send + Sync + 'static) -> (Couch, Log) {
     let (address, log) = serve(answer).await;
     (Couch::new(&config(&format!("http://{address}"))).unwrap(), log)

@@ -1,8 +1,8 @@
 //! Uploads of audio, streamed.
 //!
-//! The first road is one `multipart/related` PUT, document and audio together, create-only: no document without its audio ever exists.
-//! Always with Content-Length. Types that CouchDB would compress are never sent (`audio/*` are stored as they are), so the stub's digest
-//! is the MD5 of the bytes that were sent.
+//! The single-request write is one `multipart/related` PUT of document and audio, create-only. No document without its audio ever exists
+//! then. Requests always have a Content-Length. CouchDB would compress some content types, so those are never sent. It stores `audio/*`
+//! unchanged, so the stub's digest is the MD5 of the bytes that were sent.
 
 use std::pin::Pin;
 
@@ -15,13 +15,13 @@ use serde_json::{Map, Value, json};
 use super::client::{Couch, answer, bounded};
 use super::{CouchError, Watch};
 
-/// Bytes as they come from a file or another server.
+/// Bytes as they arrive from a file or another server.
 pub type ByteStream = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
 
-/// The longest answer of a server that has not got a document, in bytes.
+/// The longest answer that reports a missing document, in bytes.
 const LONGEST_REFUSAL: usize = 64 << 10;
 
-/// An attachment that is to be uploaded.
+/// An attachment to upload.
 pub struct Attachment<'a> {
     pub name: &'a str,
     pub content_type: &'a str,
@@ -32,7 +32,7 @@ pub struct Attachment<'a> {
     pub body: ByteStream,
 }
 
-/// What a server says of a document.
+/// A server's answer about a document.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Present {
     Document(Value),
@@ -45,15 +45,15 @@ pub enum Present {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Saved {
     pub rev: String,
-    /// The server has fewer copies than its quorum yet (202).
+    /// The server has fewer copies so far than its quorum (202).
     pub below_quorum: bool,
 }
 
 impl Couch {
-    /// Creates a document together with its one attachment, in one request; with a `_rev` in the document, replaces that revision.
+    /// Creates a document and its one attachment in one request. With a `_rev` in the document, replaces that revision.
     ///
     /// # Errors
-    /// `Conflict` when the document exists, or has another revision; `NoAnswer` leaves it open whether it was created.
+    /// `Conflict` when the document exists, or has another revision. After `NoAnswer` the document may exist or not.
     pub async fn create_with_attachment(
         &self,
         database: &str,
@@ -61,7 +61,7 @@ impl Couch {
         mut document: Map<String, Value>,
         attachment: Attachment<'_>,
     ) -> Result<Saved, CouchError> {
-        // CouchDB compares a digest that the stub has with what arrives, and refuses the whole when they differ (tried on 3.4).
+        // CouchDB compares the digest of the stub with the received bytes, and refuses the whole request when they differ (tested on 3.4).
         let stub = json!({
             "follows": true,
             "content_type": attachment.content_type,
@@ -89,7 +89,7 @@ impl Couch {
         self.send(request, database, whole, length).await
     }
 
-    /// Puts an attachment by itself: to a document that does not exist when `rev` is `None`, which creates it.
+    /// Writes an attachment by itself. When `rev` is `None`, the request creates the document.
     ///
     /// # Errors
     /// As `create_with_attachment`.
@@ -111,7 +111,7 @@ impl Couch {
     /// A document, or why there is none.
     ///
     /// # Errors
-    /// Anything else than the document or its absence.
+    /// Everything except a document or its absence.
     pub async fn present(&self, database: &str, id: &str) -> Result<Present, CouchError> {
         self.send_with(async {
             let response = match self.request(Method::GET, database, &[id]).send().await {
@@ -128,7 +128,7 @@ impl Couch {
             match CouchError::of_status(404, word("error"), word("reason"), database) {
                 CouchError::DatabaseMissing(_) => Ok(Present::NoDatabase),
                 _ if word("error") == "not_found" => Ok(Present::Missing),
-                // Not CouchDB's own word.
+                // Not CouchDB's own `error`.
                 _ => Err(CouchError::NoAnswer("a 404 that is not CouchDB's".into())),
             }
         })
@@ -154,10 +154,10 @@ impl Couch {
         }
     }
 
-    /// An attachment's bytes, as they come.
+    /// An attachment's bytes, as they arrive.
     ///
     /// # Errors
-    /// When it does not begin to come.
+    /// When the transfer does not start.
     pub async fn get_attachment(&self, database: &str, id: &str, name: &str) -> Result<ByteStream, CouchError> {
         let response = self
             .send_with(async {
@@ -174,7 +174,7 @@ impl Couch {
         Ok(bytes.boxed())
     }
 
-    /// Puts a document: a new one, unless its `_rev` says which revision it replaces.
+    /// Writes a document. It creates a new one, unless `_rev` names the revision to replace.
     ///
     /// # Errors
     /// As `create_with_attachment`.

@@ -1,7 +1,8 @@
-//! Watches a body while it is sent, so that silence is bounded and the length of a transfer is not.
+//! Watches a body while it is sent. The watch limits the silence on the connection, and not the length of a transfer.
 //!
-//! `reqwest` counts its read time-out from the beginning of a request to the head of the answer, the body included (read in 0.13, and seen): it
-//! would cut a healthy upload that takes longer. Here the clock starts anew with every piece that the connection takes.
+//! `reqwest` counts its read time-out from the start of a request to the head of the answer, the body included. The source of 0.13 and a
+//! test show that. That time-out would cut a healthy upload that takes longer. Here the clock restarts with every piece that the connection
+//! takes.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,12 +17,12 @@ use tokio::time::Instant;
 
 use super::ByteStream;
 
-/// Nothing moved for too long.
+/// No bytes moved for too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("nothing moved for {0:?}")]
 pub struct Silent(pub Duration);
 
-/// Looks on while a body is sent.
+/// Observes a body while it is sent.
 #[derive(Debug, Clone)]
 pub struct Watch {
     length: u64,
@@ -37,7 +38,7 @@ struct Seen {
 }
 
 impl Watch {
-    /// Watches `body`, which is to have `length` bytes; the clock starts now.
+    /// Watches `body` of `length` bytes. The clock starts now.
     pub fn over(body: ByteStream, length: u64) -> (Self, ByteStream) {
         let watch = Self {
             length,
@@ -55,10 +56,10 @@ impl Watch {
         (watch, Box::pin(watched))
     }
 
-    /// Waits for `answer`, until nothing has moved for `silence`.
+    /// Waits for `answer`, until no bytes have moved for `silence`.
     ///
     /// # Errors
-    /// `Silent`, when it is over.
+    /// `Silent`, when that time has passed.
     pub async fn patiently<T>(&self, silence: Duration, answer: impl Future<Output = T>) -> Result<T, Silent> {
         tokio::pin!(answer);
         loop {
@@ -77,7 +78,7 @@ impl Watch {
     /// Waits until the connection has taken the whole body.
     ///
     /// # Errors
-    /// `Silent`, when nothing moves for `silence` before that.
+    /// `Silent`, when no bytes move for `silence` before that.
     pub async fn taken(&self, silence: Duration) -> Result<(), Silent> {
         self.patiently(silence, async {
             loop {
@@ -96,7 +97,7 @@ impl Watch {
         self.with(|seen| seen.bytes >= self.length)
     }
 
-    /// Why our own end of the body could not be read, if that is what broke it.
+    /// Why our own side could not read the body, if that broke the upload.
     pub fn failure(&self) -> Option<Arc<str>> {
         self.with(|seen| seen.failed.clone())
     }
@@ -145,7 +146,7 @@ mod tests {
 
     const SILENCE: Duration = Duration::from_secs(30);
 
-    /// A body of `pieces` single bytes, with `pause` before each.
+    /// A body of `pieces` single bytes, with a delay of `pause` before each.
     fn slow(pieces: u64, pause: Duration) -> ByteStream {
         stream::iter(0..pieces)
             .then(move |_| async move {

@@ -1,8 +1,10 @@
-//! Monthly databases on CouchDB and BigCouch, the account's own and the third party's alike: document and audio together, then read back.
+//! Stores document and audio in monthly databases on CouchDB and BigCouch, the account's own and the third party's alike. Both are read
+//! back afterwards.
 //!
-//! The first road is one create-only request. Old servers have faults there, so there is a second one: see `second`. What belongs to another
-//! recording is never overwritten, nor is other audio of our own: that gets another id. A document that was meant for this very audio, and does
-//! not have it, is written again. A request without an answer is looked up before it counts as failed.
+//! The normal route is the single-request write, which is create-only. Old servers have faults with it, so there is also the
+//! attachment-first write: see `second`. A document of another recording is never overwritten. A document of this recording with other
+//! audio is not overwritten either: the new audio gets another id. A document that was meant for this very audio, and lacks it, is written
+//! again. A request without an answer is looked up before it counts as failed.
 
 use serde_json::{Map, Value};
 
@@ -22,23 +24,24 @@ use found::{Found, look_up};
 pub use found::{Kept, ReadBack, find, read_back};
 pub(super) use found::{is_of, rev, told_audio};
 
-/// How document and audio get there.
+/// The route for document and audio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Road {
-    /// One `multipart/related` request: no document without its audio ever exists.
+    /// Single-request write: one `multipart/related` request. No document without its audio ever exists.
     First,
-    /// A document that no view shows, then the audio, then the document.
+    /// Attachment-first write: a document that no view shows, then the audio, then the final document.
     Second,
 }
 
-/// Servers before this one lose or mangle attachments of multipart requests under load.
+/// Servers before this version lose or mangle attachments of multipart requests under load.
 const GOOD_AT_MULTIPART: Version = Version(3, 3, 3);
 
-/// Failures of the first road for one recording, after which the second is tried.
+/// After this many failed single-request writes of one recording, the attachment-first write is used.
 const ENOUGH: u32 = 2;
 
 impl Road {
-    /// The road for a server, `None` when it does not tell its version, and a recording that failed there `failures` times.
+    /// The route for a server and a recording. `version` is `None` when the server reports none. `failures` counts failed attempts at this
+    /// destination.
     pub fn choose(version: Option<Version>, failures: u32) -> Self {
         let old = version.is_some_and(|version| version < GOOD_AT_MULTIPART);
         if old || failures >= ENOUGH {
@@ -49,39 +52,39 @@ impl Road {
     }
 }
 
-/// What is stored, and how.
+/// What to store, and how.
 pub struct Job<'a, S> {
     pub audio: &'a Audio,
     pub source: &'a Source,
-    /// The ids that the document may have, in order: another recording may have the first.
+    /// The ids that the document may have, in order. Another recording may own the first one.
     pub ids: &'a [MediaId],
-    /// Makes the document for an id.
+    /// Builds the document for an id.
     pub subject: S,
     pub progress: Option<Progress<'a>>,
-    /// Attempts at this destination that failed.
+    /// Failed attempts at this destination.
     pub failures: u32,
-    /// Whether a missing database is created there: a third party's has no views and nobody else who would.
+    /// Whether to create a missing database. No other program creates a third party's databases, and they have no views.
     pub create_database: bool,
 }
 
-/// A recording that is stored, its digest compared.
+/// A stored recording whose digest was compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
     pub id: MediaId,
-    /// As CouchDB names it, without our prefix.
+    /// The name that CouchDB uses, without our prefix.
     pub database: String,
     pub rev: String,
     /// The document's `pvt_created`.
     pub created: Moment,
-    /// The server had fewer copies than its quorum when it answered: to be read back later.
+    /// The server had fewer copies than its quorum when it answered. The worker reads the recording back later.
     pub below_quorum: bool,
-    /// `None`: it was there already.
+    /// `None`: the recording was stored already.
     pub road: Option<Road>,
-    /// It was there already, and a user has deleted it since.
+    /// The recording was stored already, and a user has deleted it since.
     pub deleted: bool,
 }
 
-/// One id's document and where it goes.
+/// The document for one id, and its destination.
 struct Place<'a> {
     couch: &'a Couch,
     database: &'a str,
@@ -95,7 +98,7 @@ struct Place<'a> {
     source: &'a Source,
 }
 
-/// What came of one id.
+/// Result for one id.
 enum Put {
     Stored {
         rev: String,
@@ -103,14 +106,15 @@ enum Put {
         road: Option<Road>,
         deleted: bool,
     },
-    /// Another recording has it.
+    /// Another recording owns this id.
     Taken,
 }
 
 /// Stores document and audio.
 ///
 /// # Errors
-/// `Recording` when neither road will take it, `NoDatabase` when the database of the last id is missing; else what is wrong now.
+/// `Recording` when neither route can store it. `NoDatabase` when the database of the last id is missing. Any other error is the present
+/// obstacle.
 pub async fn put<'a, S>(couch: &Couch, job: &Job<'a, S>) -> Result<Stored, DeliveryError>
 where
     S: Fn(&'a MediaId) -> Subject<'a>,
@@ -159,7 +163,7 @@ where
                 });
             }
             Ok(Put::Taken) => {}
-            // A month that somebody made up; the next id's is the recording's own.
+            // The action chose an id of a month without a database. The next id uses the recording's own month.
             Err(error @ DeliveryError::NoDatabase(_)) => missing = Some(error),
             Err(error) => return Err(error),
         }
@@ -176,7 +180,8 @@ impl Place<'_> {
         }
     }
 
-    /// The first road: for a recording that has no document yet. One that has is gone on from on the second, which keeps what others wrote there.
+    /// Single-request write, for a recording without a document. If a document exists, the attachment-first write resumes from it, and
+    /// keeps the fields that other programs wrote there.
     async fn put_together(&self) -> Result<Put, DeliveryError> {
         match self.look_up().await? {
             Found::Nothing => {}
@@ -189,7 +194,7 @@ impl Place<'_> {
             .await;
         let (below_quorum, failed) = match sent {
             Ok(saved) => (saved.below_quorum, None),
-            // The server may have done it all the same; only looking tells.
+            // The server may have stored it all the same. Only the existing-document check can show that.
             Err(
                 error @ (CouchError::Conflict
                 | CouchError::NoAnswer(_)
@@ -212,18 +217,19 @@ impl Place<'_> {
             Found::Taken => Ok(Put::Taken),
             Found::Deleted(why) => Err(DeliveryError::Recording(why)),
             Found::Nothing => match failed {
-                // Here these may mean the server's multipart reader rather than the recording.
+                // These errors may come from the server's multipart parser, and not from the recording.
                 Some(CouchError::Refused { .. }) => second::put(self).await,
                 Some(error) => Err(self.told(error).await),
                 None => Err(DeliveryError::Corrupt("the document is not to be found".into())),
             },
-            // A server that mangled it is not fed for ever.
+            // The server mangled the audio. The upload is not repeated without end.
             Found::Incomplete { why, whole: false, .. } if failed.is_none() => Err(DeliveryError::Corrupt(why)),
             Found::Incomplete { .. } => second::put(self).await,
         }
     }
 
-    /// What was found there, and not written by this answer: it counts when enough nodes can tell.
+    /// The existing-document check found the recording, but this request did not write it. The result counts as safe when enough nodes
+    /// confirm it.
     async fn found(&self, rev: String, deleted: bool) -> Result<Put, DeliveryError> {
         let counts = deleted || self.couch.has_quorum(self.database, self.id.as_str()).await?;
         Ok(Put::Stored {
@@ -252,8 +258,8 @@ impl Place<'_> {
         look_up(self).await
     }
 
-    /// The error, after asking whether it is only that the database is missing: a server that answers before it has read the body may
-    /// not be heard.
+    /// Returns the error, or `NoDatabase` if the database turns out to be missing. A server that answers before it has read the body may
+    /// close the connection, so that its answer is lost.
     async fn told(&self, error: CouchError) -> DeliveryError {
         let unclear = matches!(
             error,

@@ -1,9 +1,9 @@
-//! Where a recording goes: one pure decision, made when it ends, from the configuration of that moment.
+//! Decides where a recording goes. The decision is a pure function of the configuration at the moment when the recording ends.
 //!
-//! In this order: the action's `url`; the account's storage plan; nowhere, when `store_recordings` is off; the third party's server; the
-//! account's own monthly database. The first, second and last are Kazoo's (`kapps_call_recording:should_store_recording`), the third party is 3.22's
-//! (`wh_media_recording`). A part of the configuration that nobody could read now, or that makes no sense, is waited for if the decision
-//! depends on it: its default would throw the recording away, or put it where it must not go.
+//! The first match decides: the action's `url`; the account's storage plan; nowhere, when `store_recordings` is off; the third party's
+//! server; the account's own monthly database. The first, second and last rule are Kazoo's (`kapps_call_recording:should_store_recording`).
+//! The third party's rule is from 3.22 (`wh_media_recording`). The decision waits if it depends on a part of the configuration that is
+//! unreadable now or invalid. A default in its place could discard the recording, or store it in the wrong place.
 
 use thiserror::Error;
 
@@ -18,11 +18,11 @@ use super::url::{Target, Unusable};
 pub enum Decision {
     /// The account's own monthly database.
     Account,
-    /// A database of the same name on another server; nothing in the cluster.
+    /// A database of the same name on another server. Nothing is stored in the cluster.
     ThirdParty(Server),
-    /// The user's URL, the document into the account's database.
+    /// The audio goes to the user's URL, the document into the account's database.
     Url(Target),
-    /// What the account's storage plan says.
+    /// As the account's storage plan says.
     StoragePlan(Storage),
     /// Nowhere.
     Conclude(Ending),
@@ -35,12 +35,12 @@ pub enum Ending {
     StoringDisabled,
     #[error("the action's url cannot be used: {0}")]
     UnusableUrl(Unusable),
-    /// Too long to be carried through the switch, and whoever knew it forgot.
+    /// The URL was too long for the recording context, and no other copy of it is left.
     #[error("the action's url is not known any more")]
     UrlLost,
 }
 
-/// What a decision waits for.
+/// What the decision waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Undecided {
     #[error("system_config/media could not be read yet")]
@@ -49,15 +49,15 @@ pub enum Undecided {
     Plan,
     #[error("third_party_bigcouch_host cannot be used: {0}")]
     ThirdParty(NoServer),
-    /// What the recording carried cannot be read, and the ledger does not tell what its action said.
+    /// The recording context cannot be opened, and the ledger does not have the action's data.
     #[error("the ledger does not tell the action's url")]
     Ledger,
 }
 
-/// Decides.
+/// Makes the decision.
 ///
 /// # Errors
-/// What must be known, or put right, first.
+/// What an operator or the database must provide first.
 pub fn decide(order: &Order, media: Option<&Media>, plan: &Plan) -> Result<Decision, Undecided> {
     match &order.url {
         order::Url::Given(given) => {
@@ -146,7 +146,7 @@ mod tests {
         let unusable = |error| ends(Ending::UnusableUrl(error));
         let no_server = Undecided::ThirdParty(NoServer::HasPath);
         let rows = [
-            // A URL wins over everything, whatever else is known.
+            // A URL wins over everything else.
             ("url", given("https://h/in"), on(), Plan::None, target()),
             ("url, storing off", given("https://h/in"), off(), Plan::None, target()),
             ("url, plan", given("https://h/in"), on(), plan(), target()),
@@ -180,7 +180,7 @@ mod tests {
                 unusable(Unusable::NotAUrl),
             ),
             ("url forgotten", order::Url::Lost, on(), plan(), ends(Ending::UrlLost)),
-            // Then the storage plan, whatever store_recordings says.
+            // Next is the storage plan, independent of store_recordings.
             ("plan", none(), on(), plan(), Ok(Decision::StoragePlan(storage.clone()))),
             (
                 "plan, storing off",
@@ -204,12 +204,12 @@ mod tests {
                 Ok(Decision::StoragePlan(storage.clone())),
             ),
             ("plan unknown", none(), off(), Plan::Unknown, Err(Undecided::Plan)),
-            // Then nothing.
+            // Next is the ending without a destination.
             ("storing off", none(), off(), Plan::None, disabled()),
             ("nothing set", none(), media(json!({})), Plan::None, disabled()),
             ("off, third party", none(), third_off(), Plan::None, disabled()),
             ("media unknown", none(), None, Plan::None, Err(Undecided::Media)),
-            // Then the third party, then the account.
+            // Next is the third party, and last the account.
             (
                 "third party",
                 none(),

@@ -1,8 +1,8 @@
-//! Where users' URLs must not lead: a tenant writes them, the worker stands inside of the operator's network.
+//! SSRF filter for users' URLs. A tenant writes these URLs, and the worker runs inside the operator's network.
 //!
-//! The judgement is made on the address that is connected to, not on the name: names are resolved by `resolve`, whose answers are the
-//! addresses that the connection uses, so a name cannot mean one thing when it is judged and another when it is used. Addresses that stand
-//! in a URL are judged before each request. Redirects are requests of their own.
+//! The filter checks the address of the connection, not the name. `resolve` resolves names, and the connection uses exactly its answers. A
+//! name therefore cannot resolve to one address for the check and to another for the connection. An address in a URL is checked before each
+//! request. Each redirect is a new request.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,7 +12,7 @@ use crate::config::{self, Allowed, PrivateAddresses};
 
 pub mod resolve;
 
-/// What an address is, if it is not simply somewhere in the internet.
+/// Class of an address that is not a public internet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Unspecified,
@@ -21,9 +21,9 @@ pub enum Kind {
     /// The address of a cloud's metadata service.
     Metadata,
     Multicast,
-    /// Broadcast, or of a range that is not in use.
+    /// Broadcast, or a range that is not in use.
     Reserved,
-    /// RFC 1918, unique local, carrier-grade NAT and the like.
+    /// RFC 1918, unique local, carrier-grade NAT and similar ranges.
     Private,
 }
 
@@ -41,14 +41,14 @@ impl Kind {
     }
 }
 
-/// Metadata services that are not among the link-local addresses.
+/// Metadata services outside the link-local addresses.
 const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192)];
 const METADATA_V6: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254),
     Ipv6Addr::new(0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254),
 ];
 
-/// What an address is; `None`: nothing special.
+/// Class of an address. `None`: a public address.
 pub fn kind(address: IpAddr) -> Option<Kind> {
     match address {
         IpAddr::V4(v4) => kind_v4(v4),
@@ -84,12 +84,12 @@ fn kind_v6(address: Ipv6Addr) -> Option<Kind> {
     }
     let v4 = |high: u16, low: u16| kind_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
     match s {
-        // IPv4 as ::ffff:a.b.c.d, ::ffff:0:a.b.c.d (translated), and the old ::a.b.c.d, which leads nowhere good.
+        // IPv4 as ::ffff:a.b.c.d, as ::ffff:0:a.b.c.d (translated), and in the old form ::a.b.c.d, which has no valid use.
         [0, 0, 0, 0, 0, 0xffff, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => v4(high, low),
         [0, 0, 0, 0, 0, 0, high, low] => v4(high, low).or(Some(Kind::Reserved)),
-        // NAT64: the translator connects to the IPv4 address inside.
+        // NAT64: the translator connects to the embedded IPv4 address.
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
-        // A network's own NAT64 (RFC 8215): where the IPv4 address stands is its own business.
+        // Local-use NAT64 (RFC 8215): each network decides where it embeds the IPv4 address, so the address cannot be checked.
         [0x64, 0xff9b, 1, ..] => Some(Kind::Reserved),
         // 6to4, and Teredo, which inverts it.
         [0x2002, high, low, ..] => v4(high, low),
@@ -105,12 +105,12 @@ fn kind_v6(address: Ipv6Addr) -> Option<Kind> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Pass,
-    /// Let through, and told.
+    /// Allowed, and reported.
     Report(Kind),
     Refuse(Kind),
 }
 
-/// An address that is not connected to.
+/// An address that the filter refuses.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{address} is not connected to: it is a {} address", kind.name())]
 pub struct Refused {
@@ -118,7 +118,7 @@ pub struct Refused {
     pub kind: Kind,
 }
 
-/// The policy.
+/// The filter's policy.
 #[derive(Debug, Clone)]
 pub struct Guard {
     private: PrivateAddresses,
@@ -133,7 +133,7 @@ impl Guard {
         }
     }
 
-    /// Judges an address that `host`, a name or the address itself, leads to.
+    /// Checks an address that `host` leads to. `host` is a name, or the address itself.
     pub fn judge(&self, host: &str, address: IpAddr) -> Verdict {
         let Some(kind) = kind(address) else {
             return Verdict::Pass;

@@ -1,6 +1,6 @@
-//! The hold: where audio waits whose destination cannot take it now. In databases of its own, one for each day, each recording one document
-//! with one attachment; or in a folder that all workers share. Never in the ledger: a bulk update that forgets an attachment's stub deletes
-//! the audio.
+//! The hold stores audio while its destination is unavailable. It uses one database per day, with one document and one attachment per
+//! recording, or a folder that all workers share. Audio is never in the ledger: a bulk update without an attachment's stub deletes the
+//! attachment.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -24,18 +24,18 @@ use super::{DeliveryError, Source};
 
 mod folder;
 
-/// What the hold's databases begin with; the day follows.
+/// Prefix of the hold's databases. The day follows.
 const PREFIX: &str = "kz_record_call_hold-";
 
 /// The attachment's name in each document.
 const AUDIO: &str = "audio";
 
-/// Stored as it is: CouchDB compresses some types, and the digest would be another one.
+/// A type that CouchDB stores unchanged. CouchDB compresses some types, which would change the digest.
 const CONTENT_TYPE: &str = "application/octet-stream";
 
 const CHUNK: usize = 256 << 10;
 
-/// Why the hold did not do what it was asked.
+/// Why the hold failed.
 #[derive(Debug, Error)]
 pub enum HoldError {
     #[error("there is no hold")]
@@ -50,15 +50,15 @@ pub enum HoldError {
     Folder(#[from] std::io::Error),
     #[error("what is held is not what was put in")]
     Corrupt,
-    /// A 202: that one copy may be on a node that goes away.
+    /// A 202: the only copy may be on a node that fails later.
     #[error("the hold's database has fewer copies than its quorum")]
     FewCopies,
 }
 
-/// Something that is held: for whom, its place, its name.
+/// One held recording: its address, its place, its name.
 type Old = (Address, String, String);
 
-/// Where to go on: a place, and the name after which.
+/// Where the next page starts: a place, and the last name of the page before.
 type Mark = (String, Option<String>);
 
 impl HoldError {
@@ -77,17 +77,17 @@ impl HoldError {
     }
 }
 
-/// A day's database is dropped when that day is over for so long,
+/// A day's database is dropped when the day has been over for this long,
 const LONG_OVER: Duration = Duration::from_secs(2 * 86_400);
-/// and it was seen to be empty so long ago, and is now.
+/// and when it has been empty for this long.
 const EMPTY_FOR: Duration = Duration::from_secs(5 * 3600);
 
-/// The hold, wherever it is.
+/// The hold, in its configured place.
 #[derive(Clone)]
 pub struct Hold {
     place: Place,
     max_bytes: u64,
-    /// Days whose databases were seen to be empty, and since when.
+    /// Days with an empty database, and since when it is known to be empty.
     empty: Arc<Mutex<HashMap<String, Moment>>>,
 }
 
@@ -99,10 +99,10 @@ enum Place {
 }
 
 impl Hold {
-    /// The configured hold. `cluster` is the database that is used unless another one is named.
+    /// The configured hold. `cluster` is the database server, unless the configuration names another one.
     ///
     /// # Errors
-    /// When the other server's client cannot be built.
+    /// When the client of the other server cannot be built.
     pub fn new(config: &config::Hold, couchdb: &config::Couchdb, cluster: &Couch) -> Result<Self, CouchError> {
         let place = match (config.kind, &config.url) {
             (HoldKind::None, _) => Place::None,
@@ -125,15 +125,15 @@ impl Hold {
         !matches!(self.place, Place::None)
     }
 
-    /// The most that it takes.
+    /// The most bytes that the hold accepts.
     pub const fn max_bytes(&self) -> u64 {
         self.max_bytes
     }
 
-    /// Puts audio in. Put in twice, it is there once; other audio of the same recording is there beside it.
+    /// Stores audio in the hold. Storing it twice gives one copy. Other audio of the same recording is stored beside it.
     ///
     /// # Errors
-    /// When it is not there now, whole.
+    /// When the audio is not completely stored.
     pub async fn put(&self, of: &Address, now: Moment, audio: &Audio, source: &Source) -> Result<Holding, HoldError> {
         let key = of.key;
         let held = self.bytes().await?;
@@ -166,14 +166,15 @@ impl Hold {
                     };
                     let mut document = serde_json::Map::new();
                     document.insert("held_at".into(), json!(now.rfc3339()));
-                    // Whose it is, so that what nobody needs any more can be found.
+                    // Identifies the recording, so that the worker can find held audio that is no longer needed.
                     document.insert("call_id".into(), json!(of.call_id));
                     document.insert("month".into(), json!(of.month.to_string()));
                     document.insert("key".into(), json!(key));
                     match couch.create_with_attachment(&day, &name, document, attachment).await {
                         Ok(saved) if saved.below_quorum => return Err(HoldError::FewCopies),
                         Ok(_) => break,
-                        // The name has the content's digest: what is there under it is the same. But how many nodes have it is open.
+                        // The name contains the content's digest, so a document of that name has the same content. How many nodes have it
+                        // is unknown.
                         Err(CouchError::Conflict) => {
                             self.check(couch, &holding(day.clone(), name.clone())).await?;
                             if !couch.has_quorum(&day, &name).await? {
@@ -200,7 +201,7 @@ impl Hold {
         }
     }
 
-    /// The stub must say what we sent.
+    /// The stub must match what was sent.
     async fn check(&self, couch: &Couch, holding: &Holding) -> Result<(), HoldError> {
         let document = couch
             .get(&holding.place, &holding.name)
@@ -215,10 +216,10 @@ impl Hold {
         same.then_some(()).ok_or(HoldError::Corrupt)
     }
 
-    /// The audio, from its beginning.
+    /// The audio from its beginning.
     ///
     /// # Errors
-    /// When it is not to be had.
+    /// When the audio is unavailable.
     pub async fn open(&self, holding: &Holding) -> Result<ByteStream, HoldError> {
         match &self.place {
             Place::None => Err(HoldError::None),
@@ -230,10 +231,10 @@ impl Hold {
         }
     }
 
-    /// Takes the audio out; what is not there any more is no error.
+    /// Removes the audio from the hold. Missing audio is no error.
     ///
     /// # Errors
-    /// When it may still be there.
+    /// When the audio may still exist.
     pub async fn remove(&self, holding: &Holding) -> Result<(), HoldError> {
         match &self.place {
             Place::None => Ok(()),
@@ -242,8 +243,7 @@ impl Hold {
         }
     }
 
-    /// Drops the databases of days that are over and have nothing in them any more, which is what gives the disk back; and what a folder has that
-    /// dead workers left half written.
+    /// Drops the empty databases of past days, which frees the disk. In a folder, removes partial files of workers that were killed.
     ///
     /// # Errors
     /// When the database, or the folder, does not answer.
@@ -264,8 +264,8 @@ impl Hold {
         Ok(())
     }
 
-    /// Whether a day's database was empty at an earlier look too, so long ago. A node that comes back counts what it has itself, until it has the others'
-    /// documents.
+    /// Whether a day's database has been empty for long enough. A node that returns counts only its own documents, until it has received
+    /// those of the other nodes.
     fn is_empty_for_long(&self, day: &str, is_empty: bool, now: Moment) -> bool {
         let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
         if !is_empty {
@@ -276,7 +276,7 @@ impl Hold {
         now.since(since) >= EMPTY_FOR
     }
 
-    /// What is held since before today, and for whom: some of it, and where to go on, if there is more.
+    /// One page of the audio held since before today, with its recordings. Also where the next page starts, if there is one.
     ///
     /// # Errors
     /// When the database, or the folder, does not answer.
@@ -316,7 +316,7 @@ impl Hold {
         Ok((older.collect(), next))
     }
 
-    /// Takes something out by its place and name.
+    /// Removes audio by its place and name.
     ///
     /// # Errors
     /// As `remove`.
@@ -341,10 +341,10 @@ impl Hold {
         Ok(())
     }
 
-    /// Bytes that are held now.
+    /// Bytes in the hold now.
     ///
     /// # Errors
-    /// When it does not tell.
+    /// When the database, or the folder, does not answer.
     pub async fn bytes(&self) -> Result<u64, HoldError> {
         let mut bytes = 0u64;
         match &self.place {

@@ -1,7 +1,8 @@
-//! Sends audio over HTTP: to users' URLs through the guard, to the cluster's own store proxy without it.
+//! Sends audio over HTTP. Users' URLs pass the SSRF filter. The cluster's own store proxy does not.
 //!
-//! Streamed, never held in memory. Redirects are followed by hand, with the same verb and the audio read again from its beginning, for a
-//! guard has to look at each. No connection is used twice: an upload must not begin on one that is being closed, and every one is judged anew.
+//! Audio is streamed, never held in memory. The code follows redirects itself, because the SSRF filter must check each of them. The method
+//! stays the same, and the audio is read again from its beginning. No connection is reused. An upload must not start on a connection that
+//! is being closed, and the filter checks each connection anew.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,10 +33,10 @@ use wire::{Answer, Moved, Wire};
 /// Redirects that are followed, as in Kazoo (`kz_att_http`).
 const MAX_REDIRECTS: usize = 10;
 
-/// Longest pause that a server's `Retry-After` can ask for: the longest that we make by ourselves.
+/// Longest delay that a server's `Retry-After` can ask for. It equals the longest delay of our own retry schedule.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(12 * 3600);
 
-/// The error of a client that cannot be built, as without any root certificate.
+/// The HTTP client cannot be built, for example without any root certificate.
 #[derive(Debug, Error)]
 #[error("the HTTP client cannot be built: {0}")]
 pub struct NoClient(String);
@@ -50,41 +51,41 @@ pub struct Http {
     clock: Clock,
 }
 
-/// What is sent.
+/// What to send.
 pub struct Upload<'a> {
     pub source: &'a Source,
     /// Bytes.
     pub length: u64,
     pub content_type: &'a str,
     pub method: Method,
-    /// `Idempotency-Key`: the same at every attempt.
+    /// `Idempotency-Key`, which is the same at each attempt.
     pub key: &'a str,
 }
 
-/// Audio that a server has taken.
+/// Audio that a server has accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
-    /// Where it is: after redirects, query and credentials included.
+    /// The final URL after redirects, with query and credentials.
     pub to: Target,
     pub status: u16,
     pub redirects: usize,
 }
 
-/// An upload that failed. Its text names no more of the URL than the host.
+/// A failed upload. Its text names only the host of the URL.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{host}: {kind}{}", said.as_ref().map(|said| format!(": {said}")).unwrap_or_default())]
 pub struct SendError {
     pub host: String,
     pub kind: Failure,
-    /// What the server said of it, made printable and without secrets.
+    /// The server's reason, printable and without secrets.
     pub said: Option<String>,
-    /// The URL carries a signature, and the server does not take it.
+    /// The URL contains a signature, and the server rejects it.
     pub bad_signature: bool,
-    /// How long the server wants to be left alone.
+    /// How long the server asks to wait.
     pub retry_after: Option<Duration>,
 }
 
-/// How it failed.
+/// How the upload failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Failure {
     #[error("answered {0}")]
@@ -116,7 +117,7 @@ pub enum Failure {
 }
 
 impl SendError {
-    /// Whether trying again is of no use: the recording is at fault, or the URL, not the moment.
+    /// Whether a retry is of no use, because the recording or the URL is at fault.
     pub fn is_for_ever(&self) -> bool {
         match self.kind {
             Failure::Status(status) => is_for_ever(status) || self.bad_signature,
@@ -125,7 +126,7 @@ impl SendError {
         }
     }
 
-    /// The answer's status, if there was one.
+    /// The status of the answer, if there was one.
     pub fn status(&self) -> Option<u16> {
         match self.kind {
             Failure::Status(status) | Failure::Redirect(status) => Some(status),
@@ -138,7 +139,7 @@ impl Http {
     /// A client for users' URLs.
     ///
     /// # Errors
-    /// Without any root certificate, for one.
+    /// For example without any root certificate.
     pub fn guarded(
         config: &config::Destination,
         guard: Guard,
@@ -157,7 +158,7 @@ impl Http {
         Self::guarded(config, Guard::new(config), Arc::new(System), clock)
     }
 
-    /// A client for the cluster's own servers, wherever they are.
+    /// A client for the cluster's own servers, at any address.
     ///
     /// # Errors
     /// As `guarded`.
@@ -176,10 +177,10 @@ impl Http {
         }
     }
 
-    /// Sends `upload` to `target`, and on where that redirects to. Any 2xx is success.
+    /// Sends `upload` to `target`, and follows redirects. Any 2xx is success.
     ///
     /// # Errors
-    /// Whatever else happened, and whether it is of use to try again.
+    /// Any other outcome, with whether a retry is of use.
     pub async fn send(&self, target: &Target, upload: &Upload<'_>) -> Result<Sent, SendError> {
         let (end, mut to) = (Instant::now() + self.total, target.clone());
         let failed = |to: &Target, kind: Failure| SendError {
@@ -201,7 +202,7 @@ impl Http {
             if (200..300).contains(&status) {
                 return Ok(Sent { to, status, redirects });
             }
-            // Not 303: that says that the upload is done, and to look elsewhere for its result.
+            // 303 is excluded: it says that the upload is complete and that its result is at another URL.
             if !matches!(status, 301 | 302 | 307 | 308) {
                 let said = self.said(&mut answer, &to).await;
                 return Err(SendError {
@@ -219,7 +220,7 @@ impl Http {
         Err(failed(&to, Failure::TooManyRedirects))
     }
 
-    /// Why the server refuses, in its own words.
+    /// The server's own reason for refusing.
     async fn said(&self, answer: &mut Answer, to: &Target) -> Option<String> {
         const READ_AT_MOST: usize = 16 << 10;
         let mut body = Vec::new();
@@ -235,7 +236,7 @@ impl Http {
         said::reason(&answer.headers, &body, to.expose())
     }
 
-    /// One request. An answer of success comes back only when the whole audio was taken.
+    /// One request. A 2xx is returned only when the server took the whole audio.
     async fn once(&self, to: &Target, upload: &Upload<'_>) -> Result<Answer, Failure> {
         let source = |error: DeliveryError| match error {
             DeliveryError::Source(why) => Failure::Source(why),
@@ -274,7 +275,7 @@ impl Http {
         }
     }
 
-    /// A server may say yes before it has everything. What it takes then, it must still be given.
+    /// A server may answer 2xx before it has received everything. The rest of the audio must still be sent.
     async fn settle(&self, mut answer: Answer, watch: &Watch, length: u64) -> Result<Answer, Failure> {
         const READ_AT_MOST: usize = 64 << 10;
         tokio::select! {
@@ -315,7 +316,7 @@ impl Http {
                 read += piece.len();
             }
         };
-        // What the answer says is of no interest, so neither is an end that does not come.
+        // The content of the answer does not matter, so a missing end does not matter either.
         let _ = tokio::time::timeout(Duration::from_secs(5).min(self.silence), reading).await;
         if let Some(why) = answer.lost() {
             return Err(Failure::Lost(format!(
@@ -330,7 +331,7 @@ impl Http {
     }
 }
 
-/// What the URL's credentials come to: decoded once, byte by byte.
+/// The `Authorization` header for the URL's credentials, which are decoded once, byte by byte.
 fn basic(url: &::url::Url) -> Option<String> {
     if url.username().is_empty() && url.password().is_none() {
         return None;
@@ -341,14 +342,14 @@ fn basic(url: &::url::Url) -> Option<String> {
     Some(format!("Basic {}", STANDARD.encode(plain)))
 }
 
-/// Whether a signed URL is refused for its signature, or because it is past its time: it will not get better.
+/// Whether the server refuses a signed URL because of its signature or its expiry. A retry cannot succeed then.
 fn is_about_signature(status: u16, said: Option<&str>) -> bool {
     const WORDS: [&str; 3] = ["signature", "expired", "authenticationfailed"];
     let said = said.unwrap_or_default().to_ascii_lowercase();
     matches!(status, 400 | 401 | 403) && WORDS.iter().any(|word| said.contains(word))
 }
 
-/// rustls' errors travel inside of I/O errors, several deep, which do not name them as their source.
+/// rustls' errors are nested several deep in I/O errors, which do not report them as their source.
 fn tls(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(error) = cause.downcast_ref::<rustls::Error>() {
         return Some(error.to_string());
@@ -357,7 +358,7 @@ fn tls(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     tls(inner)
 }
 
-/// How long a server wants to be left alone: seconds, or a date.
+/// How long a server asks to wait, as seconds or as a date.
 fn retry_after(headers: &HeaderMap, now: Moment) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let pause = match value.parse::<u64>() {
@@ -371,7 +372,7 @@ fn retry_after(headers: &HeaderMap, now: Moment) -> Option<Duration> {
     Some(pause.min(MAX_RETRY_AFTER))
 }
 
-/// Whether a status says that this recording will not be taken, now or later.
+/// Whether a status means that the server will not accept this recording, now or later.
 const fn is_for_ever(status: u16) -> bool {
     matches!(status, 400 | 405 | 410 | 413 | 414 | 415 | 422)
 }
@@ -387,7 +388,7 @@ mod tests {
         for status in [400, 405, 410, 413, 414, 415, 422] {
             assert!(is_for_ever(status), "{status}");
         }
-        // A deploy at night needs no operator.
+        // A deployment at night causes these. It needs no operator.
         for status in [303, 401, 403, 404, 408, 409, 423, 429, 500, 501, 502, 503, 504, 507] {
             assert!(!is_for_ever(status), "{status}");
         }

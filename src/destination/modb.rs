@@ -1,15 +1,16 @@
-//! The monthly database that is not there.
+//! Handles a missing monthly database.
 //!
-//! Kazoo creates it when it first stores something for the account in that month (`kazoo_modb:maybe_create`), which any CDR does. So a recording
-//! waits, and its file on the switch with it; after a time the database is created here as Kazoo would: with the views that are registered
-//! for such databases, and announced. One without its views would be worse than none: Kazoo adds them only when it creates it.
+//! Kazoo creates the database when it first stores something for the account in that month (`kazoo_modb:maybe_create`). Any CDR causes
+//! that. Until then a recording waits, and its file stays on the switch. After a time the worker creates the database as Kazoo would, with
+//! the views that are registered for monthly databases, and announces it. A database without its views would be worse than none, because
+//! Kazoo adds views only when it creates the database.
 //!
 //! ```text
 //! create the database -> write its views but one -> publish db_created -> write the last view
 //! ```
 //!
-//! A worker can be killed, and an answer be lost, after each step. The last view is the sign that all was done: whoever stores something in a
-//! young database and does not find that view goes through the steps again. Each of them is harmless when it is done twice.
+//! A worker can be killed, and an answer can be lost, after each step. The last view marks completion. A worker that stores something in a
+//! young database without that view repeats the steps. Each step is harmless when it is done twice.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -29,60 +30,62 @@ use crate::telemetry::events::DatabaseCreated;
 
 const ACCOUNTS: &str = "accounts";
 const SYSTEM_DATA: &str = "system_data";
-/// The kind of database, as views are registered for (`kzs_util:db_classification`).
+/// The class of database that views are registered for (`kzs_util:db_classification`).
 const CLASSIFICATION: &str = "modb";
-/// The view that Crossbar lists recordings with, which is written last. Where it is not registered, the last one of those that are.
+/// The view that Crossbar lists recordings with. It is written last. If it is not registered, the last of the registered views takes its
+/// place.
 const LAST: &str = "_design/recordings";
 
-/// A database that another worker, or Kazoo, is just making gets its last view within this time.
+/// While another worker, or Kazoo, creates a database, its last view appears within this time.
 const PATIENCE: Duration = Duration::from_secs(2);
 const STEP: Duration = Duration::from_millis(100);
 
-/// Writes of views, before the recording waits for the next attempt.
+/// Attempts to write views, before the recording waits for its next attempt.
 const TRIES: usize = 2;
 
-/// Whether there is an account at all.
+/// Whether the account exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Account {
     There,
-    /// Never existed, or is deleted: nobody will create its databases.
+    /// The account never existed, or is deleted. Kazoo will not create databases for it.
     Gone,
 }
 
-/// What is to be done about a missing database.
+/// What to do about a missing database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Store again when the schedule says so; nothing else happens before `until`.
+    /// Store again at the time of the retry schedule. Nothing else happens before `until`.
     Wait { until: Option<Moment> },
-    /// Create it.
+    /// Create the database.
     Create,
     /// The account does not exist, so its database never will.
     NoSuchAccount,
 }
 
-/// Decides. `missing_since` is when this recording first met the missing database, `month` the database's.
+/// Decides the step. `missing_since` is when this recording first met the missing database. `month` is the database's month.
 pub fn step(account: Account, month: Month, missing_since: Moment, now: Moment, config: &config::Destination) -> Step {
     let until = missing_since.plus(config.create_databases_after);
     match account {
         Account::Gone => Step::NoSuchAccount,
         Account::There if !config.create_databases => Step::Wait { until: None },
-        // Kazoo's own nodes may stand in a later month already, or still in an earlier one; a month that nobody is in is none of ours.
+        // The clocks of Kazoo's nodes may be in the next month already, or still in the last one. The worker creates no database for any
+        // other month.
         Account::There if !is_about(month, now) => Step::Wait { until: None },
         Account::There if now < until => Step::Wait { until: Some(until) },
         Account::There => Step::Create,
     }
 }
 
-/// Whether a month is the present one, or one that a recording of ours can still belong to, waiting and retries included.
+/// Whether a month is the present one, or one next to it. A recording can belong to such a month, waiting time and retries included.
 pub fn is_about(month: Month, now: Moment) -> bool {
     let present = now.month();
     month == present || month.next() == present || present.next() == month
 }
 
-/// Whether the account is there (`kazoo_modb:is_account_deleted`).
+/// Whether the account exists (`kazoo_modb:is_account_deleted`).
 ///
 /// # Errors
-/// When the database does not tell; Kazoo takes that for deleted, we do not.
+/// When the database does not answer. Kazoo counts that as a deleted account, and we do not.
 pub async fn account(couch: &Couch, account_id: &str) -> Result<Account, CouchError> {
     match couch.get_surely(ACCOUNTS, account_id).await? {
         Some(document) if boolean_at(&document, "pvt_deleted") == Some(true) => Ok(Account::Gone),
@@ -91,22 +94,22 @@ pub async fn account(couch: &Couch, account_id: &str) -> Result<Account, CouchEr
     }
 }
 
-/// A database that is there now, with all its views but the last.
+/// A database that exists now, with all its views but the last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Created {
     pub account_id: String,
-    /// As CouchDB names it, without our prefix.
+    /// The name that CouchDB uses, without our prefix.
     pub database: String,
-    /// Whether it was us who created it.
+    /// Whether this worker created it.
     pub by_us: bool,
     /// Views that were written.
     pub views: usize,
-    /// The view that is still to be written; `None`: everything was done already, by another worker or by Kazoo.
+    /// The view that is still to be written. `None`: another worker or Kazoo has finished all steps.
     last: Option<Value>,
 }
 
 impl Created {
-    /// Kazoo's notice, if one is due: to be published before `finish`.
+    /// Kazoo's notice, if it must be published. Publish it before `finish`.
     pub fn notice(&self, sender: &Sender, msg_id: &str) -> Option<Outgoing> {
         let database = names::encoded(&self.database);
         self.last
@@ -114,10 +117,10 @@ impl Created {
             .then(|| change::database_created(sender, msg_id, &database, &self.account_id))
     }
 
-    /// Writes the last view: from now on nobody goes through the steps again.
+    /// Writes the last view. From then on no worker repeats the steps.
     ///
     /// # Errors
-    /// When it may not be there.
+    /// When the view may be missing.
     pub async fn finish(mut self, couch: &Couch) -> Result<Self, CouchError> {
         if let Some(last) = self.last.take() {
             self.views += write(couch, &self.database, std::slice::from_ref(&last)).await?;
@@ -132,13 +135,14 @@ impl Created {
     }
 }
 
-/// Creates the database with all its views but the last. Harmless when done twice, by whomever; what somebody interrupted is completed.
+/// Creates the database with all its views but the last. The call is harmless when several workers make it, and completes what an
+/// interrupted worker left.
 ///
 /// # Errors
 /// When the views cannot be read, there are none, or the database cannot be written.
 pub async fn create(couch: &Couch, account_id: &str, month: Month) -> Result<Created, CouchError> {
     let database = names::modb(account_id, month);
-    // First, so that a database without views is not made in vain.
+    // Reads the views first, so that no database is created without views.
     let views = registered_views(couch, &database).await?;
     if views.is_empty() {
         return Err(CouchError::NoAnswer(
@@ -149,17 +153,17 @@ pub async fn create(couch: &Couch, account_id: &str, month: Month) -> Result<Cre
     views_of(couch, (account_id, &database), views, by_us).await
 }
 
-/// Looks at a database that is there: `None` when all its views are, or none are registered. Otherwise they are written but the last.
+/// Checks an existing database. `None` when all its views exist, or none are registered. Otherwise writes all missing views but the last.
 ///
 /// # Errors
-/// When it cannot be told, or written.
+/// When the database does not answer, or cannot be written.
 pub async fn complete(couch: &Couch, account_id: &str, month: Month) -> Result<Option<Created>, CouchError> {
     let database = names::modb(account_id, month);
     if couch.has_design(&database, LAST).await? {
         return Ok(None);
     }
     let views = match registered_views(couch, &database).await {
-        // A cluster that has no system_data registers no views. A node that does not know the cluster's databases says nothing of them.
+        // A cluster without system_data registers no views. A node that does not know the cluster's databases says nothing about views.
         Err(CouchError::DatabaseMissing(_)) => {
             couch.knows_databases().await?;
             Vec::new()
@@ -206,13 +210,13 @@ async fn views_of(
     Ok(created)
 }
 
-/// Writes views; those that are there stay as they are.
+/// Writes views. Existing views stay unchanged.
 async fn write(couch: &Couch, database: &str, views: &[Value]) -> Result<usize, CouchError> {
     let mut tries = 0;
     loop {
         tries += 1;
         match couch.create_all(database, views).await {
-            // Whether it was done is open, and doing it again is harmless.
+            // The views may have been written or not. Writing them again is harmless.
             Err(error @ (CouchError::Failed { .. } | CouchError::NoAnswer(_))) if tries < TRIES => {
                 tracing::debug!(event = "views_rewrite", database, %error, "views written again");
             }
@@ -225,11 +229,11 @@ fn id(view: &Value) -> &str {
     view.get("_id").and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Databases that are known to have their views.
+/// Databases that are known to have all their views.
 #[derive(Debug, Default)]
 pub struct Whole(Mutex<HashSet<String>>);
 
-/// That many are remembered; past that all are looked at again.
+/// Most databases that are remembered. Beyond that all of them are checked again.
 const MOST: usize = 10_000;
 
 impl Whole {
@@ -254,7 +258,7 @@ async fn registered_views(couch: &Couch, database: &str) -> Result<Vec<Value>, C
         .await;
     let registered = match found {
         Ok(registered) => registered,
-        // The view itself is registered by Kazoo; where it is missing its content is still in the documents.
+        // Kazoo registers this view itself. If the view is missing, the documents still hold the same data.
         Err(CouchError::NotFound) => {
             couch
                 .documents_where(SYSTEM_DATA, |document| is_registered(document, database))
@@ -265,7 +269,7 @@ async fn registered_views(couch: &Couch, database: &str) -> Result<Vec<Value>, C
     Ok(registered.iter().filter_map(design_document).collect())
 }
 
-/// What the view selects.
+/// Whether the view selects the document.
 fn is_registered(document: &Value, database: &str) -> bool {
     let kind = document.get("pvt_type").and_then(Value::as_str);
     let deleted = boolean_at(document, "pvt_deleted") == Some(true);
@@ -277,7 +281,8 @@ fn is_registered(document: &Value, database: &str) -> bool {
     kind == Some("view_definition") && !deleted && maps.is_some_and(|maps| maps.iter().any(meant))
 }
 
-/// The design document of a registration: without a revision, its functions in one piece each (they may be written as lists of lines).
+/// The design document of a registration. The revision is dropped, and each function becomes one string, because Kazoo may store it as a
+/// list of lines.
 fn design_document(registration: &Value) -> Option<Value> {
     let mut design = registration.get("view_definition")?.clone();
     let object = design.as_object_mut()?;

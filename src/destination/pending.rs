@@ -1,5 +1,5 @@
-//! Documents of recordings whose audio is somewhere else, at a URL or where a storage plan puts it. As in Kazoo the document is there before the
-//! first attempt, and is completed after the one that succeeded.
+//! Documents of recordings whose audio is elsewhere, at a URL or where a storage plan puts it. As in Kazoo, the document is created before
+//! the first attempt. The worker completes it after the successful attempt.
 
 use serde_json::{Map, Value};
 
@@ -14,11 +14,11 @@ use crate::recording::progress::{Elsewhere, Progress, State, completed, edited};
 use super::DeliveryError;
 use super::bigcouch::{is_of, rev, told_audio};
 
-/// A document that is there.
+/// An existing document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Placed {
     pub id: MediaId,
-    /// As CouchDB names it, without our prefix.
+    /// The name that CouchDB uses, without our prefix.
     pub database: String,
     pub rev: String,
     /// Its `pvt_created`.
@@ -28,7 +28,7 @@ pub struct Placed {
 }
 
 impl Placed {
-    /// A document as it was read; `None` when it is another recording's.
+    /// Builds this from a document that was read. `None` when the document belongs to another recording.
     fn of(id: &MediaId, database: &str, key: Key, document: Value) -> Option<Self> {
         if !is_of(&document, key) {
             return None;
@@ -46,20 +46,20 @@ impl Placed {
         })
     }
 
-    /// What the document says of stops and masks, by its fingerprint.
+    /// Fingerprint of the stops and masks that the document lists.
     pub fn controls(&self) -> String {
         let private = self.document.get("pvt_recording").and_then(Value::as_object);
         Controls::fingerprint_of(private.unwrap_or(&Map::new()))
     }
 
-    /// Of the audio that the document is about.
+    /// SHA-256 of the audio that the document describes.
     pub fn sha256(&self) -> Option<String> {
         let proof = self.document.get("pvt_recording")?.get("sha256")?;
         proof.as_str().map(str::to_owned)
     }
 
-    /// The audio, as the document tells it, if it is complete there and its attachment, wherever that is, has the length and, where one is told, the
-    /// digest that the document tells.
+    /// The audio as the document describes it. `None` unless the document is complete and its attachment, in whichever place, matches in
+    /// length. If the attachment has a digest, the digest must match as well.
     pub fn proven(&self, name: &str) -> Option<Audio> {
         let document = Value::Object(self.document.clone());
         let audio = told_audio(&document)?;
@@ -72,27 +72,29 @@ impl Placed {
         (self.is_complete() && length && same).then_some(audio)
     }
 
-    /// The same at every attempt, and no other recording's: an id that users choose may be that of many accounts' recordings.
+    /// A key that is the same at each attempt and unique to this recording. An id that users choose may belong to recordings of many
+    /// accounts.
     pub fn idempotency_key(&self) -> String {
         let key = self.key.to_string();
         if self.id.as_str().ends_with(&key) {
-            // Made of the key, and so nothing else's.
+            // The id contains the recording's key, so no other recording has it.
             return self.id.to_string();
         }
         format!("{key}-{}", self.id)
     }
 
-    /// Whether a user has deleted the document: it stays deleted.
+    /// Whether a user has deleted the document. It stays deleted.
     pub fn is_deleted(&self) -> bool {
         self.document.get("pvt_deleted").and_then(Value::as_bool) == Some(true)
     }
 
-    /// Whether the audio is where it belongs already, whoever brought it there.
+    /// Whether any worker has delivered the audio already.
     pub fn is_complete(&self) -> bool {
         is_complete(&self.document)
     }
 
-    /// Whether other audio of the same recording is there: a part of it that a worker brought, and died before it could say so.
+    /// Whether the document describes other audio of the same recording. A worker may have delivered a part, and was killed before it
+    /// recorded that.
     pub fn has_other(&self, audio: &Audio) -> bool {
         self.is_complete() && self.sha256().is_some_and(|sha256| sha256 != audio.digests.sha256)
     }
@@ -103,13 +105,13 @@ fn is_complete(document: &Map<String, Value>) -> bool {
     state.and_then(Value::as_str) == Some(State::Complete.name())
 }
 
-/// Tries of an edit that others may be faster at.
+/// Attempts of an edit that conflicts with the edits of other workers.
 const ROUNDS: usize = 5;
 
-/// Creates the document, or finds it created. `subject` makes it for an id: another recording may have the first.
+/// Creates the document, or finds it. `subject` builds it for an id. Another recording may own the first id.
 ///
 /// # Errors
-/// `NoDatabase` when the database of the last id is missing; else what is wrong now.
+/// `NoDatabase` when the database of the last id is missing. Any other error is the present obstacle.
 pub async fn create<'a>(
     couch: &Couch,
     ids: &'a [MediaId],
@@ -136,11 +138,11 @@ pub async fn create<'a>(
                 });
             }
             Err(CouchError::DatabaseMissing(database)) => {
-                // A month that somebody made up; the next id's is the recording's own.
+                // The action chose an id of a month without a database. The next id uses the recording's own month.
                 missing = Some(DeliveryError::NoDatabase(database));
                 continue;
             }
-            // The server may have done it all the same; only looking tells.
+            // The server may have stored it all the same. Only the existing-document check can show that.
             Err(error @ (CouchError::Conflict | CouchError::NoAnswer(_) | CouchError::Failed { .. })) => error,
             Err(error) => return Err(error.into()),
         };
@@ -157,19 +159,19 @@ pub async fn create<'a>(
         .unwrap_or_else(|| DeliveryError::Recording("every id that it could have belongs to another recording".into())))
 }
 
-/// The document, if it is there and this recording's.
+/// The document, if it exists and belongs to this recording.
 ///
 /// # Errors
-/// When the database does not tell.
+/// When the database does not answer.
 pub async fn find(couch: &Couch, database: &str, id: &MediaId, key: Key) -> Result<Option<Placed>, DeliveryError> {
     let document = couch.get(database, id.as_str()).await?;
     Ok(document.and_then(|document| Placed::of(id, database, key, document)))
 }
 
-/// Writes into the document that the audio has arrived at a URL, and where; and what is known of it by now.
+/// Writes into the document that the audio has arrived at a URL, and at which URL. Also writes what is known of the recording by now.
 ///
 /// # Errors
-/// When it is not written, or nobody can tell.
+/// When the document is not written, or may not be.
 pub async fn complete(
     couch: &Couch,
     placed: &Placed,
@@ -199,8 +201,8 @@ pub async fn note(
     .await
 }
 
-/// Writes into the document that the recording is parked, unless the document says that the audio arrived: another worker brought it, and this one
-/// has not heard of it.
+/// Writes into the document that the recording is parked. Writes nothing if the document says that the audio arrived: another worker
+/// delivered it, and this worker has not learned of it.
 ///
 /// # Errors
 /// As `complete`.
@@ -216,7 +218,7 @@ pub async fn park(
     .await
 }
 
-/// Writes into the document what is known by now of stops and masks; `None` when it says so already.
+/// Writes the known stops and masks into the document. `None` when it has them already.
 ///
 /// # Errors
 /// As `complete`.
@@ -240,7 +242,7 @@ pub async fn amend(
     Ok(Some(amended.await?))
 }
 
-/// Changes the document as it is now, unless `change` leaves it alone. `change` may be called several times.
+/// Changes the present document, unless `change` returns `None`. `change` may be called several times.
 async fn edit(
     couch: &Couch,
     placed: &Placed,
@@ -266,7 +268,7 @@ async fn edit(
                     ..placed.clone()
                 });
             }
-            // Done by now, perhaps, or by somebody else: doing it once more harms nobody.
+            // This worker or another one may have made the change already. Making it once more is harmless.
             Err(error @ (CouchError::Conflict | CouchError::NoAnswer(_) | CouchError::Failed { .. })) => failed = error,
             Err(error) => return Err(error.into()),
         }
@@ -277,7 +279,7 @@ async fn edit(
 /// The document as it is now.
 ///
 /// # Errors
-/// When it is gone, or another recording's.
+/// When the document is missing, or belongs to another recording.
 pub(super) async fn look(couch: &Couch, placed: &Placed) -> Result<Map<String, Value>, DeliveryError> {
     match couch.present(&placed.database, placed.id.as_str()).await? {
         Present::Document(document) if !is_of(&document, placed.key) => {

@@ -1,7 +1,7 @@
-//! An account's storage plan (S3, Google, Azure …): the audio goes through Kazoo's own store proxy (`media_store_proxy`), so every handler that
-//! Kazoo has goes on working. The proxy writes into the document where the handler put it.
+//! Stores audio by an account's storage plan (S3, Google, Azure …). The audio goes through Kazoo's own store proxy (`media_store_proxy`),
+//! so each of Kazoo's handlers keeps working. The proxy writes into the document where the handler stored the audio.
 //!
-//! The proxy holds the whole audio in memory; that is Kazoo's, and the reason why nothing else goes this way.
+//! The proxy holds the whole audio in memory. Kazoo causes that, and it is the reason why only storage plans use this route.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::ExposeSecret as _;
@@ -20,10 +20,10 @@ use super::pending::{Placed, look};
 use super::url::Target;
 use super::{DeliveryError, Source};
 
-/// RFC 3986's unreserved characters stay as they are.
+/// RFC 3986's unreserved characters stay unescaped.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// What is stored.
+/// What to store.
 pub struct Job<'a> {
     pub placed: &'a Placed,
     /// The attachment's name.
@@ -33,19 +33,19 @@ pub struct Job<'a> {
     pub source: &'a Source,
 }
 
-/// Where the handler put the audio.
+/// Where the handler stored the audio.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
-    /// Kazoo's module that fetches it again, such as `kz_att_s3`; `None`: it is an attachment of the document itself.
+    /// Kazoo's module that reads the audio again, such as `kz_att_s3`. `None`: the audio is an attachment of the document itself.
     pub handler: Option<String>,
-    /// The document's revision with it.
+    /// The document's revision with the audio.
     pub rev: String,
 }
 
-/// Stores through the proxy, unless that is done already. `couch` is the server that has the document.
+/// Stores through the proxy, unless the audio is stored already. `couch` is the server with the document.
 ///
 /// # Errors
-/// When the proxy is nowhere, does not take it, or says that it did and the document does not show it.
+/// When the proxy's address is missing, the proxy refuses the audio, or it reports success and the document does not show the audio.
 pub async fn store(couch: &Couch, http: &Http, proxy: &Proxy, job: &Job<'_>) -> Result<Kept, DeliveryError> {
     let placed = job.placed;
     if let Some(kept) = kept(&Value::Object(look(couch, placed).await?), job) {
@@ -60,7 +60,7 @@ pub async fn store(couch: &Couch, http: &Http, proxy: &Proxy, job: &Job<'_>) -> 
         key: &placed.idempotency_key(),
     };
     let sent = http.send(&target, &upload).await;
-    // It may have been stored though the answer was lost, or says otherwise.
+    // The audio may be stored although the answer was lost, or reports an error.
     let document = Value::Object(look(couch, placed).await?);
     match (kept(&document, job), sent) {
         (Some(kept), _) => Ok(kept),
@@ -74,7 +74,7 @@ pub async fn store(couch: &Couch, http: &Http, proxy: &Proxy, job: &Job<'_>) -> 
 /// The proxy's URL for an attachment (`kz_media_file:proxy_uri`).
 ///
 /// # Errors
-/// When nobody said where the proxy is.
+/// When the configuration does not name the proxy.
 pub fn target(proxy: &Proxy, database: &str, id: &str, name: &str) -> Result<Target, DeliveryError> {
     let nowhere =
         || DeliveryError::Target("system_config/media says nowhere that a store proxy is (proxy_hostname)".into());
@@ -92,14 +92,14 @@ pub fn target(proxy: &Proxy, database: &str, id: &str, name: &str) -> Result<Tar
     let segment = |text: &str| utf8_percent_encode(text, SEGMENT).to_string();
     url.set_path(&format!("/store/{}/{}", segment(&blob), segment(name)));
     if !proxy.username.is_empty() {
-        // Neither fails for a URL with a host.
+        // Neither call fails for a URL with a host.
         let _ = url.set_username(&segment(&proxy.username));
         let _ = url.set_password(Some(&segment(proxy.password.expose_secret())));
     }
     Target::parse(url.as_str()).map_err(|_| nowhere())
 }
 
-/// Where the document says that the audio is, if it is all there.
+/// Where the document says that the audio is, if the audio is complete.
 fn kept(document: &Value, job: &Job<'_>) -> Option<Kept> {
     let rev = super::bigcouch::rev(document);
     let of_name = |attachments: &str| document.get(attachments).and_then(|all| all.get(job.name));
@@ -140,7 +140,7 @@ mod tests {
         let target = target(&proxy, DATABASE, "202611-7c9e", "desk.mp3").unwrap();
         let url = target.expose();
         assert_eq!(url.authority(), "3f%40:9a%2F@m1:24517");
-        // What Kazoo 5.0's own kz_media_url:store/4 gives for the same.
+        // Kazoo 5.0's own kz_media_url:store/4 gives this result.
         assert_eq!(
             url.path(),
             "/store/g2gEbQAAADdhY2NvdW50JTJGNGIlMkZhMSUyRmY3ZDVhMWM1NGEwZmIwZDljOWQzZTFhMmIzYzQtMjAyNjExbQAAAAsyMDI2MTEtN2M5ZW0AAAAI\

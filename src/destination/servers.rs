@@ -1,15 +1,15 @@
-//! Clients of database servers that are not the cluster's own: a third party's, or a storage plan's. Each is made once, and kept while
-//! the configuration names it.
+//! Clients of database servers outside the cluster: a third party's, or a storage plan's. Each client is created once, and kept while the
+//! configuration names its server.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config;
 use crate::couch::{Couch, CouchError, Server};
 
-/// Servers that are remembered; the one used longest ago is forgotten first.
+/// Servers that are remembered. The least recently used one is forgotten first.
 const MOST: usize = 16;
 
-/// Makes clients. Cheap to clone.
+/// Creates clients. Cheap to clone.
 #[derive(Clone)]
 pub struct Servers {
     config: config::Couchdb,
@@ -17,7 +17,7 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// `config` is the cluster's own: its time-outs hold elsewhere too.
+    /// `config` is the cluster's own. Its time-outs apply to all servers.
     pub fn new(config: config::Couchdb) -> Self {
         Self {
             config,
@@ -28,7 +28,7 @@ impl Servers {
     /// The client of a server.
     ///
     /// # Errors
-    /// When none can be made, as without any root certificate.
+    /// When no client can be created, for example without any root certificate.
     pub fn client(&self, server: &Server) -> Result<Couch, CouchError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let found = known.iter().position(|(other, _)| other == server);

@@ -1,7 +1,8 @@
-//! Targets that take nothing now: one dead host must not use up everybody's attempts, and its operators must see it.
+//! Circuit breakers for delivery targets. One dead host must not use up the attempts of all recordings, and the operator must see it.
 //!
-//! A target is paused when two different recordings failed there with nothing delivered in between. When the pause is over one delivery is let
-//! through; if it fails the next pause is longer. Only this worker's own view: another finds out by itself.
+//! A target's circuit breaker opens when two different recordings failed there with no delivery in between. When its open time is over, one
+//! delivery is let through (half-open). If that delivery fails, the next open time is longer. Each worker has its own breakers, and learns
+//! of a dead target by itself.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,28 +12,28 @@ use crate::kazoo::time::{Clock, Moment};
 use crate::recording::identity::Key;
 use crate::telemetry::events::{TargetPaused, TargetResumed};
 
-/// Targets that are remembered; users' URLs could name any number.
+/// Targets that are remembered. Users' URLs can name any number of hosts.
 const MOST: usize = 1024;
 
-/// A paused target is remembered for so many times the longest pause after its own.
+/// An open breaker is remembered for this many times the longest open time, after its own open time.
 const REMEMBERED: u32 = 12;
 
-/// What is known of the targets.
+/// The circuit breakers of all targets.
 pub struct Targets {
     clock: Clock,
     pauses: Pauses,
     known: Mutex<HashMap<String, Target>>,
 }
 
-/// How long a target is left alone.
+/// How long a circuit breaker stays open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pauses {
-    /// The first pause; each further one is twice as long.
+    /// The first open time. Each further one is twice as long.
     pub first: Duration,
     pub longest: Duration,
 }
 
-/// One target, pure.
+/// One target's state, without side effects.
 #[derive(Debug, Clone, PartialEq)]
 struct Target {
     /// The recording that failed last, and why.
@@ -46,7 +47,7 @@ struct Target {
 struct Pause {
     length: Duration,
     until: Moment,
-    /// A delivery is under way that will tell.
+    /// A delivery is in flight whose result closes or reopens the breaker.
     probing: bool,
 }
 
@@ -59,16 +60,16 @@ impl Targets {
         }
     }
 
-    /// Whether a delivery to `target` may begin now.
+    /// Whether a delivery to `target` may start now.
     ///
     /// # Errors
-    /// Until when it is paused. One caller in each pause is let through when it is over, and must tell how it went.
+    /// The end of the open time. After each open time one caller is let through, and must report the result.
     pub fn may_begin(&self, target: &str) -> Result<(), Moment> {
         let (now, mut known) = (self.clock.now(), self.lock());
         match known.get_mut(target).and_then(|known| known.paused.as_mut()) {
             Some(pause) if pause.until > now => Err(pause.until),
             Some(pause) if pause.probing => {
-                // Nobody told: perhaps it was never begun after all. Another tries after as long again.
+                // The last caller reported no result, and may never have started. The next caller is let through after one more open time.
                 pause.until = now.plus(pause.length);
                 pause.probing = false;
                 Err(pause.until)
@@ -82,21 +83,21 @@ impl Targets {
         }
     }
 
-    /// Until when `target` is paused, for somebody who has yet to fetch what would go there.
+    /// Until when the breaker of `target` is open. A worker asks this before it fetches audio for that target.
     pub fn rests(&self, target: &str) -> Option<Moment> {
         let (now, known) = (self.clock.now(), self.lock());
         let pause = known.get(target)?.paused?;
         (pause.until > now).then_some(pause.until)
     }
 
-    /// A delivery arrived.
+    /// Records a successful delivery.
     pub fn delivered(&self, target: &str) {
         if self.lock().remove(target).is_some_and(|known| known.paused.is_some()) {
             TargetResumed { target }.emit();
         }
     }
 
-    /// A delivery failed for a reason that tells nothing of the target: where it was the one that was let through after a pause, the next is.
+    /// Records a failure that says nothing about the target. If this delivery was the half-open probe, the next delivery becomes the probe.
     pub fn undecided(&self, target: &str) {
         let now = self.clock.now();
         if let Some(pause) = self.lock().get_mut(target).and_then(|known| known.paused.as_mut())
@@ -106,7 +107,7 @@ impl Targets {
         }
     }
 
-    /// A delivery failed, and it was the target's fault.
+    /// Records a failure that is the target's fault.
     pub fn failed(&self, target: &str, key: Key, why: &str) {
         let (now, mut known) = (self.clock.now(), self.lock());
         if known.len() >= MOST && !known.contains_key(target) {
@@ -126,8 +127,8 @@ impl Targets {
         known.insert(target.to_owned(), after);
     }
 
-    /// The targets that are paused now, and why: for `/readyz` and people. One that no recording was for since long after its pause is forgotten:
-    /// perhaps it is well, and nothing will ever tell.
+    /// The targets with an open breaker, and the reasons, for `/readyz` and the operator. A breaker without any recording since long after
+    /// its open time is forgotten. The target may work again, and no delivery will ever show that.
     pub fn paused(&self) -> Vec<(String, String)> {
         let (now, mut known) = (self.clock.now(), self.lock());
         let long = self.pauses.longest.saturating_mul(REMEMBERED);
@@ -149,7 +150,7 @@ impl Targets {
 fn next(before: Option<Target>, key: Key, why: &str, now: Moment, pauses: Pauses) -> Target {
     let length = match &before {
         None => None,
-        // One recording may fail for reasons of its own.
+        // A single recording may fail for reasons of its own.
         Some(before) if before.paused.is_none() && before.failed == key => None,
         Some(before) => Some(
             before
@@ -157,7 +158,7 @@ fn next(before: Option<Target>, key: Key, why: &str, now: Moment, pauses: Pauses
                 .map_or(pauses.first, |pause| (pause.length * 2).min(pauses.longest)),
         ),
     };
-    // What was under way when the pause began tells nothing new.
+    // Deliveries that were in flight when the breaker opened bring no new information.
     let running = before.and_then(|before| before.paused.filter(|pause| !pause.probing && pause.until > now));
     Target {
         failed: key,
@@ -173,7 +174,7 @@ fn next(before: Option<Target>, key: Key, why: &str, now: Moment, pauses: Pauses
     }
 }
 
-/// Makes room: the one that failed longest ago and is not paused, else whichever failed longest ago.
+/// Makes room. Forgets the oldest failure with a closed breaker, or, if there is none, the oldest failure.
 fn forget(known: &mut HashMap<String, Target>) {
     let oldest = known
         .iter()
@@ -234,7 +235,7 @@ mod tests {
         targets.failed("h", key(1), "x");
         targets.failed("h", key(2), "x");
         for pause in [5, 10, 20, 40, 80, 160, 300, 300] {
-            // Those that were under way fail too, and change nothing.
+            // Deliveries that were in flight fail too, and change nothing.
             targets.failed("h", key(3), "x");
             assert!(targets.may_begin("h").is_err());
             later(&clock, pause - 1);
@@ -292,7 +293,7 @@ mod tests {
         assert_eq!(targets.paused().len(), 1);
         later(&clock, 1);
         assert_eq!(targets.paused(), []);
-        // It begins anew.
+        // The count starts again.
         targets.failed("h", key(3), "x");
         assert_eq!(targets.may_begin("h"), Ok(()));
     }

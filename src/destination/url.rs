@@ -1,8 +1,9 @@
-//! The user's URL: what it must be, and what is made of it. Pure.
+//! The user's URL: the checks on it, and the URL for each recording. Pure functions.
 //!
-//! Name and query are Kazoo's (`media_recording:handler_fields_for_protocol`, `kz_att_http`), with one dot before the extension, correct
-//! percent-encoding, and the parameters of 4.3 and later at the end. Where Kazoo's rule gives nonsense (`/in?`, a trailing `&`, a fragment in
-//! the middle) ours gives what the author must have meant.
+//! File name and query follow Kazoo (`media_recording:handler_fields_for_protocol`, `kz_att_http`), with three differences. There is one
+//! dot before the extension, percent-encoding is correct, and the parameters of 4.3 and later are at the end. Kazoo's rule gives an
+//! unusable URL for some inputs: `/in?`, a trailing `&`, a fragment in the middle. Our rule then gives the URL that the author most likely
+//! meant.
 
 use std::fmt;
 
@@ -11,10 +12,10 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 use url::{Position, Url};
 
-/// RFC 3986's unreserved characters stay as they are.
+/// RFC 3986's unreserved characters stay unescaped.
 const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// The query's parameters, in their order; all but the account's are fields of the document. A field that the document lacks stays empty.
+/// The query's parameters, in order. All but the account's are fields of the document. A parameter without its field stays empty.
 const KAZOOS: [&str; 7] = [
     "from",
     "to",
@@ -24,29 +25,29 @@ const KAZOOS: [&str; 7] = [
     "cdr_id",
     "interaction_id",
 ];
-/// What follows on `account_id`.
+/// The parameters after `account_id`.
 const LATER: [&str; 3] = ["owner_id", "start", "duration_ms"];
 
-/// Why a URL cannot be served, now or later.
+/// Why a URL cannot be used, now or later.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Unusable {
     #[error("it is not a URL with a host")]
     NotAUrl,
-    /// Kazoo knows ftp and ftps too, some versions sftp; we do not yet.
+    /// Kazoo also supports ftp and ftps, and some versions sftp. We do not yet.
     #[error("its scheme {0} is not served; http and https are")]
     Scheme(String),
 }
 
-/// A URL that audio can be sent to. Neither its `Debug` nor its `Display` tells more than the host: users put keys into paths and queries.
+/// A URL that audio can be sent to. `Debug` and `Display` print only the host, because users put keys into paths and queries.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Target {
     url: Url,
-    /// Path and query of a URL that carries a signature, character by character as they were given: the signature is over them.
+    /// Path and query of a signed URL, exactly as given, because the signature covers them.
     signed: Option<String>,
 }
 
-/// The parameters of a query whose presence, all in a row, says that the URL carries a signature over itself: a row of Amazon's, Google's and Azure's
-/// object stores each, CloudFront's two, and those of Amazon's and Google's older way.
+/// A URL with all query parameters of one row is signed. The first three rows are those of the object stores of Amazon, Google and Azure.
+/// Then come two of CloudFront, and the older schemes of Amazon and Google.
 const SIGNED_BY: [&[&str]; 7] = [
     &["x-amz-signature"],
     &["x-goog-signature"],
@@ -58,15 +59,15 @@ const SIGNED_BY: [&[&str]; 7] = [
 ];
 
 impl Target {
-    /// Takes the URL of an action.
+    /// Parses the URL of an action.
     ///
     /// # Errors
-    /// When it can never be served.
+    /// When the URL can never be used.
     pub fn parse(given: &str) -> Result<Self, Unusable> {
         let mut url = Url::parse(given.trim()).map_err(|_| Unusable::NotAUrl)?;
         if !matches!(url.scheme(), "http" | "https") {
             let scheme = crate::kazoo::call::clip(url.scheme(), 16).to_owned();
-            // `host:8080/x` parses, with `host` for its scheme.
+            // `host:8080/x` parses with `host` as its scheme.
             let known = matches!(url.scheme(), "ftp" | "ftps" | "sftp") || url.has_host();
             return Err(if known {
                 Unusable::Scheme(scheme)
@@ -82,12 +83,12 @@ impl Target {
         Ok(Self { url, signed })
     }
 
-    /// Whether the URL carries a signature over itself.
+    /// Whether the URL is signed.
     pub fn is_signed(&self) -> bool {
         self.signed.is_some()
     }
 
-    /// Path and query, as they are sent.
+    /// Path and query as they are sent.
     pub(super) fn path_and_query(&self) -> &str {
         match &self.signed {
             Some(verbatim) => verbatim,
@@ -95,8 +96,8 @@ impl Target {
         }
     }
 
-    /// The URL that a recording is sent to: this one, with the recording's name and the fields of its document. `extension` has no dot.
-    /// One that carries a signature stays as it is: with anything else in it the signature would not be its own.
+    /// The URL for one recording: this URL with the recording's name and the fields of its document. `extension` has no dot. A signed URL
+    /// stays unchanged, because any change invalidates its signature.
     #[must_use]
     pub fn of_recording(&self, document: &Map<String, Value>, account_id: &str, extension: &str) -> Self {
         if self.is_signed() {
@@ -125,12 +126,12 @@ impl Target {
         Self { url, signed: None }
     }
 
-    /// The whole URL, credentials included: for the request and the document, never for a text that people read.
+    /// The whole URL, with credentials. Use it for the request and the document, never for a text that people read.
     pub fn expose(&self) -> &Url {
         &self.url
     }
 
-    /// The host, with the port if it is not the scheme's.
+    /// The host, with the port unless it is the scheme's default.
     pub fn host(&self) -> String {
         let host = self.url.host_str().unwrap_or_default();
         match self.url.port() {
@@ -139,7 +140,7 @@ impl Target {
         }
     }
 
-    /// Where a redirect leads. `None` when it leads nowhere that audio can be sent to, or from https to http.
+    /// The target of a redirect. `None` when audio cannot be sent there, or when it leads from https to http.
     /// Bytes that are not ASCII are percent-encoded one by one, as curl and browsers do.
     pub(super) fn redirected(&self, location: &[u8]) -> Option<Self> {
         let location = percent_encode(location, AS_THEY_ARE).to_string();
@@ -148,7 +149,7 @@ impl Target {
         if !matches!(next.scheme(), "http" | "https") || (self.url.scheme() == "https" && next.scheme() != "https") {
             return None;
         }
-        // `join` keeps them only for a path; another place must not learn them.
+        // `join` keeps credentials only for a relative path. Another origin must not receive them.
         let same = next.origin() == self.url.origin();
         if same && next.username().is_empty() && next.password().is_none() {
             let _ = next.set_username(self.url.username());
@@ -159,10 +160,10 @@ impl Target {
     }
 }
 
-/// What is not ASCII, and nothing else.
+/// Escapes only characters that are not ASCII.
 const AS_THEY_ARE: &AsciiSet = &AsciiSet::EMPTY;
 
-/// The bytes that a percent-encoded part of a URL stands for, whatever they are.
+/// The bytes that a percent-encoded part of a URL encodes.
 pub(super) fn unescaped(text: &str) -> Vec<u8> {
     percent_decode_str(text).collect()
 }
@@ -179,12 +180,13 @@ fn is_signed(url: &Url) -> bool {
         .any(|row| row.iter().all(|name| names.iter().any(|there| there == name)))
 }
 
-/// Path and query of `given`, which was read as `url`, without any normalisation; as they were read where they cannot be sent like that.
+/// Path and query of `given`, which was parsed as `url`, without any normalisation. Returns the normalised form where the original cannot
+/// be sent.
 fn verbatim(given: &str, url: &Url) -> String {
     let read = || url[Position::BeforePath..Position::AfterQuery].to_owned();
     let after_authority = match given.split_once("://") {
         Some((_, rest)) => rest.find('/').map(|at| &rest[at..]),
-        // A redirect's, which may be relative.
+        // The URL of a redirect, which may be relative.
         None => None,
     };
     let Some(path) = after_authority.and_then(|path| path.split('#').next()) else {
@@ -196,7 +198,7 @@ fn verbatim(given: &str, url: &Url) -> String {
     if is_sendable { path.to_owned() } else { read() }
 }
 
-/// The query that there is to extend: without empty parameters and, as Kazoo does to the whole URL, slashes at its end.
+/// The query to extend, without empty parameters. Slashes at its end are dropped, as Kazoo does for the whole URL.
 fn asked(query: Option<&str>) -> Option<&str> {
     query
         .map(|query| query.trim_end_matches('/').trim_end_matches('&'))
@@ -278,7 +280,7 @@ mod tests {
             ("https://h/in?raw", format!("https://h/in?raw={NAME}&{QUERY}")),
             ("https://h/in?k=v&raw", format!("https://h/in?k=v&raw={NAME}&{QUERY}")),
             ("https://h/in?d=/", format!("https://h/in?d={NAME}&{QUERY}")),
-            // Kazoo makes nonsense of these.
+            // Kazoo builds unusable URLs from these.
             ("https://h/in?", format!("https://h/in/{NAME}?{QUERY}")),
             (
                 "https://h/in?k=v&",

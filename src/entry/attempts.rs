@@ -1,4 +1,4 @@
-//! What an entry tells of the attempts to bring its audio where it belongs.
+//! What an entry says of the attempts to deliver its audio.
 
 use crate::kazoo::time::Moment;
 use crate::recording::digest::Digests;
@@ -9,12 +9,12 @@ use super::fact::{Destination, Fact, Since, What};
 use super::{Entry, TIDIES};
 
 impl Entry {
-    /// Where the audio goes, as decided when the recording ended, or when an operator last moved it on.
+    /// Where the audio goes, as decided when the recording ended, or when an operator last retried it.
     pub fn destination(&self) -> Option<Destination> {
         self.decided().map(|(destination, _)| destination)
     }
 
-    /// Where the audio goes, and how many attempts it has if that was said.
+    /// Where the audio goes, and how many attempts it has, if the decision limits them.
     pub fn decided(&self) -> Option<(Destination, Option<u32>)> {
         let current = self.next_number("retried");
         self.first(|what| match what {
@@ -27,7 +27,7 @@ impl Entry {
         })
     }
 
-    /// The postponements since an operator last moved it on, in order: when, and until when.
+    /// The postponements since an operator's last retry, in order: when they were, and until when.
     pub fn postponed(&self) -> impl DoubleEndedIterator<Item = (Moment, Moment)> {
         let retried = self.retried();
         let mut all: Vec<(u32, Moment, Moment)> = self
@@ -42,7 +42,7 @@ impl Entry {
         all.into_iter().map(|(_, at, until)| (at, until))
     }
 
-    /// How often something was put off since the audio was brought: what is left then concerns its document alone.
+    /// How many postponements there were since the delivery. What is left since then concerns the document alone.
     pub fn postponed_since_delivery(&self) -> usize {
         let delivered = self.at_of_last(|what| matches!(what, What::Delivered(_)));
         self.postponed()
@@ -50,7 +50,8 @@ impl Entry {
             .count()
     }
 
-    /// Looks at a delivery that a server with too few copies had taken, and whether it was there. A server that did not tell was not looked at.
+    /// The read-backs of a delivery that a server with too few copies took: whether each one found it. An attempt without an answer is no
+    /// read-back.
     pub fn looks(&self) -> impl DoubleEndedIterator<Item = bool> {
         self.facts.iter().filter_map(|fact| match &fact.what {
             What::Looked {
@@ -60,7 +61,7 @@ impl Entry {
         })
     }
 
-    /// When it was last tried to look at it, or to bring it there.
+    /// When a read-back or a delivery was last tried.
     pub fn last_looked_at(&self) -> Option<Moment> {
         let mut tried = self
             .facts
@@ -69,43 +70,43 @@ impl Entry {
         tried.next_back().map(|fact| fact.at)
     }
 
-    /// Whether what was delivered is still to be read back: the server had too few copies when it took it. Until a look has found it, nothing proves
-    /// that there is a copy.
+    /// Whether the delivery must still be read back, because the server had too few copies when it took the audio. Until a read-back has
+    /// found it, nothing proves that a copy exists.
     pub fn is_unverified(&self) -> bool {
         let below = self.delivery().is_some_and(|delivery| delivery.below_quorum);
         below && !self.looks().any(|there| there)
     }
 
-    /// Whether the last look did not find what was delivered, and nothing was brought there since.
+    /// Whether the last read-back did not find the delivery, and no worker has delivered it again since.
     pub fn is_lost(&self) -> bool {
         let brought = self.facts.iter().filter_map(|fact| match &fact.what {
             What::Delivered(delivery) => Some(delivery.again),
             _ => None,
         });
-        // By numbers: two workers' clocks may differ.
+        // Compared by numbers, because two workers' clocks may differ.
         self.is_unverified() && brought.max().is_some_and(|again| self.vain_looks() > again)
     }
 
-    /// How many looks did not find what was delivered.
+    /// How many read-backs did not find the delivery.
     pub fn vain_looks(&self) -> u32 {
         u32::try_from(self.looks().filter(|there| !there).count()).unwrap_or(u32::MAX)
     }
 
-    /// Whether a user deleted it where it was delivered.
+    /// Whether a user deleted the recording at its destination.
     pub(super) fn is_deleted(&self) -> bool {
         self.delivery().is_some_and(|delivery| delivery.deleted)
             || self.has(|what| matches!(what, What::Looked { deleted: true, .. }))
     }
 
-    /// Whether the rest is still to be written into the document that came before the audio.
+    /// Whether the document that came before the audio must still say that the recording is parked.
     pub fn is_unmarked(&self) -> bool {
         self.parked().is_some()
             && self.documented().is_some()
             && self.next_number("marked") < self.next_number("parked")
     }
 
-    /// Whether the switch may still have a file that nobody needs there any more: whoever brought the audio to safety died before it could
-    /// say so.
+    /// Whether the switch may still have a file that is not needed there any more. The worker that made the audio safe may have crashed
+    /// before it released the file.
     pub fn owes_release(&self) -> bool {
         let too_short = self.outcome() == Some((Outcome::Discarded, Cause::TooShort));
         let safe = too_short || self.audio_is_safe();
@@ -114,35 +115,38 @@ impl Entry {
         safe && collected && owes && self.tidied().count() < TIDIES
     }
 
-    /// Whether the switch was told to delete the file that passed through our hands last: not an earlier one, for it may have recorded again.
+    /// Whether a worker released the file that a worker received last. An earlier file does not count, because the switch may have recorded
+    /// again.
     pub fn is_let_go(&self) -> bool {
         self.comes_after_collecting(|what| matches!(what, What::Released { .. } | What::Tidied { left: None, .. }))
     }
 
-    /// Whether the switch may have made the file anew, at another bridge of which nobody was told: a look when the call is over tells.
+    /// Whether the switch may have created the file anew at another bridge, and no event reported it. A request for the file after the end
+    /// of the call shows that.
     pub fn owes_last_look(&self) -> bool {
         let again = self.order().is_some_and(Order::begins_at_bridges);
         again && !self.comes_after_collecting(|what| matches!(what, What::Tidied { left: None, .. }))
     }
 
-    /// Whether such a fact came after the audio passed through our hands last.
+    /// Whether such a fact came after the last audio that a worker received.
     fn comes_after_collecting(&self, is: impl Fn(&What) -> bool) -> bool {
         let last = |is: &dyn Fn(&What) -> bool| self.facts.iter().rposition(|fact| is(&fact.what));
         let collected = last(&|what| matches!(what, What::Collected(_)));
         last(&is).is_some_and(|at| collected.is_none_or(|collected| collected <= at))
     }
 
-    /// Whether the audio that passed through our hands last is off its switch for good: that very audio, for the switch may have recorded again.
+    /// Whether the audio that a worker received last is safe off its switch. It must be exactly that audio, because the switch may have
+    /// recorded again.
     pub fn audio_is_safe(&self) -> bool {
         self.last_audio().is_some_and(|audio| self.is_safe(&audio.digests))
     }
 
-    /// Whether its audio turned out to be that of the recording which it goes on from.
+    /// Whether its audio turned out to be in the recording that this one continues.
     pub fn is_already_kept(&self) -> bool {
         self.outcome() == Some((Outcome::Discarded, Cause::AlreadyKept))
     }
 
-    /// Whether nobody wants its audio, on the switch or anywhere.
+    /// Whether the audio is not to be kept any more, on the switch or elsewhere.
     pub fn is_unwanted(&self) -> bool {
         matches!(
             self.outcome(),
@@ -165,7 +169,7 @@ impl Entry {
         })
     }
 
-    /// Looks for a file that should be gone: when.
+    /// When a worker asked for a file that should be gone.
     pub fn tidied(&self) -> impl DoubleEndedIterator<Item = Moment> {
         self.facts
             .iter()
@@ -179,20 +183,21 @@ impl Entry {
         retries.max_by_key(|fact| fact.what.number())
     }
 
-    /// Whether it came after the operator's last retry. By numbers: the operator's host has another clock than the worker's.
+    /// Whether a fact came after the operator's last retry. Compared by numbers, because the operator's host has another clock than the
+    /// worker's.
     fn counts(retried: Option<&Fact>, fact: &Fact) -> bool {
         let Some(retried) = retried else { return true };
         let since = match (&retried.what, &fact.what) {
             (What::Retried { since: Some(since), .. }, What::Postponed { .. }) => since.postponed,
             (What::Retried { since: Some(since), .. }, What::Panicked { .. }) => since.panicked,
             (What::Retried { since: Some(since), .. }, _) => since.attempt,
-            // An older version's, which had nothing but the time.
+            // An older version wrote the retry, and noted only the time.
             _ => return fact.at > retried.at,
         };
         fact.what.number().is_some_and(|number| number >= since)
     }
 
-    /// What an operator does to move it on.
+    /// The fact that an operator's retry adds.
     pub fn retry(&self) -> What {
         What::Retried {
             n: self.next_retry(),
@@ -204,7 +209,7 @@ impl Entry {
         }
     }
 
-    /// The failures to collect or deliver since an operator last moved it on, by their numbers.
+    /// The failures to collect or deliver since an operator's last retry, by their numbers.
     pub fn failures(&self) -> impl DoubleEndedIterator<Item = &Fact> {
         let retried = self.retried();
         let failed = self.facts.iter().filter(|fact| fact.what.attempt().is_some());
@@ -213,7 +218,7 @@ impl Entry {
         all.into_iter()
     }
 
-    /// When the program failed on it, since an operator last moved it on.
+    /// When the program panicked on the recording, since an operator's last retry.
     pub fn panics(&self) -> impl DoubleEndedIterator<Item = Moment> {
         let retried = self.retried();
         let panics = self.facts.iter().filter(|fact| fact.what.kind() == "panicked");
@@ -222,7 +227,7 @@ impl Entry {
         all.into_iter().map(|fact| fact.at)
     }
 
-    /// The number of the next attempt to bring the audio to its destination; counts from 1, and goes on over everything.
+    /// The number of the next attempt to deliver the audio. It counts from 1, and a retry does not reset it.
     pub fn next_attempt(&self) -> u32 {
         self.facts
             .iter()
@@ -232,7 +237,7 @@ impl Entry {
             .saturating_add(1)
     }
 
-    /// The number of the rest it is in, if it rested before, and was moved on.
+    /// The number of the present parking, if the recording was parked and retried before.
     pub fn later_rest(&self) -> Option<u32> {
         self.parked()?;
         let rests = self.facts.iter().filter(|fact| fact.what.kind() == "parked");
@@ -240,7 +245,7 @@ impl Entry {
         newest.filter(|_| self.has(|what| matches!(what, What::Retried { .. })))
     }
 
-    /// Why it rests, if it does.
+    /// Why the recording is parked, if it is.
     pub fn parked(&self) -> Option<Cause> {
         let highest = |kind| self.next_number(kind);
         if highest("parked") <= highest("retried") {

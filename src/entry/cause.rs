@@ -16,7 +16,7 @@ pub enum Outcome {
     Discarded,
     /// There is no audio to keep.
     Failed,
-    /// It rests, its audio kept, until somebody moves it on.
+    /// The recording is parked with its audio kept. An operator must retry or discard it.
     Parked,
 }
 
@@ -26,7 +26,7 @@ pub enum Outcome {
 pub enum Cause {
     /// The audio is what its name says.
     Complete,
-    /// The audio was kept as it came, but something is wrong with it; the document's findings tell what.
+    /// The audio was kept as it came, but something is wrong with it. The document's findings say what.
     SuspectAudio,
     /// A user deleted the document before the worker knew that it was stored.
     Deleted,
@@ -36,21 +36,21 @@ pub enum Cause {
     TooShort,
     /// It was to begin at an answer or a bridge that never came.
     NeverTriggered,
-    /// All that the switch recorded is in the recording that this one goes on from.
+    /// All that the switch recorded is in the recording that this one continues.
     AlreadyKept,
-    /// An operator said so.
+    /// An operator discarded it.
     DiscardedByOperator,
-    /// The switch never said that it began, and nothing else was heard of it.
+    /// The switch never reported its start, and no other event of it arrived.
     NeverStarted,
     /// Call control refused the start command.
     StartRefused,
     /// The call's control process was gone before the start command.
     CallGone,
-    /// The switch has no such file any more.
+    /// The switch does not have the file any more.
     FileGone,
     /// The user's URL cannot be served.
     UnusableUrl,
-    /// It could not be decided where it goes, attempt after attempt: a part of the configuration could not be read, or makes no sense.
+    /// The destination stayed undecided, attempt after attempt: a part of the configuration could not be read, or makes no sense.
     Undecided,
     /// No account: neither the action nor an event named one.
     NoAccount,
@@ -60,13 +60,13 @@ pub enum Cause {
     Refused,
     /// The target could not be reached, attempt after attempt.
     Unreachable,
-    /// The switch did not bring its file, attempt after attempt.
+    /// The switch did not upload its file, attempt after attempt.
     NotCollected,
-    /// The URL was not carried through the switch, being too long, or cannot be read; and the ledger does not know it.
+    /// The recording context did not contain the URL, which was too long, or is unreadable. The ledger does not know the URL either.
     SettingsLost,
     /// Kazoo's store proxy, which the account's storage plan needs, cannot be used.
     NoStoreProxy,
-    /// The program itself failed on it, attempt after attempt.
+    /// The program itself panicked on it, attempt after attempt.
     ProgramFault,
 }
 
@@ -150,7 +150,7 @@ impl Cause {
         }
     }
 
-    /// Whether it was concluded because nothing was heard of the recording: void when something is heard after all.
+    /// Whether the cause was concluded from silence. The conclusion is void once something is heard of the recording.
     pub const fn is_silence(self) -> bool {
         matches!(
             self,

@@ -1,7 +1,8 @@
-//! What actions wanted of a recording that runs, stop, mask and unmask, and what came of it.
+//! What actions asked of a running recording (stop, mask, unmask), and what came of it.
 //!
-//! The switch tells nothing of a mask: its command counts as obeyed when the broker had it while the recording ran on the leg where it began. After a move to
-//! another leg the switch looks for the recording in vain and answers as if it had found it; what was masked before stays so to the end.
+//! The switch reports nothing about a mask. A command counts as obeyed when the broker had it while the recording ran on the leg where it
+//! began. After a move to another leg the switch does not find the recording, and answers as if it had. Audio that was masked before the
+//! move stays masked to the end.
 
 use std::time::Duration;
 
@@ -12,32 +13,33 @@ use crate::recording::controls::{Controls, NotObeyed, Why};
 use super::Entry;
 use super::fact::{BEFORE_ANY_START, Fact, Route, What};
 
-/// A command and a move this close together: the switch's stamps tick in 20 ms, its clock is not ours, and the command was on its way.
+/// A command and a move this close together have no certain order. The switch's stamps tick in 20 ms, its clock differs from ours, and the
+/// command takes time.
 const UNSURE: Duration = Duration::from_millis(100);
 
-/// By less than that the clocks of two workers differ; where they may not, a mask is sent once more, which harms nobody.
+/// The clocks of two workers differ by less than this. If they may differ by more, a mask is sent once more, which is harmless.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
 
-/// Where a recording is, when a command came.
+/// Where a recording was when a command arrived.
 enum Place {
-    /// It had not begun.
+    /// The recording had not begun.
     Before,
     Here,
-    /// Not where the switch looks for it: on another leg, or over.
+    /// Not where the switch searches for the recording: on another leg, or over.
     Elsewhere(Why),
 }
 
-/// A command is on its way for that long at most, and clocks of hosts that are kept alike differ by less.
+/// A command takes at most this long to arrive, and the clocks of synchronised hosts differ by less.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
-/// The last that an action wanted of the audio.
+/// The last mask or unmask that an action asked for.
 struct Wanted<'a> {
     action: &'a str,
     on: bool,
 }
 
 impl Entry {
-    /// Whether the audio is to be masked now, as actions say.
+    /// Whether the audio must be masked now, according to the actions.
     pub fn is_masked(&self) -> bool {
         self.wanted().is_some_and(|wanted| wanted.on)
     }
@@ -47,7 +49,7 @@ impl Entry {
         for fact in &self.facts {
             let (at, action, on) = match &fact.what {
                 What::MaskAsked { action, on, asked, .. } => (asked.unwrap_or(fact.at), action, *on),
-                // Of entries that know no more, written by an earlier version.
+                // An earlier version wrote this entry, and noted no more than this.
                 What::Masked { action, on, .. } if self.asked(action).is_none() => (fact.at, action, *on),
                 _ => continue,
             };
@@ -58,7 +60,7 @@ impl Entry {
         newest.map(|(_, wanted)| wanted)
     }
 
-    /// Whether an action that was sent after that moment wants the audio masked, or unmasked: an older one that comes late is void.
+    /// Whether an action that was sent after that moment asked for a mask or an unmask. An older action that arrives late is void.
     pub fn is_overtaken(&self, sent: Moment) -> bool {
         self.facts.iter().any(|fact| match &fact.what {
             What::MaskAsked { asked, .. } => asked.unwrap_or(fact.at) > sent,
@@ -66,7 +68,7 @@ impl Entry {
         })
     }
 
-    /// The newest start that is known, by the switch's order.
+    /// The newest known start, in the switch's order.
     pub fn newest_start(&self) -> Option<i64> {
         let starts = self.facts.iter().filter_map(|fact| match &fact.what {
             What::Started(told) => Some(told.order()),
@@ -75,7 +77,7 @@ impl Entry {
         starts.max()
     }
 
-    /// The mask, or unmask, that the switch is still to be told, with the number of its command.
+    /// The mask or unmask that must still be sent to the switch, with the number of its command.
     pub fn mask_to_send(&self) -> Option<(&str, Control, u32)> {
         let Wanted { action, on } = self.wanted()?;
         let begun = self.heard_of_start()?;
@@ -90,23 +92,23 @@ impl Entry {
                 _ => None,
             })
         };
-        // The switch knows nothing of what it was told before it began; and each start begins unmasked. Who sent a command says which start it knew;
-        // earlier versions did not.
+        // The switch ignores a command that arrives before the recording begins, and each start begins unmasked. The sender of a command
+        // notes which start it knew; earlier versions did not.
         let newest = self.newest_start();
         let reached = |(at, _, start): (Moment, u32, Option<i64>)| match start {
-            // Another worker heard of the start, and perhaps before: well after it the command met the recording.
+            // The sender knew no start, but another worker may have heard of one before. A command well after the start met the recording.
             Some(BEFORE_ANY_START) => at >= begun.plus(CLOCKS_DIFFER),
             Some(_) => start >= newest,
             None => at >= begun,
         };
-        // Each part begins unmasked, a continuation too.
+        // Each part begins unmasked, and so does a continuation.
         let is_new = self.order().is_some_and(|order| order.continues.is_some());
         let due = sent().next().is_none() && (on || !is_new) || on && !sent().any(reached);
         let n = sent().map(|(_, n, _)| n.saturating_add(1)).max().unwrap_or(0);
         due.then_some((action, if on { Control::Mask } else { Control::Unmask }, n))
     }
 
-    /// The commands of a mask, or unmask, that the broker had.
+    /// The commands of a mask or unmask that the broker had.
     fn sent(&self, of: &str) -> impl Iterator<Item = &Fact> {
         let is_one = move |fact: &&Fact| matches!(&fact.what, What::Masked { action, .. } if action == of);
         self.facts.iter().filter(is_one)
@@ -119,7 +121,7 @@ impl Entry {
         })
     }
 
-    /// A leg that was gone looked like a move, and its recording's end on that very leg came late.
+    /// A leg that was gone looked like a move. Then the recording's end on that very leg arrived late.
     fn is_void(&self, why: Why) -> bool {
         let stayed = || {
             self.started()
@@ -129,12 +131,12 @@ impl Entry {
         matches!(why, Why::Moved | Why::PerhapsMoved) && stayed()
     }
 
-    /// When we heard of the latest start.
+    /// When a worker heard of the latest start.
     fn heard_of_start(&self) -> Option<Moment> {
         self.at_of_last(|what| matches!(what, What::Started(_)))
     }
 
-    /// Where the newest action on it said that its call is controlled, and when.
+    /// The control address that the newest action on the recording named, and when.
     pub fn route(&self) -> Option<(Moment, &Route)> {
         self.facts.iter().rev().find_map(|fact| match &fact.what {
             What::StopAsked { route: Some(route), .. } | What::MaskAsked { route: Some(route), .. } => {
@@ -144,7 +146,7 @@ impl Entry {
         })
     }
 
-    /// A mask, or unmask, of which it is known by now that it had no effect, and nobody was told.
+    /// A mask or unmask that is known by now to have had no effect, and was not reported yet.
     pub fn unheeded(&self) -> Option<What> {
         let mut asked = self.facts.iter().filter_map(|fact| match &fact.what {
             What::MaskAsked { action, on, .. } => Some((fact, action, *on)),
@@ -175,7 +177,7 @@ impl Entry {
         })
     }
 
-    /// Where the recording was when a command came.
+    /// Where the recording was when a command arrived.
     fn place(&self, command: &Fact) -> Place {
         let at = command.at;
         if self.began().is_some_and(|began| at < began) {
@@ -193,7 +195,7 @@ impl Entry {
         }
     }
 
-    /// Whether the recording was over when a command was sent: its sender knew the end, or its clock was well past it.
+    /// Whether the recording was over when a command was sent: its sender knew the end, or its clock was well past the end.
     fn was_over(&self, command: &Fact) -> bool {
         let Some(end) = self.told_end() else { return false };
         let begins_once = self.order().is_none_or(|order| !order.may_begin_again());
@@ -205,11 +207,11 @@ impl Entry {
         begins_once && self.facts.iter().any(knew) || stamped.is_some_and(|end| end.plus(ON_ITS_WAY) < command.at)
     }
 
-    /// When it began: by the switch's own stamp, for a command can reach it before we hear of the start.
+    /// When the recording began, by the switch's own stamp: a command can reach the switch before a worker hears of the start.
     fn began(&self) -> Option<Moment> {
         let starts = self.facts.iter().filter_map(|fact| match &fact.what {
             What::Started(told) => {
-                // One that was presumed, for its event was lost, bears no stamp, and the time of the command.
+                // A start is presumed when its event was lost. It has no stamp, and its time is that of the command.
                 let at = told.stamp.map_or(told.at, Moment::from_unix_micros);
                 Some(at.min(fact.at))
             }
@@ -218,20 +220,20 @@ impl Entry {
         starts.min()
     }
 
-    /// Whether it went to another leg than the one on which it began, and when, if that was told.
+    /// Whether the recording moved to another leg than the one on which it began, and when, if an event reported that.
     pub fn moved(&self) -> Option<Option<Moment>> {
         self.started()?;
         let carrier = self.carried_by();
         carrier.moved.then_some(carrier.since)
     }
 
-    /// What the document says of them.
+    /// What the document says of stops and masks.
     pub fn controls(&self) -> Controls {
         let mut controls = Controls::default();
         let (mut masked, mut begun) = (false, false);
         for fact in &self.facts {
             match &fact.what {
-                // Each later start begins unmasked; of the first one a mask can have been obeyed before we heard of it.
+                // Each later start begins unmasked. The switch can have obeyed a mask of the first part before a worker heard of its start.
                 What::Started(_) if begun => masked = false,
                 What::Started(_) => begun = true,
                 What::Masked { action, on, .. } if !self.is_refused(action) => {
@@ -260,14 +262,15 @@ impl Entry {
         controls
     }
 
-    /// When an action wanted a mask, or an unmask.
+    /// When an action asked for this mask or unmask.
     fn asked(&self, of: &str) -> Option<Moment> {
         let mut facts = self.facts.iter();
         let asked = facts.find(|fact| matches!(&fact.what, What::MaskAsked { action, .. } if action == of));
         asked.map(|fact| fact.at)
     }
 
-    /// Whether more is known of stops and masks than the document says: another worker sent them, and wrote that down when the document was there already.
+    /// Whether more is known of stops and masks than the document says. Another worker can have sent them, and noted that after the
+    /// document was written.
     pub fn is_to_be_amended(&self) -> bool {
         let written = self.delivery().and_then(|delivery| delivery.controls.as_deref());
         let Some(written) = written.filter(|_| self.delivery().is_some_and(|delivery| !delivery.deleted)) else {
@@ -277,7 +280,7 @@ impl Entry {
             What::Amended { n, controls, .. } => Some((*n, controls.as_str())),
             _ => None,
         });
-        // By their numbers: two workers' clocks may differ.
+        // Compared by numbers, because two workers' clocks may differ.
         let amended = amendments.max_by_key(|(n, _)| *n).map(|(_, controls)| controls);
         self.controls().fingerprint() != amended.unwrap_or(written)
     }

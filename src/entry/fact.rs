@@ -16,7 +16,7 @@ use crate::recording::order::Order;
 use super::cause::{Cause, Outcome};
 use super::legs::Leg;
 
-/// Something that happened, when, and which worker saw it.
+/// Something that happened, when it happened, and which worker saw it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fact {
     pub at: Moment,
@@ -25,10 +25,10 @@ pub struct Fact {
     pub what: What,
 }
 
-/// The `start` of a command that was sent when its sender had heard of no start.
+/// The `start` of a command whose sender had heard of no start.
 pub const BEFORE_ANY_START: i64 = 0;
 
-/// What happened. Things that can happen again carry a number, so that each time is a fact of its own.
+/// What happened. A fact that can happen again has a number, so that each time is a fact of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "fact", content = "of", rename_all = "snake_case")]
 pub enum What {
@@ -42,23 +42,24 @@ pub enum What {
     CommandRefused { why: String },
     /// The switch began to record.
     Started(Box<Told>),
-    /// A worker knew of the recording by another worker's notice only. It happened when that one's action was read.
+    /// A worker knew of the recording only from another worker's notice. The time of this fact is the time when the recording's action was
+    /// read.
     HeardOf { media_id: String },
-    /// An action wants the recording ended. Named by the action, so that its repeat is the same fact.
+    /// An action asked to stop the recording. The fact has the action's id, so that a repeat of the action is the same fact.
     StopAsked {
         action: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         route: Option<Route>,
     },
-    /// The broker has the n-th stop command. `start`: the newest start that was known then, by the switch's order.
+    /// The broker has the n-th stop command. `start`: the newest start that its sender knew, in the switch's order.
     StopSent {
         n: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         start: Option<i64>,
     },
-    /// The switch has not ended the recording although it was told to.
+    /// The switch has not ended the recording, although a stop was sent.
     StopUnconfirmed,
-    /// An action wants the audio masked (`on`) or unmasked. `asked`: when it was sent, by its sender's clock: the newest counts.
+    /// An action asked to mask (`on`) or unmask the audio. `asked`: when it was sent, by its sender's clock. The newest action counts.
     MaskAsked {
         action: String,
         on: bool,
@@ -67,8 +68,8 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         route: Option<Route>,
     },
-    /// The broker has the command that masks (`on`) or unmasks the audio. `n` is 0 for the action's own command, and more for those that followed a later
-    /// start; `start` as with stops, or `BEFORE_ANY_START` where its sender knew of none.
+    /// The broker has the command that masks (`on`) or unmasks the audio. `n` is 0 for the action's own command, and higher for commands
+    /// that followed a later start. `start` is as with stops, or `BEFORE_ANY_START` if the sender knew no start.
     Masked {
         action: String,
         on: bool,
@@ -77,55 +78,57 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         start: Option<i64>,
     },
-    /// The command of an action that masks or unmasks had no effect, as far as is known.
+    /// The mask or unmask of an action had no effect, as far as is known.
     NotObeyed { action: String, what: Control, why: Why },
-    /// The document says what became known of stops and masks after it was written; with `unsaid` it does not, for that reason, and never will.
+    /// The document contains what became known of stops and masks after it was written. With `unsaid` it does not, for that reason, and
+    /// never will.
     Amended {
         n: u32,
         controls: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unsaid: Option<String>,
     },
-    /// The channel was looked for; `alive` when an ecallmgr knows it.
+    /// A worker queried the channel. `alive` when an ecallmgr knows it, or when no ecallmgr answered.
     ChannelSeen { n: u32, alive: bool },
-    /// A leg that carries the recording, or may, was told of.
+    /// A worker learned of a leg that the recording is on, or may be on.
     Leg(Box<Leg>),
-    /// The file on the switch was read whole, and left there.
+    /// A worker read the whole file on the switch, and left it there.
     Probed {
         n: u32,
         size: u64,
         md5: String,
-        /// Its form says that its writer has not closed it.
+        /// The file's format shows that its writer has not closed it.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         open: bool,
     },
     /// The switch ended the recording.
     Ended(Box<Told>),
-    /// Nobody told of the end, but it must have come.
+    /// No event reported the end, but it must have come.
     PresumedEnded(Box<Told>),
-    /// Where the audio goes; decided anew when an operator moves the recording on.
+    /// Where the audio goes. It is decided anew when an operator retries the recording.
     Decided {
         n: u32,
         destination: Destination,
-        /// Attempts that the account, or the system, allows it; `None`: as many as the daemon's own schedule has.
+        /// Attempts that the account, or the system, allows; `None`: as many as the daemon's own retry schedule has.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attempts: Option<u32>,
     },
-    /// Nothing is attempted before `until`, and that counts as no failure: the target rests, or it cannot be decided yet where the audio goes.
+    /// Nothing is attempted before `until`, and that counts as no failure. The circuit breaker of the target is open, or the destination
+    /// cannot be decided yet.
     Postponed { n: u32, until: Moment, why: String },
-    /// The switch did not bring its file.
+    /// The switch did not upload its file.
     CollectFailed {
         attempt: u32,
         failure: CollectFailure,
         why: String,
     },
-    /// The whole file passed through our hands.
+    /// A worker received the whole file.
     Collected(Audio),
     /// The audio is in the hold: off the switch, and off this host.
     Held { n: u32, holding: Holding },
-    /// The document is there, without audio: its destination is elsewhere.
+    /// The document exists, without audio, because the audio goes to another place.
     Documented(Document),
-    /// The audio is where its destination wants it; its document still has to say so.
+    /// The audio is at its destination. Its document must still say so.
     Uploaded {
         url: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -137,64 +140,65 @@ pub enum What {
         destination: Destination,
         failure: DeliveryFailure,
         why: String,
-        /// The target asked for this pause, in seconds.
+        /// The target asked for this delay, in seconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_after_s: Option<u64>,
     },
     /// Document and audio are at their destination.
     Delivered(Box<Delivery>),
-    /// What a server with too few copies had taken was read back: it is there, or `why` tells what is wrong.
+    /// A worker read back a delivery that a server with too few copies took. It is there, or `why` says what is wrong.
     Looked {
         n: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         why: Option<String>,
-        /// The server did not tell: that says nothing about the copy.
+        /// The server did not answer, which says nothing about the copy.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         unanswered: bool,
         /// It was there, and a user has deleted it since.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         deleted: bool,
     },
-    /// Attempts are over until somebody moves it on.
+    /// Attempts are over until an operator retries the recording, or discards it.
     Parked { n: u32, cause: Cause },
-    /// The document that came before the audio says that the recording rests.
+    /// The document that came before the audio says that the recording is parked.
     Marked { n: u32 },
-    /// An operator moves it on: attempts begin anew.
+    /// An operator retries the recording: attempts start again.
     Retried {
         n: u32,
-        /// From where on attempts count again; `None`: an older version wrote it.
+        /// The numbers from which attempts count again; `None`: an older version wrote this.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         since: Option<Since>,
     },
-    /// The program failed on the recording: a fault of ours, not of what was attempted.
+    /// The program panicked on the recording: a fault of the program, not of what it attempted.
     Panicked { n: u32, why: String },
-    /// The story ends without a delivery.
+    /// The recording ends without a delivery.
     Concluded { outcome: Outcome, cause: Cause },
-    /// A notice is confirmed by the broker.
+    /// The broker confirmed a notice.
     Announced(Announcement),
-    /// The same of a later rest, by the number that it was parked with: each is told.
+    /// The broker confirmed the notice of a later parking, with the parking's number. Each parking is announced.
     RestAnnounced { n: u32 },
-    /// The broker confirmed the notice of an outcome whose cause is another one than that of the same outcome before.
+    /// The broker confirmed the notice of an outcome whose cause differs from that of the same outcome before.
     CauseAnnounced { cause: Cause },
-    /// The audio's copy in the hold is gone again.
+    /// The audio's copy was removed from the hold.
     Unheld { n: u32 },
-    /// The switch was told that it need not keep its file any more.
+    /// A worker released the file: it answered the switch that the file need not be kept any more.
     Released { n: u32 },
-    /// A file that nobody had told the switch to let go was looked for there once more; `left` tells why it may be there still.
+    /// A worker asked the switch once more for a file that was never released. `left` says why the file may still be there.
     Tidied {
         n: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         left: Option<String>,
     },
-    /// Held audio that is not this recording's, put there by a worker that did not know of the rest, became a recording of its own.
+    /// Misattributed audio in the hold was split off into a recording of its own. A worker that did not know the other facts had put it
+    /// there.
     Separated { name: String },
-    /// What was told of parts that are not in this recording's audio was handed on to its continuation: so many events.
+    /// Events of parts that are not in this recording's audio were handed to its continuation: this many events.
     Continued { told: u32 },
     /// Nothing is left to do.
     Closed,
 }
 
-/// Numbers that the first of what comes after an operator's retry has. Never times: an operator's clock is another one than a worker's.
+/// The first numbers that count after an operator's retry. Never times, because an operator's clock is another one than a worker's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Since {
     pub attempt: u32,
@@ -207,13 +211,13 @@ pub struct Since {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CollectFailure {
-    /// Nobody serves that switch now, or it did not answer.
+    /// No ecallmgr serves that switch now, or the switch did not answer.
     Unreachable,
     /// The switch says that it has no such file, and the audio is not at its destination either.
     Missing,
-    /// We could not take it: no room, no session, or going down.
+    /// This worker could not take the file: no room, no AMQP session, or shutting down.
     NotNow,
-    /// It began, and broke off; or the switch could not do it; or another version of the program has a word for it that this one has not.
+    /// The upload broke off, or the switch could not do it. Or another program version used a word that this one does not know.
     #[serde(other)]
     Broken,
 }
@@ -222,9 +226,9 @@ pub enum CollectFailure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryFailure {
-    /// The target will not have this recording, now or later.
+    /// The target rejects this recording, now and later.
     Refused,
-    /// Our own copy is not there any more.
+    /// Our own copy is missing.
     Source,
     /// The account's monthly database does not exist yet.
     Database,
@@ -234,15 +238,15 @@ pub enum DeliveryFailure {
     Unusable,
     /// The action's URL is not known any more.
     Lost,
-    /// Nobody said where Kazoo's store proxy is.
+    /// No setting says where Kazoo's store proxy is.
     NoProxy,
-    /// The target cannot take anything now; or another version of the program has a word for it that this one has not.
+    /// The target is unavailable. Or another program version used a word that this one does not know.
     #[serde(other)]
     Target,
 }
 
 impl DeliveryFailure {
-    /// The cause for which a recording rests at once: another attempt would end alike.
+    /// The cause for which a recording is parked at once, because another attempt would end in the same way.
     pub const fn parks(self) -> Option<Cause> {
         match self {
             Self::Refused => Some(Cause::Refused),
@@ -269,7 +273,7 @@ pub enum Destination {
     StoragePlan,
 }
 
-/// Where a command of an action goes: the call's control process then, and the call's id there.
+/// Where the command of an action goes: the call's control process at that time, and the call's id there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// The address, as the action wrote it.
@@ -298,7 +302,7 @@ pub struct Holding {
 pub struct Document {
     /// The order's id, unless another recording had that one.
     pub id: MediaId,
-    /// As CouchDB names it, without our prefix.
+    /// The database's name in CouchDB, without our prefix.
     pub database: String,
     pub rev: String,
     /// `pvt_created`.
@@ -311,30 +315,30 @@ pub struct Delivery {
     pub destination: Destination,
     #[serde(flatten)]
     pub document: Document,
-    /// Of the audio that is there, as far as is known.
+    /// The digest of the audio that is there, as far as is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// The server had fewer copies than its quorum when it answered.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub below_quorum: bool,
-    /// It was found there, not brought: the audio, as its document tells it and its attachment proves it.
+    /// The audio as its document describes it and its attachment proves it. Set when the delivery was found, not made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audio: Option<Audio>,
-    /// A user has deleted it there since. It stays deleted.
+    /// A user has deleted it there since. The document stays deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deleted: bool,
-    /// Kazoo's store proxy brought it there, and has told of the document's edit (`kzs_attachments`): once is enough.
+    /// Kazoo's store proxy delivered it, and has published the document's edit (`kzs_attachments`). It must not be published twice.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub edit_told: bool,
-    /// What the document says of stops and masks; see `Controls::fingerprint`. Absent where an earlier version wrote it.
+    /// What the document says of stops and masks; see `Controls::fingerprint`. Absent if an earlier version wrote this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controls: Option<String>,
-    /// How many looks had not found it before it was brought there: it was brought again.
+    /// How many read-backs had not found it before this delivery. More than 0: it was delivered again.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub again: u32,
 }
 
-/// A notice that somebody depends on.
+/// A notice that Kazoo, or another consumer, depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Announcement {
@@ -363,7 +367,7 @@ impl What {
         Self::Delivered(Box::new(delivery))
     }
 
-    /// The number of a failed attempt to bring the audio to its destination.
+    /// The number of a failed attempt to deliver the audio.
     pub const fn attempt(&self) -> Option<u32> {
         match self {
             Self::CollectFailed { attempt, .. } | Self::DeliveryFailed { attempt, .. } => Some(*attempt),
@@ -371,7 +375,7 @@ impl What {
         }
     }
 
-    /// The number that tells each time from the others, of what can happen again.
+    /// The number that distinguishes the occurrences of a fact that can happen again.
     pub const fn number(&self) -> Option<u32> {
         match self {
             Self::ChannelSeen { n, .. }
@@ -442,7 +446,7 @@ impl What {
         "closed",
     ];
 
-    /// The kind, for bounding and for people.
+    /// The kind, which limits are counted by, and which is shown to people.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Asked(_) => "asked",
@@ -492,7 +496,7 @@ impl What {
 }
 
 impl Fact {
-    /// A total order: by time, then kind, then content, so that every worker sorts alike.
+    /// A total order, so that every worker sorts in the same way: by time, then kind, then worker, then content.
     pub fn order(&self, other: &Self) -> Ordering {
         self.at
             .cmp(&other.at)

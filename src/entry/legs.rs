@@ -1,5 +1,5 @@
-//! The legs of a call that carry its recording, or may: the switch moves a recording from leg to leg at transfers, without a word and without
-//! another start, and only its end names the leg that had it last.
+//! The legs of a call that its recording is on, or may be on. At transfers the switch moves a recording from leg to leg, without an event
+//! and without another start. Only the end names the last leg.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::kazoo::time::Moment;
 use super::Entry;
 use super::fact::What;
 
-/// What was learnt of a leg.
+/// What was learned of a leg.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leg {
     pub call_id: String,
@@ -18,7 +18,7 @@ pub struct Leg {
     /// The leg that it was bridged with, or that took its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other: Option<String>,
-    /// The address of its control process, as the action on it wrote it.
+    /// The address of its control process, as the action on this leg named it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<String>,
     /// The event's own stamp, Unix microseconds.
@@ -26,15 +26,15 @@ pub struct Leg {
     pub stamp: Option<i64>,
 }
 
-/// The leg that carries a recording, as far as is known.
+/// The leg that a recording is on, as far as is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Carrier {
     pub call_id: String,
-    /// Where commands to that leg go, if an action told it.
+    /// Where commands to that leg go, if an action named it.
     pub control: Option<String>,
-    /// When the recording came to that leg, if it was told.
+    /// When the recording came to that leg, if an event reported it.
     pub since: Option<Moment>,
-    /// It is not the leg that the recording began on: the switch obeys no stop and no mask there.
+    /// The recording began on another leg. On this leg the switch obeys no stop and no mask.
     pub moved: bool,
 }
 
@@ -76,14 +76,14 @@ impl Leg {
 }
 
 impl Entry {
-    /// `Call-Interaction-ID` of the call: its legs share it, those too that come later.
+    /// `Call-Interaction-ID` of the call. All its legs share it, including later ones.
     pub fn interaction(&self) -> Option<&str> {
         let ordered = self.order().and_then(|order| order.parties.interaction_id.as_deref());
         let told = || self.started().and_then(|told| told.parties.interaction_id.as_deref());
         ordered.or_else(told).filter(|id| !id.is_empty())
     }
 
-    /// What was learnt of its legs, in the order in which it happened.
+    /// What was learned of its legs, in the order in which it happened.
     pub fn legs(&self) -> Vec<(Moment, &Leg)> {
         let mut legs: Vec<(Moment, &Leg)> = self
             .facts
@@ -97,7 +97,7 @@ impl Entry {
         legs
     }
 
-    /// The ids of all legs that carry the recording or may, each once; those that are known to be gone not.
+    /// The ids of all legs that the recording is on, or may be on, each once. Legs that are known to be gone are left out.
     pub fn living_legs(&self) -> Vec<&str> {
         let mut ids: Vec<&str> = vec![&self.call_id];
         for told in [self.started(), self.latest_start()].into_iter().flatten() {
@@ -115,19 +115,19 @@ impl Entry {
         ids
     }
 
-    /// Whether the switch told that a leg is gone.
+    /// Whether the switch reported that a leg is gone.
     pub fn is_gone(&self, call_id: &str) -> bool {
         self.has(|what| matches!(what, What::Leg(leg) if leg.event == LegEvent::Gone && leg.call_id == call_id))
     }
 
-    /// When the switch destroyed a leg, by its own clock where it told that.
+    /// When the switch destroyed a leg, by the switch's own clock if the event has a stamp.
     pub fn gone_at(&self, call_id: &str) -> Option<Moment> {
         let mut legs = self.legs().into_iter();
         legs.find(|(_, leg)| leg.event == LegEvent::Gone && leg.call_id == call_id)
             .map(|(heard, leg)| leg.stamp.map_or(heard, Moment::from_unix_micros))
     }
 
-    /// The leg that carries the recording now, as far as is known.
+    /// The leg that the recording is on now, as far as is known.
     pub fn carried_by(&self) -> Carrier {
         let began = self.started().map_or(self.call_id.as_str(), |told| &told.call_id);
         let mut carrier = Carrier {
@@ -147,7 +147,7 @@ impl Entry {
             }
         }
         if let Some(end) = self.told_end() {
-            // The switch's own word, at last.
+            // The end event names the last leg.
             if end.call_id != carrier.call_id {
                 carrier.call_id.clone_from(&end.call_id);
                 carrier.since = None;
@@ -158,7 +158,8 @@ impl Entry {
         carrier
     }
 
-    /// Where commands to a leg go: to the control process of the last action that ran on it. A call that is transferred gets another one.
+    /// Where commands to a leg go: to the control process of the last action that ran on it. A call that is transferred gets another
+    /// control process.
     pub fn control_of(&self, call_id: &str) -> Option<String> {
         let told = self
             .legs()
@@ -224,17 +225,17 @@ mod tests {
             ("b", true, Some(at(9)))
         );
         assert_eq!(blind.living_legs(), ["b"], "A is gone for certain");
-        // Heard only of its end: that names B as well.
+        // Only the end of A was reported. It names B as well.
         let gone = entry([leg(10, "a", LegEvent::Gone, Some("b"))]);
         assert_eq!(gone.carried_by().call_id, "b");
-        // B transfers A: A goes on carrying it.
+        // B transfers A: the recording stays on A.
         let other = entry([
             leg(5, "a", LegEvent::Bridged, Some("b")),
             leg(9, "b", LegEvent::Transferor, Some("a")),
             leg(10, "b", LegEvent::Gone, Some("a")),
         ]);
         assert_eq!(other.carried_by().call_id, "a");
-        // A loopback that leaves, and whatever comes after it.
+        // A loopback leg that leaves the call, and what comes after it.
         let direct = entry([
             leg(5, "a", LegEvent::Direct, Some("endpoint")),
             leg(9, "endpoint", LegEvent::Transferor, Some("c")),

@@ -1,9 +1,9 @@
-//! A recording that the switch ended and began again under the same name: a start at every bridge does that, and so does one whose end was
-//! presumed too early. Each stretch is a part.
+//! A recording that the switch ended and began again under the same name. A start at every bridge does that, and so does a recording whose
+//! end was presumed too early. Each stretch is a part.
 //!
-//! The switch appends to its file while that is there. So all parts that ended before the audio was brought to safety are in that audio; the
-//! file of later ones is a new file, and they become a recording of their own, the continuation. Nothing here is decided by the order in which
-//! events came alone, nor by their stamps alone: both can deceive.
+//! The switch appends to its file while the file exists. So all parts that ended before the audio was made safe are in that audio. Later
+//! parts are in a new file, and become a recording of their own, the continuation. Nothing here is decided by the order of arrival alone,
+//! nor by the stamps alone: both can mislead.
 
 use crate::kazoo::time::Moment;
 use crate::recording::audio::{Audio, Finding, compare_lengths};
@@ -15,10 +15,10 @@ use super::fact::{Fact, What};
 /// One stretch, from a start to its end.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Part<'a> {
-    /// The last that was told of its start.
+    /// The last report of its start.
     pub started: Option<&'a Told>,
     pub ended: Option<&'a Told>,
-    /// The first.
+    /// The first report of its start.
     begun: Option<Event<'a>>,
     end_heard: Option<Seen<'a>>,
 }
@@ -31,19 +31,19 @@ struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// Whether it was not later than the other; `None` where two workers saw it, whose clocks may differ.
+    /// Whether this was not later than the other; `None` if two workers saw them, because their clocks may differ.
     fn is_by(self, other: Self) -> Option<bool> {
         (self.by == other.by).then_some(self.at <= other.at)
     }
 }
 
 impl Part<'_> {
-    /// Where its start stands among the events of its recording.
+    /// The position of its start among the events of its recording.
     pub(super) fn begun_at(&self) -> Option<i64> {
         self.begun.map(|begun| begun.told.order())
     }
 
-    /// Whether one of its starts is that one.
+    /// Whether `start` is one of its starts.
     fn began_at(&self, start: i64) -> bool {
         let last = self.started.map(Told::order);
         self.begun_at()
@@ -60,7 +60,7 @@ struct Event<'a> {
 }
 
 impl Event<'_> {
-    /// The switch's stamps tell, where both events have one; without them neither seconds nor the order of arrival alone are trusted.
+    /// The switch's stamps decide, if both events have one. Without stamps, neither the seconds nor the order of arrival alone is trusted.
     fn is_after(&self, other: &Event<'_>) -> bool {
         match self.told.stamp.zip(other.told.stamp) {
             Some((mine, theirs)) => mine > theirs,
@@ -68,8 +68,8 @@ impl Event<'_> {
         }
     }
 
-    /// Whether this start comes after that end, of which another start is known. The switch's stamps tick: a stop and the next start can have the
-    /// same. What lasted for longer than a tick did not begin and end within one.
+    /// Whether this start comes after that end, for which another start is known. The switch's stamps tick, so a stop and the next start
+    /// can have the same stamp. A part that lasted for longer than a tick did not begin and end within one.
     fn begins_after(&self, end: &Event<'_>) -> bool {
         let is_same_tick = self.told.stamp.is_some() && self.told.stamp == end.told.stamp;
         if is_same_tick {
@@ -79,7 +79,8 @@ impl Event<'_> {
         }
     }
 
-    /// Whether both are copies of one event, as two ecallmgrs publish it. The stamp alone does not tell: within a tick others have it too.
+    /// Whether both are copies of one event, as two ecallmgrs publish it. The stamp alone does not show that, because other events within
+    /// the tick have it too.
     fn is_copy_of(&self, other: &Self) -> bool {
         let (mine, theirs) = (self.told, other.told);
         mine.stamp.is_some()
@@ -90,15 +91,15 @@ impl Event<'_> {
     }
 }
 
-/// The stamps of a switch's events count in steps of 20 ms; with some patience.
+/// The stamps of a switch's events count in steps of 20 ms. This includes a tolerance.
 const TICK_MS: u64 = 40;
 
 impl Entry {
-    /// Every part that is known of.
+    /// Every known part.
     pub fn parts(&self) -> Vec<Part<'_>> {
         let (mut starts, ends) = (self.events(start_of), self.events(end_of));
-        // A start that was presumed says only that it did begin. The events tell when: what a worker presumed by its own command, sent once more, is no
-        // other start.
+        // A presumed start says only that the recording did begin. The events say when. A worker can presume a start from its own command,
+        // which was sent a second time. That is no second start.
         if starts.iter().any(|start| start.told.stamp.is_some()) {
             starts.retain(|start| start.told.stamp.is_some());
         } else if let Some(first) = ends.iter().filter_map(|end| end.told.stamp).min() {
@@ -106,7 +107,7 @@ impl Entry {
         }
         let mut begun: Vec<Vec<Event<'_>>> = vec![Vec::new()];
         for start in starts {
-            // No start is known before the first: an end with its stamp is its own, whatever length was told.
+            // No start is known before the first one. An end with its stamp is its own, whatever length was reported.
             let has_earlier = begun.len() > 1;
             let restarted = begun.last().and_then(|part| part.first()).is_none_or(|first| {
                 let is_behind = |end: &Event<'_>| match has_earlier {
@@ -115,7 +116,7 @@ impl Entry {
                 };
                 ends.iter().any(|end| start.begins_after(end) && !is_behind(end))
             });
-            // A start after an end of which no start was heard.
+            // A start after an end whose own start was not heard.
             let unheard = begun.len() == 1 && begun[0].is_empty() && ends.iter().any(|end| start.is_after(end));
             match begun.last_mut() {
                 Some(part) if !restarted || (part.is_empty() && !unheard) => part.push(start),
@@ -147,13 +148,13 @@ impl Entry {
         parts
     }
 
-    /// Whether the stretch that began then has its end, and is in this recording's audio.
+    /// Whether the part that began then has its end, and is in this recording's audio.
     pub fn has_whole_part(&self, begun: i64) -> bool {
         let parts = self.own_parts();
         parts.len() > 1 && parts.iter().any(|part| part.ended.is_some() && part.began_at(begun))
     }
 
-    /// What was told of parts that are not in this recording's audio: the first of them is where its continuation begins.
+    /// The events of parts that are not in this recording's audio. The continuation begins at the first of these parts.
     fn left_over(&self) -> Vec<What> {
         let mut told = self.left_over_parts();
         told.extend(self.delivered_beside());
@@ -166,7 +167,7 @@ impl Entry {
             return Vec::new();
         }
         let covered = self.covered(&parts);
-        // The last part that is in our audio may not be there whole.
+        // The last part in our audio may be incomplete there.
         let from = covered - usize::from(self.is_outgrown(&parts, covered));
         let told = parts.into_iter().skip(from).flat_map(|part| {
             let started = part.started.map(|told| What::Started(Box::new(told.clone())));
@@ -176,8 +177,8 @@ impl Entry {
         told.flatten().collect()
     }
 
-    /// The start of what nobody told of, and the file proves: it is not what is safe of this recording any more. `None` where something is known
-    /// to have come after it, which accounts for that, or nothing may.
+    /// The start of a part that no event reported, and the file proves: the file is not the safe audio of this recording any more. `None`
+    /// if a known later part accounts for that, or if no later part can exist.
     pub fn untold_start(&self) -> Option<Told> {
         if self.goes_on() || !self.order()?.may_begin_again() {
             return None;
@@ -194,36 +195,36 @@ impl Entry {
         })
     }
 
-    /// Whether something was told that belongs to this recording's continuation, and was not handed on yet.
+    /// Whether events are known that belong to this recording's continuation, and were not handed on yet.
     pub fn is_to_be_continued(&self) -> bool {
         let told = u32::try_from(self.left_over().len()).unwrap_or(u32::MAX);
         told > 0 && !self.has(|what| matches!(what, What::Continued { told: known } if *known >= told))
     }
 
-    /// Whether a start is of the recording that this one continues: starts are told to a recording and all its continuations.
+    /// Whether a start belongs to the recording that this one continues: a start is reported to a recording and all its continuations.
     pub fn is_of_one_before(&self, start: &Told) -> bool {
         let is_continuation = self.order().is_some_and(|order| order.continues.is_some());
         is_continuation && self.started().is_some_and(|own| start.order() < own.order())
     }
 
-    /// Whether nothing else is known to be missing in this recording's audio than what was handed on to `after`.
+    /// Whether only what was handed to `after` is known to be missing in this recording's audio.
     pub fn is_all_left_to(&self, after: &Self) -> bool {
         let stretches = |parts: Vec<Part<'_>>| parts.len();
         stretches(self.parts()).saturating_sub(stretches(self.own_parts())) <= stretches(after.parts())
     }
 
-    /// Whether parts are known that are not in this recording's audio: its file on the switch may be theirs too by now.
+    /// Whether parts are known that are not in this recording's audio. Its file on the switch may contain them by now.
     pub fn goes_on(&self) -> bool {
         !self.left_over_parts().is_empty()
     }
 
-    /// This recording's continuation: a recording of its own, with what was told of it so far, and how much that is. It goes on by the same rules,
-    /// its own continuation included.
+    /// This recording's continuation: a recording of its own, with its events so far, and their number. The same rules apply to it, and it
+    /// can have a continuation too.
     pub fn continuation(&self, now: Moment, by: &str) -> Option<(Self, u32)> {
         let left_over = self.left_over();
         let told = u32::try_from(left_over.len()).ok().filter(|told| *told > 0)?;
         let mut entry = Self::of_order(self.order()?.continuation(), by);
-        // Stop and mask are states: they hold for what the switch begins by itself later.
+        // Stop and mask are states: they also apply to what the switch begins by itself later.
         let is_masked = self.is_masked();
         let controls = self.facts.iter().filter_map(|fact| match &fact.what {
             stop @ What::StopAsked { .. } => Some(stop.clone()),
@@ -259,17 +260,17 @@ impl Entry {
             .or(self.started())
     }
 
-    /// Milliseconds that the switch told of this recording's own parts; `None` when it did not tell all of them.
+    /// Milliseconds that the switch reported for this recording's own parts; `None` if it did not report all of them.
     pub fn told_ms(&self) -> Option<u64> {
         let parts = self.own_parts();
         let mut lengths = parts.iter().map(|part| part.ended.and_then(|told| told.length_ms));
         lengths.try_fold(0u64, |all, length| Some(all.saturating_add(length?)))
     }
 
-    /// Since when nothing more comes into this recording's audio: it is safe, or there is none.
+    /// Since when nothing more comes into this recording's audio: the audio is safe, or there is none.
     fn sealed(&self) -> Option<Seen<'_>> {
         let safe = self.delivery().is_some() || self.uploaded().is_some() || self.held().is_some();
-        // Another worker may have had other audio of that name in its hands.
+        // Another worker may have received other audio of that name.
         let audio = self.audio();
         let is_it = |known: &Audio| audio.is_some_and(|audio| audio.digests == known.digests);
         let collected = || self.last_seen(|what| matches!(what, What::Collected(known) if is_it(known)));
@@ -277,7 +278,7 @@ impl Entry {
             return Some(seen);
         }
         let concluded = || self.last_seen(|what| matches!(what, What::Concluded { .. } | What::Delivered(_)));
-        // Not its outcome, which is judged by what is in its audio.
+        // Not the outcome, because the outcome depends on what is in the audio.
         let is_over = self.delivery().is_some() || self.conclusion().is_some();
         is_over.then(concluded).flatten()
     }
@@ -288,19 +289,19 @@ impl Entry {
             return parts.len();
         };
         let counted = self.audio().and_then(|audio| audio.duration_ms);
-        // A continuation's file may begin with what its recording had before, and then its length tells nothing of later parts.
+        // A continuation's file may begin with what its recording had before. Then its length says nothing about later parts.
         let begins_with_it = self.order().is_none_or(|order| order.continues.is_none());
         let mut before = begins_with_it.then_some(0u64);
         let in_it = parts.iter().take_while(|part| {
             let length = part.ended.and_then(|end| end.length_ms);
-            // Half of a part is asked for: the patience of `is_as_long_as` is longer than a short part, and what is taken for a part of it is never looked
-            // for again.
+            // Half of a part must be there. The tolerance of `is_as_long_as` is longer than a short part, and no worker searches again for
+            // a part that counts as included.
             let wanted = before
                 .zip(length)
                 .map(|(before, length)| before.saturating_add(length / 2));
             let reached = counted.zip(wanted).map(|(counted, wanted)| counted > wanted);
             before = before.zip(length).map(|(before, length)| before.saturating_add(length));
-            // Of two workers' clocks neither is believed where the lengths tell.
+            // If the lengths decide, the clocks of two workers do not.
             let heard_before = part.end_heard.is_some_and(|heard| {
                 heard
                     .is_by(sealed)
@@ -311,7 +312,7 @@ impl Entry {
         in_it.count().max(1)
     }
 
-    /// Whether nobody told of this part's end, and it was proved before the audio was brought to safety.
+    /// Whether no event reported this part's end, and the end was proved before the audio was made safe.
     fn is_presumed_over(&self, part: &Part<'_>, sealed: Moment) -> bool {
         let ended = |fact: &Fact| match &fact.what {
             What::PresumedEnded(told) => fact.at <= sealed && part.begun_at().is_none_or(|begun| told.order() >= begun),
@@ -320,13 +321,13 @@ impl Entry {
         part.ended.is_none() && self.facts.iter().any(ended)
     }
 
-    /// Whether the audio has so many milliseconds, as far as that can be told.
+    /// Whether the audio has at least this many milliseconds, as far as can be determined.
     fn is_as_long_as(&self, told_ms: u64) -> bool {
         let counted = self.audio().and_then(|audio| audio.duration_ms);
         counted.is_some_and(|counted| compare_lengths(counted, told_ms) != Some(Finding::ShorterThanTold))
     }
 
-    /// The end was presumed, the audio brought to safety, and only then the switch told of an end that is later than what was brought.
+    /// Whether the end was presumed, the audio made safe, and only then the switch reported an end that is later than that audio.
     fn is_outgrown(&self, parts: &[Part<'_>], covered: usize) -> bool {
         let (Some(sealed), Some(part)) = (self.sealed(), parts.get(covered.saturating_sub(1))) else {
             return false;
@@ -334,14 +335,14 @@ impl Entry {
         let presumed = self.has(|what| matches!(what, What::PresumedEnded(_)));
         let told = part.ended.and_then(|end| end.length_ms);
         let late = part.end_heard.is_some_and(|heard| heard.is_by(sealed) != Some(true));
-        // An empty file has no length that could be counted, and nothing of what was told.
+        // An empty file has no length that can be counted, and contains nothing of what was reported.
         let counted = self
             .audio()
             .is_some_and(|audio| audio.duration_ms.is_some() || audio.size == 0);
         presumed && late && counted && told.is_some_and(|told| !self.is_as_long_as(told))
     }
 
-    /// Sorted by the switch's own order.
+    /// Sorted in the switch's own order.
     fn events<'a>(&'a self, pick: impl Fn(&'a What) -> Option<&'a Told>) -> Vec<Event<'a>> {
         let mut events: Vec<Event<'a>> = self
             .facts
@@ -352,7 +353,7 @@ impl Entry {
             })
             .collect();
         events.sort_by_key(|event| (event.told.order(), event.heard));
-        // Copies of one event that differ in what does not matter.
+        // Copies of one event can differ in fields that do not matter.
         events.dedup_by(|copy, first| copy.is_copy_of(first));
         events
     }
@@ -382,11 +383,11 @@ fn end_of(what: &What) -> Option<&Told> {
     }
 }
 
-/// Puts an end where it belongs: to the last part that began before it.
+/// Assigns an end to its part: the last part that began before it.
 fn place<'a>(parts: &mut Vec<Part<'a>>, end: Event<'a>) {
     let began_before = |part: &Part<'_>| part.begun.is_some_and(|begun| !begun.begins_after(&end));
     let mut at = parts.iter().rposition(began_before).unwrap_or(0);
-    // Where that part has its end already, a start with this end's stamp is its own, if it has none.
+    // If that part has its end already, the end belongs to a start with the same stamp that has no end.
     let is_own = |part: &Part<'_>| {
         let begun = part.begun.and_then(|begun| begun.told.stamp);
         part.ended.is_none() && begun.is_some() && begun == end.told.stamp
@@ -396,7 +397,7 @@ fn place<'a>(parts: &mut Vec<Part<'a>>, end: Event<'a>) {
     {
         at = own;
     }
-    // Behind what came to its place before: ends come in order here.
+    // After the ends that were assigned before, because ends come in order here.
     while parts[at].ended.is_some() && parts.get(at + 1).is_some_and(|next| next.begun.is_none()) {
         at += 1;
     }
@@ -408,7 +409,7 @@ fn place<'a>(parts: &mut Vec<Part<'a>>, end: Event<'a>) {
     };
     let (heard, by) = (heard.at, heard.by);
     let known = Event { heard, by, told: known };
-    // A repeat that was stamped anew says the same; another length is another stretch, whose start was lost.
+    // A repeat with a new stamp reports the same length. Another length belongs to another part, whose start was lost.
     let is_other = end.is_after(&known) || known.told.stamp.is_some() && known.told.stamp == end.told.stamp;
     if is_other && end.told.length_ms.is_some() && end.told.length_ms != known.told.length_ms {
         let unheard = Part {
@@ -450,7 +451,8 @@ mod tests {
         let mut presumed = told(7, 0);
         presumed.stamp = None;
         let presumed = (8, What::Started(presumed));
-        // Two workers commanded it; the second one presumed by its own, later command. Events told both start and end, or the end alone.
+        // Two workers sent the command. The second worker presumed a start from its own, later command. Events reported both start and end,
+        // or the end alone.
         for events in [
             vec![(1, What::Started(told(1, 0))), (6, What::Ended(told(6, 5000)))],
             vec![(6, What::Ended(told(6, 5000)))],
@@ -462,7 +464,7 @@ mod tests {
             assert!(entry.ended().is_some() && entry.started().is_some());
             assert!(!entry.is_to_be_continued());
         }
-        // Where nothing else is known it counts, and an end after it is its own.
+        // If no event is known it counts, and an end after it is its own.
         let alone = entry(std::slice::from_ref(&presumed));
         assert!(alone.parts()[0].started.is_some());
         let ended = entry(&[presumed, (9, What::Ended(told(9, 1000)))]);
@@ -588,7 +590,7 @@ mod tests {
             ])
         };
         assert!(late(2000).is_to_be_continued());
-        // All of it was collected, and only its end was told late.
+        // A worker collected all of it, and only its end was reported late.
         let whole = entry(&[
             (1, start(1)),
             (11, end(11, 10_000)),
@@ -600,7 +602,7 @@ mod tests {
         assert!(!whole.is_to_be_continued());
     }
 
-    /// Its audio is known by the document alone: nothing says when it came.
+    /// Its audio is known from the document alone, so nothing says when it arrived.
     #[test]
     fn what_was_found_stored_and_never_collected_is_judged_too() {
         let What::Collected(audio) = collected(10_000) else {
@@ -658,10 +660,10 @@ mod tests {
             });
             entry
         };
-        // Its clock is behind: by the clocks the part had ended when the audio was brought.
+        // The other worker's clock is behind: by the clocks the part had ended before the audio was collected.
         assert!(story(2, 10_000, 2000).is_to_be_continued());
         assert!(story(20, 10_000, 2000).is_to_be_continued());
-        // Its clock is ahead, and the audio has all of it.
+        // The other worker's clock is ahead, and the audio contains all of the part.
         assert!(!story(3600, 12_000, 2000).is_to_be_continued());
         assert!(!story(2, 12_000, 2000).is_to_be_continued());
     }
@@ -675,7 +677,7 @@ mod tests {
             (13, delivered()),
             (20, start(20)),
             (25, end(25, 5000)),
-            // Another worker had the next file in hand, and let it be.
+            // Another worker received the next file, and left it on the switch.
             (26, collected(5_000)),
         ]);
         assert_eq!(entry.audio().and_then(|audio| audio.duration_ms), Some(10_000));
@@ -694,17 +696,17 @@ mod tests {
 
     #[test]
     fn a_start_with_the_stamp_of_the_end_before_it_is_a_part_of_its_own() {
-        // The switch ended and began it within one tick of its stamps.
+        // The switch ended the recording and began it again within one tick of its stamps.
         let mut facts = vec![(1, start(1)), (11, end(11, 10_000)), (11, start(11))];
         assert_eq!(entry(&facts).ended(), None, "it is being recorded again");
         assert_eq!(entry(&facts).parts().len(), 2);
         facts.push((25, end(25, 14_000)));
         assert_eq!(entry(&facts).ended().map(|told| told.at), Some(at(25)));
         assert_eq!(entry(&facts).told_ms(), Some(24_000));
-        // One that was shorter than a tick has both in one.
+        // A recording that was shorter than a tick has both within one tick.
         let short = entry(&[(1, start(1)), (1, end(1, 20))]);
         assert_eq!((short.parts().len(), short.ended().is_some()), (1, true));
-        // Where no other start is known it is that end's own, whatever length is told.
+        // If no other start is known, the start belongs to that end, whatever length is reported.
         let odd = entry(&[(1, start(1)), (1, end(1, 6000))]);
         assert_eq!((odd.parts().len(), odd.ended().is_some()), (1, true));
         // What is recorded after that is a part of its own all the same.
@@ -752,10 +754,10 @@ mod tests {
             }
             other => other,
         };
-        // Both in one second, as a short recording's are.
+        // Start and end are in one second, as with a short recording.
         let short = entry(&[(1, plain(start(1))), (2, plain(end(1, 500)))]);
         assert!(short.ended().is_some());
-        // A clock that went back.
+        // The switch's clock went back.
         let odd = entry(&[(1, plain(start(100))), (11, plain(end(11, 10_000)))]);
         assert!(odd.ended().is_some());
         let again = entry(&[

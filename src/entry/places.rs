@@ -1,4 +1,4 @@
-//! What is true of each kind of place that audio goes to.
+//! Properties of each kind of destination.
 
 use super::fact::Destination;
 
@@ -19,13 +19,13 @@ impl Destination {
         matches!(self, Self::Url | Self::StoragePlan)
     }
 
-    /// Whether the document is in this cluster, so that its caches and webhooks must be told.
+    /// Whether the document is in this cluster, so that the cluster's caches and webhooks must be notified.
     pub const fn is_documented_here(self) -> bool {
         !matches!(self, Self::ThirdParty)
     }
 
-    /// Whether audio that cannot be delivered now goes into the hold. The account's own database needs none: when it is down, the file
-    /// stays on the switch.
+    /// Whether audio that cannot be delivered now goes into the hold. The account's own database needs no hold: while it is down, the
+    /// file stays on the switch.
     pub const fn is_held(self) -> bool {
         !matches!(self, Self::Account)
     }

@@ -1,8 +1,9 @@
-//! Held audio that is not the recording's own.
+//! Misattributed audio: audio in the hold that is not the recording's own.
 //!
-//! A worker that the ledger could not tell what was done already, as when its databases were in two parts, may have brought other audio of the
-//! same name: a later stretch of recording. Then one entry has two copies in the hold, or one that is not what was delivered. Each that is not
-//! the recording's becomes a recording of its own. And it may have been delivered, into a document beside: that is told of the continuation.
+//! A worker may have received other audio of the same name, from a later part. The ledger could not say what was done already, for example
+//! because its databases were partitioned. Then one entry has two copies in the hold, or a copy that is not the delivered audio. Each copy
+//! that is not the recording's own is split off into a recording of its own. If it was also delivered, into a second document, the
+//! continuation gets the fact of that delivery.
 
 use crate::kazoo::time::Moment;
 
@@ -10,7 +11,7 @@ use super::Entry;
 use super::fact::{Fact, Holding, What};
 
 impl Entry {
-    /// Copies in the hold that are not this recording's.
+    /// Misattributed copies in the hold.
     pub(super) fn strays(&self) -> impl Iterator<Item = &Holding> {
         let held = self.facts.iter().filter_map(|fact| match &fact.what {
             What::Held { n, holding } => Some((*n, holding)),
@@ -34,7 +35,7 @@ impl Entry {
         delivered.clone().next().is_some() && delivered.all(all)
     }
 
-    /// What was delivered beside this recording's own audio, as the continuation is to know it.
+    /// What was delivered in addition to this recording's own audio, as facts for the continuation.
     pub(super) fn delivered_beside(&self) -> Vec<What> {
         let own = self.delivery().and_then(|delivery| delivery.sha256.as_deref());
         let other = self.facts.iter().find_map(|fact| match &fact.what {
@@ -53,13 +54,13 @@ impl Entry {
         told.filter(|what| is_of_it(what)).cloned().collect()
     }
 
-    /// One that was not made a recording of its own yet.
+    /// A misattributed copy that was not split off yet.
     pub fn stray(&self) -> Option<&Holding> {
         let mut strays = self.strays();
         strays.find(|holding| !self.has(|what| matches!(what, What::Separated { name } if *name == holding.name)))
     }
 
-    /// The recording that a copy in the hold became, if that is not this one.
+    /// The recording of its own that a misattributed copy becomes; `None` if the copy is this recording's.
     pub fn separated(&self, name: &str, now: Moment, by: &str) -> Option<Self> {
         let holding = self.strays().find(|holding| holding.name == name)?;
         let mut entry = Self::of_order(self.order()?.of_audio(&holding.digests.sha256), by);
@@ -67,7 +68,7 @@ impl Entry {
             What::Collected(audio) if audio.digests == holding.digests => Some(fact.what.clone()),
             _ => None,
         });
-        // The end nearest to it; which stretch it was nobody knows for sure.
+        // The nearest end. Which part the audio belongs to is not certain.
         let parts = self.parts();
         let ended = parts.iter().rev().find_map(|part| part.ended).or(self.ended());
         let told = [

@@ -58,7 +58,7 @@ fn document(n: u32) -> Document {
     }
 }
 
-/// A fact of the kind that has this place in the list of kinds.
+/// A fact of the kind at this position in the list of kinds.
 fn what(kind: usize, n: u32, on: bool) -> What {
     let why = || format!("x{n}");
     let destination = Destination::ALL[n as usize % 4];
@@ -209,7 +209,7 @@ fn what(kind: usize, n: u32, on: bool) -> What {
     }
 }
 
-/// A fact as another version writes it: of a kind that we do not know, with a field or a word that we do not know.
+/// A fact as another version writes it: of an unknown kind, or with an unknown field or word.
 fn strange(which: u8, at: i64, n: u32) -> Value {
     match which {
         0 => json!({"at": at, "by": "w2", "fact": "of_the_next_version", "of": {"n": n}}),
@@ -256,7 +256,7 @@ fn any_entry() -> impl Strategy<Value = Entry> {
     any_entry_of(80, 60)
 }
 
-/// Of one kind alone, more than are kept.
+/// More facts of one kind than are kept.
 fn any_long_story() -> impl Strategy<Value = Entry> {
     let kind = prop::sample::select(vec!["collect_failed", "channel_seen", "probed", "postponed"]);
     kind.prop_flat_map(|kind| {
@@ -276,7 +276,7 @@ fn any_long_story() -> impl Strategy<Value = Entry> {
     })
 }
 
-/// A kind that is missing there is kept without a bound, and not drawn here.
+/// A kind that is missing in the list has no limit, and these tests do not draw it.
 #[test]
 fn every_kind_of_fact_is_in_the_list_of_kinds() {
     let source = include_str!("fact.rs");
@@ -350,7 +350,7 @@ fn a_newer_versions_facts_are_kept_and_the_readable_part_of_them_counts() {
     let decided = with(&read, [strange(2, 6, 0)]);
     assert_eq!(decided.unreadable().collect::<Vec<_>>(), ["concluded"]);
     assert!(!read.knows(&decided) && decided.knows(&read));
-    // A failure that we have no word for is a failure.
+    // A failure with an unknown word is a failure all the same.
     assert_eq!(with(&entry, [strange(3, 5, 2)]).failures().count(), 1);
     // What an older version wrote, with fewer fields, is read whole.
     let old = json!({"at": 1, "by": "w", "fact": "retried", "of": {"n": 1}});

@@ -1,7 +1,7 @@
-//! The set of facts itself: how it grows, how two versions merge, what is kept of long stories, and how it is written down.
+//! The event log itself: how it grows, how two versions merge, what is kept of long logs, and how it is stored.
 //!
-//! Old and new versions of the program write the same entries. A fact that this version cannot read, or of which it can read only a part, is
-//! kept as it was written and goes back into the ledger unharmed.
+//! Old and new program versions write the same entries. If this version can read a fact only in part, or not at all, it keeps the fact as
+//! it was written. The fact goes back into the ledger unchanged.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,7 +15,7 @@ use super::fact::{Fact, What};
 pub(super) const KEPT_FIRST: usize = 4;
 pub(super) const KEPT_LAST: usize = 28;
 
-/// Kinds of facts of other versions that are kept.
+/// How many kinds of facts of other versions are kept.
 const MOST_KINDS: usize = 64;
 
 /// A fact as another version of the program wrote it.
@@ -23,7 +23,7 @@ const MOST_KINDS: usize = 64;
 pub(super) struct Opaque {
     at: i64,
     kind: String,
-    /// The same in JSON, for a total order.
+    /// The fact as JSON text, for a total order.
     text: String,
     written: Value,
     /// The part of it that this version can read.
@@ -87,7 +87,7 @@ impl From<Entry> for Written {
     }
 }
 
-/// Whether `ours` says everything that `theirs` says. What is not there says as much as `null`.
+/// Whether `ours` contains everything that `theirs` contains. A missing field equals `null`.
 fn says_all(ours: &Value, theirs: &Value) -> bool {
     match (ours, theirs) {
         (Value::Object(ours), Value::Object(theirs)) => theirs
@@ -101,7 +101,8 @@ fn says_all(ours: &Value, theirs: &Value) -> bool {
 }
 
 impl Entry {
-    /// Adds a fact; `false` when the same is known already, from any worker and any time, or when so many of its kind are known that it is not kept.
+    /// Adds a fact. `false` when the same fact is known already, from any worker and any time. Also `false` when too many of its kind are
+    /// known to keep it.
     pub fn add(&mut self, fact: Fact) -> bool {
         let what = fact.what.clone();
         let news = !self.facts.iter().any(|known| known.what == what);
@@ -126,7 +127,7 @@ impl Entry {
         other.facts.iter().all(fact) && other.opaque.iter().all(opaque)
     }
 
-    /// The facts as they are written down, those of other versions included.
+    /// The facts as they are stored, including those of other versions.
     pub fn written(&self) -> Vec<Value> {
         let is_there = |fact: &Fact| self.opaque.iter().any(|opaque| opaque.read.as_ref() == Some(fact));
         let own = self.facts.iter().filter(|fact| !is_there(fact));
@@ -138,7 +139,7 @@ impl Entry {
         written.into_iter().map(|(_, fact)| fact).collect()
     }
 
-    /// Texts that differ for facts that differ, those of other versions included; the same for facts that say the same.
+    /// Texts that differ for facts that differ, and are the same for facts with the same content. Facts of other versions are included.
     pub fn says(&self) -> impl Iterator<Item = String> {
         let own = self
             .facts
@@ -147,7 +148,7 @@ impl Entry {
         own.chain(self.opaque.iter().map(|opaque| opaque.text.clone()))
     }
 
-    /// Facts of kinds that this version knows, with a content that it does not: a newer version decided something that this one cannot judge.
+    /// Facts of kinds that this version knows, with unknown content: a newer version decided something that this one cannot judge.
     pub fn unreadable(&self) -> impl Iterator<Item = &str> {
         let unread = self.opaque.iter().filter(|opaque| opaque.read.is_none());
         unread
@@ -155,12 +156,12 @@ impl Entry {
             .filter(|kind| What::KINDS.contains(kind))
     }
 
-    /// How many facts only another version of the program can read, or read whole.
+    /// How many facts only another program version can read, or read completely.
     pub fn of_other_versions(&self) -> usize {
         self.opaque.len()
     }
 
-    /// Sorted; of facts that say the same the earliest; of each kind the first few and the last.
+    /// Sorts. Keeps the earliest of facts with the same content, and the first few and the last of each kind.
     fn normalise(&mut self) {
         self.facts.sort_by(Fact::order);
         let mut kept: Vec<Fact> = Vec::with_capacity(self.facts.len());
@@ -169,7 +170,7 @@ impl Entry {
                 kept.push(fact);
             }
         }
-        // Hardly ever.
+        // Rarely needed.
         if kept.len() > KEPT_FIRST + KEPT_LAST {
             for kind in What::KINDS.iter().copied() {
                 bound(&mut kept, |fact| fact.what.kind() == kind, rank);
@@ -202,15 +203,15 @@ impl Entry {
     }
 }
 
-/// Where a fact stands among those of its kind. Not by time where there is a number: two workers see the same fact at different times, and
-/// which facts are kept must not depend on who merges with whom first.
+/// The rank of a fact among those of its kind. A number counts before the time. Two workers see the same fact at different times, and the
+/// facts that are kept must not depend on the order of merges.
 fn rank(fact: &Fact) -> (i64, String) {
     let content = || format!("{:?}", fact.what);
     let number = fact.what.number().map(i64::from);
     (number.unwrap_or(fact.at.unix_micros()), content())
 }
 
-/// Keeps the first few and the last of those that `is` means.
+/// Keeps the first few and the last of the items that `is` selects.
 fn bound<T, R: Ord>(all: &mut Vec<T>, is: impl Fn(&T) -> bool, rank: impl Fn(&T) -> R) {
     if all.iter().filter(|one| is(one)).count() <= KEPT_FIRST + KEPT_LAST {
         return;
@@ -240,7 +241,7 @@ mod tests {
 
     use super::*;
 
-    /// What follows from an entry is added until nothing more does: a fact that is not kept must not count as one.
+    /// What follows from an entry is added until nothing more follows. A fact that is not kept must not count as new.
     #[test]
     fn a_fact_that_is_not_kept_is_no_news() {
         let mut entry = Entry::new(Key::of("call", "action"), "call");

@@ -1,5 +1,6 @@
-//! System alerts for Kazoo's operators, where `kazoo.system_alerts` wants them: a recording is parked, or ended without its audio. Each becomes
-//! a mail, so a storm is told in few: of one outcome and cause the first at once, then, every few minutes, how many more there were.
+//! System alerts for Kazoo's operators, if `kazoo.system_alerts` is set: a recording is parked, or ended without its audio. Kazoo sends a
+//! mail for each alert, so a burst becomes few alerts. For each outcome and cause the first one is published at once. Then, every few
+//! minutes, one alert says how many more there were.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,19 +21,19 @@ use crate::recording::controls::Why;
 use crate::telemetry::events::Announced;
 use crate::telemetry::survive;
 
-/// Between two alerts of one kind.
+/// Interval between two alerts of one kind.
 const WINDOW: Duration = Duration::from_secs(300);
 
-/// What operators are told of.
+/// What operators are alerted of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// It is parked, or ended without its audio.
+    /// The recording is parked, or ended without its audio.
     Ended(Outcome, Cause),
     /// The switch did not obey a stop, a mask or an unmask.
     NotObeyed(Control, Why),
 }
 
-/// What was not told yet, of each kind that was told lately.
+/// Alerts that were counted and not published yet, for each kind that was published lately.
 type Untold = Mutex<HashMap<Kind, u64>>;
 
 /// Publishes the alerts, or does nothing. Cheap to clone.
@@ -66,7 +67,7 @@ impl Alerts {
         }))
     }
 
-    /// Tells of a recording that is parked, ended without its audio, or runs on as it should not. Waits for nothing.
+    /// Alerts operators of a recording that is parked, ended without its audio, or runs on as it should not. Does not wait.
     pub fn raise(&self, entry: &Entry, kind: Kind) {
         let Some(inner) = self.0.clone() else { return };
         if !admit(&inner.untold, kind) {
@@ -119,7 +120,7 @@ impl Inner {
                 kind: "system_alert",
             }
             .emit(),
-            // The log and the metrics tell it too.
+            // The log and the metrics report the recording too.
             Err(error) => {
                 warn!(event = "system_alert_not_published", media_id = alert.media_id, %error, "system alert not published")
             }
@@ -127,7 +128,7 @@ impl Inner {
     }
 }
 
-/// Whether this one is told at once; otherwise it is counted.
+/// Whether this alert is published at once. Otherwise it is counted.
 fn admit(untold: &Untold, kind: Kind) -> bool {
     let mut untold = untold.lock().unwrap_or_else(PoisonError::into_inner);
     match untold.get_mut(&kind) {
@@ -139,7 +140,7 @@ fn admit(untold: &Untold, kind: Kind) -> bool {
     }
 }
 
-/// How many there were since the last alert of this kind; with none the next one is told at once again.
+/// How many alerts were counted since the last one of this kind. If there were none, the next one is published at once again.
 fn settle(untold: &Untold, kind: Kind) -> Option<u64> {
     let mut untold = untold.lock().unwrap_or_else(PoisonError::into_inner);
     let count = untold.remove(&kind).filter(|count| *count > 0)?;
@@ -185,7 +186,7 @@ impl Kind {
         }
     }
 
-    /// What the alert's details say of it.
+    /// The fields that the alert's details have for this kind.
     fn details(self) -> [(&'static str, &'static str); 2] {
         match self {
             Self::Ended(outcome, cause) => [("Outcome", outcome.name()), ("Cause", cause.name())],

@@ -1,5 +1,5 @@
-//! Which workers are alive, as their heartbeats tell. A worker that was killed leaves leases that run for minutes; one that is idle need not
-//! wait for that. Wrong guesses cost work and nothing else: a lease is no lock.
+//! Which workers are alive, according to their heartbeats. A worker that was killed leaves leases that run for minutes, and an idle worker
+//! need not wait for that. A wrong guess costs work and nothing else: a lease is no lock.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,19 +11,19 @@ use tokio::time::Instant;
 use super::notices;
 use super::perform::Parts;
 
-/// Between two heartbeats of a worker.
+/// Interval of a worker's heartbeats.
 const BEAT: Duration = Duration::from_secs(5);
 
-/// The same while it goes down.
+/// The interval while the worker shuts down.
 const AT_THE_END: Duration = Duration::from_secs(1);
 
-/// A worker that is silent for so long is gone, where this worker heard its own heartbeats all that time: else it is the broker that is silent.
+/// A worker that is silent for this long is gone, if this worker heard its own heartbeats all that time. Otherwise the broker is silent.
 const GONE: Duration = Duration::from_secs(30);
 
-/// Heartbeats of this worker's own that may be late, or missing.
+/// The longest gap between this worker's own heartbeats that does not count as silence of the broker.
 const STEADY: Duration = Duration::from_secs(15);
 
-/// Workers that are remembered, and for how long: no lease that matters is older.
+/// How many workers are remembered, and for how long: no lease that matters is older.
 const MOST: usize = 1024;
 const REMEMBERED: Duration = Duration::from_secs(86_400);
 
@@ -32,7 +32,7 @@ pub async fn beat(parts: Arc<Parts>) {
     loop {
         notices::send(&parts, "alive", json!({ "Worker": parts.policy.worker })).await;
         if parts.stop.is_cancelled() {
-            // Going down: what is in hand is finished, and is nobody else's until then.
+            // The worker shuts down. It finishes the recordings in flight, and no other worker may take them over until then.
             if parts.hands.count() == 0 {
                 return;
             }
@@ -46,7 +46,7 @@ pub async fn beat(parts: Arc<Parts>) {
     }
 }
 
-/// The workers that were heard of.
+/// The workers whose heartbeats were received.
 #[derive(Debug)]
 pub struct Alive {
     me: String,
@@ -57,7 +57,7 @@ pub struct Alive {
 struct Heard {
     /// The last heartbeat of each other worker.
     others: HashMap<String, Instant>,
-    /// This worker's own last one, and since when they came without a gap.
+    /// Since when this worker's own heartbeats come without a gap, and the last of them.
     own: Option<(Instant, Instant)>,
 }
 
@@ -69,7 +69,7 @@ impl Alive {
         }
     }
 
-    /// A heartbeat came.
+    /// A heartbeat arrived.
     pub fn heard(&self, worker: &str) {
         self.heard_at(worker, Instant::now());
     }
@@ -93,7 +93,7 @@ impl Alive {
         }
     }
 
-    /// Whether a worker that was alive is gone. One that was never heard of may be of a version without heartbeats.
+    /// Whether a worker that was alive is gone. A worker without any heartbeat may be of a version that sends none.
     pub fn is_gone(&self, worker: &str) -> bool {
         self.gone_at(Instant::now()).iter().any(|gone| gone == worker)
     }
@@ -116,7 +116,7 @@ impl Alive {
         gone.map(|(worker, _)| worker.clone()).collect()
     }
 
-    /// It left nothing behind any more.
+    /// The worker left no leases any more.
     pub fn forget(&self, worker: &str) {
         self.lock().others.remove(worker);
     }

@@ -1,5 +1,5 @@
-//! The document says what is true of stops and masks. Another worker may have sent them, and have written that down when the document was there already: then
-//! the document gets a further revision.
+//! The document says what is true of stops and masks. Another worker may have sent them, and noted that after the document was written.
+//! Then the document gets a further revision.
 
 use crate::destination::DeliveryError;
 use crate::destination::pending;
@@ -12,7 +12,7 @@ use super::perform::{AGAIN, Parts};
 use crate::lifecycle::{Case, Input};
 
 impl Parts {
-    /// Writes it into the document, and tells Kazoo of the change.
+    /// Writes the stops and masks into the document, and notifies Kazoo of the change.
     pub(super) async fn amend(&self, case: &Case, n: u32) -> Input {
         let entry = &case.entry;
         let controls = entry.controls().fingerprint();
@@ -41,9 +41,9 @@ impl Parts {
                 controls,
                 unsaid: None,
             }),
-            // It was deleted, or is another recording's: nothing is left to be amended.
+            // The document was deleted, or belongs to another recording: nothing is left to amend.
             Err(error @ DeliveryError::Corrupt(_)) => unsaid(&error),
-            // Its server may have been taken out of the settings.
+            // The document's server may have been removed from the settings.
             Err(error) if before >= self.policy.retry.len() => unsaid(&error),
             Err(error) => {
                 tracing::warn!(
@@ -84,7 +84,7 @@ impl Parts {
         let msg_id = entry.key.derived(&format!("amended {}", amended.rev));
         let message = change::document_change(&self.sender, &msg_id, &notice);
         if let Err(error) = self.publisher.publish(&message).await {
-            // Caches keep the older revision until they are asked again; what was added is private.
+            // Caches keep the older revision until they read the document again. What was added is private.
             tracing::warn!(event = "document_change_not_published", call_id = entry.call_id, %error, "document change not published");
         }
         Ok(())

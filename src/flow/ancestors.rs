@@ -1,4 +1,5 @@
-//! A recording that goes on from another, and whether it has anything of its own: events that come late tell of audio that is kept already.
+//! A recording that continues another one, and whether it has any audio of its own. Events that arrive late can be about audio that is kept
+//! already.
 
 use std::time::Duration;
 
@@ -12,13 +13,14 @@ use crate::recording::ending::Told;
 use super::perform::Parts;
 use crate::lifecycle::{Case, Input};
 
-/// How long the ledger has to tell. Without its word the recording goes its own way: audio that is kept twice is better than none.
+/// Time limit for the ledger's answer. Without an answer the recording is delivered as one of its own: audio that is kept twice is better
+/// than none.
 const KNOWLEDGE: Duration = Duration::from_secs(3);
 
-/// More parts than that are not looked through.
+/// At most this many preceding recordings are examined.
 const MOST_PARTS: usize = 8;
 
-/// What becomes of a recording whose audio is another's.
+/// The conclusion for a recording whose audio is in another recording.
 pub(super) fn already_kept() -> Input {
     Input::Fact(What::Concluded {
         outcome: Outcome::Discarded,
@@ -26,7 +28,7 @@ pub(super) fn already_kept() -> Input {
     })
 }
 
-/// The same where it is known that there is no other copy of its audio.
+/// The conclusion for a recording that is known to have no other copy of its audio.
 pub(super) fn lost() -> Input {
     Input::Fact(What::Concluded {
         outcome: Outcome::Failed,
@@ -34,21 +36,22 @@ pub(super) fn lost() -> Input {
     })
 }
 
-/// Where audio is of which there is no file.
+/// Where the audio is, if the switch has no file of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kept {
-    /// In the recording before, by its length.
+    /// In the preceding recording, by its length.
     All,
-    /// Nowhere: its file was let go while the switch wrote it.
+    /// Nowhere: the file was released while the switch wrote it.
     Lost,
-    /// Nobody can tell. Its file may be missing for now only.
+    /// Unknown. The file may be missing only for now.
     Unknown,
 }
 
-/// How much shorter a file may be than what was told: the switch counts from its start, the file begins a little later.
+/// How much shorter a file may be than the reported length: the switch counts from its start, and the file begins a little later.
 const PATIENCE_MS: u64 = 2000;
 
-/// Whether what was told of `after` is in the audio of `before`, which it goes on from. By lengths: that a file is missing tells nothing of what was in it.
+/// Whether the reported audio of `after` is in the audio of `before`, which it continues. The lengths decide: a missing file says nothing
+/// about what was in it.
 fn compare(before: &Entry, after: &Entry) -> Kept {
     let same = is_same_stretch(before, after);
     // A continuation's file may begin with the audio of what it continues: then its length tells nothing of later stretches.
@@ -64,7 +67,7 @@ fn compare(before: &Entry, after: &Entry) -> Kept {
     };
     let begun = after.started().map(Told::order);
     if begun.is_some_and(|begun| before.has_whole_part(begun)) {
-        // The stretch counts among those that are in that audio. Its end was told there, and not here.
+        // The part is one of those in that audio. Its end was reported to `before`, and not to `after`.
         return match before.told_ms() {
             Some(told) if counted + PATIENCE_MS >= told => Kept::All,
             _ => Kept::Unknown,
@@ -74,7 +77,7 @@ fn compare(before: &Entry, after: &Entry) -> Kept {
         // Its end was lost. Audio that is longer than what was told before has its beginning, and perhaps no more.
         return Kept::Unknown;
     };
-    // The length of a stretch counts from its own start.
+    // The length of a part counts from the part's own start.
     let needed = if same {
         Some(told)
     } else {
@@ -87,7 +90,7 @@ fn compare(before: &Entry, after: &Entry) -> Kept {
     }
 }
 
-/// Whether what was told of `after` is the end of the stretch that `before` has the beginning of: its end was presumed too early.
+/// Whether the reported end of `after` is the end of the part that `before` has the beginning of: its end was presumed too early.
 fn is_same_stretch(before: &Entry, after: &Entry) -> bool {
     let end = |entry: &Entry| entry.told_end().map(Told::order);
     let began = |entry: &Entry| entry.started().map(Told::order);
@@ -98,13 +101,13 @@ fn is_same_stretch(before: &Entry, after: &Entry) -> bool {
 }
 
 impl Parts {
-    /// Whether this very audio is safe in one of the recordings that this one goes on from.
+    /// Whether exactly this audio is safe in one of the recordings that this one continues.
     pub(super) async fn is_kept_before(&self, case: &Case, digests: &Digests) -> bool {
         let ancestors = self.ancestors(&case.entry).await;
         ancestors.iter().any(|before| before.is_safe(digests))
     }
 
-    /// What is known of where the audio is that was told of, when there is no file of it.
+    /// Where the reported audio is, as far as is known, if the switch has no file of it.
     pub(super) async fn kept_before(&self, case: &Case) -> Kept {
         let ancestors = self.ancestors(&case.entry).await;
         let kept = ancestors.iter().find(|before| !before.is_already_kept());
@@ -161,7 +164,7 @@ mod tests {
         entry
     }
 
-    /// Its end was presumed, its audio of `counted` milliseconds stored, and the switch told to let its file go.
+    /// Its end was presumed, its audio of `counted` milliseconds stored, and its file released.
     fn presumed(counted: u64) -> Vec<(i64, What)> {
         let audio = Audio {
             size: 7,
@@ -202,7 +205,7 @@ mod tests {
     fn audio_that_went_with_a_file_that_was_let_go_too_early_is_lost_and_not_kept_already() {
         let late = || What::Ended(told(500, Some(29_240)));
         let after = entry([(501, What::Started(told(1, None))), (501, late())]);
-        // As the ledger tells it before, and after, the late end is written there.
+        // As the ledger answers before, and after, the late end is written there.
         let unaware = entry(presumed(9_480));
         let aware = entry(presumed(9_480).into_iter().chain([(501, late())]));
         for before in [unaware, aware] {
@@ -211,14 +214,14 @@ mod tests {
         // All of it was in the file.
         let whole = entry(presumed(29_000));
         assert_eq!(compare(&whole, &after), Kept::All);
-        // The file is still there, perhaps.
+        // The file may still be there.
         let kept = entry(
             presumed(9_480)
                 .into_iter()
                 .filter(|(_, what)| what.kind() != "released"),
         );
         assert_eq!(compare(&kept, &after), Kept::Unknown);
-        // Nobody told how long it is.
+        // No event reported how long it is.
         let mute = entry([(501, What::Ended(told(500, None)))]);
         assert_eq!(compare(&entry(presumed(9_480)), &mute), Kept::Unknown);
     }

@@ -1,4 +1,4 @@
-//! ⑤ Announce: everybody who must know is told, and the broker has confirmed it.
+//! ⑤ Announce: publishes each notice that must go out, until the broker has confirmed it.
 
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ impl Parts {
     fn notice(&self, case: &Case, announcement: Announcement) -> Option<Outgoing> {
         let entry = &case.entry;
         let order = entry.order()?;
-        // Always the same, so that a consumer can drop a repeat.
+        // Always the same id, so that a consumer can drop a repeat.
         let msg_id = |what: &str| order.key.derived(what);
         let changed = match announcement {
             Announcement::Outcome(outcome) => {
@@ -68,7 +68,7 @@ impl Parts {
             Announcement::DocumentEdited => Change::Edited,
         };
         let document = match changed {
-            // As it was when it came.
+            // The document as it was when it was created.
             Change::Created => entry
                 .documented()
                 .or_else(|| entry.delivery().map(|delivery| &delivery.document))?,
@@ -109,7 +109,7 @@ fn outcome_body(entry: &Entry, outcome: Outcome) -> Value {
         .delivery()
         .map(|delivery| &delivery.document)
         .or(entry.documented());
-    // Another worker may have decided otherwise; what counts is where it is.
+    // Another worker may have decided otherwise. What counts is where the audio is.
     let delivered = entry.delivery().map(|delivery| delivery.destination);
     let ordered = order.map(|order| order.media_id.as_str());
     json!({

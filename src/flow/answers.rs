@@ -1,7 +1,7 @@
 //! Answers to the callflow, which waits for the result without a time-out.
 //!
-//! A result that a callflow node has no room for yet waits in a queue of our own. Actions of a node that reads slowly then take no place that
-//! the actions of other nodes need: what such an action started is durable, and only its answer is still owed.
+//! If a callflow node's queue has no room for a result, the result waits in a queue of our own. Then actions of a node that reads slowly
+//! take no prefetch slots that the actions of other nodes need. What such an action started is durable, and only its answer is owed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,41 +24,44 @@ use super::returns::{put_back, reject};
 /// The queue.
 pub const ANSWERS: &str = "kz_record_call.answers";
 
-/// What it is called in logs and metrics.
+/// The queue's name in logs and metrics.
 const QUEUE: &str = "answers";
 
 const CATEGORY: &str = "kz_record_call";
 const NAME: &str = "answer_owed";
 
-/// A result must get through: so often it is tried, each try as long as a publish may take.
+/// A result must get through. It is tried this often, and each try takes as long as a publish may take.
 const RESULT_TRIES: u32 = 12;
 
-/// With an alarm the broker takes results of nobody: so long an action is kept here, as no other worker can answer it either.
+/// During an alarm the broker accepts results from no worker. An action is kept here for this long, because no other worker can answer it
+/// either.
 pub(super) const ALARM_PATIENCE: Duration = Duration::from_secs(600);
 
-/// So long `action.accepted` may keep the rest waiting. Callflow only logs it.
+/// `action.accepted` may delay the result for this long. Callflow only logs it.
 const ACCEPTED_PATIENCE: Duration = Duration::from_secs(1);
 
-/// So long an action waits here until its callflow node has room for the answer. Then the answer waits in a queue of its own.
+/// An action waits here for this long until its callflow node has room for the answer. Then the answer waits in a queue of its own.
 const ROOM_PATIENCE: Duration = Duration::from_millis(500);
 
-/// One address may have this share of the actions that are taken at once in waiting.
+/// One address may use one part in this many of the prefetched actions for answers that wait.
 const SHARE: u16 = 8;
 
-/// Kazoo connects again after 1.5 to 5 s (`kz_amqp_connection`), and declares the queue by the same name. So long nobody asks whether its call is over.
+/// Kazoo reconnects after 1.5 to 5 s (`kz_amqp_connection`), and declares the queue by the same name. For this long the worker does not
+/// query whether the call is over.
 const SURELY_AWAY: Duration = Duration::from_secs(60);
 
-/// No call waits for longer.
+/// No call waits longer than this.
 const GIVEN_UP: Duration = Duration::from_secs(86_400);
 
-/// Between two tries, before and after that.
+/// Interval between two tries, before and after `SURELY_AWAY`.
 const OFTEN: Duration = Duration::from_millis(500);
 const SELDOM: Duration = Duration::from_secs(5);
 
-/// A result that its queue may not have had room for is sent once more after this: a repeat is ignored, one that was dropped is not missed.
+/// A result is sent once more after this time, if its queue may have had no room for it. The callflow ignores a repeat, and needs it if the
+/// first one was dropped.
 const ONCE_MORE: Duration = Duration::from_secs(2);
 
-/// Answers an action that nothing else can be done about, if it says whom to answer. `false` when its call still waits.
+/// Answers an action for which nothing else can be done, if it has a reply address. `false` when its call still waits.
 pub async fn answer(parts: &Arc<Parts>, delivery: &Delivery) -> bool {
     let room = parts.room.of(delivery).await;
     let to = delivery.envelope().map(|envelope| ReplyTo::of(&envelope));
@@ -66,14 +69,14 @@ pub async fn answer(parts: &Arc<Parts>, delivery: &Delivery) -> bool {
     match to {
         Ok(Ok(to)) => {
             accept(parts, &to).await;
-            // What it came to is told there.
+            // `result` logs what came of it.
             result(parts, &to).await
         }
         _ => true,
     }
 }
 
-/// The callflow only logs it, and what counts is the result: where there is no room for it at once, it is left out.
+/// Callflow only logs `action.accepted`, and what counts is the result. Without room at once it is left out.
 pub(super) async fn accept(parts: &Parts, to: &ReplyTo) {
     if parts.publisher.alarm().is_some() {
         return;
@@ -95,7 +98,7 @@ pub(super) async fn accept(parts: &Parts, to: &ReplyTo) {
     }
 }
 
-/// Sends the result, or writes down that it is owed where its callflow node has no room for it. `false` when neither is done.
+/// Sends the result, or notes that it is owed if its callflow node has no room for it. `false` when neither is done.
 pub(super) async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
     let queue = to.address.queue();
     let share = usize::from((parts.config.amqp.prefetch_actions / SHARE).max(1));
@@ -128,7 +131,7 @@ pub(super) async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sent {
     Yes,
-    /// No queue takes it. A callflow node that lost its connection declares its queue again, by the same name; its calls wait.
+    /// No queue takes it. A callflow node that lost its connection declares its queue again by the same name, and its calls wait.
     Nowhere,
     No,
 }
@@ -146,7 +149,7 @@ async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> Sent {
                 return Sent::Yes;
             }
             Err(error) if error.is_unroutable() => return Sent::Nowhere,
-            // The alarm itself is told once.
+            // The broker's alarm itself is logged once.
             Err(error) if error.is_alarm() => {}
             Err(error) => {
                 tries += 1;
@@ -155,7 +158,7 @@ async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> Sent {
         }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
-            // Another worker answers it sooner than this one, which goes down.
+            // This worker shuts down, so another worker answers sooner.
             () = parts.stop.cancelled() => return Sent::No,
         }
     }
@@ -175,7 +178,7 @@ fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
             () = parts.stop.cancelled() => {}
         }
         let _pass = parts.keep_pace(to.address.queue()).await;
-        // The first one was confirmed; this one is for a queue that dropped it.
+        // The first one was confirmed. This one is needed if the queue dropped the first.
         let _ = parts
             .publisher
             .publish(&action::continues(&parts.sender, &parts.current(&to)))
@@ -184,7 +187,7 @@ fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
     tasks.spawn(trace::carried(survive("result_once_more", repeating)));
 }
 
-/// Writes down that an answer is owed, `since` then, else since now. `false` when it is not durable.
+/// Notes that an answer is owed, since then or else since now. `false` when the note is not durable.
 pub(super) async fn owe(parts: &Parts, to: &ReplyTo, since: Option<Moment>) -> bool {
     let since = since.unwrap_or_else(|| parts.now());
     let body = json!({ "Call-ID": to.call_id, "Reply-To": to.address.to_string(), "Since": since.unix_micros() });
@@ -221,8 +224,8 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
     }
 }
 
-/// An answer whose callflow node is away waits at the end of its queue, so that those of other nodes do not wait for it; until the node is back, or the call
-/// is over.
+/// An answer whose callflow node is away waits at the end of its queue, so that answers of other nodes do not wait for it. It waits until
+/// the node is back, or the call is over.
 async fn wait_for_node(parts: &Arc<Parts>, delivery: Delivery, to: &ReplyTo) {
     let since = delivery
         .envelope()

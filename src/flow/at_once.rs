@@ -1,4 +1,4 @@
-//! Stops of one call that come at once, to several workers.
+//! Stops of one call that reach several workers at the same time.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::ledger::Address;
 use super::registry::Open;
 use super::start::Job;
 
-/// How long the ledger has to tell a recording.
+/// Time limit for the ledger to load a recording.
 const KNOWLEDGE: Duration = Duration::from_secs(1);
 
 /// Another worker's message about a stop that it sent at the same time is there after the first of these, or on a busy machine after both.
@@ -22,12 +22,12 @@ const AT_ONCE: Duration = Duration::from_millis(1500);
 /// By more than that the clocks of a switch and of a worker do not differ, and no command is under way for longer.
 const WELL_BEFORE: Duration = Duration::from_secs(2);
 
-/// Stops of one call that may come at once.
+/// How many stops of one call may come at the same time.
 const MOST_AT_ONCE: usize = 4;
 
-/// Two stops of one call that come at the same moment to two workers must not both be spent on its newest recording: the later of the two is for the one
-/// before. Both workers see the same facts, and the same of them as the later. Nor must one be spent on a recording that was over, and whose end was on
-/// its way.
+/// Two stops of one call can reach two workers at the same moment. They must not both be spent on the call's newest recording: the later
+/// stop is for the recording before it. Both workers see the same facts, so both see the same stop as the later one. Nor must a stop be
+/// spent on a recording that was over while its end was on the way.
 pub(super) async fn the_one_before(job: &Job<'_>, open: &Open, asked: &Fact) -> Option<Open> {
     let registry = &job.parts.registry;
     let mut others = registry.of_call(job.action.call.fetch_id.as_deref(), &job.action.call_id);
@@ -76,7 +76,7 @@ async fn not_spent(job: &Job<'_>, open: &Open, mine: (Moment, &str)) -> Option<O
     Some(newest)
 }
 
-/// What is known of a recording by now; of one that is over the ledger knows it.
+/// What is known of a recording by now. The ledger knows a recording that is over.
 async fn now_known(job: &Job<'_>, open: &Open) -> Option<Entry> {
     if let Some(entry) = job.parts.registry.entry(open.key) {
         return Some(entry);
@@ -90,7 +90,7 @@ async fn now_known(job: &Job<'_>, open: &Open) -> Option<Entry> {
     Some(loading.ok()?.ok()??.entry)
 }
 
-/// When a stop was carried out, and which.
+/// When a stop was carried out, and which stop it was.
 fn stop_of(fact: &Fact) -> Option<(Moment, &str)> {
     match &fact.what {
         What::StopAsked { action, .. } => Some((fact.at, action)),

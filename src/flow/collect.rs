@@ -1,4 +1,4 @@
-//! ③ Collect: the switch is asked for its file, and uploads it to our ingest.
+//! ③ Collect: the worker asks the switch for its file, and the switch uploads the file to our ingest.
 
 use std::time::Duration;
 
@@ -20,20 +20,20 @@ use super::perform::{AGAIN, Crowded, InHand, Parts};
 use super::still::Look;
 use crate::lifecycle::{Answer, Case, Input};
 
-/// How soon a recording comes back that found too many waiting for its switch. Twice as long each time, for a few times.
+/// First delay of a recording that found too many other recordings waiting for its switch. The delay doubles each time, a few times.
 const PUT_OFF: Duration = Duration::from_secs(20);
 
-/// What a switch brought, or why it did not.
+/// What a switch uploaded, or why it did not.
 type Fetched = Result<Upload, (CollectFailure, String)>;
 
-/// What came of a file that must be whole.
+/// The result of a collect whose file must be complete.
 enum Whole {
     Brought(Box<(Fetched, Look, OwnedSemaphorePermit)>),
-    /// It was asked for twice, and was another one.
+    /// The file was collected twice, and differed.
     Grows,
 }
 
-/// Whether an end that was presumed, because the file rested, was presumed of other bytes than these.
+/// Whether the end was presumed because the file was unchanged, and the file has other bytes now.
 fn is_other_than_probed(entry: &Entry, audio: &Audio) -> bool {
     let since = entry.latest_start().map(|told| told.at);
     let probe = entry
@@ -44,7 +44,7 @@ fn is_other_than_probed(entry: &Entry, audio: &Audio) -> bool {
 }
 
 impl Parts {
-    /// Asks the switch for the file, and waits for what comes.
+    /// Asks the switch for the file, and waits for the result.
     pub(super) async fn collect(
         &self,
         case: &Case,
@@ -82,7 +82,7 @@ impl Parts {
         .emit();
         match result {
             Ok(upload) if is_other_than_probed(&case.entry, &upload.audio) => {
-                // Its end was presumed because it rested, and it did not.
+                // The end was presumed because the file was unchanged. Since then it has changed.
                 upload.answer(Answer::Keep);
                 let before = case.entry.postponed().count();
                 let pause = self.policy.retry.get(before).or(self.policy.retry.last());
@@ -94,7 +94,7 @@ impl Parts {
                 ))
             }
             Ok(upload) if self.is_kept_before(case, &upload.audio.digests).await => {
-                // The recording that has it lets the file go, too.
+                // The recording that has this audio also releases the file.
                 upload.answer(Answer::Keep);
                 Some(ancestors::already_kept())
             }
@@ -117,7 +117,8 @@ impl Parts {
         }
     }
 
-    /// Asks for the file until it is surely whole: at once, unless the switch may be recording into it again. `None`: the worker is going down.
+    /// Asks for the file until it is certainly complete: at once, unless the switch may be recording into it again. `None`: the worker is
+    /// shutting down.
     async fn whole(&self, case: &Case, order: &Order, node: &str, path: &str) -> Option<Whole> {
         let mut before: Option<Digests> = None;
         loop {
@@ -152,13 +153,15 @@ impl Parts {
         }
     }
 
-    /// A slot of the switch. Who waits for one is not busy: neither the sweep nor the recordings of other switches wait for it.
+    /// Waits for a slot of the switch. A task that waits for one is not busy: neither the sweep nor the recordings of other switches wait
+    /// for it.
     async fn slot_of(&self, switch: &str) -> Option<OwnedSemaphorePermit> {
         let _idle = self.hands.idle();
         self.unless_stopped(self.switches.slot(switch)).await?
     }
 
-    /// Where so many wait for a slot of the switch already, further recordings rest in the ledger: memory is no place for a switch's backlog.
+    /// If enough recordings wait for a slot of the switch already, further ones wait in the ledger: a switch's backlog must not fill the
+    /// memory.
     fn put_off(&self, case: &Case, switch: &str) -> Option<Input> {
         let crowded = self.switches.crowded(switch);
         if crowded == Crowded::No {
@@ -170,14 +173,14 @@ impl Parts {
             first: crowded == Crowded::Newly,
         }
         .emit();
-        // Longer for what has waited for longer, and not all at once.
+        // The delay grows with the waiting time, and has a jitter.
         let before = u32::try_from(case.entry.postponed().count()).unwrap_or(u32::MAX);
         let pause = PUT_OFF * 2u32.saturating_pow(before.min(4));
         let until = self.now().plus(pause.mul_f64(0.75 + fastrand::f64() * 0.5));
         Some(self.postponed(case, until, format!("{switch} is busy")))
     }
 
-    /// What comes of it; `None` when the worker is going down.
+    /// The result of `what`; `None` when the worker is shutting down.
     async fn unless_stopped<T>(&self, what: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             done = what => Some(done),
@@ -185,7 +188,7 @@ impl Parts {
         }
     }
 
-    /// Asks for the file to look at it, and leaves it on the switch: an end that nobody told is proved by two equal looks.
+    /// Reads the file, and leaves it on the switch. Two equal probes prove an end that no event reported.
     pub(super) async fn probe(&self, case: &Case, n: u32, attempt: u32, node: &str, path: &str) -> Option<Input> {
         let order = case.entry.order()?;
         if let Some(later) = self.put_off(case, node) {
@@ -206,8 +209,8 @@ impl Parts {
         })
     }
 
-    /// The switch has no such file. Before it counts as missing: another worker may have stored it, and the switch deleted it; or it was all in the
-    /// recording before.
+    /// The switch has no such file. Two cases are checked before the file counts as missing. Another worker may have stored it, and the
+    /// switch deleted it. Or the recording before contains all of it.
     async fn missing(&self, case: &Case, order: &Order, attempt: u32, why: String) -> Input {
         let (failure, why) = match self.stored_already(case, order).await {
             Ok(Some(delivered)) => return Input::Fact(delivered),
@@ -224,8 +227,8 @@ impl Parts {
         Input::Fact(What::CollectFailed { attempt, failure, why })
     }
 
-    /// Asks once more for a file that the switch was never told to let go. Only the audio that is safe already is let go; whatever else is
-    /// there, such as a recording that began anew, stays.
+    /// Asks once more for a file that was never released. Only audio that is safe already is released. Anything else in the file, such as a
+    /// recording that began anew, stays.
     pub(super) async fn tidy(&self, case: &Case, n: u32, node: &str, path: &str) -> Option<Input> {
         let order = case.entry.order()?;
         if let Some(later) = self.put_off(case, node) {
@@ -249,7 +252,7 @@ impl Parts {
             Ok(upload) => {
                 upload.answer(Answer::Keep);
                 if let Some(told) = case.entry.untold_start() {
-                    // It was recorded into again, and nobody told: that becomes a recording of its own.
+                    // The switch recorded into the file again, and no event reported it. That becomes a recording of its own.
                     return Some(Input::Fact(What::Started(Box::new(told))));
                 }
                 Some("what is there now is not what is safe".to_owned())
@@ -269,7 +272,7 @@ impl Parts {
         Some(Input::Fact(What::Tidied { n, left }))
     }
 
-    /// The outcome is what our ingest received, never what the reply says.
+    /// The result is what our ingest received, never what the reply says.
     async fn fetch(&self, case: &Case, order: &Order, node: &str, path: &str) -> Fetched {
         if !self.ingest.spool().has_room(0) {
             return Err((CollectFailure::NotNow, "the spool's disk has too little room".into()));
@@ -317,7 +320,7 @@ impl Parts {
                         return Err((CollectFailure::Broken, "the upload was lost".into()));
                     }
                     if let Progress::Failed(error) = &*progress.borrow() {
-                        // The switch still has to say so; another zone's upload may come too.
+                        // The switch's reply must still come, and an upload of another zone may come too.
                         said = Some((CollectFailure::Broken, error.to_string()));
                         patience = Instant::now() + limits.upload_start_timeout.min(AGAIN);
                     }
@@ -336,7 +339,7 @@ impl Parts {
                     if said.is_none() || failure == CollectFailure::Missing {
                         said = Some((failure, why));
                     }
-                    // A PUT that is under way decides, whatever the reply says; without one this is the end of it.
+                    // A PUT that is under way decides, whatever the reply says. Without a PUT the attempt ends here.
                     patience = patience.min(Instant::now() + Duration::from_millis(200));
                 }
                 () = tokio::time::sleep_until(patience), if !receiving => {

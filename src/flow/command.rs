@@ -1,4 +1,4 @@
-//! What is said to a call: start, stop, mask; and asked of it: does it live, is it answered.
+//! Commands to a call (start, stop, mask), and queries about it: is it alive, is it answered.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::telemetry::trace::{self, Stage};
 use super::perform::Parts;
 use crate::lifecycle::Input;
 
-/// How long ecallmgrs have to answer for a channel: what Kazoo itself gives them.
+/// Time limit for ecallmgrs to answer a channel query. Kazoo itself gives them this long.
 const CHANNEL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a control queue may be missing: an ecallmgr that lost its connection to the broker is back within seconds, with the same queues.
@@ -30,7 +30,7 @@ const AWAY: Duration = Duration::from_secs(60);
 const BACK_SOON: Duration = Duration::from_secs(3);
 
 impl Parts {
-    /// Sends the start command of an order, for the call's id as it is now.
+    /// Sends the start command of an order, with the call's present id.
     ///
     /// # Errors
     /// As `Publisher::publish`; unroutable means that the call's control queue is gone.
@@ -43,7 +43,7 @@ impl Parts {
         self.send(call_id, order.media_id.as_str(), "start", &message).await
     }
 
-    /// Stops, masks or unmasks what is recorded into `file_name`.
+    /// Stops, masks or unmasks the recording into `file_name`.
     ///
     /// # Errors
     /// As `Publisher::publish`.
@@ -83,7 +83,7 @@ impl Parts {
         sent
     }
 
-    /// The start command of an entry that was left uncommanded.
+    /// Sends the start command of an entry that was left uncommanded.
     pub(super) async fn command(&self, entry: &Entry) -> Option<Input> {
         let order = entry.order()?;
         let trigger = order.command.as_ref().map_or(Trigger::Now, |command| command.trigger);
@@ -103,13 +103,13 @@ impl Parts {
         }
     }
 
-    /// A delayed start never fires on a channel that is answered, or bridged, already: then a plain start with the same name and id follows. The
-    /// switch ignores the second of the two.
+    /// A delayed start never fires on a channel that is answered, or bridged, already. Then a plain start with the same name and id
+    /// follows. The switch ignores the second of the two.
     pub(super) async fn start_if_so_already(&self, order: &Order, call_id: &str) {
         let Some(state) = self.channel_state(call_id).await else {
             return;
         };
-        // Meanwhile it may have begun after all, and be over already, or be unwanted: then this start would begin another recording.
+        // Meanwhile the recording may have begun after all, be over already, or be unwanted. Then this start would begin another recording.
         let waits = |entry: Entry| !has_begun(&entry) && entry.stop_asked_at().is_none();
         if !self.registry.entry(order.key).is_some_and(waits) {
             return;
@@ -124,7 +124,7 @@ impl Parts {
         }
     }
 
-    /// The same for an order that somebody else's hands left: whoever commanded it may not have come so far.
+    /// The same for an order that this task took over. The task or worker that commanded it may not have come so far.
     async fn delayed(&self, entry: &Entry, call_id: &str) {
         let delayed = |order: &&Order| order.command.as_ref().is_some_and(|c| c.trigger != Trigger::Now);
         if let Some(order) = entry.order().filter(delayed)
@@ -135,7 +135,7 @@ impl Parts {
         }
     }
 
-    /// The n-th command that stops, masks or unmasks a recording that runs.
+    /// Sends the n-th command that stops, masks or unmasks a running recording.
     pub(super) async fn control(&self, entry: &Entry, what: Control, n: u32) -> Option<Input> {
         let order = entry.order()?;
         let action = entry.mask_to_send().map(|(action, ..)| action.to_owned());
@@ -150,7 +150,7 @@ impl Parts {
             },
         };
         let lost = |n| match what {
-            // A control queue that is gone takes no stop, now or later; the count goes on to its alarm.
+            // A control queue that is gone takes no stop, now or later. The stop counts as sent, so that the alarm comes.
             Control::Stop => What::StopSent { n, start },
             Control::Mask | Control::Unmask => What::NotObeyed {
                 action: action.clone().unwrap_or_default(),
@@ -211,7 +211,7 @@ impl Parts {
                 let to = Address::parse(&route.control).ok()?;
                 Some((to, self.replaced.current(&route.call_id)))
             }
-            // One that another worker heard of, else the start's.
+            // An address that another worker heard of, else that of the start.
             _ => {
                 let told = carrier.control.and_then(|control| Address::parse(&control).ok());
                 Some((told.or_else(|| order.control())?, current))
@@ -219,12 +219,13 @@ impl Parts {
         }
     }
 
-    /// Whether the recording's call lives: any leg that carries it or may, or, where all that are known are gone, another leg of the same
-    /// conversation, for a recording goes from leg to leg without a word. Silence of every ecallmgr proves nothing.
+    /// Whether the recording's call is alive. Any leg that the recording is on, or may be on, counts. If all known legs are gone, another
+    /// leg of the same conversation counts, because a recording goes from leg to leg without an event. Silence of every ecallmgr proves
+    /// nothing.
     pub(super) async fn look_for_channel(&self, entry: &Entry, n: u32) -> Option<Input> {
         let entry = self.registry.complete(entry.clone());
         self.note_legs(&entry);
-        // A channel may be known by another id by now.
+        // A channel may have another id by now.
         let mut legs: Vec<String> = entry
             .living_legs()
             .into_iter()
@@ -249,7 +250,7 @@ impl Parts {
         Some(Input::Fact(What::ChannelSeen { n, alive }))
     }
 
-    /// What this worker learnt of the legs, of which nothing else is written, goes into the ledger with this look.
+    /// What this worker learned of the legs goes into the ledger with this channel query. No other write contains it.
     fn note_legs(&self, entry: &Entry) {
         for (_, leg) in entry.legs() {
             let _ = self
@@ -258,7 +259,7 @@ impl Parts {
         }
     }
 
-    /// Whether any leg of a conversation lives; `None` when nobody could tell.
+    /// Whether any leg of a conversation is alive; `None` when no ecallmgr could be asked, or answered.
     async fn converses(&self, interaction: &str) -> Option<bool> {
         let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
@@ -277,12 +278,12 @@ impl Parts {
         answered.then_some(false)
     }
 
-    /// Whether a channel lives; `None` when nobody could tell.
+    /// Whether a channel is alive; `None` when no ecallmgr could be asked, or answered.
     pub async fn is_alive(&self, call_id: &str) -> Option<bool> {
         self.seen(call_id, CHANNEL_PATIENCE).await
     }
 
-    /// Whether an ecallmgr says within that time that a channel is gone, and none that it lives.
+    /// Whether an ecallmgr says within that time that a channel is gone, and no ecallmgr says that it is alive.
     pub(super) async fn is_gone(&self, call_id: &str, patience: Duration) -> bool {
         self.seen(call_id, patience).await == Some(false)
     }
@@ -310,7 +311,7 @@ impl Parts {
         gone.then_some(false)
     }
 
-    /// What the ecallmgr that knows a channel says of it; `None` when none does.
+    /// The state of a channel, from the ecallmgr that knows it; `None` when no ecallmgr does.
     pub async fn channel_state(&self, call_id: &str) -> Option<ChannelState> {
         let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
@@ -327,7 +328,7 @@ impl Parts {
     }
 }
 
-/// Whether the switch told of it at all: its start may have been lost on the way.
+/// Whether the switch reported the recording at all: its start event may have been lost.
 fn has_begun(entry: &Entry) -> bool {
     entry.started().is_some() || entry.ended().is_some()
 }

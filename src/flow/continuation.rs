@@ -10,12 +10,13 @@ use super::registry::Open;
 use crate::lifecycle::{Case, Input};
 
 impl Parts {
-    /// Hands on what was told of a recording's continuation. Done when that is durable; the sweep takes it from there.
+    /// Hands on the events of a recording's continuation. It is done when they are durable, and the sweep resumes the continuation from
+    /// there.
     pub(super) async fn hand_on(&self, case: &Case) -> Option<Input> {
         let (continuation, told) = case.entry.continuation(self.now(), &self.policy.worker)?;
         self.begin(&continuation).await?;
         for fact in continuation.facts() {
-            // It may be in hand here already, with less.
+            // The continuation may be in flight here already, with fewer facts.
             if !matches!(fact.what, What::Asked(_) | What::Commanded) {
                 let _ = self.hands.tell(continuation.key, Input::Fact(fact.what.clone()));
             }
@@ -41,14 +42,14 @@ impl Parts {
         Some(Input::Fact(What::Continued { told }))
     }
 
-    /// Makes held audio that is not this recording's a recording of its own.
+    /// Splits misattributed audio in the hold off into a recording of its own.
     pub(super) async fn separate(&self, case: &Case, name: String) -> Option<Input> {
         let separated = case.entry.separated(&name, self.now(), &self.policy.worker)?;
         self.begin(&separated).await?;
         Some(Input::Fact(What::Separated { name }))
     }
 
-    /// Lets the ledger, or the journal, have a new entry.
+    /// Writes a new entry into the ledger, or into the journal.
     async fn begin(&self, entry: &Entry) -> Option<()> {
         while !journal::write(self, entry).await {
             self.rest().await?;

@@ -1,4 +1,5 @@
-//! For tests that kill the worker at each of its steps, or let one of them panic. Only debug builds have it; in a release build it is nothing.
+//! Test hooks that kill the worker at any of its steps, or let a step panic. Only debug builds have them. In a release build they do
+//! nothing.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -46,7 +47,7 @@ impl Crash {
 
     fn die_at(&self, side: Side, n: u32) {
         if self.at == Some((side, n)) {
-            // As SIGKILL would: nothing is finished, nothing is given back.
+            // As SIGKILL would: nothing is finished, nothing is returned to a queue.
             std::process::abort();
         }
     }

@@ -1,4 +1,4 @@
-//! ④ Deliver: the audio, in hand or in the hold, goes to its destination.
+//! ④ Deliver: the audio, in flight or in the hold, goes to its destination.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use super::way::{By, Way};
 use crate::lifecycle::{Case, Input};
 
 impl Parts {
-    /// Brings the audio to its destination, unless that rests or is busy.
+    /// Delivers the audio to its destination, unless the target's circuit breaker is open, or all its slots are taken.
     pub(super) async fn deliver(
         &self,
         case: &Case,
@@ -39,7 +39,7 @@ impl Parts {
             Err(error) => return self.failed(case, attempt, (destination, ""), &error, begun),
         };
         let slot = match (destination, self.hosts.free_slot(&way.host)) {
-            // Uploads from switches are bounded already, and a file brought here in vain costs more than it spares.
+            // Uploads from switches are limited already, and a file that is collected in vain costs more than the limit saves.
             (Destination::Account, slot) => slot,
             (_, None) => return self.postponed(case, self.now().plus(BUSY), format!("{} is busy", way.host)),
             (_, slot) => slot,
@@ -116,7 +116,7 @@ impl Parts {
                     audio: None,
                     deleted: stored.deleted,
                     edit_told: false,
-                    // One that was there already is read again.
+                    // A document that existed already is read again.
                     controls: Some(match stored.road {
                         Some(_) => case.entry.controls().fingerprint(),
                         None => String::new(),
@@ -136,7 +136,7 @@ impl Parts {
                     length: audio.size,
                     content_type: order.format.content_type(),
                     method: order.method,
-                    // Never that of a recording which was first with an id that both were to have.
+                    // Two recordings can get the same id. This is never the key of the one that had it first.
                     key: &placed.idempotency_key(),
                 };
                 let sent = self.users.send(&target, &upload).await?;
@@ -209,7 +209,8 @@ impl Parts {
         }
     }
 
-    /// Writes into the document that came before the audio that the recording rests. The ledger knows it anyway: it is tried once.
+    /// Writes into the document that came before the audio that the recording is parked. It is tried once, because the ledger
+    /// knows it anyway.
     pub(super) async fn mark(&self, case: &Case, n: u32, cause: Cause) -> Input {
         let marked = async {
             let destination = case.entry.destination().unwrap_or(Destination::Url);
@@ -235,7 +236,7 @@ impl Parts {
         Input::Fact(What::Marked { n })
     }
 
-    /// The document, found or made.
+    /// Finds the document, or creates it.
     async fn placed(
         &self,
         couch: &Couch,
@@ -250,7 +251,7 @@ impl Parts {
         {
             return Ok(placed);
         }
-        // The last one only when the others are taken: a month's database may be made while we look.
+        // The last id is used only when the other ids are taken: the database of a month may be created meanwhile.
         let all = ids_with_other(order, audio);
         let (ids, other) = all.split_at(all.len() - 1);
         let progress = Progress {
@@ -261,7 +262,7 @@ impl Parts {
         let subject = self.subject(case, destination, audio)?;
         let mut created = pending::create(couch, ids, &subject, &progress).await;
         if let Err(DeliveryError::NoDatabase(database)) = &created
-            // Of another server's databases nobody here knows who makes them.
+            // On another server this worker does not know what creates the databases.
             && couch.is_same_server(&self.couch)
         {
             self.create_missing(case, database).await?;
@@ -277,7 +278,7 @@ impl Parts {
         Ok(placed)
     }
 
-    /// The audio, and where it can be read: the upload in hand, else the hold.
+    /// The audio, and where it can be read: the upload in flight, else the hold.
     fn audio(&self, case: &Case, hand: Option<&InHand>) -> Result<(Audio, Source), DeliveryError> {
         if let Some(hand) = hand {
             let audio = case.entry.judged(hand.upload.audio.clone());
@@ -288,7 +289,7 @@ impl Parts {
         Ok((seen(case)?, Source::held(self.hold.clone(), holding.clone())))
     }
 
-    /// What makes the document, for whichever id it gets.
+    /// Builds the document for any of its possible ids.
     fn subject<'a>(
         &'a self,
         case: &'a Case,
@@ -357,7 +358,7 @@ fn order(case: &Case) -> Result<&Order, DeliveryError> {
     case.entry.order().ok_or_else(unknown)
 }
 
-/// The audio as it last passed through our hands.
+/// The audio as a worker received it last, else as the hold has it.
 fn seen(case: &Case) -> Result<Audio, DeliveryError> {
     let held = case.entry.held();
     let audio = case.entry.judged_audio();

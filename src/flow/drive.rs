@@ -1,5 +1,5 @@
-//! Drives one recording: what happened goes into `next`, what it asks for is performed, until nothing is to be done now. Every step is noted
-//! in the ledger.
+//! Drives one recording. An input goes into `step`, and the effect that `step` asks for is performed, until nothing must be done now. Every
+//! step is noted in the ledger.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,7 +25,7 @@ mod survive;
 use survive::Left;
 pub use survive::begin;
 
-/// Hands `input` to the task that has the recording in hand, or begins to drive it.
+/// Passes `input` to the task that has the recording in flight, or starts to drive it.
 pub fn go_on(parts: &Arc<Parts>, entry: Entry, input: Input) {
     let key = entry.key;
     let Err(input) = parts.hands.tell(key, input) else {
@@ -33,7 +33,7 @@ pub fn go_on(parts: &Arc<Parts>, entry: Entry, input: Input) {
     };
     let input = match parts.hands.take(key) {
         Some(mailbox) => return begin(parts, entry, input, mailbox),
-        // Another task took it in between.
+        // Another task took the recording in the meantime.
         None => parts.hands.tell(key, input),
     };
     if input.is_err() {
@@ -45,10 +45,10 @@ pub fn go_on(parts: &Arc<Parts>, entry: Entry, input: Input) {
     }
 }
 
-/// Drives the recording on from `input` until nothing is to be done now, or the worker is going down.
+/// Drives the recording from `input` until nothing must be done now, or the worker shuts down.
 async fn drive(parts: &Parts, entry: Entry, input: Input, mailbox: &mut Mailbox, left: &Mutex<Left>) {
     let trace = trace_of(&entry);
-    // Boxed: each layer around it would hold it on the thread's stack while it is moved there.
+    // Boxed: otherwise each layer around it would hold it on the thread's stack while it is moved there.
     let driving = Box::pin(drive_on(parts, entry, input, mailbox, left));
     trace::within(Stage::Recording, trace, driving).await;
 }
@@ -124,10 +124,10 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: &mut Mailb
     }
 }
 
-/// How long the ledger has before the switch is told to keep its file.
+/// Time limit for the ledger to confirm. After that the switch gets the answer to keep its file.
 const NO_RETURN: Duration = Duration::from_secs(5);
 
-/// How long the ledger has to tell what other workers know.
+/// Time limit for the ledger's answer to what other workers know.
 const KNOWLEDGE: Duration = Duration::from_secs(2);
 
 struct Driver<'a> {
@@ -138,7 +138,7 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
-    /// Takes in what happened, tells what came of it, and notes it.
+    /// Applies an input, reports what came of it, and notes it.
     async fn step(&mut self, input: Input) -> Next {
         let (parts, before) = (self.parts, self.case.entry.clone());
         self.leave(Some(input.clone()));
@@ -147,7 +147,7 @@ impl Driver<'_> {
         if *entry != before {
             tell(parts, &before, entry);
             if entry.is_open() {
-                // Whoever hears of its end here begins with what is remembered.
+                // A handler that receives its end in this worker starts from what is remembered.
                 parts.registry.remember(entry);
             }
         }
@@ -159,7 +159,7 @@ impl Driver<'_> {
             .is_some_and(|lease| lease.until.since(now) > parts.config.ledger.lease / 2);
         if *entry != before || !held {
             self.lease = Some(parts.ledger.lease(parts.config.ledger.lease));
-            // Nobody waits for this: what counts is noted once more at the rest.
+            // This write is not awaited: `rest` notes everything that counts once more.
             drop(
                 parts
                     .ledger
@@ -170,7 +170,7 @@ impl Driver<'_> {
         next
     }
 
-    /// What is left behind, should the next thing panic.
+    /// What is left behind if the next step panics.
     fn leave(&self, taking: Option<Input>) {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         if taking.is_none() && left.entry != self.case.entry {
@@ -179,8 +179,8 @@ impl Driver<'_> {
         left.taking = taking;
     }
 
-    /// Whether it says that audio is not where it belongs, or that there must be more of it. Another worker may have brought it there, and this one
-    /// not heard of it.
+    /// Whether the effect says that audio is not at its destination, or that more audio must exist. Another worker may have delivered the
+    /// audio without this worker knowing.
     fn is_bad_news(&self, effect: &Effect) -> bool {
         match effect {
             Effect::Announce(Announcement::Outcome(_)) => self.case.entry.delivery().is_none(),
@@ -189,7 +189,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Takes in what the ledger knows. `None`: the worker is going down.
+    /// Merges what the ledger knows. `None`: the worker is shutting down.
     async fn learn(&mut self) -> Option<Next> {
         loop {
             if let Some(next) = self.learn_now().await {
@@ -199,7 +199,7 @@ impl Driver<'_> {
         }
     }
 
-    /// The same, if the ledger tells it now.
+    /// The same, if the ledger answers now.
     async fn learn_now(&mut self) -> Option<Next> {
         let address = address(&self.case.entry);
         let known = tokio::time::timeout(KNOWLEDGE, self.parts.ledger.load(&address));
@@ -210,12 +210,12 @@ impl Driver<'_> {
         Some(self.step(input).await)
     }
 
-    /// The end that is known now, by its place among the events.
+    /// The end that is known now, by its position among the events.
     fn end(&self) -> Option<i64> {
         self.case.entry.ended().map(Told::order)
     }
 
-    /// Takes in what others learnt meanwhile; whether there was something.
+    /// Applies the inputs that arrived from other tasks meanwhile. Returns whether there were any.
     async fn heard(&mut self, mailbox: &mut Mailbox) -> bool {
         let mut heard = false;
         while let Some(input) = mailbox.take_next() {
@@ -225,8 +225,8 @@ impl Driver<'_> {
         heard
     }
 
-    /// Takes in an upload that was asked for when this `end` was known. What the switch recorded into the file since then is perhaps not in
-    /// it: then the file is left there, and asked for again.
+    /// Applies an upload that was asked for when this `end` was known. What the switch recorded into the file since then may be missing in
+    /// it. Then the file is left on the switch, and asked for again.
     async fn receive(
         &mut self,
         audio: Audio,
@@ -236,7 +236,7 @@ impl Driver<'_> {
     ) -> Next {
         self.heard(mailbox).await;
         if audio.disagrees() {
-            // Perhaps others were told of a part of it.
+            // Another worker may have received the end of one of its parts.
             self.learn_now().await;
         }
         if self.end() == end {
@@ -248,11 +248,11 @@ impl Driver<'_> {
         self.step(Input::Due).await
     }
 
-    /// Performs `effect`; while that takes its time, others are told that the recording is in hand.
+    /// Performs `effect`. Meanwhile it renews the lease, so that other workers see that the recording is in flight.
     async fn perform(&self, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
         let parts = self.parts;
         let lease = parts.config.ledger.lease;
-        // Of all effects the largest: boxed, for a thread's stack must hold what is moved about.
+        // Boxed, because this future is the largest of all, and a thread's stack must hold what is moved.
         let mut performed = Box::pin(parts.perform(&self.case, effect, hand));
         loop {
             tokio::select! {
@@ -265,12 +265,12 @@ impl Driver<'_> {
         }
     }
 
-    /// The point of no return is the switch's deleting its file. Where only the ledger would tell what became of the audio, it must know
-    /// before; where a look at the destination tells it too, nobody waits. `None`: the worker is going down.
+    /// The switch's deletion of its file is the point of no return. If only the ledger can say what became of the audio, the ledger must
+    /// know it before. If the destination can say it too, the worker does not wait. `None`: the worker is shutting down.
     async fn safe(&self, effect: Effect) -> Option<Effect> {
         let entry = &self.case.entry;
-        // A third party may be taken away, and then nobody can look there; and of a name that is recorded under again, at every bridge, the next
-        // worker must know what was let go.
+        // A third party may be removed from the settings, and then no worker can check there. A name that is recorded again at every bridge
+        // is another case: the next worker must know which audio was released.
         let once = || entry.order().is_some_and(|order| !order.may_begin_again());
         let plain = entry
             .delivery()
@@ -288,7 +288,7 @@ impl Driver<'_> {
         }
         let receipt = self.parts.ledger.note(entry, self.lease.clone(), Duration::ZERO).await;
         if let Effect::Tidy { .. } | Effect::Announce(_) = effect {
-            // Nobody waits for that.
+            // No switch waits for this effect, so there is no time limit.
             let durable = tokio::select! {
                 durable = receipt.durable() => durable,
                 () = self.parts.stop.cancelled() => false,
@@ -302,7 +302,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Lets the ledger have everything before the recording is let go. `false` when the worker is going down before.
+    /// Writes everything into the ledger before this task lets the recording go. `false` when the worker shuts down before that.
     async fn rest(&self, nothing_to_wait_for: bool) -> bool {
         let parts = self.parts;
         let mut linger = if nothing_to_wait_for {
@@ -315,11 +315,11 @@ impl Driver<'_> {
             let receipt = parts.ledger.note(&self.case.entry, lease, linger).await;
             let noted = tokio::select! {
                 noted = receipt.noted() => noted,
-                // The writer writes what it has before it ends.
+                // The ledger's writer writes what it has before it ends.
                 () = parts.stop.cancelled() => return false,
             };
             match noted {
-                // What the ledger will never have is no reason to keep it in hand: its writer logs it.
+                // An entry that the ledger will never take is no reason to keep it in flight. The ledger's writer logs it.
                 Noted::Durable | Noted::TooLarge(_) => return true,
                 Noted::Not => linger = Duration::ZERO,
             }
@@ -329,7 +329,7 @@ impl Driver<'_> {
         }
     }
 
-    /// The worker is going down: others may go on at once.
+    /// The worker is shutting down: other workers may resume the recording at once.
     async fn give_back(&self) {
         let note = self
             .parts
@@ -339,7 +339,7 @@ impl Driver<'_> {
     }
 }
 
-/// Tells what a step brought about.
+/// Reports what a step brought about.
 fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
     let call_id = &entry.call_id;
     let account_id = entry.account_id().unwrap_or("");
@@ -401,11 +401,11 @@ fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
 
 /// Whether an outcome means that audio which should be there is not.
 fn is_alarming(outcome: Outcome, cause: Cause) -> bool {
-    // A call that was over before it could be recorded is nobody's fault.
+    // A call that was over before it could be recorded is no fault.
     outcome == Outcome::Failed && cause != Cause::CallGone
 }
 
-/// A recording that is counted while this worker has it in hand.
+/// A recording that is counted while this worker has it in flight.
 struct Counted;
 
 impl Counted {

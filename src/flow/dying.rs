@@ -1,5 +1,5 @@
-//! A handler that panics takes neither its delivery nor its queue's consumer with it: the message is explained and put aside. And a recording
-//! that the program fails on is not lost.
+//! A handler that panics takes neither its delivery nor its queue's consumer with it. The message gets a reason, and goes to the dead
+//! letters. And a recording on which the program panics is not lost.
 
 use std::any::Any;
 use std::future::Future;
@@ -19,13 +19,14 @@ use super::perform::Parts;
 use super::returns::{put_back, reject};
 use super::{answers, start};
 
-/// Why its message is in the dead letters.
+/// The reason for which its message is in the dead letters.
 const WHY: &str = "handler panicked";
 
-/// Runs the handler of one delivery. When it panics before it has settled that, the call is answered if it was an action, and the message goes
-/// to the dead letters. What a handler leaves unsettled goes back to its queue: nothing stays here, where it would take a place for good.
+/// Runs the handler of one delivery. If it panics before it has settled the delivery, the call is answered if the message was an action.
+/// The message goes to the dead letters. A delivery that a handler leaves unsettled goes back to its queue, because it would take a
+/// prefetch slot for good.
 pub async fn watched(parts: &Arc<Parts>, queue: &'static str, spare: Spare, work: impl Future<Output = ()>) {
-    // What a handler shares with others is locks, which are taken over from whoever died holding them, and channels.
+    // A handler shares only locks and channels with other handlers. A lock is taken over from a handler that panicked with it.
     let ended = AssertUnwindSafe(work).catch_unwind().await;
     if let Err(panic) = &ended {
         tell(queue, &**panic);
@@ -35,11 +36,11 @@ pub async fn watched(parts: &Arc<Parts>, queue: &'static str, spare: Spare, work
         return put_back(parts, queue, delivery).await;
     }
     if queue == start::QUEUE {
-        // It may die of the same; the message is put aside all the same.
+        // The answer may panic for the same reason. The message goes to the dead letters all the same.
         let answering = AssertUnwindSafe(answers::answer(parts, &delivery)).catch_unwind();
         match answering.await {
             Ok(true) => {}
-            // Its call waits: the next one may get through to it.
+            // The call waits: the next delivery of the message may bring an answer.
             Ok(false) => return put_back(parts, queue, delivery).await,
             Err(panic) => tell(queue, &*panic),
         }
@@ -47,7 +48,7 @@ pub async fn watched(parts: &Arc<Parts>, queue: &'static str, spare: Spare, work
     reject(parts, delivery, queue, "", WHY).await;
 }
 
-/// As `watched`, for what is acknowledged before it is handled: the next one is handled all the same.
+/// Like `watched`, for messages that are acknowledged before they are handled: the next message is handled in any case.
 pub fn survived(queue: &'static str, delivery: Delivery, handle: impl Fn(Delivery)) {
     if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| handle(delivery))) {
         tell(queue, &*panic);
@@ -65,13 +66,13 @@ fn tell(queue: &'static str, panic: &(dyn Any + Send)) {
     .emit();
 }
 
-/// Notes on its entry that the program failed on a recording. Where even its decisions fail it is parked here.
+/// Notes on its entry that the program panicked on a recording. If even its decisions panic, the recording is parked here.
 pub(super) fn note(entry: &mut Entry, parts: &Parts, why: String) {
     let n = entry.next_number("panicked");
     entry.add(parts.fact(What::Panicked { n, why }));
     let often = usize::try_from(parts.policy.max_attempts).unwrap_or(usize::MAX);
     if entry.panics().count() <= often {
-        // What follows from that is decided where everything is.
+        // `lifecycle` decides what follows from that.
         return;
     }
     let is_open = || entry.outcome().is_none() && entry.parked().is_none();

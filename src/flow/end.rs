@@ -1,4 +1,4 @@
-//! ② Starts and ends, as the switches tell them. Acknowledged when the ledger has them.
+//! ② Starts and ends, as the switches report them. They are acknowledged when the ledger has them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use super::returns::{put_back, reject};
 use super::{drive, notices};
 use crate::lifecycle::Input;
 
-/// How long the ledger has to tell what it knows before what the recording carried must do.
+/// Time limit for the ledger's answer. After that the recording context must suffice.
 const KNOWLEDGE: Duration = Duration::from_secs(3);
 
 /// How old an event may be by its own clock, and how far ahead of ours.
@@ -35,7 +35,7 @@ const AHEAD: Duration = Duration::from_secs(86_400);
 /// Handles one delivery of the endings' queue.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
     let room = parts.room.of(&delivery).await;
-    // Whatever else is bound to the queue, such as the event of a later Kazoo, is not ours to judge.
+    // Other messages that are bound to the queue, such as the event of a later Kazoo, are not ours to judge.
     let event = delivery
         .envelope()
         .and_then(|envelope| match RecordEvent::is_one(&envelope) {
@@ -64,7 +64,7 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
         EventName::RecordStop => What::Ended(told),
     };
     if event.name == EventName::RecordStart {
-        // At once, for somebody here may be about to let the switch's file go.
+        // At once, because a task of this worker may be about to release the switch's file.
         notices::tell_hands(parts, order.key, &what);
     }
     let known = known(parts, order).await;
@@ -72,14 +72,14 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
     trace::within(Stage::Recording, trace, take_in(parts, delivery, &event, known, what)).await;
 }
 
-/// What is known of a recording beside what it carried.
+/// What is known of a recording besides its recording context.
 struct Known {
     entry: Entry,
-    /// Whether that is enough to act on at once; else the sweep does, when the ledger tells.
+    /// Whether that is enough to act on at once. Otherwise the sweep acts when the ledger answers.
     surely: bool,
 }
 
-/// Adds what was told to what is known, and acknowledges when that is written.
+/// Adds the event to what is known, and acknowledges it when that is written.
 async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, known: Known, what: What) {
     let Known { mut entry, surely } = known;
     emit(event, &entry);
@@ -92,14 +92,14 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, kn
     let known = entry.started().is_some() || entry.ended().is_some();
     let again = entry.add(fact.clone()) && !ended && known;
     parts.registry.remember(&entry);
-    // Lingers: a short recording's whole story becomes one write.
+    // With a batch delay, so that all facts of a short recording become one write.
     let lease = (ended && surely).then(|| parts.ledger.lease(parts.config.ledger.lease));
     let receipt = parts.ledger.note(&entry, lease, parts.config.ledger.linger).await;
     if !entry.is_open() {
         parts.registry.close(entry.key);
         notices::closed(parts, &entry);
     } else if let Some(open) = Open::of(&entry) {
-        // Also one that the switch began anew by itself, as at another bridge.
+        // Also a recording that the switch began anew by itself, for example at another bridge.
         if again {
             parts.registry.reopen(open);
         } else {
@@ -107,20 +107,21 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, kn
         }
     }
     if again {
-        // Whoever is about to let the switch's file go must know that it is being written again.
+        // A task that is about to release the switch's file must know that the switch writes it again.
         notices::began_again(parts, entry.key, &fact);
     }
     if !surely {
-        // Whoever has it in hand is told all the same.
+        // A task that has the recording in flight gets the event in any case.
         let _ = parts.hands.tell(entry.key, Input::Fact(what));
     } else if ended || entry.stop_asked_at().is_some() || entry.is_masked() || entry.is_to_be_continued() {
-        // A mask, and a stop, are applied to what begins now.
+        // A mask and a stop apply to what begins now.
         drive::go_on(parts, entry, Input::Fact(what));
     }
     settle(parts, delivery, &event.call_id, receipt).await;
 }
 
-/// Acknowledges when it is durable; gives back what the ledger does not take, so that no delivery nears the broker's time-out.
+/// Acknowledges when the fact is durable. If the ledger does not take it, the delivery is returned, so that no delivery reaches the
+/// broker's time-out.
 async fn settle(parts: &Arc<Parts>, delivery: Delivery, call_id: &str, receipt: Receipt) {
     let going_down = async {
         parts.stop.cancelled().await;
@@ -132,7 +133,7 @@ async fn settle(parts: &Arc<Parts>, delivery: Delivery, call_id: &str, receipt: 
     };
     match noted {
         Noted::Durable => parts.crash.step(delivery.ack()).await,
-        // It would come again for ever.
+        // A returned delivery would come again for ever.
         Noted::TooLarge(why) => reject(parts, delivery, "endings", call_id, &why).await,
         Noted::Not => put_back(parts, "endings", delivery).await,
     }
@@ -141,10 +142,10 @@ async fn settle(parts: &Arc<Parts>, delivery: Delivery, call_id: &str, receipt: 
 /// This worker's memory, else the ledger.
 async fn known(parts: &Parts, order: Order) -> Known {
     let remembered = parts.registry.entry(order.key);
-    // Of a recording that this worker did not see begin, what others told of it: who stopped it, and when it was masked.
+    // If this worker did not see the recording begin, other workers' notices about it: who stopped it, and when it was masked.
     let heard = remembered.clone().filter(|entry| entry.order().is_none());
     let (entry, surely) = match remembered.filter(|entry| entry.order().is_some()) {
-        // Another worker may have met another part of it, and this one's memory be of the part before.
+        // Another worker may have received another part of it. Then this worker remembers the part before.
         Some(entry) if entry.order().is_some_and(Order::may_begin_again) => told_by_ledger(parts, entry).await,
         Some(entry) => (entry, true),
         None => told_by_ledger(parts, Entry::of_order(order, &parts.policy.worker)).await,
@@ -163,13 +164,13 @@ fn is_carried(entry: &Entry) -> bool {
     entry.order().is_some_and(|order| order.command.is_none())
 }
 
-/// `entry`, with what the ledger knows of it in time, and whether it told.
+/// `entry`, with what the ledger knows of it in time, and whether the ledger answered.
 async fn told_by_ledger(parts: &Parts, entry: Entry) -> (Entry, bool) {
     if !parts.ledger.is_up() {
         return (entry, false);
     }
     match tokio::time::timeout(KNOWLEDGE, parts.ledger.load(&address(&entry))).await {
-        // What the recording carried is a part of what its action said.
+        // The recording context is a part of what the action said.
         Ok(Ok(Some(record))) if record.entry.order().is_some() && is_carried(&entry) => (record.entry, true),
         Ok(Ok(Some(record))) => (record.entry.merge(entry), true),
         Ok(Ok(None)) => (entry, true),
@@ -177,8 +178,8 @@ async fn told_by_ledger(parts: &Parts, entry: Entry) -> (Entry, bool) {
     }
 }
 
-/// What the recording carried cannot be read: made with another secret, or damaged. Its file's name still has its key, and nothing is lost; but
-/// where its audio is to go only the ledger may know.
+/// The recording context cannot be read: it was made with another secret, or is damaged. The file's name still has the key, so nothing is
+/// lost. But only the ledger may know where the audio must go.
 fn without_carry(parts: &Parts, event: &RecordEvent, why: OpenError) -> Option<Order> {
     let recording = &event.recording;
     let name = recording.name.as_deref()?;
@@ -212,19 +213,19 @@ fn without_carry(parts: &Parts, event: &RecordEvent, why: OpenError) -> Option<O
     })
 }
 
-/// The time that a recording is filed under of which only an event tells. It chooses the month of the ledger, whose databases every worker reads
-/// from then on: one that no event of a living recording has is not believed.
+/// The time that a recording is filed under if only an event makes it known. This time chooses the month of the ledger, whose databases
+/// every worker reads from then on. A time that no event of a live recording can have is not believed.
 fn filed_at(told: Option<Moment>, now: Moment) -> Moment {
     told.filter(|at| (now.minus(OLDEST)..=now.plus(AHEAD)).contains(at))
         .unwrap_or(now)
 }
 
-/// The same of its id, whose month chooses the account's database.
+/// The same check for the recording's id, whose month chooses the account's database.
 fn may_be_of(media_id: &MediaId, now: Moment) -> bool {
     is_recent(media_id.month(), now)
 }
 
-/// Whether a recording that is worked on now can be of that month.
+/// Whether a recording that is handled now can be of that month.
 pub(super) fn is_recent(month: Month, now: Moment) -> bool {
     (now.minus(OLDEST).month()..=now.plus(AHEAD).month()).contains(&month)
 }

@@ -1,5 +1,5 @@
-//! Which recording a stop, mask or unmask means: the newest of its call that runs, or the one of its conversation that went along to its leg. All workers'
-//! memory knows it, or the ledger. That there is none only the ledger can say.
+//! Finds the recording that a stop, mask or unmask is for. It is the newest running one of its call, or the one of its conversation that
+//! moved to its leg. The memory of the workers knows it, or the ledger does. Only the ledger can say that there is none.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use super::journal;
 use super::registry::Open;
 use super::start::Job;
 
-/// How long the ledger has to tell a recording that no worker's memory knows.
+/// Time limit for the ledger to find a recording that no worker remembers.
 const KNOWLEDGE: Duration = Duration::from_secs(1);
 
-/// How long it has to tell that one which memory knows is over. What it does not tell by then is believed to run.
+/// Time limit for the ledger to say that a remembered recording is over. Without an answer the recording counts as running.
 const SECOND_OPINION: Duration = Duration::from_millis(250);
 
-/// Recordings of a call whose end was missed, one after the other.
+/// How many recordings of a call whose end was missed are skipped, one after the other.
 const STALE: usize = 4;
 
 /// What is taken out of the journal is in the ledger within that, as a rule.
@@ -32,34 +32,35 @@ const BEING_WRITTEN: Duration = Duration::from_millis(150);
 pub(super) enum Found {
     /// On the leg where it began, as far as is known.
     Here(Open),
-    /// It went along to the action's leg.
+    /// It moved to the action's leg.
     Moved(Open),
-    /// It begins at every bridge, and none is there now: what is asked for holds for the next.
+    /// It begins at every bridge, and there is no bridge now. The action applies to the next part.
     Between(Open),
-    /// This action was carried out already; with what the ledger may not have of it.
+    /// This action was carried out already. `unwritten` has the facts of it that the ledger may lack.
     Done {
         media_id: String,
         unwritten: Option<(Open, Vec<Fact>)>,
     },
 }
 
-/// What a look came to.
+/// The result of a search.
 #[derive(Debug)]
 pub(super) enum Look {
     Found(Box<Found>),
-    /// The ledger knows of none.
+    /// The ledger has none.
     None,
-    /// The ledger does not tell, and why.
+    /// The ledger did not answer, and why.
     Untold(String),
 }
 
-/// By what all workers remember, else by the ledger: recordings of the action's own call, and those that are known to have come to its leg.
+/// Searches what all workers remember, else the ledger: recordings of the action's own call, and recordings that are known to have moved to
+/// its leg.
 pub(super) async fn look(job: &Job<'_>) -> Look {
     let mut remembered = remembered(job);
     for _ in 0..STALE {
         match &remembered {
             Some(Found::Here(open) | Found::Moved(open)) if is_over(job, open).await => {
-                // The news of its end got lost, and an older one may run.
+                // The notice of its end was lost, and an older recording may run.
                 job.parts.registry.close(open.key);
             }
             _ => break,
@@ -67,13 +68,13 @@ pub(super) async fn look(job: &Job<'_>) -> Look {
         remembered = self::remembered(job);
     }
     if job.doubtful && !matches!(remembered, Some(Found::Done { .. })) {
-        // Another worker can have carried it out, on a recording that is over.
+        // Another worker can have carried the action out, on a recording that is over.
         match told(job, in_ledger(job)).await {
             Ok(before) => {
                 let done = |record: &Record| done_in_ledger(job, &record.entry);
                 remembered = before.iter().find_map(done).or(remembered);
             }
-            // It may have been for a newer one, of which nothing is remembered.
+            // The action may have been for a newer recording, which no worker remembers.
             Err(why) if job.repeated => return Look::Untold(why),
             Err(_) => {}
         }
@@ -111,8 +112,8 @@ pub(super) async fn look(job: &Job<'_>) -> Look {
     Look::Found(Box::new(Found::Here(open)))
 }
 
-/// The same, and by what the ledger knows of the action's conversation, even where no event told of the move: the leg on which the recording began is gone,
-/// and it runs all the same.
+/// The same, and in addition what the ledger knows of the action's conversation. This finds a recording whose move no event reported: the
+/// leg on which it began is gone, and it runs all the same.
 pub(super) async fn look_further(job: &Job<'_>) -> Look {
     let look = look(job).await;
     let is_final = match &look {
@@ -210,7 +211,7 @@ async fn in_ledger(job: &Job<'_>) -> Result<Vec<Record>, LedgerError> {
     Ok(records)
 }
 
-/// By what all workers remember alone.
+/// Searches only what all workers remember.
 pub(super) fn remembered(job: &Job<'_>) -> Option<Found> {
     let (registry, action) = (&job.parts.registry, job.action);
     let fetch_id = action.call.fetch_id.as_deref();
@@ -219,7 +220,7 @@ pub(super) fn remembered(job: &Job<'_>) -> Option<Found> {
         let unwritten = entry.and_then(|entry| Some((Open::of(&entry)?, of_action(job, &entry))));
         return Some(Found::Done { media_id, unwritten });
     }
-    // Another worker carried it out, and told so.
+    // Another worker carried the action out, and sent a notice of it.
     let told = recordings_of(job).into_iter().find_map(|open| {
         let facts = registry.entry(open.key).map(|entry| of_action(job, &entry))?;
         (!facts.is_empty()).then_some((open, facts))
@@ -239,7 +240,7 @@ pub(super) fn remembered(job: &Job<'_>) -> Option<Found> {
     Open::of(newest).map(Found::Moved)
 }
 
-/// The action's own call's recordings that memory takes for open, those that are being stopped among them.
+/// The recordings of the action's own call that count as open in this worker's memory, including those that are being stopped.
 fn recordings_of(job: &Job<'_>) -> Vec<Open> {
     let action = job.action;
     job.parts
@@ -247,7 +248,7 @@ fn recordings_of(job: &Job<'_>) -> Vec<Open> {
         .of_call(action.call.fetch_id.as_deref(), &action.call_id)
 }
 
-/// The name of another recorder's recording of the call, which is meant where none of ours runs on it.
+/// The name of another recorder's recording of the call. The action is for that one if no recording of ours runs on the call.
 pub(super) fn stranger<'a>(job: &'a Job<'_>) -> Option<&'a str> {
     let name = job.action.call.media_name.as_deref();
     // Kazoo 4 writes the name of our own file there.
@@ -272,7 +273,7 @@ async fn told(
     }
 }
 
-/// Whether the ledger knows that a recording is over which memory takes for open.
+/// Whether the ledger knows that a recording is over which counts as open in this worker's memory.
 async fn is_over(job: &Job<'_>, open: &Open) -> bool {
     if !job.parts.ledger.is_up() {
         return false;
@@ -286,7 +287,7 @@ async fn is_over(job: &Job<'_>, open: &Open) -> bool {
     matches!(loading, Ok(Ok(Some(record))) if !record.entry.is_open())
 }
 
-/// What this worker's memory has of the recordings of a conversation.
+/// What this worker remembers of the recordings of a conversation.
 fn of_conversation(job: &Job<'_>, interaction: &str) -> Vec<Entry> {
     let registry = &job.parts.registry;
     let open = registry.of_interaction(interaction);
@@ -298,8 +299,8 @@ fn asked_at(entry: &Entry) -> Option<Moment> {
     entry.order().map(|order| order.asked_at)
 }
 
-/// Neither a repeat nor what is looked for when its call has gone on may reach a recording that was asked for after it. Of the first look this is not asked: the
-/// clocks of two hosts may differ.
+/// A repeat must not reach a recording that was ordered after it, nor must a search after the call has continued. The first search has no
+/// such limit, because the clocks of two hosts may differ.
 fn began_by(job: &Job<'_>) -> Option<Moment> {
     job.at.filter(|_| job.doubtful)
 }
@@ -312,7 +313,7 @@ fn is_later(job: &Job<'_>, entry: &Entry) -> bool {
     began_by(job).zip(asked_at(entry)).is_some_and(|(at, asked)| asked > at)
 }
 
-/// What an entry has of this very action.
+/// The facts of exactly this action in an entry.
 fn of_action(job: &Job<'_>, entry: &Entry) -> Vec<Fact> {
     let Some(id) = job.action.msg_id.as_deref() else {
         return Vec::new();

@@ -1,5 +1,6 @@
-//! Whether a recording goes along when its leg transfers the call. The switch asks the channel's own variables at the transfer, and its global ones
-//! where the channel has none; what the start command says is not looked at then. So the channel is told before the recording begins.
+//! Whether a recording goes along when its leg transfers the call. At the transfer the switch reads the channel's own variables, and its
+//! global ones if the channel has none. It does not read the start command then. So the channel's variable is set before the recording
+//! begins.
 
 use tracing::warn;
 
@@ -8,12 +9,13 @@ use crate::recording::order::Order;
 use super::perform::Parts;
 
 impl Parts {
-    /// Sets the call's channel to what the order says, where that is not what the switch does by itself. The recording begins whatever comes of it.
+    /// Sets the call's channel to what the order says, unless that is the switch's default. The recording begins whatever the result is.
     pub(super) async fn set_follow(&self, order: &Order, call_id: &str) {
         let Some(follow) = order.command.as_ref().map(|command| command.follow_transfer) else {
             return;
         };
-        // False is always said: another action of the call may have set its channel to true. True only where the channel may be at false.
+        // False is always sent, because another action of the call may have set its channel to true. True is sent only if the channel may
+        // have false.
         let may_be_false = !self.config.kazoo.follow_transfers || self.registry.is_unfollowing(&order.call_id);
         if follow && !may_be_false {
             return;

@@ -1,4 +1,4 @@
-//! Facts about what was found at a destination, or brought there.
+//! Facts about what was found at a destination, or delivered there.
 
 use crate::destination::pending::Placed;
 use crate::entry::fact::{Delivery, Destination, Document, What};
@@ -27,7 +27,7 @@ pub(super) fn delivered(destination: Destination, placed: Placed) -> What {
     })
 }
 
-/// A delivery that was found made, and the audio there.
+/// A delivery that existed already, and the audio there.
 pub(super) fn found(destination: Destination, placed: Placed, audio: Audio) -> What {
     match delivered(destination, placed) {
         What::Delivered(mut delivery) => {

@@ -1,5 +1,5 @@
-//! Which recordings this worker has in hand. One task goes on with a recording at a time; what others learn of it meanwhile is handed to
-//! that task.
+//! The in-flight registry: which recordings this worker has in flight. One task drives a recording at a time, and gets the inputs of
+//! other tasks.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,19 +9,19 @@ use crate::recording::identity::Key;
 
 use crate::lifecycle::Input;
 
-/// Inputs that wait for the task that has the recording. What is told twice waits once.
+/// The largest number of inputs that wait for the task that has the recording. Equal inputs wait once.
 const WAITING: usize = 256;
 
 type Table = Arc<Mutex<HashMap<Key, VecDeque<Input>>>>;
 
-/// The recordings in hand.
+/// The recordings in flight.
 #[derive(Debug, Clone, Default)]
 pub struct Hands {
     table: Table,
     idle: Arc<AtomicUsize>,
 }
 
-/// A recording in this task's hand, and what others learn of it.
+/// A recording that this task has in flight, and the inputs of other tasks.
 #[derive(Debug)]
 pub struct Mailbox {
     key: Key,
@@ -29,12 +29,12 @@ pub struct Mailbox {
     released: bool,
 }
 
-/// A task that only waits for its turn, as for a slot of a switch: it does not count as busy.
+/// A task that only waits, for example for a slot of a switch. It does not count as busy.
 #[derive(Debug)]
 pub struct Idle(Arc<AtomicUsize>);
 
 impl Hands {
-    /// Takes a recording in hand; `None` when another task has it.
+    /// Marks a recording as in flight for the caller's task; `None` when another task has it.
     pub fn take(&self, key: Key) -> Option<Mailbox> {
         let mut table = lock(&self.table);
         if table.contains_key(&key) {
@@ -48,7 +48,8 @@ impl Hands {
         })
     }
 
-    /// Hands something to the task that has the recording; gives it back when none has, or when too much waits there already.
+    /// Passes an input to the task that has the recording. Returns the input if no task has it, or if too many inputs wait there
+    /// already.
     ///
     /// # Errors
     /// The input, for the caller to act on.
@@ -71,12 +72,12 @@ impl Hands {
         lock(&self.table).len()
     }
 
-    /// Those that do something, or hold something that others wait for.
+    /// Recordings whose task works, or holds something that other tasks wait for.
     pub fn busy(&self) -> usize {
         self.count().saturating_sub(self.idle.load(Ordering::Relaxed))
     }
 
-    /// The caller's task waits for its turn, until the guard is dropped.
+    /// The caller's task counts as waiting until the returned value is dropped.
     pub fn idle(&self) -> Idle {
         self.idle.fetch_add(1, Ordering::Relaxed);
         Idle(Arc::clone(&self.idle))
@@ -90,17 +91,17 @@ impl Drop for Idle {
 }
 
 impl Mailbox {
-    /// The next thing that others learnt, if there is one now.
+    /// The next input of another task, if there is one now.
     pub fn take_next(&mut self) -> Option<Input> {
         lock(&self.table).get_mut(&self.key)?.pop_front()
     }
 
-    /// Lets the recording go, unless something is left to take in: that is returned, and the recording is still in hand.
+    /// Removes the recording from the registry, unless an input is left. Then the input is returned, and the recording stays in flight.
     pub fn let_go(&mut self) -> Option<Input> {
         if self.released {
             return None;
         }
-        // Under the lock: what is told before this is seen here, what is told after finds nobody.
+        // Under the lock: an input that was passed before this is found here, and a later one finds no task.
         let mut table = lock(&self.table);
         let left = table.get_mut(&self.key).and_then(VecDeque::pop_front);
         if left.is_none() {

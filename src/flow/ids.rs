@@ -4,7 +4,8 @@ use crate::recording::audio::Audio;
 use crate::recording::identity::MediaId;
 use crate::recording::order::Order;
 
-/// As `ids`, and the one for when other audio of the same recording is there already: neither is given up.
+/// The result of `ids`, and one more id. It is used if other audio of the same recording is there already,
+/// so that both are kept.
 pub(super) fn ids_with_other(order: &Order, audio: &Audio) -> Vec<MediaId> {
     let mut ids = ids(order);
     let other = order.key.of_audio(&audio.digests.sha256);

@@ -1,5 +1,5 @@
-//! The journal: where a start is written when the ledger does not take it in time. A quorum queue of our own, persistent and confirmed, whose
-//! messages are moved into the ledger when that is back.
+//! The journal, where a start is written if the ledger does not take it in time. It is a quorum queue of our own, with persistent and
+//! confirmed messages. They are moved into the ledger when the ledger is back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use super::end;
 use super::perform::Parts;
 use super::returns::{put_back, reject};
 
-/// Why nothing can be said of a call's recordings as long as starts wait there.
+/// The reason for which no search can exclude a recording as long as starts wait there.
 pub(super) const WAITING: &str = "starts wait in the journal";
 
 /// The queue.
 pub const JOURNAL: &str = "kz_record_call.journal";
 
-/// Writes what is known of a recording somewhere durable: the ledger, else the journal. `false` when neither took it.
+/// Writes what is known of a recording to durable storage: the ledger, else the journal. `false` when neither took it.
 pub async fn write(parts: &Parts, entry: &Entry) -> bool {
     let budget = parts.config.ledger.budget;
     if parts.ledger.is_up() {
@@ -46,13 +46,14 @@ pub async fn write(parts: &Parts, entry: &Entry) -> bool {
     written.is_ok()
 }
 
-/// Whether starts wait in the journal that the ledger does not know yet, as far as the broker tells.
+/// Whether starts wait in the journal that the ledger does not know yet, as far as the broker reports.
 pub(super) async fn has_more(parts: &Parts) -> bool {
     parts.publisher.depth(JOURNAL).await.is_some_and(|depth| depth > 0)
 }
 
-/// Reads one message of the journal. Whoever may publish can put one there, and what it orders is brought to a switch: words that we never write
-/// are not believed, nor is a month that no recording of today is of: every worker would read its database from then on.
+/// Reads one message of the journal. Every client that may publish can put a message there, and a switch gets what it orders. So words that
+/// we never write are rejected. A month that no recording of today can belong to is rejected too, because every worker would read its
+/// database from then on.
 ///
 /// # Errors
 /// What is wrong with it, in words for the log.
@@ -70,7 +71,7 @@ pub fn read(body: &[u8], now: Moment) -> Result<Entry, String> {
         }
     }
     if entry.unreadable().any(|kind| kind == "asked") {
-        // Its words cannot be looked at, and every worker would have them from the ledger.
+        // Its words cannot be checked, and every worker would get them from the ledger.
         return Err("it orders a recording in words that cannot be read".to_owned());
     }
     let month = address(&entry).month;
@@ -136,13 +137,13 @@ mod tests {
             let read = journalled(|order| *order.pointer_mut(pointer).unwrap() = evil.clone());
             assert!(read.is_err(), "{pointer}: {evil}");
         }
-        // What came back from the switch is commanded by nobody, whatever its file is called.
+        // An order from a recording context has no command, whatever its file is called.
         let stray = journalled(|order| {
             order["command"] = Value::Null;
             order["file_name"] = json!("call 1.mp3");
         });
         assert!(stray.is_ok(), "{stray:?}");
-        // Nor beside facts that can be read.
+        // An order with words of another origin is rejected beside readable facts too.
         let mut evil = json!({"key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "call_id": "c", "facts": [
             {"at": NOW, "by": "w", "fact": "commanded"}, {"at": NOW, "by": "w", "fact": "asked", "of": {"file_name": "${system id}.mp3"}},
         ]});

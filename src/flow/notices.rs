@@ -1,5 +1,5 @@
-//! What comes to this worker alone: what other workers tell of their recordings, errors of commands, and changes of the configuration; and
-//! what it tells them.
+//! Messages for this worker alone: notices of other workers about their recordings, errors of commands, and changes of the configuration.
+//! Also the notices that this worker sends to the other workers.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,24 +37,24 @@ mod credentials;
 
 pub use credentials::share;
 
-/// The key, on our own exchange, of what workers tell each other.
+/// The routing key, on our own exchange, of notices between workers.
 pub const MEMORY_KEY: &str = "kz_record_call.memory";
 
 const CATEGORY: &str = "kz_record_call";
 
-/// Between two messages about what is open: what comes meanwhile goes together.
+/// Batch delay between two messages about open recordings.
 const TOGETHER: Duration = Duration::from_millis(20);
 
-/// Recordings that one message tells of.
+/// The largest number of recordings in one message.
 const MOST: usize = 500;
 
-/// Recordings that wait to be told of while the broker is away. Older ones are looked up in the ledger.
+/// The largest number of notices that wait while the broker is away. Older recordings are looked up in the ledger.
 const WAITING: usize = 5_000;
 
-/// Recordings that one action is followed through: each bridge of a call can begin another one.
+/// The largest number of recordings that one action can lead to: each bridge of a call can begin another one.
 const FAMILY: usize = 8;
 
-/// Tells the other workers of a recording that is open, so that a `stop` finds it wherever it comes.
+/// Notifies the other workers of an open recording, so that a `stop` finds it at any worker.
 pub fn opened(parts: &Arc<Parts>, entry: &Entry) {
     if let Some(open) = Open::of(entry) {
         say(parts, News::Opened(open));
@@ -75,8 +75,8 @@ pub fn closed(parts: &Arc<Parts>, entry: &Entry) {
     }
 }
 
-/// Tells everybody what was asked and sent of a stop, a mask or an unmask: whoever hears of the recording's end writes its document. `orphan`: this worker
-/// does not know what was ordered, and another one is to follow it up.
+/// Notifies all workers of what was asked and sent of a stop, a mask or an unmask. The worker that gets the recording's end writes its
+/// document. `orphan`: this worker does not know the order, and another worker must follow it up.
 pub fn controlled(parts: &Arc<Parts>, entry: &Entry, facts: &[Fact], orphan: bool) {
     let body = json!({ "Key": entry.key, "Call-ID": entry.call_id, "Facts": facts, "Orphan": orphan });
     let parts = Arc::clone(parts);
@@ -84,7 +84,7 @@ pub fn controlled(parts: &Arc<Parts>, entry: &Entry, facts: &[Fact], orphan: boo
     tasks.spawn(async move { survive("controlled", send(&parts, "controlled", body)).await });
 }
 
-/// Tells everybody, this worker included, that the switch began to record again under a name that it had ended.
+/// Notifies all workers, including this one, that the switch began to record again under a name that it had ended.
 pub fn began_again(parts: &Arc<Parts>, key: Key, started: &Fact) {
     tell_family(parts, key, started);
     let (parts, body) = (Arc::clone(parts), json!({ "Key": key, "Fact": started }));
@@ -92,15 +92,15 @@ pub fn began_again(parts: &Arc<Parts>, key: Key, started: &Fact) {
     tasks.spawn(async move { survive("began_again", send(&parts, "began_again", body)).await });
 }
 
-/// Tells whoever has the recording, or one of its continuations, in hand here.
+/// Passes a start to the task of this worker that has the recording, or one of its continuations, in flight.
 pub fn tell_hands(parts: &Parts, key: Key, started: &What) {
     for member in family(key) {
-        // Where nobody has it in hand the ledger tells in time.
+        // If no task has it in flight, the ledger supplies the start in time.
         let _ = parts.hands.tell(member, Input::Fact(started.clone()));
     }
 }
 
-/// The same for those who take it in hand soon.
+/// The same, also for tasks that take the recording soon.
 fn tell_family(parts: &Parts, key: Key, started: &Fact) {
     for member in family(key) {
         parts.registry.began_again(member, started.clone());
@@ -108,12 +108,12 @@ fn tell_family(parts: &Parts, key: Key, started: &Fact) {
     tell_hands(parts, key, &started.what);
 }
 
-/// A recording and its continuations, as many as there can be.
+/// A recording and its possible continuations.
 fn family(key: Key) -> impl Iterator<Item = Key> {
     std::iter::successors(Some(key), |member| Some(member.continuation())).take(FAMILY)
 }
 
-/// What is said of one recording.
+/// What a notice says of one recording.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum News {
@@ -122,7 +122,8 @@ pub enum News {
 }
 
 impl News {
-    /// What a message of another worker's tells. A name that no file of ours has is not believed: a stop would bring it to the switch.
+    /// The notices in another worker's message. A file name that no file of ours has is rejected, because a stop would send it to the
+    /// switch.
     pub fn of(envelope: &Envelope) -> Vec<Self> {
         let all = envelope.body.get("Recordings").and_then(Value::as_array);
         let mut read = Vec::new();
@@ -132,7 +133,7 @@ impl News {
                 Ok(news) => {
                     debug!(event = "peer_news_ignored", key = %news.open().key, "news of an unknown file ignored")
                 }
-                // Another version's.
+                // Another version wrote it.
                 Err(error) => debug!(event = "peer_news_unreadable", %error, "news unreadable"),
             }
         }
@@ -146,14 +147,14 @@ impl News {
     }
 }
 
-/// What `began_again` tells: whose recording, and its start.
+/// What `began_again` contains: the recording's key, and its start.
 pub fn restart_of(envelope: &Envelope) -> Option<(Key, Fact)> {
     let key = Key::deserialize(envelope.body.get("Key")?).ok()?;
     let started = Fact::deserialize(envelope.body.get("Fact")?).ok()?;
     matches!(started.what, What::Started(_)).then_some((key, started))
 }
 
-/// What `controlled` tells: whose recording, and what was asked and sent.
+/// What `controlled` contains: the recording's key and call id, and what was asked and sent.
 pub fn control_of(envelope: &Envelope) -> Option<(Key, String, Vec<Fact>)> {
     let key = Key::deserialize(envelope.body.get("Key")?).ok()?;
     let call_id = envelope.body.get("Call-ID")?.as_str()?.to_owned();
@@ -172,22 +173,22 @@ pub fn control_of(envelope: &Envelope) -> Option<(Key, String, Vec<Fact>)> {
     (facts.len() <= MOST_CONTROLS && facts.iter().all(is_one)).then_some((key, call_id, facts))
 }
 
-/// Facts that one action on a running recording brings.
+/// The largest number of facts that one action on a running recording adds.
 const MOST_CONTROLS: usize = 4;
 
-/// News that wait to be sent, in their order.
+/// Notices that wait to be sent, in their order.
 #[derive(Debug, Default)]
 pub struct Outbox(Mutex<Waiting>);
 
 #[derive(Debug, Default)]
 struct Waiting {
     news: Vec<News>,
-    /// Somebody is sending.
+    /// A task is sending.
     busy: bool,
 }
 
 impl Outbox {
-    /// `true` when nobody sends yet: then the caller does.
+    /// `true` when no task is sending yet. Then the caller must send.
     fn put(&self, news: News) -> bool {
         let mut waiting = self.lock();
         if waiting.news.len() < WAITING {
@@ -196,7 +197,7 @@ impl Outbox {
         !std::mem::replace(&mut waiting.busy, true)
     }
 
-    /// What goes into the next message. Nothing: whoever sends is done.
+    /// The notices of the next message. If there are none, the sending task is done.
     fn take(&self) -> Vec<News> {
         let mut waiting = self.lock();
         let most = waiting.news.len().min(MOST);
@@ -209,7 +210,7 @@ impl Outbox {
     }
 }
 
-/// The first goes out at once, as a stop may follow it on another worker; those behind it together.
+/// The first notice goes out at once, because a stop may follow it on another worker. The notices after it go out together.
 fn say(parts: &Arc<Parts>, news: News) {
     if !parts.outbox.put(news) {
         return;
@@ -232,7 +233,7 @@ pub(super) async fn send(parts: &Parts, name: &'static str, body: Value) {
     let msg_id = uuid::Uuid::new_v4().simple().to_string();
     let body = parts.sender.message(CATEGORY, name, &msg_id, body);
     let message = Outgoing::topic(Exchange::Unrouted, MEMORY_KEY.to_owned(), body);
-    // Memory spares reads; nothing depends on it.
+    // The memory of other workers saves reads, and nothing depends on it.
     if let Err(error) = parts.publisher.publish(&message).await {
         debug!(event = "peer_news_not_published", %error, "news not published");
     }
@@ -295,11 +296,11 @@ fn memory(parts: &Arc<Parts>, delivery: &Delivery) {
 
 /// Another worker stopped, masked or unmasked a recording.
 fn take_in(parts: &Arc<Parts>, key: Key, call_id: &str, facts: &[Fact], orphan: bool) {
-    // As it was before: what a driver learns by this is told to operators.
+    // The entry before this notice: operators are alerted of what a driver learns by it.
     let entry = parts.registry.entry(key).filter(|entry| entry.order().is_some());
     parts.registry.hear(key, call_id, facts);
     for fact in facts {
-        // Its repeat must not reach another recording.
+        // A repeat of the action must not reach another recording.
         if let What::StopAsked { action, .. } | What::MaskAsked { action, .. } = &fact.what
             && !action.is_empty()
         {
@@ -310,7 +311,7 @@ fn take_in(parts: &Arc<Parts>, key: Key, call_id: &str, facts: &[Fact], orphan: 
             parts.registry.done(action, key, &media_id.unwrap_or_default());
         }
     }
-    // With the times at which it happened: a move may have come since.
+    // With the times at which it happened, because a move may have come since.
     let mut news = Entry::new(key, call_id);
     for fact in facts {
         news.add(fact.clone());
@@ -318,7 +319,7 @@ fn take_in(parts: &Arc<Parts>, key: Key, call_id: &str, facts: &[Fact], orphan: 
     let told = Input::Known(Box::new(news));
     match entry {
         Some(entry) if orphan => drive::go_on(parts, entry, told),
-        // Where nobody has it in hand here, the worker that sent it follows it up.
+        // If no task has it in flight here, the worker that sent the command follows it up.
         _ => drop(parts.hands.tell(key, told)),
     }
 }
@@ -326,7 +327,8 @@ fn take_in(parts: &Arc<Parts>, key: Key, call_id: &str, facts: &[Fact], orphan: 
 fn event(parts: &Arc<Parts>, delivery: &Delivery) {
     let key = delivery.routing_key();
     let is_followed = parts.registry.follows(leg_of_key(key));
-    // Every call's events come, and few of them are of a call that is recorded. An action's call can be replaced before it records.
+    // The events of every call arrive, and few of those calls are recorded. The call of an action can be replaced before the action records
+    // it.
     if !is_followed && !EVERYBODYS.iter().any(|event| key.starts_with(event)) {
         return;
     }
@@ -360,11 +362,11 @@ fn event(parts: &Arc<Parts>, delivery: &Delivery) {
     }
 }
 
-/// Events that are read whatever call they are of.
+/// Events that are read for every call.
 const EVERYBODYS: [&str; 3] = ["call.dialplan.", "call.CHANNEL_REPLACED.", "call.CHANNEL_DIRECT."];
 
-/// Takes in what happened to a leg. What moves a recording is written down at once, by the worker that knows the recording; what only tells of
-/// another leg when something is written, or looked for, anyway. Every worker remembers it meanwhile.
+/// Handles what happened to a leg. The worker that knows the recording writes a move at once. An event that only names another leg is
+/// written with the next write or channel query. Until then every worker remembers it.
 pub(super) fn learn(parts: &Arc<Parts>, leg: &Leg) {
     let moves = !matches!(leg.event, LegEvent::Bridged | LegEvent::Gone);
     for key in parts.registry.learn(leg, parts.now(), &parts.policy.worker) {
@@ -387,11 +389,11 @@ pub(super) fn learn(parts: &Arc<Parts>, leg: &Leg) {
     }
 }
 
-/// Calls whose id was replaced lately: an answer under the old id would be ignored.
+/// Calls whose id was replaced lately: the callflow would ignore an answer under the old id.
 #[derive(Debug, Default)]
 pub struct Replaced(Mutex<HashMap<String, String>>);
 
-/// Replacements that are remembered.
+/// The largest number of replacements that are remembered.
 const REMEMBERED: usize = 10_000;
 
 impl Replaced {
@@ -403,11 +405,11 @@ impl Replaced {
         map.insert(old.to_owned(), new.to_owned());
     }
 
-    /// The call's id as it is now.
+    /// The call's present id.
     pub fn current(&self, call_id: &str) -> String {
         let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut now = call_id;
-        // A call can be replaced again; a circle cannot be excluded.
+        // A call can be replaced again. The limit ends a possible circle.
         for _ in 0..8 {
             match map.get(now) {
                 Some(next) => now = next,
@@ -419,7 +421,7 @@ impl Replaced {
 }
 
 impl Parts {
-    /// The same address, with the call's id as it is now.
+    /// The same address, with the call's present id.
     pub fn current(&self, to: &ReplyTo) -> ReplyTo {
         ReplyTo {
             call_id: self.replaced.current(&to.call_id),

@@ -1,8 +1,8 @@
-//! A pace for each address of Kazoo's: its queues hold 100 messages and drop the oldest without a word, so what we send must not come faster
-//! than it is read.
+//! A rate limit for each queue of Kazoo's. These queues hold 100 messages and drop the oldest without an error, so we must not send faster
+//! than the queue is read.
 //!
-//! Each look at a queue tells how many more messages may go into it; the next look is due when those are used up. Where a queue cannot be
-//! looked at, so many messages a second go out.
+//! Each query of a queue's length says how many more messages may go into it. The next query follows when those are used up. If a queue's
+//! length cannot be queried, messages go out at a fixed rate.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -11,20 +11,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Messages that may go to an address that was never looked at.
+/// Messages that may go to a queue before its first query.
 const UNSEEN: u32 = 20;
 
-/// Addresses that are remembered; one that nothing is on its way to may be forgotten.
+/// The largest number of queues that are remembered. A queue without messages in flight may be forgotten.
 const ADDRESSES: usize = 2_000;
 
-/// Messages that may wait in a queue of Kazoo's: the other half is for what others send.
+/// Messages that may wait in a queue of Kazoo's. The other half is for other senders.
 const ROOM: u32 = 50;
 
-/// Between two looks at a queue that is full.
+/// Interval between two queries of a queue that is full.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// A queue that stays full this long is read by nobody; or it is one that does not drop. The patience is the queue's, not each message's: then
-/// they go out at the rate, until a look finds room again.
+/// A queue that stays full this long has no reader, or does not drop messages. The time counts for the queue, not for each message. After
+/// it the messages go out at the fixed rate, until a query finds room again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is known of each queue.
@@ -39,19 +39,19 @@ struct Address {
     room: tokio::sync::Mutex<Room>,
     /// Messages that wait for room.
     waiting: AtomicUsize,
-    /// Messages that were let through and are not yet in the queue, as far as we know: no look shows them.
+    /// Messages that were let through and are not in the queue yet, as far as we know. No query counts them.
     under_way: AtomicU32,
 }
 
 #[derive(Debug)]
 struct Room {
-    /// Messages that may still go out after the last look.
+    /// Messages that may still go out after the last query.
     left: u32,
-    /// Since when no look has found any room.
+    /// Since when no query has found any room.
     full_since: Option<Instant>,
 }
 
-/// A message that waits, for as long as this lives.
+/// Counts a message that waits, as long as this value lives.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
@@ -67,11 +67,11 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A message that was let through. It counts as on its way until this is dropped.
+/// A message that was let through. It counts as in flight until this value is dropped.
 #[derive(Debug)]
 pub struct Pass {
     address: Arc<Address>,
-    /// The queue was full a moment ago, or could not be looked at: what matters is worth a repeat.
+    /// The queue was full a moment ago, or could not be queried. An important message should be repeated.
     pub is_unsure: bool,
 }
 
@@ -89,18 +89,18 @@ impl Pace {
         }
     }
 
-    /// Waits until a message may go to `queue`. `depth` tells how many messages are in it, if that is to be had.
+    /// Waits until a message may go to `queue`. `depth` returns how many messages are in it, if that is known.
     pub async fn keep<F>(&self, queue: &str, depth: impl Fn() -> F) -> Pass
     where
         F: Future<Output = Option<u32>>,
     {
         let address = self.address(queue);
         let waiting = Waiting::new(&address.waiting);
-        // One looks, the others wait behind it, and go in their order.
+        // One task queries. The other tasks wait behind it, and continue in their order.
         let mut room = address.room.lock().await;
         let mut is_unsure = false;
         while room.left == 0 {
-            // Before the look: what is confirmed meanwhile counts twice rather than not at all.
+            // Read before the query: a message that is confirmed meanwhile counts twice rather than not at all.
             let under_way = address.under_way.load(Ordering::Acquire);
             match depth().await {
                 Some(depth) if depth.saturating_add(under_way) < ROOM => {
@@ -113,7 +113,7 @@ impl Pace {
                     is_unsure = true;
                     tokio::time::sleep(AGAIN).await;
                 }
-                // Nobody reads, or nobody can tell.
+                // The queue has no reader, or its length is unknown.
                 Some(_) | None => {
                     is_unsure = true;
                     tokio::time::sleep(self.step).await;
@@ -128,7 +128,7 @@ impl Pace {
         Pass { address, is_unsure }
     }
 
-    /// Lets a message through if there is room for it now, without a look.
+    /// Lets a message through if there is room for it now, without a query.
     pub fn at_once(&self, queue: &str) -> Option<Pass> {
         let address = self.address(queue);
         {
@@ -185,7 +185,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_is_read_slowly_is_never_filled() {
-        // Read 20 times a second.
+        // The queue is read 20 times a second.
         let (pace, begun) = (Pace::new(200), Instant::now());
         let sent = AtomicU32::new(0);
         let depth = || {
@@ -204,7 +204,7 @@ mod tests {
     async fn what_is_under_way_takes_room_too() {
         let pace = Pace::new(200);
         let mut under_way = Vec::new();
-        // The broker is slow: nothing arrives, and each look shows an empty queue.
+        // The broker is slow: nothing arrives, and each query shows an empty queue.
         while let Ok(pass) = tokio::time::timeout(PATIENCE / 2, pace.keep("q", async || Some(0))).await {
             under_way.push(pass);
             assert!(under_way.len() <= 2 * ROOM as usize);
@@ -232,7 +232,7 @@ mod tests {
         }
         let took = begun.elapsed();
         assert!(took <= PATIENCE + Duration::from_secs(2), "{took:?}");
-        // Found with room once, it is waited for again.
+        // A query found room once, so messages wait for room again.
         pace.keep("q", async || Some(ROOM - 1)).await;
         let waits = tokio::time::timeout(PATIENCE / 2, pace.keep("q", async || Some(100))).await;
         assert!(waits.is_err());

@@ -1,4 +1,4 @@
-//! Does one effect, and tells what came of it.
+//! Performs one effect, and returns what came of it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,7 +41,7 @@ use super::registry::Registry;
 use super::still::Look;
 use crate::lifecycle::{Answer, Case, Effect, Input, Policy};
 
-/// What the flow works with. Made once, shared by all.
+/// What the flow works with. It is built once, and shared by all tasks.
 pub struct Parts {
     pub config: Config,
     pub sender: Sender,
@@ -51,7 +51,7 @@ pub struct Parts {
     pub publisher: Publisher,
     pub consumers: Consumers,
     pub requests: Requests,
-    /// For reading messages.
+    /// The memory limit for decoding messages.
     pub room: Room,
     pub couch: Couch,
     pub system_config: SystemConfig,
@@ -62,18 +62,19 @@ pub struct Parts {
     pub replaced: Replaced,
     pub outbox: Outbox,
     pub hands: Hands,
-    /// The other workers, as far as their heartbeats tell.
+    /// The other workers, according to their heartbeats.
     pub alive: Alive,
     pub pace: Pace,
-    /// Uploads from each switch: every one holds a thread of a live media server.
+    /// Slots for uploads from each switch: every upload holds a thread of a live media server.
     pub switches: Slots,
-    /// Uploads to each host.
+    /// Slots for uploads to each host.
     pub hosts: Slots,
-    /// Of a switch's uploads those that go on to a host other than the cluster's own database while the switch waits: of all such, and of those for
-    /// one host, or one account. What is over goes into the hold, so that no slow host takes all places of a switch.
+    /// Slots for uploads of a switch that go on to a host other than the cluster's own database while the switch waits. `outward` limits
+    /// all of them, and `shares` those for one host, or one account. What exceeds a limit goes into the hold, so that no slow host takes
+    /// all slots of a switch.
     pub outward: Slots,
     pub shares: Slots,
-    /// Uploads to users' URLs, guarded.
+    /// Uploads to users' URLs, through the SSRF filter.
     pub users: Http,
     /// Uploads to servers that the operator named.
     pub cluster: Http,
@@ -81,24 +82,24 @@ pub struct Parts {
     pub servers: Servers,
     pub targets: Targets,
     pub whole: modb::Whole,
-    /// For Kazoo's operators.
+    /// Alerts for Kazoo's operators.
     pub alerts: Alerts,
     pub crash: Crash,
-    /// Tasks that have a recording in hand.
+    /// Tasks that have a recording in flight.
     pub tasks: TaskTracker,
-    /// Going down: nothing new is begun, and nobody waits for later.
+    /// The worker is shutting down: nothing new begins, and no task waits for a later time.
     pub stop: CancellationToken,
 }
 
-/// So many at once, of each name.
+/// A limited number of slots for each name.
 pub struct Slots {
     each: usize,
     gates: Mutex<HashMap<String, Arc<Semaphore>>>,
-    /// Names that were crowded, and are not free again.
+    /// Names for which too many tasks waited, until no task waits for them.
     crowded: Mutex<HashSet<String>>,
 }
 
-/// How many wait for a slot.
+/// Whether too many tasks wait for a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crowded {
     No,
@@ -106,10 +107,10 @@ pub enum Crowded {
     Still,
 }
 
-/// Recordings that wait in this worker for a slot of one switch; further ones rest in the ledger.
+/// Recordings that wait in this worker for a slot of one switch. Further ones wait in the ledger.
 const WAITING_EACH: usize = 64;
 
-/// Names that are remembered: users' URLs could name any number of hosts.
+/// The largest number of names that are remembered: users' URLs can name any number of hosts.
 const MOST_NAMES: usize = 1024;
 
 impl Slots {
@@ -121,12 +122,12 @@ impl Slots {
         }
     }
 
-    /// A slot, when there is one.
+    /// Waits for a slot.
     pub async fn slot(&self, name: &str) -> Option<OwnedSemaphorePermit> {
         self.gate(name).acquire_owned().await.ok()
     }
 
-    /// Whether as many as may wait for a slot of that name wait for one already.
+    /// Whether as many tasks as may wait for a slot of that name wait for one already.
     pub fn crowded(&self, name: &str) -> Crowded {
         let waiting = self.waiting(name);
         let mut crowded = self.crowded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,11 +144,11 @@ impl Slots {
     }
 
     fn waiting(&self, name: &str) -> usize {
-        // The map's own gate and this one; those that have a slot, and those that wait for one.
+        // The map and this function have one reference each. Further references belong to tasks that have a slot, or wait for one.
         Arc::strong_count(&self.gate(name)).saturating_sub(2 + self.each)
     }
 
-    /// A slot, if there is one now.
+    /// A slot, if one is free now.
     pub fn free_slot(&self, name: &str) -> Option<OwnedSemaphorePermit> {
         self.gate(name).try_acquire_owned().ok()
     }
@@ -155,7 +156,7 @@ impl Slots {
     fn gate(&self, name: &str) -> Arc<Semaphore> {
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
         if gates.len() >= MOST_NAMES && !gates.contains_key(name) {
-            // Those that nobody uses or awaits now.
+            // Keeps the gates that a task uses or waits for.
             gates.retain(|_, gate| Arc::strong_count(gate) > 1);
         }
         Arc::clone(
@@ -166,10 +167,10 @@ impl Slots {
     }
 }
 
-/// An upload in hand, and the switch's slot that it holds.
+/// An upload in flight, and the switch's slot that it holds.
 pub struct InHand {
     pub upload: Upload,
-    /// The call, before this file was asked for.
+    /// The state of the call before this file was asked for.
     look: Look,
     _slot: OwnedSemaphorePermit,
 }
@@ -184,13 +185,13 @@ impl InHand {
     }
 }
 
-/// How long the ledger has to tell what it knows of an order.
+/// Time limit for the ledger's answer to what it knows of an order.
 const KNOWLEDGE: Duration = Duration::from_secs(3);
 
-/// So often the ledger is asked again for an order that it does not know, before its settings count as lost.
+/// How often the ledger is asked again for an order that it does not know, before its settings count as lost.
 const LOOKS_FOR_ORDER: usize = 3;
 
-/// How long an effect that must succeed rests between tries.
+/// Delay between two tries of an effect that must succeed.
 pub const AGAIN: Duration = Duration::from_secs(1);
 
 impl Parts {
@@ -198,7 +199,7 @@ impl Parts {
         self.clock.now()
     }
 
-    /// Something that this worker saw now.
+    /// A fact that this worker saw now.
     pub fn fact(&self, what: What) -> Fact {
         Fact {
             at: self.now(),
@@ -207,7 +208,7 @@ impl Parts {
         }
     }
 
-    /// Does `effect`. `None`: the worker is going down, and it was left undone.
+    /// Performs `effect`. `None`: the worker is shutting down, and left the effect undone.
     pub async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
         self.crash.step(Box::pin(self.act(case, effect, hand))).await
     }
@@ -240,7 +241,7 @@ impl Parts {
             Effect::Unhold => Some(Box::pin(self.take_out_of_hold(case)).await),
             Effect::Answer(answer) => {
                 if let Some(held) = hand.take() {
-                    // The point of no return: this very audio must be safe, whatever else is known of the recording.
+                    // The point of no return: exactly this audio must be safe, whatever else is known of the recording.
                     let entry = &case.entry;
                     let safe = entry.is_safe(&held.upload.audio.digests) || entry.is_unwanted();
                     let answer = match answer {
@@ -253,7 +254,8 @@ impl Parts {
                         self.ingest.remember_safe(case.entry.key, held.upload.audio.written());
                     }
                     if !held.upload.answer(answer) {
-                        // The switch has given up, or was told to keep its file: that is safe, and is asked for once more to be let go.
+                        // The switch has given up, or got the answer to keep its file. The audio is safe, and a worker asks for the file
+                        // once more to release it.
                         return Some(Input::Answered(Answer::Keep));
                     }
                     return Some(Input::Answered(answer));
@@ -275,7 +277,7 @@ impl Parts {
         if order.url == Url::Lost {
             match self.known_order(case).await {
                 Ok(Some(known)) => return Some(known),
-                // Whoever began it writes that down within moments, or it is on its way in the journal.
+                // The worker that began the recording writes its order within moments, or the order is on its way in the journal.
                 Ok(None) if n == 1 && entry.postponed().count() < LOOKS_FOR_ORDER => {
                     return Some(self.undecided(case, &Undecided::Ledger));
                 }
@@ -284,7 +286,7 @@ impl Parts {
             }
         }
         if n > 1 && order.url == Url::Lost {
-            // Somebody who knows that its URL is lost moved it on: it goes where it would have gone without one.
+            // An operator who knows that the URL is lost retried the recording. It goes where it would have gone without a URL.
             order.url = Url::None;
         }
         let media = self.system_config.current();
@@ -296,9 +298,9 @@ impl Parts {
             Ok(Decision::Account) => Destination::Account,
             Ok(Decision::ThirdParty(_)) => Destination::ThirdParty,
             Ok(Decision::StoragePlan(_)) => Destination::StoragePlan,
-            // One that cannot be served is refused when it is tried: its audio is kept by then.
+            // A URL that cannot be served is refused when it is tried: its audio is kept by then.
             Ok(Decision::Url(_) | Decision::Conclude(Ending::UnusableUrl(_) | Ending::UrlLost)) => Destination::Url,
-            // The switch has let its file go: the copy in the hold is the only one, and is nobody's to throw away but an operator's.
+            // The file on the switch is released, so the copy in the hold is the only one. Only an operator may discard it.
             Ok(Decision::Conclude(Ending::StoringDisabled)) if entry.held().is_some() && entry.is_let_go() => {
                 return Some(Input::Fact(What::Parked {
                     n: entry.next_rest(),
@@ -313,7 +315,7 @@ impl Parts {
             }
             Err(undecided) => return Some(self.undecided(case, &undecided)),
         };
-        // Our own database being away is no attempt that Kazoo would count.
+        // Kazoo would not count an attempt while our own database is down.
         let attempts = match (destination, &media) {
             (Destination::Account, _) | (_, None) => None,
             (_, Some(media)) => self.accounts.storage_retry_times(account_id, media).await,
@@ -325,7 +327,8 @@ impl Parts {
         }))
     }
 
-    /// What the ledger knows of a recording whose order is in doubt here, if its order is better: whoever began it may have written it down since.
+    /// What the ledger knows of a recording whose order is uncertain here, if the ledger's order is better. The worker that began the
+    /// recording may have written it since.
     async fn known_order(&self, case: &Case) -> Result<Option<Input>, Undecided> {
         let address = address(&case.entry);
         let known = tokio::time::timeout(KNOWLEDGE, self.ledger.load(&address)).await;
@@ -340,7 +343,8 @@ impl Parts {
         Ok(known.filter(is_better).map(|known| Input::Known(Box::new(known))))
     }
 
-    /// What nobody has told is not decided: the default would throw the recording away, or put it where it must not go.
+    /// A setting that is unknown is not replaced by its default. The default could throw the recording away, or put it where it must not
+    /// go.
     fn undecided(&self, case: &Case, why: &Undecided) -> Input {
         let before = case.entry.postponed().count();
         let pause = self.policy.retry.get(before).or(self.policy.retry.last());
@@ -374,7 +378,7 @@ impl Parts {
         if let Some(holding) = case.entry.held()
             && let Err(error) = self.hold.remove(holding).await
         {
-            // It goes with the day's database then.
+            // Then the copy is dropped with the database of its day.
             tracing::warn!(event = "hold_not_cleared", call_id = case.entry.call_id, %error, "copy not removed from the hold");
         }
         Input::Fact(What::Unheld {
@@ -382,17 +386,17 @@ impl Parts {
         })
     }
 
-    /// Waits until a message may go to a queue of Kazoo's. What is returned is to be kept until the message is there.
+    /// Waits until a message may go to a queue of Kazoo's. The caller must keep the returned value until the message is there.
     pub async fn keep_pace(&self, queue: &str) -> Pass {
         self.pace.keep(queue, || self.publisher.depth(queue)).await
     }
 
-    /// The same where nothing waits: `None` when there is no room at once.
+    /// The same without waiting: `None` when there is no room at once.
     pub fn pass_at_once(&self, queue: &str) -> Option<Pass> {
         self.pace.at_once(queue)
     }
 
-    /// A pause before something that must succeed is tried again; `None` when the worker is going down.
+    /// Delay before something that must succeed is tried again; `None` when the worker is shutting down.
     pub async fn rest(&self) -> Option<()> {
         tokio::select! {
             () = tokio::time::sleep(AGAIN) => Some(()),

@@ -1,4 +1,4 @@
-//! Looks at databases: is a recording stored already, is it still there, does its account have a database at all.
+//! Existing-document checks and read-backs: is a recording stored already, is it still there, does its account have a database at all.
 
 use crate::couch::CouchError;
 use crate::destination::bigcouch::{self, Kept};
@@ -18,7 +18,7 @@ use super::perform::Parts;
 use crate::lifecycle::{Case, Input};
 
 impl Parts {
-    /// The delivery that an earlier attempt, or another worker, made already.
+    /// The delivery that an earlier attempt, or another worker, has made already.
     pub(super) async fn stored_already(&self, case: &Case, order: &Order) -> Result<Option<What>, DeliveryError> {
         let Some(account_id) = case.entry.account_id() else {
             return Ok(None);
@@ -28,7 +28,7 @@ impl Parts {
         if found.is_some() || decided == Destination::Url {
             return Ok(found);
         }
-        // The configuration may have been another one when somebody stored it, and died before he could say so.
+        // The configuration may have been another one when a worker stored it, and crashed before it could note that.
         for other in [Destination::Account, Destination::ThirdParty] {
             if other == decided {
                 continue;
@@ -78,7 +78,7 @@ impl Parts {
                     let below_quorum = !deleted && !couch.has_quorum(&database, id.as_str()).await?;
                     let mut audio = *audio;
                     if case.entry.last_audio().is_some_and(|seen| seen.size > audio.size) {
-                        // More was seen on the switch, and is nowhere.
+                        // A worker received more from the switch, and that is nowhere.
                         audio.findings.push(Finding::Truncated);
                     }
                     let created = id.month().clamp(case.entry.ended_at().unwrap_or_else(|| self.now()));
@@ -95,7 +95,7 @@ impl Parts {
                         audio: Some(audio),
                         deleted,
                         edit_told: false,
-                        // Another worker wrote it: it is read again.
+                        // Another worker wrote the document: it is read again.
                         controls: Some(String::new()),
                         again: 0,
                     })));
@@ -103,19 +103,19 @@ impl Parts {
             }
         }
         match damaged {
-            // It counts as stored nowhere.
+            // A damaged copy counts as not stored.
             Some(why) => Err(DeliveryError::Corrupt(why)),
             None => Ok(None),
         }
     }
 
-    /// Reads back what a server with too few copies had taken.
+    /// Reads back a delivery that a server with too few copies took.
     pub(super) async fn read_back(&self, case: &Case, n: u32) -> Input {
         let (why, unanswered, deleted) = match self.look_at(case).await {
             Ok(bigcouch::ReadBack::Whole { .. }) => (None, false, false),
             Ok(bigcouch::ReadBack::Deleted) => (None, false, true),
             Ok(bigcouch::ReadBack::Lost(why)) => (Some(why), false, false),
-            // That is no look: what is there, or is not, nobody knows.
+            // That is no read-back: whether the copy is there is not known.
             Err(error) => (Some(error.to_string()), true, false),
         };
         if let Some(why) = &why {
@@ -146,7 +146,7 @@ impl Parts {
         bigcouch::read_back(&couch, &document.database, &document.id, entry.key, (name, audio)).await
     }
 
-    /// Whether bringing the file here would be in vain now; what is to be noted then.
+    /// Whether a collect of the file would be in vain now. Returns what must be noted then.
     pub(super) async fn in_vain(&self, case: &Case, attempt: u32) -> Option<Input> {
         let entry = &case.entry;
         let destination = entry.destination().filter(|to| *to == Destination::Account)?;
@@ -178,7 +178,7 @@ impl Parts {
         Some(names::modb(case.entry.account_id()?, id.month()))
     }
 
-    /// Creates a monthly database that is missing for too long. `Ok`: it is there now.
+    /// Creates a monthly database that is missing for too long. `Ok`: it exists now.
     pub(super) async fn create_missing(&self, case: &Case, database: &str) -> Result<(), DeliveryError> {
         let entry = &case.entry;
         let missing = || DeliveryError::NoDatabase(database.to_owned());
@@ -221,7 +221,7 @@ impl Parts {
         };
         let mut ids = ids(order).into_iter();
         let id = ids.find(|id| names::modb(account_id, id.month()) == database);
-        // An older one had its views long ago.
+        // An older database had its views long ago.
         let month = id
             .map(|id| id.month())
             .filter(|month| modb::is_about(*month, self.now()));
@@ -239,7 +239,8 @@ impl Parts {
         Ok(())
     }
 
-    /// Publishes that a database was created, and writes its last view then: a worker that dies before that leaves both to the next.
+    /// Publishes that a database was created, and then writes its last view. A worker that crashes before that leaves both to the next
+    /// worker.
     async fn announce_database(&self, created: Created, order: &Order) -> Result<(), DeliveryError> {
         let database = created.database.clone();
         let unclear = |error: String| DeliveryError::NoDatabase(format!("{database}, with its views: {error}"));

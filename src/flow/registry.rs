@@ -1,5 +1,5 @@
-//! What this worker remembers of the recordings of its zone: what a `stop` is looked up in, and what spares the ledger a read. Nothing that
-//! depends on it alone is promised; it is bounded, and another worker's memory differs.
+//! What this worker remembers of the recordings of its zone. A `stop` is looked up here, and this memory saves reads of the ledger. Nothing
+//! that depends on it alone is promised: it is limited, and another worker's memory differs.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
@@ -14,7 +14,7 @@ use crate::kazoo::leg::{LegEvent, encoded_leg};
 use crate::kazoo::time::Moment;
 use crate::recording::identity::Key;
 
-/// An open recording, as far as controlling it goes. Also what workers tell each other.
+/// An open recording, with what its control needs. Notices between workers contain it too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
     pub key: Key,
@@ -28,16 +28,16 @@ pub struct Open {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interaction: Option<String>,
     pub asked_at: Moment,
-    /// A stop was sent; another stop means the one before.
+    /// A stop was sent. Another stop is for the recording before it.
     #[serde(default)]
     pub stopping: bool,
-    /// Its action said that it does not go along with a transfer: the call's channel was set so.
+    /// Its action said that it does not go along with a transfer, and the call's channel was set so.
     #[serde(default)]
     pub stays: bool,
 }
 
 impl Open {
-    /// What there is to know of an open entry.
+    /// The `Open` of an entry; `None` if its order is unknown.
     pub fn of(entry: &Entry) -> Option<Self> {
         let order = entry.order()?;
         Some(Self {
@@ -54,11 +54,11 @@ impl Open {
     }
 }
 
-/// Entries that are remembered whole.
+/// The largest number of entries that are remembered completely.
 const ENTRIES: usize = 5_000;
-/// Recordings that are remembered to have been commanded, and open ones.
+/// The largest number of recordings that are remembered as commanded, and as open.
 const KEYS: usize = 50_000;
-/// What is remembered of the legs of one recording.
+/// The largest number of facts that are remembered of the legs of one recording.
 const LEGS: usize = 24;
 
 #[derive(Debug, Default)]
@@ -67,27 +67,27 @@ struct Memory {
     by_call: HashMap<String, HashSet<Key>>,
     by_fetch: HashMap<String, HashSet<Key>>,
     by_interaction: HashMap<String, HashSet<Key>>,
-    /// By every leg that carries a recording or may, as routing keys write it.
+    /// By every leg that a recording is on, or may be on, in the form of routing keys.
     by_leg: HashMap<String, HashSet<Key>>,
-    /// What was learnt of the legs of open recordings.
+    /// What was learned of the legs of open recordings.
     legs: HashMap<Key, Vec<Fact>>,
     entries: Bounded<Key, Entry>,
-    /// Recordings whose end was heard here: what was begun before that and comes to its end later does not open them again.
+    /// Recordings whose end was heard here. A handler that began before that and ends later does not open them again.
     over: Bounded<Key, ()>,
-    /// Recordings that ended, as another worker said. They may begin again.
+    /// Recordings that ended according to another worker. They may begin again.
     closed: Bounded<Key, ()>,
     /// The legs that lead to each recording in `by_leg`.
     linked: HashMap<Key, HashSet<String>>,
     commanded: Bounded<Key, ()>,
-    /// From the start command's id to its recording.
+    /// From the id of a start command to its recording.
     commands: Bounded<String, Key>,
-    /// Recordings that the switch began again lately: the ledger may not tell it yet.
+    /// Recordings that the switch began again lately. The ledger may not know it yet.
     restarts: Bounded<Key, Fact>,
-    /// Calls whose channel was told that its recordings do not follow a transfer.
+    /// Calls whose channel was set so that its recordings do not follow a transfer.
     unfollowing: Bounded<String, ()>,
     /// Stops and masks that were carried out, and on which recording.
     done: Bounded<String, (Key, String)>,
-    /// Where the newest action on a call said that it is controlled.
+    /// The control address that the newest action on a call named.
     routes: Bounded<String, (Moment, Route)>,
 }
 
@@ -96,7 +96,7 @@ struct Memory {
 pub struct Registry(Mutex<Memory>);
 
 impl Registry {
-    /// A recording is open, as this worker or another one says.
+    /// A recording is open, according to this worker or another one.
     pub fn open(&self, open: Open) {
         let mut memory = self.lock();
         if let Some(known) = memory.open.get_mut(&open.key) {
@@ -130,7 +130,7 @@ impl Registry {
         }
     }
 
-    /// The recording, whose end was heard, began again.
+    /// The recording began again after its end was heard.
     pub fn reopen(&self, open: Open) {
         self.lock().over.remove(&open.key);
         self.open(open);
@@ -148,13 +148,13 @@ impl Registry {
         memory.entries.remove(&key);
     }
 
-    /// The recording ended, as another worker says.
+    /// The recording ended, according to another worker.
     pub fn heard_of_end(&self, key: Key) {
         self.lock().closed.insert(key, (), KEYS);
         self.close(key);
     }
 
-    /// Whether an end of the recording was heard of.
+    /// Whether an end of the recording was heard.
     pub fn was_closed(&self, key: Key) -> bool {
         let memory = self.lock();
         memory.over.get(&key).is_some() || memory.closed.get(&key).is_some()
@@ -189,12 +189,13 @@ impl Registry {
         Some(entry)
     }
 
-    /// Whether a leg, as routing keys write it, carries a recording that is open, or may. Asked of every call's events before they are read.
+    /// Whether an open recording is, or may be, on a leg, in the form of routing keys. The events of every call are checked with this
+    /// before they are read.
     pub fn follows(&self, encoded: &str) -> bool {
         self.lock().by_leg.contains_key(encoded)
     }
 
-    /// Takes in what happened to a leg; returns the open recordings that this is news of.
+    /// Remembers what happened to a leg. Returns the open recordings for which this is new.
     pub fn learn(&self, leg: &Leg, at: Moment, by: &str) -> Vec<Key> {
         let mut memory = self.lock();
         let concerned = memory
@@ -213,7 +214,7 @@ impl Registry {
                 continue;
             }
             let known = memory.legs.entry(key).or_default();
-            // A bridge that tells of no new leg tells nothing; an end is told once; of a leg that moves on and on the last is kept.
+            // A bridge with no new leg adds nothing, and an end counts once. For a leg that moves again and again the last move is kept.
             let says_same = |known: &Fact| match &known.what {
                 What::Leg(known) if leg.event == LegEvent::Bridged => {
                     known.call_id == leg.call_id && known.other == leg.other
@@ -248,7 +249,7 @@ impl Registry {
         open
     }
 
-    /// Whether the recording was commanded, as far as is remembered.
+    /// Whether the recording was commanded, as far as this worker remembers.
     pub fn is_commanded(&self, key: Key) -> bool {
         self.lock().commanded.get(&key).is_some()
     }
@@ -258,17 +259,17 @@ impl Registry {
         self.lock().commands.get(&msg_id.to_owned()).copied()
     }
 
-    /// An action says where its call is controlled now.
+    /// An action named the present control address of its call.
     pub fn controlled(&self, at: Moment, route: Route) {
         self.lock().routes.insert(route.call_id.clone(), (at, route), KEYS);
     }
 
-    /// Where the newest action on a call said that it is controlled, and when.
+    /// The control address that the newest action on a call named, and when.
     pub fn route(&self, call_id: &str) -> Option<(Moment, Route)> {
         self.lock().routes.get(&call_id.to_owned()).cloned()
     }
 
-    /// Adds what another worker learnt of a recording.
+    /// Adds the facts of a stop, mask or unmask that this worker or another one carried out.
     pub fn hear(&self, key: Key, call_id: &str, facts: &[Fact]) {
         let mut memory = self.lock();
         let mut entry = memory
@@ -287,8 +288,8 @@ impl Registry {
         self.lock().unfollowing.get(&call_id.to_owned()).is_some()
     }
 
-    /// The newest recording of the call that is open and not being stopped; by what stays when the call's id is replaced, else by its id.
-    /// None that was asked for after `by`, if that is given.
+    /// The newest recording of the call that is open and not being stopped. The call is found by the fetch id, which stays when the call's
+    /// id is replaced, else by its id. If `by` is given, a recording that was ordered after it does not count.
     pub fn newest(&self, fetch_id: Option<&str>, call_id: &str, by: Option<Moment>) -> Option<Open> {
         let memory = self.lock();
         let of = |keys: Option<&HashSet<Key>>| {
@@ -303,7 +304,7 @@ impl Registry {
             .or_else(|| of(memory.by_call.get(call_id)))
     }
 
-    /// The recordings of the call that are open, those that are being stopped among them.
+    /// The open recordings of the call, including those that are being stopped.
     pub fn of_call(&self, fetch_id: Option<&str>, call_id: &str) -> Vec<Open> {
         let memory = self.lock();
         let of_fetch = fetch_id.and_then(|id| memory.by_fetch.get(id)).into_iter();
@@ -320,12 +321,12 @@ impl Registry {
             .insert(action.to_owned(), (key, media_id.to_owned()), KEYS);
     }
 
-    /// The recording, and its id, on which this worker carried out a stop or mask.
+    /// The recording on which a stop or mask was carried out, and its media id.
     pub fn done_on(&self, action: &str) -> Option<(Key, String)> {
         self.lock().done.get(&action.to_owned()).cloned()
     }
 
-    /// A stop of it was sent.
+    /// A stop of the recording was sent.
     pub fn stopping(&self, key: Key) {
         if let Some(open) = self.lock().open.get_mut(&key) {
             open.stopping = true;
@@ -337,7 +338,8 @@ impl Registry {
         self.lock().restarts.insert(key, started, ENTRIES);
     }
 
-    /// Adds to an entry from the ledger what every worker was told of its recording's latest start: whoever lets the switch's file go must know.
+    /// Adds the latest start, of which every worker was notified, to an entry from the ledger. The task that releases the switch's file
+    /// must know it.
     pub fn complete(&self, mut entry: Entry) -> Entry {
         let memory = self.lock();
         if let Some(started) = memory.restarts.get(&entry.key).cloned()
@@ -350,7 +352,7 @@ impl Registry {
         entry
     }
 
-    /// Every recording that is open, as far as is remembered.
+    /// Every open recording, as far as this worker remembers.
     pub fn all_open(&self) -> Vec<Open> {
         self.lock().open.values().cloned().collect()
     }
@@ -367,7 +369,7 @@ impl Memory {
         self.by_leg.entry(leg).or_default().insert(key);
     }
 
-    /// Nobody asks which leg had a recording that is over.
+    /// The legs of a recording that is over are not needed.
     fn add_legs(&self, entry: &mut Entry) {
         if entry.told_end().is_none() {
             for fact in self.legs.get(&entry.key).into_iter().flatten() {
@@ -432,13 +434,13 @@ impl<K: Clone + Eq + Hash, V> Bounded<K, V> {
         self.map.remove(key)
     }
 
-    /// Puts one in; returns what had to be forgotten for it.
+    /// Inserts a value. Returns the value that had to be forgotten for it.
     fn insert(&mut self, key: K, value: V, bound: usize) -> Option<V> {
         if self.map.insert(key.clone(), value).is_none() {
             self.order.push_back(key);
         }
         let mut forgotten = None;
-        // What was taken out in between still stands in the order.
+        // Keys that were removed in between are still in the order.
         while self.map.len() > bound || self.order.len() > bound * 2 {
             let Some(oldest) = self.order.pop_front() else { break };
             if let Some(value) = self.map.remove(&oldest) {
@@ -533,7 +535,7 @@ mod tests {
         registry.open(open("1", 1));
         registry.remember(&known);
         assert_eq!(registry.newest(None, "call", None), None);
-        // A new start does.
+        // A new start opens it again.
         registry.reopen(open("1", 1));
         assert!(registry.newest(None, "call", None).is_some());
     }

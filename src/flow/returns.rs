@@ -1,4 +1,4 @@
-//! What becomes of a delivery that is not finished, or cannot be read: it never stays with this worker, where it would take one of the places
+//! What becomes of a delivery that is not finished, or cannot be read. It never stays with this worker, where it would take a prefetch slot
 //! that other messages need.
 
 use std::sync::Arc;
@@ -11,16 +11,17 @@ use crate::telemetry::events::{DeadLettersDeclared, DeliveryReturned, MessageRej
 
 use super::perform::Parts;
 
-/// Where messages go that nobody can read.
+/// The queue for messages that cannot be read.
 pub const DEAD_LETTERS: &str = "kz_record_call.dead";
 
 const DEAD_MAX_BYTES: i64 = 256 << 20;
 
-/// A message rests so long before it goes back to its queue; twice as long each time, and then so long at most. It takes its place meanwhile.
+/// Delay before a message goes back to its queue. It doubles each time, up to the longest delay. The message takes its prefetch slot
+/// meanwhile.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
-/// A message that the dead letters refuse so often is left to the broker's own dead-lettering.
+/// A message that the dead-letter queue refused this often is left to the broker's own dead-lettering.
 const REFUSALS: u32 = 5;
 
 /// The queue of dead letters.
@@ -40,7 +41,7 @@ fn pause(returns: u32) -> Duration {
     (FIRST_PAUSE * 2_u32.saturating_pow(returns.min(16))).min(LONGEST_PAUSE)
 }
 
-/// Returns a delivery that could not be finished to its queue, after a pause: for this worker later, or for another one.
+/// Returns a delivery that could not be finished to its queue, after a delay: for this worker later, or for another worker.
 pub async fn put_back(parts: &Parts, queue: &'static str, delivery: Delivery) {
     DeliveryReturned { queue }.emit();
     tokio::select! {
@@ -50,11 +51,11 @@ pub async fn put_back(parts: &Parts, queue: &'static str, delivery: Delivery) {
     delivery.give_back().await;
 }
 
-/// Puts a message that cannot be read to the dead letters, with its reason.
+/// Moves a message that cannot be read to the dead letters, with its reason.
 pub async fn reject(parts: &Arc<Parts>, delivery: Delivery, queue: &'static str, call_id: &str, why: &str) {
     let mut put = parts.publisher.pass_on(&delivery, DEAD_LETTERS, why).await;
     if put.as_ref().is_err_and(crate::amqp::PublishError::is_unroutable) {
-        // Its queue is missing.
+        // The dead-letter queue is missing.
         let spec = dead_letters();
         match parts.publisher.restore(&spec).await {
             Ok(missing) => {

@@ -1,5 +1,5 @@
-//! How long a delivery may take, and its share of a switch's places while the switch waits: no slow host, and no account whose hosts are slow, has all
-//! of them.
+//! Time limits of deliveries, and their share of a switch's slots while the switch waits. A slow host must not take all slots, nor must an
+//! account with slow hosts.
 
 use std::time::Duration;
 
@@ -11,17 +11,18 @@ use crate::entry::fact::Destination;
 use super::perform::{InHand, Parts};
 use crate::lifecycle::Case;
 
-/// How soon a recording comes back that found all slots of its host taken.
+/// Delay of a recording that found all slots of its host taken.
 pub(super) const BUSY: Duration = Duration::from_secs(1);
 
 impl Parts {
-    /// How long an attempt may take.
+    /// Time limit of an attempt.
     pub(super) fn limit(&self, destination: Destination, hand: Option<&InHand>) -> Duration {
-        // Past this the switch has been told to keep its file.
+        // By this time the switch has got the answer to keep its file.
         let told = self.config.ingest.delivery_timeout;
         match hand {
             None => self.config.destination.send_timeout,
-            // The audio can wait elsewhere, and must be there before the switch is told otherwise: others want the switch's place.
+            // The audio can wait in the hold, and must be there before the switch gets the answer to keep its file. Other recordings need
+            // the switch's slot.
             Some(_) if destination.is_held() && self.hold.is_there() => {
                 (told / 2).min(self.config.destination.switch_waits)
             }
@@ -29,7 +30,7 @@ impl Parts {
         }
     }
 
-    /// The shares of a switch's places that a delivery takes while the switch waits; `None` when others have them.
+    /// Takes the shares of a switch's slots that a delivery needs while the switch waits; `None` when other deliveries have them.
     pub(super) async fn share(
         &self,
         case: &Case,
@@ -49,12 +50,12 @@ impl Parts {
                 self.outward.slot(switch).await?,
             ])
         };
-        // Most are through within that.
+        // Most deliveries end within this time.
         tokio::time::timeout(BUSY, taking).await.ok().flatten()
     }
 }
 
-/// What comes of it within `limit`.
+/// The result of `what`, if it comes within `limit`.
 pub(super) async fn in_time<T>(
     limit: Duration,
     what: impl Future<Output = Result<T, DeliveryError>>,

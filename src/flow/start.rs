@@ -1,7 +1,7 @@
-//! ① Actions: every one is answered, whatever happens, for a call waits for the answer without a time-out.
+//! ① Actions: the worker answers every action, whatever happens, because a call waits for the answer without a time-out.
 //!
-//! An action is acknowledged when what it started is written somewhere durable: the ledger, or, when that does not answer in time, the
-//! journal. The answers wait for neither.
+//! An action is acknowledged when what it started is durable. That means the ledger, or the journal if the ledger does not answer in
+//! time. The answers wait for neither.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,24 +34,24 @@ use crate::lifecycle::Input;
 
 pub use super::returns::{DEAD_LETTERS, reject};
 
-/// What the actions' queue is called in logs and metrics.
+/// The name of the actions' queue in logs and metrics.
 pub const QUEUE: &str = "actions";
 
-/// How long the ledger has to tell what it knows of a repeated action.
+/// Time limit for the ledger's answer to what it knows of a repeated action.
 const KNOWLEDGE: Duration = Duration::from_secs(2);
 
-/// An action in hand.
+/// An action in flight.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     pub parts: &'a Arc<Parts>,
     pub action: &'a Execute,
-    /// Whom to answer, if there is anybody.
+    /// The reply address, if the action has one.
     pub reply_to: Option<&'a ReplyTo>,
-    /// It may have been handled before, or its call may be over: the message comes again, or is old.
+    /// The action may have been handled before, or its call may be over: the message was redelivered, or is old.
     pub doubtful: bool,
     /// The broker delivered it before.
     pub repeated: bool,
-    /// It waited in a queue of ours, long enough for what the journal has.
+    /// The action waited in a queue of ours, long enough for the journal to be moved into the ledger.
     pub waited: bool,
     /// When it was sent, by its sender's clock.
     pub at: Option<Moment>,
@@ -111,10 +111,10 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
     if done {
         parts.crash.step(delivery.ack()).await;
     }
-    // Otherwise it is durable nowhere, or not answered: `dying::watched` returns it to its queue.
+    // Otherwise the action is not durable, or not answered: `dying::watched` returns it to its queue.
 }
 
-/// What an action asks for. Its data, of any size, is gone when it is read.
+/// What an action asks for. Its data, of any size, is dropped after it was read.
 pub(super) struct Asked {
     pub action: Execute,
     server_id: Option<String>,
@@ -122,7 +122,7 @@ pub(super) struct Asked {
     corrections: Vec<Correction>,
 }
 
-/// Reads whom to answer, and what is asked for. Waits for nothing, for room is taken.
+/// Reads the reply address, and what is asked for. This must not wait, because it uses the memory limit for decoding.
 pub(super) fn read(
     parts: &Parts,
     delivery: &Delivery,
@@ -146,7 +146,7 @@ pub(super) fn read(
         },
     );
     if let Plan::Start(order) = &mut plan {
-        // The caller's own, so that a repeat says the same; else the one that began here.
+        // The sender's own trace, so that a repeat has the same one. Else the trace that began here.
         let trace = delivery.trace().or_else(trace::current);
         order.trace = trace.map(|trace| trace.parent().to_owned());
     }
@@ -209,14 +209,14 @@ async fn run(job: &Job<'_>, delivery: &Delivery, asked: &Asked, begun: Instant) 
 }
 
 impl Job<'_> {
-    /// `action.accepted`, if there is anybody to tell.
+    /// Sends `action.accepted`, if the action has a reply address.
     pub async fn accept(&self) {
         if let Some(to) = self.reply_to {
             self.parts.crash.step(accept(self.parts, to)).await;
         }
     }
 
-    /// `action.result`, likewise; `false` when it could not be delivered.
+    /// Sends `action.result`, likewise; `false` when it could not be delivered.
     pub async fn result(&self) -> bool {
         match self.reply_to {
             Some(to) => self.parts.crash.step(result(self.parts, to)).await,
@@ -234,7 +234,7 @@ impl Job<'_> {
 async fn start(job: &Job<'_>, order: &Order) -> bool {
     let (parts, action) = (job.parts, job.action);
     if let Some(entry) = parts.registry.entry(order.key).filter(|entry| entry.order().is_some()) {
-        // This worker has it already, and did not get to acknowledge it.
+        // This worker has the recording already, and did not get to acknowledge the action.
         let answered = job.answer_at_once().await;
         return journal::write(parts, &entry).await && answered;
     }
@@ -247,7 +247,7 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     if let Some(open) = Open::of(&entry) {
         parts.registry.open(open);
     }
-    // Before the command goes out: its error may be back before its confirmation.
+    // Before the command goes out, because its error may arrive before its confirmation.
     parts.registry.remember(&entry);
     notices::opened(parts, &entry);
     job.accept().await;
@@ -255,7 +255,8 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     let sent = loop {
         let sending = parts.send_start(order, &action.call_id, trigger);
         match parts.crash.step(sending).await {
-            // The result waits for the end of the alarm too, and must not come first: the call would go on before it is recorded.
+            // The result waits for the end of the alarm too. It must not come first, because the call would continue before it is
+            // recorded.
             Err(error) if error.is_alarm() && begun.elapsed() < ALARM_PATIENCE && !parts.stop.is_cancelled() => {}
             sent => break sent,
         }
@@ -271,7 +272,7 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     match sent {
         Ok(()) => drop(add(What::Commanded)),
         Err(error) if error.is_unroutable() => drop(add(What::CommandLost { why: error.to_string() })),
-        // Left uncommanded: whoever goes on with it makes sure of the call first.
+        // The entry stays uncommanded. The task that resumes it queries the call first.
         Err(_) => {}
     }
     parts.registry.remember(&entry);
@@ -287,11 +288,12 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
     answered && durable
 }
 
-/// An action that was perhaps handled before, or whose call is perhaps over. It is answered; now what is known of it decides.
+/// An action that may have been handled before, or whose call may be over. It is answered, and what is known of the recording decides
+/// what follows.
 async fn start_in_doubt(parts: &Arc<Parts>, mut entry: Entry) -> bool {
     let is_over = parts.registry.was_closed(entry.key);
     if let Some(heard) = parts.registry.entry(entry.key) {
-        // Another worker's stop of it, say.
+        // For example another worker's stop of it.
         entry = entry.merge(heard);
     }
     let known = match parts.ledger.is_up() {
@@ -309,7 +311,8 @@ async fn start_in_doubt(parts: &Arc<Parts>, mut entry: Entry) -> bool {
         return true;
     }
     if is_over {
-        // It ran, and its end was heard. Whoever carried it out has that written down, or this tells when the ledger is back.
+        // It ran, and its end was heard. The worker that carried it out has written that, or this write does so when the ledger is
+        // back.
         return journal::write(parts, &entry).await;
     }
     if let Some(open) = Open::of(&entry) {
@@ -317,7 +320,7 @@ async fn start_in_doubt(parts: &Arc<Parts>, mut entry: Entry) -> bool {
     }
     let durable = journal::write(parts, &entry).await;
     notices::opened(parts, &entry);
-    // Uncommanded as it is, its call is looked for first.
+    // The entry is uncommanded, so its call is queried first.
     drive::go_on(parts, entry, Input::Due);
     durable
 }

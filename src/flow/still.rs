@@ -1,5 +1,5 @@
-//! Whether a file that the switch brought is whole, and may be deleted: a recording that begins at every bridge is appended to the file that is
-//! there, and the event that would tell of it may be late, or lost.
+//! Whether a file that the switch uploaded is complete, and may be deleted. A recording that begins at every bridge is appended to the
+//! existing file, and the event that would report it may be late, or lost.
 
 use std::time::Duration;
 
@@ -12,31 +12,31 @@ use crate::recording::order::Order;
 
 use super::perform::Parts;
 
-/// How long a call has to be told of, whether it lives or is over: the switch waits for its answer.
+/// Time limit for ecallmgrs to say whether a call is alive or over: the switch waits for its answer.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Within so short a time no bridge comes and goes unseen between two looks at the call.
+/// Within this time no bridge comes and goes unseen between two queries of the call.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// A file that is being written has grown in that time, unless its leg is on hold: the switch's encoders write at least every 2.1 seconds.
+/// A file that is being written grows within this time, unless its leg is on hold: the switch's encoders write at least every 2.1 seconds.
 const GROWS_WITHIN: Duration = Duration::from_secs(5);
 
-/// So many moments a call has to hang up.
+/// A call has this many moments to hang up.
 const HANGS_UP_WITHIN: u32 = 5;
 const MOMENT: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
-    /// An ecallmgr says so, and none knows it.
+    /// An ecallmgr says that the call does not exist, and no ecallmgr knows it.
     Over,
     Apart,
     Bridged,
 }
 
-/// What was seen of a call before its file was asked for.
+/// The state of a call before its file was asked for.
 pub struct Look {
     at: Instant,
-    /// `None`: nothing is appended to this recording's file.
+    /// `None`: the switch appends nothing to this recording's file.
     call: Option<Call>,
 }
 
@@ -46,7 +46,7 @@ impl Look {
         self.call == Some(Call::Apart) && self.at.elapsed() > MOMENT
     }
 
-    /// Whether a file that looks so can be told to be whole only when its call is over.
+    /// Whether such a file can be judged to be complete only when its call is over.
     pub(super) fn awaits(&self, entry: &Entry, audio: &Audio) -> bool {
         let lives = matches!(self.call, Some(Call::Apart | Call::Bridged));
         lives && entry.order().is_some_and(|order| audio.seems_open(order.format))
@@ -54,7 +54,7 @@ impl Look {
 }
 
 impl Parts {
-    /// Has a look at the call, before its file is asked for.
+    /// Queries the call before its file is asked for.
     pub(super) async fn look_at_call(&self, entry: &Entry) -> Look {
         let call = match entry.order().filter(|order| order.may_begin_again()) {
             Some(order) => Some(self.call(order).await),
@@ -66,7 +66,7 @@ impl Parts {
         }
     }
 
-    /// `look`, or a new one if that is too old.
+    /// `look`, or a new one if `look` is too old.
     pub(super) async fn renewed(&self, entry: &Entry, look: Look) -> Look {
         if look.is_old() {
             self.look_at_call(entry).await
@@ -75,7 +75,7 @@ impl Parts {
         }
     }
 
-    /// A look where the recording has just ended: a call that hangs up is bridged for some moments more.
+    /// Queries the call of a recording that has just ended: a call that hangs up stays bridged for some moments more.
     pub(super) async fn look_at_ended_call(&self, entry: &Entry) -> Look {
         for _ in 0..HANGS_UP_WITHIN {
             let look = self.look_at_call(entry).await;
@@ -87,15 +87,15 @@ impl Parts {
         self.look_at_call(entry).await
     }
 
-    /// Whether nothing can have been appended to the file since `look`. One that its writer did not close is being written as long as its call
-    /// lives, whether it grows or not: it does not while the recorded leg is on hold.
+    /// Whether nothing can have been appended to the file since `look`. A file that its writer did not close is being written as long as
+    /// its call is alive. It need not grow, because it does not grow while the recorded leg is on hold.
     pub(super) async fn is_still(&self, entry: &Entry, look: &Look, audio: &Audio) -> bool {
         if look.awaits(entry, audio) {
             return false;
         }
         match (look.call, entry.order()) {
             (None, _) | (_, None) => true,
-            // One answer, a while ago: an ecallmgr that has just begun says so of calls that it has not learnt of yet.
+            // `look` was one answer, a while ago. An ecallmgr that has just started says so of calls that it has not learned of yet.
             (Some(Call::Over), Some(order)) => {
                 self.call(order).await == Call::Over
                     && !(audio.seems_open(order.format) && self.lives_elsewhere(entry).await)
@@ -105,7 +105,7 @@ impl Parts {
         }
     }
 
-    /// Whether another leg lives that may carry the recording.
+    /// Whether another leg is alive that the recording may be on.
     async fn lives_elsewhere(&self, entry: &Entry) -> bool {
         for leg in entry.living_legs() {
             if leg != entry.call_id && !self.is_gone(leg, PATIENCE).await {
@@ -115,7 +115,7 @@ impl Parts {
         false
     }
 
-    /// How long to wait before a file that was perhaps being written is asked for again.
+    /// How long to wait before a worker asks again for a file that may have been in writing.
     pub(super) fn until_it_has_grown(&self) -> Duration {
         self.policy.probe_gap.min(GROWS_WITHIN)
     }
@@ -128,13 +128,13 @@ impl Parts {
     }
 }
 
-/// `known`: what an ecallmgr told of the call, if one answered in time. `gone`: an ecallmgr said that the call does not exist.
+/// `known`: the state of the call, if an ecallmgr answered in time. `gone`: an ecallmgr said that the call does not exist.
 fn judged(known: Option<ChannelState>, gone: bool) -> Call {
     match known {
         Some(state) if state.answered && state.other_leg_call_id.is_some() => Call::Bridged,
         Some(_) => Call::Apart,
         None if gone => Call::Over,
-        // No ecallmgr answers: it may be bridged, and its file be written.
+        // No ecallmgr answers. The call may be bridged, and the switch may be writing its file.
         None => Call::Bridged,
     }
 }

@@ -1,11 +1,11 @@
-//! The action's other verbs: stop, mask and unmask the newest recording of the call that runs.
+//! The action's other verbs: stop, mask and unmask the newest running recording of the call.
 //!
-//! Each is a state, not a message. A stop is repeated until the switch confirms it, and applied to a start that comes later; an operator is told when it
-//! stays unconfirmed, for payment data may be recorded. The switch confirms no mask: its command is repeated until the broker has it, and sent again at each
-//! start; an operator is told when it cannot have been obeyed.
+//! Each of them is a state, not a message. A stop is repeated until the switch confirms it, and applied to a start that comes later. An
+//! operator is alerted if it stays unconfirmed, because payment data may be recorded. The switch confirms no mask. Its command is repeated
+//! until the broker has it, and sent again at each start. An operator is alerted if it cannot have been obeyed.
 //!
-//! Where no worker's memory knows a recording of the call, only the ledger can say that there is none. While it does not, the action waits in a queue of its
-//! own: its call is answered, and it takes no place that starts need.
+//! If no worker remembers a recording of the call, only the ledger can say that there is none. While the ledger does not answer, the action
+//! waits in a queue of its own. Its call is answered, and it takes no prefetch slot that starts need.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,23 +30,24 @@ use super::start::{Job, read};
 use super::{at_once, drive, journal, notices};
 use crate::lifecycle::Input;
 
-/// Where actions wait for the ledger to tell the recording that they mean.
+/// The queue where actions wait for the ledger to find the recording that they are for.
 pub const CONTROLS: &str = "kz_record_call.controls";
 
 const MAX_BYTES: i64 = 64 << 20;
 const PREFETCH: u16 = 200;
 
-/// How long the ledger has to tell a recording's order.
+/// Time limit for the ledger to load a recording's order.
 const KNOWLEDGE: Duration = Duration::from_secs(1);
 
-/// A recording can have begun on another worker a moment ago, whose word is on its way: its memory is looked at again after these.
+/// Delays before the memory is searched again, in milliseconds. A recording can have begun on another worker a moment ago, and that
+/// worker's notice can be on its way.
 const LOOKS: [u64; 4] = [100, 200, 400, 800];
 
-/// The same where the call is recorded by another recorder, and that recording is most likely meant: a mask must not come late.
+/// The same if another recorder records the call, and the action is most likely for that recording: a mask must not come late.
 const NAMED_LOOKS: &[u64] = &[100, 200];
 
-/// An action that waited for the ledger is looked up so often before it counts that there is no recording: one of which only the journal knew is moved into
-/// the ledger at the same time.
+/// How often an action that waited for the ledger is searched for before it counts that there is no recording. In the same time a recording
+/// that only the journal knew is moved into the ledger.
 const ENOUGH: u32 = 5;
 
 /// The queue of the actions that wait.
@@ -63,7 +64,7 @@ pub fn controls(gate: tokio::sync::watch::Receiver<bool>, dead_letters: &str) ->
     }
 }
 
-/// Does it; tells the recording's id, if one is known, and whether it is answered and durable.
+/// Carries the action out. Returns the recording's id, if one is known, and whether the action is answered and durable.
 pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -> (String, bool) {
     job.accept().await;
     let mut look = find::look(job).await;
@@ -87,7 +88,8 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
     }
     let asked_by = job.at.unwrap_or_else(|| job.parts.now());
     let answered = job.result().await;
-    // What follows takes its time, and the call waited for its answer. It has gone on: what its next action starts is not meant.
+    // What follows takes time, so the call got its answer before. The call has continued: the action is not for what the call's next action
+    // starts.
     let late = Job {
         doubtful: true,
         at: Some(asked_by),
@@ -136,7 +138,7 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
     }
 }
 
-/// Looks at what all workers remember, after each of these pauses in milliseconds.
+/// Searches what all workers remember, after each of these delays in milliseconds.
 async fn look_at_memory_again(job: &Job<'_>, pauses: &[u64]) -> Look {
     for pause in pauses {
         tokio::time::sleep(Duration::from_millis(*pause)).await;
@@ -147,7 +149,7 @@ async fn look_at_memory_again(job: &Job<'_>, pauses: &[u64]) -> Look {
     Look::None
 }
 
-/// No recording of ours runs on the call: another recorder's is meant, or none.
+/// No recording of ours runs on the call. The action is for another recorder's recording, or for none.
 async fn none_of_ours(job: &Job<'_>, what: Control) {
     if let Some(name) = find::stranger(job) {
         return stranger(job, name, what).await;
@@ -160,7 +162,7 @@ async fn none_of_ours(job: &Job<'_>, what: Control) {
     );
 }
 
-/// An action that waited for the ledger, and is answered.
+/// Handles an action that waited for the ledger, and is answered.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
     trace::within(Stage::Action, delivery.trace(), Box::pin(resume(parts, delivery))).await;
 }
@@ -217,7 +219,7 @@ async fn resume(parts: &Arc<Parts>, delivery: Delivery) {
     }
 }
 
-/// Tells the switch, answers, and writes it down.
+/// Sends the command to the switch, answers the action, and writes it down.
 async fn carry_out(job: &Job<'_>, found: Found, what: Control) -> (String, bool) {
     Box::pin(tell_and_write(job, found, what, job.result())).await
 }
@@ -236,7 +238,7 @@ async fn tell_and_write(
         Found::Here(open) | Found::Between(open) => (open, false),
         Found::Moved(open) => (open, true),
         Found::Done { media_id, unwritten } => {
-            // Its repeat must not reach what began since, nor undo what was asked since.
+            // A repeat must not reach a recording that began since, nor undo what was asked since.
             let answered = answering.await;
             let written = match unwritten {
                 Some((open, facts)) => write_down(job, &open, facts).await,
@@ -248,7 +250,7 @@ async fn tell_and_write(
     let mut facts = tell_switch(job, &open, what, kind).await;
     let answered = answering.await;
     if has_moved && what != Control::Stop {
-        // A stop shows by itself whether it was obeyed; of a mask nobody would ever hear.
+        // A stop shows by itself whether it was obeyed. A mask never does.
         let moved = What::NotObeyed {
             action: job.action.msg_id.clone().unwrap_or_default(),
             what,
@@ -273,11 +275,11 @@ async fn tell_and_write(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meant {
     Running,
-    /// The one that the next bridge begins: nothing is sent before.
+    /// The recording that the next bridge begins: no command is sent before.
     Next,
 }
 
-/// Sends the command; what is to be written down of it.
+/// Sends the command. Returns the facts that must be written.
 async fn tell_switch(job: &Job<'_>, open: &Open, what: Control, meant: Meant) -> Vec<Fact> {
     let (parts, action) = (job.parts, job.action);
     let known = parts.registry.entry(open.key);
@@ -302,7 +304,7 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control, meant: Meant) ->
         parts.registry.stopping(open.key);
         notices::stopping(parts, open);
     }
-    // The action's id tells its repeats from another action.
+    // The action's id distinguishes its repeats from another action.
     let id = action.msg_id.clone().unwrap_or_default();
     if !id.is_empty() {
         parts.registry.done(&id, open.key, &open.media_id);
@@ -336,7 +338,7 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control, meant: Meant) ->
         },
     };
     let facts = if is_sent { vec![asked, delivered] } else { vec![asked] };
-    // At once: the end may be on its way already, and whoever hears of it begins with what is remembered.
+    // At once: the end may be on its way already, and its handler starts from what is remembered.
     let stamped = stamped(job, &facts);
     parts.registry.hear(open.key, &open.call_id, &stamped);
     stamped
@@ -351,7 +353,7 @@ fn stamped(job: &Job<'_>, facts: &[What]) -> Vec<Fact> {
     facts.iter().map(stamp).collect()
 }
 
-/// Writes down what was asked and sent, tells the other workers, and follows it up.
+/// Writes down what was asked and sent, notifies the other workers, and follows it up.
 async fn write_down(job: &Job<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
     let (parts, action) = (job.parts, job.action);
     let mut entry = parts
@@ -359,7 +361,7 @@ async fn write_down(job: &Job<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
         .entry(open.key)
         .unwrap_or_else(|| Entry::new(open.key, &open.call_id));
     if entry.order().is_none() {
-        // Only what another worker told is known. This says also which month of the ledger has the rest.
+        // Only the notice of another worker is known. This fact also says which month of the ledger has the rest.
         entry.add(Fact {
             at: open.asked_at,
             by: parts.policy.worker.clone(),
@@ -368,7 +370,7 @@ async fn write_down(job: &Job<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
             },
         });
     }
-    // Operators are told of what the driver learns, so it is not to know these before.
+    // Operators are alerted of what the driver learns, so the driver must not know these facts before.
     let mut unheeded = Entry::new(open.key, &open.call_id);
     for fact in &stamped {
         unheeded.add(fact.clone());
@@ -385,11 +387,13 @@ async fn write_down(job: &Job<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
         entry = record.entry.merge(entry);
     }
     let is_known = entry.order().is_some();
-    // Whoever writes the recording's document must know it; and whoever knows the order follows it up, if this worker does not.
+    // The worker that writes the recording's document must know this. If this worker does not know the order, a worker that knows it
+    // follows the action up.
     notices::controlled(parts, &entry, &stamped, !is_known);
     let durable = journal::write(parts, &entry.clone().merge(unheeded.clone())).await;
     if is_known {
-        // Whoever has the recording in hand takes it in, with its times; otherwise it is followed up from here.
+        // The task that has the recording in flight gets the facts with their times. Without such a task the action is followed up from
+        // here.
         drive::go_on(parts, entry, Input::Known(Box::new(unheeded)));
     } else {
         warn!(
@@ -403,10 +407,10 @@ async fn write_down(job: &Job<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
     durable
 }
 
-/// No recording of ours is known: another recorder's, by the name that the call carries, is what Kazoo's own action would stop then.
+/// No recording of ours is known. The call names another recorder's recording, and Kazoo's own action would stop that one.
 async fn stranger(job: &Job<'_>, name: &str, what: Control) {
     let (parts, action) = (job.parts, job.action);
-    // What it came to is told by the command's own event.
+    // The event of the command reports what came of it.
     let _ = parts
         .send_control(&action.control, &action.call_id, "", name, what)
         .await;

@@ -1,4 +1,4 @@
-//! ⑥ Sweep: what is due and in nobody's hand is taken up again; and after a connection was lost every open recording is looked after.
+//! ⑥ Sweep: resumes what is due and not in flight. After a lost connection it reconciles every open recording.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,27 +17,27 @@ use super::hands::Mailbox;
 use super::perform::Parts;
 use crate::lifecycle::Input;
 
-/// Recordings that one sweep takes at most, and that a worker has in flight before it takes no more. Those that wait for a slot of their switch
-/// do not count: one switch that brings nothing must not stop the sweep for all others.
+/// The largest number of recordings that one sweep takes, and that a worker has in flight before it takes no more. Recordings that wait for
+/// a slot of their switch do not count. One switch that uploads nothing must not stop the sweep for all other switches.
 const TAKE: usize = 64;
 const IN_FLIGHT: usize = 512;
 
-/// How often old months are looked at.
+/// Interval at which old months are examined.
 const RETENTION: Duration = Duration::from_secs(6 * 3600);
 
-/// Between two questions whether there is an ecallmgr.
+/// Delays between two queries whether an ecallmgr answers.
 const ANSWER_PAUSES_S: [u64; 10] = [1, 1, 2, 2, 4, 8, 15, 30, 60, 60];
 
-/// Between two recordings that a reconcile looks after.
+/// Delay between two recordings of a reconcile.
 const RECONCILE_STEP: Duration = Duration::from_millis(20);
 
 /// Sweeps until the worker goes down.
 pub async fn run(parts: Arc<Parts>) {
-    // Events that came while the ledger was away wait in their queue, and are read only now.
+    // Events that came while the ledger was down wait in their queue, and are read only now.
     let mut behind_until: Option<Instant> = None;
     let (mut was_up, mut was_full) = (true, false);
     loop {
-        // Not all workers at once.
+        // Jitter, so that the workers do not sweep at the same time.
         let poll = parts.config.ledger.poll;
         let pause = poll.mul_f64(0.75 + fastrand::f64() * 0.5);
         tokio::select! {
@@ -73,7 +73,7 @@ pub async fn run(parts: Arc<Parts>) {
     }
 }
 
-/// Takes what a worker that is gone had in flight, without waiting for its leases to run out.
+/// Takes over what a worker that is gone had in flight, without waiting until its leases expire.
 async fn take_over(parts: &Arc<Parts>, room: usize) {
     for worker in parts.alive.gone() {
         let (zone, lease) = (&parts.config.kazoo.zone, parts.config.ledger.lease);
@@ -96,7 +96,7 @@ async fn take_over(parts: &Arc<Parts>, room: usize) {
     }
 }
 
-/// Takes some of them in hand, at most as many as there is `room` for.
+/// Takes some of them, at most as many as there is `room` for.
 async fn take_some(parts: &Arc<Parts>, mut found: Vec<(Address, Record)>, room: usize, behind: bool) -> usize {
     fastrand::shuffle(&mut found);
     let mut taken = 0;
@@ -106,13 +106,13 @@ async fn take_some(parts: &Arc<Parts>, mut found: Vec<(Address, Record)>, room: 
     taken
 }
 
-/// Takes a recording in hand, if no other worker has it; one that nothing was heard of yet not while events are `behind`. `seen` is the entry as
-/// it was found.
+/// Takes a recording, if no other worker has it. While events are `behind`, a recording of which nothing was heard yet is not taken. `seen`
+/// is the entry as it was found.
 async fn take(parts: &Arc<Parts>, address: &Address, seen: Option<Entry>, input: Input, behind: bool) -> bool {
     let seen = seen.map(|entry| known(parts, entry));
     let is_silent = |entry: &Entry| entry.started().is_none() && entry.ended().is_none();
     if behind && seen.as_ref().is_none_or(is_silent) {
-        // Before its lease is taken: a start that nobody commanded would wait for that to run out.
+        // Before its lease is taken: otherwise an uncommanded start would wait until the lease expires.
         return false;
     }
     let Some(mailbox) = parts.hands.take(address.key) else {
@@ -140,7 +140,7 @@ async fn take(parts: &Arc<Parts>, address: &Address, seen: Option<Entry>, input:
     }
 }
 
-/// The lease may be written although its answer was lost: then nobody would have the recording in hand until it runs out.
+/// The lease may be written although its answer was lost. Then no worker would have the recording in flight until the lease expires.
 fn give_back(parts: &Arc<Parts>, entry: Entry) {
     let (parts, tasks) = (Arc::clone(parts), parts.tasks.clone());
     let giving = async move {
@@ -155,14 +155,14 @@ fn give_back(parts: &Arc<Parts>, entry: Entry) {
     tasks.spawn(survive("give_back", giving));
 }
 
-/// What the ledger has of a recording, with what this worker heard lately and may not be written yet.
+/// The ledger's version of a recording, with what this worker heard lately and the ledger may not have yet.
 fn known(parts: &Parts, entry: Entry) -> Entry {
     let known = parts.registry.entry(entry.key);
     let entry = known.map_or_else(|| entry.clone(), |known| entry.clone().merge(known));
     parts.registry.complete(entry)
 }
 
-/// Lets go of a recording that was not taken. What was told of it meanwhile was told to this task alone: with that it goes on.
+/// Lets go of a recording that was not taken. Inputs that arrived meanwhile went to this task alone, so it drives the recording with them.
 fn leave(parts: &Arc<Parts>, address: &Address, seen: Option<Entry>, mut mailbox: Mailbox) {
     let Some(input) = mailbox.let_go() else { return };
     match seen.or_else(|| parts.registry.entry(address.key)) {
@@ -188,7 +188,7 @@ fn leave(parts: &Arc<Parts>, address: &Address, seen: Option<Entry>, mut mailbox
     }
 }
 
-/// Looks after every open recording of the zone whenever a new session begins: events that were published while nobody was bound are lost.
+/// Reconciles every open recording of the zone when a new session begins: events that were published while no queue was bound are lost.
 pub async fn reconcile(parts: Arc<Parts>) {
     let mut sessions = parts.consumers.watch();
     let mut seen = 0;
@@ -199,7 +199,7 @@ pub async fn reconcile(parts: Arc<Parts>) {
         };
         let Ok(epoch) = changed else { return };
         seen = epoch;
-        // Ecallmgrs and what waits in the queues first.
+        // First the ecallmgrs come back, and the workers handle what waits in the queues.
         let calm = parts.config.flow.grace.min(Duration::from_secs(5));
         tokio::select! {
             () = tokio::time::sleep(calm) => {}
@@ -214,8 +214,8 @@ pub async fn reconcile(parts: Arc<Parts>) {
                 return;
             }
         };
-        // After a broker restart ecallmgrs may be back later than this worker, and a call that nobody answers for counts as alive until it is looked at
-        // again, minutes later.
+        // After a broker restart ecallmgrs may be back later than this worker. A call for which no ecallmgr answers counts as alive until
+        // the next channel query, minutes later.
         if !open.is_empty() && !ecallmgr_answers(&parts).await {
             return;
         }
@@ -236,8 +236,8 @@ pub async fn reconcile(parts: Arc<Parts>) {
     }
 }
 
-/// Waits until an ecallmgr answers, and not for ever; `false` when the worker goes down meanwhile. Each answers for every call, also for one that
-/// does not exist.
+/// Waits until an ecallmgr answers, but not for ever; `false` when the worker shuts down meanwhile. Each ecallmgr answers for every call,
+/// also for one that does not exist.
 async fn ecallmgr_answers(parts: &Arc<Parts>) -> bool {
     let no_call = format!("kz-record-call-{}", uuid::Uuid::new_v4().simple());
     for pause in ANSWER_PAUSES_S.map(Duration::from_secs) {
@@ -257,10 +257,10 @@ async fn ecallmgr_answers(parts: &Arc<Parts>) -> bool {
     true
 }
 
-/// How often entries are looked for that were written on both sides of a cluster that was parted.
+/// Interval between two searches for entries that were written on both sides of a partitioned cluster.
 const MEND: Duration = Duration::from_secs(60);
 
-/// Merges what a parted cluster wrote twice, every minute.
+/// Merges what a partitioned cluster wrote twice, every minute.
 pub async fn mend(parts: Arc<Parts>) {
     loop {
         tokio::select! {
@@ -297,7 +297,8 @@ pub async fn retain(parts: Arc<Parts>) {
     }
 }
 
-/// The entry that a copy in the hold belongs to; audio that the ledger does not know, or cannot tell of, is nobody's to throw away.
+/// The entry that a copy in the hold belongs to. A copy must not be thrown away if the ledger does not know its recording, or does not
+/// answer.
 async fn needs_hold(parts: &Parts, address: &Address) -> Option<Entry> {
     parts
         .ledger
@@ -308,7 +309,7 @@ async fn needs_hold(parts: &Parts, address: &Address) -> Option<Entry> {
         .map(|record| record.entry)
 }
 
-/// Takes out of the hold what belongs to closed recordings: two workers that did not see each other may have put it there twice.
+/// Removes copies of closed recordings from the hold: two workers that did not see each other may have put a recording there twice.
 async fn tidy_hold(parts: &Parts) -> Result<(), HoldError> {
     let mut after = None;
     loop {

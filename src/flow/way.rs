@@ -1,4 +1,5 @@
-//! Where a destination is now: looked up at each attempt, so that a changed configuration takes effect at once.
+//! The route to a destination. It is looked up at each attempt, so that a changed configuration takes effect at
+//! once.
 
 use std::time::Duration;
 
@@ -15,16 +16,16 @@ use crate::system_config::{Plan, Proxy, Storage, ThirdParty};
 use super::perform::Parts;
 use crate::lifecycle::{Case, Input};
 
-/// The way to a destination.
+/// The route to a destination.
 pub(super) struct Way {
-    /// Whom failures are blamed on: host and port.
+    /// The host and port that failures are attributed to.
     pub(super) host: String,
     pub(super) by: By,
 }
 
 /// How audio gets there.
 pub(super) enum By {
-    /// Document and audio together; a database that is missing may be created there.
+    /// Document and audio together. A missing database may be created there.
     Database { couch: Couch, create: bool },
     /// An upload to a user's URL.
     Url(Target),
@@ -32,14 +33,14 @@ pub(super) enum By {
     Proxy { couch: Couch, proxy: Proxy },
 }
 
-/// Postponed recordings come back over so long a time, for not all to come at once.
+/// Postponed recordings resume within this time of each other, so that they do not all resume at once.
 const SPREAD: Duration = Duration::from_secs(2);
 
 impl Parts {
-    /// The way to `destination`.
+    /// The route to `destination`.
     ///
     /// # Errors
-    /// What the configuration lacks, or says no more.
+    /// What the configuration lacks, or does not say any more.
     pub(super) async fn way(&self, case: &Case, destination: Destination) -> Result<Way, DeliveryError> {
         match destination {
             Destination::Account => Ok(self.home()),
@@ -116,7 +117,7 @@ impl Parts {
         }
     }
 
-    /// The server that a plan keeps recordings' documents on.
+    /// The server where a storage plan keeps the documents of recordings.
     fn connected(&self, storage: &Storage) -> Result<Couch, DeliveryError> {
         let Some(connection) = &storage.connection else {
             return Ok(self.couch.clone());

@@ -1,4 +1,4 @@
-//! The connections of the upload port. There is room for so many; whoever only holds one open makes room for a switch that wants to say something.
+//! The connections of the upload port. Their number is limited. An idle connection is closed when a new connection needs its place.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-/// All that are open, the oldest first.
+/// All open connections, the oldest first.
 #[derive(Debug)]
 pub(super) struct Connections {
     most: usize,
@@ -15,19 +15,19 @@ pub(super) struct Connections {
 
 #[derive(Debug, Default)]
 struct Connection {
-    /// Requests that are being answered.
+    /// Requests in flight.
     busy: AtomicUsize,
     leave: CancellationToken,
 }
 
-/// A connection that has a place, for as long as this lives.
+/// A connection's place, held for as long as this value lives.
 #[derive(Debug)]
 pub(super) struct Place {
     all: Arc<Connections>,
     connection: Arc<Connection>,
 }
 
-/// A request that is being answered, for as long as this lives.
+/// A request in flight, counted for as long as this value lives.
 #[derive(Debug)]
 pub(super) struct Busy(Arc<Connection>);
 
@@ -39,7 +39,8 @@ impl Connections {
         })
     }
 
-    /// A place for one more; where all are taken the oldest that says nothing leaves. `None`: all have something to say.
+    /// Takes a place for one more connection. At the limit, the oldest idle connection is closed. `None`: all connections have requests in
+    /// flight.
     pub(super) fn enter(self: &Arc<Self>) -> Option<Place> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.len() >= self.most {
@@ -58,7 +59,7 @@ impl Connections {
 }
 
 impl Place {
-    /// Until somebody else needs the place.
+    /// Cancelled when another connection needs the place.
     pub(super) fn leave(&self) -> CancellationToken {
         self.connection.leave.clone()
     }

@@ -1,9 +1,10 @@
-//! Looks at audio while it passes: is it what its name says, is it whole, how long is it. Holds a few hundred bytes at most.
+//! Inspects audio while it is received: its format, whether it is complete, and its duration. Buffers at most 64 KiB, which a WAV header
+//! may take.
 
 use crate::recording::audio::Finding;
 use crate::recording::format::Format;
 
-/// Looks at one file.
+/// Inspects one file.
 #[derive(Debug)]
 pub struct Inspector {
     size: u64,
@@ -54,21 +55,21 @@ impl Inspector {
     }
 }
 
-/// What was seen of a file.
+/// Result of inspecting a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// Milliseconds of audio, if it is a file of its format.
+    /// Milliseconds of audio, if the file has the expected format.
     pub duration_ms: Option<u64>,
     pub finding: Option<Finding>,
-    /// The lengths that its header should tell, where the switch did not come to write them.
+    /// The correct lengths for the header, if the switch did not write them.
     pub repair: Option<Repair>,
 }
 
-/// Two lengths in a WAV's header: of the whole after the first eight bytes, and of its samples.
+/// Two lengths in a WAV's header: of everything after the first eight bytes, and of the samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Repair {
     pub riff_size: u32,
-    /// Where in the file the length of the samples stands.
+    /// Offset in the file of the samples' length.
     pub data_size_at: u64,
     pub data_size: u32,
 }
@@ -81,7 +82,7 @@ struct Wav {
     rate: Option<u32>,
     /// Bytes of one sample of all channels.
     block: u16,
-    /// An RF64: its lengths stand elsewhere.
+    /// An RF64, which keeps its lengths elsewhere.
     long: bool,
     data: Option<Data>,
     /// Not a WAV file.
@@ -90,15 +91,15 @@ struct Wav {
 
 #[derive(Debug, Default)]
 struct Data {
-    /// Where the samples begin.
+    /// Offset of the first sample.
     at: u64,
     told: u32,
     got: u64,
     tail: Tail,
 }
 
-/// What follows the samples: other chunks, such as the one that names the software, or more samples, which a switch that still records, or died,
-/// did not come to count.
+/// The bytes after the counted samples. They are other chunks, such as the one that names the software, or more samples. A switch that is
+/// still recording, or was killed, has not counted those samples.
 #[derive(Debug, Default)]
 struct Tail {
     head: Vec<u8>,
@@ -126,7 +127,7 @@ impl Tail {
         }
     }
 
-    /// Whether it is chunks to the end; a last one may lack its padding.
+    /// Whether the bytes are chunks to the end. The last chunk may lack its padding.
     const fn is_chunks(&self) -> bool {
         !self.broken && self.skip <= 1
     }
@@ -141,7 +142,7 @@ impl Data {
     }
 }
 
-/// A header that has no `data` chunk in this many bytes is none.
+/// A header without a `data` chunk in this many bytes is not a WAV header.
 const MAX_HEAD: usize = 64 << 10;
 
 impl Wav {
@@ -219,7 +220,7 @@ impl Wav {
         }
         let length = |bytes: u64| Some(bytes.saturating_mul(1000) / u64::from(rate));
         let told = u64::from(data.told);
-        // A writer that did not come to close its file leaves 0 or all ones in the header, or what was true before it appended.
+        // A writer that did not close its file leaves 0 or all ones in the header, or the length from before it appended.
         match data.told {
             u32::MAX if self.long => (length(data.got), None),
             0 | u32::MAX => (length(data.got), Some(Finding::Unfinished)),
@@ -229,7 +230,7 @@ impl Wav {
         }
     }
 
-    /// The lengths that the header of a file of `size` bytes should tell.
+    /// The correct lengths for the header of a file of `size` bytes.
     fn repair(&self, size: u64) -> Option<Repair> {
         let data = self.data.as_ref().filter(|_| !self.long)?;
         Some(Repair {
@@ -240,20 +241,20 @@ impl Wav {
     }
 }
 
-/// MPEG audio, layer III: an ID3v2 tag perhaps, then frames one after the other.
+/// MPEG audio, layer III: an optional ID3v2 tag, then frames without gaps.
 #[derive(Debug, Default)]
 struct Mp3 {
-    /// The beginning of a header that is not whole yet.
+    /// The beginning of an incomplete header.
     pending: Vec<u8>,
-    /// Bytes of the present frame, or tag, that are still to come.
+    /// Bytes of the present frame or tag that have not arrived.
     skip: u64,
     frames: u64,
     micros: u64,
-    /// Bytes that belong to no frame.
+    /// Bytes outside any frame.
     stray: u64,
-    /// Zero bytes where a frame might begin: encoders put whole frames of them before the first, and pad with them.
+    /// Zero bytes where a frame could start. Encoders write whole frames of zeros before the first frame, and pad with zeros.
     padding: u64,
-    /// Since the last frame or tag nothing but padding came.
+    /// Whether bytes other than padding came since the last frame or tag.
     unclean: bool,
     in_frame: bool,
 }
@@ -275,12 +276,12 @@ impl Mp3 {
 
     fn header(&mut self) {
         let head = &self.pending;
-        // Also in the middle: a stream that was appended begins with its own tag.
+        // A tag can also be in the middle, because an appended stream starts with its own tag.
         if !self.unclean && b"ID3".starts_with(&head[..head.len().min(3)]) {
             if head.len() < 10 {
                 return;
             }
-            // Four times seven bits.
+            // The size has four bytes of seven bits each.
             let size = head[6..10]
                 .iter()
                 .fold(0u64, |size, byte| (size << 7) | u64::from(byte & 0x7f));
@@ -324,7 +325,7 @@ impl Mp3 {
                 }),
             );
         }
-        // Random bytes have a frame's header here and there; audio is nearly all frames.
+        // Random bytes contain a frame's header now and then. Real audio consists almost only of frames.
         if self.frames < 3 && stray > 1024 || stray > self.frames * 128 {
             return (None, Some(Finding::OtherFormat));
         }
@@ -435,7 +436,7 @@ mod tests {
         }
     }
 
-    /// The chunk that FreeSWITCH writes behind the samples.
+    /// The chunk that FreeSWITCH writes after the samples.
     fn software() -> Vec<u8> {
         let mut chunk = b"LIST\x38\0\0\0INFO".to_vec();
         chunk.extend(std::iter::repeat_n(b'x', 52));
@@ -451,12 +452,12 @@ mod tests {
         };
         for step in [1, 7, 4096] {
             let seen = |bytes: &[u8]| inspect(Format::Wav, bytes, step);
-            // As FreeSWITCH closes it.
+            // As FreeSWITCH closes the file.
             assert_eq!(seen(&with(wav(8000, 16_000), &software())), (Some(1000), None));
-            // Killed: nothing was counted.
+            // FreeSWITCH was killed, so no samples were counted.
             assert_eq!(seen(&wav(8000, 0)), (Some(1000), unfinished));
             assert_eq!(seen(&wav(8000, u32::MAX)), (Some(1000), unfinished));
-            // Killed in a part that was appended: only the first part was counted. Its samples are no chunks, silent or loud.
+            // FreeSWITCH was killed in an appended part, so only the first part was counted. Samples, silent or loud, are not chunks.
             assert_eq!(seen(&wav(8000, 8000)), (Some(1000), unfinished));
             let silent = with(wav(4000, 8000), &[0; 8000]);
             assert_eq!(seen(&silent), (Some(1000), unfinished));
@@ -478,7 +479,7 @@ mod tests {
             data_size: 16_000,
         };
         assert_eq!(seen(&wav(8000, 0)), Some(whole));
-        // A sample that was cut is not counted.
+        // An incomplete sample is not counted.
         let mut cut = wav(8000, 0);
         cut.push(1);
         let cut = seen(&cut);
@@ -499,10 +500,10 @@ mod tests {
                 .chain(std::iter::repeat_n(1, 216))
         };
         for step in [1, 4096] {
-            // Short, behind leading zero bytes.
+            // A short file after leading zero bytes.
             let short: Vec<u8> = std::iter::repeat_n(0, 2000).chain(mp3(2)).collect();
             assert_eq!(inspect(Format::Mp3, &short, step), (Some(52), None));
-            // As the switch writes it: a tag, a frame of zeros, frames; and the same again, appended.
+            // As the switch writes it: a tag, a frame of zeros, frames. The same again is appended.
             let stream = || tag().chain(std::iter::repeat_n(0, 144)).chain(mp3(3));
             let appended: Vec<u8> = stream().chain(stream()).collect();
             assert_eq!(inspect(Format::Mp3, &appended, step), (Some(156), None));

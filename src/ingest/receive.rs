@@ -1,4 +1,4 @@
-//! Streams one upload to the spool, hashing and inspecting on the way.
+//! Streams one upload to the spool, and hashes and inspects the audio meanwhile.
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ use super::repair;
 use super::slots::Wanted;
 use super::spool::{Spool, SpoolFile};
 
-/// What is written to the disk at once.
+/// Bytes per write to the disk.
 const CHUNK: usize = 64 << 10;
 
-/// Receives the body. `length` is what its Content-Length told. On an error nothing is left in the spool.
+/// Receives the body. `length` is its Content-Length. On an error no file is left in the spool.
 ///
 /// # Errors
-/// A body that breaks off, stalls, is too slow, too large or of another length, and a spool that cannot be written.
+/// When the body breaks off, stalls, is too slow, is too large or has another length. Also when the spool cannot be written.
 pub async fn receive(
     body: Body,
     length: Option<u64>,

@@ -1,5 +1,5 @@
-//! Repairs the header of a WAV that its switch did not come to close: players believe the lengths that it tells, which are 0, or those of a part.
-//! Only the two lengths change, and the file keeps its size; every worker makes the same of the same file.
+//! Repairs the header of a WAV that its switch did not close. Players trust the lengths in the header, which are 0, or those of a part.
+//! Only the two lengths change, and the file keeps its size. Every worker produces the same bytes from the same file.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -9,10 +9,10 @@ use crate::recording::digest::{Digests, Hasher};
 use super::inspect::Repair;
 use super::spool::SpoolFile;
 
-/// What is read at once.
+/// Bytes per read.
 const CHUNK: usize = 256 << 10;
 
-/// Writes the lengths into the spooled file; returns the digests that it has then.
+/// Writes the lengths into the spooled file. Returns the new digests of the file.
 ///
 /// # Errors
 /// When the spool cannot be read or written.

@@ -38,10 +38,10 @@ use super::tls::Certificate;
 use super::token::{Token, TokenError};
 use crate::lifecycle::Answer;
 
-/// The path that uploads come to: `/recordings/<token>/<file name>`.
+/// The path of uploads: `/recordings/<token>/<file name>`.
 const PREFIX: &str = "/recordings/";
 
-/// A connection that has not sent its request's head by then is closed; one that has not agreed on TLS, too.
+/// A connection must have sent the head of its request by then, or completed its TLS handshake. Otherwise it is closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The receiver of uploads. Cheap to clone.
@@ -61,7 +61,7 @@ struct Inner {
 }
 
 impl Ingest {
-    /// Binds the listener and begins to serve. `host` names us where no URL is configured.
+    /// Binds the listener and starts to serve. `host` names this worker when no URL is configured.
     ///
     /// # Errors
     /// When the address cannot be bound, or the advertised URL or the certificate cannot be used.
@@ -101,7 +101,7 @@ impl Ingest {
         Ok(ingest)
     }
 
-    /// Expects an upload: the result names the URL to PUT it to.
+    /// Registers an expected upload. The result contains the URL to PUT it to.
     pub fn expect(&self, wanted: Wanted) -> Expected {
         let attempt = fastrand::u64(..);
         let token = Token {
@@ -116,7 +116,7 @@ impl Ingest {
         self.0.slots.expect(wanted, attempt, url)
     }
 
-    /// The recording's audio, with these digests, is safe off this host.
+    /// Records that the recording's audio, with these digests, is safe outside this host.
     pub fn remember_safe(&self, key: Key, digests: &Digests) {
         self.0.slots.remember_safe(key, digests.clone());
     }
@@ -125,12 +125,12 @@ impl Ingest {
         &self.0.spool
     }
 
-    /// The URL that switches are given, without a token.
+    /// The URL that switches get, without a token.
     pub fn base(&self) -> &Url {
         &self.0.base
     }
 
-    /// The certificate's files are read again now, without waiting for the next look at them.
+    /// Reads the certificate's files again now, without waiting for the next periodic check.
     pub fn read_certificate_again(&self) {
         if let Some(certificate) = &self.0.certificate {
             certificate.notice();
@@ -217,7 +217,7 @@ impl Ingest {
             }
         };
         let (bytes, digests) = (audio.size, audio.digests.clone());
-        // Before anybody can answer.
+        // Subscribes before the delivery can answer.
         let answered = slot.answered(digests);
         let first = slot.hand_over(audio, file);
         let answered = tokio::time::timeout(inner.config.delivery_timeout, answered).await;
@@ -246,7 +246,7 @@ impl Ingest {
         Outcome { bytes, ..outcome }
     }
 
-    /// A PUT that nobody waits for any more. If the audio is known to be safe the switch may forget it.
+    /// A PUT that no delivery waits for. If the audio is known to be safe, the switch may delete its file.
     async fn late(&self, key: Key, request: Request) -> Outcome {
         let Some(safe) = self.0.slots.safe(key) else {
             return Outcome::refused(StatusCode::SERVICE_UNAVAILABLE, "nobody waits for this upload; keep it");
@@ -263,7 +263,7 @@ impl Ingest {
             Some((bytes, hasher.finish()))
         };
         match tokio::time::timeout(self.0.config.upload_timeout, drained).await {
-            // The switch may have begun to record into the same file anew: only what is safe is let go.
+            // The switch may have started a new recording into the same file. It may delete only bytes that are safe.
             Ok(Some((bytes, digests))) if digests == safe => Outcome {
                 status: StatusCode::OK,
                 bytes,
@@ -298,7 +298,7 @@ impl Outcome {
     }
 }
 
-/// An upload that is counted while it lasts.
+/// An upload that is counted while it is in flight.
 struct Counted;
 
 impl Counted {
@@ -330,7 +330,7 @@ async fn answer(State(ingest): State<Ingest>, request: Request) -> Response {
     .emit();
     let mut response = (outcome.status, format!("{}\n", outcome.why)).into_response();
     if !outcome.status.is_success() {
-        // The body may not have been read: the connection is of no more use.
+        // The body may not have been read, so the connection cannot be reused.
         response
             .headers_mut()
             .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
@@ -350,10 +350,10 @@ fn content_length(request: &Request) -> Result<Option<u64>, ()> {
         .ok_or(())
 }
 
-/// The URL that switches are given: the configured one, or one made of the host's name.
+/// The URL that switches get: the configured URL, or one built from the host's name.
 ///
 /// # Errors
-/// When the name is none that a URL can have.
+/// When the name cannot be part of a URL.
 pub fn advertised(config: &config::Ingest, host: &str, port: u16) -> Result<Url, String> {
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     match &config.advertised_url {
@@ -385,7 +385,7 @@ async fn accept(
     }
 }
 
-/// Bytes that a connection reads ahead at most: with so many uploads at once as there may be, this is most of their memory.
+/// Bytes that a connection reads ahead at most. With the permitted number of concurrent uploads, this is most of their memory.
 const MOST_READ: usize = 128 << 10;
 
 async fn connection<S>(stream: S, peer: SocketAddr, router: Router, stop: CancellationToken)

@@ -1,7 +1,8 @@
-//! Who waits for which upload.
+//! Which deliveries wait for which uploads.
 //!
-//! Whoever asks a switch for a file expects it here first. Several PUTs may come for one request (two zones can serve one switch, and
-//! each may run the command): all are read, the first complete one is handed over, the others get the same answer.
+//! A delivery registers an expected upload here before it asks a switch for the file. Several PUTs may arrive for one request: two zones
+//! can serve one switch, and each may run the command. All of them are read. The first complete upload goes to the delivery, and the other
+//! PUTs get the same answer.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -17,17 +18,17 @@ use crate::recording::identity::{Key, MediaId};
 use super::UploadError;
 use super::spool::SpoolFile;
 
-/// What is expected.
+/// An expected upload.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     pub key: Key,
     pub media_id: MediaId,
     pub format: Format,
-    /// Milliseconds that the switch told.
+    /// Milliseconds that the switch reported.
     pub told_ms: Option<u64>,
 }
 
-/// A whole file of audio, and the switch that waits for an answer.
+/// A complete file of audio, and the switch that waits for an answer.
 #[derive(Debug)]
 pub struct Upload {
     pub audio: Audio,
@@ -36,8 +37,8 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// Answers the switch; `false` when it was told before that its file stays, because this took too long. An upload that is dropped unanswered
-    /// keeps the file.
+    /// Answers the switch. `false` when the switch was answered before, with 503, because this took too long. An upload that is dropped
+    /// without an answer makes the switch keep its file.
     pub fn answer(self, answer: Answer) -> bool {
         self.slot.answer(answer, &self.audio.digests)
     }
@@ -49,21 +50,21 @@ impl Drop for Upload {
     }
 }
 
-/// How far an expected upload has come.
+/// State of an expected upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing came yet.
+    /// Nothing has arrived yet.
     Waiting,
-    /// So many uploads are under way.
+    /// This many uploads are in flight.
     Receiving(usize),
-    /// An upload was given up; others may come.
+    /// An upload failed. Another one may arrive.
     Failed(UploadError),
 }
 
-/// An upload that is expected. Dropping it ends the wait: later PUTs are refused.
+/// An expected upload. Dropping it ends the wait: later PUTs are refused.
 #[derive(Debug)]
 pub struct Expected {
-    /// Where the switch is to PUT the file.
+    /// The URL that the switch must PUT the file to.
     pub url: String,
     id: SlotId,
     slots: Slots,
@@ -72,7 +73,7 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// The whole file. Waits for ever; callers bound it by what `progress` tells.
+    /// The complete file. It waits without a limit, so the caller must set one by what `progress` reports.
     pub async fn upload(&mut self) -> Option<Upload> {
         (&mut self.upload).await.ok()
     }
@@ -90,7 +91,7 @@ impl Drop for Expected {
 
 pub(super) type SlotId = (Key, u64);
 
-/// All that is expected, and what was safe lately.
+/// All expected uploads, and the recordings that became safe lately.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Slots(Arc<Mutex<Table>>);
 
@@ -100,7 +101,7 @@ struct Table {
     safe: VecDeque<(Key, Digests)>,
 }
 
-/// Keys that are remembered as safe, for PUTs that come late.
+/// Keys that are remembered as safe, for late PUTs.
 const REMEMBERED: usize = 4096;
 
 #[derive(Debug)]
@@ -108,7 +109,7 @@ pub(super) struct Slot {
     pub wanted: Wanted,
     taker: Mutex<Option<oneshot::Sender<Upload>>>,
     progress: watch::Sender<Progress>,
-    /// The answer, and which audio it was given for.
+    /// The answer, and the digests of its audio.
     answer: watch::Sender<Option<(Answer, Digests)>>,
 }
 
@@ -145,7 +146,7 @@ impl Slots {
         }
     }
 
-    /// The recording's audio is safe: PUTs of the same bytes that come late may be released.
+    /// The recording's audio is safe: late PUTs of the same bytes may be released.
     pub fn remember_safe(&self, key: Key, digests: Digests) {
         if let Ok(mut table) = self.0.lock() {
             if table.safe.len() >= REMEMBERED {
@@ -155,7 +156,7 @@ impl Slots {
         }
     }
 
-    /// What was safe last of this recording.
+    /// The digests of this recording's audio that became safe last.
     pub fn safe(&self, key: Key) -> Option<Digests> {
         let table = self.0.lock().ok()?;
         let mut safe = table.safe.iter().rev();
@@ -164,7 +165,7 @@ impl Slots {
 }
 
 impl Slot {
-    /// An upload begins; the guard ends it.
+    /// An upload starts. Dropping the returned value ends it.
     pub fn begin(self: &Arc<Self>) -> Receiving {
         self.progress.send_modify(|progress| {
             *progress = Progress::Receiving(match progress {
@@ -178,12 +179,13 @@ impl Slot {
         }
     }
 
-    /// Hands a whole file over. `false` when another upload was first, or nobody waits any more; then `answered` tells.
+    /// Passes a complete file to the delivery. `false` when another upload was first, or no delivery waits. `answered` then gives the
+    /// answer.
     pub fn hand_over(self: &Arc<Self>, audio: Audio, file: SpoolFile) -> bool {
         let taker = self.taker.lock().ok().and_then(|mut taker| taker.take());
         match taker {
             Some(taker) => {
-                // An upload that nobody takes is dropped here, which answers `Keep`.
+                // If the delivery no longer receives, the upload is dropped here, which answers `Keep`.
                 let _ = taker.send(Upload {
                     audio,
                     file,
@@ -195,20 +197,20 @@ impl Slot {
         }
     }
 
-    /// The answer to an upload with these digests, once there is one. From now on it is awaited.
+    /// The answer to an upload with these digests. The subscription starts with this call.
     pub fn answered(&self, digests: Digests) -> impl Future<Output = Answer> + use<> {
         let mut answer = self.answer.subscribe();
         async move {
             let answered = answer.wait_for(Option::is_some).await.ok();
             match answered.as_deref() {
-                // A second upload of the same file, and not of one that has grown meanwhile.
+                // This must be a second upload of the same bytes, and not of a file that has grown meanwhile.
                 Some(Some((Answer::Release, safe))) if *safe == digests => Answer::Release,
                 _ => Answer::Keep,
             }
         }
     }
 
-    /// The first answer counts. Whether somebody still waits for it.
+    /// The first answer counts. Returns whether an upload still waits for it.
     fn answer(&self, answer: Answer, digests: &Digests) -> bool {
         let awaited = self.answer.receiver_count() > 0;
         let first = self.answer.send_if_modified(|present| {
@@ -222,7 +224,7 @@ impl Slot {
     }
 }
 
-/// An upload under way.
+/// An upload in flight.
 pub(super) struct Receiving {
     slot: Arc<Slot>,
     failed: Option<UploadError>,

@@ -1,4 +1,4 @@
-//! The spool: where an upload rests while it is checked and delivered. Never the only place that has the audio.
+//! The spool holds an upload while it is checked and delivered. It is never the only place with the audio.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::warn;
 
-/// A folder of this worker's own, locked for as long as the value lives.
+/// A folder that only this worker uses, locked for as long as the value lives.
 #[derive(Debug)]
 pub struct Spool {
     dir: PathBuf,
@@ -17,14 +17,14 @@ pub struct Spool {
     _lock: File,
 }
 
-/// What a spool folder is like, seen by somebody who does not use it.
+/// State of a spool folder, for a process that does not use the folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpoolState {
     /// Whether a worker uses it now.
     pub in_use: bool,
-    /// Bytes free on its disk, for us.
+    /// Free bytes on its disk for this user.
     pub free: u64,
-    /// Uploads that rest in it.
+    /// Uploads in the folder.
     pub uploads: usize,
 }
 
@@ -32,7 +32,8 @@ const LOCK: &str = "lock";
 const SUFFIX: &str = "upload";
 
 impl Spool {
-    /// Opens the folder, creating it if need be, and removes what an earlier process left: those files are still on their switches.
+    /// Opens the folder, and creates it if it is missing. Removes the files of an earlier process, because those files are still on their
+    /// switches.
     ///
     /// # Errors
     /// When the folder cannot be used, or another worker uses it.
@@ -63,10 +64,10 @@ impl Spool {
         })
     }
 
-    /// Looks at a folder that is there, and leaves it as it is: a file is written to it and taken away.
+    /// Checks an existing folder. A test file is written and removed. Otherwise the folder stays unchanged.
     ///
     /// # Errors
-    /// When it cannot be read or written.
+    /// When the folder cannot be read or written.
     pub fn look(dir: &Path) -> io::Result<SpoolState> {
         use std::io::Write as _;
         let uploads = std::fs::read_dir(dir)?
@@ -79,7 +80,7 @@ impl Spool {
         file.write_all(&[0; 4096])?;
         drop(tried);
         let in_use = match File::options().write(true).open(dir.join(LOCK)) {
-            // Held for no longer than this expression.
+            // The lock is held for no longer than this expression.
             Ok(lock) => match lock.try_lock() {
                 Ok(()) => false,
                 Err(TryLockError::WouldBlock) => true,
@@ -95,30 +96,30 @@ impl Spool {
         })
     }
 
-    /// Bytes free for us on the disk that a folder is on.
+    /// Free bytes for this user on the folder's disk.
     ///
     /// # Errors
-    /// When there is no such folder.
+    /// When the folder is missing.
     pub fn free(dir: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(dir)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    /// Whether there is room for `bytes` more, and the minimum after that.
+    /// Whether `bytes` more fit, with the minimum still free afterwards.
     pub fn has_room(&self, bytes: u64) -> bool {
         match Self::free(&self.dir) {
             Ok(free) => free >= self.min_free.saturating_add(bytes),
-            // The folder may have been removed; the next file creates it again.
+            // An operator may have removed the folder. The next file creates it again.
             Err(_) => self.dir.parent().is_some_and(Path::exists),
         }
     }
 
-    /// What its disk has free; `None` when the folder does not tell.
+    /// Free bytes on its disk. `None` when the folder is missing.
     pub fn free_bytes(&self) -> Option<u64> {
         Self::free(&self.dir).ok()
     }
 
-    /// With less than this free there is no room.
+    /// With fewer bytes free than this, the spool accepts no upload.
     pub const fn min_free_bytes(&self) -> u64 {
         self.min_free
     }
@@ -128,10 +129,10 @@ impl Spool {
         self.create().is_ok()
     }
 
-    /// A new, empty file. Its folder is created again if somebody removed it.
+    /// A new, empty file. If an operator removed the folder, it is created again.
     ///
     /// # Errors
-    /// When it cannot be created.
+    /// When the file cannot be created.
     pub fn create(&self) -> io::Result<(File, SpoolFile)> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("{}-{serial}.{SUFFIX}", std::process::id()));
@@ -152,7 +153,7 @@ impl Spool {
     }
 }
 
-/// A file in the spool; removed when the last clone is dropped.
+/// A file in the spool. It is removed when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct SpoolFile {
     path: Arc<Remove>,

@@ -1,4 +1,4 @@
-//! TLS for uploads: the certificate that is shown, read again when its files change.
+//! TLS for uploads. The certificate is read again when its files change.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{KeyFiles, Unusable};
 use crate::telemetry::events::CertificateRead;
 
-/// How often the files are looked at. Certificates are renewed days before they run out.
+/// How often the files are checked. Certificates are renewed days before they expire.
 const EVERY: Duration = Duration::from_secs(10);
 
 /// A certificate in use. Cheap to clone.
@@ -29,10 +29,10 @@ struct Inner {
 }
 
 impl Certificate {
-    /// Reads the files.
+    /// Reads the certificate's files.
     ///
     /// # Errors
-    /// When they are of no use.
+    /// When the files are unusable.
     pub fn open(files: &KeyFiles) -> Result<Self, Unusable> {
         let current = files.load()?;
         Ok(Self(Arc::new(Inner {
@@ -42,10 +42,10 @@ impl Certificate {
         })))
     }
 
-    /// Makes TLS of connections, with the certificate as it is when each begins.
+    /// Accepts TLS connections. Each connection gets the certificate that is current when it starts.
     ///
     /// # Errors
-    /// Never with the library that we use; it is asked all the same.
+    /// Never with the TLS library in use. Its result is checked all the same.
     pub fn acceptor(&self) -> std::io::Result<TlsAcceptor> {
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
@@ -55,12 +55,12 @@ impl Certificate {
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
-    /// Somebody says that the files changed: they are read at once.
+    /// An operator reports that the files changed. They are read at once.
     pub fn notice(&self) {
         self.0.noticed.notify_one();
     }
 
-    /// Follows the files until `stop`.
+    /// Checks the files until `stop`.
     pub async fn follow(self, stop: CancellationToken) {
         let (mut odd, mut told) = (None, None);
         loop {
@@ -70,7 +70,7 @@ impl Certificate {
                 () = stop.cancelled() => return,
             };
             let files = self.0.files.clone();
-            // A disk that hangs must not hold up uploads.
+            // A disk that hangs must not delay uploads.
             let Ok(read) = tokio::task::spawn_blocking(move || files.load()).await else {
                 continue;
             };
@@ -81,7 +81,8 @@ impl Certificate {
                         CertificateRead { result: Ok(()) }.emit();
                     }
                 }
-                // While a new certificate is there and its key is not, they do not fit: only what stays so is told, and once.
+                // An operator may replace the certificate before its key. Until then the two do not match. Only a fault that lasts is
+                // logged, and once.
                 Err(why) => {
                     if (asked || odd.as_ref() == Some(&why)) && told.as_ref() != Some(&why) {
                         let words = why.to_string();
@@ -94,7 +95,7 @@ impl Certificate {
         }
     }
 
-    /// Whether it is another one.
+    /// Whether the new certificate differs from the current one.
     fn replace(&self, new: CertifiedKey) -> bool {
         let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
         let other = current.cert != new.cert;

@@ -1,4 +1,4 @@
-//! The permission to upload: part of the URL, signed, expiring, good for one attempt at one worker.
+//! The permission to upload. It is a signed part of the URL that expires, and is valid for one attempt at one worker.
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
@@ -15,15 +15,15 @@ const MAC: usize = 16;
 /// What a token permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
-    /// The worker that asked.
+    /// The worker that asked for the upload.
     pub instance: u64,
     pub key: Key,
-    /// Tells the attempts apart.
+    /// Distinguishes the attempts.
     pub attempt: u64,
     pub expires: Moment,
 }
 
-/// Why a token permits nothing.
+/// Why a token is not valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum TokenError {
     #[error("this is no permission to upload")]
@@ -33,7 +33,7 @@ pub enum TokenError {
 }
 
 impl Token {
-    /// The token's text: base64url, fit for a URL and for the switch's command line.
+    /// The token as text: base64url, safe for a URL and for the switch's command line.
     pub fn sign(&self, key: &hmac::Key) -> String {
         let mut bytes = Vec::with_capacity(BODY + MAC);
         bytes.push(VERSION);
@@ -46,7 +46,7 @@ impl Token {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// Reads a token's text.
+    /// Parses and checks a token's text.
     ///
     /// # Errors
     /// `Forged` for anything that `sign` did not make with this key.

@@ -1,4 +1,4 @@
-//! The callflow's remote action (`kapi_callflow`, `cf_remote_action`): what we are asked, and how we answer.
+//! The callflow's remote action (`kapi_callflow`, `cf_remote_action`): the request, and our answers to it.
 
 use serde_json::{Value, json};
 
@@ -12,8 +12,8 @@ use super::term::{Term, TermError};
 
 const CATEGORY: &str = "callflow";
 
-/// Where an answer goes, and what makes the callflow take it for its own: it ignores a result whose `Msg-ID` is not the
-/// action's, or whose `Call-ID` is not the call's id at that moment (`cf_remote_action:wait_for_result`).
+/// The address of an answer, and the ids that make the callflow accept it. The callflow ignores a result with a `Msg-ID` other than the
+/// action's. It also ignores a `Call-ID` other than the call's id at that moment (`cf_remote_action:wait_for_result`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplyTo {
     pub address: Address,
@@ -24,17 +24,17 @@ pub struct ReplyTo {
 /// An `action.execute`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Execute {
-    /// The action's id. Missing in no message that Kazoo's validator let through; then nobody can be answered either.
+    /// The action's id. Each message that passed Kazoo's validator has one. Without it the callflow cannot be answered.
     pub msg_id: Option<String>,
     pub call_id: String,
     pub call: Call,
     /// The address of the call's control process.
     pub control: Address,
-    /// The action's data, whatever it is.
+    /// The action's data, of any type.
     pub data: Value,
 }
 
-/// Why an action cannot be run. The call is answered all the same, if there is anyone to answer.
+/// Why an action cannot be run. The callflow is answered all the same, if its address is known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExecuteError {
     #[error(transparent)]
@@ -44,18 +44,18 @@ pub enum ExecuteError {
 }
 
 impl ExecuteError {
-    /// Whether an id is too long to be kept.
+    /// Whether an id exceeds the length limit.
     pub fn is_too_long(&self) -> bool {
         matches!(self, Self::Message(MessageError::TooLong(_)))
     }
 }
 
 impl ReplyTo {
-    /// Reads where to answer from any message, as far as it can be read. The flow's own address in the call object stands in for
-    /// a `Server-ID` that is missing or not addressable: a call that waits for our answer must get it.
+    /// Reads the address for an answer from any message, as far as the message is readable. If `Server-ID` is missing or not addressable,
+    /// the flow's own address in the call object replaces it. A call that waits for our answer must get the answer.
     ///
     /// # Errors
-    /// What is missing, in words for the log.
+    /// The missing part, as a text for the log.
     pub fn of(envelope: &Envelope) -> Result<Self, String> {
         let call = envelope.body.get("Call").unwrap_or(&Value::Null);
         let msg_id = envelope.msg_id.clone().ok_or("the message has no Msg-ID")?;
@@ -80,10 +80,10 @@ impl ReplyTo {
 }
 
 impl ReplyTo {
-    /// Reads whom an answer is owed to, as this program wrote it down.
+    /// Reads the address of an outstanding answer, in the form that this program wrote.
     ///
     /// # Errors
-    /// What is missing, in words for the log.
+    /// The missing part, as a text for the log.
     pub fn owed(envelope: &Envelope) -> Result<Self, String> {
         let written = text(&envelope.body, "Reply-To").ok_or("it is missing")?;
         Ok(Self {
@@ -95,11 +95,11 @@ impl ReplyTo {
 }
 
 impl Execute {
-    /// Reads an `action.execute`. `Data` may be anything: the domain sorts it out.
+    /// Reads an `action.execute`. `Data` may have any type: `recording::settings` interprets it.
     ///
     /// # Errors
-    /// When there is no call to act on: another kind of message, no `Call-ID`, no `Call` object, or a control queue that is missing or
-    /// not addressable, or an id that is too long to be kept.
+    /// When there is no call to act on. The message is of another kind, lacks `Call-ID` or `Call`, has no usable control queue, or has an
+    /// id that is too long.
     pub fn of(envelope: &Envelope) -> Result<Self, ExecuteError> {
         if !envelope.is(CATEGORY, "action.execute") {
             return Err(envelope.unexpected().into());
@@ -136,16 +136,16 @@ impl Execute {
     }
 }
 
-/// `action.accepted`: the callflow logs it and waits on.
+/// `action.accepted`. The callflow logs it and keeps waiting.
 pub fn accepted(sender: &Sender, to: &ReplyTo) -> Outgoing {
     reply(sender, to, "action.accepted", json!({ "Call-ID": to.call_id }))
 }
 
-/// What the flow does next. `record_call` always goes on, whatever became of the recording (`cf_record_call:handle`).
+/// The flow's next step. `record_call` always continues, independent of the recording's result (`cf_record_call:handle`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Continue,
-    /// Go to the child with this key, if there is one.
+    /// Go to the child with this key, if it exists.
     ContinueTo(String),
     Stop,
 }
@@ -160,10 +160,10 @@ impl Verdict {
     }
 }
 
-/// `action.result`: ends the callflow's wait. A repeat is ignored there.
+/// `action.result`, which ends the callflow's wait. The callflow ignores a repeat.
 ///
 /// # Errors
-/// When the verdict's key cannot be written as a term.
+/// When the verdict's key cannot be encoded as a term.
 pub fn result(sender: &Sender, to: &ReplyTo, verdict: &Verdict) -> Result<Outgoing, TermError> {
     let result = verdict.term().to_base64()?;
     Ok(reply(
@@ -174,7 +174,7 @@ pub fn result(sender: &Sender, to: &ReplyTo, verdict: &Verdict) -> Result<Outgoi
     ))
 }
 
-/// `action.result` with `continue`, which can always be written.
+/// `action.result` with `continue`, which can always be encoded.
 pub fn continues(sender: &Sender, to: &ReplyTo) -> Outgoing {
     /// `term_to_binary(continue)` in base64.
     const CONTINUE: &str = "g2QACGNvbnRpbnVl";

@@ -1,7 +1,7 @@
-//! Addresses of queues and of Erlang processes behind them (`kapi:encode_pid`, `kz_amqp_util:basic_publish`).
+//! Addresses of queues, and of the Erlang processes behind them (`kapi:encode_pid`, `kz_amqp_util:basic_publish`).
 //!
-//! `Server-ID` and `Control-Queue` are either a plain queue name or `pid://<0.9182.3>/queue`. A message to the second form goes to
-//! the queue, with the pid in the header `Deliver-To-PID`; without it Kazoo 5 drops a command silently.
+//! `Server-ID` and `Control-Queue` are either a plain queue name or `pid://<0.9182.3>/queue`. A message to the second form is published to
+//! the queue, with the pid in the header `Deliver-To-PID`. Without this header Kazoo 5 drops a command silently.
 
 use std::fmt;
 
@@ -9,14 +9,14 @@ use thiserror::Error;
 
 use super::routing_key::MAX_BYTES;
 
-/// Where a message for somebody goes.
+/// The address of a message's receiver.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Address {
     queue: String,
     pid: Option<String>,
 }
 
-/// Why a text is not an address that we can send to.
+/// Why a text is not a usable address.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AddressError {
     #[error("the address is empty")]
@@ -39,7 +39,7 @@ impl Address {
     /// Reads `pid://<A.B.C>/queue` (split at the last slash) or a plain queue name.
     ///
     /// # Errors
-    /// Anything that could not be delivered, or that would crash Kazoo's listener, such as a malformed pid.
+    /// An address that is not deliverable, or that would crash Kazoo's listener, such as a malformed pid.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
         let (queue, pid) = if let Some(rest) = text.strip_prefix("pid://") {
             let (pid, queue) = rest.rsplit_once('/').ok_or(AddressError::NoQueue)?;
@@ -71,7 +71,7 @@ impl Address {
         })
     }
 
-    /// The routing key, raw: queue names are not encoded on `targeted` and `callctl`.
+    /// The routing key, unencoded: queue names are not encoded on `targeted` and `callctl`.
     pub fn queue(&self) -> &str {
         &self.queue
     }
@@ -91,7 +91,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// `<N.N.N>`: anything else in `Deliver-To-PID` crashes the listener (`list_to_pid`).
+/// `<N.N.N>`. Any other text in `Deliver-To-PID` crashes the listener (`list_to_pid`).
 fn is_pid(text: &str) -> bool {
     let Some(inner) = text.strip_prefix('<').and_then(|t| t.strip_suffix('>')) else {
         return false;

@@ -1,4 +1,4 @@
-//! Kazoo's system alert (`kz_notify:detailed_alert`, `kapi_notifications:system_alert`): what teletype, or notify, sends to the cluster's
+//! Kazoo's system alert (`kz_notify:detailed_alert`, `kapi_notifications:system_alert`). teletype, or notify, sends it to the cluster's
 //! operators.
 
 use serde_json::{Value, json};
@@ -13,8 +13,8 @@ const NAME: &str = "system_alert";
 /// `kapi_notifications`: `BINDING_STRING(system, alert)`.
 pub const ROUTING_KEY: &str = "notifications.system.alert";
 
-/// The alert. Not mandatory, as in Kazoo: nobody who sends mail is normal. `details` is an object, without `Format`: with one, teletype would
-/// also post it to a subscriber's URL.
+/// The alert. It is not mandatory, as in Kazoo, because a cluster may run no application that sends mail. `details` is an object without
+/// `Format`: with `Format`, teletype would also post it to a subscriber's URL.
 pub fn system_alert(sender: &Sender, msg_id: &str, subject: &str, message: &str, details: Value) -> Outgoing {
     let body = json!({
         "Subject": format!("System Alert: {subject}"),

@@ -1,10 +1,10 @@
-//! The `Call` object of an action (`kapps_call:to_json`), as much of it as we use.
+//! The parts of an action's `Call` object (`kapps_call:to_json`) that we use.
 
 use serde_json::Value;
 
 use super::json::{boolean_at, owned_text, text};
 
-/// Who is on a call: taken from the action's `Call` or from a call event, and written into the document.
+/// The parties of a call, from the action's `Call` or from a call event. The document lists them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct Parties {
@@ -28,16 +28,16 @@ pub struct Parties {
     pub callee_id_number: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner_id: Option<String>,
-    /// `Call-Interaction-ID`: what a CDR and a recording of the same conversation share.
+    /// `Call-Interaction-ID`, which the CDR and the recording of one conversation share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interaction_id: Option<String>,
 }
 
-/// Longest text that is kept of what a caller or tenant wrote, in bytes.
+/// Longest text of a caller or tenant that is kept, in bytes.
 const MAX_TEXT: usize = 256;
 
 impl Parties {
-    /// Reads them from a `Call` or a call event: both use the same names at the top, and a `Custom-Channel-Vars` object.
+    /// Reads the parties from a `Call` or a call event. Both use the same names at the top level, and have a `Custom-Channel-Vars` object.
     pub fn of(json: &Value) -> Self {
         let clipped = |key: &str| text(json, key).map(|t| clip(t, MAX_TEXT).to_owned());
         let variable = |key: &str| {
@@ -59,7 +59,7 @@ impl Parties {
         }
     }
 
-    /// Ours where we have it, `other`'s where we do not.
+    /// Fills missing fields from `other`.
     pub fn or(self, other: Self) -> Self {
         Self {
             from: self.from.or(other.from),
@@ -79,24 +79,24 @@ impl Parties {
 /// The call that an action runs on.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Call {
-    /// The leg's id when the object was made.
+    /// The leg's id when Kazoo built the object.
     pub call_id: Option<String>,
-    /// 32 lower-case hex digits; anything else counts as absent, for the id names a database.
+    /// 32 lower-case hex digits. Any other text counts as missing, because the id becomes part of a database's name.
     pub account_id: Option<String>,
-    /// Where commands go, as written.
+    /// The address for commands, as written.
     pub control_queue: Option<String>,
-    /// The flow's own address, as written; the same as the action's `Server-ID` in Kazoo 5.
+    /// The flow's own address, as written. In Kazoo 5 it equals the action's `Server-ID`.
     pub controller_queue: Option<String>,
     pub fetch_id: Option<String>,
     pub other_leg_call_id: Option<String>,
     pub bridged: bool,
     pub switch_nodename: Option<String>,
-    /// `cf_flow_name` of the key-value store: the flow's name, or the number dialled.
+    /// `cf_flow_name` of the key-value store: the flow's name, or the dialled number.
     pub flow_name: Option<String>,
-    /// The channel variable `Media-Name`, if the call carries one: the name of a recording that somebody else started.
+    /// The channel variable `Media-Name`, if the call has one: the name of a recording that another program started.
     pub media_name: Option<String>,
     pub parties: Parties,
-    /// The channel variables, bounded; see `bounded_variables`.
+    /// The channel variables, with limits; see `bounded_variables`.
     pub variables: Value,
 }
 
@@ -127,13 +127,13 @@ impl Call {
     }
 }
 
-/// A raw account id: 32 lower-case hex digits (`kz_term:is_account_id` looks at the length only; we build database names of it).
+/// A raw account id: 32 lower-case hex digits. `kz_term:is_account_id` checks only the length, but we build database names from the id.
 pub fn is_account_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// The channel variables, with at most 64 of them and at most 256 bytes each: enough for every variable of Kazoo's, and a bound for
-/// what others set. Anything but an object is an empty one.
+/// The channel variables: at most 64, and at most 256 bytes each. That is enough for all variables of Kazoo, and limits the variables that
+/// other programs set. A value that is not an object gives an empty object.
 pub fn bounded_variables(variables: Option<&Value>) -> Value {
     let Some(Value::Object(map)) = variables else {
         return Value::Object(serde_json::Map::new());
@@ -153,7 +153,7 @@ pub fn bounded_variables(variables: Option<&Value>) -> Value {
     Value::Object(kept.collect())
 }
 
-/// As much of an id, or another text from outside, as a line of the log has room for.
+/// An id, or another text from outside, shortened for a log line.
 pub fn shown(text: &str) -> &str {
     clip(text, MAX_TEXT)
 }

@@ -1,4 +1,4 @@
-//! Notices that a document changed (`kapi_conf:doc_update`, `kzs_publish:publish_doc`): webhooks and every node's cache depend on them.
+//! Notices of a changed document (`kapi_conf:doc_update`, `kzs_publish:publish_doc`). Webhooks and the cache of each node depend on them.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use super::outgoing::Outgoing;
 use super::routing_key;
 use super::time::Moment;
 
-/// Routing-key patterns of the notices that the configuration `system_config/media` changed, on exchange `configuration`.
+/// Routing-key patterns of the notices that `system_config/media` changed, on exchange `configuration`.
 pub const MEDIA_CONFIG_KEYS: [&str; 1] = ["*.system_config.*.media"];
 
 /// What happened to the document.
@@ -23,7 +23,7 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DocumentChange<'a> {
     pub change: Change,
-    /// The encoded name, as Kazoo writes it: `account%2Fab%2Fcd%2F…-YYYYMM`.
+    /// The encoded name as Kazoo writes it: `account%2Fab%2Fcd%2F…-YYYYMM`.
     pub database: &'a str,
     pub document_type: &'a str,
     pub id: &'a str,
@@ -33,7 +33,7 @@ pub struct DocumentChange<'a> {
     pub modified: Moment,
 }
 
-/// The notice. Not mandatory. `Origin-Cache` is left out, so that every node's cache flushes.
+/// The notice. It is not mandatory. `Origin-Cache` is left out, so that each node flushes its cache.
 pub fn document_change(sender: &Sender, msg_id: &str, doc: &DocumentChange<'_>) -> Outgoing {
     let name = match doc.change {
         Change::Created => "doc_created",
@@ -49,7 +49,7 @@ pub fn document_change(sender: &Sender, msg_id: &str, doc: &DocumentChange<'_>) 
         "Date-Modified": doc.modified.gregorian_seconds(),
         "Is-Soft-Deleted": false,
     });
-    // The database's name goes into the key as it is, encoded already (`kz_amqp_util:document_routing_key`).
+    // The key takes the database's name unchanged, because the name is encoded already (`kz_amqp_util:document_routing_key`).
     let key = format!(
         "{name}.{}.{}.{}",
         doc.database,
@@ -79,9 +79,9 @@ pub fn database_created(sender: &Sender, msg_id: &str, database: &str, account_i
     )
 }
 
-/// Our own word on what became of a recording, on exchange `kapps`: `recording.<outcome>.<account>`.
+/// Our own notice of a recording's outcome, on exchange `kapps`: `recording.<outcome>.<account>`.
 ///
-/// Nothing in Kazoo binds it. `msg_id` is the same for every repeat, so that a consumer can drop one.
+/// No part of Kazoo binds to it. `msg_id` is the same in each repeat, so that a consumer can drop repeats.
 pub fn recording_outcome(
     sender: &Sender,
     msg_id: &str,

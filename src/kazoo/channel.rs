@@ -1,7 +1,7 @@
-//! Asking for a channel's state (`kapi_call:channel_status_req`, `query_channels_req`; answered by `ecallmgr_fs_channels`).
+//! Requests for a channel's state (`kapi_call:channel_status_req`, `query_channels_req`; `ecallmgr_fs_channels` answers them).
 //!
-//! Every ecallmgr answers, each for the channels that it knows. The first `active` wins; `terminated` from one does not prove that the
-//! channel is gone, for another may know it.
+//! Each ecallmgr answers for the channels that it knows. The first `active` wins. `terminated` from one ecallmgr does not prove that the
+//! channel has ended, because another ecallmgr may know it.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use super::names::Exchange;
 use super::outgoing::Outgoing;
 use super::routing_key::{self, MAX_BYTES};
 
-/// The request for one channel's status; `None` for a call id that no routing key can carry.
+/// The request for one channel's status. `None` for a call id that is too long for a routing key.
 pub fn status_request(sender: &Sender, msg_id: &str, reply_to: &str, call_id: &str) -> Option<Outgoing> {
     let key = format!("call.status_req.{}", routing_key::encode(call_id));
     if key.len() > MAX_BYTES {
@@ -27,7 +27,7 @@ pub fn status_request(sender: &Sender, msg_id: &str, reply_to: &str, call_id: &s
     ))
 }
 
-/// The request whether one channel is answered, and what its other leg is.
+/// The request whether one channel is answered, and which leg is its other leg.
 pub fn answered_request(sender: &Sender, msg_id: &str, reply_to: &str, call_id: &str) -> Outgoing {
     let body = json!({
         "Call-ID": call_id,
@@ -39,17 +39,17 @@ pub fn answered_request(sender: &Sender, msg_id: &str, reply_to: &str, call_id: 
     Outgoing::topic(Exchange::Callevt, "call.status_req.channels".to_owned(), message)
 }
 
-/// The request which conversations have a channel that lives: every ecallmgr answers with all its channels, one short field of each.
+/// The request for all conversations with a live channel. Each ecallmgr answers with all its channels, and one short field of each.
 pub fn interactions_request(sender: &Sender, msg_id: &str, reply_to: &str) -> Outgoing {
     let body = json!({ "Active-Only": false, "Fields": [INTERACTION], "Server-ID": reply_to });
     let message = sender.message("call_event", "query_channels_req", msg_id, body);
     Outgoing::topic(Exchange::Callevt, "call.status_req.channels".to_owned(), message)
 }
 
-/// What the legs of one conversation share (`?CALL_INTERACTION_ID`).
+/// The header that the legs of one conversation share (`?CALL_INTERACTION_ID`).
 const INTERACTION: &str = "Call-Interaction-ID";
 
-/// The conversations that have a channel, in an answer to `interactions_request`.
+/// The conversations with a channel, in an answer to `interactions_request`.
 ///
 /// # Errors
 /// When the message is not `call_event`/`query_channels_resp`.
@@ -65,7 +65,7 @@ pub fn interactions(envelope: &Envelope) -> Result<HashSet<String>, MessageError
         .collect())
 }
 
-/// One ecallmgr's word on one channel.
+/// The answer of one ecallmgr about one channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     Active,
@@ -97,7 +97,7 @@ impl StatusReply {
     }
 }
 
-/// What `answered_request` asks of one channel.
+/// The state of one channel, as `answered_request` requests it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelState {
     pub answered: bool,

@@ -1,4 +1,4 @@
-//! Dialplan commands to a call's control process (`kapi_dialplan`), and the errors that come back.
+//! Dialplan commands to a call's control process (`kapi_dialplan`), and the errors that ecallmgr returns.
 
 use serde_json::{Map, Value, json};
 
@@ -10,43 +10,43 @@ use super::outgoing::Outgoing;
 
 /// A recording, as its start command describes it (`kapi_dialplan:record_call`, `ecallmgr_call_command:record_call`).
 ///
-/// Everything here ends in an application argument on the switch, where `${…}` is expanded: all of it is made by us, and matches
+/// Each value ends up in an application argument on the switch, which expands `${…}`. The worker builds all values itself, and they match
 /// `[A-Za-z0-9._-]*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordStart {
-    /// The call's id as it is now.
+    /// The call's present id.
     pub call_id: String,
-    /// Base name of the file on the switch, extension included; unique.
+    /// Base name of the file on the switch, with the extension. It is unique.
     pub media_name: String,
-    /// The recording's id: also its document's. ecallmgr crashes on a start without it.
+    /// The recording's id, which is also its document's id. ecallmgr crashes on a start without it.
     pub media_id: String,
     /// Seconds.
     pub time_limit: u32,
     pub follow_transfer: bool,
-    /// Seconds; always sent, as a string.
+    /// Seconds. Always sent, as a string.
     pub min_sec: u32,
     /// Hertz.
     pub sample_rate: Option<u32>,
     pub silence: Option<Silence>,
-    /// Two channels: left is the leg that is recorded, right is what that leg hears. Otherwise one channel has both.
+    /// Two channels: the left one is the recorded leg, the right one is what that leg hears. Otherwise one channel contains both.
     pub stereo: bool,
-    /// What comes back to us in `Recording.Carry` of the recording's events.
+    /// The recording context, which the switch returns in `Recording.Carry` of the recording's events.
     pub carry: String,
 }
 
-/// Silence detection. Kazoo's 2026 continuation reads a header of the command for it. Kazoo 5.0 ignores that header, and hands the recording's own
-/// variables to the switch, which reads its settings from these first: so both are sent.
+/// Silence detection. Kazoo's 2026 continuation reads it from a header of the command. Kazoo 5.0 ignores that header, and passes the
+/// recording's own variables to the switch. The switch reads its settings from these first, so both are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Silence {
     pub threshold: u32,
-    /// Milliseconds of silence at the start that end the recording; 0 never does.
+    /// Milliseconds of silence at the start that end the recording. 0 disables this.
     pub initial_timeout_ms: u32,
-    /// Milliseconds of silence after speech that end the recording; 0 never does.
+    /// Milliseconds of silence after speech that end the recording. 0 disables this.
     pub final_timeout_ms: u32,
 }
 
 impl Silence {
-    /// The switch's own settings. A time-out sets the threshold to 200, unless the threshold is given as well.
+    /// The settings in the switch's own names. A time-out sets the threshold to 200, unless the threshold is given as well.
     fn variables(self) -> [(&'static str, u32); 3] {
         [
             ("RECORD_SILENCE_THRESHOLD", self.threshold),
@@ -61,13 +61,13 @@ impl Silence {
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
     Now,
-    /// At `CHANNEL_ANSWER`; never on a channel that is answered already.
+    /// At `CHANNEL_ANSWER`. Never on a channel that is answered already.
     Answer,
-    /// At every bridge of the leg that comes.
+    /// At each later bridge of the leg.
     Bridge,
 }
 
-/// What is done to a recording that runs.
+/// A command to a running recording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Control {
@@ -89,7 +89,7 @@ impl Control {
 const CATEGORY: &str = "call";
 const NAME: &str = "command";
 
-/// The start command, or the `event_actions` command that wraps it for later (`kapps_call:start_recording`).
+/// The start command, or the `event_actions` command that contains it for later (`kapps_call:start_recording`).
 pub fn start(sender: &Sender, to: &Address, msg_id: &str, start: &RecordStart, trigger: Trigger) -> Outgoing {
     let command = sender.message(CATEGORY, NAME, msg_id, Value::Object(start_body(start)));
     let at = match trigger {
@@ -106,9 +106,10 @@ pub fn start(sender: &Sender, to: &Address, msg_id: &str, start: &RecordStart, t
     Outgoing::to(Exchange::Callctl, to, sender.message(CATEGORY, NAME, msg_id, body))
 }
 
-/// Sets whether recordings of the call's channel go along when its peer is transferred: the switch asks the channel's own variables then, whatever the
-/// recording's command said (`recording_follow_transfer`, `recording_follow_attxfer`). ecallmgr writes these two names as they are, without the prefix
-/// of other channel variables (`ecallmgr_util:get_fs_key`); its validator asks for both objects (`kapi_dialplan:set`).
+/// Sets whether recordings of the call's channel follow a transfer of its peer. At a transfer the switch reads the channel's own variables,
+/// whatever the recording's command said (`recording_follow_transfer`, `recording_follow_attxfer`). ecallmgr writes these two names
+/// unchanged, without the prefix of other channel variables (`ecallmgr_util:get_fs_key`). Its validator requires both objects
+/// (`kapi_dialplan:set`).
 pub fn follow_transfer(sender: &Sender, to: &Address, msg_id: &str, call_id: &str, follow: bool) -> Outgoing {
     let follow = follow.to_string();
     let body = json!({
@@ -121,7 +122,7 @@ pub fn follow_transfer(sender: &Sender, to: &Address, msg_id: &str, call_id: &st
     Outgoing::to(Exchange::Callctl, to, sender.message(CATEGORY, NAME, msg_id, body))
 }
 
-/// Stops, masks or unmasks the recording in the file `media_name`: the switch matches the path and nothing else.
+/// Stops, masks or unmasks the recording in the file `media_name`. The switch matches only the path.
 pub fn control(
     sender: &Sender,
     to: &Address,
@@ -171,7 +172,8 @@ fn start_body(start: &RecordStart) -> Map<String, Value> {
     body
 }
 
-/// What goes onto the switch's command line as the recording's own variables: names that we make, numbers and one boolean. Nothing that anybody wrote.
+/// The recording's own variables, for the switch's command line: names that the worker builds, numbers and one boolean. They contain no
+/// text from outside.
 fn variables(start: &RecordStart) -> Map<String, Value> {
     let mut variables = Map::new();
     let mut put = |key: &str, value: String| variables.insert(key.to_owned(), Value::String(value));

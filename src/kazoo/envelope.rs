@@ -1,4 +1,4 @@
-//! The headers that every message has (`kz_api`: `DEFAULT_HEADERS`), read and written.
+//! The default headers of each message (`kz_api`: `DEFAULT_HEADERS`), read and written.
 
 use std::io::Read as _;
 
@@ -10,10 +10,10 @@ use super::call::shown;
 use super::json::{self, owned_text, text};
 use super::names::{APP_NAME, APP_VERSION, CONTENT_TYPE};
 
-/// Bodies longer than this, inflated, are refused.
+/// Longer bodies, after inflation, are refused.
 pub const MAX_BODY_BYTES: usize = 4 << 20;
 
-/// Ids longer than this, in bytes, are none: they are kept with every recording, and a database bounds its documents.
+/// Longer ids, in bytes, are refused. Each recording keeps its ids, and a database limits the size of its documents.
 pub const MAX_ID_BYTES: usize = 1024;
 
 /// Why a body is not a Kazoo message.
@@ -37,13 +37,13 @@ pub enum MessageError {
     TooLarge(usize),
 }
 
-/// A message as received: its default headers, and the whole.
+/// A received message: its default headers, and the whole body.
 #[derive(Debug, Clone)]
 pub struct Envelope {
     pub category: String,
     pub name: String,
     pub msg_id: Option<String>,
-    /// Where replies go, as written; see `Address::parse`.
+    /// The address for replies, as written; see `Address::parse`.
     pub server_id: Option<String>,
     pub app_name: Option<String>,
     pub node: Option<String>,
@@ -51,11 +51,11 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// A message, as Kazoo's listeners would read it (`gen_listener:decode`): JSON, perhaps gzipped. Kazoo always sets a content type; a
-    /// missing one, or one with a parameter, is read all the same.
+    /// Decodes a message as Kazoo's listeners would (`gen_listener:decode`): JSON, optionally gzipped. Kazoo always sets a content type. A
+    /// missing content type, or one with a parameter, is accepted as well.
     ///
     /// # Errors
-    /// Another content type or encoding, a body that does not inflate or is longer than `MAX_BODY_BYTES`, and what `read` refuses.
+    /// Another content type or encoding, a body that does not inflate or is longer than `MAX_BODY_BYTES`, and all errors of `read`.
     pub fn decode(kind: &str, encoding: &str, bytes: &[u8]) -> Result<Self, MessageError> {
         let plain = kind.split(';').next().unwrap_or_default().trim();
         let is_json = kind.is_empty() || plain.eq_ignore_ascii_case(CONTENT_TYPE);
@@ -70,14 +70,14 @@ impl Envelope {
     /// Reads the envelope of a JSON body.
     ///
     /// # Errors
-    /// `NotJson`, `NotAnObject`, or a missing category or name. Other default headers may be missing: we read more than
-    /// Kazoo's validators would let through.
+    /// `NotJson`, `NotAnObject`, or a missing category or name. Other default headers may be missing: this code accepts more than Kazoo's
+    /// validators do.
     pub fn read(bytes: &[u8]) -> Result<Self, MessageError> {
         let body = json::read(bytes).map_err(|error| MessageError::NotJson(error.to_string()))?;
         Self::of(body)
     }
 
-    /// As `read`, of JSON that is parsed already.
+    /// As `read`, for JSON that is parsed already.
     ///
     /// # Errors
     /// As `read`.
@@ -100,7 +100,7 @@ impl Envelope {
         self.category == category && self.name == name
     }
 
-    /// The error for a message that a queue of ours should not have.
+    /// The error for a message of a kind that this queue should not receive.
     pub fn unexpected(&self) -> MessageError {
         MessageError::Unexpected {
             category: shown(&self.category).to_owned(),
@@ -109,7 +109,8 @@ impl Envelope {
     }
 }
 
-/// Whether a gzipped body has more than `limit` bytes, inflated. Takes no room; one that is damaged before that has not.
+/// Whether a gzipped body has more than `limit` bytes after inflation. The check buffers nothing. A body that is damaged before that point
+/// counts as shorter.
 pub fn is_longer_than(gzipped: &[u8], limit: usize) -> bool {
     let limit = limit as u64;
     let mut beginning = GzDecoder::new(gzipped).take(limit + 1);
@@ -129,7 +130,7 @@ fn inflate(bytes: &[u8]) -> Result<Vec<u8>, MessageError> {
     Ok(out)
 }
 
-/// Checks the length of ids that are kept.
+/// Checks the length of ids.
 ///
 /// # Errors
 /// `TooLong`.
@@ -140,7 +141,7 @@ pub fn check_ids(ids: &[(&'static str, Option<&str>)]) -> Result<(), MessageErro
         .map_or(Ok(()), |(header, _)| Err(MessageError::TooLong(header)))
 }
 
-/// The text at a header that must be there.
+/// The text of a required header.
 ///
 /// # Errors
 /// `Missing`.
@@ -148,7 +149,7 @@ pub fn required<'a>(body: &'a Value, header: &'static str) -> Result<&'a str, Me
     text(body, header).ok_or(MessageError::Missing(header))
 }
 
-/// Who we are on the wire: the default headers of what we send.
+/// Our name on the wire: the default headers of each message that we send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sender {
     /// `kz_record_call@<host>`.
@@ -156,7 +157,7 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// The default headers, all five of them, with our node. `msg_id` is 32 lower-case hex digits, or the request's in a reply.
+    /// All five default headers, with our node. `msg_id` is 32 lower-case hex digits, or in a reply the request's id.
     pub fn headers(&self, category: &str, name: &str, msg_id: &str) -> Map<String, Value> {
         object(json!({
             "App-Name": APP_NAME,
@@ -168,7 +169,7 @@ impl Sender {
         }))
     }
 
-    /// A whole message: the default headers and `body`'s, where null and empty text count as absent (`kz_api:remove_empty_values`).
+    /// A whole message: the default headers and those of `body`. Null and empty text count as missing (`kz_api:remove_empty_values`).
     pub fn message(&self, category: &str, name: &str, msg_id: &str, body: Value) -> Value {
         let mut headers = self.headers(category, name, msg_id);
         for (key, value) in object(body) {

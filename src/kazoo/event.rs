@@ -1,4 +1,4 @@
-//! Call events (`kapi_call:event`), as ecallmgr publishes them on `callevt` for the switch.
+//! Call events (`kapi_call:event`), which ecallmgr publishes on `callevt` for the switch.
 
 use serde_json::Value;
 
@@ -8,54 +8,55 @@ use super::json::{integer_at, owned_text, text, text_or_number};
 use super::names::RECORDER;
 use super::time::Moment;
 
-/// Which of the events that we bind an event is.
+/// The kind of a recording event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventName {
     RecordStart,
     RecordStop,
 }
 
-/// No file has a longer path (`PATH_MAX` of Linux), in bytes.
+/// Longest possible path of a file (`PATH_MAX` of Linux), in bytes.
 const MAX_PATH: usize = 4096;
 
-/// `RECORD_START` or `RECORD_STOP` of one recording, anybody's.
+/// `RECORD_START` or `RECORD_STOP` of one recording, which any program may have started.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordEvent {
     pub name: EventName,
-    /// The leg that the recording is on at that moment; not always the one that it was started on.
+    /// The leg of the recording at that moment. It may differ from the leg where the recording started.
     pub call_id: String,
-    /// When it happened, by the event's `Timestamp` (Gregorian seconds, rounded up).
+    /// The time of the event, by its `Timestamp` (Gregorian seconds, rounded up).
     pub at: Option<Moment>,
     pub recording: Recording,
-    /// The Erlang-side name of the switch (`Switch-Nodename`), to which `send_http` is addressed.
+    /// The Erlang name of the switch (`Switch-Nodename`). `send_http` is addressed to it.
     pub switch_node: Option<String>,
-    /// Milliseconds recorded (`Length`, else `Recording.File-MilliSeconds`); a channel variable, so it may be another recording's.
+    /// Milliseconds recorded (`Length`, else `Recording.File-MilliSeconds`). It is a channel variable, so it may belong to another
+    /// recording.
     pub length_ms: Option<u64>,
     pub other_leg_call_id: Option<String>,
     /// Whether the leg was hanging up, by `Channel-State`.
     pub hung_up: Option<bool>,
-    /// The switch's own stamp of the event, Unix microseconds: tells events apart that fall into one second, and is the same in every copy
-    /// of an event.
+    /// The switch's own time of the event, in Unix microseconds. It distinguishes events within one second, and is equal in each copy of an
+    /// event.
     pub stamp: Option<i64>,
     pub account_id: Option<String>,
     pub fetch_id: Option<String>,
     pub parties: Parties,
-    /// The channel variables, bounded.
+    /// The channel variables, with limits.
     pub variables: Value,
 }
 
-/// The `Recording` object of an event (`kz_recording`): what was given at the start, and what the switch adds.
+/// The `Recording` object of an event (`kz_recording`): the values of the start, and those that the switch adds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recording {
     pub id: Option<String>,
     /// The file's base name, as given at the start.
     pub name: Option<String>,
     pub recorder: Option<String>,
-    /// What we gave the recording to carry.
+    /// The recording context that the start command contained.
     pub carry: Option<String>,
     /// Path on the switch (`File-Path`, else the event's `Application-Response`).
     pub file_path: Option<String>,
-    /// A hint only: it is a channel variable.
+    /// Only a hint, because it is a channel variable.
     pub completion_cause: Option<String>,
 }
 
@@ -67,7 +68,7 @@ impl Recording {
 }
 
 impl RecordEvent {
-    /// Whether an event of a call is one of these; `None` for what is no event of a call.
+    /// Whether a call event is one of these. `None` when the message is not a call event.
     pub fn is_one(envelope: &Envelope) -> Option<bool> {
         let known = ["RECORD_START", "RECORD_STOP"];
         (envelope.category == "call_event").then(|| known.contains(&envelope.name.as_str()))
@@ -76,7 +77,7 @@ impl RecordEvent {
     /// Reads a `RECORD_START` or `RECORD_STOP`. Lenient: fields may be missing or of another type.
     ///
     /// # Errors
-    /// Another kind of message, one without `Call-ID`, or an id that is too long to be kept.
+    /// Another kind of message, a message without `Call-ID`, or an id that is too long.
     pub fn of(envelope: &Envelope) -> Result<Self, MessageError> {
         let name = match (envelope.category.as_str(), envelope.name.as_str()) {
             ("call_event", "RECORD_START") => EventName::RecordStart,
@@ -123,8 +124,8 @@ impl RecordEvent {
     }
 }
 
-/// The old and the new id, if the event tells that a call's id was replaced (`CHANNEL_REPLACED`, and `CHANNEL_DIRECT`, where Kazoo follows to
-/// the B leg of the connection; `cf_exe:handle_channel_replaced`, `handle_channel_direct`).
+/// The old and the new id, if the event reports that a call's id was replaced. The events are `CHANNEL_REPLACED` and `CHANNEL_DIRECT`,
+/// after which Kazoo follows the B leg of the connection (`cf_exe:handle_channel_replaced`, `handle_channel_direct`).
 pub fn replaced_by(envelope: &Envelope) -> Option<(String, String)> {
     let body = &envelope.body;
     let new = match (envelope.category.as_str(), envelope.name.as_str()) {

@@ -1,4 +1,4 @@
-//! Reading JSON as Kazoo's `kz_json` and `kz_term` do: a number may be a string, a boolean too, an empty string is absent.
+//! Reads JSON as Kazoo's `kz_json` and `kz_term` do. A number or a boolean may be a string, and an empty string counts as missing.
 
 use std::collections::BTreeMap;
 use std::num::IntErrorKind;
@@ -8,15 +8,15 @@ use serde_json::value::RawValue;
 
 use super::call::clip;
 
-/// Objects within objects that `read` takes apart: a message, its `Call`, that one's variables, and one more.
+/// Levels of objects that `read` reads member by member: a message, its `Call`, the variables of the `Call`, and one more.
 const LEVELS: usize = 4;
 
-/// Reads a message's body, as much of it as can be read. Erlang has no bound for the depth of a term or the size of a number, so there are true
-/// messages that serde_json refuses as a whole; a call must not wait for ever because of a value that nobody needs. Where that happens each
-/// member is read by itself: a number beyond every range becomes the greatest or the least, what is nested too deep becomes empty.
+/// Reads a message's body as far as possible. Erlang limits neither the depth of a term nor the size of a number, so serde_json rejects
+/// some valid messages as a whole. A call must not wait for ever because of a value that no code here uses. For such a message each member
+/// is read separately. A number out of range becomes the greatest or the least one, and a value that is nested too deep becomes empty.
 ///
 /// # Errors
-/// When the whole is not JSON.
+/// When the body is not JSON.
 pub fn read(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let error = match serde_json::from_slice(bytes) {
         Ok(value) => return Ok(value),
@@ -29,7 +29,7 @@ pub fn read(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     }
 }
 
-/// A value of which only the grammar is known to be right.
+/// A value with valid grammar that serde_json rejects.
 fn piecemeal(text: &str, levels: usize) -> Value {
     if let Ok(value) = serde_json::from_str(text) {
         return value;
@@ -44,7 +44,7 @@ fn piecemeal(text: &str, levels: usize) -> Value {
         Some(b'[') => Value::Array(Vec::new()),
         Some(b'-') => f64::MIN.into(),
         Some(b'0'..=b'9') => f64::MAX.into(),
-        // A text with half a character in it.
+        // A text with an incomplete surrogate pair.
         _ => Value::String(clip(text, 1024).trim_matches('"').to_owned()),
     }
 }
@@ -59,7 +59,7 @@ pub fn owned_text(json: &Value, key: &str) -> Option<String> {
     text(json, key).map(str::to_owned)
 }
 
-/// The text at `key`, where a number stands for its decimal form (`kz_json:get_binary_value`).
+/// The text at `key`. A number gives its decimal form (`kz_json:get_binary_value`).
 pub fn text_or_number(json: &Value, key: &str) -> Option<String> {
     match json.get(key)? {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
@@ -68,8 +68,8 @@ pub fn text_or_number(json: &Value, key: &str) -> Option<String> {
     }
 }
 
-/// An integer, or what `kz_term:to_integer` makes one of: a numeric string, a float (rounded). Erlang's integers have no bounds; what is beyond
-/// ours becomes the greatest or the least of them, for it is a number all the same, and whoever asks clamps it.
+/// An integer, or a value that `kz_term:to_integer` converts to one: a numeric string, or a float (rounded). Erlang's integers have no
+/// limits. A number beyond our range becomes the greatest or the least integer. It still is a number, and each caller clamps it.
 pub fn integer(value: &Value) -> Option<i64> {
     match value {
         Value::Number(number) => number.as_i64().or_else(|| number.as_f64().and_then(round)),
@@ -112,7 +112,7 @@ pub fn boolean_at(json: &Value, key: &str) -> Option<bool> {
 }
 
 fn round(value: f64) -> Option<i64> {
-    // Saturates.
+    // The cast saturates.
     #[allow(clippy::cast_possible_truncation)]
     value.is_finite().then(|| value.round() as i64)
 }

@@ -1,5 +1,6 @@
-//! Call events that tell where a call goes (`CHANNEL_BRIDGE`, `CHANNEL_TRANSFEROR`, `CHANNEL_TRANSFEREE`, `CHANNEL_DESTROY`,
-//! `CHANNEL_REPLACED`, `CHANNEL_DIRECT`): the switch moves a recording to another leg without a word, so its legs are learnt from these.
+//! Call events that report where a call goes (`CHANNEL_BRIDGE`, `CHANNEL_TRANSFEROR`, `CHANNEL_TRANSFEREE`, `CHANNEL_DESTROY`,
+//! `CHANNEL_REPLACED`, `CHANNEL_DIRECT`). The switch moves a recording to another leg without an event of the recording. The worker
+//! therefore learns the recording's legs from these events.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -10,23 +11,23 @@ use super::json::owned_text;
 use super::routing_key;
 use super::time::Moment;
 
-/// What happened to a leg.
+/// An event in the life of a leg.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LegEvent {
-    /// It is bridged with the other leg.
+    /// The leg is bridged with the other leg.
     Bridged,
-    /// It transfers the other leg away: a recording on it goes to the other leg.
+    /// The leg transfers the other leg away. A recording on it moves to the other leg.
     Transferor,
-    /// It is transferred.
+    /// The leg is transferred.
     Transferee,
-    /// The other leg takes its place.
+    /// The other leg replaces this leg.
     Replaced,
-    /// A loopback leaves the call: the other leg takes its place, and its recording.
+    /// A loopback leaves the call. The other leg takes its place, and its recording.
     Direct,
-    /// It is gone. A recording on it went to the other leg, or its end was told just before.
+    /// The leg has ended. A recording on it moved to the other leg, or its end was reported just before.
     Gone,
-    /// An action ran on it: its control process is known.
+    /// An action ran on the leg, so its control process is known.
     Action,
 }
 
@@ -35,17 +36,17 @@ pub enum LegEvent {
 pub struct LegNews {
     pub call_id: String,
     pub event: LegEvent,
-    /// The leg that it is, or was, bridged with; of `Replaced` and `Direct` the one that takes its place.
+    /// The leg that this leg is, or was, bridged with. For `Replaced` and `Direct`, the leg that takes its place.
     pub other: Option<String>,
-    /// `Call-Interaction-ID`: the legs of one conversation share it.
+    /// `Call-Interaction-ID`, which the legs of one conversation share.
     pub interaction: Option<String>,
-    /// The switch's own stamp, Unix microseconds, in steps of 20 ms: the same in every copy of an event.
+    /// The switch's own time of the event, in Unix microseconds, in steps of 20 ms. It is equal in each copy of an event.
     pub stamp: Option<i64>,
     pub at: Option<Moment>,
 }
 
 impl LegEvent {
-    /// The call events that are read, as in their routing keys.
+    /// The call events that are read, named as in their routing keys.
     pub const NAMES: [&str; 6] = [
         "CHANNEL_BRIDGE",
         "CHANNEL_TRANSFEROR",
@@ -69,7 +70,7 @@ impl LegEvent {
 }
 
 impl LegNews {
-    /// Reads one of these events; `None` for any other message, and for ids that are too long to be kept.
+    /// Reads one of these events. `None` for any other message, and for ids that are too long.
     pub fn of(envelope: &Envelope) -> Option<Self> {
         if envelope.category != "call_event" {
             return None;
@@ -81,7 +82,7 @@ impl LegNews {
         let bridged = || id(body, "Other-Leg-Call-ID").or_else(|| id(body, "Bridge-B-Unique-ID"));
         let other = match event {
             LegEvent::Replaced => id(body, "Replaced-By"),
-            // The switch moves the recording to the A leg of the connection; Kazoo's control goes to the B leg.
+            // The switch moves the recording to the A leg of the connection. Kazoo's control moves to the B leg.
             LegEvent::Direct => id(body, "Connecting-Leg-A-UUID").or_else(|| id(body, "Replaced-By")),
             _ => bridged(),
         };
@@ -97,12 +98,12 @@ impl LegNews {
     }
 }
 
-/// The last word of an event's routing key that belongs to a leg: what events are told apart by before they are read.
+/// The last word of a leg's routing keys. Events are assigned to legs by this word before they are decoded.
 pub fn encoded_leg(call_id: &str) -> String {
     routing_key::encode(call_id)
 }
 
-/// The leg that an event's routing key names, encoded.
+/// The leg in an event's routing key, encoded.
 pub fn leg_of_key(routing_key: &str) -> &str {
     routing_key.rsplit('.').next().unwrap_or_default()
 }

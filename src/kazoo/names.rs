@@ -1,33 +1,33 @@
-//! The literals of Kazoo's topology: exchanges, categories, event names. One thing, one name.
+//! The literals of Kazoo's topology: exchanges, categories, event names. Each has one name here.
 
 use std::fmt;
 
-/// The recorder name that our recordings carry. Never `kz_media_recording`: media_mgr stores those itself
+/// The recorder name of our recordings. It must not be `kz_media_recording`, because media_mgr stores those recordings itself
 /// (`media_recording:handle_record_stop`).
 pub const RECORDER: &str = "kz_record_call";
 
-/// `App-Name` of everything that we publish.
+/// `App-Name` of each message that we publish.
 pub const APP_NAME: &str = "kz_record_call";
 
-/// `App-Version`; only its presence counts (`kz_api:validate`).
+/// `App-Version`. Kazoo checks only its presence (`kz_api:validate`).
 pub const APP_VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The only content type that Kazoo's listeners take (`gen_listener:decode`); a parameter such as a charset kills them.
+/// The only content type that Kazoo's listeners accept (`gen_listener:decode`). A parameter such as a charset crashes them.
 pub const CONTENT_TYPE: &str = "application/json";
 
-/// The AMQP header that carries an Erlang pid to the process behind a shared queue (`kz_amqp_util:basic_publish`).
+/// The AMQP header that holds an Erlang pid, for the process behind a shared queue (`kz_amqp_util:basic_publish`).
 pub const DELIVER_TO_PID: &str = "Deliver-To-PID";
 
-/// The AMQP headers of W3C's trace context. Kazoo's listeners look for `Deliver-To-PID` among a message's headers and leave the others alone
+/// The AMQP headers of W3C's trace context. Kazoo's listeners look only for `Deliver-To-PID` among a message's headers
 /// (`gen_listener:distribute_event`).
 pub const TRACE_PARENT: &str = "traceparent";
 pub const TRACE_STATE: &str = "tracestate";
 
-/// Routing key of the action that we run (`kapi_callflow:action_routing_key`); the action's name is not encoded there.
+/// Routing key of the action that we run (`kapi_callflow:action_routing_key`). Kazoo does not encode the action's name in it.
 pub const ACTION_KEY: &str = "callflow.action.record_call";
 
-/// Kazoo's exchanges that we use. Declared as Kazoo does: not durable, not auto-deleted, no arguments
-/// (`kz_amqp_util:new_exchange`); any other form makes the broker close the channel.
+/// Kazoo's exchanges that we use. They are declared as Kazoo declares them: not durable, not auto-deleted, no arguments
+/// (`kz_amqp_util:new_exchange`). With any other arguments the broker closes the channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Exchange {
     Kapps,
@@ -37,8 +37,8 @@ pub enum Exchange {
     Switch,
     Configuration,
     Notifications,
-    /// Our own, durable and durably bound to the actions' queue: with a policy that makes it the alternate exchange of `kapps`, an action
-    /// that comes before anybody has bound again after a broker restart is queued all the same.
+    /// Our own exchange, durable and durably bound to the actions' queue. An operator's policy can make it the alternate exchange of
+    /// `kapps`. An action that arrives after a broker restart, before any worker has bound its queue again, is then queued all the same.
     Unrouted,
 }
 
@@ -74,7 +74,7 @@ impl Exchange {
         }
     }
 
-    /// Kazoo's exchanges are gone with the broker; ours is not.
+    /// Kazoo's exchanges do not survive a broker restart. Ours does.
     pub const fn is_durable(self) -> bool {
         matches!(self, Self::Unrouted)
     }

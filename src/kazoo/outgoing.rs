@@ -1,4 +1,4 @@
-//! A message on its way out: what is published, and where.
+//! A message to publish, and its destination.
 
 use serde_json::Value;
 
@@ -12,15 +12,16 @@ pub struct Outgoing {
     pub routing_key: String,
     /// Value of the header `Deliver-To-PID`.
     pub deliver_to_pid: Option<String>,
-    /// Whether the broker gives the message back when no queue takes it.
+    /// Whether the broker returns the message when no queue takes it.
     pub mandatory: bool,
-    /// Whether a durable queue keeps it over a restart of the broker. Kazoo's own messages are not.
+    /// Whether a durable queue keeps the message across a broker restart. Kazoo's own messages are not persistent.
     pub persistent: bool,
     pub body: Value,
 }
 
 impl Outgoing {
-    /// A message to a queue, or the process behind it, through a direct exchange. Mandatory: an address whose queue is gone is told.
+    /// A message to a queue, or to the process behind it, through a direct exchange. It is mandatory, so the broker reports an address
+    /// without a queue.
     pub fn to(exchange: Exchange, address: &Address, body: Value) -> Self {
         Self {
             exchange,
@@ -32,7 +33,7 @@ impl Outgoing {
         }
     }
 
-    /// A message to whoever is bound to `routing_key` of a topic exchange. Nobody listening is normal.
+    /// A message to all queues that are bound to `routing_key` of a topic exchange. A key without any bound queue is normal.
     pub fn topic(exchange: Exchange, routing_key: String, body: Value) -> Self {
         Self {
             exchange,
@@ -44,7 +45,7 @@ impl Outgoing {
         }
     }
 
-    /// As `topic`, given back when nobody listens.
+    /// As `topic`, but the broker returns the message when no queue is bound.
     pub fn mandatory_topic(exchange: Exchange, routing_key: String, body: Value) -> Self {
         Self {
             mandatory: true,

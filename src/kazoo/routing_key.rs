@@ -1,10 +1,10 @@
-//! Routing-key encoding, as `kz_amqp_util:encode` does it, and back.
+//! Encodes and decodes routing keys as `kz_amqp_util:encode` does.
 
-/// The longest routing key, queue name or header key that AMQP 0-9-1 can carry, in bytes.
+/// The longest routing key, queue name or header key in AMQP 0-9-1, in bytes.
 pub const MAX_BYTES: usize = 255;
 
-/// Encodes one word of a routing key, byte by byte: `A-Za-z0-9-~_` stay, a space becomes `+`, all else `%` and two upper-case
-/// hex digits. A word that is exactly `*` or `#` stays as it is (a binding's wildcard), and so does the empty one.
+/// Encodes one word of a routing key, byte by byte. `A-Za-z0-9-~_` stay, a space becomes `+`, and any other byte becomes `%` and two
+/// upper-case hex digits. A word that is exactly `*` or `#` stays unchanged (a binding's wildcard), and so does the empty word.
 pub fn encode(word: &str) -> String {
     if matches!(word, "*" | "#") {
         return word.to_owned();
@@ -25,7 +25,7 @@ pub fn encode(word: &str) -> String {
     out
 }
 
-/// Reverses `encode`. `None` when the text is not something that it writes.
+/// Reverses `encode`. `None` when `encode` cannot have written the text.
 pub fn decode(word: &str) -> Option<String> {
     let mut out = Vec::with_capacity(word.len());
     let mut bytes = word.bytes();

@@ -1,8 +1,8 @@
-//! Commands to a media switch (`kapi_switch:fs_command`, `ecallmgr_fs_node_command`): here only `send_http`, by which the switch PUTs a
-//! file of its disk to a URL.
+//! Commands to a media switch (`kapi_switch:fs_command`, `ecallmgr_fs_node_command`). The only command here is `send_http`, which makes the
+//! switch PUT a file from its disk to a URL.
 //!
-//! The switch deletes the file when the answer is 200, 201, 202 or 204 (mod_kazoo, `kz_http_put`). Only `put` exists there. The URL and
-//! the file's path are two words of one line: neither may have a space, a quote or a backslash.
+//! The switch deletes the file when the answer is 200, 201, 202 or 204 (mod_kazoo, `kz_http_put`). It supports only `put`. The URL and the
+//! file's path are two words of one line, so neither may contain a space, a quote or a backslash.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use super::names::Exchange;
 use super::outgoing::Outgoing;
 use super::routing_key::{self, MAX_BYTES};
 
-/// Why a file cannot be asked for.
+/// Why a file cannot be requested.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SendHttpError {
     #[error("the path of the file on the switch would break the switch's command line")]
@@ -23,11 +23,11 @@ pub enum SendHttpError {
     BadNode,
 }
 
-/// The request to PUT `path`, a file on the switch `node`, to `url`. `reply_to` is the queue that the reply comes to. Mandatory: it
-/// comes back when no ecallmgr serves that switch.
+/// The request to PUT `path`, a file on the switch `node`, to `url`. `reply_to` is the queue for the reply. The message is mandatory: the
+/// broker returns it when no ecallmgr serves that switch.
 ///
 /// # Errors
-/// What the switch would misread: it answers a wrong number of words with `success` and uploads nothing.
+/// A value that the switch would misread. The switch answers a wrong number of words with `success`, and uploads nothing.
 pub fn send_http(
     sender: &Sender,
     msg_id: &str,
@@ -65,11 +65,11 @@ pub fn send_http(
     ))
 }
 
-/// What ecallmgr says of a `send_http`. A hint: the truth is what our ingest received.
+/// ecallmgr's reply to a `send_http`. It is only a hint. The upload that our ingest received is the truth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SendHttpReply {
     pub success: bool,
-    /// What went wrong, in the switch's words.
+    /// The error in the switch's own words.
     pub error: Option<String>,
 }
 
@@ -97,7 +97,7 @@ impl SendHttpReply {
         })
     }
 
-    /// Whether the switch says that it cannot open the file (`kz_http_put`).
+    /// Whether the switch reports that it cannot open the file (`kz_http_put`).
     pub fn says_file_missing(&self) -> bool {
         self.error
             .as_deref()

@@ -1,8 +1,8 @@
-//! Erlang's external term format, as little of it as crosses Kazoo's wire.
+//! Erlang's external term format, as far as Kazoo's messages use it.
 //!
-//! Written: the `Result` of an action (`cf_remote_action`, decoded there by `binary_to_term`) and the store proxy's request.
-//! Read: terms from the network, so depth, length and size are bounded before anything is allocated. Atoms are written in the
-//! old form (`ATOM_EXT`), which every Erlang that runs Kazoo 4 or 5 reads.
+//! Written terms are the `Result` of an action (`cf_remote_action` decodes it with `binary_to_term`) and the store proxy's request. Terms
+//! that are read come from the network, so depth, length and size are checked before any allocation. Atoms are written in the old form
+//! (`ATOM_EXT`), which each Erlang that runs Kazoo 4 or 5 reads.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -76,7 +76,7 @@ impl Term {
     /// The external form, version byte included.
     ///
     /// # Errors
-    /// `BadAtom` and `TooLarge` for what cannot be written.
+    /// `BadAtom` and `TooLarge` for terms that cannot be written.
     pub fn to_bytes(&self) -> Result<Vec<u8>, TermError> {
         let mut out = vec![VERSION];
         write(self, &mut out)?;
@@ -94,7 +94,7 @@ impl Term {
     /// Reads one whole term.
     ///
     /// # Errors
-    /// Anything malformed, deeper than `MAX_DEPTH`, or larger than `MAX_ELEMENTS` and `MAX_BYTES`.
+    /// A malformed term, or one that is deeper than `MAX_DEPTH` or larger than `MAX_ELEMENTS` and `MAX_BYTES`.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TermError> {
         if bytes.len() > MAX_BYTES {
             return Err(TermError::TooLarge);
@@ -233,7 +233,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Every element takes at least one byte, so a length beyond the rest is refused before anything is reserved for it.
+    /// Each element takes at least one byte. A count beyond the remaining bytes is refused before memory is reserved.
     fn expect(&mut self, count: usize) -> Result<(), TermError> {
         if count > self.rest.len() {
             return Err(TermError::Truncated);
@@ -259,7 +259,7 @@ impl<'a> Reader<'a> {
             INTEGER => Ok(Term::Integer(i64::from(i32::from_be_bytes(self.array()?)))),
             NEW_FLOAT => {
                 let value = f64::from_be_bytes(self.array()?);
-                // Erlang has no others.
+                // Erlang has only finite floats.
                 value
                     .is_finite()
                     .then_some(Term::Float(value))

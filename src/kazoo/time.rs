@@ -1,7 +1,7 @@
-//! Time, in the one form that the whole daemon uses, and the only place that reads the clock.
+//! The one form of time in the whole worker, and the only place that reads the clock.
 //!
-//! Kazoo counts Gregorian seconds (`calendar:datetime_to_gregorian_seconds`): Unix seconds plus 62,167,219,200. Months are
-//! UTC months, wherever the servers stand.
+//! Kazoo counts Gregorian seconds (`calendar:datetime_to_gregorian_seconds`): Unix seconds plus 62,167,219,200. Months are UTC months, in
+//! any time zone of the servers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ impl Moment {
         Self(micros)
     }
 
-    /// Saturates far outside of the years that a `Month` can name.
+    /// Saturates far outside the years that a `Month` can represent.
     pub const fn from_unix_seconds(seconds: i64) -> Self {
         Self(seconds.saturating_mul(MICROS))
     }
@@ -63,7 +63,7 @@ impl Moment {
         )
     }
 
-    /// How long after `earlier` this is; zero when it is before it.
+    /// How long after `earlier` this is. Zero when this is before `earlier`.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -128,7 +128,7 @@ impl Month {
         self.start().plus(Duration::from_secs(u64::from(days) * 86_400 - 1))
     }
 
-    /// The month after this one; the last that can be named is its own.
+    /// The month after this one. The last representable month returns itself.
     pub fn next(self) -> Self {
         if (self.year, self.month) == (9999, 12) {
             self
@@ -145,7 +145,7 @@ impl Month {
         }
     }
 
-    /// The month before this one; the first that can be named is its own.
+    /// The month before this one. The first representable month returns itself.
     pub fn previous(self) -> Self {
         if (self.year, self.month) == (0, 1) {
             self
@@ -162,16 +162,17 @@ impl Month {
         }
     }
 
-    /// Whether a recording that is asked for in this month may be filed under `other`: a month of the ten years before, this one, or the next.
+    /// Whether a recording that is requested in this month may be filed under `other`: a month of the ten years before, this month, or the
+    /// next.
     pub fn may_file_under(self, other: Self) -> bool {
         let number = |month: Self| i64::from(month.year) * 12 + i64::from(month.month);
         (number(self) - 120..=number(self) + 1).contains(&number(other))
     }
 
-    /// `moment`, moved to the nearest second inside of this month when it is outside.
+    /// `moment`, moved to the nearest second of this month if it is outside.
     ///
-    /// Crossbar lists a recording by `pvt_created` in the database of the id's month (`cb_recordings`), so a recording that
-    /// ends after the turn of the month must still be created inside of the month of its id.
+    /// Crossbar lists a recording by `pvt_created` in the database of the id's month (`cb_recordings`). A recording may end after the turn
+    /// of the month. Its creation time must still be inside the month of its id.
     pub fn clamp(self, moment: Moment) -> Moment {
         moment.max(self.start()).min(self.last_second())
     }
@@ -183,10 +184,11 @@ impl fmt::Display for Month {
     }
 }
 
-/// The moment that a message's AMQP `timestamp` property means, if it is within a day of `now`.
+/// The moment in a message's AMQP `timestamp` property, if it is within a day of `now`.
 ///
-/// Kazoo writes Gregorian microseconds there (`kz_amqp_util:basic_publish`), AMQP asks for Unix seconds, as a broker that overwrites it does, others
-/// write Unix milliseconds or microseconds: whichever of these lands near our clock is meant, anything else is ignored.
+/// Kazoo writes Gregorian microseconds there (`kz_amqp_util:basic_publish`). AMQP defines Unix seconds, which a broker writes that
+/// overwrites the property. Other publishers write Unix milliseconds or microseconds. The interpretation that is near our clock applies,
+/// and any other value is ignored.
 pub fn message_time(timestamp: u64, now: Moment) -> Option<Moment> {
     const DAY: Duration = Duration::from_secs(86_400);
     let value = i64::try_from(timestamp).ok()?;
@@ -201,13 +203,13 @@ pub fn message_time(timestamp: u64, now: Moment) -> Option<Moment> {
         .find(|at| at.since(now) <= DAY && now.since(*at) <= DAY)
 }
 
-/// The clock. Cheap to clone; tests give one that they set by hand.
+/// The clock. Cheap to clone. Tests use one that they set themselves.
 #[derive(Debug, Clone, Default)]
 pub struct Clock(Hands);
 
 #[derive(Debug, Clone)]
 enum Hands {
-    /// The system's, put forward by so many microseconds.
+    /// The system's clock, put forward by this many microseconds.
     System(i64),
     Fixed(Arc<AtomicI64>),
 }
@@ -223,12 +225,12 @@ impl Clock {
         Self::default()
     }
 
-    /// The system's clock, put forward.
+    /// The system's clock, put forward by `by`.
     pub fn put_forward(by: Duration) -> Self {
         Self(Hands::System(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// A clock that stands at `start` until `set` moves it.
+    /// A clock that stays at `start` until `set` moves it.
     pub fn fixed(start: Moment) -> Self {
         Self(Hands::Fixed(Arc::new(AtomicI64::new(start.0))))
     }
@@ -245,7 +247,7 @@ impl Clock {
         }
     }
 
-    /// Moves a fixed clock; the system's clock does not move.
+    /// Moves a fixed clock. The system's clock is unaffected.
     pub fn set(&self, to: Moment) {
         if let Hands::Fixed(fixed) = &self.0 {
             fixed.store(to.0, Ordering::SeqCst);
@@ -284,7 +286,7 @@ mod tests {
 
     const NOVEMBER_END: i64 = 1_796_083_199; // 2026-11-30T23:59:59Z
 
-    /// A broker may write its own time there (`message_interceptors`, rabbitmq-message-timestamp), in a unit of its own.
+    /// A broker may write its own time there (`message_interceptors`, rabbitmq-message-timestamp), in its own unit.
     #[test]
     fn a_time_that_a_broker_wrote_is_read_and_one_that_is_none_is_ignored() {
         let now = Moment::from_unix_seconds(1_795_386_262);

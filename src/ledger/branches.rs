@@ -1,5 +1,5 @@
-//! Entries that were written on both sides of a cluster that was parted. CouchDB shows one of the versions, and what the other one says is nobody's, until
-//! both are merged.
+//! Merges entries that were written on both sides of a partitioned cluster. CouchDB shows one of the versions. No worker acts on the other
+//! version until both are merged.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,13 +12,13 @@ use crate::kazoo::time::Month;
 use super::database;
 use super::store::Store;
 
-/// Changes in one answer.
+/// Changes per request.
 const PAGE: usize = 1000;
 
-/// Answers that are looked through in one go, of each month.
+/// Requests per month in one run.
 const MOST_PAGES: usize = 10;
 
-/// Up to where the changes of each month were looked through.
+/// The sequence up to which each month's changes were checked.
 #[derive(Debug, Default)]
 pub struct Seen(Mutex<HashMap<Month, String>>);
 
@@ -37,7 +37,7 @@ impl Seen {
 }
 
 impl Store {
-    /// Merges what changed since the last look and has several versions; returns how many of them were looked at.
+    /// Merges the entries that changed since the last run and have several versions. Returns how many of them were read.
     pub async fn mend(&self) -> Result<usize, CouchError> {
         let mut looked_at = 0;
         for month in self.months().await? {
@@ -65,7 +65,7 @@ impl Store {
                 .filter(|id| !id.starts_with("_design/"))
                 .collect();
             if !ids.is_empty() {
-                // Whoever reads them merges them.
+                // `load_many` merges the versions that it reads.
                 looked_at += self.load_many(month, &ids).await?.len();
             }
             self.branches.up_to(month, branched.since);

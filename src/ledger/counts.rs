@@ -1,4 +1,4 @@
-//! How many entries are in which state: one reduced query for each month, for the gauges.
+//! How many entries are in each state, for the gauges. One reduced query per month.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,9 @@ use super::database;
 use super::readable::Readable;
 use super::store::{LOOKUP, Store};
 
-/// The view that is asked; its design document belongs to the lookups.
+/// The view of the counts. Its design document is the one of the lookups.
 pub(super) const COUNTS: &str = "counts";
-/// Zone and state as the key; when it was asked for, in Unix seconds, as the value, so that CouchDB itself tells number and minimum.
+/// The key is zone and state. The value is the time of the request in Unix seconds, so that CouchDB computes count and minimum.
 pub(super) const COUNTS_MAP: &str = "function(doc) { if (doc.state) { var at = doc.asked_at; \
      if (typeof at !== 'number') { at = doc.facts && doc.facts.length ? doc.facts[0].at : 0; } \
      emit([doc.zone || '', doc.state], Math.floor(at / 1000000)); } }";
@@ -23,12 +23,12 @@ pub(super) const COUNTS_REDUCE: &str = "_stats";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counted {
     pub count: u64,
-    /// When the oldest of them was asked for.
+    /// When the oldest of them was requested.
     pub oldest: Moment,
 }
 
 impl Store {
-    /// The entries of a zone, by state; states without any are left out.
+    /// The entries of a zone, counted by state. States without entries are left out.
     pub async fn counts(&self, zone: &str) -> Result<BTreeMap<String, Counted>, CouchError> {
         let (from, to) = (json!([zone]).to_string(), json!([zone, {}]).to_string());
         let query = [("startkey", from.as_str()), ("endkey", &to), ("group", "true")];
@@ -48,9 +48,9 @@ impl Store {
     async fn counted(&self, month: Month, query: &[(&str, &str)]) -> Result<Vec<(Value, Value)>, CouchError> {
         let ask = || async move { self.couch.reduced(&database(month), LOOKUP, COUNTS, query).await };
         match ask().await {
-            // Dropped since it was named.
+            // The database was dropped since its name was read.
             Err(error @ CouchError::DatabaseMissing(_)) => self.missing(error).await.map(|()| Vec::new()),
-            // An older version wrote its views.
+            // An older version of the worker wrote the views.
             Err(CouchError::NotFound) => {
                 self.forget(month);
                 self.ensure(month).await?;
@@ -67,7 +67,7 @@ fn add(all: &mut BTreeMap<String, Counted>, state: &str, counted: Counted) {
     known.oldest = known.oldest.min(counted.oldest);
 }
 
-/// A row of the view.
+/// Parses a row of the view.
 fn read<'a>(key: &'a Value, value: &Value) -> Option<(&'a str, Counted)> {
     let state = key.get(1)?.as_str()?;
     let number = |name: &str| value.get(name).and_then(Value::as_f64);

@@ -1,4 +1,4 @@
-//! When something is to be done about an entry, written beside it.
+//! When an entry's timer is due. The time is stored beside the facts.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -9,10 +9,11 @@ use crate::lifecycle::{self, Policy};
 use crate::telemetry::events::TaskPanicked;
 use crate::telemetry::words;
 
-/// When an entry is looked at again of which cannot even be told when it is due.
+/// The timer of an entry whose own timer cannot be computed.
 const MUCH_LATER: Duration = Duration::from_secs(3600);
 
-/// `None`: not before something happens. An entry that the program fails on is looked at again later: its panic must not become the ledger's.
+/// `None`: the entry waits for an event. An entry on which the code panics gets a later timer, so that its panic does not end the ledger's
+/// writer.
 pub(super) fn due(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
     let due = catch_unwind(AssertUnwindSafe(|| lifecycle::due(entry, now, policy)));
     due.unwrap_or_else(|panic| {

@@ -1,4 +1,4 @@
-//! What the commands ask: entries by id, by call, by state.
+//! Lookups for the commands: entries by id, by call, by state.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -13,30 +13,30 @@ use super::LedgerError;
 use super::record::{Address, Record, call_prefix};
 use super::store::{LOOKUP, Store, address};
 
-/// Which entries are wanted.
+/// Which entries to return.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// A recording's id, or its document's.
+    /// The id of a recording, or of its document.
     pub media_id: Option<String>,
     pub call_id: Option<String>,
     pub state: Option<State>,
     pub account_id: Option<String>,
     pub cause: Option<String>,
-    /// Asked for before then.
+    /// Requested before this time.
     pub before: Option<Moment>,
-    /// Asked for after then.
+    /// Requested after this time.
     pub after: Option<Moment>,
     pub limit: usize,
 }
 
-/// Entries in one piece of the work.
+/// Entries per batch.
 const BATCH: usize = 100;
 
-/// Looks for entries, some at a time: a month can have more of them than fit into memory.
+/// Searches for entries in batches, because the entries of a month may not fit into memory.
 pub struct Search<'a> {
     store: &'a Store,
     filter: Filter,
-    /// Newest first.
+    /// The months that are left, newest first.
     months: VecDeque<Month>,
     /// The states of the month that is being read.
     states: Vec<Rows>,
@@ -85,14 +85,14 @@ impl Rows {
         }
     }
 
-    /// When the next row's recording was asked for, in the form that the view has.
+    /// When the recording of the next row was requested, as the view stores it.
     fn asked_at(&self) -> Option<f64> {
         Some(self.next.front()?.key.get(1)?.as_f64().unwrap_or(0.0))
     }
 }
 
 impl Search<'_> {
-    /// The next entries that fit, newest first; `None` when there are no more. May be empty before.
+    /// The next matching entries, newest first. `None` when there are no more. A batch may be empty before that.
     pub async fn next(&mut self) -> Result<Option<Vec<Record>>, LedgerError> {
         self.batch().await.map_err(LedgerError::Down)
     }
@@ -161,7 +161,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Where the rows' entries are. Their ids tell, but for calls with very long ids: these are read.
+    /// The addresses of the rows' entries. The document ids contain them, except for calls with very long ids, whose documents are read.
     pub(super) async fn addresses(&self, month: Month, rows: Vec<ViewRow>) -> Result<Vec<Address>, CouchError> {
         let (mut found, mut unclear) = (Vec::new(), Vec::new());
         for row in rows {
@@ -182,7 +182,7 @@ impl Store {
         Ok(found)
     }
 
-    /// The entries of a call, or with a media id. They are few.
+    /// The entries of a call, or with a media id. There are few of them.
     async fn named(&self, month: Month, filter: &Filter) -> Result<Vec<Record>, CouchError> {
         if let Some(call_id) = &filter.call_id {
             let prefix = call_prefix(call_id);
@@ -264,7 +264,7 @@ mod tests {
             .map(|(_, value)| value.into_owned())
     }
 
-    /// A ledger of one month with many parked recordings, in the order of their ids; the newest first.
+    /// A ledger of one month with many parked recordings, in the order of their ids, the newest first.
     fn answer(asked: &Asked) -> (u16, Value) {
         if asked.path.contains("_all_dbs") {
             return (200, json!(["kz_record_call-202611"]));
@@ -281,7 +281,7 @@ mod tests {
             return (200, json!({"total_rows": MANY, "offset": null, "rows": rows}));
         }
         if asked.path.contains("/_view/") {
-            // Of a state view only what is parked.
+            // Among the states, only the parked one has entries.
             if parameter(asked, "startkey").unwrap().contains("held") {
                 return (200, json!({"total_rows": 0, "offset": 0, "rows": []}));
             }
@@ -346,12 +346,12 @@ mod tests {
             log.lock()
                 .unwrap()
                 .iter()
-                // Whether there is any at all is another question.
+                // The request whether any database exists does not count.
                 .filter(|asked| asked.path.contains("_all_dbs") && !asked.path.ends_with("?limit=1"))
                 .count()
         };
         assert_eq!(lists(&log), 1);
-        // A month that this worker begins is among them at once.
+        // A month that this worker creates is listed at once.
         store.ensure(month().next()).await.unwrap();
         assert_eq!(store.months().await.unwrap(), [month(), month().next()]);
         assert_eq!(lists(&log), 1);

@@ -11,21 +11,22 @@ use crate::kazoo::time::Month;
 use super::PREFIX;
 use super::store::Store;
 
-/// The list of databases is asked for again after this. It can be long: BigCouch gives the names of all databases, whatever range is asked for.
-/// A month that another worker begins meanwhile is seen later by the sweep only; what is looked up by call or by id is asked for in any case.
+/// The list of databases is read again after this time. The list can be long: BigCouch returns the names of all databases, whatever range
+/// is requested. The sweep sees a month that another worker creates meanwhile only later. Lookups by call or by id read that month in any
+/// case.
 const KNOWN_FOR: Duration = Duration::from_secs(120);
 
-/// A server that knew Kazoo's databases is believed for so long that a missing month is missing.
+/// After a server has shown that it knows Kazoo's databases, its "missing" is trusted for this long.
 const BELIEVED_FOR: Duration = Duration::from_secs(30);
 
-/// What was learnt of the server's databases.
+/// What is known of the server's databases.
 #[derive(Debug, Default)]
 pub struct Known(Mutex<Seen>);
 
 #[derive(Debug, Default)]
 struct Seen {
     months: Option<(Vec<Month>, Instant)>,
-    /// When the server was last seen to know Kazoo's databases.
+    /// When the server last showed that it knows Kazoo's databases.
     whole: Option<Instant>,
 }
 
@@ -34,7 +35,7 @@ impl Known {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A month's database was made, or seen, just now.
+    /// A month's database was created or read just now.
     pub fn add(&self, month: Month) {
         self.with(|seen| {
             if let Some((months, _)) = &mut seen.months
@@ -52,7 +53,7 @@ impl Known {
 }
 
 impl Store {
-    /// The months that have a database, as they were at most two minutes ago; months that this worker began are among them at once.
+    /// The months with a database, at most two minutes old. Months that this worker created are listed at once.
     pub async fn months(&self) -> Result<Vec<Month>, CouchError> {
         let known = self.known.with(|seen| match &seen.months {
             Some((months, at)) if at.elapsed() < KNOWN_FOR => Some(months.clone()),
@@ -64,7 +65,7 @@ impl Store {
         }
     }
 
-    /// The months that have a database.
+    /// The months with a database.
     pub async fn months_now(&self) -> Result<Vec<Month>, CouchError> {
         let names = self.couch.databases(PREFIX).await?;
         let month = |name: &String| {
@@ -74,7 +75,7 @@ impl Store {
         };
         let months: Vec<Month> = names.iter().filter_map(month).collect();
         if months.is_empty() {
-            // A server without any database has not got the list from the others yet.
+            // A server without any database may not have received the list from the other nodes yet.
             self.couch.knows_databases().await?;
         }
         self.known
@@ -82,13 +83,13 @@ impl Store {
         Ok(months)
     }
 
-    /// What to make of an answer that a month's database, or its view, is missing: `Ok` when that can be believed.
+    /// Judges an answer that a month's database, or its view, is missing. `Ok` when the answer can be trusted.
     ///
     /// # Errors
-    /// The answer of a server that does not know Kazoo's databases either: it says nothing about the ledger.
+    /// The answer of a server that does not know Kazoo's databases either. It says nothing about the ledger.
     pub(super) async fn missing(&self, error: CouchError) -> Result<(), CouchError> {
         match error {
-            // Only the view: the database is there.
+            // Only the view is missing. The database exists.
             CouchError::NotFound => return Ok(()),
             CouchError::DatabaseMissing(_) => {}
             other => return Err(other),

@@ -1,4 +1,4 @@
-//! What is asked of every month. One that cannot be read must not keep the others from being looked after.
+//! Collects a query's results over all months. A month that cannot be read must not hide the results of the other months.
 
 use crate::couch::CouchError;
 use crate::kazoo::time::Month;
@@ -6,7 +6,7 @@ use crate::telemetry::events::MonthUnreadable;
 
 use super::database;
 
-/// The answers of several months.
+/// The results of several months.
 pub(super) struct Readable<T> {
     found: Vec<T>,
     read: usize,
@@ -42,10 +42,10 @@ impl<T> Readable<T> {
         }
     }
 
-    /// What was found.
+    /// All results.
     ///
     /// # Errors
-    /// When no month could be read, and one was asked.
+    /// When no month could be read, and at least one was queried.
     pub fn all(self) -> Result<Vec<T>, CouchError> {
         match self.error {
             Some(error) if self.read == 0 => Err(error),

@@ -1,4 +1,4 @@
-//! An entry as it is written down: pure forms.
+//! The stored form of an entry. Pure functions.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -13,7 +13,7 @@ use crate::lifecycle::State;
 use crate::recording::digest::hex;
 use crate::recording::identity::Key;
 
-/// Where an entry is.
+/// Where an entry is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     /// The month of the action.
@@ -22,17 +22,17 @@ pub struct Address {
     pub key: Key,
 }
 
-/// Which worker has a recording in hand, and until when. A hint, not a lock.
+/// Which worker handles a recording, and until when. It is a hint, not a lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
-    /// Empty: nobody has it.
+    /// Empty: no worker has the lease.
     pub by: String,
     pub until: Moment,
-    /// When it was written; of two the later counts.
+    /// When the lease was written. Of two leases the later one counts.
     pub stamped: Moment,
 }
 
-/// An entry, as it is in the ledger.
+/// An entry as the ledger stores it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     pub entry: Entry,
@@ -40,7 +40,7 @@ pub struct Record {
     pub rev: Option<String>,
 }
 
-/// What stays in a document's id.
+/// Characters that stay unescaped in a document's id.
 const SAFE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
@@ -48,11 +48,11 @@ const SAFE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~')
     .remove(b'@');
 
-/// Call ids longer than this, encoded, are shortened in the id of the document.
+/// Longer call ids, in encoded form, are shortened in the document's id.
 const MAX_CALL: usize = 200;
 const KEPT_CALL: usize = 120;
 
-/// What the ids of all entries of a call begin with. No clock in it.
+/// Prefix of the ids of all entries of a call. It contains no time.
 pub fn call_prefix(call_id: &str) -> String {
     let encoded = utf8_percent_encode(call_id, SAFE).to_string();
     if encoded.len() <= MAX_CALL {
@@ -63,7 +63,7 @@ pub fn call_prefix(call_id: &str) -> String {
 }
 
 impl Address {
-    /// The address that a document's id tells; `None` for a call id that was shortened, and for what is no entry.
+    /// The address that a document's id encodes. `None` for a shortened call id, and for a document that is not an entry.
     pub fn of_id(month: Month, id: &str) -> Option<Self> {
         let (call, key) = id.strip_prefix('c')?.split_once('!')?;
         let address = Self {
@@ -80,12 +80,12 @@ impl Address {
 }
 
 impl Lease {
-    /// Whether somebody has it at that moment.
+    /// Whether a worker has the lease at `now`.
     pub fn holds(&self, now: Moment) -> bool {
         !self.by.is_empty() && self.until > now
     }
 
-    /// Of two, the one that was written later.
+    /// The lease that was written later.
     pub fn later(one: Option<Self>, other: Option<Self>) -> Option<Self> {
         match (one, other) {
             (Some(one), Some(other)) => Some(if one.stamped >= other.stamped { one } else { other }),
@@ -95,7 +95,7 @@ impl Lease {
 }
 
 impl Record {
-    /// Reads a document; `None` when it is not an entry.
+    /// Parses a document. `None` when it is not an entry.
     pub fn read(document: &Value) -> Option<Self> {
         let entry = serde_json::from_value(json!({
             "key": document.get("key")?,
@@ -110,7 +110,7 @@ impl Record {
         Some(Self { entry, lease, rev })
     }
 
-    /// The union of two versions. The revision is this one's.
+    /// The union of two versions. The revision is this version's.
     #[must_use]
     pub fn merge(self, other: Self) -> Self {
         Self {
@@ -120,13 +120,13 @@ impl Record {
         }
     }
 
-    /// Whether everything that `other` knows is known here.
+    /// Whether this version has all facts of `other`.
     pub fn knows(&self, other: &Entry) -> bool {
         self.entry.knows(other)
     }
 
-    /// The document, as `document_of` makes it. Where the program fails on what the entry says, its facts are written all the same, and it is due:
-    /// whatever panics here would take every other entry's writes with it.
+    /// The document that `document_of` builds. If the code panics on the entry's facts, the facts are written all the same, with a timer
+    /// that is due. A panic here would lose the writes of all other entries in the batch.
     pub fn document(&self, id: &str, due: Option<Moment>) -> Value {
         let made = catch_unwind(AssertUnwindSafe(|| self.document_of(id, due)));
         made.unwrap_or_else(|_| {
@@ -146,13 +146,13 @@ impl Record {
         })
     }
 
-    /// The document. `due` is when something is to be done about it, were it in nobody's hand. The fields beside the facts are for the views
-    /// only, and made anew at every write.
+    /// The document. `due` is when the entry's timer is due without a lease. The fields beside the facts serve only the views, and are
+    /// rebuilt at each write.
     fn document_of(&self, id: &str, due: Option<Moment>) -> Value {
         let entry = &self.entry;
         let order = entry.order();
         let leased = self.lease.as_ref().filter(|lease| !lease.by.is_empty());
-        // In somebody's hand it is due when the lease runs out.
+        // The timer of a leased entry is due when the lease expires, or later.
         let due = due.map(|due| leased.map_or(due, |lease| due.max(lease.until)));
         let outcome = entry.outcome();
         let mut document = json!({

@@ -1,4 +1,4 @@
-//! Old months are dropped whole, once nothing in them is open or parked.
+//! Drops whole months of the ledger, once no entry in them is open or parked.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,15 +13,15 @@ use crate::lifecycle::STATES;
 
 use super::{Ledger, LedgerError, database};
 
-/// A month had nothing open so long ago.
+/// A month must have had no open entry for this long.
 const DONE_FOR: Duration = Duration::from_secs(5 * 3600);
 
-/// Months that had nothing open when they were looked at, and since when.
+/// Months without open entries, and since when that is known.
 #[derive(Debug, Default)]
 pub struct Done(Mutex<HashMap<Month, Moment>>);
 
 impl Done {
-    /// Whether nothing was open at an earlier look too, so long ago.
+    /// Whether no entry has been open for long enough.
     fn for_long(&self, month: Month, is_done: bool, now: Moment) -> bool {
         let mut done = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !is_done {
@@ -33,11 +33,11 @@ impl Done {
     }
 }
 
-/// Drops every month that ended longer than `keep` ago and had nothing open or parked in it at a look hours ago, and has nothing now: a node that comes back
-/// may not have all entries yet. Returns what was dropped.
+/// Drops each month that ended longer than `keep` ago and has no open or parked entry, now and in a check hours ago. A node that returns
+/// may lack entries for a time. Returns the dropped months.
 ///
 /// # Errors
-/// When the ledger does not answer; nothing is dropped on a doubt.
+/// When the ledger does not answer. A month is dropped only when its state is certain.
 pub async fn sweep(ledger: &Ledger, now: Moment, keep: Duration) -> Result<Vec<Month>, LedgerError> {
     let store = ledger.store();
     let mut dropped = Vec::new();
@@ -66,7 +66,7 @@ async fn has_open(ledger: &Ledger, month: Month) -> Result<bool, CouchError> {
         let state = state.name();
         let (from, to) = (json!([state]).to_string(), json!([state, {}]).to_string());
         let query = [("startkey", from.as_str()), ("endkey", &to), ("limit", "1")];
-        // A month whose views cannot be read is kept.
+        // A month with unreadable views is kept.
         let rows = ledger
             .store()
             .couch

@@ -1,4 +1,4 @@
-//! The last revisions that were seen, so that a write needs no read before it.
+//! The last known revisions, so that a write needs no read before it.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -8,24 +8,24 @@ use crate::entry::Entry;
 /// Revisions that are remembered.
 const REMEMBERED: usize = 20_000;
 
-/// What is known of the entries that were written or read last.
+/// The entries that were written or read last.
 #[derive(Default)]
 pub struct Revs {
     known: HashMap<String, Known>,
     order: VecDeque<String>,
 }
 
-/// A revision, and which facts it has.
+/// A revision, and the facts that it contains.
 struct Known {
     rev: String,
     facts: Vec<u64>,
-    /// As many copies as the quorum asks for have it.
+    /// Whether as many copies as the quorum contain it.
     safe: bool,
 }
 
 impl Revs {
-    /// The revision that `entry` may replace: one that knows nothing else. What came by another way, as from the journal, may know less
-    /// than was written already, and would take it back.
+    /// The revision that `entry` may replace: a revision without further facts. An entry from another source, such as the journal, may lack
+    /// facts that were written already. Its write would delete them.
     pub fn get(&self, id: &str, entry: &Entry) -> Option<String> {
         let known = self.known.get(id)?;
         let has = fingerprints(entry);
@@ -36,13 +36,13 @@ impl Revs {
             .then(|| known.rev.clone())
     }
 
-    /// Whether all that `entry` says was written before, with enough copies.
+    /// Whether all facts of `entry` were written before, with enough copies.
     pub fn has_all(&self, id: &str, entry: &Entry) -> bool {
         let Some(known) = self.known.get(id) else { return false };
         known.safe && fingerprints(entry).iter().all(|fact| known.facts.contains(fact))
     }
 
-    /// `safe`: as many copies as the quorum asks for have it.
+    /// `safe`: as many copies as the quorum contain the revision.
     pub fn remember(&mut self, id: &str, rev: &str, entry: &Entry, safe: bool) {
         let known = Known {
             rev: rev.to_owned(),
@@ -69,7 +69,7 @@ impl Revs {
     }
 }
 
-/// A number for each fact; the same for facts that say the same.
+/// A number for each fact. Equal facts have equal numbers.
 fn fingerprints(entry: &Entry) -> Vec<u64> {
     let fingerprint = |fact: String| {
         let mut hasher = DefaultHasher::new();

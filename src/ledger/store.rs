@@ -19,34 +19,34 @@ use super::readable::Readable;
 use super::record::{Address, Lease, Record, call_prefix};
 use super::retention::Done;
 
-/// The design document that workers read all the time. Small: it is updated with every write.
+/// The design document that workers read continuously. It is small, because each write updates its index.
 const DESIGN: &str = "kz_record_call";
-/// The one that only commands read, and gauges once a minute.
+/// The design document that only commands read, and gauges once a minute.
 pub(super) const LOOKUP: &str = "kz_record_call_lookup";
 
 pub struct Store {
     pub(super) couch: Couch,
-    /// For what is merged here: an entry without its time is never taken up again.
+    /// Computes timers for entries that are merged here. No worker would resume an entry without a timer.
     pub(super) policy: Policy,
     pub(super) clock: Clock,
-    /// Databases that are there, with their views.
+    /// Months whose database exists, with its views.
     ready: Mutex<BTreeSet<Month>>,
     pub(super) known: Known,
     pub(super) done: Done,
     pub(super) branches: Seen,
 }
 
-/// A design document of its own: workers of another version, which know only the others, do not write it back and forth.
+/// A design document of its own. Workers of another version know only the other two, and would otherwise overwrite this one back and forth.
 const LEGS: &str = "kz_record_call_legs";
 
-/// Entries of one answer of the view that tells what is due, and answers that are looked through for those that are wanted.
+/// Entries per request to the view of due timers, and requests per month in a search for wanted entries.
 const PAGE: usize = 128;
 const MOST_PAGES: usize = 16;
 
-/// What stands under an entry's id.
+/// What an entry's id holds.
 pub enum Found {
     Record(Box<Record>),
-    /// No entry that this version can read.
+    /// Not an entry that this version can read.
     Unreadable,
 }
 
@@ -97,13 +97,13 @@ impl Store {
         }
     }
 
-    /// Makes sure of a month's database and its views.
+    /// Makes sure that a month's database and its views exist.
     pub async fn ensure(&self, month: Month) -> Result<(), CouchError> {
         if self.ready.lock().is_ok_and(|ready| ready.contains(&month)) {
             return Ok(());
         }
         let name = database(month);
-        // A node that has not got the list of databases from the others yet would make a second one of this name.
+        // A node that has not yet received the list of databases from the other nodes would create a second one of this name.
         self.couch.knows_databases().await?;
         self.couch.create_database(&name).await?;
         for (design, views) in designs() {
@@ -147,7 +147,7 @@ impl Store {
         }
     }
 
-    /// Forgets that a database was there: somebody dropped it.
+    /// Forgets that a month's database exists, because an operator or another worker dropped it.
     pub fn forget(&self, month: Month) {
         if let Ok(mut ready) = self.ready.lock() {
             ready.remove(&month);
@@ -163,8 +163,8 @@ impl Store {
             .find_map(Found::record))
     }
 
-    /// What is written under these document ids; those that are not there are left out. Conflicting revisions are merged, and what was merged
-    /// is deleted.
+    /// The entries with these document ids. Missing documents are left out. Conflicting revisions are merged, and the merged revisions are
+    /// deleted.
     pub async fn load_many(&self, month: Month, ids: &[String]) -> Result<HashMap<String, Found>, CouchError> {
         let name = database(month);
         let documents = match self.couch.get_many(&name, ids).await {
@@ -192,7 +192,7 @@ impl Store {
         let mut merged = Vec::new();
         for rev in losers.into_iter().flatten().filter_map(Value::as_str) {
             let loser = self.couch.get_revision(name, id, rev).await?;
-            // Not there while copies differ, or nothing that can be read: what it knows is not known here, so it stays.
+            // The revision is missing while copies differ, or is unreadable. Its facts are unknown here, so it must stay.
             let Some(other) = loser.as_ref().and_then(Record::read) else {
                 warn!(
                     event = "ledger_conflict_unread",
@@ -209,8 +209,8 @@ impl Store {
         Ok(Found::Record(Box::new(record)))
     }
 
-    /// Writes the union of conflicting revisions, and deletes those that are in it. The union first: a crash in between leaves nothing out. Other
-    /// workers may be doing the same; where one of them was first, this changes nothing, and the next read merges what is left.
+    /// Writes the union of conflicting revisions, and then deletes the merged revisions. A crash in between loses nothing. Another worker
+    /// may do the same and be first. Then this call changes nothing, and the next read merges what is left.
     async fn replace(&self, name: &str, id: &str, record: &mut Record, merged: &[&str]) -> Result<(), CouchError> {
         let document = record.document(id, due(&record.entry, self.clock.now(), &self.policy));
         let rows = self.couch.bulk_docs(name, &[document]).await?;
@@ -219,12 +219,12 @@ impl Store {
         };
         record.rev = Some(rev.clone());
         if *below_quorum {
-            // One node alone has the union. The revisions that it was made of are the other copies.
+            // Only one node has the union. The merged revisions are its other copies.
             return Ok(());
         }
         for rev in merged {
             match self.couch.delete(name, id, rev).await {
-                // No leaf any more: another worker deleted it.
+                // The revision is no leaf any more, because another worker deleted it.
                 Ok(()) | Err(CouchError::Conflict) => {}
                 Err(error) => {
                     debug!(event = "ledger_conflict_not_deleted", id, rev, %error, "merged revision not deleted")
@@ -247,7 +247,7 @@ impl Store {
                 Err(error) => self.missing(error).await?,
             }
         }
-        // A shortened call id could stand for another one.
+        // Two call ids could have the same shortened form.
         records.retain(|record| record.entry.call_id == call_id);
         Ok(records)
     }
@@ -271,8 +271,8 @@ impl Store {
         Ok(records)
     }
 
-    /// What is due, the longest first, at most `limit` of each month. What cannot be read is passed over: nothing can be done about it here, and
-    /// it must not stand before the others.
+    /// Entries whose timer is due, the earliest first, at most `limit` per month. Unreadable entries are skipped. The worker can do nothing
+    /// about them here, and they must not block other entries.
     pub async fn due(&self, zone: &str, now: Moment, limit: usize) -> Result<Vec<(Address, Record)>, CouchError> {
         let range = [json!([zone, 0]), json!([zone, now])];
         let mut months = Readable::default();
@@ -282,7 +282,7 @@ impl Store {
         months.all()
     }
 
-    /// What a worker has in hand, as the ledger has it: at most `limit` of each month. Its lease says when it is due.
+    /// Entries that are leased by `worker`, at most `limit` per month. An entry's lease delays its timer, which the view lists.
     pub async fn leased_by(
         &self,
         worker: &str,
@@ -353,8 +353,8 @@ impl Store {
         self.addresses(month, rows).await
     }
 
-    /// Writes a lease, if no worker holds one that still works, and something is to be done. The revision makes sure that of two workers one gets
-    /// it; a database in two parts may give it twice.
+    /// Writes a lease, unless another live worker has one, or the entry needs no work. The revision ensures that only one of two workers
+    /// gets the lease. A partitioned database may give it to both.
     pub async fn take(
         &self,
         address: &Address,
@@ -393,7 +393,7 @@ impl Store {
     ) -> Result<Vec<ViewRow>, CouchError> {
         match self.couch.view(&database(month), design, view, query).await {
             Ok(rows) => Ok(rows),
-            // A database that another worker is just making has no views yet.
+            // A database that another worker is creating has no views yet.
             Err(error) => self.missing(error).await.map(|()| Vec::new()),
         }
     }

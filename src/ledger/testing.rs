@@ -1,4 +1,4 @@
-//! A database that answers as a test says, and remembers what it was asked.
+//! A test database. The test chooses its answers, and can read its requests.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,13 +16,13 @@ use crate::recording::identity::Key;
 
 use super::record::Record;
 
-/// What the configuration says by itself.
+/// The policy of the default configuration.
 pub fn policy() -> Policy {
     let config = Config::of(Layers::load(None, std::iter::empty()).unwrap()).unwrap();
     Policy::of(&config, "w".into())
 }
 
-/// First lines and bodies of the requests that came.
+/// First lines and bodies of the received requests.
 pub type Log = Arc<Mutex<Vec<(String, String)>>>;
 
 async fn read(stream: &mut TcpStream) -> Option<(String, String)> {
@@ -46,7 +46,7 @@ async fn read(stream: &mut TcpStream) -> Option<(String, String)> {
     }
 }
 
-/// Answers by a request's first line and body: a status, and JSON.
+/// Answers by a request's first line and body, with a status and JSON.
 pub async fn server(answer: impl Fn(&str, &str) -> (&'static str, Value) + Send + Sync + 'static) -> (Couch, Log) {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -80,7 +80,7 @@ pub async fn server(answer: impl Fn(&str, &str) -> (&'static str, Value) + Send 
     (couch.unwrap(), log)
 }
 
-/// Whatever is neither a write nor a read of entries: design documents, databases, the greeting.
+/// The answer to requests that neither write nor read entries: design documents, databases, the greeting.
 pub fn welcome() -> (&'static str, Value) {
     let ok = json!({"ok": true, "id": "x", "rev": "1-a", "couchdb": "Welcome", "version": "3.3.3", "uuid": "u", "vendor": {"name": "v"}, "features": []});
     ("200 OK", ok)
@@ -106,7 +106,7 @@ pub fn entry(action: &str, at: i64, whats: &[What]) -> Entry {
     entry
 }
 
-/// An entry of November 2026, as it is written.
+/// An entry of November 2026, as the ledger stores it.
 pub fn document(whats: &[What], rev: &str) -> Value {
     let entry = entry("action", 1_795_386_262, whats);
     let id = super::address(&entry).id();

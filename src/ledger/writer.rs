@@ -1,7 +1,7 @@
-//! The writer: all writes of a worker go out together, one request at a time, and everything that gathered meanwhile goes into the next.
+//! The writer sends all writes of a worker, one request at a time. Each request contains all notes that arrived during the request before.
 //!
-//! Facts of one entry that wait together become one write. A row that meets another version is read, merged, and written again. While the
-//! database is down, notes that somebody waits for are kept; those that nobody waits for any more are in the journal already.
+//! Waiting facts of one entry become one write. A row that conflicts with another version is read, merged, and written again. While the
+//! database is down, the writer keeps the notes whose callers wait. The journal has the notes whose callers no longer wait.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use super::{Told, address, database};
 
 mod settle;
 
-/// Something to write down.
+/// An entry to write.
 pub struct Note {
     pub entry: Entry,
     pub lease: Option<Lease>,
@@ -37,13 +37,13 @@ pub struct Note {
 /// Documents in one request.
 const BATCH: usize = 200;
 
-/// Pauses between tries while the database is down.
+/// Interval between attempts while the database is down.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// A request that takes longer counts as a database that is down.
 const LATE: Duration = Duration::from_secs(2);
 
-/// A database that is down when the worker ends has this long to come back.
+/// When the worker ends while the database is down, the writer retries for this long.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 struct Pending {
@@ -51,7 +51,7 @@ struct Pending {
     record: Record,
     deadline: Instant,
     waiters: Vec<oneshot::Sender<Told>>,
-    /// Writes that came to nothing, or to too few copies, one after the other.
+    /// Writes in a row that failed, or reached too few copies.
     tries: u32,
 }
 
@@ -61,7 +61,7 @@ pub struct Writer {
     up: watch::Sender<bool>,
     pending: HashMap<String, Pending>,
     revs: Revs,
-    /// When to look for the database again. Never `None` while it counts as down.
+    /// When to check the database again. Never `None` while it counts as down.
     resting: Option<Instant>,
 }
 
@@ -80,7 +80,7 @@ impl Writer {
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
             let next = self.next_write();
-            // What is due is written, however much comes in.
+            // Due entries are written even while many notes arrive.
             let is_due = next.is_some_and(|next| next <= Instant::now());
             tokio::select! {
                 biased;
@@ -95,7 +95,7 @@ impl Writer {
         self.last_words().await;
     }
 
-    /// What is noted when the worker ends is written too.
+    /// Notes that are waiting when the worker ends are written too.
     async fn last_words(&mut self) {
         let end = Instant::now() + LAST_WORDS;
         while let Ok(note) = self.notes.try_recv() {
@@ -120,8 +120,8 @@ impl Writer {
         }
     }
 
-    /// Takes in a note, and those that wait behind it: it is cheaper to take all of it now. No more than fit into the channel: what is written must not
-    /// wait for an end of what comes in.
+    /// Receives a note, and the notes behind it, which is cheaper than receiving them later. The number is limited to the channel's size.
+    /// Otherwise a constant stream of notes would delay the writes.
     fn take(&mut self, note: Note) {
         self.take_one(note);
         for _ in 1..super::WAITING {
@@ -137,7 +137,7 @@ impl Writer {
         let address = address(&note.entry);
         let (id, deadline) = (address.id(), Instant::now() + note.linger);
         if note.lease.is_none() && !self.pending.contains_key(&id) && self.revs.has_all(&id, &note.entry) {
-            // As what went to the journal because the ledger was slow.
+            // For example an entry that went to the journal because the ledger was slow.
             let _ = note.done.send(Ok(()));
             return;
         }
@@ -166,11 +166,11 @@ impl Writer {
         }
     }
 
-    /// When the next request is to go out.
+    /// When to send the next request.
     fn next_write(&self) -> Option<Instant> {
         let first = self.pending.values().map(|pending| pending.deadline).min();
         match self.resting {
-            // Down: looked for in any case, so that everybody learns when it is back.
+            // The database is checked in any case, so that all tasks that watch it learn when it is up.
             Some(rest) => Some(rest),
             None => first,
         }
@@ -178,7 +178,7 @@ impl Writer {
 
     async fn write(&mut self) {
         let now = Instant::now();
-        // The one that has waited longest says which month's turn it is: no month, and no entry, waits behind others for ever.
+        // The entry that has waited longest decides the month, so that no month and no entry waits for ever.
         let ripe = self.pending.iter().filter(|(_, pending)| pending.deadline <= now);
         let mut ripe: Vec<(Instant, Month, String)> = ripe
             .map(|(id, pending)| (pending.deadline, pending.month, id.clone()))
@@ -209,12 +209,12 @@ impl Writer {
                     self.is_down(&error);
                 }
             }
-            // What was asked is at fault, or is what the server fails on: one bad row must not hold up the others.
+            // The request is at fault, or makes the server fail. One faulty row must not block the other rows.
             Err(CouchError::Refused { .. } | CouchError::Failed { .. }) if batch.len() > 1 => {
                 self.one_by_one(month, batch).await;
             }
             Err(error @ CouchError::Refused { .. }) => {
-                // An answer all the same.
+                // The server answered, so it is up.
                 self.is_up();
                 self.give_up(batch, &error.to_string());
             }
@@ -227,7 +227,7 @@ impl Writer {
         }
     }
 
-    /// Sends one request. Notes are taken in meanwhile, and a database that lets us wait counts as down before it says so.
+    /// Sends one request, and receives notes meanwhile. A database that takes too long counts as down before it answers.
     async fn send(&mut self, month: Month, batch: &[(String, Pending)]) -> Result<Vec<Row>, CouchError> {
         let now = self.store.clock.now();
         let documents: Vec<Value> = batch
@@ -283,7 +283,8 @@ impl Writer {
         }
     }
 
-    /// Counts the database as down, and says when it is looked for again: without that, nobody would, for while it is down no notes come.
+    /// Counts the database as down, and sets the time of the next check. Without that time no check would happen, because no notes arrive
+    /// while the database is down.
     fn rest(&mut self, why: &str) {
         self.resting = Some(Instant::now() + AGAIN);
         if self.up.send_if_modified(|up| std::mem::replace(up, false)) {
@@ -294,7 +295,7 @@ impl Writer {
     fn is_down(&mut self, error: &CouchError) {
         self.rest(&error.to_string());
         self.revs.clear();
-        // Notes that nobody waits for any more have found another place, or come again.
+        // A note without a waiting caller was written elsewhere, or its message comes again.
         self.pending.retain(|_, pending| {
             pending.waiters.retain(|waiter| !waiter.is_closed());
             !pending.waiters.is_empty()

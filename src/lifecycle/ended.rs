@@ -9,10 +9,11 @@ use crate::recording::audio::Audio;
 use super::schedule::{paused, wait_or};
 use super::{Answer, Case, Effect, Hand, Next, Policy, source};
 
-/// So often a switch must say that it cannot open a file that was told to be too short, before it counts that it deleted it.
+/// How often a switch must say that it cannot open a file whose reported length is too short. Then the file counts as deleted by the
+/// switch.
 const SHORT_IS_GONE: usize = 3;
 
-/// After so many postponements of the decision the audio is taken off the switch.
+/// After this many postponements of the decision, the audio is collected from the switch.
 const UNDECIDED_IS_LONG: usize = 3;
 
 /// What follows once the end is known.
@@ -35,8 +36,8 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
     let min_ms = u64::from(order.min_sec) * 1000;
     let told_short = min_ms > 0 && entry.told_ms().is_some_and(|ms| ms < min_ms);
     if min_ms > 0 && case.hand == Hand::Received {
-        // The length that the switch told is a channel's variable and may be another recording's: the audio alone decides. What cannot be counted is
-        // kept.
+        // The length that the switch reported is a channel's variable, and may belong to another recording: the audio alone decides. Audio
+        // whose length cannot be counted is kept.
         let counted = |audio: &Audio| audio.duration_ms.or((audio.size == 0).then_some(0));
         if entry.last_audio().and_then(counted).is_some_and(|ms| ms < min_ms) {
             return conclude(Outcome::Discarded, Cause::TooShort);
@@ -55,12 +56,12 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
         })
         .count();
     if missing >= SHORT_IS_GONE && told_short {
-        // Switches that enforce the minimum themselves delete what is shorter.
+        // Switches that enforce the minimum themselves delete files that are shorter.
         return conclude(Outcome::Discarded, Cause::TooShort);
     }
-    // A file that cannot be opened may only be so for now: the switch says the same of one that is gone, and where it has no descriptor left, or
-    // its disk does not answer. So that runs the whole schedule too.
-    // Before it rests the audio goes into the hold, if there is one: the switch's disk is not ours.
+    // A file may be unreadable only for now. The switch reports the same error for a missing file, for a lack of descriptors, and for a
+    // disk that does not answer. So this error uses the whole retry schedule too.
+    // Before the recording is parked, its audio goes into the hold, if there is one: the switch's disk is not ours.
     let in_hand = matches!(case.hand, Hand::Received | Hand::Tried);
     if in_hand && policy.hold && entry.held().is_none() {
         return None;
@@ -80,7 +81,7 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
     if entry.failures().count() >= attempts {
         return park(worn_out(last()));
     }
-    // Nothing was even tried all that time.
+    // No attempt could be made in all that time.
     let since = entry.postponed().next().map(|(at, _)| at)?;
     (now.since(since) >= policy.whole()).then(|| What::Parked {
         n: entry.next_rest(),
@@ -88,7 +89,7 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
     })
 }
 
-/// The cause for which this failure lets a recording rest at once.
+/// The cause for which this failure parks a recording at once.
 fn parks(fact: &Fact) -> Option<Cause> {
     match fact.what {
         What::DeliveryFailed { failure, .. } => failure.parks(),
@@ -111,13 +112,13 @@ pub(super) fn next(case: &Case, now: Moment, policy: &Policy) -> Next {
     let Some(destination) = entry.destination() else {
         let held = entry.held().is_some();
         return match case.hand {
-            // Where it goes may long be open; the switch's disk is not ours.
+            // The destination may stay undecided for long, and the switch's disk is not ours.
             Hand::Received | Hand::Tried if policy.hold && !held => Next::Do(Effect::Hold),
             Hand::Received | Hand::Tried if entry.audio_is_safe() => Next::Do(Effect::Answer(Answer::Release)),
             Hand::Received | Hand::Tried | Hand::HoldRefused => Next::Do(Effect::Answer(Answer::Keep)),
             Hand::Empty => rested(entry, now, policy, || {
                 let open_for_long = entry.postponed().count() >= UNDECIDED_IS_LONG;
-                // Once it could not be brought, or kept, that is left for later.
+                // If a worker could not collect or keep the audio once, that is left for later.
                 let tried = entry.failures().next().is_some();
                 if open_for_long && policy.hold && !held && !tried {
                     collect()
@@ -128,7 +129,7 @@ pub(super) fn next(case: &Case, now: Moment, policy: &Policy) -> Next {
         };
     };
     if entry.uploaded().is_some() {
-        // The audio is where it belongs; whatever is left concerns its document.
+        // The audio is at its destination; only its document is left.
         if case.hand != Hand::Empty {
             return Next::Do(Effect::Answer(answer(entry)));
         }
@@ -150,7 +151,7 @@ pub(super) fn next(case: &Case, now: Moment, policy: &Policy) -> Next {
             });
             match entry.held() {
                 Some(_) => Next::Do(Effect::Answer(answer(entry))),
-                // Our copy cannot be read; the switch's still can.
+                // Our copy cannot be read; the switch's copy still can be.
                 None if lost => Next::Do(Effect::Answer(Answer::Keep)),
                 None if keep => Next::Do(Effect::Hold),
                 None => Next::Do(Effect::Answer(Answer::Keep)),
@@ -162,9 +163,9 @@ pub(super) fn next(case: &Case, now: Moment, policy: &Policy) -> Next {
     }
 }
 
-/// What the switch is told of the audio in hand.
+/// The answer to the switch for the audio in flight.
 pub(super) fn answer(entry: &Entry) -> Answer {
-    // What began again while this upload was under way is in the same file.
+    // A part that began during this upload is in the same file.
     if entry.audio_is_safe() && !entry.goes_on() {
         Answer::Release
     } else {
@@ -172,7 +173,7 @@ pub(super) fn answer(entry: &Entry) -> Answer {
     }
 }
 
-/// The next step of a delivery. Where the document comes first, as in Kazoo, it is written, and told, before the audio moves.
+/// The next step of a delivery. If the document comes first, as in Kazoo, the worker writes and announces it before the audio is sent.
 fn deliver(entry: &Entry, attempt: u32, destination: Destination) -> Effect {
     if destination.documents_first() {
         if entry.documented().is_none() {

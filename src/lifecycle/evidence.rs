@@ -1,4 +1,4 @@
-//! What proves that a recording is over whose end nobody told: looks at its file and at its call.
+//! What proves that a recording is over if no event reported its end: probes of its file, and channel queries.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::recording::ending::Told;
 use super::schedule::{paused, wait_or};
 use super::{Effect, Next, Policy, source};
 
-/// A file that was not closed is taken for that of a switch that died when it rested for so many times the grace, and its call was gone all that
-/// time: it rests as well while a leg is on hold.
+/// A file that was not closed must be unchanged for this many times the grace, with its call gone all that time. Then its switch counts as
+/// crashed. A shorter time proves nothing, because a file is also unchanged while a leg is on hold.
 const OPEN_RESTS: u32 = 15;
 
-/// Between two looks at such a file, in times the grace.
+/// Interval between two probes of such a file, in multiples of the grace.
 const OPEN_GAP: u32 = 5;
 
 /// When the time limit, and the grace after it, have passed.
@@ -32,7 +32,7 @@ pub(super) fn limit(entry: &Entry, policy: &Policy) -> Option<Moment> {
     )
 }
 
-/// The channel has been gone for the grace time, as at least two looks say.
+/// Whether the channel has been gone for the grace time, according to at least two channel queries.
 pub(super) fn gone_for_good(entry: &Entry, policy: &Policy) -> bool {
     let (Some(since), Some((last, false))) = (entry.gone_since(), entry.channel_seen()) else {
         return false;
@@ -40,12 +40,12 @@ pub(super) fn gone_for_good(entry: &Entry, policy: &Policy) -> bool {
     last.since(since) >= policy.grace
 }
 
-/// Its time has passed. That proves nothing: the limit does not run while the recorded leg is on hold.
+/// Whether its time limit has passed. That proves nothing, because the limit does not run while the recorded leg is on hold.
 pub(super) fn is_over_limit(entry: &Entry, now: Moment, policy: &Policy) -> bool {
     limit(entry, policy).is_some_and(|at| at <= now)
 }
 
-/// Looks at the file; what must be seen of it for the recording to be over, `presumed_end` says.
+/// Probes the file. `presumed_end` decides what the probes must show for the recording to be over.
 pub(super) fn probe(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     let Some((node, path)) = source(entry) else {
         return Next::Idle;
@@ -54,12 +54,12 @@ pub(super) fn probe(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     let last = entry.probes().next();
     let gone = entry.started().is_none() || gone_for_good(entry, policy);
     let gap = match last {
-        // Its call lives, beyond its limit. It is looked at every now and then, for the event of its end may be lost.
+        // Its call is alive beyond its limit. The file is probed at intervals, because the event of its end may be lost.
         _ if !gone => policy.check_interval.max(policy.probe_gap),
         Some(probe) if probe.open => (policy.grace * OPEN_GAP).max(policy.probe_gap),
         _ => policy.probe_gap,
     };
-    // The second of two equal looks that say it is closed is soon enough after a gap.
+    // After a probe that found the file closed, one gap is long enough for the second of two equal probes.
     let gap = match last {
         Some(probe) if !probe.open => policy.probe_gap,
         _ => gap,
@@ -69,7 +69,7 @@ pub(super) fn probe(entry: &Entry, now: Moment, policy: &Policy) -> Next {
         let looked = entry.channel_seen().map(|(at, _)| at);
         let is_fresh = |probe: &Probe<'_>| looked.is_some_and(|looked| looked > probe.at);
         if entry.started().is_some() && last.is_some_and(|probe| probe.open && !is_fresh(&probe)) {
-            // Its call may be known again by now, as when an ecallmgr was away.
+            // Its call may be known again by now, for example if an ecallmgr was away.
             return Next::Do(Effect::LookForChannel {
                 n: entry.next_number("channel_seen"),
             });
@@ -83,7 +83,7 @@ pub(super) fn probe(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     })
 }
 
-/// The end that looks at the file prove.
+/// The end that the probes of the file prove.
 ///
 /// | call | file | |
 /// |---|---|---|
@@ -91,14 +91,14 @@ pub(super) fn probe(entry: &Entry, now: Moment, policy: &Policy) -> Next {
 /// | a leg lives, beyond the limit | not closed | nothing is presumed: it is on hold |
 /// | a leg lives, beyond the limit | closed, twice the same | its end was lost |
 /// | gone for the grace | closed, twice the same | its end was lost |
-/// | gone for the grace | not closed, the same for `OPEN_RESTS` times the grace | its switch died |
+/// | gone for the grace | not closed, the same for `OPEN_RESTS` times the grace | its switch crashed |
 /// | gone for the grace | grows, or changes | nothing is presumed |
 pub(super) fn presumed_end(entry: &Entry, now: Moment, policy: &Policy) -> Option<Told> {
     let started = entry.latest_start()?;
     let probes: Vec<Probe<'_>> = entry.probes().take_while(|probe| probe.at >= started.at).collect();
     let (last, before) = (probes.first()?, probes.get(1)?);
     let first = probes.iter().take_while(|probe| probe.saw_same_as(last)).last()?;
-    // A little patience with clocks that count in other steps than ours.
+    // A tolerance for clocks that count in other steps than ours.
     let rested = |long: Duration| last.at.since(first.at) >= long.mul_f64(0.9);
     let gone = gone_for_good(entry, policy);
     let proved = if last.open || first.open {
@@ -110,7 +110,7 @@ pub(super) fn presumed_end(entry: &Entry, now: Moment, policy: &Policy) -> Optio
     if !proved {
         return None;
     }
-    // When it ended nobody knows: no later than the channel was first found gone, or its limit.
+    // The time of the end is unknown. It was no later than the first channel query that found the channel gone, or than its limit.
     let limit = limit(entry, policy).map(|at| at.minus(policy.grace));
     let at = [entry.gone_since(), limit, Some(before.at)]
         .into_iter()

@@ -1,4 +1,4 @@
-//! What decisions are made about, and what they are made of.
+//! The inputs of decisions, and their results.
 
 use crate::entry::Entry;
 use crate::entry::cause::Cause;
@@ -7,21 +7,21 @@ use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::Moment;
 use crate::recording::audio::Audio;
 
-/// A recording in hand: its entry, and what only this worker has.
+/// A recording in flight: its entry, and what only this worker has.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Case {
     pub entry: Entry,
     pub hand: Hand,
 }
 
-/// Whether this worker holds the audio of an upload that its switch awaits an answer to.
+/// Whether this worker holds the audio of an upload whose switch waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hand {
     Empty,
     Received,
     /// Received, and a delivery of it failed.
     Tried,
-    /// Received, and the hold would not take it.
+    /// Received, and the hold did not take it.
     HoldRefused,
 }
 
@@ -29,28 +29,28 @@ pub enum Hand {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     Fact(What),
-    /// An upload is in hand.
+    /// An upload is complete, and this worker holds it.
     Received(Audio),
-    /// The upload in hand was answered.
+    /// The upload was answered.
     Answered(Answer),
-    /// The hold did not take the audio in hand.
+    /// The hold did not take the audio.
     HoldRefused,
-    /// What the ledger knows of it, of other workers too.
+    /// What the ledger, or another worker, knows of the recording.
     Known(Box<Entry>),
-    /// Time has passed.
+    /// A timer is due.
     Due,
-    /// Events may have been missed: the channel is to be looked for now.
+    /// Events may have been missed: the channel must be queried now.
     Doubt,
 }
 
-/// Something to be done. Harmless when done twice.
+/// Something that must be done. It is harmless when it is done twice.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Send the start command.
     Command,
-    /// Send the n-th command that stops the recording.
+    /// Send the n-th command that stops, masks or unmasks the recording.
     Control { what: Control, n: u32 },
-    /// Look for the call's channels.
+    /// Query the call's channels.
     LookForChannel { n: u32 },
     /// Ask the switch for the file, and leave it there.
     Probe {
@@ -65,36 +65,36 @@ pub enum Effect {
     Decide,
     /// Write the document that comes before the audio.
     Document { attempt: u32, destination: Destination },
-    /// Bring the audio to its destination, from the hand or the hold.
+    /// Deliver the audio to its destination, from the upload in flight or from the hold.
     Deliver { attempt: u32, destination: Destination },
     /// Complete the document that came before the audio.
     Complete { attempt: u32, destination: Destination },
-    /// Read back what a server with too few copies had taken.
+    /// Read back a delivery that a server with too few copies took.
     ReadBack { n: u32 },
     /// Write into the document what became known of stops and masks since it was written.
     Amend { n: u32 },
-    /// Write into the document that came before the audio that the recording rests.
+    /// Write into the document that came before the audio that the recording is parked.
     Mark { n: u32, cause: Cause },
-    /// Put the audio in hand into the hold.
+    /// Put the audio of the upload into the hold.
     Hold,
-    /// Take the audio out of the hold: it is not needed there any more.
+    /// Remove the audio from the hold: it is not needed there any more.
     Unhold,
-    /// Tell the switch what becomes of its file.
+    /// Answer the switch whether it must keep its file.
     Answer(Answer),
-    /// Ask the switch once more for a file that it was never told to let go, and let it go if it is the one that is safe.
+    /// Ask the switch once more for a file that was never released, and release it if it is the safe audio.
     Tidy { n: u32, node: String, path: String },
-    /// Hand on what was told of parts that are not in this recording's audio.
+    /// Hand on the events of parts that are not in this recording's audio.
     Continue,
-    /// Make held audio that is not this recording's a recording of its own.
+    /// Split misattributed audio in the hold off into a recording of its own.
     Separate { name: String },
     /// Publish a notice.
     Announce(Announcement),
 }
 
-/// What is to be done about a recording.
+/// What must be done about a recording.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Next {
-    /// This, now. What comes after it is asked for again.
+    /// This, now. Afterwards the next step is decided again.
     Do(Effect),
     /// Nothing before then.
     Wait(Moment),
@@ -102,7 +102,7 @@ pub enum Next {
     Idle,
 }
 
-/// What the switch is told of its upload.
+/// The answer to the switch for its upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// The audio is safe off this host: 200, and the switch deletes its file.

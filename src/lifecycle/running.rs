@@ -1,4 +1,4 @@
-//! Decisions about a recording that has not ended: is it confirmed, is it to be stopped, does its call still live.
+//! Decisions about a recording that has not ended: whether it is confirmed, whether it must be stopped, whether its call is alive.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{Effect, Next, Policy, guess, source};
 /// How long after the command a call must have lived for its recording to have begun.
 const STARTS_WITHIN: Duration = Duration::from_secs(1);
 
-/// What follows while nobody told of an end.
+/// What follows while no event has reported an end.
 pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<What> {
     let conclude = |outcome, cause| Some(What::Concluded { outcome, cause });
     if entry.started().is_none() {
@@ -28,8 +28,8 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
             return conclude(Outcome::Failed, cause);
         }
         if let (Some(probe), Some((node, path))) = (entry.probes().next(), guess(entry)) {
-            // It does record, and only the event that would have told so is lost. Not since the probe: its end may be on the way, and would then
-            // be that of a part before.
+            // The switch does record, and only the start event was lost. The start is the command's time, not the probe's: the end may be
+            // on the way, and must not belong to an earlier part.
             let since = entry.facts().iter().find(|fact| fact.what == What::Commanded);
             let at = since
                 .filter(|_| trigger(entry) == Trigger::Now)
@@ -39,9 +39,9 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
         let overdue = entry.is_commanded() && confirm_by(entry, policy).is_some_and(|by| by <= now);
         let gone = gone_for_good(entry, policy);
         return match trigger(entry) {
-            // The answer or bridge may come as long as the call lives.
-            // A command that was late, and came just before the end, tells nothing of what went before: the call may have been answered, and was not
-            // recorded.
+            // The answer or bridge may come as long as the call is alive.
+            // A late command that came just before the call's end says nothing of the time before it. The call may have been answered, and
+            // was not recorded.
             Trigger::Answer | Trigger::Bridge if overdue && gone && looked && was_late(entry) => {
                 conclude(Outcome::Failed, Cause::CallGone)
             }
@@ -52,19 +52,19 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
                 conclude(Outcome::Discarded, Cause::NeverTriggered)
             }
             Trigger::Now if overdue && looked => conclude(Outcome::Failed, unstarted(entry)),
-            // Too late to command it: by now the call may be over, and a wrong command disturbs one that is not.
+            // It is too late for the command: by now the call may be over, and a wrong command disturbs a call that is not.
             _ if !entry.is_commanded() && gone => conclude(Outcome::Failed, Cause::CallGone),
             _ => None,
         };
     }
     if exhausted(entry, policy) {
-        // All day the switch did not bring what it began. Its end, should it be told, wakes it.
+        // Through the whole retry schedule the switch did not upload what it began. A later end event resumes the recording.
         let cause = Cause::NotCollected;
         let n = entry.next_rest();
         return Some(What::Parked { n, cause });
     }
     if source(entry).is_none() && gone_for_good(entry, policy) {
-        // It is over, and nobody told on which switch it was: there is nothing to ask.
+        // The recording is over, and no event named its switch: there is no switch to ask.
         let end = entry.latest_start()?.clone();
         return Some(What::PresumedEnded(Box::new(end)));
     }
@@ -76,7 +76,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     (!alarmed && asked.plus(policy.stop_alarm) <= now).then_some(What::StopUnconfirmed)
 }
 
-/// What is to be done while nobody told of an end.
+/// What must be done while no event has reported an end.
 pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     let Some(order) = entry.order() else { return Next::Idle };
     let look = || {
@@ -90,8 +90,8 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
             return look();
         }
         if !entry.is_commanded() {
-            // Only the action's own handler commands at once. Whoever finds an uncommanded order later makes sure of the call first: a
-            // command that meets a call which is not there disturbs others.
+            // Only the action's own handler commands at once. A worker that finds an uncommanded order later queries the call first,
+            // because a command to a missing call disturbs other calls.
             if order.command.is_none() {
                 return Next::Idle;
             }
@@ -119,7 +119,8 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
         if by > now && came_to_nothing(entry, now).is_none() {
             return Next::Wait(by);
         }
-        // Events can be lost. Before a start counts as failed its file is looked for; a delayed one may come as long as its call lives.
+        // Events can be lost. Before a start counts as failed, a worker probes for its file. A delayed start may come as long as its call
+        // is alive.
         if trigger(entry) == Trigger::Now || gone_for_good(entry, policy) {
             return probe(entry, now, policy);
         }
@@ -153,7 +154,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     if gone_for_good(entry, policy) {
         return probe(entry, now, policy);
     }
-    // Looked for every now and then, and again once it has been gone for long enough.
+    // The channel is queried at intervals, and again once it has been gone for long enough.
     let started = entry.latest_start().map_or(order.asked_at, |told| told.at);
     let next_look = match looked {
         Some((at, true)) => at.plus(policy.check_interval),
@@ -176,18 +177,18 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     earliest(moments, now)
 }
 
-/// Why nothing was heard of a start that was commanded, and no file is there.
+/// Why a start that was commanded was never reported, and left no file.
 fn unstarted(entry: &Entry) -> Cause {
     let commanded = entry.facts().iter().find(|fact| fact.what == What::Commanded);
     let gone = entry.gone_at(&entry.call_id);
-    // Not just gone by now: a call that was not recorded while it lasted is a fault that must be told.
+    // The time at which the call ended decides. A call that lasted and was not recorded is a fault that must be reported.
     match commanded.zip(gone) {
         Some((commanded, gone)) if gone <= commanded.at.plus(STARTS_WITHIN) => Cause::CallGone,
         _ => Cause::NeverStarted,
     }
 }
 
-/// Whether the command was sent long after the action, when the call was all but over.
+/// Whether the command was sent long after the action, when the call was almost over.
 fn was_late(entry: &Entry) -> bool {
     let commanded = entry.facts().iter().find(|fact| fact.what == What::Commanded);
     let late = commanded
@@ -244,7 +245,8 @@ fn is_call_unknown(entry: &Entry) -> bool {
     lost(entry).is_some_and(|lost| seen_since(entry, lost).is_none())
 }
 
-/// Two workers may have sent the command, as when an action is delivered twice: what is said of one tells nothing of the other. Its file does.
+/// Two workers may have sent the command, for example if an action is delivered twice. The failure of one command says nothing about the
+/// other one. The file does.
 fn may_have_come_twice(entry: &Entry, cause: Cause) -> bool {
     (entry.is_commanded() || cause == Cause::StartRefused) && trigger(entry) == Trigger::Now
 }
@@ -280,10 +282,10 @@ fn confirm_by(entry: &Entry, policy: &Policy) -> Option<Moment> {
     Some(commanded.at.plus(policy.start_timeout))
 }
 
-/// The next stop command: its number, and when it is due.
+/// The next stop command: its number, and its due time.
 fn next_stop(entry: &Entry, asked: Moment, policy: &Policy) -> Option<(u32, Moment)> {
     let (sent, last) = entry.stops_sent();
-    // A start that came after the stop: the stop is applied to it at once.
+    // The start came after the stop: the stop applies to it at once.
     match last.filter(|_| entry.is_newest_start_stopped()) {
         None => Some((sent + 1, asked)),
         Some(at) => {

@@ -1,4 +1,4 @@
-//! What the configuration says to decisions: attempts, and the pauses between them.
+//! What the configuration gives to decisions: the attempts, and the delays between them.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use crate::kazoo::time::Moment;
 
 use super::Next;
 
-/// What decisions depend on beside the recording.
+/// What decisions depend on besides the recording.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Who we are, in facts.
+    /// The name of this worker in facts.
     pub worker: String,
-    /// Pauses after the first, second … failure; the last repeats.
+    /// Retry backoff after the first, second … failure; the last delay repeats.
     pub retry: Vec<Duration>,
-    /// Pauses are varied by up to this share, in per cent.
+    /// Delays vary by up to this share, in per cent.
     pub jitter: u8,
     /// After so many failures the recording is parked.
     pub max_attempts: u32,
@@ -24,30 +24,30 @@ pub struct Policy {
     pub hold: bool,
     /// How long a recording waits after the hold did not take its audio.
     pub hold_pause: Duration,
-    /// Pauses before the first, second … look at what a server with too few copies had taken; the last repeats.
+    /// Delays before the first, second … read-back of a delivery that a server with too few copies took; the last repeats.
     pub looks: Vec<Duration>,
     /// How long the switch has to confirm a start.
     pub start_timeout: Duration,
-    /// How often the channel of a recording that runs is looked for.
+    /// Interval at which the channel of a running recording is queried.
     pub check_interval: Duration,
     /// How long a channel must be gone, and how long after its time limit a recording must be over, before its end is presumed.
     pub grace: Duration,
-    /// Between two probes that must be equal.
+    /// Interval between two probes that must be equal.
     pub probe_gap: Duration,
-    /// Pauses between stop commands.
+    /// Delays between stop commands.
     pub stop_repeats: Vec<Duration>,
-    /// An operator is told of a stop that is not confirmed by then.
+    /// A stop that is not confirmed within this time alerts an operator.
     pub stop_alarm: Duration,
 }
 
-/// Until when the last failure, or the last postponement, lets the recording rest. Varied by the recording's key, so that a thousand that
-/// failed together do not come back together.
+/// Until when the last failure, or the last postponement, delays the recording. The recording's key varies the delay, so that a thousand
+/// recordings that failed together do not resume together.
 pub(super) fn paused(entry: &Entry, policy: &Policy) -> Option<Moment> {
     let postponed = entry.postponed().next_back().map(|(_, until)| until);
     failed(entry, policy).into_iter().chain(postponed).max()
 }
 
-/// Until when the last failure lets the recording rest.
+/// Until when the last failure delays the recording.
 fn failed(entry: &Entry, policy: &Policy) -> Option<Moment> {
     let last = entry.failures().next_back()?;
     let pause = policy.pause(
@@ -57,7 +57,7 @@ fn failed(entry: &Entry, policy: &Policy) -> Option<Moment> {
     let bytes = entry.key.bytes();
     let spread = u64::from(bytes[0]) * 256 + u64::from(bytes[1]);
     let attempt = u64::from(last.what.attempt().unwrap_or(1));
-    // From -jitter to +jitter per cent, turning with the attempts.
+    // From -jitter to +jitter per cent, changing with the attempts.
     let turn = (spread + attempt * 7919) % 2001;
     #[allow(clippy::cast_precision_loss)] // at most 2000
     let factor = 1.0 + (turn as f64 / 1000.0 - 1.0) * f64::from(policy.jitter) / 100.0;
@@ -72,7 +72,7 @@ fn failed(entry: &Entry, policy: &Policy) -> Option<Moment> {
 }
 
 impl Policy {
-    /// What decisions depend on, from the configuration; `worker` is who makes them.
+    /// What decisions depend on, from the configuration. `worker` is the name of the worker that decides.
     pub fn of(config: &Config, worker: String) -> Self {
         let flow = &config.flow;
         Self {
@@ -94,13 +94,14 @@ impl Policy {
         }
     }
 
-    /// Attempts that a recording has before it rests.
+    /// Attempts that a recording has before it is parked.
     pub(super) fn attempts(&self, said: Option<u32>) -> usize {
         let attempts = said.unwrap_or(self.max_attempts).clamp(1, MOST_ATTEMPTS);
         usize::try_from(attempts).unwrap_or(1)
     }
 
-    /// The pause after failure number `failures`, counted from 1. Fewer, or more, attempts than the schedule has are spread over the same time.
+    /// The delay after failure number `failures`, counted from 1. If the account allows fewer or more attempts than the schedule has, they
+    /// are spread over the same time.
     pub(super) fn pause(&self, failures: usize, said: Option<u32>) -> Duration {
         let usual = |n: usize| {
             let last = self.retry.last().copied().unwrap_or(Duration::from_secs(5));
@@ -108,7 +109,7 @@ impl Policy {
         };
         let index = failures.saturating_sub(1);
         let Some(_) = said else { return usual(index) };
-        // When the usual schedule has come as far as ours.
+        // Steps of the account's schedule and of the usual schedule. Both take the same time in all.
         let (mine, theirs) = (
             self.attempts(said).saturating_sub(1).max(1),
             self.attempts(None).saturating_sub(1),
@@ -129,7 +130,7 @@ impl Policy {
     }
 }
 
-/// More would not all be kept in the entry.
+/// The entry would not keep all facts of more attempts.
 const MOST_ATTEMPTS: u32 = 28;
 
 /// The first of these moments, or now.

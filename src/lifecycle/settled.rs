@@ -1,4 +1,4 @@
-//! Decisions about a recording whose outcome is certain, or that rests: what is still owed.
+//! Decisions about a recording whose outcome is certain, or that is parked: what must still be done.
 
 use std::time::Duration;
 
@@ -11,10 +11,11 @@ use super::ended::answer;
 use super::schedule::{paused, wait_or};
 use super::{Answer, Case, Effect, Hand, Next, Policy, evidence, source};
 
-/// No call is waited for longer than that, whatever is said of it.
+/// No recording waits longer than this for the end of its call, whatever ecallmgrs answer.
 const LONGEST_CALL: Duration = Duration::from_secs(86_400);
 
-/// A recording that rested because its file was not to be had, with an end that was only presumed, goes on when the switch tells its end after all.
+/// A recording was parked because its file was missing, and its end was only presumed. It resumes when the switch reports its end after
+/// all.
 pub(super) fn woken(entry: &Entry) -> Option<What> {
     let rested = entry.facts().iter().rev().find_map(|fact| match fact.what {
         What::Parked { cause, .. } => Some((fact.at, cause)),
@@ -26,7 +27,7 @@ pub(super) fn woken(entry: &Entry) -> Option<What> {
     (first.at > since).then(|| entry.retry())
 }
 
-/// What is to be done first of what is owed.
+/// The first thing that must be done.
 pub(super) fn next(case: &Case, now: Moment, policy: &Policy) -> Next {
     let owed = owed(case, now, policy);
     let waits = || {
@@ -41,7 +42,7 @@ pub(super) fn next(case: &Case, now: Moment, policy: &Policy) -> Next {
         .unwrap_or_else(|| waits().min().map_or(Next::Idle, Next::Wait))
 }
 
-/// What is owed when an outcome is certain, or the recording rests.
+/// What must still be done when an outcome is certain, or the recording is parked.
 pub(super) fn owed(case: &Case, now: Moment, policy: &Policy) -> Vec<Next> {
     let entry = &case.entry;
     if let Some(effect) = bring_again(case, now, policy) {
@@ -49,7 +50,7 @@ pub(super) fn owed(case: &Case, now: Moment, policy: &Policy) -> Vec<Next> {
     }
     let mut owed = Vec::new();
     if case.hand != Hand::Empty {
-        // The switch first: it holds a thread, and a call's file on a disk that fills, until it is answered.
+        // The switch comes first. Until the switch has its answer, it holds a thread, and a call's file on a disk that fills.
         let answer = if entry.is_unwanted() {
             Answer::Release
         } else {
@@ -61,7 +62,7 @@ pub(super) fn owed(case: &Case, now: Moment, policy: &Policy) -> Vec<Next> {
     if entry.is_to_be_continued() {
         owed.push(Next::Do(Effect::Continue));
     }
-    // A document that another worker completed meanwhile is not marked as resting.
+    // A document that another worker completed meanwhile is not marked as parked.
     let rests = entry
         .parked()
         .filter(|_| entry.outcome().is_none() && entry.is_unmarked());
@@ -76,7 +77,7 @@ pub(super) fn owed(case: &Case, now: Moment, policy: &Policy) -> Vec<Next> {
         owed.push(amend(entry, now, policy));
     }
     if entry.is_unverified() {
-        // The hold's copy stays until then.
+        // The hold keeps its copy until then.
         owed.push(read_back(entry, now, policy));
     } else if entry.outcome().is_some() && entry.held().is_some() {
         owed.push(Next::Do(Effect::Unhold));
@@ -84,8 +85,8 @@ pub(super) fn owed(case: &Case, now: Moment, policy: &Policy) -> Vec<Next> {
     owed
 }
 
-/// What a server took with too few copies is safe only when a look has found it, or the hold has it too. And what it lost is brought there again,
-/// from the hold, or from the switch, which keeps its file until then.
+/// A delivery that a server with too few copies took is safe only when a read-back has found it, or the hold has it too. If the server lost
+/// it, it is delivered again, from the hold or from the switch. The switch keeps its file until then.
 fn bring_again(case: &Case, now: Moment, policy: &Policy) -> Option<Effect> {
     let entry = &case.entry;
     let delivery = entry.delivery().filter(|_| entry.is_unverified())?;
@@ -109,7 +110,7 @@ fn bring_again(case: &Case, now: Moment, policy: &Policy) -> Option<Effect> {
     (in_hand && policy.hold && !held).then_some(Effect::Hold)
 }
 
-/// The document does not say yet what is known of stops and masks. A failure to write it postpones it.
+/// The document does not say yet what is known of stops and masks. A failure to write it postpones the next try.
 fn amend(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     wait_or(paused(entry, policy), now, || {
         Next::Do(Effect::Amend {
@@ -118,7 +119,7 @@ fn amend(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     })
 }
 
-/// What a server with too few copies had taken is to be looked at again.
+/// A delivery that a server with too few copies took must be read back again.
 fn read_back(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     let index = entry.looks().count().min(policy.looks.len().saturating_sub(1));
     let pause = policy.looks.get(index).copied().unwrap_or_default();
@@ -130,7 +131,7 @@ fn read_back(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     })
 }
 
-/// The file should be gone from its switch, and is perhaps not.
+/// The file should be gone from its switch, and may still be there.
 fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     if let Some(first) = await_end_of_call(entry, now, policy) {
         return first;
@@ -148,7 +149,7 @@ fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     })
 }
 
-/// As long as its call lives the switch may go on with the file of a recording that begins at bridges.
+/// As long as its call is alive, the switch may append to the file of a recording that begins at bridges.
 fn await_end_of_call(entry: &Entry, now: Moment, policy: &Policy) -> Option<Next> {
     entry.order().filter(|order| order.may_begin_again())?;
     let longest = entry.ended_at()?.plus(LONGEST_CALL);

@@ -10,17 +10,17 @@ pub enum State {
     Asked,
     /// The switch said that it has begun.
     Recording,
-    /// It is over, and its audio is still on its switch.
+    /// The recording is over, and its audio is still on its switch.
     Ended,
     /// Its audio is in the hold.
     Held,
-    /// Nothing more is tried until an operator, or a late event, moves it on.
+    /// Nothing more is tried until an operator, or a late event, resumes it.
     Parked,
-    /// Its outcome is certain, and not all events of it are published.
+    /// Its outcome is certain, and not all notices of it are published.
     Announcing,
-    /// It is stored, by a server that had too few copies of it when it was looked at.
+    /// It is stored, on a server that had too few copies of it when a worker last asked.
     Unverified,
-    /// Its outcome is certain and told; a file, a held copy or a document is still to be seen to.
+    /// Its outcome is certain and announced. Something must still be done about a file, a held copy or a document.
     Closing,
     Stored,
     Delivered,
@@ -32,7 +32,7 @@ use State::{
     Announcing, Asked, Closing, Delivered, Discarded, Ended, Failed, Held, Parked, Recording, Stored, Unverified,
 };
 
-/// Every state, in the order of a recording's way.
+/// Every state, in the order in which a recording passes them.
 pub const STATES: [State; 12] = [
     Asked, Recording, Ended, Held, Parked, Announcing, Unverified, Closing, Stored, Delivered, Discarded, Failed,
 ];

@@ -150,7 +150,7 @@ fn step(case: &mut Case, input: Input) -> Vec<Next> {
     next(case, input, NOW, &policy())
 }
 
-/// What is to be done, and what would be after it; a wait comes last.
+/// What must be done, and what would follow it; a wait comes last.
 fn next(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Vec<Next> {
     let first = super::step(case, input, now, policy);
     let is_settled = case.entry.outcome().is_some() || case.entry.parked().is_some();
@@ -230,7 +230,7 @@ fn holding() -> What {
     }
 }
 
-/// A look at what a server with too few copies had taken.
+/// A read-back of a delivery that a server with too few copies took.
 fn looked(n: u32, why: Option<&str>) -> What {
     What::Looked {
         n,

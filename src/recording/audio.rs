@@ -1,39 +1,39 @@
-//! What we know of a recording's audio once we have received it.
+//! The properties of a recording's audio after its upload.
 
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digests;
 use super::format::Format;
 
-/// Audio that arrived whole, as far as the transport can tell.
+/// Audio that arrived completely, as far as the transport shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audio {
     /// Bytes.
     pub size: u64,
     #[serde(flatten)]
     pub digests: Digests,
-    /// Milliseconds of audio, counted in the file itself; absent when it is not a file of its format.
+    /// Milliseconds of audio, counted in the file itself. Absent when the file does not have its format.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
-    /// What is wrong with it. Empty means: it is what its name says, and as long as the switch said.
+    /// Faults of the audio. Empty means that the format is right and that the length matches the switch's report.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
-    /// Digests of what the switch wrote, where its header was repaired on the way.
+    /// Digests of the bytes that the switch wrote, if their header was repaired during the upload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub as_written: Option<Digests>,
 }
 
-/// What is written to a file at once by the switch's MP3 encoder: until it closes the file, its size is a multiple of that.
+/// Bytes that the switch's MP3 encoder writes at a time. Until the switch closes the file, its size is a multiple of this.
 const MP3_STEP: u64 = 4096;
 
 impl Audio {
-    /// Digests of the file as it is on the switch.
+    /// Digests of the file on the switch.
     pub fn written(&self) -> &Digests {
         self.as_written.as_ref().unwrap_or(&self.digests)
     }
 
-    /// Whether its form says that its writer did not close it: it is still being written, even if it does not grow, as while its leg is on hold; or
-    /// its switch died.
+    /// Whether the file's form shows that its writer did not close it. The switch may still be writing the file, even if the file does not
+    /// grow, for example while its leg is on hold. Or the switch was killed.
     pub fn seems_open(&self, format: Format) -> bool {
         let cut = |finding: &Finding| {
             matches!(
@@ -48,12 +48,12 @@ impl Audio {
         !self.findings.is_empty()
     }
 
-    /// Whether it is much longer, or shorter, than the switch told, as far as was known when it arrived.
+    /// Whether the length differs much from the switch's report, as far as the report was known on arrival.
     pub fn disagrees(&self) -> bool {
         self.findings.iter().copied().any(Finding::is_of_length)
     }
 
-    /// The same audio, its length compared with what is told of it by now.
+    /// The same audio, with its length compared to what the switch has reported by now.
     #[must_use]
     pub fn compared_with(mut self, told_ms: Option<u64>) -> Self {
         self.findings.retain(|finding| !finding.is_of_length());
@@ -66,7 +66,7 @@ impl Audio {
     }
 }
 
-/// Something wrong with a file of audio. It is kept all the same, and told: in the document, the event, a metric and the log.
+/// A fault of a file of audio. The audio is kept all the same, and the fault is reported in the document, the event, a metric and the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finding {
@@ -74,15 +74,15 @@ pub enum Finding {
     Empty,
     /// A header, and no audio after it.
     HeaderOnly,
-    /// Not of the format that its name says.
+    /// The content does not have the format of the file's name.
     OtherFormat,
-    /// The file ends in the middle of a frame, or before the length that its header tells.
+    /// The file ends in the middle of a frame, or before the length in its header.
     Truncated,
-    /// Its header was never completed: the switch died while it wrote the file, or was still writing it. The audio is there.
+    /// The header was never completed. The switch was killed while it wrote the file, or was still writing it. The audio is present.
     Unfinished,
-    /// Much shorter than the switch said that it recorded.
+    /// Much shorter than the switch reported.
     ShorterThanTold,
-    /// Much longer than the switch said that it recorded.
+    /// Much longer than the switch reported.
     LongerThanTold,
 }
 
@@ -114,8 +114,8 @@ impl Finding {
     }
 }
 
-/// Compares the length counted in the file with the one that the switch told. The switch counts the whole session, the file starts a
-/// little later and codecs pad: two seconds and a tenth are no finding.
+/// Compares the length counted in the file with the length that the switch reported. The switch counts the whole session, the file starts
+/// slightly later, and codecs pad. Two seconds and a tenth are therefore tolerated.
 pub fn compare_lengths(counted_ms: u64, told_ms: u64) -> Option<Finding> {
     let tolerance = 2000 + told_ms / 10;
     if counted_ms + tolerance < told_ms {

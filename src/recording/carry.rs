@@ -1,8 +1,8 @@
-//! What a recording carries through the switch: the part of its order without which its end could not be handled, sealed.
+//! The recording context (sealed): the part of a recording's order that is needed to handle its end. It passes through the switch.
 //!
-//! The switch gives it back in `Recording.Carry` of every event. Events can be read, and forged, by everybody on the broker, so the field
-//! is encrypted and authenticated with the cluster's secret. It is unpadded base64url, an alphabet that the switch's command line leaves
-//! alone, and at most 1 KiB.
+//! The switch returns it in `Recording.Carry` of each event. Any client of the broker can read and forge events, so the field is encrypted
+//! and authenticated with the cluster's secret. It is unpadded base64url, whose alphabet is safe on the switch's command line, and has at
+//! most 1 KiB.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hmac;
@@ -33,13 +33,13 @@ pub fn derive_key(secret: &[u8], purpose: &str) -> [u8; 32] {
     key
 }
 
-/// Seals and opens the field.
+/// Seals and opens the recording context.
 pub struct Seal {
     cipher: LessSafeKey,
     nonces: hmac::Key,
 }
 
-/// Why a field did not open.
+/// Why a field could not be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum OpenError {
     #[error("the recording carries nothing of ours")]
@@ -50,7 +50,7 @@ pub enum OpenError {
     NotOurs,
 }
 
-/// One letter a field: the whole must fit into 1 KiB.
+/// Field names have one letter, because the whole must fit into 1 KiB.
 #[derive(Serialize, Deserialize)]
 struct Carried {
     k: Key,
@@ -60,7 +60,7 @@ struct Carried {
     a: Option<String>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     z: String,
-    /// The document's name, where it is not the file's.
+    /// The document's name, if it differs from the file's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     n: Option<String>,
     f: Format,
@@ -97,8 +97,8 @@ impl Seal {
         Self { cipher, nonces }
     }
 
-    /// The sealed field of an order. What does not fit is left out in this order: the URL (which is then marked as lost), then most of the
-    /// origin. The nonce comes from the content, so the same order always gives the same field.
+    /// The sealed recording context of an order. If the context is too long, the URL is left out first (and marked as lost), then most of
+    /// the origin. The nonce is derived from the content, so the same order always gives the same field.
     pub fn seal(&self, order: &Order) -> String {
         let mut carried = Carried {
             k: order.key,
@@ -126,7 +126,7 @@ impl Seal {
             sealed = self.seal_carried(&carried);
         }
         if sealed.len() > MAX_BYTES {
-            // Only a call id of many hundred bytes gets here; the ledger knows the rest.
+            // Only a call id of many hundred bytes leads here. The ledger has the missing parts.
             carried.n = None;
             carried.c = clip(&carried.c, 255).to_owned();
             sealed = self.seal_carried(&carried);
@@ -152,10 +152,10 @@ impl Seal {
         URL_SAFE_NO_PAD.encode(out)
     }
 
-    /// Opens a field that came back in an event.
+    /// Opens the field of an event.
     ///
     /// # Errors
-    /// When there is none, it is damaged, or another secret sealed it.
+    /// When the field is missing, is damaged, or was sealed with another secret.
     pub fn open(&self, field: Option<&str>) -> Result<Order, OpenError> {
         let field = field.ok_or(OpenError::Absent)?;
         if field.len() > 2 * MAX_BYTES {

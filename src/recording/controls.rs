@@ -1,4 +1,4 @@
-//! What a recording's document says of the actions that stopped, masked and unmasked it: what can have been obeyed, and what was not.
+//! The stop, mask and unmask commands in a recording's document: those that may have taken effect, and those that did not.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -9,19 +9,19 @@ use crate::kazoo::time::Moment;
 
 const KEYS: [&str; 2] = ["masks", "not_obeyed"];
 
-/// Why a command to a recording that runs had no effect.
+/// Why a command to a running recording had no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Why {
-    /// The recording was on another leg by then. The switch looks for it on the leg where it began, finds nothing, and reports no error.
+    /// The recording was on another leg by then. The switch looks for it on the leg where it began, does not find it, and reports no error.
     Moved,
-    /// The recording ended on another leg, and no event told when it moved: the command came before the move, or after it.
+    /// The recording ended on another leg, and no event reported when it moved. The command came before or after the move.
     PerhapsMoved,
-    /// The broker had no queue for the command: the call's control process is gone.
+    /// The broker had no queue for the command: the call's control process has ended.
     Undelivered,
-    /// The switch recorded on after the command.
+    /// The switch kept recording after the command.
     Unconfirmed,
-    /// It reached the switch when the recording was over.
+    /// The command reached the switch after the end of the recording.
     Ended,
 }
 
@@ -63,7 +63,7 @@ pub struct NotObeyed {
     pub why: Why,
 }
 
-/// What became of all of them.
+/// The results of all control commands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Controls {
     /// When the audio was masked (`true`) and unmasked.
@@ -72,7 +72,7 @@ pub struct Controls {
 }
 
 impl Controls {
-    /// Writes them into `pvt_recording`; what an earlier version of it said is taken out.
+    /// Writes the results into `pvt_recording`, and removes those of an earlier version.
     pub fn write(&self, private: &mut Map<String, Value>) {
         let masks = self.masks.iter();
         let masks: Vec<Value> = masks
@@ -91,14 +91,14 @@ impl Controls {
         }
     }
 
-    /// Tells one version of them from another.
+    /// A fingerprint that differs between versions of the results.
     pub fn fingerprint(&self) -> String {
         let mut written = Map::new();
         self.write(&mut written);
         Self::fingerprint_of(&written)
     }
 
-    /// The same of a `pvt_recording`.
+    /// The fingerprint of the results in a `pvt_recording`.
     pub fn fingerprint_of(private: &Map<String, Value>) -> String {
         let written = KEYS.map(|key| private.get(key).unwrap_or(&Value::Null).to_string());
         let mut digest = Uuid::new_v5(&Uuid::NAMESPACE_OID, written.join(" ").as_bytes())

@@ -1,4 +1,5 @@
-//! The two digests of a recording's audio: MD5, because CouchDB's attachment stubs carry it, and SHA-256, because evidence wants it.
+//! The two digests of a recording's audio: MD5, because CouchDB's attachment stubs contain it, and SHA-256, which serves as evidence of the
+//! stored audio.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use base64::Engine as _;
@@ -14,14 +15,14 @@ pub struct Digests {
 }
 
 impl Digests {
-    /// MD5 as CouchDB writes it in a stub: `md5-` and base64.
+    /// MD5 in the form of CouchDB's stubs: `md5-` and base64.
     pub fn couch(&self) -> Option<String> {
         let bytes = unhex(&self.md5)?;
         Some(format!("md5-{}", STANDARD.encode(bytes)))
     }
 }
 
-/// Computes both while the bytes pass.
+/// Computes both digests in one pass.
 pub struct Hasher {
     md5: Md5,
     sha256: Context,
@@ -61,7 +62,7 @@ pub fn hex(bytes: &[u8]) -> String {
         })
 }
 
-/// Reverses `hex`; `None` for anything else.
+/// Reverses `hex`. `None` for any other text.
 pub fn unhex(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(2) {
         return None;

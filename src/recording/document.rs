@@ -1,4 +1,5 @@
-//! The `call_recording` document (`media_recording:save_media_doc`, `kz_doc:update_pvt_parameters`), as Crossbar, webhooks and CDRs expect it.
+//! The `call_recording` document (`media_recording:save_media_doc`, `kz_doc:update_pvt_parameters`), in the form that Crossbar, webhooks
+//! and CDRs expect.
 
 use serde_json::{Map, Value, json};
 
@@ -16,30 +17,30 @@ mod parties;
 /// `pvt_type` of the document, and `Type` of its change notices.
 pub const DOCUMENT_TYPE: &str = "call_recording";
 
-/// `source_type`: which program made the document. Kazoo's own say `media_recording`.
+/// `source_type`: the program that created the document. Kazoo's own documents contain `media_recording`.
 pub const SOURCE_TYPE: &str = "kz_record_call";
 
-/// All that a document is made of.
+/// The data that a document is built from.
 pub struct Subject<'a> {
     pub order: &'a Order,
-    /// The document's id; the order's unless another recording has that one already.
+    /// The document's id. It is the order's id, unless another recording has that id already.
     pub id: &'a MediaId,
     pub account_id: &'a str,
     pub started: Option<&'a Told>,
     pub ended: &'a Told,
-    /// Milliseconds that the switch told, over all stretches that are in the audio.
+    /// Milliseconds that the switch reported, summed over all stretches in the audio.
     pub told_ms: Option<u64>,
     pub audio: Option<&'a Audio>,
     /// `account`, `third_party`, `url` or `storage_plan`.
     pub destination: &'static str,
-    /// Our node's name.
+    /// Our node name.
     pub node: &'a str,
     pub now: Moment,
-    /// What became of the actions that stopped, masked and unmasked it.
+    /// The results of the stop, mask and unmask commands.
     pub controls: Controls,
 }
 
-/// The action's URL as whoever may list recordings may read it: without credentials, and without what signs it.
+/// The action's URL for users who may list recordings: without credentials and without its signature.
 fn public(given: &str) -> String {
     const SECRET: [&str; 5] = [
         "x-amz-signature",
@@ -49,7 +50,7 @@ fn public(given: &str) -> String {
         "sig",
     ];
     let Some(mut url) = ::url::Url::parse(given.trim()).ok().filter(::url::Url::has_host) else {
-        // Nothing that could be served; what it was meant to be nobody knows.
+        // The text is not a URL that can be served. Its intended form is unknown.
         return match given.rsplit_once('@') {
             Some((_, rest)) => format!("***@{rest}"),
             None => given.to_owned(),
@@ -63,7 +64,7 @@ fn public(given: &str) -> String {
     if url.username().is_empty() && url.password().is_none() && !signed {
         return given.to_owned();
     }
-    // Neither fails for a URL with a host, and one without has none.
+    // Neither call fails for a URL with a host, and a URL without one has no credentials.
     let _ = url.set_username("");
     let _ = url.set_password(None);
     if let Some(query) = url.query().map(str::to_owned) {
@@ -80,12 +81,12 @@ fn public(given: &str) -> String {
 }
 
 impl Subject<'_> {
-    /// The database that the document belongs to: the month of its id, whenever the recording ended.
+    /// The document's database. It is the one of the month in the id, independent of when the recording ended.
     pub fn database(&self) -> String {
         names::modb(self.account_id, self.id.month())
     }
 
-    /// The moment that counts as the document's creation: the recording's end, inside of the id's month.
+    /// The document's creation time: the recording's end, limited to the month of the id.
     pub fn created(&self) -> Moment {
         self.id.month().clamp(self.ended.at)
     }
@@ -133,7 +134,7 @@ impl Subject<'_> {
         put("pvt_account_id", json!(self.account_id));
         put("pvt_account_db", json!(names::encoded(&self.database())));
         put("pvt_created", json!(self.created().gregorian_seconds()));
-        // Events' times are rounded up: the end may lie in our future.
+        // Times of events are rounded up, so the end may be in the future.
         put(
             "pvt_modified",
             json!(self.now.gregorian_seconds().max(self.created().gregorian_seconds())),
@@ -143,7 +144,8 @@ impl Subject<'_> {
         doc
     }
 
-    /// What Kazoo has no field for: the proof of what was stored, and the key that tells our recording from another with the same id.
+    /// Fields that Kazoo does not have: the digests of the stored audio, and the key that distinguishes our recording from another one with
+    /// the same id.
     fn private(&self) -> Value {
         let mut private = json!({
             "key": self.order.key,
@@ -183,7 +185,7 @@ impl Subject<'_> {
         private
     }
 
-    /// Milliseconds: what the switch told, else what the file has, else the time between its start and its end.
+    /// Milliseconds: the switch's report, else the length counted in the file, else the time between start and end.
     fn length_ms(&self) -> u64 {
         let counted = || self.audio.and_then(|audio| audio.duration_ms);
         let measured = || {

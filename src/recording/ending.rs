@@ -1,4 +1,4 @@
-//! What the switch told of a recording: that it started, and that it ended.
+//! The switch's reports of a recording's start and end.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -10,26 +10,26 @@ use crate::kazoo::time::Moment;
 
 use super::names;
 
-/// What a `RECORD_START` or `RECORD_STOP` told.
+/// The content of a `RECORD_START` or `RECORD_STOP`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Told {
     /// The leg that the recording was on.
     pub call_id: String,
-    /// When, by the switch's clock; else when we heard of it.
+    /// The time by the switch's clock, else when the worker received the event.
     pub at: Moment,
-    /// The event's own stamp, Unix microseconds: the same in every copy of it.
+    /// The switch's own time of the event, in Unix microseconds. It is equal in each copy of the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<i64>,
-    /// The switch that has the file.
+    /// The switch with the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// The file's path there, if what was told can be it.
+    /// The file's path on the switch, if the reported path can be right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Milliseconds recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length_ms: Option<u64>,
-    /// The switch's completion cause: a hint, never the only reason to give audio up.
+    /// The switch's completion cause. It is a hint, and never the only reason to give up audio.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_cause: Option<String>,
     /// Whether the leg was hanging up at that moment.
@@ -41,13 +41,13 @@ pub struct Told {
     pub other_leg_call_id: Option<String>,
     #[serde(default)]
     pub parties: Parties,
-    /// The channel variables, bounded.
+    /// The channel variables, with limits.
     #[serde(default)]
     pub variables: Value,
 }
 
 impl Told {
-    /// What an event would have told, had one come.
+    /// The content that an event would have had, if one had arrived.
     pub fn presumed(call_id: &str, at: Moment, node: &str, path: &str) -> Self {
         Self {
             call_id: call_id.to_owned(),
@@ -65,8 +65,8 @@ impl Told {
         }
     }
 
-    /// What an event tells of the recording in the file `file_name`. Whoever may publish can send one: a path that cannot be that file's is not
-    /// believed.
+    /// The event's report of the recording in the file `file_name`. Any client that may publish can send such an event, so a path that
+    /// cannot be that file's is ignored.
     pub fn of(event: &RecordEvent, file_name: &str, heard: Moment) -> Self {
         let told = event.recording.file_path.as_deref();
         let path = told.filter(|path| names::is_path_of(path, file_name));
@@ -97,7 +97,8 @@ impl Told {
         }
     }
 
-    /// Whether the switch ended it for silence. The same two words are told at a hang-up, where they say whether there had been speech before.
+    /// Whether the switch ended the recording because of silence. The switch also sends these two causes at a hang-up. They then say
+    /// whether there had been speech before.
     pub fn is_by_silence(&self) -> bool {
         let words = matches!(
             self.completion_cause.as_deref(),
@@ -106,7 +107,7 @@ impl Told {
         words && self.hung_up == Some(false)
     }
 
-    /// Where it stands among the events of its recording: microseconds. `Timestamp` alone counts whole seconds, rounded up.
+    /// The event's position among the events of its recording, in microseconds. `Timestamp` has only whole seconds, rounded up.
     pub fn order(&self) -> i64 {
         self.stamp.unwrap_or(self.at.unix_micros())
     }

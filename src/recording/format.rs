@@ -1,10 +1,10 @@
-//! The audio formats that `record_call` knows.
+//! The audio formats of `record_call`.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What the switch writes.
+/// The format that the switch writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -13,7 +13,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format that a configuration or an action names. Kazoo compares exactly, so do we.
+    /// The format that a configuration or an action names. The comparison is exact, as in Kazoo.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "mp3" => Some(Self::Mp3),
@@ -36,7 +36,7 @@ impl Format {
         }
     }
 
-    /// The document's and the attachment's content type: what Kazoo's mime table has for the extension (`kz_mime:from_extension`).
+    /// The content type of the document and the attachment, from Kazoo's mime table (`kz_mime:from_extension`).
     pub const fn content_type(self) -> &'static str {
         match self {
             Self::Mp3 => "audio/mpeg",

@@ -1,4 +1,4 @@
-//! Who a recording is. Derived from the call and the action, so that a redelivered action starts nothing twice.
+//! The identity of a recording. It is derived from the call and the action, so that a redelivered action starts no second recording.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use crate::kazoo::time::{Moment, Month};
 /// Our namespace for derived ids.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6b7a_7265_636f_7264_8063_616c_6c00_0001);
 
-/// A recording's key: 32 hex digits, the same wherever and however often its action is delivered.
+/// A recording's key: 32 hex digits. It is the same at each worker and at each delivery of its action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Key(Uuid);
@@ -23,7 +23,7 @@ impl Key {
         Self(Uuid::new_v5(&call, msg_id.as_bytes()))
     }
 
-    /// A stable id for something that belongs to this recording, such as one of its messages: 32 hex digits.
+    /// A stable id for an object of this recording, such as one of its messages: 32 hex digits.
     pub fn derived(self, what: &str) -> String {
         Uuid::new_v5(&self.0, what.as_bytes()).simple().to_string()
     }
@@ -34,7 +34,7 @@ impl Key {
         Self(Uuid::new_v5(&self.0, b"continuation"))
     }
 
-    /// The key that names audio of this recording which differs from what is stored already.
+    /// The key of audio of this recording that differs from the stored audio.
     #[must_use]
     pub fn of_audio(self, sha256: &str) -> Self {
         Self(Uuid::new_v5(&self.0, format!("audio {sha256}").as_bytes()))
@@ -55,7 +55,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// A text that is no key.
+/// A text that is not a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a key is 32 lower-case hex digits")]
 pub struct NotAKey;
@@ -89,8 +89,8 @@ impl From<Key> for String {
 
 /// A recording's id, which is its document's `_id`: `YYYYMM-` and 1 to 64 of `A-Za-z0-9_-`.
 ///
-/// The month names the database too: Crossbar finds a recording only there (`cb_recordings:load_recording_doc`). The alphabet is the
-/// one that passes through the switch's command line unharmed.
+/// The month also selects the database: Crossbar looks for a recording only there (`cb_recordings:load_recording_doc`). The alphabet is
+/// safe on the switch's command line.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MediaId(String);
@@ -101,7 +101,7 @@ pub struct MediaId(String);
 pub struct NotAMediaId;
 
 impl MediaId {
-    /// The id that a recording gets when nobody chose one.
+    /// The id of a recording whose action chose none.
     pub fn derived(key: Key, started: Moment) -> Self {
         Self(format!("{}-{key}", started.month()))
     }
@@ -111,7 +111,7 @@ impl MediaId {
     }
 
     pub fn month(&self) -> Month {
-        // `new` let only real months pass.
+        // `new` accepts only real months.
         Month::of_id(&self.0).unwrap_or_else(|| Moment::from_unix_seconds(0).month())
     }
 

@@ -5,15 +5,15 @@ use crate::kazoo::time::Month;
 use super::format::Format;
 use super::identity::Key;
 
-/// Longest name that a document or an attachment gets, in bytes, extension included.
+/// Longest name of a document or an attachment, in bytes, with the extension.
 pub const MAX_MEDIA_NAME: usize = 128;
 
-/// The account's database of a month (MODB), as CouchDB knows it: `account/ab/cd/<28 hex>-YYYYMM`. `account_id` is 32 hex digits.
+/// The account's database of a month (MODB), in CouchDB's form: `account/ab/cd/<28 hex>-YYYYMM`. `account_id` is 32 hex digits.
 pub fn modb(account_id: &str, month: Month) -> String {
     format!("{}-{month}", account_db(account_id))
 }
 
-/// The account's database, as CouchDB knows it.
+/// The account's database, in CouchDB's form.
 pub fn account_db(account_id: &str) -> String {
     let part = |range: std::ops::Range<usize>| account_id.get(range).unwrap_or_default();
     format!(
@@ -24,20 +24,21 @@ pub fn account_db(account_id: &str) -> String {
     )
 }
 
-/// A database's name as Kazoo writes it, in documents, messages and URLs: slashes as `%2F`.
+/// A database's name in the form that Kazoo writes into documents, messages and URLs: slashes as `%2F`.
 pub fn encoded(database: &str) -> String {
     database.replace('/', "%2F")
 }
 
-/// The file on the switch: always unique, whatever the user's `media_name` is, for the switch records with append on.
+/// The file on the switch. Its name is always unique, independent of the user's `media_name`, because the switch appends to an existing
+/// file.
 pub fn file_name(key: Key, format: Format) -> String {
     format!("{key}.{format}")
 }
 
 /// The user's `media_name`, flattened to `[A-Za-z0-9._-]`, without a leading `_`, `.` or `-`, and with the format's extension. `None` when
-/// nothing is left of it.
+/// no character is left.
 ///
-/// CouchDB refuses attachment names with a leading `_`; the name also becomes a file name in downloads (`cb_recordings`).
+/// CouchDB refuses attachment names with a leading `_`. The name also becomes a file name in downloads (`cb_recordings`).
 pub fn media_name(given: &str, format: Format) -> Option<String> {
     let given = given.trim().trim_start_matches("local_stream://");
     let mut flat = String::with_capacity(given.len());
@@ -58,10 +59,10 @@ pub fn media_name(given: &str, format: Format) -> Option<String> {
     (!stem.is_empty()).then(|| format!("{stem}.{format}"))
 }
 
-/// Longest name that a file can have on a switch, in bytes.
+/// Longest file name on a switch, in bytes.
 const MAX_FILE_NAME: usize = 255;
 
-/// Whether a name that somebody else made is one of a file, and passes through the switch's command line unharmed.
+/// Whether a name from outside is a file's name, and is safe on the switch's command line.
 pub fn is_plain(name: &str) -> bool {
     (1..=MAX_FILE_NAME).contains(&name.len())
         && name
@@ -174,7 +175,7 @@ mod tests {
         ] {
             assert!(!is_path_of(bad, &name), "{bad}");
         }
-        // Whatever an order says, no file of ours is called so.
+        // No file of ours has such a name, even if an order contains it.
         assert!(!is_path_of("/etc/passwd", "passwd") && !is_path_of("/tmp/a.mp3", "a.mp3") && !is_path_of("/", ""));
     }
 

@@ -1,4 +1,4 @@
-//! The order: all that an action fixed about its recording, kept until the recording is closed.
+//! The order: all values that an action fixed for its recording. It is kept until the recording is closed.
 
 use std::time::Duration;
 
@@ -18,18 +18,18 @@ use super::identity::{Key, MediaId};
 use super::names;
 use super::settings::Method;
 
-/// What was ordered. Made by `plan` from an action, or read back from what the recording carried through the switch.
+/// The order of a recording. `plan` makes it from an action, or it is read from the recording context that the switch returned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Order {
     pub key: Key,
-    /// The id that the recording has on the switch, and its document unless another recording has that id already.
+    /// The recording's id on the switch. The document has it too, unless another recording has that id already.
     pub media_id: MediaId,
     /// The call's id when the action ran.
     pub call_id: String,
-    /// The raw account id; absent when the action named none that can be used.
+    /// The raw account id. Absent when the action has no usable one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account_id: Option<String>,
-    /// Our zone when the action ran: the one whose broker the call lives on.
+    /// Our zone when the action ran. The call's broker is the one of this zone.
     #[serde(default)]
     pub zone: String,
     /// The file's base name on the switch.
@@ -49,23 +49,23 @@ pub struct Order {
     pub asked_at: Moment,
     #[serde(default)]
     pub parties: Parties,
-    /// Of a continuation: the recording that it goes on from.
+    /// In a continuation: the recording that it continues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continues: Option<Continues>,
-    /// The W3C context that the action's message came with, or that its handling began: `traceparent`.
+    /// The W3C context of the action's message, or of its handling: `traceparent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
-    /// What it takes to command the recording; absent in an order that came back from the switch.
+    /// The data for commands to the recording. Absent in an order that the switch returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Command>,
 }
 
-/// Where a continuation comes from: the switch began to record again into the file of a recording whose audio was safe already.
+/// Origin of a continuation: the switch started again to record into the file of a recording whose audio was safe already.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Continues {
     pub key: Key,
     pub media_id: MediaId,
-    /// Which recording of the action this is; its first is 1.
+    /// The number of this recording within its action. The first is 1.
     pub part: u32,
 }
 
@@ -76,14 +76,14 @@ pub enum Url {
     #[default]
     None,
     Given(String),
-    /// There was one, too long to be carried through the switch, and nobody else remembers it.
+    /// There was a URL that was too long for the recording context, and no other copy of it is left.
     Lost,
 }
 
-/// How the recording is commanded.
+/// The data for commands to the recording.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
-    /// The control process' address, as written in the action.
+    /// The address of the control process, as the action contains it.
     pub control: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetch_id: Option<String>,
@@ -95,15 +95,15 @@ pub struct Command {
     pub sample_rate: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silence: Option<Silence>,
-    /// Two channels. Kazoo's own default, so an order that does not say has them.
+    /// Two channels. This is Kazoo's own default, so it applies to an order without a value.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub stereo: bool,
-    /// The sealed field that the recording carries.
+    /// The sealed recording context.
     pub carry: String,
-    /// The switch that the call was on.
+    /// The call's switch when the action ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Where the file should be on it, should nobody ever tell.
+    /// The expected path of the file on the switch, in case no event reports it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub path: String,
 }
@@ -117,13 +117,13 @@ const fn is_yes(value: &bool) -> bool {
 }
 
 impl Order {
-    /// Whether silence ended it: the switch must have been asked to listen for that, as far as the order still tells.
+    /// Whether silence ended the recording. The action must have enabled silence detection, as far as the order still shows that.
     pub fn ends_by_silence(&self, ended: &Told) -> bool {
         let asked = self.command.as_ref().is_none_or(|command| command.silence.is_some());
         asked && ended.is_by_silence()
     }
 
-    /// The start command for the call's id as it is now; `None` when the order came back from the switch.
+    /// The start command, for the call's present id. `None` when the order came from the switch.
     pub fn start(&self, call_id: &str) -> Option<RecordStart> {
         let command = self.command.as_ref()?;
         Some(RecordStart {
@@ -140,25 +140,24 @@ impl Order {
         })
     }
 
-    /// Whether the switch may begin it again by itself, as far as is known: at every bridge that comes.
+    /// Whether the switch may start the recording again by itself, at each later bridge, as far as is known.
     pub fn may_begin_again(&self) -> bool {
         let at_bridge = |command: &Command| command.trigger == Trigger::Bridge;
         self.command.as_ref().is_none_or(at_bridge)
     }
 
-    /// Whether it is known that the switch begins it again at every bridge.
+    /// Whether the switch is known to start the recording again at each bridge.
     pub fn begins_at_bridges(&self) -> bool {
         self.command.is_some() && self.may_begin_again()
     }
 
-    /// The start command as it is sent, for the call's id as it is now and whenever it is to take effect; `None` when the order came back from
-    /// the switch.
+    /// The start command's message, for the call's present id and the given trigger. `None` when the order came from the switch.
     pub fn command(&self, sender: &Sender, call_id: &str, trigger: Trigger) -> Option<Outgoing> {
         let (start, to) = self.start(call_id).zip(self.control())?;
         Some(dialplan::start(sender, &to, &self.command_id(), &start, trigger))
     }
 
-    /// The command that sets on the call's channel whether its recordings go along with a transfer; `None` when the order came back from the switch.
+    /// The command that sets on the call's channel whether its recordings follow a transfer. `None` when the order came from the switch.
     pub fn follow_transfer(&self, sender: &Sender, call_id: &str) -> Option<Outgoing> {
         let (command, to) = self.command.as_ref().zip(self.control())?;
         let id = self.key.derived("follow transfer");
@@ -171,7 +170,7 @@ impl Order {
         ))
     }
 
-    /// Whether nothing in it would be more than a word on the switch's command line; so it is with every order that we make.
+    /// Whether each value stays a single word on the switch's command line. This holds for each order that the worker makes.
     pub fn is_harmless(&self) -> bool {
         self.command.as_ref().is_none_or(|command| {
             let carry = command.carry.bytes();
@@ -183,25 +182,25 @@ impl Order {
         })
     }
 
-    /// The address of the call's control process, as the action wrote it.
+    /// The address of the call's control process, as the action contains it.
     pub fn control(&self) -> Option<Address> {
         Address::parse(&self.command.as_ref()?.control).ok()
     }
 
-    /// The order of this recording's continuation: the same whoever makes it, and whenever.
+    /// The order of this recording's continuation. Each worker derives the same order at any time.
     #[must_use]
     pub fn continuation(&self) -> Self {
         self.followed_by(self.key.continuation())
     }
 
-    /// The order of other audio of the same name: the same whoever makes it, and whenever.
+    /// The order of other audio with the same name. Each worker derives the same order at any time.
     #[must_use]
     pub fn of_audio(&self, sha256: &str) -> Self {
         self.followed_by(self.key.of_audio(sha256))
     }
 
     fn followed_by(&self, key: Key) -> Self {
-        // A stop looks for the newest; the file keeps its name, by which the switch knows it.
+        // The time makes it the newest, which a stop looks for. The file keeps its name, by which the switch knows it.
         let asked_at = self.asked_at.plus(Duration::from_micros(1));
         let part = self
             .continues
@@ -227,7 +226,7 @@ impl Order {
         }
     }
 
-    /// The `Msg-ID` of the start command: the same at every repeat, so that an error finds its recording.
+    /// The `Msg-ID` of the start command. It is the same in each repeat, so that an error can be assigned to its recording.
     pub fn command_id(&self) -> String {
         self.key.derived("command")
     }

@@ -1,4 +1,4 @@
-//! The plan: what an action comes to. One pure function from (action, circumstances) to (order, commands, corrections).
+//! The plan for an action. One pure function from (action, circumstances) to (order, commands, corrections).
 
 use crate::kazoo::action::Execute;
 use crate::kazoo::call::clip;
@@ -12,7 +12,7 @@ use super::names;
 use super::order::{Command, Order, Url};
 use super::settings::{self, Correction, Verb};
 
-/// What the cluster's configuration says where the action says nothing (`system_config/media`).
+/// The cluster's configuration for values that the action does not set (`system_config/media`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Defaults {
     /// `call_recording.extension`.
@@ -34,29 +34,29 @@ impl Default for Defaults {
     }
 }
 
-/// All that a plan depends on, but for the action.
+/// All inputs of a plan except the action.
 pub struct Circumstances<'a> {
     pub defaults: &'a Defaults,
     pub seal: &'a Seal,
     pub zone: &'a str,
-    /// Where switches record (`ecallmgr.recording_file_path`), with its slash at the end.
+    /// The folder of recordings on switches (`ecallmgr.recording_file_path`), with a slash at the end.
     pub recordings: &'a str,
     /// The AMQP `timestamp` property of the action's message.
     pub timestamp: Option<u64>,
     pub now: Moment,
 }
 
-/// What an action comes to.
+/// The result for an action.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Plan {
-    /// The node is to be skipped.
+    /// The flow skips the node.
     Skip,
     Start(Box<Order>),
-    /// Stop, mask or unmask the newest recording of the call that runs.
+    /// Stop, mask or unmask the newest running recording of the call.
     Control(Control),
 }
 
-/// Makes the plan. Never fails: whatever the data is, there is something sensible to do.
+/// Makes the plan. It never fails, because there is a sensible result for any data.
 pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<Correction>) {
     let defaults = circumstances.defaults;
     let (settings, mut corrections) = settings::read(&action.data, defaults.max_time_limit);
@@ -66,11 +66,11 @@ pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<C
         (false, Verb::Start) => None,
     };
     if let Some(other) = other {
-        // A start's values are nothing to it, so none was corrected.
+        // The values of a start do not apply here, so their corrections are dropped.
         corrections.retain(|correction| settings::EVERY_VERBS.contains(&correction.key));
         return (other, corrections);
     }
-    // An action without an id comes from nobody's validator; its content then stands for it.
+    // An action without an id did not pass Kazoo's validator. Its content then replaces the id.
     let content;
     let action_id = match &action.msg_id {
         Some(id) => id,
@@ -152,7 +152,7 @@ pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<C
     (Plan::Start(Box::new(order)), corrections)
 }
 
-/// `callflow : ` and the label, else the flow's name, else a word that says that there is none (`cf_record_call` crashes then).
+/// `callflow : ` and the label, else the flow's name, else `unnamed` (`cf_record_call` crashes without both).
 fn origin(label: Option<&str>, flow_name: Option<&str>) -> String {
     format!("callflow : {}", clip(label.or(flow_name).unwrap_or("unnamed"), 128))
 }

@@ -1,4 +1,4 @@
-//! What a recording's document says of the way of its audio: pending, until it is where it belongs; then where that is.
+//! The delivery state in a recording's document: pending until the audio is delivered, then its place.
 
 use std::fmt;
 
@@ -9,15 +9,15 @@ use crate::kazoo::time::Moment;
 
 use super::document::Subject;
 
-/// How far the audio of a document has come.
+/// State of a document's audio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// On its way to a URL or a storage plan's place.
+    /// Not yet delivered to the URL, or to the place of a storage plan.
     Pending,
-    /// Where it belongs.
+    /// Delivered.
     Complete,
-    /// Kept elsewhere, until somebody decides.
+    /// Delivery has stopped, and the audio is kept elsewhere. An operator must retry or discard it.
     Parked,
 }
 
@@ -37,17 +37,17 @@ impl fmt::Display for State {
     }
 }
 
-/// What is written of it into `pvt_recording`.
+/// The delivery state for `pvt_recording`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress<'a> {
     pub state: State,
-    /// Deliveries begun so far, this one included.
+    /// Deliveries started so far, including this one.
     pub attempts: u32,
-    /// From the table of causes; none while it is open how it ends.
+    /// A cause from the table of causes. None while the outcome is unknown.
     pub cause: Option<&'a str>,
 }
 
-/// Audio that is somewhere else than in the document's database, as Crossbar fetches it (`kzs_attachments:attachment_from_handler`).
+/// Audio outside the document's database, in the form that Crossbar fetches (`kzs_attachments:attachment_from_handler`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Elsewhere<'a> {
     /// The attachment's name.
@@ -60,7 +60,7 @@ pub struct Elsewhere<'a> {
 }
 
 impl Subject<'_> {
-    /// The document without attachments, and how far its audio has come.
+    /// The document without attachments, with its delivery state.
     pub fn document_at(&self, progress: &Progress<'_>) -> Map<String, Value> {
         let mut document = self.document();
         mark(&mut document, progress);
@@ -68,7 +68,7 @@ impl Subject<'_> {
     }
 }
 
-/// Writes into a document how far its audio has come.
+/// Writes the delivery state into a document.
 pub fn mark(document: &mut Map<String, Value>, progress: &Progress<'_>) {
     let private = document.entry("pvt_recording").or_insert_with(|| json!({}));
     if let Some(private) = private.as_object_mut() {
@@ -81,8 +81,8 @@ pub fn mark(document: &mut Map<String, Value>, progress: &Progress<'_>) {
     }
 }
 
-/// As `mark`, in a document that was stored before; and what is known by now, `known`, for the audio that arrives may be longer than what was there
-/// when the document was made. What others wrote into it stays.
+/// As `mark`, for a stored document. Also updates it with `known`, because the audio that arrives may be longer than when the document was
+/// created. Fields of other programs stay.
 pub fn edited(
     mut document: Map<String, Value>,
     known: Map<String, Value>,
@@ -98,15 +98,15 @@ pub fn edited(
     }
     mark(&mut document, progress);
     let created = document.get("pvt_created").and_then(Value::as_i64).unwrap_or(0);
-    // Events' times are rounded up: the end may lie in our future.
+    // Times of events are rounded up, so the end may be in the future.
     document.insert("pvt_modified".into(), json!(now.gregorian_seconds().max(created)));
     document
 }
 
-/// Fields that are known from the beginning: what is there by now may be a user's own.
+/// Fields that are known from the beginning. A user may have changed them since.
 const KEPT: [&str; 4] = ["_id", "pvt_created", "name", "description"];
 
-/// The document of a recording whose audio has arrived at a URL. Attachments of other names are others'.
+/// The document of a recording whose audio has arrived at a URL. Attachments with other names belong to other programs.
 pub fn completed(
     document: Map<String, Value>,
     known: Map<String, Value>,
@@ -128,8 +128,8 @@ pub fn completed(
     document
 }
 
-/// The same URL, for Kazoo to fetch from. `kz_att_http:fetch_attachment` appends ids and a name to whatever it finds, which would name another file,
-/// or spoil the last value of the query. Behind a `#` they are part of a fragment, and no fragment is ever sent.
+/// The same URL in a form that Kazoo can fetch. `kz_att_http:fetch_attachment` appends ids and a name to the URL. That would address
+/// another file, or damage the last value of the query. After a `#` the additions are part of a fragment, which is never sent.
 fn fetchable(url: &str) -> String {
     if url.contains('#') {
         url.to_owned()
@@ -151,7 +151,7 @@ mod tests {
         document.as_object().unwrap().clone()
     }
 
-    /// The same recording's, made when all of it was told.
+    /// The document of the same recording, built after its whole audio was reported.
     fn known() -> Map<String, Value> {
         let document = json!({
             "_id": "202611-a", "pvt_created": 63_962_610_395_i64, "pvt_modified": 63_962_610_395_i64, "duration_ms": 9000,

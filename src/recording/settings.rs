@@ -1,5 +1,6 @@
-//! The action's data, read as Kazoo means it. Kazoo does not validate it on the wire, so anything may come: numbers as strings, values
-//! out of range, other types, unknown keys. Each value is taken, corrected or dropped; a correction is told once, never fatal.
+//! Reads the action's data as Kazoo means it. Kazoo does not validate the data on the wire, so it may contain numbers as strings, values
+//! out of range, other types, and unknown keys. Each value is used, corrected or dropped. A correction is reported once, and is never
+//! fatal.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -18,7 +19,7 @@ pub enum Verb {
     Control(Control),
 }
 
-/// How audio is sent to the user's URL.
+/// The method for sending audio to the user's URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
@@ -27,16 +28,16 @@ pub enum Method {
     Post,
 }
 
-/// The action's data, sorted out. `None` means that a default applies, which the plan knows.
+/// The interpreted data. `None` means that a default applies, which the plan sets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub verb: Verb,
-    /// The flow wants this node skipped. Kazoo does that itself and sends nothing (`cf_exe`); should it arrive, nothing is done.
+    /// The flow skips this node. Kazoo does that itself and sends no message (`cf_exe`). If one arrives, it has no effect.
     pub skip: bool,
     pub format: Option<Format>,
     pub label: Option<String>,
     pub media_id: Option<MediaId>,
-    /// As given, at most 1024 bytes of it; the plan makes a name of it, and tells what became of it.
+    /// As given, limited to 1024 bytes. The plan makes a name from it, and reports a change.
     pub media_name: Option<String>,
     pub method: Method,
     /// Seconds, 0 to 10800.
@@ -54,18 +55,18 @@ pub struct Settings {
     pub url: Option<String>,
 }
 
-/// A value of the data that was not taken as it was. One for each key at most.
+/// A value of the data that was changed. At most one for each key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Correction {
     pub key: &'static str,
-    /// What was given; see `shown`.
+    /// The given value; see `shown`.
     pub given: String,
-    /// What is used instead.
+    /// The value that is used instead.
     pub used: String,
     pub why: &'static str,
 }
 
-/// Every key that is read.
+/// Each key that is read.
 pub const KEYS: [&str; 20] = [
     "action",
     "format",
@@ -88,7 +89,7 @@ pub const KEYS: [&str; 20] = [
     "time_limit",
     "url",
 ];
-/// What counts whatever the action is; the rest is for a start. `data` stands for the whole.
+/// Keys that apply to any action. The other keys apply to a start. `data` stands for the whole data.
 pub const EVERY_VERBS: [&str; 3] = ["data", "action", "skip_module"];
 pub const TIME_LIMIT_MIN: u32 = 5;
 pub const TIME_LIMIT_DEFAULT: u32 = 3600;
@@ -100,18 +101,18 @@ pub const SILENCE_TIMEOUT_MAX_MS: u32 = 10_800_000;
 pub const SILENCE_INITIAL_DEFAULT_MS: u32 = 0;
 /// The action's documentation says 5 and means seconds.
 pub const SILENCE_FINAL_DEFAULT_MS: u32 = 5000;
-/// Longest label that is taken whole, in bytes.
+/// Longest label that is used unshortened, in bytes.
 pub const MAX_LABEL: usize = 128;
-/// As much of a `media_name` is looked at, in bytes.
+/// As much of a `media_name` is read, in bytes.
 pub const MAX_GIVEN_NAME: usize = 1024;
-/// Longest URL that is taken, in bytes.
+/// Longest accepted URL, in bytes.
 pub const MAX_URL: usize = 2048;
 
 const WRONG_TYPE: &str = "not of a type that can be read";
 const OUT_OF_RANGE: &str = "out of range";
 const UNKNOWN: &str = "not a known value";
 
-/// Reads the data, and says what had to be corrected. `max_time_limit` is the configured maximum, seconds.
+/// Reads the data, and returns the corrections. `max_time_limit` is the configured maximum, in seconds.
 pub fn read(data: &Value, max_time_limit: u32) -> (Settings, Vec<Correction>) {
     let max_time_limit = max_time_limit.max(TIME_LIMIT_MIN);
     let mut reader = Reader {
@@ -157,7 +158,8 @@ fn method_named(text: &str) -> Option<Method> {
     }
 }
 
-/// A value as it may be told: shortened, and nothing of what may be a URL with credentials but its scheme, in whatever key it stands.
+/// A value in a form that may be shown. It is shortened. Of a text that may be a URL with credentials, only the scheme is shown, in any
+/// key.
 pub(super) fn shown(given: &Value) -> String {
     match given {
         Value::String(text) => match text.split_once("://") {
@@ -176,7 +178,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// The value at `key`; null and empty text count as absent, as everywhere in Kazoo.
+    /// The value at `key`. Null and empty text count as missing, as in all of Kazoo.
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.data
             .get(key)
@@ -217,7 +219,7 @@ impl<'a> Reader<'a> {
         read
     }
 
-    /// In any case, and with blanks around it: a flow that says POST means it.
+    /// Accepts any case, and blanks around the value: a flow with POST means POST.
     fn method(&mut self) -> Method {
         let known = self.one_of("method", "put", |text| method_named(text.trim()));
         if let (Some(method), Some(Value::String(given))) = (known, self.get("method"))
@@ -261,7 +263,7 @@ impl<'a> Reader<'a> {
             .unwrap_or(default)
     }
 
-    /// A number stands for its decimal form.
+    /// A number gives its decimal form.
     fn text(&mut self, key: &'static str, default: &str) -> Option<String> {
         match self.get(key)? {
             Value::String(text) => Some(text.clone()),
@@ -295,7 +297,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A URL is taken as given, good or not: whoever sets one does not want the audio anywhere else. Only the delivery judges it.
+    /// A URL is accepted as given, even if it is invalid. An action with a URL must not store the audio anywhere else. Only the delivery
+    /// checks the URL.
     fn url(&mut self) -> Option<String> {
         let value = self.get("url")?;
         match value {
@@ -440,7 +443,7 @@ mod tests {
             let told: Vec<_> = corrections.iter().map(|c| (c.key, c.used.clone())).collect();
             assert_eq!(told, [("time_limit", used.to_string())], "{given}");
         }
-        // The default is bounded as well.
+        // The limit applies to the default as well.
         assert_eq!(super::read(&json!({}), 600).0.time_limit, 600);
     }
 

@@ -1,4 +1,4 @@
-//! What an account has of its own: its storage plan, and how often a delivery is tried. Remembered for a minute.
+//! An account's own settings: its storage plan, and the number of delivery attempts. They are cached for a minute.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,9 +15,9 @@ use crate::recording::names::account_db;
 use super::media::Media;
 use super::storage::{Plan, is_alive};
 
-/// How long an answer is good for.
+/// How long a cached answer is valid.
 const GOOD_FOR: Duration = Duration::from_secs(60);
-/// Accounts that are remembered; past that everything is forgotten.
+/// Most accounts in the cache. Beyond that the cache is cleared.
 const MOST: usize = 4096;
 
 const SYSTEM_DATA: &str = "system_data";
@@ -25,12 +25,12 @@ const SERVICES: &str = "services";
 /// The account's own `system_config/media` (`kapps_config_util:account_doc_id`).
 const CONFIG: &str = "configs_media";
 
-/// Reads accounts' own settings. Cheap to clone.
+/// Reads the accounts' own settings. Cheap to clone.
 #[derive(Clone)]
 pub struct Accounts {
     couch: Couch,
     plans: Arc<Memory<Plan>>,
-    /// What the account, or its reseller, sets; `None`: neither does.
+    /// The value of the account, or of its reseller. `None`: neither sets one.
     retries: Arc<Memory<Option<u32>>>,
     missing: Arc<Missing>,
 }
@@ -45,7 +45,7 @@ impl Accounts {
         }
     }
 
-    /// The storage plan of an account; `Unknown` while the database does not tell.
+    /// The storage plan of an account. `Unknown` while the database does not answer.
     pub async fn plan(&self, account_id: &str) -> Plan {
         if let Some(plan) = self.plans.get(account_id) {
             return plan;
@@ -61,7 +61,7 @@ impl Accounts {
 
     async fn read_plan(&self, account_id: &str) -> Result<Plan, CouchError> {
         let read = async |id: &str| {
-            // It was missing before, as most nodes said: one is believed now.
+            // Most nodes reported the document missing before, so one node's answer is enough now.
             let found = match self.missing.contains(id) {
                 true => self.couch.get(SYSTEM_DATA, id).await,
                 false => self.couch.get_surely(SYSTEM_DATA, id).await,
@@ -71,7 +71,7 @@ impl Accounts {
                     self.missing.learn(id, document.is_none());
                     Ok(document.filter(is_alive))
                 }
-                // A cluster without that database has no plans. A node that does not know the cluster's databases says nothing of them.
+                // A cluster without that database has no plans. A node that does not know the cluster's databases says nothing about plans.
                 Err(CouchError::DatabaseMissing(_)) => {
                     self.couch.knows_databases().await?;
                     Ok(None)
@@ -88,7 +88,8 @@ impl Accounts {
         Ok(Plan::read([&system, &named, &account].into_iter().flatten()))
     }
 
-    /// How often a delivery is tried for an account. The system's value while the database does not tell; `None`: nobody says.
+    /// The number of delivery attempts for an account. While the database does not answer, the system's value applies. `None`: no document
+    /// sets one.
     pub async fn storage_retry_times(&self, account_id: &str, media: &Media) -> Option<u32> {
         let own = match self.retries.get(account_id) {
             Some(own) => own,
@@ -118,7 +119,7 @@ impl Accounts {
         }
     }
 
-    /// Forgets what is remembered: somebody changed it.
+    /// Clears the cache after a change of the settings.
     pub fn forget(&self) {
         self.plans.clear();
         self.retries.clear();
@@ -126,13 +127,14 @@ impl Accounts {
     }
 }
 
-/// An account's document that lacks the key takes the system's value; its reseller is not asked then (`kapps_account_config:get_global`).
+/// An account's document without the key takes the system's value. The reseller's document does not count then
+/// (`kapps_account_config:get_global`).
 fn retry_times(document: &Value) -> Option<u32> {
     let value = document.pointer("/call_recording/storage_retry_times")?;
     crate::kazoo::json::integer(value).and_then(|times| u32::try_from(times).ok())
 }
 
-/// Documents that were missing when they were last asked for.
+/// Documents that were missing at the last read.
 #[derive(Default)]
 struct Missing(Mutex<HashSet<String>>);
 

@@ -1,4 +1,4 @@
-//! What `system_config/media` says, read purely.
+//! The content of `system_config/media`. Pure functions.
 
 use serde_json::Value;
 
@@ -10,19 +10,19 @@ use crate::recording::settings::TIME_LIMIT_MIN;
 
 use super::proxy::Proxy;
 
-/// Port of a third party's server that has none in its value (`third_party_bigcouch_port`).
+/// Port of a third party's server without a port in its value (`third_party_bigcouch_port`).
 const THIRD_PARTY_PORT: u16 = 5984;
 
-/// The settings that concern recordings.
+/// The settings for recordings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Media {
-    /// `store_recordings`: whether recordings without a URL of their own are kept at all.
+    /// `store_recordings`: whether recordings without a URL of their own are stored.
     pub store_recordings: bool,
     pub defaults: Defaults,
     pub third_party: ThirdParty,
-    /// Kazoo's store proxy, which serves accounts with a storage plan.
+    /// Kazoo's store proxy, which stores for accounts with a storage plan.
     pub proxy: Proxy,
-    /// `call_recording.storage_retry_times` (`kz_media_config`), which accounts may override; `None`: the daemon's own schedule.
+    /// `call_recording.storage_retry_times` (`kz_media_config`), which accounts may override. `None`: the worker's own retry schedule.
     pub storage_retry_times: Option<u32>,
 }
 
@@ -31,11 +31,11 @@ pub struct Media {
 pub enum ThirdParty {
     NotSet,
     Server(Server),
-    /// It is set, to something that names no server. Nothing may go to our own cluster then.
+    /// The value does not name a server. Nothing may be stored in our own cluster then.
     Unusable(NoServer),
 }
 
-/// The sections of a configuration document: the zone's, then `default`. Key by key, the first that has it wins.
+/// The sections of a configuration document: the zone's, then `default`. The first section with a key wins, for each key separately.
 pub(super) struct Sections<'a>(Vec<&'a Value>);
 
 impl<'a> Sections<'a> {
@@ -55,7 +55,7 @@ impl<'a> Sections<'a> {
         self.find(&[key]).and_then(boolean).unwrap_or(default)
     }
 
-    /// Text; a number stands for its decimal form, the text `undefined` (which Kazoo's tools leave behind) and the empty one for nothing.
+    /// A text value. A number gives its decimal form. Empty text, and the text `undefined` that Kazoo's tools leave behind, give `None`.
     pub(super) fn text(&self, key: &str) -> Option<String> {
         let text = match self.find(&[key])? {
             Value::String(text) => text.trim().to_owned(),
@@ -73,7 +73,7 @@ impl<'a> Sections<'a> {
 }
 
 impl Media {
-    /// Reads the document's sections; absent keys and nonsense have Kazoo's defaults (`kz_media_config`, `kz_media_util`).
+    /// Reads the document's sections. Missing keys and invalid values get Kazoo's defaults (`kz_media_config`, `kz_media_util`).
     pub fn read(document: &Value, zone: &str) -> Self {
         let sections = Sections::of(document, zone);
         let number = |key: &str, default: u32| sections.number(&[key]).unwrap_or(default);
@@ -87,7 +87,7 @@ impl Media {
                     .and_then(Format::named)
                     .unwrap_or(fallback.format),
                 min_sec: number("record_min_sec", fallback.min_sec),
-                // Less than a recording can have is nonsense; taken at its word it would cut every recording off.
+                // A value below the shortest possible recording is invalid. It would cut off each recording.
                 max_time_limit: Some(number("max_recording_time_limit", fallback.max_time_limit))
                     .filter(|max| *max >= TIME_LIMIT_MIN)
                     .unwrap_or(fallback.max_time_limit),
@@ -105,7 +105,7 @@ fn third_party(sections: &Sections<'_>) -> ThirdParty {
         None => ThirdParty::NotSet,
         Some(text) => match Server::parse(&text, port.unwrap_or(THIRD_PARTY_PORT)) {
             Ok(mut server) => {
-                // A URL that names no port gets the one that was set; without any it has its scheme's.
+                // A URL without a port gets the configured port. If no port is configured, it gets its scheme's.
                 if let (Some(port), true) = (port, text.contains("://") && !names_port(&text)) {
                     let _ = server.url.set_port(Some(port));
                 }
@@ -116,7 +116,7 @@ fn third_party(sections: &Sections<'_>) -> ThirdParty {
     }
 }
 
-/// Whether a URL names its port, its scheme's own included.
+/// Whether a URL contains a port, including its scheme's default.
 fn names_port(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -192,7 +192,7 @@ mod tests {
         }
         let section = json!({"third_party_bigcouch_host": "https://u:p@rec", "third_party_bigcouch_port": 6984});
         assert_eq!(url(section), "https://rec:6984/");
-        // One of its own wins, and without any it is the scheme's.
+        // The URL's own port wins. Without a configured port, the scheme's default applies.
         for (host, expected) in [
             ("https://rec:6985", "https://rec:6985/"),
             ("http://u:p:w@rec:80/", "http://rec/"),
@@ -214,7 +214,7 @@ mod tests {
             "zone-a": {"third_party_bigcouch_host": ""},
             "zone-b": {"third_party_bigcouch_host": null},
         });
-        // As Kazoo: an empty text is a value, null is none.
+        // As in Kazoo: an empty text is a value, and null is not.
         let of_zone = |zone| Media::read(&document, zone).third_party;
         assert_eq!(of_zone("zone-a"), ThirdParty::NotSet);
         assert!(matches!(of_zone("zone-b"), ThirdParty::Server(_)));

@@ -1,4 +1,4 @@
-//! Where Kazoo's store proxy is (`kz_media_util:proxy_base_url`). Read purely.
+//! The address of Kazoo's store proxy (`kz_media_util:proxy_base_url`). Pure functions.
 
 use std::fmt;
 
@@ -10,15 +10,15 @@ use crate::kazoo::json::{boolean_at, integer_at, owned_text};
 
 use super::media::Sections;
 
-/// The proxy's port unless it is set.
+/// The proxy's default port.
 const PORT: u16 = 24_517;
 
-/// The store proxy's address, and what it lets us in for.
+/// The store proxy's address, and our credentials for it.
 #[derive(Clone)]
 pub struct Proxy {
-    /// Without credentials. `None`: nobody said where it is. Kazoo then takes each node's own name, which is not ours.
+    /// Without credentials. `None`: the configuration does not name it. Kazoo then uses each node's own name, which is not ours.
     pub base: Option<Url>,
-    /// Empty: none are sent.
+    /// Empty: no credentials are sent.
     pub username: String,
     pub password: SecretString,
 }
@@ -55,7 +55,7 @@ impl Proxy {
     }
 }
 
-/// `distributed_proxy`: another address in front of all nodes' proxies.
+/// `distributed_proxy`: one address in front of the proxies of all nodes.
 fn spread(settings: &Value, host: Option<&str>) -> Option<Url> {
     let scheme = owned_text(settings, "scheme").unwrap_or_else(|| "http".to_owned());
     let standard = if scheme == "https" { 443 } else { 80 };

@@ -1,45 +1,45 @@
-//! An account's storage plan (`kzs_plan`), read purely from its documents in `system_data`.
+//! An account's storage plan (`kzs_plan`), built from its documents in `system_data`. Pure functions.
 //!
-//! Kazoo merges the document `system`, the plan that the account's document names in `pvt_plan_id`, and the account's document itself,
-//! then looks up what concerns the type `call_recording` in monthly databases.
+//! Kazoo merges three documents: `system`, the plan that the account's document names in `pvt_plan_id`, and the account's document. It then
+//! takes the settings for the type `call_recording` in monthly databases.
 
 use serde_json::{Map, Value};
 
 use crate::couch::Server;
 use crate::kazoo::json::{boolean_at, integer_at, owned_text, text};
 
-/// The connection that is the cluster itself.
+/// The connection to the cluster's own databases.
 const LOCAL: &str = "local";
 
-/// What the storage plan says of an account's recordings.
+/// What the storage plan says about an account's recordings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
-    /// Nothing: they are stored like everything else.
+    /// Nothing: recordings are stored like all other documents.
     None,
     Stored(Storage),
-    /// Nobody could read it now.
+    /// The plan is unreadable now.
     Unknown,
 }
 
-/// Where a plan puts recordings.
+/// Where a plan stores recordings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Storage {
-    /// The kind of the attachments' handler, such as `s3`, `google_drive` or `http`: Kazoo's store proxy runs it.
+    /// The kind of the attachments' handler, such as `s3`, `google_drive` or `http`. Kazoo's store proxy runs it.
     pub handler: Option<String>,
-    /// The other connection that documents of this type are kept on, if any.
+    /// The other connection for documents of this type, if there is one.
     pub connection: Option<Connection>,
 }
 
-/// A connection that is not the cluster's own.
+/// A connection outside the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
     pub tag: String,
-    /// `None`: the plan does not describe it, or not as a CouchDB server.
+    /// `None`: the plan does not describe the connection, or does not describe it as a CouchDB server.
     pub server: Option<Server>,
 }
 
 impl Plan {
-    /// Reads the plan that the documents make together, the most general first.
+    /// Builds the plan from its documents, the most general first.
     pub fn read<'a>(documents: impl IntoIterator<Item = &'a Value>) -> Self {
         let mut whole = Value::Object(Map::new());
         for document in documents {
@@ -52,7 +52,7 @@ impl Plan {
         let tag = text(of_type, "connection")
             .or_else(|| text(monthly, "connection"))
             .unwrap_or(LOCAL);
-        // Not merged any deeper: a type's `attachments` replace the parts of the database's that they name.
+        // This merge has one level: a type's `attachments` replace the entries of the database's `attachments` that they name.
         let mut attachments = at(monthly, "attachments");
         if let Value::Object(own) = at(of_type, "attachments") {
             match &mut attachments {
@@ -61,7 +61,7 @@ impl Plan {
             }
         }
         let handler = text(&attachments, "handler").map(|id| {
-            // Whatever it names: Kazoo's proxy decides, and tells when it knows no such handler.
+            // Any name is accepted. Kazoo's proxy decides, and reports an unknown handler.
             let described = whole.pointer(&format!("/attachments/{}", pointer(id)));
             described
                 .and_then(|handler| owned_text(handler, "handler"))
@@ -80,12 +80,12 @@ impl Plan {
     }
 }
 
-/// Whether a document of `system_data` counts; one that was deleted softly does not.
+/// Whether a document of `system_data` counts. A soft-deleted document does not.
 pub(super) fn is_alive(document: &Value) -> bool {
     boolean_at(document, "pvt_deleted") != Some(true)
 }
 
-/// A plan's connection as a server (`kz_couch_util:new_connection`): host or ip, port, credentials, beside or inside of `settings`.
+/// A plan's connection as a server (`kz_couch_util:new_connection`): host or ip, port, and credentials, beside `settings` or inside.
 fn server(connection: &Value) -> Option<Server> {
     let driver = text(connection, "driver").unwrap_or("kazoo_couch");
     if driver != "kazoo_couch" {
@@ -107,7 +107,7 @@ fn server(connection: &Value) -> Option<Server> {
     Some(server)
 }
 
-/// Objects are merged key by key, everything else is replaced; null replaces nothing.
+/// Objects are merged key by key. Any other value is replaced. Null replaces nothing.
 fn merge(into: &mut Value, from: &Value) {
     match (into, from) {
         (_, Value::Null) => {}
@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    /// What Kazoo has when nobody ever wrote one.
+    /// Kazoo's plan without any stored document.
     fn system() -> Value {
         json!({
             "_id": "system", "attachments": {}, "connections": {"local": {}},

@@ -1,6 +1,6 @@
-//! One event, one struct: what happened, with an `emit` that logs and counts together. The only place that knows metric names.
+//! One struct per event, whose `emit` logs and counts. Only this module contains metric names.
 //!
-//! Labels are from closed sets; a call, an account or a URL never becomes one.
+//! Labels come from closed sets. A call, an account or a URL is never a label.
 #![allow(clippy::disallowed_macros)] // the one place
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
@@ -21,7 +21,7 @@ pub use survival::*;
 pub use transport::*;
 pub use zero::{Labels, begin_at_zero};
 
-/// Every metric, with its help text and unit. A test of the docs walks it.
+/// All metrics, with help text and unit. A test of the docs reads this list.
 pub const METRICS: &[(&str, &str)] = &[
     (
         "kz_record_call_actions_total",
@@ -232,7 +232,7 @@ pub const METRICS: &[(&str, &str)] = &[
     ),
 ];
 
-/// All others that end in `_seconds` are histograms.
+/// All other metrics that end in `_seconds` are histograms.
 const GAUGES_IN_SECONDS: [&str; 2] = [
     "kz_record_call_oldest_seconds",
     "kz_record_call_last_look_timestamp_seconds",
@@ -253,7 +253,7 @@ pub fn describe() {
     }
 }
 
-/// As much of an id from outside as a line of the log has room for.
+/// An id from outside, shortened for a log line.
 fn shown(text: &str) -> &str {
     let end = text.char_indices().nth(256).map(|(end, _)| end);
     end.and_then(|end| text.get(..end)).unwrap_or(text)

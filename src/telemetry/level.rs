@@ -1,4 +1,4 @@
-//! What is logged: a filter, which can be changed while the process runs.
+//! The log filter, which can be changed while the process runs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,21 +22,21 @@ impl LogLevel {
         }
     }
 
-    /// The filter that is in force, as it was given.
+    /// The present filter, as it was given.
     pub fn get(&self) -> String {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts another filter in force, until the process ends.
+    /// Sets another filter until the process ends.
     ///
     /// # Errors
-    /// Why `text` is no filter; the one before stays then.
+    /// Why `text` is not a filter. The present filter stays in use then.
     pub fn set(&self, text: &str) -> Result<(), FilterError> {
         let text = text.trim();
         let new = log_filter(text)?;
         let mut present = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *present, text.to_owned());
-        // Under the old filter and under the new one: one of them lets it through, unless both are silent.
+        // Logged under the old filter and under the new one. At least one of them shows the line, unless both suppress it.
         info!(event = "log_level_changes", before, now = text, "log level changes");
         self.handle.reload(new).map_err(|_| FilterError::Gone)?;
         info!(event = "log_level_changed", before, now = text, "log level changed");

@@ -1,6 +1,6 @@
-//! Our spans, exported over OTLP (HTTP, protobuf) to a collector. Only with the feature `otlp`, and only when an endpoint is configured.
+//! Exports our spans over OTLP (HTTP, protobuf) to a collector. This requires the feature `otlp` and a configured endpoint.
 //!
-//! The exporter has a thread of its own and a queue with a bound: a collector that is away costs spans, and nothing else.
+//! The exporter has its own thread and a bounded queue. When the collector is unreachable, spans are lost, and nothing else is affected.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,20 +20,20 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use super::TelemetryError;
 use super::trace::{EXPORTED, Stage, Trace};
 
-/// The whole of one export.
+/// Time limit of one export.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where traces are posted, below the endpoint.
+/// The path for traces, below the endpoint.
 const PATH: &str = "v1/traces";
 
 static ACTIVE: OnceLock<()> = OnceLock::new();
 
-/// The exporter. To be shut down at the end, so that what it has goes out.
+/// The exporter. Shut it down at the end, so that it sends its remaining spans.
 #[derive(Debug, Clone)]
 pub struct Exporter(SdkTracerProvider);
 
 impl Exporter {
-    /// Begins to export to `endpoint`, as `host`.
+    /// Starts to export to `endpoint`, as `host`.
     pub(super) fn start(endpoint: &url::Url, host: &str) -> Result<Self, TelemetryError> {
         let mut address = endpoint.as_str().trim_end_matches('/').to_owned();
         if !address.ends_with(PATH) {
@@ -67,7 +67,7 @@ impl Exporter {
         self.0.tracer("kz_record_call")
     }
 
-    /// Sends what is left, for a few seconds at most.
+    /// Sends the remaining spans, for some seconds at most.
     pub fn shut_down(&self) {
         if let Err(error) = self.0.shutdown_with_timeout(TIMEOUT) {
             tracing::debug!(event = "spans_lost", %error, "last spans not exported");
@@ -75,7 +75,7 @@ impl Exporter {
     }
 }
 
-/// Tells when the collector stops taking spans, and when it takes them again; not each time.
+/// Logs when the collector stops accepting spans and when it accepts them again, but not each failure.
 #[derive(Debug)]
 struct Telling {
     exporter: SpanExporter,
@@ -102,7 +102,7 @@ impl trace::SpanExporter for Telling {
     }
 }
 
-/// Spans are made from now on.
+/// From this call on, spans are created.
 pub(super) fn activate() {
     let _ = ACTIVE.set(());
 }
@@ -111,7 +111,7 @@ pub(super) fn is_active() -> bool {
     ACTIVE.get().is_some()
 }
 
-/// A span of ours below `parent`, or the first of a new trace; and the context that its messages carry.
+/// One of our spans below `parent`, or the first of a new trace. Also the context for its messages.
 pub(super) fn open(stage: Stage, parent: Option<&Trace>) -> Option<(Span, Trace)> {
     use tracing::field::Empty;
     let span = match stage {
@@ -122,7 +122,7 @@ pub(super) fn open(stage: Stage, parent: Option<&Trace>) -> Option<(Span, Trace)
         Stage::Recording => return None,
     };
     if let Some(context) = parent.and_then(remote) {
-        // An error says that the span is not recorded by this process' layer; the context is passed on as it came then.
+        // An error means that this process' layer does not record the span. The context is then passed on unchanged.
         let _ = span.set_parent(Context::new().with_remote_span_context(context));
     }
     let context = span.context();
@@ -142,7 +142,7 @@ pub(super) fn open(stage: Stage, parent: Option<&Trace>) -> Option<(Span, Trace)
     Some((span, trace))
 }
 
-/// What the message said of its sender's span.
+/// The sender's span, from the message.
 fn remote(trace: &Trace) -> Option<SpanContext> {
     let mut parts = trace.parent().split('-').skip(1);
     let trace_id = TraceId::from_hex(parts.next()?).ok()?;

@@ -1,5 +1,5 @@
-//! Whether the tasks that everything depends on still turn. Each beats for as long as it is polled: one that blocks its thread, that
-//! panicked, or that nobody polls any more, is silent.
+//! Liveness of the essential tasks. Each task sends a heartbeat for as long as it is polled. A task is silent when it blocks its thread,
+//! has panicked, or is no longer polled.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// Between two beats.
+/// Interval between two heartbeats.
 const BEAT: Duration = Duration::from_millis(500);
 
-/// All of them. Cheap to clone.
+/// The heartbeats of all tasks. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Pulses {
     begun: Instant,
@@ -23,7 +23,7 @@ struct Pulse {
     name: &'static str,
     /// Milliseconds since `begun`.
     last: AtomicU64,
-    /// Its work is done, in good order.
+    /// The task has ended regularly.
     over: AtomicBool,
 }
 
@@ -37,7 +37,7 @@ impl Default for Pulses {
 }
 
 impl Pulses {
-    /// `work`, with a pulse that counts from now on.
+    /// Wraps `work` with a heartbeat. The heartbeat counts from this call on.
     pub fn beat<F: Future>(&self, name: &'static str, work: F) -> impl Future<Output = F::Output> + use<F> {
         let pulse = Arc::new(Pulse {
             name,
@@ -63,7 +63,7 @@ impl Pulses {
         }
     }
 
-    /// The task that has been silent for longest, if that is longer than `limit`; and for how long.
+    /// The task that has been silent for longest, and for how long, if that exceeds `limit`.
     pub fn silent(&self, limit: Duration) -> Option<(&'static str, Duration)> {
         let now = self.now();
         let all = self.lock();
@@ -127,7 +127,7 @@ mod tests {
             tokio::task::yield_now().await;
             let _ = blocked.recv();
         }));
-        // From outside: the thread that is blocked may be the one that the runtime's clock depends on.
+        // Waits outside the runtime, because the runtime's clock may depend on the blocked thread.
         while pulses.silent(Duration::from_millis(900)).is_none() {
             std::thread::park_timeout(Duration::from_millis(10));
         }

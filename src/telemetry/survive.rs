@@ -1,4 +1,4 @@
-//! No task is spawned bare: a panic in one is caught, logged and counted, and what runs for ever runs on.
+//! Wrappers for spawned tasks. A panic is caught, logged and counted. A task that must run for ever is started again.
 
 use std::any::Any;
 use std::future::Future;
@@ -9,10 +9,10 @@ use futures_util::FutureExt as _;
 
 use super::events::TaskPanicked;
 
-/// Before a task that runs for ever begins anew.
+/// Delay before such a task is started again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Does some work in the background; `None` when it panicked.
+/// Does work in the background. `None` when it panicked.
 pub async fn survive<T>(name: &'static str, work: impl Future<Output = T>) -> Option<T> {
     match AssertUnwindSafe(work).catch_unwind().await {
         Ok(done) => Some(done),
@@ -30,14 +30,14 @@ pub async fn survive<T>(name: &'static str, work: impl Future<Output = T>) -> Op
     }
 }
 
-/// Does work that ends only with the program, and begins it anew when it panicked.
+/// Does work that ends only with the program, and starts it again after a panic.
 pub async fn survive_for_ever<F: Future<Output = ()>>(name: &'static str, mut work: impl FnMut() -> F) {
     while survive(name, work()).await.is_none() {
         tokio::time::sleep(AGAIN).await;
     }
 }
 
-/// What a task panicked of, in words for the log.
+/// The message of a panic, as a text for the log.
 pub fn words(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));

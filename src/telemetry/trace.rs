@@ -1,38 +1,38 @@
-//! Traces: the W3C context (`traceparent`, `tracestate`) that an action's message brought is carried through its handling, put on every message
-//! that is published meanwhile, and told in every line of the log. With the feature `otlp`, and a collector, our own spans join it.
+//! Traces. The W3C context (`traceparent`, `tracestate`) of an action's message stays attached to its handling. Each message published
+//! meanwhile contains it, and each log line has its id. With the feature `otlp` and a collector, our own spans join the trace.
 //!
-//! Nothing depends on it. A recording's later stages find the context in the order that the ledger keeps.
+//! No function depends on traces. The later stages of a recording find the context in the order that the ledger stores.
 
 use std::future::Future;
 
 use tracing::{Instrument as _, Span, error_span};
 
 #[cfg(feature = "otlp")]
-/// Exported spans have this target; all others only give the log its `trace_id`.
+/// Target of exported spans. All other spans only add `trace_id` to the log.
 pub(super) const EXPORTED: &str = "kz_record_call::span";
 
-/// The longest `tracestate` that is passed on, in bytes: what the standard wants to be passed on at least.
+/// Longest `tracestate` that is passed on, in bytes. The standard requires at least this much.
 const MAX_STATE: usize = 512;
 
-/// The context that a message came with.
+/// The context of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trace {
     parent: String,
     state: Option<String>,
 }
 
-/// A stage of the way.
+/// A stage in the life of a recording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// An action is handled. Exported, as are the next three.
+    /// An action is handled. This stage and the next three are exported.
     Action,
     /// A command is published to a call.
     Command,
     /// A switch is asked for its file, and uploads it.
     Collect,
-    /// Audio is brought to its destination.
+    /// Audio is sent to its destination.
     Delivery,
-    /// A recording is driven on; only for the log.
+    /// A recording is processed. This stage exists only in the log.
     Recording,
 }
 
@@ -41,7 +41,7 @@ tokio::task_local! {
 }
 
 impl Trace {
-    /// Reads the two headers. A `traceparent` that is none is as good as absent, a `tracestate` that is none is dropped.
+    /// Reads the two headers. An invalid `traceparent` counts as missing. An invalid `tracestate` is dropped.
     pub fn read(parent: &str, state: Option<&str>) -> Option<Self> {
         let parent = parent.trim();
         let fits =
@@ -68,7 +68,7 @@ impl Trace {
     }
 }
 
-/// Version, trace, parent and flags, as the standard has them; a later version may have more behind.
+/// Version, trace, parent and flags in the standard's form. A later version may append more parts.
 fn is_parent(text: &str) -> bool {
     let mut parts = text.splitn(5, '-');
     let mut hex = |length: usize| {
@@ -85,12 +85,12 @@ fn is_parent(text: &str) -> bool {
     version != "ff" && !zero(trace) && !zero(span) && (version != "00" || more.is_none()) && text.len() <= MAX_STATE
 }
 
-/// The context of what this task is at.
+/// The context of the present task.
 pub fn current() -> Option<Trace> {
     CURRENT.try_with(Clone::clone).ok()
 }
 
-/// Does `work` as a stage of `trace`. Without a trace, and without a collector, it is just done.
+/// Does `work` as a stage of `trace`. Without a trace and without a collector, only the work is done.
 pub async fn within<F: Future>(stage: Stage, trace: Option<Trace>, work: F) -> F::Output {
     match open(stage, trace) {
         Some((span, trace)) => CURRENT.scope(trace, work.instrument(span)).await,
@@ -98,7 +98,7 @@ pub async fn within<F: Future>(stage: Stage, trace: Option<Trace>, work: F) -> F
     }
 }
 
-/// `work`, which goes on in a task of its own, in the context of whoever begins it.
+/// Wraps `work` for a task of its own, with the context of the task that calls this function.
 pub fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
     let (trace, span) = (current(), Span::current());
     async move {
@@ -115,14 +115,15 @@ fn open(stage: Stage, trace: Option<Trace>) -> Option<(Span, Trace)> {
         return super::otlp::open(stage, trace.as_ref());
     }
     let trace = trace?;
-    // Whoever is within it already tells it already.
+    // An outer span of the same trace has the id in its log lines already.
     if current().is_some_and(|outer| outer.id() == trace.id()) {
         return None;
     }
     Some((log_span(stage, trace.id()), trace))
 }
 
-/// Of the highest level, so that a line that is logged has it, whatever the filter is. In JSON: `"span":{"name":"action","trace_id":"…"}`.
+/// The span has the highest level, so that each logged line contains it under any filter. In JSON:
+/// `"span":{"name":"action","trace_id":"…"}`.
 fn log_span(stage: Stage, trace_id: &str) -> Span {
     match stage {
         Stage::Action => error_span!("action", trace_id),

@@ -1,4 +1,4 @@
-//! The values that metrics' labels can have, gathered from the rooms that know them.
+//! The values that the labels of metrics can have, collected from the modules that define them.
 
 use crate::destination::hold::HoldError;
 use crate::entry::cause::Outcome;
@@ -9,7 +9,7 @@ use crate::recording::audio::Finding;
 use crate::recording::settings;
 use crate::telemetry::events::{self, Built, Labels};
 
-/// Lets every metric that can be known exist from the start.
+/// Registers every known metric, so that it exists from the start.
 pub fn begin_at_zero() {
     let closed: Vec<_> = Outcome::ALL
         .iter()
@@ -18,7 +18,7 @@ pub fn begin_at_zero() {
         .collect();
     let parked: Vec<_> = Outcome::Parked.causes().iter().map(|cause| cause.name()).collect();
     let mut keys = settings::KEYS.to_vec();
-    // The data itself, when it is no object.
+    // The value for data that is no object.
     keys.push("data");
     let controls = [Control::Stop, Control::Mask, Control::Unmask].map(Control::name);
     let commands = [&["start"], &controls[..]].concat();

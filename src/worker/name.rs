@@ -1,7 +1,7 @@
-//! How a worker is called.
+//! The name of a worker.
 
-/// This process' name in leases and facts, another one at every start: in containers the process id is always 1, and two workers of one name
-/// would take each other's leases for their own.
+/// The name of this process in leases and facts. It is different at every start, because in containers the process id is always 1. Two
+/// workers of one name would take each other's leases for their own.
 pub fn of_process(host: &str) -> String {
     let unique = uuid::Uuid::new_v4().simple().to_string();
     format!("{host}#{}-{}", std::process::id(), &unique[..6])

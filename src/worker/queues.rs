@@ -1,4 +1,4 @@
-//! The queues that a worker consumes, and when it leaves some of them alone.
+//! The queues that a worker consumes, and when it stops consuming some of them.
 
 use std::time::Duration;
 
@@ -26,7 +26,8 @@ const ENDINGS_MAX_BYTES: i64 = 1 << 30;
 const JOURNAL_MAX_BYTES: i64 = 1 << 30;
 const ANSWERS_MAX_BYTES: i64 = 64 << 20;
 
-/// Queues that are left alone while the ledger is down: the journal at once, the endings after a while.
+/// Queues that the worker does not consume while the ledger is down: the journal at once, the endings
+/// after a while.
 pub(super) struct Gates {
     journal: watch::Sender<bool>,
     endings: watch::Sender<bool>,
@@ -42,7 +43,7 @@ impl Default for Gates {
 }
 
 impl Gates {
-    /// Follows the ledger from now on.
+    /// Follows the state of the ledger from now on.
     pub(super) fn open(self, ledger: &Ledger, patience: Duration, tasks: &TaskTracker, stop: CancellationToken) {
         let mut up = ledger.watch();
         let following = async move {
@@ -71,7 +72,7 @@ pub fn topology(config: &Config) -> Vec<QueueSpec> {
     queues(config, &Gates::default())
 }
 
-/// The queues, the most urgent first; `consume` takes their deliveries in this order.
+/// The queues, the most urgent first. `consume` takes their receivers in this order.
 pub(super) fn queues(config: &Config, gates: &Gates) -> Vec<QueueSpec> {
     let bound = |exchange, key: &str| Binding {
         exchange,

@@ -1,5 +1,5 @@
-//! What the service manager is told (systemd, `Type=notify`): that the worker is bound and consuming, what it is doing, that it goes down,
-//! and, for as long as its runtime and its supervisors turn, that it lives. Nothing where no service manager asks.
+//! Notifies the service manager (systemd, `Type=notify`) that the worker is bound and consuming, what it is doing, and that it stops. As
+//! long as the runtime and the supervisors run, this also feeds the watchdog. Without a service manager it does nothing.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
@@ -19,10 +19,10 @@ use crate::amqp::SessionState;
 use crate::flow::hands::Hands;
 use crate::telemetry::{Pulses, survive};
 
-/// A task may be silent for this long, however short the watchdog's time is: a machine can be busy.
+/// A task may be silent for this long, however short the watchdog's period is: the machine may be busy.
 const STILL: Duration = Duration::from_secs(2);
 
-/// Beyond the grace time: connections close, and last words are written.
+/// Added to the grace time: the connections close, and the last log lines are written.
 const CLOSING: Duration = Duration::from_secs(10);
 
 /// The service manager, if there is one. Cheap to clone.
@@ -36,7 +36,7 @@ struct Manager {
 }
 
 impl Service {
-    /// The one that `NOTIFY_SOCKET` names.
+    /// The service manager that `NOTIFY_SOCKET` names.
     pub fn of_environment() -> Self {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
             return Self::default();
@@ -51,7 +51,7 @@ impl Service {
         }
     }
 
-    /// Tells it from now on: ready at the first session, then what is seen, and that the worker lives.
+    /// Starts the notifications: readiness at the first session, then each change of the status, and the watchdog.
     pub fn start(
         &self,
         checks: Checks,
@@ -63,7 +63,7 @@ impl Service {
     ) {
         let Some(manager) = self.0.clone() else { return };
         if let Some(period) = watchdog() {
-            // Until the process ends: a drain that hangs is no better than work that hangs.
+            // Until the process ends: the watchdog must also catch a drain that hangs.
             tokio::spawn(survive("watchdog", watch(Arc::clone(&manager), pulses, period)));
         }
         let telling = async move {
@@ -75,7 +75,7 @@ impl Service {
         tasks.spawn(survive("service", telling));
     }
 
-    /// The worker goes down, and takes up to `grace` for what it has in hand.
+    /// The worker stops, and takes up to `grace` for the recordings in flight.
     pub fn stopping(&self, grace: Duration) {
         if let Some(manager) = &self.0 {
             let limit = (grace + CLOSING).as_micros();
@@ -100,7 +100,7 @@ impl Manager {
             }
         };
         let socket = UnixDatagram::unbound()?;
-        // A manager that does not read must not hold a thread.
+        // A manager that does not read must not block a thread.
         socket.set_nonblocking(true)?;
         Ok(Self {
             socket,
@@ -145,11 +145,11 @@ async fn tell(manager: &Manager, mut checks: Checks, mut sessions: watch::Receiv
     }
 }
 
-/// One line for people.
+/// The status in one line, for people.
 fn status(checks: &[Check], consuming: bool, in_hand: usize) -> String {
     let faults: Vec<String> = checks
         .iter()
-        // The session tells it sooner.
+        // The session state reports this sooner than the check does.
         .filter(|check| check.name != "consuming")
         .filter_map(|check| Some(format!("{}: {}", check.name, check.fault.as_ref()?)))
         .collect();
@@ -168,7 +168,7 @@ fn status(checks: &[Check], consuming: bool, in_hand: usize) -> String {
     line.replace(['\n', '\r'], " ")
 }
 
-/// How long the service manager waits for a sign of life; `None` when it waits for none.
+/// The watchdog period of the service manager; `None` without a watchdog.
 fn watchdog() -> Option<Duration> {
     let number = |name| std::env::var(name).ok()?.trim().parse::<u64>().ok();
     let mine = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
@@ -177,7 +177,8 @@ fn watchdog() -> Option<Duration> {
         .map(Duration::from_micros)
 }
 
-/// Gives the sign of life twice in each period, but only while everything turns. This task needs the runtime as well: one that is stuck gives none.
+/// Feeds the watchdog twice in each period, as long as no task is silent. This task needs the runtime too, so a runtime that is stuck does
+/// not feed it.
 async fn watch(manager: Arc<Manager>, pulses: Pulses, period: Duration) {
     let every = period / 2;
     let mut told = false;
@@ -250,7 +251,7 @@ mod tests {
         for name in ["", "@", "vsock:2:9999", "relative"] {
             assert!(Manager::connect(name).is_err(), "{name}");
         }
-        // One that is gone is told about, and no error.
+        // A socket that is gone is logged, and is no error.
         Manager::connect(&path.display().to_string()).unwrap().tell("READY=1");
     }
 }

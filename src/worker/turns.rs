@@ -1,4 +1,5 @@
-//! Workers prove credentials one after the other: the database's side of it asks, the broker keeps whose turn it is.
+//! Workers test credentials one after the other. `couch` asks for the lock, and the broker keeps which worker holds
+//! it.
 
 use std::time::Duration;
 
@@ -8,9 +9,10 @@ use futures_util::future::BoxFuture;
 use crate::amqp::{self, Publisher};
 use crate::couch;
 
-/// A worker without a broker has nothing to record, but it is to show what it knows of its database.
+/// Time limit for a connection. A worker without a broker has nothing to record, but it must report what it knows of
+/// its database.
 const CONNECTING: Duration = Duration::from_secs(3);
-/// Each of those before may wait for a database that does not answer.
+/// Time limit for the lock. Each worker before this one may wait for a database that does not answer.
 const WAITING: Duration = Duration::from_secs(60);
 
 struct Turn(amqp::Turn);
@@ -30,7 +32,7 @@ impl couch::Turn for Turn {
     }
 }
 
-/// Turns by this publisher's connection.
+/// Locks that are taken over this publisher's connection.
 pub(super) fn turns(publisher: &Publisher) -> couch::Turns {
     let publisher = publisher.clone();
     Box::new(move |mark| {

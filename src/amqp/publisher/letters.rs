@@ -1,5 +1,5 @@
-//! What a dead letter keeps of its message's properties. The broker must take the copy from this worker's user, hand it to nobody else, and not
-//! delete it.
+//! Which properties a dead letter keeps of its message. The broker must accept the copy from this worker's user, must not route it to any
+//! other queue, and must not expire it.
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
@@ -8,20 +8,20 @@ use crate::kazoo::call::clip;
 
 use super::super::delivery::Delivery;
 
-/// The header that tells why a message is in the dead letters.
+/// The header with the reason why a message is in the dead-letter queue.
 const REASON: &str = "x-kz-record-call-reason";
-/// Its sender, as the broker had proved it.
+/// The header with the message's sender, as the broker verified it.
 const USER: &str = "x-kz-record-call-user-id";
-/// Its headers were too long to be kept.
+/// The header that says that the headers were too long to keep.
 const CUT: &str = "x-kz-record-call-headers";
 
-/// Longest reason in that header, in bytes: a frame of headers cannot be split, and what is wrong with a message may quote it.
+/// Longest reason in that header, in bytes. A frame of headers cannot be split, and the reason may quote the faulty message.
 const MAX_REASON: usize = 1024;
 
-/// Longest headers that are kept, in bytes. With ours they fit into the smallest frame that a broker asks for.
+/// Longest headers that are kept, in bytes. Together with our own headers they fit into the smallest frame size that a broker negotiates.
 const MAX_HEADERS: usize = 4096;
 
-/// Headers that brokers read: copies for other queues, and what they count.
+/// Headers that brokers interpret: copies for further queues, and delivery counters.
 const BROKERS: [&str; 4] = ["CC", "BCC", "x-delivery-count", "x-acquired-count"];
 const BROKERS_TOO: [&str; 3] = ["x-death", "x-first-death-", "x-last-death-"];
 
@@ -82,7 +82,7 @@ fn bytes(value: &AMQPValue) -> usize {
         AMQPValue::ByteArray(bytes) => 4 + bytes.len(),
         AMQPValue::FieldArray(array) => 4 + array.as_slice().iter().map(|value| 1 + bytes(value)).sum::<usize>(),
         AMQPValue::FieldTable(table) => 4 + table_bytes(table),
-        // None of the others has more.
+        // No other type takes more bytes.
         _ => 8,
     }
 }

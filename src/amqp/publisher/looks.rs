@@ -1,4 +1,4 @@
-//! Looks at how many messages are in Kazoo's queues. A look that the broker refuses costs a channel, so none is made twice in vain.
+//! Reads how many messages Kazoo's queues hold. A refused read closes its channel, so no refused read is repeated.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,10 +14,10 @@ use crate::telemetry::events::LooksRefused;
 use super::super::within;
 use super::session::Live;
 
-/// One step of a look.
+/// Time limit of one step of a read.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Queues that are remembered as somebody's own.
+/// How many queues are remembered as exclusive to another connection.
 const REMEMBERED: usize = 2_000;
 
 const ACCESS_REFUSED: u16 = 403;
@@ -27,30 +27,30 @@ const RESOURCE_LOCKED: u16 = 405;
 #[derive(Default)]
 pub(super) struct Looks {
     state: Mutex<State>,
-    /// The connection, by its epoch, on which looks are refused.
+    /// Epoch of the connection on which the broker refused a read.
     refused: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
     channel: Option<(u64, Channel)>,
-    /// Exclusive queues of other connections.
+    /// Queues that are exclusive to another connection.
     locked: HashSet<String>,
 }
 
 impl Looks {
-    /// Messages that are ready in a queue. A queue that is gone has none: what is sent to it comes back.
+    /// Number of ready messages in a queue. A missing queue counts as empty: the broker returns what is sent to it.
     pub(super) async fn depth(&self, live: &Live, queue: ShortString) -> Option<u32> {
         if self.refused.load(Ordering::Acquire) == live.epoch {
             return None;
         }
         let name = queue.as_str().to_owned();
         let mut state = self.state.lock().await;
-        // Meanwhile another one may have been refused.
+        // A concurrent read may have been refused while this one waited for the lock.
         if self.refused.load(Ordering::Acquire) == live.epoch || state.locked.contains(&name) {
             return None;
         }
-        // A refusal closes the channel, and so does a look that is given up: only after a good one it is kept.
+        // A refusal closes the channel, and so does a timed-out read. The channel is kept only after a successful read.
         let channel = match state.channel.take() {
             Some((epoch, channel)) if epoch == live.epoch && channel.status().connected() => channel,
             _ => within(LOOK, "opening a channel", live.connection.create_channel())

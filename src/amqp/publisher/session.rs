@@ -1,4 +1,4 @@
-//! The publishing connection: session after session, and what the broker says of its alarms meanwhile.
+//! The publishing connection, and the broker's alarms. A supervisor starts a new session after each loss.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(super) struct Live {
 pub(super) struct Side {
     pub live: watch::Sender<Option<Live>>,
     pub alarm: watch::Sender<Option<String>>,
-    /// Something was not published: the connection is looked at now.
+    /// A message was not published: the session checks the connection now.
     pub lost: Arc<Notify>,
     pub close: CancellationToken,
 }
@@ -65,7 +65,7 @@ impl Side {
 
     async fn session(&self, connection: Arc<Connection>, epoch: u64, link: &mut Link) -> AmqpError {
         let mut events = Box::pin(connection.events_listener());
-        // A message to an exchange that is missing would kill its channel; one that nobody is bound to is merely returned.
+        // A message to a missing exchange closes its channel. The broker merely returns a message to an exchange without bindings.
         for exchange in Exchange::ALL {
             if let Err(error) = topology::exchange(&connection, exchange).await {
                 link.failed();
@@ -99,7 +99,7 @@ impl Side {
             }
         }
         self.live.send_replace(None);
-        // The next connection is told again, as soon as it publishes.
+        // The broker reports its alarm again on the next connection, as soon as that connection publishes.
         self.unblocked(&mut blocked);
         link::close(&connection).await;
         AmqpError::Ended(why)

@@ -1,4 +1,4 @@
-//! RabbitMQ: whether it lets us in, what is there in which form, and whether Kazoo is on it.
+//! RabbitMQ: whether it accepts our login, what exists there in which form, and whether Kazoo uses it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::report::Rows;
 
 const GROUP: &str = "broker";
 
-/// Kazoo itself waits so long for answers of ecallmgrs (`kapps_call_command`).
+/// Kazoo itself waits this long for answers of ecallmgrs (`kapps_call_command`).
 const ANSWERS: Duration = Duration::from_secs(2);
 
 /// Exchanges that a worker publishes to.
@@ -43,7 +43,7 @@ const READ: &[Exchange] = &[
     Exchange::Unrouted,
 ];
 
-/// `set_by` is where `amqp.uri` was set.
+/// `set_by` names the source that set `amqp.uri`.
 pub async fn look(config: &Config, set_by: &str) -> Vec<Rows> {
     let mut rows = Rows::of(GROUP);
     let sender = Sender {
@@ -66,7 +66,7 @@ pub async fn look(config: &Config, set_by: &str) -> Vec<Rows> {
     vec![rows, kazoo]
 }
 
-/// Tries every URI; looks on at the first that works, in its vhost.
+/// Tries every URI. The further checks use the first one that works, in its vhost.
 async fn connect<'a>(
     rows: &mut Rows,
     config: &'a Config,
@@ -85,7 +85,7 @@ async fn connect<'a>(
             Probe::connect(&config.amqp, uri, &sender.node).await,
         )
     });
-    // Side by side: five that do not answer take no longer than one.
+    // Concurrently: five brokers that do not answer take no longer than one.
     for ((name, vhost, uri), probe) in futures_util::future::join_all(tried).await {
         match probe {
             Ok(probe) => {
@@ -110,7 +110,7 @@ async fn connect<'a>(
     connected
 }
 
-/// What a failed connection means, and what to do.
+/// What a failed connection means, and what the operator must do.
 fn refusal(error: &AmqpError, set_by: &str) -> (String, String) {
     let found = error.reply().map_or_else(|| error.to_string(), |(_, words)| words);
     let advice = match error.reply() {
@@ -189,7 +189,7 @@ async fn exchanges(rows: &mut Rows, probe: &Probe) -> BTreeSet<Exchange> {
     unusable
 }
 
-/// Whether our queues are there, in the right form, and who consumes them.
+/// Whether our queues exist in the right form, and how many consumers they have.
 async fn queues(rows: &mut Rows, probe: &Probe, specs: &[QueueSpec]) {
     let shared = specs.iter().filter(|spec| spec.kind != QueueKind::Exclusive);
     let (mut right, mut missing) = (Vec::new(), Vec::new());
@@ -281,14 +281,14 @@ async fn rights(rows: &mut Rows, probe: &Probe, unusable: &BTreeSet<Exchange>) {
     }
 }
 
-/// A message that means nothing to anybody, in Kazoo's envelope.
+/// A message in Kazoo's envelope that no application handles.
 fn message(sender: &Sender) -> Value {
     let id = uuid::Uuid::new_v4().simple().to_string();
     sender.message(APP_NAME, "check", &id, json!({}))
 }
 
-/// Whether the broker keeps actions while nobody is bound. A policy cannot be read by AMQP, but followed: what nobody is bound to at `kapps` comes
-/// out at our own exchange.
+/// Whether the broker keeps actions while no queue is bound for them. AMQP cannot read a policy, so this check tests its effect. A message
+/// that no queue is bound for at `kapps` must arrive at our own exchange.
 async fn policy(
     rows: &mut Rows,
     probe: &Probe,
@@ -319,10 +319,10 @@ async fn policy(
     }
 }
 
-/// Whether the length of Kazoo's queues may be looked at: the answers to a crowd of calls are let through as a queue has room.
+/// Whether the worker may query the length of Kazoo's queues. During a burst of calls, an answer goes out when its queue has room.
 async fn looks(rows: &mut Rows, probe: &Probe) {
     const NAME: &str = "Kazoo's queues";
-    // None of ours, and none that is there: the broker looks at the permission first.
+    // The name is neither one of our queues nor any existing queue: the broker checks the permission first.
     match probe.may_look(&format!("callflow-{}", probe.mark())).await {
         Ok(()) => rows.good(NAME, "their length may be looked at"),
         Err(error) => rows.warn(
@@ -333,7 +333,7 @@ async fn looks(rows: &mut Rows, probe: &Probe) {
     }
 }
 
-/// Whether ecallmgrs answer on this broker: each does, for a call that does not exist, that it does not know it.
+/// Whether ecallmgrs answer on this broker. For a call that does not exist, each ecallmgr answers that it does not know the call.
 async fn seen(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeSet<Exchange>) {
     const NAME: &str = "ecallmgr";
     if unusable.contains(&Exchange::Callevt) || unusable.contains(&Exchange::Targeted) {

@@ -1,4 +1,5 @@
-//! CouchDB: whether it lets us in, what it is, what of Kazoo's and ours is there, and what its settings mean for recordings.
+//! CouchDB: whether it accepts our login, what it is, which databases of Kazoo's and ours exist, and what its settings mean
+//! for recordings.
 
 use std::time::Duration;
 
@@ -14,17 +15,17 @@ use super::report::Rows;
 
 const THIRD_PARTY: &str = "third_party_bigcouch_host";
 
-/// One answer may take so long, whatever the configuration says.
+/// Time limit of one answer, whatever the configuration says.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Versions before this one have bugs with document and audio in one request.
 const ONE_REQUEST: Version = Version(3, 3, 3);
 
-/// A difference of clocks that is told, and one with which nothing works: upload tokens, months, leases.
+/// The clock difference from which the check warns, and the one from which upload tokens, months and leases fail.
 const AHEAD_WARN_MS: u64 = 2_000;
 const AHEAD_FAIL_MS: u64 = 60_000;
 
-/// `set_by` is where the server and the credentials were set.
+/// `set_by` names the sources of the server's address and of the credentials.
 pub async fn look(config: &Config, clock: &Clock, set_by: &str) -> Vec<Rows> {
     let mut rows = Rows::of("database");
     let couchdb = config::Couchdb {
@@ -74,8 +75,8 @@ async fn within<T>(asked: impl Future<Output = Result<T, CouchError>>) -> Result
     tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| Err(late()))
 }
 
-/// Whether a server is there, and which version it has.
-/// `settings` are those that have its address, and the credentials.
+/// Whether a server answers, and which version it has.
+/// `setting` and `login` name the settings with its address, and with the credentials.
 async fn server(
     rows: &mut Rows,
     couch: &Couch,
@@ -120,7 +121,7 @@ async fn server(
     }
 }
 
-/// A refusal of our credentials: its status, and the reason that the server gives.
+/// The status and the reason with which the server refuses our credentials.
 fn words(error: &CouchError) -> String {
     match error {
         CouchError::Locked(reason) => format!("(403): {reason}"),
@@ -129,7 +130,7 @@ fn words(error: &CouchError) -> String {
     }
 }
 
-/// What to do about it.
+/// What the operator must do about refused credentials.
 fn advice(error: &CouchError, setting: &str, otherwise: &str) -> String {
     match error {
         CouchError::Locked(_) => format!(
@@ -140,7 +141,7 @@ fn advice(error: &CouchError, setting: &str, otherwise: &str) -> String {
     }
 }
 
-/// Whether both clocks agree.
+/// Whether the server's clock and ours agree.
 fn time(rows: &mut Rows, welcome: &Welcome) {
     const NAME: &str = "clock";
     let Some(ahead) = welcome.ahead_ms else {
@@ -160,7 +161,7 @@ fn time(rows: &mut Rows, welcome: &Welcome) {
     }
 }
 
-/// Whether we are let in; `false` when nothing more can be asked.
+/// Whether the server accepts our credentials; `false` when no further check is possible.
 async fn credentials(rows: &mut Rows, couch: &Couch, setting: &str) -> bool {
     const NAME: &str = "credentials";
     match within(couch.session()).await {
@@ -189,7 +190,7 @@ async fn credentials(rows: &mut Rows, couch: &Couch, setting: &str) -> bool {
     }
 }
 
-/// Whether Kazoo's databases are there.
+/// Whether Kazoo's databases exist.
 async fn databases(rows: &mut Rows, couch: &Couch) {
     for (name, what) in [
         ("accounts", "no account's database can be made without it"),
@@ -211,7 +212,7 @@ async fn databases(rows: &mut Rows, couch: &Couch) {
     }
 }
 
-/// Whether this month's ledger is there. It is made by the first worker, so that it is missing is normal.
+/// Whether this month's ledger exists. The first worker creates it, so a missing ledger is normal.
 async fn own(rows: &mut Rows, couch: &Couch, clock: &Clock) {
     let name = ledger::database(clock.now().month());
     match within(couch.database_info(&name)).await {
@@ -313,7 +314,7 @@ async fn proxy(rows: &mut Rows, media: &Media) {
         Err(error) => Err(error),
     };
     match asked {
-        // Whatever it says to a GET: it is there.
+        // Any answer to a GET shows that the proxy is up.
         Ok(()) => rows.good(NAME, format!("{} answers", base.authority())),
         Err(_) => rows.warn(
             NAME,

@@ -1,4 +1,5 @@
-//! Where the audio rests: the spool, and what holds audio whose destination cannot take it.
+//! Where audio is kept on the way: the spool, and the hold for audio whose destination is
+//! unavailable.
 
 use std::path::Path;
 use std::time::Duration;
@@ -21,7 +22,7 @@ pub async fn look(config: &Config, runs: bool) -> Rows {
     rows
 }
 
-/// Whether uploads can rest on the disk while they are checked and delivered.
+/// Whether the spool can keep uploads while they are checked and delivered.
 fn spool(rows: &mut Rows, config: &Config, runs: bool) {
     let dir = &config.spool.dir;
     let shown = dir.display();
@@ -84,7 +85,7 @@ fn mebibytes(bytes: u64) -> u64 {
     bytes >> 20
 }
 
-/// The nearest folder above that is there.
+/// The nearest parent folder that exists.
 fn nearest(dir: &Path) -> Option<&Path> {
     dir.ancestors().skip(1).find(|path| path.exists())
 }
@@ -98,7 +99,7 @@ fn may_write(dir: &Path) -> bool {
     dir.is_dir() && rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok()
 }
 
-/// Where audio waits whose destination cannot take it.
+/// The hold, where audio waits whose destination is unavailable.
 async fn hold(rows: &mut Rows, config: &Config) {
     let most = mebibytes(config.hold.max_bytes);
     match (config.hold.kind, &config.hold.url) {

@@ -1,5 +1,6 @@
-//! RabbitMQ's policies. AMQP does not show them, so they are read from the management API of the broker, where that answers: which policy is in
-//! force on our queues and on `kapps`, and with which priority. Of several policies that match the one with the highest priority is in force, alone.
+//! RabbitMQ's policies. AMQP does not show them, so the check reads them from the broker's management API, if that answers. It finds which
+//! policy is in force on our queues and on `kapps`, and with which priority. Of several matching policies only the one with the highest
+//! priority is in force.
 
 use std::time::Duration;
 
@@ -16,16 +17,16 @@ use super::report::Rows;
 
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// The port of the management API, where no setting says otherwise.
+/// The port of the management API, if no setting names another one.
 const PORT: u16 = 15672;
 
-/// The exchange that takes what nobody is bound for.
+/// The policy key for the exchange that gets messages which no queue is bound for.
 const KEEPS: &str = "alternate-exchange";
 
-/// A `delivery-limit` below this can be used up by ordinary repeats.
+/// Ordinary redeliveries can use up a `delivery-limit` below this.
 const FEW_DELIVERIES: u64 = 1000;
 
-/// A policy's place and content.
+/// The name, priority and content of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Policy {
     name: String,
@@ -33,16 +34,16 @@ pub(super) struct Policy {
     definition: Map<String, Value>,
 }
 
-/// What the management API told.
+/// What the management API answered.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// In force on `kapps`.
     kapps: Option<Policy>,
-    /// Why nothing is known.
+    /// Why the policies are unknown.
     unknown: Option<String>,
 }
 
-/// Reads the policies of the vhost of `uri`, and says what ours must not have.
+/// Reads the policies of the vhost of `uri`, and reports what ours must not have.
 pub(super) async fn look(
     rows: &mut Rows,
     config: &Config,
@@ -70,7 +71,7 @@ pub(super) async fn look(
             };
             let definition = match kind {
                 "policy" => find(&policies, name).map(|policy| policy.definition),
-                // What is in force of both; the operator's own list is for administrators.
+                // The effective definition of both policies together. Only an administrator can list operator policies.
                 _ => queue["effective_policy_definition"].as_object().cloned(),
             };
             let harm = harm(&spec.name, &definition.unwrap_or_default());
@@ -119,7 +120,7 @@ impl Found {
         }
     }
 
-    /// Why actions are not kept, and the command that changes it, to be pasted into a shell.
+    /// Why actions are not kept, and the shell command that changes it.
     pub(super) fn keeping_actions(&self, vhost: &str) -> (String, String) {
         let none = "is not set: an action that comes in the second after a broker restart hangs its call";
         match &self.kapps {
@@ -139,7 +140,7 @@ impl Found {
                      restart hangs its call",
                     other.name, other.priority
                 );
-                // What the other one does for exchanges goes on.
+                // Federation must continue as the other policy defines it.
                 let mut kept = other.definition.clone();
                 kept.retain(|key, _| key.starts_with("federation-upstream"));
                 (words, set_policy(vhost, other.priority.saturating_add(1), &kept))
@@ -186,7 +187,7 @@ fn harm(queue: &str, definition: &Map<String, Value>) -> Vec<String> {
     harm
 }
 
-/// What puts a policy of ours, which changes nothing, in the place of another one.
+/// The command that replaces another policy by one of ours, which changes nothing.
 fn cure(vhost: &str, priority: i64) -> String {
     format!(
         r#"rabbitmqctl set_policy{} kz-record-call-queues '^kz_record_call\.' '{{"delivery-limit":1000000}}' --priority {} --apply-to queues"#,
@@ -202,7 +203,7 @@ fn place(vhost: &str) -> String {
     }
 }
 
-/// What sets the policy for `kapps` in `vhost`, to be pasted into a shell.
+/// The shell command that sets the policy for `kapps` in `vhost`.
 fn set_policy(vhost: &str, priority: i64, kept: &Map<String, Value>) -> String {
     let mut definition = kept.clone();
     definition.insert(KEEPS.to_owned(), json!(Exchange::Unrouted.name()));
@@ -247,7 +248,7 @@ impl Api {
         })
     }
 
-    /// One thing; `None` when it is not there.
+    /// Gets one object; `None` when it is missing.
     async fn get(&self, path: &[&str]) -> Result<Option<Value>, String> {
         let mut url = self.base.clone();
         match url.path_segments_mut() {

@@ -1,14 +1,14 @@
-//! What was found, for people and for machines.
+//! The results of the checks, for people and for machines.
 
 use std::io::Write;
 
 use serde_json::{Value, json};
 
-/// How a thing was found.
+/// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     Good,
-    /// Worth knowing, or cannot be told from here.
+    /// Worth knowing, or not decidable from this host.
     Note,
     Warning,
     Failure,
@@ -34,7 +34,7 @@ impl Level {
     }
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     pub group: &'static str,
@@ -88,7 +88,7 @@ impl Rows {
     }
 }
 
-/// Everything that was found.
+/// The results of all checks.
 #[derive(Debug, Default)]
 pub struct Report {
     pub rows: Vec<Row>,
@@ -107,7 +107,7 @@ impl Report {
         self.rows.iter().filter(|row| row.level == level).count()
     }
 
-    /// The line at the end.
+    /// The summary line at the end.
     pub fn verdict(&self) -> String {
         let (failures, warnings) = (self.count(Level::Failure), self.count(Level::Warning));
         let some = |count, one: &str| match count {
@@ -123,7 +123,7 @@ impl Report {
         }
     }
 
-    /// A table, a group after the other.
+    /// A table, one group after the other.
     pub fn write(&self, out: &mut impl Write, colours: bool) -> std::io::Result<()> {
         let paint = |level: Level, text: &str| match colours {
             true => format!("{}{text}\x1b[0m", level.colour()),

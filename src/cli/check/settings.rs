@@ -1,4 +1,4 @@
-//! The configuration: where it is from, and what is wrong or odd about it.
+//! The configuration: its sources, and what is wrong or odd about it.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,7 +13,7 @@ const SECRETS: &[&str] = &["secret", "couchdb.password"];
 /// Settings that may have credentials in them.
 const URLS: &[&str] = &["amqp.uri", "couchdb.url", "hold.url"];
 
-/// What the layers tell before anything is made of them.
+/// What the layers show before they become a configuration.
 pub fn sources(layers: &Layers) -> Rows {
     let mut rows = Rows::of("configuration");
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
@@ -50,7 +50,7 @@ pub fn sources(layers: &Layers) -> Rows {
     rows
 }
 
-/// A file of ours with secrets in it that everybody on the host can read.
+/// Reports files of ours that contain secrets and that every user of the host can read.
 fn open_files(rows: &mut Rows, layers: &Layers) {
     let mut told = Vec::new();
     for key in SECRETS.iter().chain(URLS) {
@@ -76,7 +76,7 @@ fn open_files(rows: &mut Rows, layers: &Layers) {
     }
 }
 
-/// Where settings were set: of several, each with its key.
+/// Where settings were set. Of several settings, each one is listed with its key.
 pub fn set_by(layers: &Layers, keys: &[&str]) -> String {
     let all = keys
         .iter()

@@ -1,5 +1,5 @@
-//! HTTPS as a media switch speaks it: mod_kazoo turns the check of the issuer off (`VERIFYPEER`), and libcurl still asks whether the certificate
-//! is for the host in the URL.
+//! HTTPS as a media switch speaks it. mod_kazoo disables the check of the issuer (`VERIFYPEER`). libcurl still checks whether the
+//! certificate is for the host in the URL.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
-/// TLS that asks for the name only.
+/// TLS that checks the host name only.
 ///
 /// # Errors
-/// Never with the library that we use; it is asked all the same.
+/// Never with the library that we use. Its interface returns a result all the same.
 pub fn tls() -> Result<ClientConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;

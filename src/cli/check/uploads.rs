@@ -1,4 +1,4 @@
-//! Where the audio comes in: the upload port, and its advertised URL; and the worker that runs on this host already.
+//! How audio arrives: the upload port and its advertised URL. Also the worker that runs on this host already.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::{disk, switch};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// What a worker's upload port says to a GET, and the place where it says so.
+/// What a worker's upload port answers to a GET, and the path that is asked for.
 const PLACE: &str = "recordings/check";
 const WORKER_SAYS: &str = "only PUT is served here";
 
@@ -28,7 +28,7 @@ pub async fn look(config: &Config) -> Vec<Rows> {
     vec![rows, uploads, disk::look(config, runs).await]
 }
 
-/// Whether a worker runs on this host, as its admin port tells.
+/// Whether a worker runs on this host, according to its admin port.
 async fn worker(rows: &mut Rows, config: &Config) -> bool {
     const NAME: &str = "on this host";
     let address = config.admin.listen;
@@ -68,10 +68,10 @@ async fn worker(rows: &mut Rows, config: &Config) -> bool {
     true
 }
 
-/// The upload port: served by a worker, or free; and whether the advertised URL leads there.
+/// The upload port: a worker serves it, or it is free. Also whether the advertised URL leads there.
 async fn port(rows: &mut Rows, config: &Config) {
     let (listen, secure) = (config.ingest.listen, config.ingest.tls.is_some());
-    // Kept for as long as its URL is tried.
+    // The stand-in serves as long as its URL is tested.
     let mut stand_in = None;
     let port = match TcpListener::bind(listen).await {
         Ok(listener) => {
@@ -112,7 +112,7 @@ async fn port(rows: &mut Rows, config: &Config) {
     }
 }
 
-/// Whether switches can get to the advertised URL, as far as that can be told from here.
+/// Whether switches can reach the advertised URL, as far as this host can check.
 async fn leads_here(rows: &mut Rows, url: &Url, stand_in: Option<&StandIn>) {
     let name = "advertised URL";
     let (asked, host) = (url, url.host_str().unwrap_or_default().to_owned());
@@ -182,7 +182,7 @@ async fn resolve(url: &Url) -> Result<Vec<IpAddr>, String> {
     }
 }
 
-/// What a server says, as far as it is of interest: it may be anybody's.
+/// The beginning of a server's answer. The server may belong to a stranger, so the rest is not read.
 async fn beginning(mut answer: reqwest::Response) -> reqwest::Result<String> {
     const READ_AT_MOST: usize = 64 << 10;
     let mut read = Vec::new();
@@ -195,7 +195,7 @@ async fn beginning(mut answer: reqwest::Response) -> reqwest::Result<String> {
     Ok(String::from_utf8_lossy(&read).into_owned())
 }
 
-/// What the upload port behind a URL says to a GET, asked as a switch asks.
+/// What the upload port behind a URL answers to a GET, requested as a switch does.
 async fn ask(base: &Url) -> Result<String, String> {
     let place = format!("{}/{PLACE}", base.as_str().trim_end_matches('/'));
     let asked = async { beginning(client()?.get(&place).send().await?).await };
@@ -234,7 +234,7 @@ fn client() -> reqwest::Result<reqwest::Client> {
     }
 }
 
-/// An address to connect to, for one to listen on.
+/// An address to connect to, for an address to listen on.
 fn near(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
@@ -244,7 +244,7 @@ fn near(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// Stands in for a worker at its port, and says a word that nobody else does. Takes no audio.
+/// Stands in for a worker at its port, and answers a word that no other server knows. It takes no audio.
 struct StandIn {
     says: String,
     serving: JoinHandle<()>,
@@ -279,7 +279,7 @@ impl StandIn {
     }
 }
 
-/// 503 to everything: a switch that should come by keeps its file.
+/// Answers 503 to every request: a switch that happens to upload keeps its file.
 async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, word: &str) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < 16_384 {

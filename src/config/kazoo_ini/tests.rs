@@ -70,7 +70,8 @@ fn the_zone_is_that_of_this_hosts_nodes_and_its_brokers_are_tried_in_order() {
     assert!(notes.is_empty(), "{notes:?}");
 }
 
-/// One file for all hosts, as older Kazoos have it: a broker of another zone, or one on this host, would record nobody's calls.
+/// One file for all hosts, as in older Kazoos. A broker of another zone, or one on this host, has no calls of this zone, so nothing would
+/// be recorded.
 #[test]
 fn a_host_that_one_file_for_all_zones_does_not_name_gets_no_broker() {
     let text = "[zone]\nname = \"zone_1\"\namqp_uri = \"amqp://kz:a@192.0.2.10:5672\"\n\

@@ -1,4 +1,4 @@
-//! What stands in a database under a recording's id.
+//! Existing-document check: what a database holds under a recording's id.
 
 use serde_json::{Map, Value};
 
@@ -10,60 +10,60 @@ use crate::recording::identity::{Key, MediaId};
 
 use super::{DeliveryError, Place};
 
-/// What is found under a document's id.
+/// What a document id holds.
 pub(super) enum Found {
     Nothing,
-    /// Our recording, visible, with its audio whole.
+    /// Our recording, visible, with complete audio.
     Ours {
         rev: String,
         /// A user deleted it (`pvt_deleted`).
         deleted: bool,
     },
-    /// Our recording's document, but not, or not yet, as it should be.
+    /// Our recording's document, but not yet in its final form.
     Incomplete {
         rev: String,
-        /// Whether its audio is ours, byte by byte.
+        /// Whether the audio is ours, byte by byte.
         whole: bool,
         why: String,
-        /// The document as it is: what others wrote into it stays.
+        /// The present document. Fields of other programs are kept.
         present: Map<String, Value>,
     },
-    /// Our recording's document was deleted there before it had the audio: it is not made again.
+    /// Our recording's document was deleted there before it had the audio. It is not created again.
     Deleted(String),
-    /// Somebody else's, or of our own recording with other audio: neither is ever overwritten.
+    /// A document of another recording, or of our recording with other audio. Neither is ever overwritten.
     Taken,
 }
 
-/// What a stored recording looks like some time later.
+/// State of a stored recording at a later read-back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadBack {
-    /// It is there, its digest compared.
+    /// It is complete, and its digest was compared.
     Whole { rev: String },
-    /// It was there, and was deleted since.
+    /// It was stored, and was deleted since.
     Deleted,
-    /// It is not there, or not whole: to be stored again, and told.
+    /// It is missing or incomplete. The worker must store it again, and report that.
     Lost(String),
 }
 
-/// A recording that was looked for without its audio at hand.
+/// Result of looking for a recording without its audio at hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kept {
-    /// It is not there.
+    /// It is missing.
     Not,
-    /// It is there, and its attachment has the length and the digest that the document tells.
+    /// It exists, and its attachment has the length and the digest that the document states.
     Whole {
         rev: String,
         audio: Box<Audio>,
         deleted: bool,
     },
-    /// Its document is there, and its audio is not what the document tells.
+    /// Its document exists, and its attachment differs from what the document states.
     Damaged(String),
 }
 
-/// Reads a stored recording back, which is due after a `202`.
+/// Reads a stored recording back. This is required after a `202`.
 ///
 /// # Errors
-/// When the database does not tell: a server that does not know the database says nothing about the document.
+/// When the database does not answer. A server that does not know the database says nothing about the document.
 pub async fn read_back(
     couch: &Couch,
     database: &str,
@@ -78,7 +78,7 @@ pub async fn read_back(
     };
     Ok(match judge(document, key, name, audio) {
         Found::Ours { deleted: false, rev } => {
-            // That the one node that is left has it proves no more than the answer before did.
+            // A copy on the only remaining node proves no more than the 202 did.
             if !couch.has_quorum(database, id.as_str()).await? {
                 let why = "fewer of the document's nodes than the quorum are there";
                 return Err(DeliveryError::Target(why.into()));
@@ -92,11 +92,11 @@ pub async fn read_back(
     })
 }
 
-/// Whether the recording is stored already, whoever stored it, without its audio at hand. The document's word is not enough: the attachment must have
-/// the length and the digest that the document tells.
+/// Whether any worker stored the recording already, checked without its audio at hand. The document alone is not enough: the attachment
+/// must have the length and the digest that the document states.
 ///
 /// # Errors
-/// When the database does not tell.
+/// When the database does not answer.
 pub async fn find(couch: &Couch, database: &str, id: &MediaId, key: Key, name: &str) -> Result<Kept, DeliveryError> {
     Ok(match couch.get(database, id.as_str()).await? {
         Some(document) if is_of(&document, key) && is_visible(&document) => kept(&document, name),
@@ -123,7 +123,7 @@ fn kept(document: &Value, name: &str) -> Kept {
     }
 }
 
-/// The audio, as the proof in its document tells it.
+/// The audio as its document describes it.
 pub(in crate::destination) fn told_audio(document: &Value) -> Option<Audio> {
     let told = document.get("pvt_recording")?;
     let text = |name: &str| told.get(name).and_then(Value::as_str).map(str::to_owned);
@@ -135,7 +135,7 @@ pub(in crate::destination) fn told_audio(document: &Value) -> Option<Audio> {
             sha256: text("sha256")?,
         },
         duration_ms: told.get("audio_ms").and_then(Value::as_u64),
-        // Findings of a later version are not known here.
+        // Findings of a later version of this program are unknown here.
         findings: findings
             .filter_map(|finding| serde_json::from_value::<Finding>(finding.clone()).ok())
             .collect(),
@@ -189,7 +189,7 @@ fn judge(document: Value, key: Key, name: &str, audio: &Audio) -> Found {
     }
 }
 
-/// The audio among a document's attachments: by its bytes, else by its name. What others attached is something else.
+/// The audio among a document's attachments, identified by its bytes, else by its name. Attachments of other programs are ignored.
 fn attachment<'a>(document: &'a Value, name: &str, audio: &Audio) -> Option<&'a Value> {
     let all = document.get("_attachments")?.as_object()?;
     let named = all.get(name);
@@ -211,7 +211,7 @@ fn of_stub(stub: &Value) -> String {
     format!("{length} bytes with digest {digest} are stored")
 }
 
-/// Whether a user deleted it, as Crossbar does: the document stays, and no view shows it.
+/// Whether a user deleted the document in Crossbar. Crossbar keeps the document, and no view shows it.
 fn is_deleted(document: &Value) -> bool {
     document.get("pvt_deleted").and_then(Value::as_bool) == Some(true)
 }
@@ -221,13 +221,13 @@ pub(in crate::destination) fn is_of(document: &Value, key: Key) -> bool {
     stored == Some(key.to_string().as_str())
 }
 
-/// Whether the proof that the document has is this audio's.
+/// Whether the digest in the document is this audio's, or the document has none.
 fn tells(document: &Value, audio: &Audio) -> bool {
     let proof = document.pointer("/pvt_recording/sha256").and_then(Value::as_str);
     proof.is_none_or(|proof| proof == audio.digests.sha256)
 }
 
-/// Whether views show it.
+/// Whether views show the document.
 fn is_visible(document: &Value) -> bool {
     document.get("pvt_type").and_then(Value::as_str) == Some(DOCUMENT_TYPE)
 }

@@ -1,7 +1,7 @@
-//! The second road, for servers whose multipart requests cannot be relied on: a document without `pvt_type`, which no view shows, that says
-//! whose it is; the audio; when its digest is the right one, the document with the attachment's stub.
+//! Attachment-first write, for servers with unreliable multipart requests. First comes a document with the recording's key and without
+//! `pvt_type`, so no view shows it. Then comes the audio. When its digest is right, the document is written with the attachment's stub.
 //!
-//! Every step can be found half done, by a worker that died or another that is at it, and is gone on from there.
+//! A worker may find each step half done, by a worker that was killed or by one that is still working. It resumes from there.
 
 use serde_json::{Map, Value, json};
 
@@ -10,9 +10,9 @@ use crate::couch::CouchError;
 use super::found::Found;
 use super::{DeliveryError, Place, Put, Road};
 
-/// Steps that may be taken over in vain, from others at the same recording.
+/// Steps that may fail because other workers write the same recording.
 const ROUNDS: usize = 8;
-/// Uploads in one attempt: a server that mangles the audio is not fed for ever.
+/// Uploads per attempt, so that audio is not sent without end to a server that mangles it.
 const UPLOADS: usize = 2;
 
 pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
@@ -47,7 +47,7 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
                 uploads += usize::from(uploads_it);
                 below_quorum |= saved.below_quorum;
             }
-            // Others were faster, and the document, or the attachment that it was to keep, is another one: the next look tells.
+            // Another worker changed the document, or the attachment that this write was to keep. The next check shows what exists now.
             Err(Step::Couch(CouchError::Conflict | CouchError::Refused { status: 412, .. })) => {}
             Err(Step::Couch(error)) => return Err(place.told(error).await),
             Err(Step::Ours(error)) => return Err(error),
@@ -58,7 +58,7 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
     ))
 }
 
-/// Why a step was not taken.
+/// Why a step failed.
 enum Step {
     Couch(CouchError),
     Ours(DeliveryError),
@@ -72,14 +72,14 @@ impl From<CouchError> for Step {
 
 type Taken = Result<crate::couch::Saved, Step>;
 
-/// First: the document that says whose it is.
+/// Step 1: the document with the recording's key.
 async fn mark(place: &Place<'_>) -> Taken {
     let mark = json!({"pvt_recording": {"key": place.key, "state": "pending"}});
     let saved = place.couch.put_document(place.database, place.id.as_str(), &mark).await;
     Ok(saved?)
 }
 
-/// Then: the audio.
+/// Step 2: the audio.
 async fn upload(place: &Place<'_>, rev: &str) -> Taken {
     let attachment = place.attachment().await.map_err(Step::Ours)?;
     let saved = place
@@ -89,7 +89,7 @@ async fn upload(place: &Place<'_>, rev: &str) -> Taken {
     Ok(saved?)
 }
 
-/// At last: the document, with the audio that is there, and whatever others put there.
+/// Step 3: the document with its attachments. Fields of other programs are kept.
 async fn show(place: &Place<'_>, present: Map<String, Value>) -> Taken {
     let document = shown(present, place.document);
     let saved = place
@@ -99,8 +99,9 @@ async fn show(place: &Place<'_>, present: Map<String, Value>) -> Taken {
     Ok(saved?)
 }
 
-/// What is known by now, in the document as it is: its revision and the stubs of all attachments stay, for a document that is written without a
-/// stub loses that attachment; so does what others wrote. In one that views show already users may have changed what they read.
+/// Merges our fields into the present document. Its revision and the stubs of all attachments stay, because CouchDB drops an attachment
+/// whose stub is missing. Fields of other programs stay as well. In a document that views show already, users may have changed the public
+/// fields.
 fn shown(mut present: Map<String, Value>, ours: &Map<String, Value>) -> Map<String, Value> {
     let was_visible = present.get("pvt_type").is_some();
     for (key, value) in ours {
@@ -116,5 +117,5 @@ fn shown(mut present: Map<String, Value>, ours: &Map<String, Value>) -> Map<Stri
     present
 }
 
-/// Public fields that follow from the audio, which is another one now.
+/// Public fields that follow from the audio. They are overwritten, because the audio has changed.
 const OF_THE_AUDIO: [&str; 3] = ["start", "duration", "duration_ms"];

@@ -1,4 +1,4 @@
-//! Resolves names for the clients: for the guarded one only addresses that may be connected to come out.
+//! Resolves names for the HTTP clients. The client for users' URLs gets only addresses that the SSRF filter admits.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use super::{Guard, Refused, Verdict};
 /// A name's addresses, to come.
 pub type Answer = Pin<Box<dyn Future<Output = std::io::Result<Vec<IpAddr>>> + Send>>;
 
-/// Who knows the addresses of a name. Tests have one of their own.
+/// A resolver of names. Tests provide their own.
 pub trait Lookup: Send + Sync {
     fn lookup(&self, name: String) -> Answer;
 }
@@ -30,10 +30,10 @@ impl Lookup for System {
     }
 }
 
-/// The addresses of a name that may be connected to.
+/// The addresses of a name that the client may connect to.
 ///
 /// # Errors
-/// `Unresolved` without any; `Address` when there are only others.
+/// `Unresolved` when there is no address. `Address` when the filter refuses all addresses.
 pub async fn addresses(guard: Option<&Guard>, lookup: &dyn Lookup, name: &str) -> Result<Vec<IpAddr>, Failure> {
     let found = lookup.lookup(name.to_owned()).await;
     let found = found.map_err(|_| Failure::Unresolved)?;
@@ -52,10 +52,10 @@ pub async fn addresses(guard: Option<&Guard>, lookup: &dyn Lookup, name: &str) -
     }
 }
 
-/// Judges an address, and tells what is worth telling.
+/// Checks an address, and reports it where the policy says so.
 ///
 /// # Errors
-/// When it must not be connected to.
+/// When the client must not connect to the address.
 pub fn admit(guard: &Guard, host: &str, address: IpAddr) -> Result<(), Refused> {
     match guard.judge(host, address) {
         Verdict::Pass => Ok(()),

@@ -1,5 +1,5 @@
-//! The hold as a folder that all workers share. Each recording's audio is one file, whose name has the audio's digest: other audio of the same
-//! recording is another file. Beside it is a small one that says whose it is.
+//! The hold as a folder that all workers share. Each recording's audio is one file, whose name contains the audio's digest. Other audio of
+//! the same recording is another file. A small second file identifies the recording.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -18,21 +18,21 @@ use crate::recording::digest::Hasher;
 use super::super::Source;
 use super::{HoldError, Old};
 
-/// What the names of files end with that are being written.
+/// Suffix of files that are being written.
 const PART: &str = ".part-";
 
-/// What the name of the file ends with that says whose audio it is.
+/// Suffix of the file that identifies the recording.
 const OWNER: &str = ".owner";
 
-/// No upload takes that long: what is left of one is a dead worker's.
+/// No upload takes this long. An older partial file belongs to a worker that was killed.
 const ABANDONED: Duration = Duration::from_secs(2 * 86_400);
 
-/// The name of audio.
+/// The file name of audio.
 pub(super) fn name(of: &Address, sha256: &str) -> String {
     format!("{}-{}.audio", of.key, sha256.get(..16).unwrap_or_default())
 }
 
-/// The file of that name; names come from the ledger, and lead nowhere else.
+/// The path of a file name. Names come from the ledger, and must not lead out of the folder.
 pub(super) fn file(folder: &Path, name: &str) -> Result<PathBuf, HoldError> {
     if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
         return Err(HoldError::Folder(std::io::Error::from(ErrorKind::InvalidInput)));
@@ -40,7 +40,7 @@ pub(super) fn file(folder: &Path, name: &str) -> Result<PathBuf, HoldError> {
     Ok(folder.join(name))
 }
 
-/// Writes audio that is there whole or not at all, and on the disk, name and all, when this returns.
+/// Writes audio atomically: the file exists whole or not at all. Content and name are on the disk when this returns.
 pub(super) async fn put(
     folder: &Path,
     of: &Address,
@@ -78,7 +78,7 @@ pub(super) async fn put(
             Err(HoldError::Corrupt)
         }
     };
-    // The name has the digest: what it replaces is the same, or was damaged.
+    // The name contains the digest. The replaced file has the same content, or was damaged.
     write(&file(folder, &holding.name)?, audio).await?;
     sync(folder).await
 }
@@ -103,12 +103,12 @@ async fn write(
     written
 }
 
-/// Writes the folder's list of names to the disk: without that a rename may be undone by a power failure.
+/// Writes the directory entries to the disk. Otherwise a power failure may undo a rename.
 async fn sync(folder: &Path) -> Result<(), HoldError> {
     Ok(fs::File::open(folder).await?.sync_all().await?)
 }
 
-/// Takes exactly that audio out; what is not there any more is no error.
+/// Removes exactly that audio. A missing file is no error.
 pub(super) async fn remove(folder: &Path, name: &str) -> Result<(), HoldError> {
     for name in [name.to_owned(), format!("{name}{OWNER}")] {
         match fs::remove_file(file(folder, &name)?).await {
@@ -119,7 +119,7 @@ pub(super) async fn remove(folder: &Path, name: &str) -> Result<(), HoldError> {
     Ok(())
 }
 
-/// What is held since before `today`, and for whom.
+/// The audio held since before `today`, with its recordings.
 pub(super) async fn older(folder: &Path, today: &str) -> Result<Vec<Old>, HoldError> {
     let mut all = Vec::new();
     for (name, _) in files(folder).await? {
@@ -145,7 +145,7 @@ pub(super) async fn older(folder: &Path, today: &str) -> Result<Vec<Old>, HoldEr
     Ok(all)
 }
 
-/// Bytes of audio that are held. What is being written, or was left half written, is not.
+/// Bytes of held audio. Partial files do not count.
 pub(super) async fn bytes(folder: &Path) -> Result<u64, HoldError> {
     let files = files(folder).await?;
     Ok(files
@@ -155,7 +155,7 @@ pub(super) async fn bytes(folder: &Path) -> Result<u64, HoldError> {
         .sum())
 }
 
-/// Removes what workers that died left half written.
+/// Removes partial files of workers that were killed.
 pub(super) async fn tidy(folder: &Path) -> Result<(), HoldError> {
     for (name, meta) in files(folder).await? {
         let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
@@ -166,7 +166,7 @@ pub(super) async fn tidy(folder: &Path) -> Result<(), HoldError> {
     Ok(())
 }
 
-/// The names and sizes of the files; none when there is no folder yet.
+/// The names and metadata of the files. Empty when the folder is missing.
 async fn files(folder: &Path) -> Result<Vec<(String, std::fs::Metadata)>, HoldError> {
     let mut found = Vec::new();
     let mut entries = match fs::read_dir(folder).await {
@@ -174,7 +174,7 @@ async fn files(folder: &Path) -> Result<Vec<(String, std::fs::Metadata)>, HoldEr
         entries => entries?,
     };
     while let Some(entry) = entries.next_entry().await? {
-        // One that is gone by now is not held.
+        // A file that was removed meanwhile is not held.
         if let (Ok(name), Ok(meta)) = (entry.file_name().into_string(), entry.metadata().await)
             && meta.is_file()
         {

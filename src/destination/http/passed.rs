@@ -1,5 +1,5 @@
-//! How much of a request's body has left us. An HTTP client takes the body from its source before it writes it, some hundred kilobytes ahead: with a
-//! server that answers before it has everything, the end of the answer does not tell that.
+//! Counts how much of a request's body was written to the connection. An HTTP client reads the body some hundred kilobytes ahead of writing
+//! it. A server may answer before it has received everything, so the end of the answer does not show how much was written.
 
 use std::io;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-/// Bytes of the body that were written, and of these the flushed ones.
+/// Bytes of the body that were written, and how many of them were flushed.
 #[derive(Debug, Default)]
 pub(super) struct Passed {
     flushed: AtomicU64,
@@ -19,7 +19,7 @@ pub(super) struct Passed {
 }
 
 impl Passed {
-    /// Ends when so many bytes of the body have left.
+    /// Waits until `length` bytes of the body were flushed.
     pub async fn all(&self, length: u64) {
         loop {
             let told = self.told.notified();
@@ -39,11 +39,11 @@ impl Passed {
     }
 }
 
-/// A connection with one request on it, whose body comes as it is, after the head.
+/// A connection with one request, whose body follows the head without any encoding.
 pub(super) struct Counting<S> {
     stream: S,
     passed: Arc<Passed>,
-    /// The last bytes of the head; empty when it is over.
+    /// The last bytes of the head. `None` after the end of the head.
     head: Option<[u8; 4]>,
     body: u64,
 }

@@ -1,14 +1,14 @@
-//! What a server says of a refusal: enough for an operator to know why, and nothing that is secret.
+//! A server's reason for a refusal, as the operator sees it: short, and without secrets.
 
 use hyper::header::HeaderMap;
 use url::Url;
 
 use super::super::url::unescaped;
 
-/// Bytes of it that are kept.
+/// Bytes of the reason that are kept.
 const LONGEST: usize = 200;
 
-/// Headers in which object stores, proxies and APIs say it, when the body does not.
+/// Headers in which object stores, proxies and APIs give the reason, when the body does not.
 const HEADERS: [&str; 7] = [
     "x-ms-error-code",
     "x-amz-error-code",
@@ -19,7 +19,7 @@ const HEADERS: [&str; 7] = [
     "www-authenticate",
 ];
 
-/// The reason, as people can read it; `None` when the server gives none.
+/// The reason as readable text. `None` when the server gives none.
 pub(super) fn reason(headers: &HeaderMap, body: &[u8], url: &Url) -> Option<String> {
     let text = plain(&String::from_utf8_lossy(body));
     let of_headers = || {
@@ -33,7 +33,7 @@ pub(super) fn reason(headers: &HeaderMap, body: &[u8], url: &Url) -> Option<Stri
     Some(crate::kazoo::call::clip(&said, LONGEST).to_owned())
 }
 
-/// Printable, on one line, without the tags of XML and HTML.
+/// Printable text on one line, without XML and HTML tags.
 fn plain(text: &str) -> String {
     let is_markup = text.trim_start().trim_start_matches('\u{feff}').starts_with('<');
     let mut inside = 0u32;
@@ -53,7 +53,7 @@ fn plain(text: &str) -> String {
     kept.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A server may repeat what it was sent.
+/// A server may repeat the credentials or the signature of the request.
 fn without_secrets(mut said: String, url: &Url) -> String {
     let mut secrets: Vec<String> = Vec::new();
     let mut add = |text: &str| {
@@ -70,7 +70,7 @@ fn without_secrets(mut said: String, url: &Url) -> String {
             add(value);
         }
     }
-    // The longest first: one may be a part of another.
+    // The longest first, because one secret may be part of another.
     secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     for secret in secrets {
         said = said.replace(&secret, "***");

@@ -1,8 +1,8 @@
-//! One request on a connection of its own, whose answer is read whatever becomes of the body.
+//! One request on a connection of its own. The answer is read even when the body cannot be sent to its end.
 //!
-//! A server that will not have a body answers and closes (RFC 9110, 15.5.14). Its reset then meets our write, while the answer waits in the receive
-//! buffer. A client that gives up at the failed write (hyper does) reports a lost connection where the server said why. Here a write cannot fail:
-//! what cannot be sent any more is swallowed, and the answer is still read.
+//! A server that refuses a body answers and closes the connection (RFC 9110, 15.5.14). Its reset then meets our write, while the answer
+//! waits in the receive buffer. A client that stops at the failed write, as hyper does, reports a lost connection although the server gave
+//! a reason. Here a write cannot fail: bytes that cannot be sent are discarded, and the answer is still read.
 //!
 //! ```text
 //! we      headers, body, body …………… body (EPIPE: swallowed)   read: 413
@@ -37,7 +37,7 @@ use super::super::guard::resolve::{Lookup, addresses, admit};
 use super::passed::{Counting, Passed};
 use super::{Failure, NoClient};
 
-/// How long an answer has after the connection has failed to take more of the body.
+/// How long to wait for an answer after the connection has refused more of the body.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Makes connections.
@@ -46,11 +46,11 @@ pub(super) struct Wire {
     tls: Arc<rustls::ClientConfig>,
     guard: Option<Arc<Guard>>,
     lookup: Arc<dyn Lookup>,
-    /// Name, connection and TLS together.
+    /// Time limit of name resolution, connect and TLS together.
     patience: Duration,
 }
 
-/// The head of an answer, and the connection that the rest of it comes from.
+/// The head of an answer, and the connection that delivers the rest.
 pub(super) struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
@@ -139,7 +139,7 @@ impl Wire {
     async fn connect(&self, url: &Url) -> Result<TcpStream, Failure> {
         let port = url.port_or_known_default().unwrap_or(80);
         let found = match url.host() {
-            // An address in the URL itself is never resolved, and judged all the same.
+            // An address in the URL is never resolved, but is checked all the same.
             Some(Host::Ipv4(v4)) => self.judged(IpAddr::V4(v4))?,
             Some(Host::Ipv6(v6)) => self.judged(IpAddr::V6(v6))?,
             Some(Host::Domain(name)) => addresses(self.guard.as_deref(), self.lookup.as_ref(), name).await?,
@@ -205,11 +205,11 @@ fn words(error: &hyper::Error) -> String {
 }
 
 impl Answer {
-    /// The next piece of the answer's body; `None` at its end, or when no more comes.
+    /// The next piece of the answer's body. `None` at its end, or when no more arrives.
     pub(super) async fn piece(&mut self) -> Option<Bytes> {
         loop {
             let frame = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;
-            // Everything else is trailers.
+            // All other frames are trailers.
             if let Ok(data) = frame?.ok()?.into_data() {
                 return Some(data);
             }
@@ -243,19 +243,19 @@ impl Answer {
         self.passed.written()
     }
 
-    /// Whether they have.
+    /// Whether `length` bytes of the body were written.
     pub(super) fn has_sent(&self, length: u64) -> bool {
         self.passed.has_all(length)
     }
 
-    /// Ends when the connection does.
+    /// Waits until the connection ends.
     pub(super) async fn closed(&mut self) {
         if !self.driver.0.is_finished() {
             let _ = (&mut self.driver.0).await;
         }
     }
 
-    /// Why the connection did not take all of the body, if it did not.
+    /// Why the connection did not take all of the body, if that happened.
     pub(super) fn lost(&self) -> Option<&str> {
         self.lost.why.get().map(String::as_str)
     }
@@ -268,7 +268,7 @@ impl Lost {
         }
     }
 
-    /// Ends so long after the connection was lost.
+    /// Waits until `pause` has passed after the connection was lost.
     async fn after(&self, pause: Duration) {
         let told = self.told.notified();
         if self.why.get().is_none() {
@@ -278,7 +278,7 @@ impl Lost {
     }
 }
 
-/// A connection whose writes do not fail, so that what the server said before it closed is still read.
+/// A connection whose writes do not fail, so that the answer before a close is still read.
 struct Steady<S> {
     stream: S,
     lost: Arc<Lost>,

@@ -25,14 +25,15 @@ pub fn begin(parts: &Arc<Parts>, entry: Entry, input: Input, mailbox: Mailbox) {
 /// What a driver that panics leaves behind.
 #[derive(Debug)]
 pub(super) struct Left {
-    /// As it was when a step last succeeded.
+    /// The entry after the last successful step.
     pub entry: Entry,
-    /// What is being taken in.
+    /// The input that is being applied.
     pub taking: Option<Input>,
 }
 
-/// Drives the recording. A panic is a fault of the program, and must not be one of the recording: it is noted, with all that was told
-/// meanwhile; the lease is given back; and what panics again and again is put off for longer and longer, and parked in the end.
+/// Drives the recording. A panic is a fault of the program, and must do no harm to the recording. The panic is noted, with all inputs
+/// that arrived meanwhile, and the lease is given up. A recording that panics again and again is postponed for longer and longer, and
+/// parked in the end.
 async fn survive(parts: &Arc<Parts>, entry: Entry, input: Input, mut mailbox: Mailbox) {
     let left = Mutex::new(Left {
         entry: entry.clone(),
@@ -69,14 +70,14 @@ async fn survive(parts: &Arc<Parts>, entry: Entry, input: Input, mut mailbox: Ma
             .ledger
             .note(&entry, Some(parts.ledger.no_lease()), Duration::ZERO)
             .await;
-        // Nothing to gain by waiting for longer: the lease runs out.
+        // A longer wait gains nothing: the lease expires.
         noted.within(NO_RETURN).await;
         next_input = mailbox.let_go();
         if next_input.is_none() {
             break;
         }
     }
-    // What panicked may be what is told here.
+    // The report itself may be what panicked.
     let told = std::panic::catch_unwind(AssertUnwindSafe(|| tell(parts, &before, &entry)));
     if let Err(panic) = told {
         tracing::debug!(

@@ -1,4 +1,5 @@
-//! Credentials of CouchDB servers that are refused: told to the other workers, before they are refused as well.
+//! Credentials that a CouchDB server rejected. This worker notifies the other workers, before the server
+//! rejects theirs as well.
 
 use std::sync::{Arc, LazyLock};
 
@@ -11,10 +12,10 @@ use crate::kazoo::envelope::Envelope;
 use super::super::perform::Parts;
 use super::send;
 
-/// Which process told it. Workers of one host have the same node name.
+/// Identifies the process that sent a notice. Workers of one host have the same node name.
 static INSTANCE: LazyLock<String> = LazyLock::new(|| uuid::Uuid::new_v4().simple().to_string());
 
-/// Publishes what is told of credentials, until the worker ends.
+/// Publishes notices about credentials, until the worker ends.
 pub async fn share(parts: Arc<Parts>, mut news: mpsc::Receiver<News>) {
     loop {
         let news = tokio::select! {
@@ -27,7 +28,7 @@ pub async fn share(parts: Arc<Parts>, mut news: mpsc::Receiver<News>) {
     }
 }
 
-/// Takes in what another worker tells.
+/// Handles the notice of another worker.
 pub(super) fn heard(envelope: &Envelope) {
     let text = |key: &str| envelope.body.get(key).and_then(Value::as_str);
     let accepted = envelope.body.get("Accepted").and_then(Value::as_bool);

@@ -13,7 +13,7 @@ fn here() -> Address {
     crate::ledger::address(&entry("action", 1_795_386_262, &[What::Commanded]))
 }
 
-/// A database with one entry, whose other revision is read as `loser` says; writes and deletions are answered as these say.
+/// A database with one entry, whose other revision is `loser`. `saved` and `deleted` are the answers to writes and deletions.
 async fn in_conflict(
     loser: (&'static str, Value),
     saved: Value,
@@ -183,7 +183,7 @@ async fn a_lease_of_a_worker_that_is_gone_is_taken_over() {
     }
 }
 
-/// The versions of both sides are merged though nobody looks for the entry, and only once.
+/// The versions of both sides are merged without a lookup of the entry, and only once.
 #[tokio::test]
 async fn what_both_sides_of_a_parted_cluster_wrote_is_merged_without_anybody_asking_for_it() {
     let id = here().id();

@@ -1,5 +1,5 @@
-//! What becomes of each row of a request. Nothing is lost, and nothing is written again without a pause: what meets another version is merged
-//! with it, what the database cannot take now waits, and what it never will take is told to its waiters.
+//! Handles the result of each row of a request. Nothing is lost, and no row is written again without a backoff. A row that conflicts is
+//! merged with the other version. A row that the database cannot take now waits. A row that it will never take is reported to its callers.
 
 use std::time::Duration;
 
@@ -15,17 +15,17 @@ use crate::telemetry::events::LedgerBelowQuorum;
 
 use super::{Pending, Writer};
 
-/// Pauses before an entry that was written in vain is written again; each is twice the one before.
+/// Backoff before a failed entry is written again. It doubles with each attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
-/// An entry that this many writes in a row came to nothing with is worth a line in the log.
+/// After this many failed writes in a row, the writer logs a warning for the entry.
 const MANY: u32 = 8;
 
-/// Before an entry that fewer copies than the quorum have is written once more; each pause is twice the one before.
+/// Delay before an entry below the quorum is written once more. It doubles with each attempt.
 const MORE_COPIES: Duration = Duration::from_secs(1);
 
-/// Writes of one entry that may end with too few copies, before that is as good as it gets: its cluster has no more nodes now.
+/// Writes of one entry that may end below the quorum. After that the entry counts as durable, because its cluster has no more nodes now.
 const BELOW_QUORUM: u32 = 4;
 
 impl Writer {
@@ -57,7 +57,7 @@ impl Writer {
         }
     }
 
-    /// It is written. Where fewer copies than the quorum have it, one lost disk would take it along: it is written once more before it counts.
+    /// The entry is written. Below the quorum, one lost disk could destroy it, so it is written once more before it counts as durable.
     fn saved(&mut self, id: String, mut pending: Pending, rev: String, below_quorum: bool) {
         self.revs.remember(&id, &rev, &pending.record.entry, !below_quorum);
         let awaited = pending.waiters.iter().any(|waiter| !waiter.is_closed());
@@ -78,10 +78,10 @@ impl Writer {
         self.put_back(vec![(id, pending)]);
     }
 
-    /// Another version is there.
+    /// The database has another version.
     fn meets(&mut self, id: String, mut pending: Pending, there: Option<Found>) {
         match there {
-            // Deleted meanwhile, or not at the node that was asked: written anew.
+            // The document was deleted meanwhile, or is missing at the node that answered. It is written anew.
             None => {
                 self.revs.forget(&id);
                 pending.record.rev = None;
@@ -94,7 +94,7 @@ impl Writer {
             }
             Some(Found::Record(there)) => {
                 if let Some(rev) = &there.rev {
-                    // How many copies there are of it nobody told.
+                    // The number of copies is unknown.
                     self.revs.remember(&id, rev, &there.entry, true);
                 }
                 if there.knows(&pending.record.entry) && pending.record.lease.is_none() && pending.tries == 0 {
@@ -110,7 +110,7 @@ impl Writer {
         }
     }
 
-    /// Written again, after a pause that grows.
+    /// Writes the entry again, after a backoff.
     pub(super) fn later(&mut self, id: String, mut pending: Pending, why: &str) {
         let pause = FIRST_PAUSE * 2u32.saturating_pow(pending.tries.min(16));
         let pause = if pending.tries == 0 {
@@ -134,13 +134,14 @@ impl Writer {
         pending.deadline = Instant::now() + pause.mul_f64(0.75 + fastrand::f64() * 0.5);
         pending.waiters.retain(|waiter| !waiter.is_closed());
         if pending.tries > MANY && pending.waiters.is_empty() {
-            // It has found another place, or comes again.
+            // The entry was written elsewhere, or its message comes again.
             return;
         }
         self.put_back(vec![(id, pending)]);
     }
 
-    /// A batch that was refused, or failed, as a whole. One row of it may be at fault; when two in a row get no answer at all, it is the server.
+    /// Handles a batch that was refused, or failed, as a whole. One row may be at fault. When two rows in a row get no answer, the server
+    /// is at fault.
     pub(super) async fn one_by_one(&mut self, month: Month, batch: Vec<(String, Pending)>) {
         let (mut failed, mut rows) = (0, batch.into_iter());
         while let Some(row) = rows.next() {
@@ -172,8 +173,8 @@ impl Writer {
         }
     }
 
-    /// What the database will never have. When that is because it is too large, its waiters are told, and put their messages to the dead
-    /// letters; otherwise they are told nothing, and their messages stay with the broker.
+    /// Handles entries that the database will never accept. If an entry is too large, its callers get the reason, and put their messages
+    /// into the dead-letter queue. Otherwise the callers get no result, and their messages stay with the broker.
     pub(super) fn give_up(&mut self, batch: Vec<(String, Pending)>, why: &str) {
         for (id, pending) in batch {
             error!(
@@ -186,14 +187,14 @@ impl Writer {
             if is_too_large(why) {
                 let why = format!("the ledger refuses the entry: {why}");
                 for waiter in pending.waiters {
-                    // Whoever does not wait any more comes again.
+                    // If a caller no longer waits, its message comes again.
                     let _ = waiter.send(Err(why.clone()));
                 }
             }
         }
     }
 
-    /// Back among what waits, with what was noted meanwhile.
+    /// Puts entries back to the pending ones, merged with later notes.
     pub(super) fn put_back(&mut self, batch: Vec<(String, Pending)>) {
         for (id, mut pending) in batch {
             if let Some(newer) = self.pending.remove(&id) {
@@ -207,12 +208,12 @@ impl Writer {
     }
 }
 
-/// Whether a refusal, in words, is of a document's size: CouchDB's `document_too_large`, a status 413 of it or of a proxy before it.
+/// Whether the reason names a document's size: CouchDB's `document_too_large`, or a status 413 of CouchDB or of a proxy.
 pub(super) fn is_too_large(why: &str) -> bool {
     why.contains("too_large") || why.contains(": 413 ")
 }
 
-/// Whether a row's refusal is for good. Others, as of a shard that does not answer, are not.
+/// Whether a row's refusal is final. For example, the refusal of a shard that does not answer is not.
 fn is_for_good(why: &str) -> bool {
     let named = |word: &str| why.starts_with(word);
     is_too_large(why) || named("forbidden") || named("unauthorized") || named("bad_request") || named("doc_validation")
@@ -220,7 +221,7 @@ fn is_for_good(why: &str) -> bool {
 
 fn durable(pending: Pending) {
     for waiter in pending.waiters {
-        // Whoever does not wait any more does not need to know.
+        // A caller that no longer waits needs no result.
         let _ = waiter.send(Ok(()));
     }
 }

@@ -11,7 +11,7 @@ use crate::recording::identity::Key;
 use super::settle::is_too_large;
 use super::*;
 
-/// Reads one request, and says whether it is a write of entries.
+/// Reads one request, and returns whether it writes entries.
 async fn is_write(stream: &mut TcpStream) -> bool {
     let (mut head, mut buffer) = (Vec::new(), [0; 65_536]);
     loop {
@@ -33,7 +33,7 @@ async fn is_write(stream: &mut TcpStream) -> bool {
     }
 }
 
-/// A database that answers everything, but refuses entries, and does not even say so before it counts as down.
+/// A database that answers everything, but refuses entries, and sends the refusal only after it counts as down.
 async fn refuse_late(listener: TcpListener, up: watch::Receiver<bool>) {
     while let Ok((mut stream, _)) = listener.accept().await {
         let mut up = up.clone();
@@ -126,7 +126,7 @@ fn a_refusal_of_a_documents_size_is_known_in_a_row_and_as_a_whole() {
     assert!(!is_too_large(&whole(400, "bad_request")) && !is_too_large("forbidden: 413"));
 }
 
-/// A writer that has taken these entries, and runs.
+/// A running writer that has received these entries.
 fn writing(
     couch: Couch,
     entries: Vec<Entry>,
@@ -201,7 +201,7 @@ async fn an_entry_of_the_next_version_is_written_with_what_it_knows() {
     assert!(facts.len() == 3 && facts.contains(&fact), "{facts:?}");
 }
 
-/// Nothing but conflicts with what is no entry: what a month of such documents makes of the entries beside it, and of another month's.
+/// A document that is not an entry causes only conflicts. Other entries of its month, and of another month, must still be written.
 #[tokio::test]
 async fn an_entry_that_is_never_taken_holds_up_neither_its_month_nor_another() {
     let (couch, log) = server(|first, body| {
@@ -226,7 +226,7 @@ async fn an_entry_that_is_never_taken_holds_up_neither_its_month_nor_another() {
     for good in &mut receipts[1..] {
         assert!(is_written(good).await);
     }
-    // It is tried again, with pauses that grow: 20 ms, 40 ms … so that many tries take that long.
+    // The entry is retried with a growing backoff: 20 ms, 40 ms … so this many attempts take that long.
     let begun = Instant::now();
     while writes(&log).len() < 8 {
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,8 +1,8 @@
-//! Hosts whose clocks differ, workers of other versions, and a program that fails.
+//! Hosts whose clocks differ, workers of other versions, and a program that panics.
 
 use super::*;
 
-/// Held, parked because its target refuses it, and moved on by a host whose clock differs by so many seconds.
+/// Held, parked because its target refuses it, and retried by a host whose clock differs by so many seconds.
 fn moved_on(skew: i64) -> Case {
     let mut case = ended_as(order(), Destination::ThirdParty);
     step(&mut case, Input::Received(audio(5000)));
@@ -85,7 +85,7 @@ fn what_the_program_fails_on_is_put_off_for_longer_and_longer_and_parked_in_the_
         effects.contains(&Next::Do(announce(Announcement::Outcome(Outcome::Parked)))),
         "{effects:?}"
     );
-    // An operator moves it on, with a program that does better.
+    // An operator retries it, with a corrected program.
     let retry = case.entry.retry();
     assert_eq!(next(&mut case, Input::Fact(retry), now, &policy()), [Effect::Decide]);
 }

@@ -60,7 +60,7 @@ fn a_mask_from_before_the_start_is_sent_when_it_starts_and_at_each_start_after()
     let mut case = super::asked(order());
     step(&mut case, Input::Fact(What::Commanded));
     at(&mut case, 1, asked("a", true));
-    // The switch knew of no such recording then.
+    // The switch knew no such recording then.
     at(&mut case, 1, sent("a", true, 0));
     let mut started = told(0);
     started.at = after(3);
@@ -70,7 +70,7 @@ fn a_mask_from_before_the_start_is_sent_when_it_starts_and_at_each_start_after()
     assert_eq!(case.entry.controls().masks, []);
     at(&mut case, 4, sent("a", true, 1));
     assert_eq!(case.entry.controls().masks, [(after(4), true)]);
-    // Begun again, at another bridge: unmasked, as every recording begins.
+    // Begun again at another bridge: unmasked, as every recording begins.
     let mut next_start = told(0);
     next_start.stamp = Some(after(9).unix_micros());
     assert_eq!(at(&mut case, 9, Input::Fact(What::Started(next_start))), [again(2)]);
@@ -121,7 +121,7 @@ fn a_mask_just_before_the_hang_up_is_told_as_done() {
     let mut case = started(order());
     at(&mut case, 5, asked("a", true));
     at(&mut case, 5, sent("a", true, 0));
-    // What looks like a move until the end is told: the leg is gone, and its peer is not yet.
+    // This looks like a move until the end is reported: the leg is gone, and its peer is not yet.
     let gone = Leg {
         call_id: "call".into(),
         event: LegEvent::Gone,
@@ -170,7 +170,7 @@ fn a_mask_of_a_recording_whose_start_was_only_presumed_later_stands_in_the_docum
         at(&mut case, second, asked(action, on));
         at(&mut case, second, sent(action, on, 0));
     }
-    // No event came. Its file is there: it was begun when that was commanded.
+    // No event arrived. Its file exists: the recording began when it was commanded.
     let probed = What::Probed {
         n: 1,
         size: 7,
@@ -221,7 +221,7 @@ fn the_newest_action_tells_where_its_call_is_controlled() {
     assert_eq!(case.entry.route(), Some((after(20), &route("second"))));
 }
 
-/// The document was written by a worker that had not heard of the mask.
+/// A worker that had not heard of the mask wrote the document.
 #[test]
 fn a_document_without_the_mask_of_another_worker_is_amended() {
     let mut case = ended_as(order(), Destination::Account);
@@ -280,7 +280,7 @@ fn a_mask_is_sent_once_for_a_start_whatever_the_clocks_of_two_workers_say() {
     let mut case = started(order());
     let start = case.entry.newest_start();
     assert!(start.is_some());
-    // The start was heard by a worker that is far ahead: each command is stamped before it.
+    // A worker whose clock is far ahead heard the start, so the time of each command is before it.
     let early = |case: &mut Case, input| next(case, input, Moment::from_unix_seconds(1), &policy());
     assert_eq!(early(&mut case, asked("a", true)), [MASK]);
     let again = early(&mut case, sent_for("a", 0, None));

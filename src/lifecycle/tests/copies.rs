@@ -1,8 +1,8 @@
-//! No copy of the audio is given up while nothing proves that there is another.
+//! No copy of the audio is given up before another copy is proved.
 
 use super::*;
 
-/// Stored by a server with too few copies (202), which went to a third party from the hold.
+/// A server with too few copies (202) stored it: a third party, from the hold.
 fn below_quorum_from_the_hold() -> Case {
     let mut case = ended_as(order(), Destination::ThirdParty);
     step(&mut case, Input::Received(audio(5000)));
@@ -38,7 +38,7 @@ fn unanswered(n: u32) -> What {
     }
 }
 
-/// What is done when something is due next, and when.
+/// What is done when the next timer is due, and when that is.
 fn next_due(case: &mut Case, now: Moment) -> (Vec<Next>, Moment) {
     let at = due(&case.entry, now, &policy())
         .expect("nobody comes back to it")
@@ -72,7 +72,7 @@ fn what_a_server_lost_is_delivered_again_from_the_hold() {
         next(&mut case, lost, after(10_000), &policy()),
         std::slice::from_ref(&again)
     );
-    // The server is not reached: later, as often as it takes.
+    // The server is unreachable: it is tried later, as often as needed.
     let mut now = after(10_000);
     for attempt in 2..40 {
         let failure = Input::Fact(failed(attempt, Destination::ThirdParty, DeliveryFailure::Target));
@@ -87,7 +87,7 @@ fn what_a_server_lost_is_delivered_again_from_the_hold() {
         matches!(once_more[..], [Next::Do(Effect::Deliver { .. })]),
         "{once_more:?}"
     );
-    // Again with too few copies: that is looked at anew.
+    // A server with too few copies took it again: it is read back again.
     let effects = next(
         &mut case,
         Input::Fact(below(Destination::ThirdParty, "1-b")),
@@ -101,7 +101,7 @@ fn what_a_server_lost_is_delivered_again_from_the_hold() {
         matches!(effects[..], [Next::Do(Effect::ReadBack { .. })]),
         "{effects:?}"
     );
-    // And once more with all of them.
+    // And once more, with all copies.
     next(&mut case, Input::Fact(looked(2, Some("not there"))), now, &policy());
     let What::Delivered(mut delivery) = below(Destination::ThirdParty, "1-c") else {
         unreachable!()
@@ -146,7 +146,7 @@ fn a_switch_keeps_its_file_until_a_copy_below_the_quorum_is_found() {
     for announcement in [Announcement::DocumentCreated, Announcement::Outcome(Outcome::Stored)] {
         next(&mut case, Input::Fact(What::Announced(announcement)), NOW, &policy);
     }
-    // It is not there: it is brought again from the switch.
+    // The read-back does not find it: it is collected again from the switch.
     let effects = next(
         &mut case,
         Input::Fact(looked(1, Some("not there"))),
@@ -164,7 +164,7 @@ fn a_switch_keeps_its_file_until_a_copy_below_the_quorum_is_found() {
     );
     assert_eq!(effects.first(), Some(&Next::Do(Effect::Answer(Answer::Keep))));
     next(&mut case, Input::Answered(Answer::Keep), after(102), &policy);
-    // It is: now the switch may let its file go.
+    // The read-back finds it: now the worker releases the switch's file.
     let effects = next(&mut case, Input::Fact(looked(2, None)), after(1000), &policy);
     assert!(matches!(effects[..], [Next::Do(Effect::Tidy { .. })]), "{effects:?}");
 }
@@ -191,7 +191,7 @@ fn what_was_found_instead_of_brought_is_known_in_full() {
     step(&mut case, Input::Fact(What::Delivered(found.clone())));
     assert_eq!(case.entry.judged_audio(), Some(audio(5000)));
     assert_eq!(case.entry.outcome(), Some((Outcome::Stored, Cause::Complete)));
-    // Less than the switch told: no ending that is told as whole.
+    // Less than the switch reported: the ending must not say that it is complete.
     let mut case = ended_as(order(), Destination::Account);
     found.audio = Some(audio(1000));
     step(&mut case, Input::Fact(What::Delivered(found)));

@@ -221,7 +221,7 @@ fn a_file_that_cannot_be_opened_is_asked_for_all_day_and_then_rests() {
         (case.entry.outcome(), case.entry.parked()),
         (None, Some(Cause::NotCollected))
     );
-    // An operator who has put the switch right has it brought.
+    // An operator who has repaired the switch retries it.
     let retried = case.entry.retry();
     assert_eq!(
         next(&mut case, Input::Fact(retried), after(9_000), &policy()),
@@ -232,7 +232,7 @@ fn a_file_that_cannot_be_opened_is_asked_for_all_day_and_then_rests() {
 #[test]
 fn too_short_is_what_the_audio_says_not_what_a_channel_variable_says() {
     let short = Order { min_sec: 6, ..order() };
-    // The switch told 5 s, the audio has 7.
+    // The switch reported 5 s, the audio has 7.
     let mut case = ended_as(short.clone(), Destination::Account);
     assert!(matches!(
         step(&mut case, Input::Received(audio(7000)))[..],
@@ -258,7 +258,7 @@ fn too_short_is_what_the_audio_says_not_what_a_channel_variable_says() {
         step(&mut case, Input::Fact(missing));
     }
     assert_eq!(case.entry.outcome(), Some((Outcome::Discarded, Cause::TooShort)));
-    // What cannot be counted is kept: the length that was told may be another recording's.
+    // Audio that cannot be counted is kept: the reported length may belong to another recording.
     let mut case = ended_as(short.clone(), Destination::Account);
     let uncounted = Audio {
         duration_ms: None,
@@ -311,7 +311,7 @@ fn what_other_workers_know_counts() {
             why: "no such file".into(),
         })
     };
-    // The other one had the switch delete its file.
+    // The other worker released the switch's file.
     for attempt in 1..=12 {
         step(&mut stale, missing(attempt));
     }
@@ -367,7 +367,7 @@ fn a_file_that_is_not_the_recordings_is_never_asked_for() {
         let effects = step(&mut case, decided(Destination::Account));
         assert_eq!(effects, [collect(1)], "where it was ordered to be, not {forged}");
 
-        // Nor where nobody knows where it was ordered to be.
+        // Nor if the ordered path is unknown.
         let mut case = asked(Order {
             command: None,
             ..order()
@@ -379,7 +379,7 @@ fn a_file_that_is_not_the_recordings_is_never_asked_for() {
             Next::Do(Effect::Collect { .. } | Effect::Probe { .. } | Effect::Tidy { .. })
         )));
 
-        // An order that is forged with it helps nobody.
+        // An order that is forged together with the path does not help the attacker.
         let mut order = order();
         order.file_name = "passwd".into();
         let mut case = asked(order);

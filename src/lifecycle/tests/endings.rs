@@ -1,4 +1,4 @@
-//! Each row of the table of endings, reached by what leads to it; and told.
+//! Each row of the table of endings: what leads to it, and its notice.
 
 use crate::recording::audio::Finding;
 
@@ -76,7 +76,7 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Next>) {
             (case, then)
         }
         Cause::FileGone => {
-            // Nobody knows where it should be.
+            // The path where it should be is unknown.
             let mut case = asked(Order {
                 command: None,
                 ..order()
@@ -129,7 +129,7 @@ fn kept(outcome: Outcome, audio: Audio) -> (Case, Vec<Next>) {
     settled(case, delivered(destination))
 }
 
-/// Nothing is heard of it but this, however long one waits; its file is not there, and its channel is gone.
+/// No other event arrives, however long the test waits. Its file is missing, and its channel is gone.
 fn silent(order: Order, heard: &[What]) -> (Case, Vec<Next>) {
     let mut case = asked(order);
     step(&mut case, Input::Fact(What::Commanded));
@@ -153,7 +153,7 @@ fn silent(order: Order, heard: &[What]) -> (Case, Vec<Next>) {
     (case, then)
 }
 
-/// As many attempts as it takes fail like this.
+/// This many attempts fail in this way.
 fn failing(times: u32, failure: impl Fn(u32) -> What) -> (Case, Vec<Next>) {
     let mut case = ended_as(order(), Destination::ThirdParty);
     let mut then = Vec::new();
@@ -174,7 +174,7 @@ fn collect_failed(attempt: u32, failure: CollectFailure) -> What {
     What::CollectFailed { attempt, failure, why }
 }
 
-/// The destination will not have it, and the hold keeps it.
+/// The destination refuses it, and the hold keeps it.
 fn refused(destination: Destination, failure: DeliveryFailure) -> (Case, Vec<Next>) {
     let mut case = ended_as(order(), destination);
     step(&mut case, Input::Received(audio(5000)));
@@ -183,7 +183,7 @@ fn refused(destination: Destination, failure: DeliveryFailure) -> (Case, Vec<Nex
     settled(case, holding())
 }
 
-/// Its place is asked for until the whole schedule has passed.
+/// Its destination stays undecided until the whole retry schedule has passed.
 fn undecided() -> (Case, Vec<Next>) {
     let policy = Policy {
         hold: false,

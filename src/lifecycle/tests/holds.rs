@@ -1,4 +1,4 @@
-//! When a recording has really ended: a leg on hold writes nothing, and no limit runs for it.
+//! When a recording has really ended: a leg on hold writes nothing, and its time limit does not run.
 
 use crate::entry::legs::Leg;
 use crate::kazoo::leg::LegEvent;
@@ -19,7 +19,8 @@ fn probed(case: &Case, md5: &str, open: bool) -> Input {
     })
 }
 
-/// Goes on for so long, every look and every probe telling this; the kinds of what was done. Ends when the end is known.
+/// Runs a recording for that long. Every channel query and every probe gives this answer. Returns what was done, and
+/// stops when the end is known.
 fn live(
     case: &mut Case,
     from: u64,
@@ -60,7 +61,7 @@ fn live(
 
 #[test]
 fn while_a_leg_lives_a_recording_on_hold_is_never_over() {
-    // Its limit is 600 s; it is on hold for half a day, and its file rests.
+    // Its limit is 600 s. It is on hold for half a day, and its file is unchanged.
     let mut case = started(order());
     let done = live(&mut case, 0, 43_200, true, |_| ("a", true));
     assert!(case.entry.ended().is_none());
@@ -68,7 +69,7 @@ fn while_a_leg_lives_a_recording_on_hold_is_never_over() {
         .iter()
         .filter(|(_, effect)| matches!(effect, Effect::LookForChannel { .. }));
     assert!(looks.count() > 100, "it is looked after all the time");
-    // Its end is told at last, with all that was recorded.
+    // Its end is reported at last, with all that was recorded.
     let ended = next(
         &mut case,
         Input::Fact(What::Ended(told(5000))),
@@ -83,7 +84,7 @@ fn a_closed_file_beyond_the_limit_is_whole_though_its_call_lives_on() {
     let mut case = started(order());
     live(&mut case, 0, 3_000, true, |_| ("a", false));
     assert!(case.entry.ended().is_some() && case.entry.told_end().is_none());
-    // Not one that begins again by itself: the next part may be on hold.
+    // Not for a recording that begins again by itself: the next part may be on hold.
     let mut bridged = order();
     bridged.command.as_mut().unwrap().trigger = Trigger::Bridge;
     let mut case = started(bridged);
@@ -107,7 +108,7 @@ fn the_file_of_a_switch_that_was_killed_is_taken_when_it_rested_long_and_its_cal
         probes.len() <= 5,
         "and the file need not be read all the time: {probes:?}"
     );
-    // Before each look at the file, and after the first, its call was looked for again.
+    // Before each probe, and after the first, its call was queried again.
     for pair in probes.windows(2) {
         let mut looks = done
             .iter()
@@ -119,7 +120,7 @@ fn the_file_of_a_switch_that_was_killed_is_taken_when_it_rested_long_and_its_cal
 #[test]
 fn an_open_file_that_grows_or_whose_call_is_found_again_is_left() {
     let mut case = started(order());
-    // It is written to now and then, as when its leg is on hold now and then.
+    // The file is written now and then, as if its leg is on hold now and then.
     live(&mut case, 0, 7_200, false, |now| {
         if now / 600 % 2 == 0 { ("a", true) } else { ("b", true) }
     });
@@ -150,7 +151,7 @@ fn a_start_that_came_to_nothing_is_told_by_when_its_call_was_gone() {
     };
     for (gone, cause) in [
         (Some(gone(0)), Cause::CallGone),
-        // It lasted, and was not recorded.
+        // The call lasted, and was not recorded.
         (Some(gone(20)), Cause::NeverStarted),
         (None, Cause::NeverStarted),
     ] {

@@ -1,13 +1,13 @@
-//! No recording is forgotten: something is due, or it is awaited from outside, or all is done.
+//! No recording is forgotten: a timer is due, or an outside event is awaited, or all is done.
 
 use super::*;
 
-/// Somebody comes back to it by himself.
+/// Whether a worker resumes it without an outside event.
 fn is_taken_up(case: &Case, now: Moment) -> bool {
     due(&case.entry, now, &policy()).is_some()
 }
 
-/// What an entry goes through whose effects are all done, or all fail, by whoever takes it up; until nothing is due.
+/// An entry whose effects are all done, or all fail, at whichever worker resumes it, until no timer is due.
 fn lived_out(mut case: Case, mut now: Moment) -> Case {
     for _ in 0..200 {
         let Some(at) = due(&case.entry, now, &policy()) else {
@@ -179,7 +179,7 @@ fn an_entry_that_is_not_settled_is_always_due() {
             for (second, what) in (1..).zip(story) {
                 next(&mut case, Input::Fact(what.clone()), after(second), &policy());
             }
-            // The event that makes a carried order known is its first fact.
+            // If an order comes from a recording context, the event that made it known is its first fact.
             if order.command.is_none() && case.entry.started().is_none() {
                 continue;
             }

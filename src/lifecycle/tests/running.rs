@@ -1,4 +1,4 @@
-//! While nobody told of an end.
+//! While no event has reported an end.
 
 use crate::entry::legs::Leg;
 use crate::kazoo::leg::LegEvent;
@@ -100,7 +100,8 @@ fn a_refused_or_lost_start_has_its_cause() {
     assert_eq!(refused.entry.outcome(), Some((Outcome::Failed, Cause::StartRefused)));
 }
 
-/// An action that comes twice at once is commanded twice, by two workers: that one command came to nothing says nothing of the other.
+/// An action that is delivered twice at once is commanded twice, by two workers. The failure of one command says nothing about the other
+/// one.
 #[test]
 fn the_file_tells_whether_a_command_that_came_twice_came_to_nothing() {
     for (what, cause) in [
@@ -136,7 +137,8 @@ fn no_such_file() -> Input {
     })
 }
 
-/// What becomes of a delayed start that was commanded so many seconds after its action, on a call that was gone at 5.5 s; `bridged` for a moment before.
+/// What becomes of a delayed start that was commanded so many seconds after its action. The call was gone at 5.5 s; `bridged`: it was
+/// bridged for a moment before.
 fn delayed_until(commanded: u64, trigger: Trigger, bridged: bool) -> Option<(Outcome, Cause)> {
     let leg = |event| Leg {
         call_id: "call".into(),
@@ -321,7 +323,7 @@ fn an_end_that_nobody_told_is_presumed_when_the_channel_is_gone_and_the_file_res
     let waiting = next(&mut case, probed(1, "a"), after(71), &policy());
     assert_eq!(waiting, [Next::Wait(after(131))]);
     assert_eq!(next(&mut case, Input::Due, after(131), &policy()), [probe(2)]);
-    // It has grown: the recording lives on somewhere.
+    // The file has grown, so the recording still runs on another leg.
     next(&mut case, probed(2, "b"), after(132), &policy());
     assert!(case.entry.ended().is_none());
     assert_eq!(next(&mut case, Input::Due, after(192), &policy()), [probe(3)]);
@@ -354,7 +356,7 @@ fn a_recording_over_its_limit_is_probed_too() {
 fn an_end_that_was_told_before_the_probe_came_back_is_no_part_of_its_own() {
     let mut case = asked(order());
     step(&mut case, Input::Fact(What::Commanded));
-    // Nothing was heard, and the file is there.
+    // No event arrived, and the file exists.
     let probed = Input::Fact(What::Probed {
         n: 1,
         size: 7,

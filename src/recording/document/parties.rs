@@ -1,4 +1,5 @@
-//! Who was on the call, and which channel is whose: as at the start. The end's event may speak of another leg, or of whoever joined the call since.
+//! The parties of the call, and which channel is whose, as at the start. The end's event may describe another leg, or a party that joined
+//! later.
 
 use serde_json::{Value, json};
 
@@ -8,21 +9,21 @@ use crate::kazoo::time::Moment;
 use super::Subject;
 
 impl Subject<'_> {
-    /// The id of the call's CDR. Kazoo's cdr application takes the month from `Call-Interaction-ID`, whose first part are the Gregorian seconds at which
-    /// the conversation began (`cdr_channel_destroy:set_interaction`); a call without one gets it when it ends.
+    /// The id of the call's CDR. Kazoo's cdr application takes the month from `Call-Interaction-ID`, whose first part is the conversation's
+    /// start in Gregorian seconds (`cdr_channel_destroy:set_interaction`). A call without that header gets it when it ends.
     pub(super) fn cdr_id(&self) -> String {
         let began = self.parties().interaction_id.as_deref().and_then(began_at);
         let month = began.unwrap_or(self.ended.at).month();
         format!("{month}-{}", self.order.call_id)
     }
 
-    /// Whether the recording ended on another leg than it began on: the end's event then speaks of that leg.
+    /// Whether the recording ended on another leg than the one where it began. The end's event then describes that other leg.
     pub(super) fn moved(&self) -> bool {
         let started_on = self.started.map_or(&self.order.call_id, |s| &s.call_id);
         *started_on != self.ended.call_id
     }
 
-    /// Who was on the call when the recording began, as far as that was told; the end's event completes it.
+    /// The parties of the call when the recording began, as far as events reported them. The end's event fills the gaps.
     pub(super) fn parties(&self) -> Parties {
         let ordered = self.order.parties.clone();
         let started = self.started.map(|s| s.parties.clone()).unwrap_or_default();
@@ -35,7 +36,7 @@ impl Subject<'_> {
         }
     }
 
-    /// Whether the recorded leg is known to have had another peer at the end than when the recording began.
+    /// Whether the recorded leg is known to have had another peer at the end than at the start.
     fn has_other_peer(&self) -> bool {
         let at_start = self.started.and_then(|told| told.other_leg_call_id.as_ref());
         let at_end = self.ended.other_leg_call_id.as_ref();
@@ -49,14 +50,14 @@ impl Subject<'_> {
         }
     }
 
-    /// Which channel is whose, from when on: left is what the leg says that carries the recording, right is what it hears. Nothing where there is one
-    /// channel, or where nobody knows how many.
+    /// Which channel is whose, and from when on. The left channel is what the recorded leg says, the right one is what that leg hears. Null
+    /// when there is one channel, or when their number is unknown.
     pub(super) fn channels(&self) -> Value {
         if !self.order.command.as_ref().is_some_and(|command| command.stereo) {
             return Value::Null;
         }
         let parties = self.parties();
-        // Of a call that came in, the leg that is recorded is the caller's.
+        // On an incoming call, the recorded leg is the caller's.
         let (ours, theirs) = match parties.direction.as_deref() {
             Some("outbound") => ("callee", "caller"),
             _ => ("caller", "callee"),
@@ -83,9 +84,9 @@ impl Subject<'_> {
     }
 }
 
-/// Name and number of who was called. Kazoo's own document takes them from the end's event, and has neither where that has none. What the start's event
-/// said wins. A recording that began before its leg was bridged learns at the end who answered; but after a hold or another bridge the end's event names
-/// the caller as the callee, or whoever called the new peer: then the call itself says who was called.
+/// Name and number of the callee. Kazoo's own document takes them from the end's event, and has neither when that event has none. Here the
+/// start's event wins. If a recording began before its leg was bridged, the end's event shows who answered. After a hold or another bridge,
+/// however, the end's event names the caller, or the new peer's caller, as the callee. In that case the call itself names the callee.
 fn callee([started, ordered, ended]: [&Parties; 3], other_peer: bool) -> (Option<String>, Option<String>) {
     let of = |parties: &Parties| (parties.callee_id_name.clone(), parties.callee_id_number.clone());
     if started.callee_id_number.is_some() {
@@ -102,7 +103,7 @@ fn callee([started, ordered, ended]: [&Parties; 3], other_peer: bool) -> (Option
     }
 }
 
-/// When a conversation began: `<Gregorian seconds, 11 digits>-<hex digits>`.
+/// The start of a conversation: `<Gregorian seconds, 11 digits>-<hex digits>`.
 fn began_at(interaction_id: &str) -> Option<Moment> {
     let (seconds, key) = interaction_id.split_once('-')?;
     let right = seconds.len() == 11 && seconds.bytes().all(|b| b.is_ascii_digit()) && !key.is_empty();

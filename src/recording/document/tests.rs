@@ -129,7 +129,7 @@ fn an_end_after_the_turn_of_the_month_stays_in_the_ids_month() {
         doc["cdr_id"].as_str().unwrap().starts_with("202508-"),
         "as the conversation began"
     );
-    // Where no conversation is named, its CDR gets the moment of its end.
+    // Without a named conversation, the CDR gets the moment of its end.
     ended.parties.interaction_id = None;
     doc["cdr_id"] = document(&order(&ended.call_id), None, &ended)["cdr_id"].clone();
     let december = Month::of_id("202612-x").unwrap().start().gregorian_seconds();
@@ -138,7 +138,7 @@ fn an_end_after_the_turn_of_the_month_stays_in_the_ids_month() {
     assert!(doc["cdr_id"].as_str().unwrap().starts_with("202612-"));
 }
 
-/// A start's event, as stock Kazoo sends it before anything is bridged: no parties of SIP, no callee.
+/// The event of a start, as stock Kazoo sends it before any bridge: no SIP parties, no callee.
 fn early() -> Told {
     let mut told = told();
     told.other_leg_call_id = None;
@@ -164,13 +164,13 @@ fn what_the_end_says_of_the_parties_does_not_overrule_the_start() {
     let doc = document(&order, Some(&early()), &ended);
     assert_eq!((&doc["from"], &doc["to"]), (&json!("1000@acme"), &json!("2000@acme")));
     assert_eq!(doc["callee_id_number"], "*97");
-    // Who answered is known at the end only.
+    // Only the end shows who answered.
     let doc = document(&order, Some(&early()), &told());
     assert_eq!(
         (&doc["callee_id_name"], &doc["callee_id_number"]),
         (&json!("Extension 2000"), &json!("2000"))
     );
-    // Bridged when it began, and bridged to another leg since.
+    // The leg was bridged when the recording began, and was bridged to another leg since.
     let mut ended = told();
     ended.parties.callee_id_number = Some("3000".into());
     let doc = document(&order, Some(&told()), &ended);

@@ -33,7 +33,7 @@ impl ActionHandled<'_> {
     }
 }
 
-/// An action could not be run; its call was answered if there was anybody to answer.
+/// An action could not be run. Its callflow was answered if its address was known.
 pub struct ActionRefused<'a> {
     pub call_id: &'a str,
     pub why: &'a str,
@@ -79,12 +79,12 @@ impl SettingCorrected<'_> {
     }
 }
 
-/// A command to a call was published, or not.
+/// A command to a call was published, or could not be published.
 pub struct CommandSent<'a> {
     pub call_id: &'a str,
     pub media_id: &'a str,
     pub command: &'static str,
-    /// `Err` tells why; `unroutable` when the call's control queue is gone.
+    /// `Err` holds the reason. `unroutable`: the call's control queue does not exist.
     pub result: Result<(), &'a str>,
     pub unroutable: bool,
 }
@@ -116,7 +116,7 @@ impl CommandSent<'_> {
     }
 }
 
-/// Call control refused a start command.
+/// Call control rejected a start command.
 pub struct CommandRefused<'a> {
     pub call_id: &'a str,
     pub media_id: &'a str,

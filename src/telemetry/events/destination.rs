@@ -1,9 +1,9 @@
-//! The places that audio goes to.
+//! Events of delivery destinations.
 
 use metrics::counter;
 use tracing::{error, info, warn};
 
-/// A user's URL led to an address that the policy lets through, but wants told.
+/// A user's URL led to an address that the policy allows and reports.
 pub struct AddressReported<'a> {
     pub host: &'a str,
     pub address: &'a str,
@@ -23,7 +23,7 @@ impl AddressReported<'_> {
     }
 }
 
-/// A user's URL led to an address that must not be connected to.
+/// A user's URL led to an address that the SSRF filter refuses.
 pub struct AddressRefused<'a> {
     pub host: &'a str,
     pub address: &'a str,
@@ -63,12 +63,12 @@ impl DatabaseCreated<'_> {
     }
 }
 
-/// What a server with too few copies had taken was looked for, and is not there whole.
+/// A server with too few copies had accepted a recording, and the read-back found it missing or incomplete.
 pub struct ReadBackFailed<'a> {
     pub call_id: &'a str,
     pub media_id: &'a str,
     pub why: &'a str,
-    /// An operator must know now.
+    /// The operator must know now.
     pub last: bool,
 }
 
@@ -90,7 +90,7 @@ impl ReadBackFailed<'_> {
     }
 }
 
-/// The hold did not take audio.
+/// The hold did not accept audio.
 pub struct HoldRefused<'a> {
     pub call_id: &'a str,
     pub media_id: &'a str,
@@ -112,7 +112,7 @@ impl HoldRefused<'_> {
     }
 }
 
-/// A target failed for two different recordings alike; it is left alone for a while.
+/// Two different recordings failed at a target alike: its circuit breaker opened.
 pub struct TargetPaused<'a> {
     pub target: &'a str,
     pub why: &'a str,
@@ -132,7 +132,7 @@ impl TargetPaused<'_> {
     }
 }
 
-/// A target that had been paused takes recordings again.
+/// A target accepts recordings again: its circuit breaker closed.
 pub struct TargetResumed<'a> {
     pub target: &'a str,
 }

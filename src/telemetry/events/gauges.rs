@@ -1,4 +1,4 @@
-//! What is looked at every few seconds in the background: readiness, what waits in the ledger, disks and holds.
+//! Gauges that a background task reads every few seconds: readiness, waiting entries of the ledger, disks and holds.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ impl Built {
     }
 }
 
-/// Whether one of the things is there that readiness depends on.
+/// Whether one of the conditions for readiness holds.
 pub struct ReadinessChecked {
     pub check: &'static str,
     pub good: bool,
@@ -26,11 +26,11 @@ impl ReadinessChecked {
     }
 }
 
-/// How many recordings of this zone are in a state, by the ledger; and since when the oldest of them has been asked for.
+/// How many recordings of this zone are in a state, by the ledger, and since when the oldest of them was requested.
 pub struct RecordingsCounted {
     pub state: &'static str,
     pub count: u64,
-    /// Only told of states that recordings should leave.
+    /// Set only for states that recordings should leave.
     pub oldest: Option<Duration>,
 }
 
@@ -43,7 +43,7 @@ impl RecordingsCounted {
     }
 }
 
-/// What the hold has.
+/// Bytes in the hold.
 pub struct HoldMeasured {
     pub bytes: u64,
     pub max_bytes: u64,
@@ -56,7 +56,7 @@ impl HoldMeasured {
     }
 }
 
-/// What the spool's disk has left.
+/// Free space on the spool's disk.
 pub struct SpoolMeasured {
     pub free_bytes: u64,
     pub min_free_bytes: u64,
@@ -69,7 +69,7 @@ impl SpoolMeasured {
     }
 }
 
-/// How many targets are left alone now.
+/// How many targets have an open circuit breaker.
 pub struct TargetsCounted {
     pub paused: usize,
 }
@@ -80,12 +80,12 @@ impl TargetsCounted {
     }
 }
 
-/// Gauges were read anew from where they come from: `recordings` or `hold`.
+/// Gauges were read from their source: `recordings` or `hold`.
 pub struct LookSucceeded {
     pub of: &'static str,
     /// Unix time.
     pub at_seconds: i64,
-    /// The log said that they were old.
+    /// The log had reported them as stale.
     pub was_told: bool,
 }
 
@@ -99,7 +99,7 @@ impl LookSucceeded {
     }
 }
 
-/// Gauges could not be read for so long that they mislead: they stay as they were.
+/// Gauges could not be read for so long that they are misleading. They keep their last values.
 pub struct LookFailed<'a> {
     pub of: &'static str,
     pub why: &'a str,

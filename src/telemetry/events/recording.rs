@@ -1,4 +1,4 @@
-//! Recordings on their way.
+//! Events in the life of recordings.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ impl RecordingStarted<'_> {
     }
 }
 
-/// The switch began to record again under a name whose audio was safe already.
+/// The switch started again to record under a name whose audio was safe already.
 pub struct RecordingContinued<'a> {
     pub call_id: &'a str,
     pub media_id: &'a str,
@@ -67,16 +67,16 @@ impl RecordingEnded<'_> {
     }
 }
 
-/// A recording is closed: its outcome is final, and told.
+/// A recording is closed: its outcome is final, and published.
 pub struct RecordingClosed<'a> {
     pub call_id: &'a str,
     pub account_id: &'a str,
     pub media_id: &'a str,
     pub outcome: &'static str,
     pub cause: &'static str,
-    /// Since the end of the recording.
+    /// Time since the end of the recording.
     pub took: Duration,
-    /// Whether an operator should look: audio was lost or never made.
+    /// Whether an operator should check: audio was lost or never recorded.
     pub alarming: bool,
 }
 
@@ -100,7 +100,7 @@ impl RecordingClosed<'_> {
     }
 }
 
-/// A switch was asked for a file, and this came of it.
+/// The request to a switch for a file ended.
 pub struct CollectEnded<'a> {
     pub call_id: &'a str,
     pub media_id: &'a str,
@@ -165,7 +165,7 @@ impl UploadAnswered<'_> {
     }
 }
 
-/// The number of uploads under way changed by `by`.
+/// The number of uploads in flight changed by `by`.
 pub struct UploadsInProgress {
     pub by: i32,
 }
@@ -176,7 +176,7 @@ impl UploadsInProgress {
     }
 }
 
-/// The number of recordings in this worker's hands changed by `by`.
+/// The number of recordings in this worker's in-flight registry changed by `by`.
 pub struct RecordingsInHand {
     pub by: i32,
 }
@@ -187,7 +187,7 @@ impl RecordingsInHand {
     }
 }
 
-/// Something is wrong with audio that was received.
+/// Received audio has a fault.
 pub struct AudioSuspect<'a> {
     pub call_id: &'a str,
     pub media_id: &'a str,
@@ -209,12 +209,12 @@ impl AudioSuspect<'_> {
     }
 }
 
-/// An attempt to deliver ended.
+/// A delivery attempt ended.
 pub struct DeliveryEnded<'a> {
     pub call_id: &'a str,
     pub media_id: &'a str,
     pub destination: &'static str,
-    /// The server's host; empty when the way to it is not known.
+    /// The server's host. Empty when the route to it is unknown.
     pub host: &'a str,
     pub result: Result<(), &'a str>,
     pub took: Duration,
@@ -268,7 +268,7 @@ impl Announced<'_> {
     }
 }
 
-/// Attempts are over: the recording rests, its audio kept, until somebody moves it on.
+/// Attempts are over: the recording is parked, and its audio is kept. An operator must retry or discard it.
 pub struct RecordingParked<'a> {
     pub call_id: &'a str,
     pub account_id: &'a str,
@@ -290,7 +290,7 @@ impl RecordingParked<'_> {
     }
 }
 
-/// A command that masks or unmasks had no effect, as far as is known. What is said may be recorded, or lost.
+/// A mask or unmask command had no effect, as far as is known. Speech may have been recorded, or lost.
 pub struct ControlNotObeyed<'a> {
     pub call_id: &'a str,
     pub account_id: &'a str,
@@ -315,7 +315,7 @@ impl ControlNotObeyed<'_> {
     }
 }
 
-/// The switch did not confirm that a recording was stopped. What is said may still be recorded.
+/// The switch did not confirm that a recording was stopped. Speech may still be recorded.
 pub struct StopUnconfirmed<'a> {
     pub call_id: &'a str,
     pub account_id: &'a str,

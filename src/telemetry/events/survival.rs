@@ -1,18 +1,18 @@
-//! Faults of the program itself: a task that panicked, and what became of its work.
+//! Faults of the program itself: panicked tasks, and recordings that had to wait.
 
 use metrics::counter;
 use tracing::error;
 
 use super::shown;
 
-/// What a task can be: the label of its metric.
+/// The kinds of tasks: the label of the metric.
 pub const TASKS: [&str; 3] = ["recording", "handler", "background"];
 
 /// A task panicked, and its panic was caught.
 pub struct TaskPanicked<'a> {
     /// One of `TASKS`.
     pub task: &'static str,
-    /// Which one of its kind.
+    /// The name of the task within its kind.
     pub name: &'a str,
     pub call_id: &'a str,
     pub media_id: &'a str,
@@ -34,10 +34,10 @@ impl TaskPanicked<'_> {
     }
 }
 
-/// The sweep takes nothing: as many recordings as this worker may have in flight are in flight.
+/// The sweep takes no recording, because this worker has as many recordings in flight as it may.
 pub struct SweepFull {
     pub in_flight: usize,
-    /// The first time since it took something.
+    /// Whether this is the first time since the sweep took a recording.
     pub first: bool,
 }
 
@@ -50,11 +50,11 @@ impl SweepFull {
     }
 }
 
-/// A recording was put off because too many wait for a slot of its switch already.
+/// A recording was deferred, because too many wait for an upload slot of its switch already.
 pub struct CollectPutOff<'a> {
     pub call_id: &'a str,
     pub switch: &'a str,
-    /// The first since a slot of that switch was free.
+    /// Whether this is the first one since a slot of that switch was free.
     pub first: bool,
 }
 
@@ -72,7 +72,7 @@ impl CollectPutOff<'_> {
     }
 }
 
-/// A worker is gone: what it had in flight is taken over.
+/// Another worker is gone. This worker takes over its recordings in flight.
 pub struct WorkerGone<'a> {
     pub worker: &'a str,
     pub recordings: usize,

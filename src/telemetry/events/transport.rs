@@ -1,4 +1,4 @@
-//! The broker, its messages, the configuration.
+//! Events of the broker, its messages, the database and the configuration.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use metrics::{counter, gauge, histogram};
 use tracing::{debug, error, info, warn};
 
-/// A message could not be read; it is in the dead letters with its reason.
+/// A message could not be decoded. It is in the dead-letter queue, with the reason.
 pub struct MessageRejected<'a> {
     pub queue: &'static str,
     pub call_id: &'a str,
@@ -29,9 +29,9 @@ impl MessageRejected<'_> {
 /// An AMQP connection came up or went down.
 pub struct AmqpConnection<'a> {
     pub connection: &'static str,
-    /// Host, port and vhost: one of several may be tried.
+    /// Host, port and vhost. A worker with several brokers tries one after the other.
     pub broker: &'a str,
-    /// `Err` tells why it went down.
+    /// `Err` holds the reason why the connection went down.
     pub state: Result<(), &'a str>,
 }
 
@@ -55,7 +55,7 @@ impl AmqpConnection<'_> {
     }
 }
 
-/// The broker takes no messages of ours (`connection.blocked`): an alarm of its memory or disk. It began, or is over.
+/// The broker blocks our publishing (`connection.blocked`), because of a memory or disk alarm. The alarm began, or is over.
 pub enum AmqpAlarm<'a> {
     Began { reason: &'a str },
     Ended { lasted: Duration },
@@ -82,7 +82,7 @@ impl AmqpAlarm<'_> {
     }
 }
 
-/// Kazoo's queues may not be looked at on this connection (RabbitMQ 4.2.6 and later ask for a permission).
+/// The broker refuses to report the length of Kazoo's queues on this connection. RabbitMQ 4.2.6 and later require a permission for that.
 pub struct LooksRefused<'a> {
     pub queue: &'a str,
     pub why: &'a str,
@@ -99,7 +99,7 @@ impl LooksRefused<'_> {
     }
 }
 
-/// The queue of dead letters was missing, and is declared again.
+/// The dead-letter queue was missing, and was declared again.
 pub struct DeadLettersDeclared<'a> {
     pub queue: &'a str,
 }
@@ -114,7 +114,7 @@ impl DeadLettersDeclared<'_> {
     }
 }
 
-/// A delivery was not finished, and goes back to its queue.
+/// A delivery was not completed, and returns to its queue.
 pub struct DeliveryReturned {
     pub queue: &'static str,
 }
@@ -130,7 +130,7 @@ impl DeliveryReturned {
     }
 }
 
-/// A message was published, or not.
+/// A message was published, or could not be published.
 pub struct Published {
     pub exchange: &'static str,
     /// `confirmed`, `unroutable` or `failed`.
@@ -143,12 +143,12 @@ impl Published {
     }
 }
 
-/// Nobody took what was sent to a switch. It is counted with what is published.
+/// No ecallmgr's queue took a request to a switch. The message is also counted as published.
 pub struct NoEcallmgr<'a> {
     pub switch: &'a str,
 }
 
-/// Between two lines that say the same of all switches.
+/// Minimum interval between two such log lines, over all switches.
 const SAID_ONCE_IN: Duration = Duration::from_secs(60);
 
 impl NoEcallmgr<'_> {
@@ -167,9 +167,9 @@ impl NoEcallmgr<'_> {
     }
 }
 
-/// The files of the upload port's certificate were read: they changed, or somebody asked.
+/// The certificate files of the upload port were read, because they changed or an operator requested it.
 pub struct CertificateRead<'a> {
-    /// `Err` tells why they are of no use; the certificate before stays in use.
+    /// `Err` holds the reason why they are unusable. The certificate before them stays in use.
     pub result: Result<(), &'a str>,
 }
 
@@ -192,9 +192,9 @@ impl CertificateRead<'_> {
     }
 }
 
-/// `system_config/media` was read, or not.
+/// `system_config/media` was read, or could not be read.
 pub struct ConfigRead<'a> {
-    /// `Err` tells why, whether it was read before, and whether that is logged.
+    /// `Err` holds the reason, whether the settings were read before, and whether to log this.
     pub result: Result<(), (&'a str, bool, bool)>,
 }
 
@@ -222,7 +222,7 @@ impl ConfigRead<'_> {
     }
 }
 
-/// A request with entries went to the ledger.
+/// A request with entries was sent to the ledger.
 pub struct LedgerBatch {
     pub entries: usize,
     pub took: Duration,
@@ -239,7 +239,7 @@ impl LedgerBatch {
     }
 }
 
-/// An entry was written again and again, and the cluster has fewer copies of it than its quorum: it counts as written all the same.
+/// An entry was written several times, and the cluster still has fewer copies than its quorum. The entry counts as written all the same.
 pub struct LedgerBelowQuorum<'a> {
     pub call_id: &'a str,
     pub writes: u32,
@@ -272,7 +272,7 @@ impl LedgerState<'_> {
     }
 }
 
-/// A start that the ledger did not take in time went to the journal.
+/// A start that the ledger did not accept in time went to the journal.
 pub struct Journalled<'a> {
     pub call_id: &'a str,
     pub media_id: &'a str,
@@ -302,7 +302,8 @@ impl Journalled<'_> {
     }
 }
 
-/// A stop, mask or unmask of which only the ledger can tell the recording, and does not, is put where it waits for that.
+/// A stop, mask or unmask was put into the queue where it waits for the ledger. Only the ledger can name the recording, and it does not
+/// answer.
 pub struct ControlWaits<'a> {
     pub call_id: &'a str,
     pub action: &'a str,
@@ -337,7 +338,7 @@ impl ControlWaits<'_> {
 pub struct MonthUnreadable<'a> {
     pub database: &'a str,
     pub why: &'a str,
-    /// Of this look at all months.
+    /// Whether this is the first unreadable month in this pass over all months.
     pub first: bool,
 }
 
@@ -354,7 +355,7 @@ impl MonthUnreadable<'_> {
     }
 }
 
-/// A look for what is due ended.
+/// A sweep for due timers ended.
 pub struct SweepEnded {
     pub due: usize,
     pub taken: usize,
@@ -370,11 +371,11 @@ impl SweepEnded {
     }
 }
 
-/// A CouchDB server refuses our credentials, or takes them again.
+/// A CouchDB server refuses our credentials, or accepts them again.
 pub struct CredentialsRefused<'a> {
     /// User and server.
     pub login: &'a str,
-    /// `Err` tells why, and for how long nothing is asked there.
+    /// `Err` holds the reason, and for how long the worker sends no request there.
     pub state: Result<(), (&'a str, Duration)>,
 }
 
@@ -400,7 +401,7 @@ impl CredentialsRefused<'_> {
     }
 }
 
-/// Whose credentials are refused now, counted.
+/// The number of credentials that are refused now.
 pub struct CredentialsJudged {
     pub refused: usize,
 }
@@ -412,7 +413,7 @@ impl CredentialsJudged {
     }
 }
 
-/// Variables of the environment name proxies, which are not used.
+/// Environment variables name proxies, which the worker does not use.
 pub struct ProxiesIgnored<'a> {
     pub variables: &'a [&'static str],
 }

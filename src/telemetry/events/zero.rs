@@ -1,11 +1,11 @@
-//! Every counter whose labels are known exists from the start, at 0: `rate()` and `increase()` do not see a counter's birth, and the first
-//! failure is the one that should be seen.
+//! Sets each counter with known labels to 0 at start. `rate()` and `increase()` do not see the creation of a counter, so the first failure
+//! would be invisible.
 
 use metrics::{counter, gauge, histogram};
 
-/// The values that labels can have, from the rooms above that know them.
+/// The possible values of labels, from the modules that define them.
 pub struct Labels<'a> {
-    /// Outcome and cause of recordings that are closed.
+    /// Outcome and cause of closed recordings.
     pub closed: &'a [(&'static str, &'static str)],
     pub parked: &'a [&'static str],
     /// Keys of an action's data.
@@ -18,17 +18,17 @@ pub struct Labels<'a> {
     pub hold_refusals: &'a [&'static str],
 }
 
-/// Actions that are counted, by what is done.
+/// Actions, by their result.
 const ACTIONS: [&str; 6] = ["start", "stop", "mask", "unmask", "skip", "refused"];
-/// The answers that our upload port gives.
+/// The status codes of our upload port.
 const STATUSES: [&str; 11] = [
     "200", "400", "403", "404", "405", "408", "410", "413", "421", "503", "507",
 ];
-/// Queues whose messages can be unreadable.
+/// Queues that may contain unreadable messages.
 const QUEUES: [&str; 4] = ["actions", "endings", "journal", "answers"];
 const CONNECTIONS: [&str; 2] = ["consume", "publish"];
 
-/// Brings all of them into being, and the gauges that are told only when they change.
+/// Creates all these counters, and the gauges that are set only when they change.
 pub fn begin_at_zero(labels: &Labels<'_>) {
     plain();
     for action in ACTIONS {
@@ -84,7 +84,7 @@ pub fn begin_at_zero(labels: &Labels<'_>) {
     }
 }
 
-/// What has no labels, or only those that are known here.
+/// Metrics without labels, or with labels that are known here.
 fn plain() {
     for result in ["ok", "failed"] {
         counter!("kz_record_call_config_reads_total", "result" => result).absolute(0);
@@ -124,7 +124,7 @@ fn plain() {
         counter!("kz_record_call_panics_total", "task" => task).absolute(0);
     }
     counter!("kz_record_call_credentials_refusals_total").absolute(0);
-    // Their buckets too: the first slow action is one.
+    // Histograms too, so that the first slow action is visible in their buckets.
     let _ = histogram!("kz_record_call_action_seconds");
     let _ = histogram!("kz_record_call_recording_seconds");
     let _ = histogram!("kz_record_call_ledger_batch_seconds");
@@ -134,6 +134,6 @@ fn plain() {
     gauge!("kz_record_call_recordings_in_hand").set(0.0);
     gauge!("kz_record_call_targets_paused").set(0.0);
     gauge!("kz_record_call_credentials_refused").set(0.0);
-    // As the ledger's writer has it until it hears otherwise.
+    // The ledger's writer assumes that the ledger is up, until a request fails.
     gauge!("kz_record_call_ledger_up").set(1.0);
 }
