@@ -19,7 +19,7 @@ export RABBITMQ_IMAGE COUCHDB_IMAGE
 say "building ..."
 "$CARGO" build --locked --bins
 say "unit tests, and the house ..."
-"$CARGO" test --locked --lib --bins --test rooms --test dependencies --test keys --test headers --test documents --test schemas --test docs --test log_events --test simulation
+"$CARGO" test --locked --lib --bins --test rooms --test dependencies --test keys --test headers --test documents --test schemas --test docs --test log_events --test language --test simulation
 say "destinations, against a real database ..."
 "$CARGO" test --locked --test destinations
 say "promises, against real servers ..."

@@ -34,7 +34,7 @@ pub enum DeliveryError {
     #[error("the target refuses this recording: {0}")]
     Recording(String),
     /// Target unavailable.
-    #[error("the target is not to be had: {0}")]
+    #[error("target unavailable: {0}")]
     Target(String),
     /// The audio at the target differs from the audio that was sent.
     #[error("what arrived is not what was sent: {0}")]

@@ -44,7 +44,7 @@ use writer::{Note, Writer};
 /// Why an operation of the ledger failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LedgerError {
-    #[error("the ledger is not to be had: {0}")]
+    #[error("ledger unavailable: {0}")]
     Down(CouchError),
     #[error("the ledger did not answer in time")]
     Late,

@@ -345,7 +345,7 @@ impl Consumer {
             };
             let acker = (!self.by_hand).then(|| delivery.acker.clone());
             if self.sender.send(Delivery::new(delivery, self.by_hand)).await.is_err() {
-                return Stopped::Session("nobody takes deliveries any more");
+                return Stopped::Session("the receiver of deliveries is gone");
             }
             if let Some(acker) = acker {
                 let _ = within(LIMIT, "acknowledging", acker.ack(BasicAckOptions::default())).await;

@@ -146,7 +146,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         What::Amended { unsaid: Some(why), .. } => {
             format!("its document does not say what is known of stops and masks: {why}")
         }
-        What::ChannelSeen { alive: true, .. } => "looked for the call: it lives, or nobody can tell".into(),
+        What::ChannelSeen { alive: true, .. } => "channel query: the call lives, or no ecallmgr answered".into(),
         What::ChannelSeen { alive: false, .. } => "looked for the call: it is gone".into(),
         What::Leg(leg) => leg_words(leg),
         What::Probed { size, open: true, .. } => {
@@ -158,7 +158,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
             told.length_ms.unwrap_or(0),
             told.completion_cause.as_deref().unwrap_or("no cause told")
         ),
-        What::PresumedEnded(_) => "its end is presumed: nobody told it, and the file has not changed".into(),
+        What::PresumedEnded(_) => "end presumed: no event reported it, and the file is unchanged".into(),
         What::Decided { destination, .. } => format!("it is to go to {}", place_name(*destination)),
         What::Postponed { until, why, .. } => format!("nothing is tried before {}: {why}", until.rfc3339()),
         What::Looked { deleted: true, .. } => "read back: it was there, and a user has deleted it since".into(),
@@ -221,7 +221,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
             }
         ),
         What::Parked { cause, .. } => format!("parked: {}", cause.meaning()),
-        What::Retried { .. } => "moved on by an operator, or by news of its end".into(),
+        What::Retried { .. } => "retried by an operator, or because its end was reported".into(),
         What::Panicked { why, .. } => format!("the program failed on it, a fault of ours: {why}"),
         What::Concluded { outcome, cause } => format!("{outcome}: {}", cause.meaning()),
         What::Announced(announcement) => format!("announced: {}", announcement.name()),
@@ -354,7 +354,7 @@ fn coming(record: &Record, now: Moment, policy: &lifecycle::Policy) -> String {
     }
     if let Some(lease) = record.lease.as_ref().filter(|lease| lease.holds(now)) {
         return format!(
-            "{} has it in hand, until {} at the latest",
+            "in flight at {}, until {} at the latest",
             lease.by,
             lease.until.rfc3339()
         );

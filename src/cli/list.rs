@@ -221,7 +221,7 @@ pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
             }
         }
         desk.close().await;
-        writeln!(out, "{moved} moved on")?;
+        writeln!(out, "{moved} retried")?;
         Ok(moved > 0 || args.all_parked)
     })
 }
@@ -239,7 +239,7 @@ async fn again(desk: &Desk, out: &mut impl Write, record: Record) -> anyhow::Res
     }
     let retry = entry.retry();
     desk.add(&mut entry, retry).await?;
-    writeln!(out, "{media_id}: moved on; a worker takes it up now")?;
+    writeln!(out, "{media_id}: retried; a worker takes it over now")?;
     Ok(1)
 }
 

@@ -220,7 +220,7 @@ impl Place<'_> {
                 // These errors may come from the server's multipart parser, and not from the recording.
                 Some(CouchError::Refused { .. }) => second::put(self).await,
                 Some(error) => Err(self.told(error).await),
-                None => Err(DeliveryError::Corrupt("the document is not to be found".into())),
+                None => Err(DeliveryError::Corrupt("the document is missing".into())),
             },
             // The server mangled the audio. The upload is not repeated without end.
             Found::Incomplete { why, whole: false, .. } if failed.is_none() => Err(DeliveryError::Corrupt(why)),

@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(
             compare(&before(15_000), &unheard),
             Kept::Unknown,
-            "how long it was nobody told"
+            "no event reported its length"
         );
         assert_eq!(compare(&before(10_100), &told_all), Kept::Unknown);
         assert_eq!(compare(&before(10_100), &unheard), Kept::Unknown);

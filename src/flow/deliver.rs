@@ -284,7 +284,7 @@ impl Parts {
             let audio = case.entry.judged(hand.upload.audio.clone());
             return Ok((audio, Source::spooled(hand.upload.file.clone())));
         }
-        let nowhere = || DeliveryError::Source(Arc::from("the audio is neither in hand nor in the hold"));
+        let nowhere = || DeliveryError::Source(Arc::from("the audio is neither uploaded nor in the hold"));
         let holding = case.entry.held().ok_or_else(nowhere)?;
         Ok((seen(case)?, Source::held(self.hold.clone(), holding.clone())))
     }
@@ -354,7 +354,7 @@ pub(super) fn failure(attempt: u32, destination: Destination, error: &DeliveryEr
 }
 
 fn order(case: &Case) -> Result<&Order, DeliveryError> {
-    let unknown = || DeliveryError::Source(Arc::from("nobody knows what was ordered"));
+    let unknown = || DeliveryError::Source(Arc::from("the order is unknown"));
     case.entry.order().ok_or_else(unknown)
 }
 

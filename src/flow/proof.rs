@@ -137,7 +137,7 @@ impl Parts {
 
     async fn look_at(&self, case: &Case) -> Result<bigcouch::ReadBack, DeliveryError> {
         let entry = &case.entry;
-        let unknown = || DeliveryError::Target("nobody knows what was stored".into());
+        let unknown = || DeliveryError::Target("the stored document is unknown".into());
         let delivery = entry.delivery().ok_or_else(unknown)?;
         let audio = entry.audio().ok_or_else(unknown)?;
         let couch = self.documents(case, delivery.destination).await?;

@@ -249,7 +249,10 @@ impl Ingest {
     /// A PUT that no delivery waits for. If the audio is known to be safe, the switch may delete its file.
     async fn late(&self, key: Key, request: Request) -> Outcome {
         let Some(safe) = self.0.slots.safe(key) else {
-            return Outcome::refused(StatusCode::SERVICE_UNAVAILABLE, "nobody waits for this upload; keep it");
+            return Outcome::refused(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no worker expects this upload; keep it",
+            );
         };
         let mut stream = request.into_body().into_data_stream();
         let drained = async {

@@ -106,7 +106,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
                     false => wait_or(paused(entry, policy), now, || Next::Do(Effect::Command)),
                 };
             }
-            // One that is to be stopped already is not begun any more: perhaps it was begun and stopped, and nobody told so yet.
+            // One that is to be stopped already is not begun any more: perhaps it was begun and stopped, and no event reported it yet.
             let wanted = entry.stop_asked_at().is_none();
             return match looked {
                 Some((at, true)) if wanted && now.since(at) <= policy.start_timeout => Next::Do(Effect::Command),
@@ -197,7 +197,7 @@ fn was_late(entry: &Entry) -> bool {
     late && unstarted(entry) == Cause::CallGone
 }
 
-/// Why a start command came to nothing, if anybody said so.
+/// Why a start command came to nothing, as the broker or call control said.
 fn came_to_nothing(entry: &Entry, now: Moment) -> Option<Cause> {
     entry.facts().iter().find_map(|fact| match fact.what {
         // It was sent once more, and taken.

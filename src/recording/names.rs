@@ -76,7 +76,7 @@ pub fn is_of_key(name: &str) -> bool {
         .is_some_and(|(stem, _)| stem.parse::<Key>().is_ok())
 }
 
-/// Whether a path that somebody told can be the one of the recording's file on its switch. The switch's account may read what is not ours, and
+/// Whether a path from an event can be the one of the recording's file on its switch. The switch's account may read what is not ours, and
 /// deletes what it has brought: nothing is believed but a file that has our recording's name, wherever that switch records.
 pub fn is_path_of(path: &str, file_name: &str) -> bool {
     let is_ours = is_of_key(file_name);

@@ -126,7 +126,7 @@ pub const METRICS: &[(&str, &str)] = &[
     ),
     (
         "kz_record_call_target_pauses_total",
-        "Times that a target was left alone because different recordings failed there alike.",
+        "Times that the circuit breaker of a target opened because different recordings failed there alike.",
     ),
     (
         "kz_record_call_read_backs_failed_total",
@@ -164,7 +164,7 @@ pub const METRICS: &[(&str, &str)] = &[
     ),
     (
         "kz_record_call_targets_paused",
-        "Targets that are left alone now; /readyz names them.",
+        "Targets whose circuit breaker is open; /readyz names them.",
     ),
     (
         "kz_record_call_last_look_timestamp_seconds",
@@ -228,7 +228,7 @@ pub const METRICS: &[(&str, &str)] = &[
     ),
     (
         "kz_record_call_sweep_taken_total",
-        "Recordings that were due, and taken in hand.",
+        "Recordings whose timer was due, and that the worker took.",
     ),
 ];
 

@@ -81,7 +81,7 @@ impl Service {
             let limit = (grace + CLOSING).as_micros();
             let grace = grace.as_secs();
             manager.tell(&format!(
-                "STOPPING=1\nSTATUS=going down: finishing what is in hand within {grace} s\nEXTEND_TIMEOUT_USEC={limit}"
+                "STOPPING=1\nSTATUS=draining: finishing what is in flight within {grace} s\nEXTEND_TIMEOUT_USEC={limit}"
             ));
         }
     }
@@ -154,11 +154,8 @@ fn status(checks: &[Check], consuming: bool, in_hand: usize) -> String {
         .filter_map(|check| Some(format!("{}: {}", check.name, check.fault.as_ref()?)))
         .collect();
     let line = match (consuming, &faults[..]) {
-        (true, []) => format!("at work, {in_hand} recordings in hand"),
-        (true, faults) => format!(
-            "at work, {in_hand} recordings in hand; not in order: {}",
-            faults.join("; ")
-        ),
+        (true, []) => format!("at work, {in_hand} recordings in flight"),
+        (true, faults) => format!("at work, {in_hand} recordings in flight; faults: {}", faults.join("; ")),
         (false, []) => "waiting for the broker: the queues are not bound and consumed".into(),
         (false, faults) => format!(
             "waiting for the broker: the queues are not bound and consumed; {}",
@@ -218,10 +215,10 @@ mod tests {
             check("publishing", None),
             check("database", Some("no answer:\nrefused")),
         ];
-        assert_eq!(status(&checks[1..2], true, 3), "at work, 3 recordings in hand");
+        assert_eq!(status(&checks[1..2], true, 3), "at work, 3 recordings in flight");
         assert_eq!(
             status(&checks, true, 0),
-            "at work, 0 recordings in hand; not in order: database: no answer: refused"
+            "at work, 0 recordings in flight; faults: database: no answer: refused"
         );
         assert_eq!(
             status(&checks, false, 0),

@@ -391,7 +391,7 @@ async fn what_is_parked_is_listed_explained_and_moved_on(services: Arc<Services>
     world.state(&call.id(), "stored", SOON).await?;
     let (_, story) = world.command(&["explain", &recording.id]).await?;
     ensure!(
-        story.contains("nothing: it is closed") && story.contains("moved on by an operator"),
+        story.contains("nothing: it is closed") && story.contains("retried by an operator"),
         "{story}"
     );
     let (good, said) = world.command(&["explain", "no such call"]).await?;

@@ -160,7 +160,7 @@ async fn exchanges(rows: &mut Rows, probe: &Probe) -> BTreeSet<Exchange> {
             Ok(Form::Other(words)) => rows.fail(
                 name,
                 format!("has another form than Kazoo declares: {words}"),
-                "somebody declared it by hand. Kazoo cannot declare it either: delete it, and restart what uses it",
+                "it was declared by hand. Kazoo cannot declare it either. Delete it, and restart what uses it",
             ),
             Ok(Form::Forbidden(words)) => {
                 rows.warn(
@@ -205,7 +205,7 @@ async fn queues(rows: &mut Rows, probe: &Probe, specs: &[QueueSpec]) {
                 if spec.name == DEAD_LETTERS && waiting {
                     rows.warn(
                         name,
-                        format!("{} messages that nobody can read rest there", load.messages),
+                        format!("{} unreadable messages are in it", load.messages),
                         "each has its reason in the header x-kz-record-call-reason",
                     );
                 } else if spec.name != DEAD_LETTERS && waiting && load.consumers == 0 {
@@ -310,7 +310,7 @@ async fn policy(
         probe.publish(Exchange::Kapps, &key, &message(sender)).await
     };
     match followed.await {
-        Ok(Sent::Routed) => rows.good(NAME, "actions that come while nobody is bound are kept"),
+        Ok(Sent::Routed) => rows.good(NAME, "actions that come while no worker is bound are kept"),
         Ok(Sent::Returned) => {
             let (found, advice) = policies.keeping_actions(vhost);
             rows.warn(NAME, found, advice);

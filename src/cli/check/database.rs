@@ -166,7 +166,7 @@ async fn credentials(rows: &mut Rows, couch: &Couch, setting: &str) -> bool {
     const NAME: &str = "credentials";
     match within(couch.session()).await {
         Ok(session) => {
-            let name = session.name.unwrap_or_else(|| "nobody in particular".to_owned());
+            let name = session.name.unwrap_or_else(|| "no user".to_owned());
             if session.is_admin {
                 rows.good(NAME, format!("{name}, a server admin"));
             } else {
@@ -194,7 +194,7 @@ async fn credentials(rows: &mut Rows, couch: &Couch, setting: &str) -> bool {
 async fn databases(rows: &mut Rows, couch: &Couch) {
     for (name, what) in [
         ("accounts", "no account's database can be made without it"),
-        ("system_config", "nobody knows without it whether recordings are kept"),
+        ("system_config", "it says whether recordings are kept"),
     ] {
         match within(couch.has_database(name)).await {
             Ok(true) => rows.good(name, "is there"),

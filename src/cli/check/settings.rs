@@ -68,7 +68,7 @@ fn open_files(rows: &mut Rows, layers: &Layers) {
         if secret && mode.is_ok_and(|mode| mode & 0o004 != 0) && !told.contains(path) {
             rows.warn(
                 "file",
-                format!("{path} has secrets in it, and everybody on this host may read it"),
+                format!("{path} has secrets in it, and every user of this host may read it"),
                 format!("chmod o-r {path}"),
             );
             told.push(path.clone());

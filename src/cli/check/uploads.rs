@@ -130,7 +130,7 @@ async fn leads_here(rows: &mut Rows, url: &Url, stand_in: Option<&StandIn>) {
     if addresses.iter().any(IpAddr::is_unspecified) {
         return rows.fail(
             name,
-            format!("{url} is no address that anybody can connect to"),
+            format!("{url} is not an address that a switch can connect to"),
             "ingest.advertised_url: a name or address of this host that media switches know",
         );
     }

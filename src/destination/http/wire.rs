@@ -70,7 +70,7 @@ pub(super) enum Moved {
     Closed,
 }
 
-/// Ends the connection when nobody wants it any more.
+/// Ends the connection when its answer is dropped.
 struct Driver(JoinHandle<()>);
 
 impl Drop for Driver {
