@@ -650,7 +650,7 @@ fn the_page_of_all_settings_is_made_from_them() {
 fn the_numbers_that_are_told_are_those_of_the_code() {
     let told =
         |page: &str, sentence: String| assert!(read(page).contains(&sentence), "{page} does not say: {sentence}");
-    told("docs/when-it-goes-wrong.md", format!("After {LOOKS} looks"));
+    told("docs/when-it-goes-wrong.md", format!("After {LOOKS} read-backs"));
     let name = names::MAX_MEDIA_NAME;
     told(
         "docs/record_call.md",

@@ -17,6 +17,9 @@ use super::fact::{BEFORE_ANY_START, Fact, Route, What};
 /// command takes time.
 const UNSURE: Duration = Duration::from_millis(100);
 
+/// An unmask is sent so often at most, whatever clocks say.
+const MOST_UNMASKS: usize = 4;
+
 /// The clocks of two workers differ by less than this. If they may differ by more, a mask is sent once more, which is harmless.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
 
@@ -103,7 +106,13 @@ impl Entry {
         };
         // Each part begins unmasked, and so does a continuation.
         let is_new = self.order().is_some_and(|order| order.continues.is_some());
-        let due = sent().next().is_none() && (on || !is_new) || on && !sent().any(reached);
+        let is_undone = || {
+            // A mask that another task or worker was about to send came after this unmask.
+            let last = sent().map(|(at, ..)| at).max();
+            let is_later = |fact: &Fact| matches!(fact.what, What::Masked { on: true, .. }) && Some(fact.at) > last;
+            !on && sent().count() < MOST_UNMASKS && self.facts.iter().any(is_later)
+        };
+        let due = sent().next().is_none() && (on || !is_new) || on && !sent().any(reached) || is_undone();
         let n = sent().map(|(_, n, _)| n.saturating_add(1)).max().unwrap_or(0);
         due.then_some((action, if on { Control::Mask } else { Control::Unmask }, n))
     }

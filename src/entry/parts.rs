@@ -411,7 +411,10 @@ fn place<'a>(parts: &mut Vec<Part<'a>>, end: Event<'a>) {
     let known = Event { heard, by, told: known };
     // A repeat with a new stamp reports the same length. Another length belongs to another part, whose start was lost.
     let is_other = end.is_after(&known) || known.told.stamp.is_some() && known.told.stamp == end.told.stamp;
-    if is_other && end.told.length_ms.is_some() && end.told.length_ms != known.told.length_ms {
+    // Of two stretches of the same length the causes may differ.
+    let differs =
+        end.told.length_ms != known.told.length_ms || end.told.completion_cause != known.told.completion_cause;
+    if is_other && end.told.length_ms.is_some() && differs {
         let unheard = Part {
             started: None,
             ended: Some(end.told),

@@ -16,9 +16,6 @@ const KNOWLEDGE: Duration = Duration::from_secs(1);
 /// Another worker's message about a stop that it sent at the same time is there after the first of these, or on a busy machine after both.
 const HEARD_WITHIN: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(700)];
 
-/// Stops that come within that may have met the same recording.
-const AT_ONCE: Duration = Duration::from_millis(1500);
-
 /// By more than that the clocks of a switch and of a worker do not differ, and no command is under way for longer.
 const WELL_BEFORE: Duration = Duration::from_secs(2);
 
@@ -55,10 +52,7 @@ async fn not_spent(job: &Job<'_>, open: &Open, mine: (Moment, &str)) -> Option<O
             break;
         };
         let mut stops = entry.facts().iter().filter_map(stop_of);
-        let collides = stops.any(|(at, action)| {
-            let at_once = (at, action) < mine && mine.0.since(at) <= AT_ONCE;
-            action != mine.1 && at_once
-        });
+        let collides = stops.any(|(at, action)| action != mine.1 && (at, action) < mine);
         let end = entry
             .told_end()
             .and_then(|told| told.stamp)

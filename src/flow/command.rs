@@ -23,10 +23,7 @@ use crate::lifecycle::Input;
 /// Time limit for ecallmgrs to answer a channel query. Kazoo itself gives them this long.
 const CHANNEL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a control queue may be missing: an ecallmgr that lost its connection to the broker is back within seconds, with the same queues.
-const AWAY: Duration = Duration::from_secs(60);
-
-/// Between two tries while it is.
+/// Between two tries while a control queue is missing: an ecallmgr that lost its connection is back within seconds, with the same queues.
 const BACK_SOON: Duration = Duration::from_secs(3);
 
 impl Parts {
@@ -194,7 +191,7 @@ impl Parts {
         let mut facts = entry.facts().iter();
         let asked =
             facts.find(|fact| matches!(&fact.what, What::MaskAsked { action: of, .. } if Some(of.as_str()) == action));
-        asked.is_some_and(|asked| self.now().since(asked.at) < AWAY)
+        asked.is_some_and(|asked| self.now().since(asked.at) < self.policy.grace)
     }
 
     /// Where the recording's call is controlled now, and its id there. A transfer gives a call another control process, and the one before takes commands and

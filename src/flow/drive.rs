@@ -99,6 +99,16 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: &mut Mailb
                         }
                     }
                 }
+                if effect == Effect::Command {
+                    // The action was perhaps handled before. Another worker may have stopped what it began: that must not begin again.
+                    match driver.learn_now().await {
+                        Some(news) if news != Next::Do(Effect::Command) => {
+                            next = news;
+                            continue;
+                        }
+                        _ => {}
+                    }
+                }
                 let end = driver.end();
                 let lets_go = effect == Effect::Answer(Answer::Release);
                 let input = match driver.safe(effect).await {

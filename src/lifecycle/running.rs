@@ -21,7 +21,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     let conclude = |outcome, cause| Some(What::Concluded { outcome, cause });
     if entry.started().is_none() {
         let looked = missing(entry) > 0 || guess(entry).is_none() || exhausted(entry, policy);
-        if let Some(cause) = came_to_nothing(entry, now)
+        if let Some(cause) = came_to_nothing(entry, now, policy)
             && !is_call_unknown(entry)
             && (looked || !may_have_come_twice(entry, cause))
         {
@@ -95,7 +95,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
             if order.command.is_none() {
                 return Next::Idle;
             }
-            if came_to_nothing(entry, now).is_some() {
+            if came_to_nothing(entry, now, policy).is_some() {
                 return probe(entry, now, policy);
             }
             if lost(entry).is_some() {
@@ -116,7 +116,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
             };
         }
         let by = confirm_by(entry, policy).unwrap_or(now);
-        if by > now && came_to_nothing(entry, now).is_none() {
+        if by > now && came_to_nothing(entry, now, policy).is_none() {
             return Next::Wait(by);
         }
         // Events can be lost. Before a start counts as failed, a worker probes for its file. A delayed start may come as long as its call
@@ -191,20 +191,28 @@ fn unstarted(entry: &Entry) -> Cause {
 /// Whether the command was sent long after the action, when the call was almost over.
 fn was_late(entry: &Entry) -> bool {
     let commanded = entry.facts().iter().find(|fact| fact.what == What::Commanded);
-    let late = commanded
-        .zip(entry.order())
-        .is_some_and(|(commanded, order)| commanded.at.since(order.asked_at) > STARTS_WITHIN);
-    late && unstarted(entry) == Cause::CallGone
+    let Some((commanded, order)) = commanded.zip(entry.order()) else {
+        return false;
+    };
+    let is_all_but_over = match entry.gone_at(&entry.call_id) {
+        Some(gone) => gone <= commanded.at.plus(STARTS_WITHIN),
+        // No event reported the end: no look saw the call alive after the command.
+        None => !entry
+            .facts()
+            .iter()
+            .any(|fact| fact.at >= commanded.at && matches!(fact.what, What::ChannelSeen { alive: true, .. })),
+    };
+    commanded.at.since(order.asked_at) > STARTS_WITHIN && is_all_but_over
 }
 
 /// Why a start command came to nothing, as the broker or call control said.
-fn came_to_nothing(entry: &Entry, now: Moment) -> Option<Cause> {
+fn came_to_nothing(entry: &Entry, now: Moment, policy: &Policy) -> Option<Cause> {
     entry.facts().iter().find_map(|fact| match fact.what {
         // It was sent once more, and taken.
         What::CommandLost { .. } if commanded_after(entry, fact.at) => None,
         // The control process was gone, or only its queue: an ecallmgr that lost its connection declares its queues again when it is back.
         What::CommandLost { .. } => match seen_since(entry, fact.at) {
-            Some(true) if entry.is_commanded() || fact.at.plus(AWAY) <= now => Some(Cause::NeverStarted),
+            Some(true) if entry.is_commanded() || fact.at.plus(policy.grace) <= now => Some(Cause::NeverStarted),
             Some(true) => None,
             Some(false) | None => Some(Cause::CallGone),
         },
@@ -213,10 +221,7 @@ fn came_to_nothing(entry: &Entry, now: Moment) -> Option<Cause> {
     })
 }
 
-/// How long a control queue may be missing: an ecallmgr connects again within seconds.
-const AWAY: Duration = Duration::from_secs(60);
-
-/// While it is, the call is looked for so often.
+/// While a control queue is missing, the worker looks for the call so often.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 const CLOCKS_DIFFER: Duration = Duration::from_secs(5);

@@ -37,7 +37,7 @@ pub const METRICS: &[(&str, &str)] = &[
     ),
     (
         "kz_record_call_commands_total",
-        "Dialplan commands, by command and result: sent, unroutable, failed.",
+        "Dialplan commands, by command and result: sent, unroutable, failed, refused.",
     ),
     (
         "kz_record_call_recordings_started_total",
@@ -146,7 +146,7 @@ pub const METRICS: &[(&str, &str)] = &[
     ),
     (
         "kz_record_call_oldest_seconds",
-        "Since when the oldest recording in a state has been asked for, by state: ended, held, parked, announcing. 0: there is none.",
+        "Seconds since the oldest recording in a state was asked for, by state: ended, held, parked, announcing. 0: there is none.",
     ),
     (
         "kz_record_call_hold_bytes",

@@ -108,11 +108,7 @@ async fn a_ledger_that_is_away_delays_no_answer_and_loses_no_recording(services:
     for (call, _) in &calls {
         call.hangup("NORMAL_CLEARING").await;
     }
-    let down = |line: &Value| {
-        line["message"]
-            .as_str()
-            .is_some_and(|m| m.starts_with("the ledger has been down"))
-    };
+    let down = |line: &Value| line["event"] == "endings_gate_closed";
     worker.logged("the endings' consumer stepping back", down, SOON).await?;
     let metrics = worker.metrics().await?;
     ensure!(
@@ -259,8 +255,8 @@ async fn a_dialplan_error_fails_the_recording_with_its_cause(services: Arc<Servi
 
 async fn a_control_queue_that_is_gone_fails_the_recording_with_its_cause(services: Arc<Services>) -> TestResult {
     let world = World::new(&services).await?;
-    let _worker = world.worker().await?;
-    // An ecallmgr that lost its connection has queues of other names, and its calls live: nobody can start anything on them, and that is told.
+    let worker = world.worker_with(&FAST).await?;
+    // An ecallmgr that lost its connection declares its queues again when it is back. One that is not back within flow.grace_ms is told.
     for (lives, cause) in [(true, "never_started"), (false, "call_gone")] {
         let call = world.kazoo.new_call(CallOptions::talking());
         let mut body = Value::Object(call.action(json!({}))?);
@@ -270,6 +266,10 @@ async fn a_control_queue_that_is_gone_fails_the_recording_with_its_cause(service
         }
         let raw = crate::simulator::sim::RawExecute::new(body.to_string());
         call.execute_raw(raw).await?.continued(SOON).await?;
+        if lives {
+            let again = |line: &Value| line["event"] == "command_unroutable" && line["call_id"] == json!(call.id());
+            worker.logged("a command that met no queue", again, SOON).await?;
+        }
         fails_with(&world, &call.id(), cause).await?;
     }
     world.finish().await

@@ -124,11 +124,7 @@ async fn what_waits_is_told_in_numbers(services: Arc<Services>) -> TestResult {
         ready == 0.0
     })
     .await?;
-    let stale = |line: &Value| {
-        line["message"]
-            .as_str()
-            .is_some_and(|m| m.starts_with("these gauges cannot be read"))
-    };
+    let stale = |line: &Value| line["event"] == "gauges_stale";
     worker.logged("that the numbers are old", stale, SOON).await?;
     told(&worker, &recordings("parked"), |count| count == 1.0).await?;
     proxy.set(Mode::Pass);
