@@ -63,6 +63,14 @@ impl Entry {
         newest.map(|(_, wanted)| wanted)
     }
 
+    /// When an action that masks or unmasks was sent, by its sender's clock where that is known.
+    fn wanted_at(&self, of: &str) -> Option<Moment> {
+        self.facts.iter().find_map(|fact| match &fact.what {
+            What::MaskAsked { action, asked, .. } if action == of => Some(asked.unwrap_or(fact.at)),
+            _ => None,
+        })
+    }
+
     /// Whether an action that was sent after that moment asked for a mask or an unmask. An older action that arrives late is void.
     pub fn is_overtaken(&self, sent: Moment) -> bool {
         self.facts.iter().any(|fact| match &fact.what {
@@ -109,7 +117,11 @@ impl Entry {
         let is_undone = || {
             // A mask that another task or worker was about to send came after this unmask.
             let last = sent().map(|(at, ..)| at).max();
-            let is_later = |fact: &Fact| matches!(fact.what, What::Masked { on: true, .. }) && Some(fact.at) > last;
+            let wanted_at = self.wanted_at(action);
+            let is_later = |fact: &Fact| match &fact.what {
+                What::Masked { action, on: true, .. } => Some(fact.at) > last && self.wanted_at(action) < wanted_at,
+                _ => false,
+            };
             !on && sent().count() < MOST_UNMASKS && self.facts.iter().any(is_later)
         };
         let due = sent().next().is_none() && (on || !is_new) || on && !sent().any(reached) || is_undone();

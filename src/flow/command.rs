@@ -91,7 +91,7 @@ impl Parts {
                 Some(Input::Fact(What::Commanded))
             }
             // Once more in a moment: an ecallmgr that lost its connection declares its queues again.
-            Err(error) if error.is_unroutable() && entry.has_lost_command() => Some(self.once_more(entry, &error)),
+            Err(error) if error.is_unroutable() && entry.has_lost_command() => self.back_soon().await,
             Err(error) if error.is_unroutable() => Some(Input::Fact(What::CommandLost { why: error.to_string() })),
             Err(_) => {
                 self.rest().await?;
@@ -167,7 +167,7 @@ impl Parts {
             Err(error)
                 if error.is_unroutable() && what != Control::Stop && self.may_be_back(entry, action.as_deref()) =>
             {
-                Some(self.once_more(entry, &error))
+                self.back_soon().await
             }
             Err(error) if error.is_unroutable() => Some(Input::Fact(lost(n))),
             Err(_) => {
@@ -177,13 +177,12 @@ impl Parts {
         }
     }
 
-    /// The same once more, in a moment.
-    fn once_more(&self, entry: &Entry, error: &PublishError) -> Input {
-        Input::Fact(What::Postponed {
-            n: entry.next_number("postponed"),
-            until: self.now().plus(BACK_SOON),
-            why: error.to_string(),
-        })
+    /// Waits until a control process that lost its connection may be back. `None`: the worker is going down.
+    async fn back_soon(&self) -> Option<Input> {
+        tokio::select! {
+            () = tokio::time::sleep(BACK_SOON) => Some(Input::Due),
+            () = self.stop.cancelled() => None,
+        }
     }
 
     /// Whether a mask, or unmask, was asked for so lately that its call's control process may be back soon.

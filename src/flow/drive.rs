@@ -108,6 +108,10 @@ async fn drive_on(parts: &Parts, entry: Entry, input: Input, mailbox: &mut Mailb
                         }
                         _ => {}
                     }
+                    if driver.heard(mailbox).await {
+                        next = driver.step(Input::Due).await;
+                        continue;
+                    }
                 }
                 let end = driver.end();
                 let lets_go = effect == Effect::Answer(Answer::Release);

@@ -251,8 +251,9 @@ fn recordings_of(job: &Job<'_>) -> Vec<Open> {
 /// The name of another recorder's recording of the call. The action is for that one if no recording of ours runs on the call.
 pub(super) fn stranger<'a>(job: &'a Job<'_>) -> Option<&'a str> {
     let name = job.action.call.media_name.as_deref();
-    // Kazoo 4 writes the name of our own file there.
-    name.filter(|name| names::is_plain(name) && !names::is_of_key(name))
+    // Kazoo 4 writes the name of our own file there. Kazoo's own names have the same form.
+    let is_ours = |name: &str| names::key_of(name).is_some_and(|key| job.parts.registry.is_commanded(key));
+    name.filter(|name| names::is_plain(name) && !is_ours(name))
 }
 
 fn conversation<'a>(job: &'a Job<'_>) -> Option<&'a str> {

@@ -10,7 +10,7 @@ use crate::kazoo::time::Moment;
 use crate::recording::ending::Told;
 
 use super::evidence::{gone_for_good, is_over_limit, limit, presumed_end, probe};
-use super::schedule::{earliest, paused, wait_or};
+use super::schedule::{earliest, wait_or};
 use super::{Effect, Next, Policy, guess, source};
 
 /// How long after the command a call must have lived for its recording to have begun.
@@ -98,13 +98,14 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
             if came_to_nothing(entry, now, policy).is_some() {
                 return probe(entry, now, policy);
             }
-            if lost(entry).is_some() {
+            if let Some(lost) = lost(entry) {
+                if entry.stop_asked_at().is_some() {
+                    // It is not to begin any more.
+                    return Next::Wait(lost.plus(policy.grace));
+                }
                 // Its control process may be back in a moment, or the call over by now.
                 let is_old = looked.is_none_or(|(at, _)| now.since(at) > LOOK_AGAIN);
-                return match is_old {
-                    true => look(),
-                    false => wait_or(paused(entry, policy), now, || Next::Do(Effect::Command)),
-                };
+                return if is_old { look() } else { Next::Do(Effect::Command) };
             }
             // One that is to be stopped already is not begun any more: perhaps it was begun and stopped, and no event reported it yet.
             let wanted = entry.stop_asked_at().is_none();
@@ -134,11 +135,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     }
     let mut moments = Vec::new();
     if let Some((_, what, n)) = entry.mask_to_send() {
-        match paused(entry, policy).filter(|until| *until > now) {
-            // Its control process may be back in a moment.
-            Some(until) => moments.push(Some(until)),
-            None => return Next::Do(Effect::Control { what, n }),
-        }
+        return Next::Do(Effect::Control { what, n });
     }
     if let Some(asked) = entry.stop_asked_at() {
         match next_stop(entry, asked, policy) {

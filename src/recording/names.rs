@@ -70,16 +70,15 @@ pub fn is_plain(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// Whether a name is one that this daemon gives to files: a recording's key.
-pub fn is_of_key(name: &str) -> bool {
-    name.rsplit_once('.')
-        .is_some_and(|(stem, _)| stem.parse::<Key>().is_ok())
+/// The key of the recording whose file has that name, if it is a name of this daemon's. Kazoo gives names of the same form.
+pub fn key_of(name: &str) -> Option<Key> {
+    name.rsplit_once('.').and_then(|(stem, _)| stem.parse().ok())
 }
 
 /// Whether a path from an event can be the one of the recording's file on its switch. The switch's account may read what is not ours, and
 /// deletes what it has brought: nothing is believed but a file that has our recording's name, wherever that switch records.
 pub fn is_path_of(path: &str, file_name: &str) -> bool {
-    let is_ours = is_of_key(file_name);
+    let is_ours = key_of(file_name).is_some();
     let Some((folder, name)) = path.rsplit_once('/') else {
         return false;
     };

@@ -69,20 +69,20 @@ fn a_refused_or_lost_start_has_its_cause() {
             [Effect::LookForChannel { n: 1 }],
             "an ecallmgr that is back has another queue"
         );
-        let mut then = step(&mut lost, Input::Fact(What::ChannelSeen { n: 1, alive }));
+        let then = step(&mut lost, Input::Fact(What::ChannelSeen { n: 1, alive }));
         if alive {
             assert_eq!(then, [Effect::Command], "its control process may be back in a moment");
             let mut taken = lost.clone();
             next(&mut taken, Input::Fact(What::Commanded), after(3), &policy());
             assert_eq!(taken.entry.outcome(), None);
-            let postponed = What::Postponed {
-                n: 1,
-                until: after(3),
-                why: "no route".into(),
-            };
-            then = step(&mut lost, Input::Fact(postponed));
-            assert_eq!(then, [Next::Wait(after(3))]);
             assert_eq!(next(&mut lost, Input::Due, after(4), &policy()), [Effect::Command]);
+            let mut stopped = lost.clone();
+            let stop = What::StopAsked {
+                action: "s".into(),
+                route: None,
+            };
+            let waits = next(&mut stopped, Input::Fact(stop), after(4), &policy());
+            assert_eq!(waits, [Next::Wait(after(60))], "it is not to begin any more");
             let look = next(&mut lost, Input::Due, after(20), &policy());
             assert_eq!(look, [Effect::LookForChannel { n: 2 }], "or the call be over");
             next(
