@@ -512,7 +512,7 @@ async fn an_advertised_url_that_leads_elsewhere_is_told(services: Arc<Services>)
     for (url, words) in [
         ("http://127.0.0.1:1", "cannot be reached from here"),
         ("http://nowhere.invalid:24530", "does not resolve"),
-        ("http://0.0.0.0:24530", "no address"),
+        ("http://0.0.0.0:24530", "not an address"),
         (&elsewhere, "leads to another server"),
     ] {
         let found = check(&world, &[("INGEST__ADVERTISED_URL", url)]).await?;
