@@ -203,7 +203,7 @@ async fn the_spans_of_an_action_reach_the_collector(services: Arc<Services>) -> 
     record(&world, &[]).await?;
     record(&world, &[]).await?;
     ensure!(worker.terminate(SOON).await?.success());
-    let lost = worker.log().matches("the collector does not take spans").count();
+    let lost = worker.log().matches("\"event\":\"collector_down\"").count();
     ensure!(lost == 1, "told {lost} times: {}", worker.tail());
     world.finish().await
 }
