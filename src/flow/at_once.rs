@@ -70,18 +70,21 @@ async fn not_spent(job: &Job<'_>, open: &Open, mine: (Moment, &str)) -> Option<O
     Some(newest)
 }
 
-/// What is known of a recording by now. The ledger knows a recording that is over.
+/// What is known of a recording by now, here and in the ledger. The memory alone does not suffice: what it heard of a recording is dropped
+/// when another worker's notice says that the recording is over, and what comes after that is a part.
 async fn now_known(job: &Job<'_>, open: &Open) -> Option<Entry> {
-    if let Some(entry) = job.parts.registry.entry(open.key) {
-        return Some(entry);
-    }
+    let remembered = job.parts.registry.entry(open.key);
     let address = Address {
         month: open.asked_at.month(),
         call_id: open.call_id.clone(),
         key: open.key,
     };
     let loading = tokio::time::timeout(KNOWLEDGE, job.parts.ledger.load(&address)).await;
-    Some(loading.ok()?.ok()??.entry)
+    let written = loading.ok().and_then(Result::ok).flatten().map(|record| record.entry);
+    match (remembered, written) {
+        (Some(remembered), Some(written)) => Some(written.merge(remembered)),
+        (remembered, written) => remembered.or(written),
+    }
 }
 
 /// When a stop was carried out, and which stop it was.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use crate::promises;
@@ -244,7 +244,7 @@ async fn an_answer_waits_until_its_callflow_node_is_back(services: Arc<Services>
 /// Whichever workers take them, and whatever they have heard of each other.
 async fn two_stops_that_come_at_once_end_two_recordings(services: Arc<Services>) -> TestResult {
     let world = World::new(&services).await?;
-    let _workers = [world.worker().await?, world.worker().await?];
+    let workers = [world.worker().await?, world.worker().await?];
     for _ in 0..5 {
         let call = world.kazoo.new_call(CallOptions::talking());
         for _ in 0..2 {
@@ -262,7 +262,8 @@ async fn two_stops_that_come_at_once_end_two_recordings(services: Arc<Services>)
         other.continued(SOON).await?;
         for recording in &recordings {
             // The call goes on: nothing else ends them.
-            world.stored(recording).await?;
+            let stored = world.stored(recording).await;
+            stored.with_context(|| workers.each_ref().map(crate::support::Worker::tail).join("\n--\n"))?;
         }
         call.hangup("NORMAL_CLEARING").await;
     }
