@@ -81,13 +81,16 @@ pub(super) async fn accept(parts: &Parts, to: &ReplyTo) {
     if parts.publisher.alarm().is_some() {
         return;
     }
-    let Some(_pass) = parts.pass_at_once(to.address.queue()) else {
+    let Some(pass) = parts.pass_at_once(to.address.queue()) else {
         return;
     };
     let message = action::accepted(&parts.sender, &parts.current(to));
     match timeout(ACCEPTED_PATIENCE, parts.publisher.publish(&message)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
+            if error.is_unroutable() {
+                pass.give_back();
+            }
             warn!(event = "accepted_not_published", call_id = shown(&to.call_id), %error, "action.accepted not published")
         }
         Err(_) => warn!(
@@ -148,7 +151,10 @@ async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> Sent {
                 }
                 return Sent::Yes;
             }
-            Err(error) if error.is_unroutable() => return Sent::Nowhere,
+            Err(error) if error.is_unroutable() => {
+                pass.give_back();
+                return Sent::Nowhere;
+            }
             // The broker's alarm itself is logged once.
             Err(error) if error.is_alarm() => {}
             Err(error) => {

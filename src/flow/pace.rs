@@ -41,6 +41,14 @@ struct Address {
     waiting: AtomicUsize,
     /// Messages that were let through and are not in the queue yet, as far as we know. No query counts them.
     under_way: AtomicU32,
+    /// Messages that no queue took, since the last query began.
+    given_back: AtomicU32,
+}
+
+impl Address {
+    fn take_back(&self, room: &mut Room) {
+        room.left += self.given_back.swap(0, Ordering::AcqRel);
+    }
 }
 
 #[derive(Debug)]
@@ -75,6 +83,13 @@ pub struct Pass {
     pub is_unsure: bool,
 }
 
+impl Pass {
+    /// No queue took the message, so it used up none of the room.
+    pub fn give_back(self) {
+        self.address.given_back.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
 impl Drop for Pass {
     fn drop(&mut self) {
         self.address.under_way.fetch_sub(1, Ordering::AcqRel);
@@ -99,10 +114,13 @@ impl Pace {
         // One task queries. The other tasks wait behind it, and continue in their order.
         let mut room = address.room.lock().await;
         let mut is_unsure = false;
+        address.take_back(&mut room);
         while room.left == 0 {
             // Read before the query: a message that is confirmed meanwhile counts twice rather than not at all.
             let under_way = address.under_way.load(Ordering::Acquire);
-            match depth().await {
+            // Without room for what is in flight alone, a query says nothing new.
+            let depth = if under_way < ROOM { depth().await } else { Some(0) };
+            match depth {
                 Some(depth) if depth.saturating_add(under_way) < ROOM => {
                     *room = Room {
                         left: ROOM - depth - under_way,
@@ -120,6 +138,7 @@ impl Pace {
                     room.left = 1;
                 }
             }
+            address.take_back(&mut room);
         }
         room.left -= 1;
         drop(room);
@@ -133,6 +152,7 @@ impl Pace {
         let address = self.address(queue);
         {
             let mut room = address.room.try_lock().ok()?;
+            address.take_back(&mut room);
             room.left = room.left.checked_sub(1)?;
         }
         address.under_way.fetch_add(1, Ordering::AcqRel);
@@ -160,6 +180,7 @@ impl Pace {
                 }),
                 waiting: AtomicUsize::new(0),
                 under_way: AtomicU32::new(0),
+                given_back: AtomicU32::new(0),
             })
         });
         Arc::clone(address)
@@ -213,6 +234,41 @@ mod tests {
         under_way.pop();
         let next = tokio::time::timeout(PATIENCE / 2, pace.keep("q", async || Some(0))).await;
         assert!(next.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_no_queue_took_costs_no_query() {
+        let pace = Pace::new(200);
+        let queries = AtomicU32::new(0);
+        for _ in 0..400 {
+            let counted = async || {
+                queries.fetch_add(1, Ordering::Relaxed);
+                Some(0)
+            };
+            pace.keep("q", counted).await.give_back();
+        }
+        assert_eq!(queries.into_inner(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_back_while_a_query_runs_is_counted() {
+        let pace = Pace::new(200);
+        let mut under_way = Vec::new();
+        for _ in 0..UNSEEN {
+            under_way.push(pace.keep("q", async || Some(0)).await);
+        }
+        let returning = std::cell::RefCell::new(under_way);
+        let queries = AtomicU32::new(0);
+        let all_come_back = async || {
+            queries.fetch_add(1, Ordering::Relaxed);
+            returning.take().into_iter().for_each(Pass::give_back);
+            Some(0)
+        };
+        for _ in 0..ROOM {
+            // What is let through stays in flight.
+            std::mem::forget(pace.keep("q", all_come_back).await);
+        }
+        assert_eq!(queries.into_inner(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -428,7 +428,6 @@ async fn a_callflow_queue_that_is_gone_costs_no_look_for_each_message(services: 
     let world = World::new(&services).await?;
     let (looks, (key, uri)) = world.broker_looks(false).await?;
     let worker = world.worker_with(&[(key, &uri)]).await?;
-    let began = Instant::now();
     for _ in 0..40 {
         let call = world.kazoo.new_call(CallOptions::talking());
         let mut body = call.action(json!({"skip_module": true}))?;
@@ -439,9 +438,7 @@ async fn a_callflow_queue_that_is_gone_costs_no_look_for_each_message(services: 
     worker
         .counts("kz_record_call_actions_total{action=\"skip\"} 40")
         .await?;
-    // The answers are owed: each is sent again every half second, and those forty need a look or two as the first ones do.
-    let again = 2 * (began.elapsed().as_millis() / 500) + 2;
-    ensure!(u128::from(looks.count()) <= 3 + again, "{} looks", looks.count());
+    ensure!(looks.count() <= 3, "{} looks\n{}", looks.count(), worker.log());
     let call = world.kazoo.new_call(CallOptions::talking());
     call.execute(json!({"skip_module": true}))
         .await?
