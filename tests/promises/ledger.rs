@@ -30,7 +30,7 @@ promises![
 
 async fn the_ledger_has_the_whole_story_in_three_writes(services: Arc<Services>) -> TestResult {
     let world = World::new(&services).await?;
-    let _worker = world.worker_with(&[("LEDGER__LINGER_MS", "1000")]).await?;
+    let _worker = world.worker_with(&[("LEDGER__LINGER_MS", "5000")]).await?;
     let call = world.kazoo.new_call(CallOptions::talking());
     call.execute(json!({})).await?.continued(SOON).await?;
     let recording = call.wait_recording_started(SOON).await?;
@@ -65,6 +65,7 @@ async fn the_ledger_has_the_whole_story_in_three_writes(services: Arc<Services>)
         .and_then(|rev| rev.split('-').next())
         .context("rev")?
         .to_owned();
+    // What comes within the batch delay is written together, and the delay is long enough for a slow machine.
     // Every session looks after what is open once; on a slow machine that comes in between.
     let looks = facts.iter().filter(|fact| **fact == "channel_seen").count();
     ensure!(
