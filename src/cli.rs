@@ -19,14 +19,15 @@ mod list;
 mod pages;
 mod plain;
 mod run;
+mod terminal;
 
 /// `EX_USAGE`: the configuration, or the command line, is wrong.
 const USAGE: u8 = 64;
 
-/// Records Kazoo calls on behalf of callflows, and loses none of them.
+/// Records the calls of a Kazoo cluster, and loses no recording.
 ///
 /// A worker runs beside a Kazoo cluster. It executes the record_call action of callflows whose node says "remote_execution": true. It
-/// brings the audio from the media switch to its destination, and sends the notices that Kazoo and other consumers depend on.
+/// delivers the audio from the media switch to its destination, and publishes the events that Kazoo and other consumers need.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {

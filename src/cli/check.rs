@@ -63,7 +63,7 @@ pub fn run(layers: Layers, args: &CheckArgs) -> anyhow::Result<ExitCode> {
     } else {
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let colours = std::io::stdout().is_terminal() && !no_colour;
-        report.write(&mut out, colours)?;
+        report.write(&mut out, colours, super::terminal::width())?;
     }
     Ok(if report.is_good() {
         ExitCode::SUCCESS
@@ -95,9 +95,9 @@ async fn bounded(group: &'static str, looking: impl Future<Output = Vec<Rows>>) 
         Err(_) => {
             let mut rows = Rows::of(group);
             rows.fail(
-                "all of it",
-                format!("was not through in {} s", LIMIT.as_secs()),
-                "something there answers very slowly; try again, and look at it by its own tools",
+                "all checks",
+                format!("not finished within {} s", LIMIT.as_secs()),
+                "repeat the command, and check the load of that server",
             );
             vec![rows]
         }

@@ -12,7 +12,7 @@ use crate::config::{self, Config, ConfigError, Layers, Origin};
 
 use super::USAGE;
 
-/// What is printed.
+/// What to print.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ConfigCommand {
     /// Print the effective settings, each with its source. Secrets are masked.
@@ -89,16 +89,16 @@ impl View {
     fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
         writeln!(
             out,
-            "# What is set here, and by whom. Secrets are shown as {}.",
+            "# The effective settings that differ from their default, each with its source. Secrets are shown as {}.",
             config::MASK
         )?;
         match &self.own_file {
-            Some(path) => writeln!(out, "# The file of settings: {path}")?,
-            None => writeln!(out, "# The file of settings: none is read")?,
+            Some(path) => writeln!(out, "# Settings file: {path}")?,
+            None => writeln!(out, "# Settings file: none")?,
         }
         match &self.kazoo_file {
-            Some(path) => writeln!(out, "# Kazoo's own file: {path}")?,
-            None => writeln!(out, "# Kazoo's own file: none is read")?,
+            Some(path) => writeln!(out, "# Kazoo's config.ini: {path}")?,
+            None => writeln!(out, "# Kazoo's config.ini: none")?,
         }
         let faulty: BTreeSet<&str> = self.mistakes.iter().map(|mistake| mistake.key.as_str()).collect();
         let mut rows = self.rows.as_slice();
@@ -163,7 +163,7 @@ impl View {
             eprintln!("odd: {note}");
         }
         for mistake in &self.mistakes {
-            eprintln!("wrong: {mistake}");
+            eprintln!("error: {mistake}");
         }
     }
 }

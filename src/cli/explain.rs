@@ -17,6 +17,10 @@ use crate::recording::order::Url;
 
 use super::ledger::{Desk, block_on, duration};
 use super::plain::Plain;
+use super::terminal::{self, wrapped};
+
+/// The indentation of a second line in the history.
+const AFTER_TIMES: &str = "                                  ";
 
 pub fn run(config: &Config, name: &str, json: bool) -> anyhow::Result<bool> {
     block_on(async {
@@ -31,14 +35,14 @@ pub fn run(config: &Config, name: &str, json: bool) -> anyhow::Result<bool> {
             let all: Vec<_> = found.iter().map(|record| as_json(record, now, &policy)).collect();
             writeln!(out, "{:#}", json!(all))?;
         } else if found.is_empty() {
-            writeln!(out, "The ledger knows no recording, document or call {name:?}.")?;
+            writeln!(out, "The ledger has no recording, document or call {name:?}.")?;
             writeln!(
                 out,
-                "A recording that another recorder made (account, endpoint, conference, a local action) is not in it."
+                "The ledger has no recordings of other recorders: account, endpoint, conference, local action."
             )?;
         }
         for record in found.iter().filter(|_| !json) {
-            story(&mut out, record, now, &policy)?;
+            story(&mut out, record, (now, terminal::width()), &policy)?;
         }
         Ok(!found.is_empty())
     })
@@ -59,7 +63,12 @@ fn as_json(record: &Record, now: Moment, policy: &lifecycle::Policy) -> serde_js
     })
 }
 
-fn story(out: &mut impl Write, record: &Record, now: Moment, policy: &lifecycle::Policy) -> std::io::Result<()> {
+fn story(
+    out: &mut impl Write,
+    record: &Record,
+    (now, width): (Moment, Option<usize>),
+    policy: &lifecycle::Policy,
+) -> std::io::Result<()> {
     let entry = &record.entry;
     let media_id = entry.order().map_or("unknown", |order| order.media_id.as_str());
     writeln!(out, "\nRecording {media_id}")?;
@@ -81,28 +90,32 @@ fn story(out: &mut impl Write, record: &Record, now: Moment, policy: &lifecycle:
         match &order.url {
             Url::None => {}
             Url::Given(url) => writeln!(out, "  url       {}", Plain(without_secrets(url)))?,
-            Url::Lost => writeln!(out, "  url       there was one, and it is not known any more")?,
+            Url::Lost => writeln!(out, "  url       given by the action, and lost since")?,
         }
     }
     writeln!(out, "  state     {}", verdict(entry))?;
-    writeln!(out, "\n  What happened")?;
+    writeln!(out, "\n  History")?;
     let begin = entry.facts().first().map_or(now, |fact| fact.at);
     for fact in entry.facts() {
         let after = fact.at.since(begin).as_secs_f64();
-        writeln!(
-            out,
-            "    {}  +{after:>9.3} s  {:<18} {}",
+        let line = format!(
+            "{}  +{after:>9.3} s  {:<18} {}",
             clock(fact.at),
             Plain(&fact.by),
             Plain(words(entry, fact))
-        )?;
+        );
+        writeln!(out, "{}", wrapped(&line, width, "    ", AFTER_TIMES))?;
     }
-    writeln!(out, "\n  Where the audio is")?;
+    writeln!(out, "\n  Location of the audio")?;
     for place in places(entry) {
-        writeln!(out, "    {}", Plain(place))?;
+        writeln!(out, "{}", wrapped(&Plain(place).to_string(), width, "    ", "      "))?;
     }
-    writeln!(out, "\n  What comes next")?;
-    writeln!(out, "    {}", coming(record, now, policy))?;
+    writeln!(out, "\n  Next step")?;
+    writeln!(
+        out,
+        "{}",
+        wrapped(&coming(record, now, policy), width, "    ", "      ")
+    )?;
     Ok(())
 }
 
@@ -124,76 +137,76 @@ fn words(entry: &Entry, fact: &Fact) -> String {
     let heard_of = |known: &Fact| matches!(known.what, What::Started(_) | What::Ended(_) | What::PresumedEnded(_));
     let unheard = || !entry.facts().iter().take_while(|known| *known != fact).any(heard_of);
     match &fact.what {
-        What::Asked(order) => format!("asked for by a callflow, as {}", order.media_id),
+        What::Asked(order) => format!("ordered by a callflow as {}", order.media_id),
         What::Commanded => "start command delivered to the broker".into(),
         What::CommandLost { why } => format!("start command not delivered: {why}"),
         What::CommandRefused { why } => format!("start command refused: {why}"),
         What::Started(told) => format!(
-            "the switch records ({}, {})",
+            "recording started on the switch ({}, {})",
             told.node.as_deref().unwrap_or("unknown switch"),
             told.path.as_deref().unwrap_or("unknown file")
         ),
-        What::StopAsked { .. } => "a callflow wants it stopped".into(),
+        What::StopAsked { .. } => "stop requested by a callflow".into(),
         What::StopSent { n, .. } => format!("stop command {n} delivered to the broker"),
-        What::StopUnconfirmed => "the switch has not confirmed the stop".into(),
-        What::HeardOf { .. } => "known by another worker's notice".into(),
-        What::MaskAsked { on: true, .. } => "a callflow wants its audio masked".into(),
-        What::MaskAsked { on: false, .. } => "a callflow wants its audio unmasked".into(),
+        What::StopUnconfirmed => "stop not confirmed by the switch".into(),
+        What::HeardOf { .. } => "reported by another worker".into(),
+        What::MaskAsked { on: true, .. } => "mask requested by a callflow".into(),
+        What::MaskAsked { on: false, .. } => "unmask requested by a callflow".into(),
         What::Masked { on: true, .. } => "mask command delivered to the broker".into(),
         What::Masked { on: false, .. } => "unmask command delivered to the broker".into(),
         What::NotObeyed { what, why, .. } => format!("the switch did not {}: {}", what.name(), why.meaning()),
-        What::Amended { unsaid: None, .. } => "its document says what is known of stops and masks".into(),
+        What::Amended { unsaid: None, .. } => "stops and masks added to the document".into(),
         What::Amended { unsaid: Some(why), .. } => {
-            format!("its document does not say what is known of stops and masks: {why}")
+            format!("stops and masks not added to the document: {why}")
         }
-        What::ChannelSeen { alive: true, .. } => "channel query: the call lives, or no ecallmgr answered".into(),
-        What::ChannelSeen { alive: false, .. } => "looked for the call: it is gone".into(),
+        What::ChannelSeen { alive: true, .. } => "channel query: the call exists, or no ecallmgr answered".into(),
+        What::ChannelSeen { alive: false, .. } => "channel query: the call does not exist".into(),
         What::Leg(leg) => leg_words(leg),
         What::Probed { size, open: true, .. } => {
-            format!("looked at the file on the switch: {size} bytes, and its writer has not closed it")
+            format!("file probe on the switch: {size} bytes, still open for writing")
         }
-        What::Probed { size, .. } => format!("looked at the file on the switch: {size} bytes"),
+        What::Probed { size, .. } => format!("file probe on the switch: {size} bytes"),
         What::Ended(told) => format!(
-            "the switch ended it: {} ms, {}",
+            "recording ended on the switch: {} ms, {}",
             told.length_ms.unwrap_or(0),
-            told.completion_cause.as_deref().unwrap_or("no cause told")
+            told.completion_cause.as_deref().unwrap_or("no cause given")
         ),
-        What::PresumedEnded(_) => "end presumed: no event reported it, and the file is unchanged".into(),
-        What::Decided { destination, .. } => format!("it is to go to {}", place_name(*destination)),
-        What::Postponed { until, why, .. } => format!("nothing is tried before {}: {why}", until.rfc3339()),
-        What::Looked { deleted: true, .. } => "read back: it was there, and a user has deleted it since".into(),
-        What::Looked { why: None, .. } => "read back: it is there, whole".into(),
+        What::PresumedEnded(_) => "end presumed: no event reported the end, and the file does not grow".into(),
+        What::Decided { destination, .. } => format!("destination chosen: {}", place_name(*destination)),
+        What::Postponed { until, why, .. } => format!("next attempt not before {}: {why}", until.rfc3339()),
+        What::Looked { deleted: true, .. } => "read-back: document deleted by a user since".into(),
+        What::Looked { why: None, .. } => "read-back: document and audio complete".into(),
         What::Looked {
             why: Some(why),
             unanswered: true,
             ..
-        } => format!("not read back, the server does not tell: {why}"),
-        What::Looked { why: Some(why), .. } => format!("read back, and not whole: {why}"),
-        What::Marked { .. } => "its document says that it rests".into(),
+        } => format!("read-back unanswered: {why}"),
+        What::Looked { why: Some(why), .. } => format!("read-back: incomplete: {why}"),
+        What::Marked { .. } => "document marked as parked".into(),
         What::CollectFailed {
             failure: CollectFailure::Missing,
             why,
             ..
         } if unheard() => {
-            format!("asked the switch whether it has a file: {why}")
+            format!("the switch was asked for a file: {why}")
         }
         What::CollectFailed { why, .. } if unheard() => {
-            format!("the switch could not be asked whether it has a file: {why}")
+            format!("the switch could not be asked for a file: {why}")
         }
-        What::CollectFailed { attempt, why, .. } => format!("attempt {attempt}: the audio did not come: {why}"),
+        What::CollectFailed { attempt, why, .. } => format!("attempt {attempt}: upload from the switch failed: {why}"),
         What::Collected(audio) => format!(
             "audio received: {} bytes, sha256 {}",
             audio.size,
             short(&audio.digests.sha256)
         ),
-        What::Held { holding, .. } => format!("audio put into the hold ({}/{})", holding.place, holding.name),
-        What::Unheld { .. } => "audio taken out of the hold".into(),
-        What::Released { .. } => "the switch was told to let its file go".into(),
-        What::Tidied { left: None, .. } => "the switch has let its file go".into(),
+        What::Held { holding, .. } => format!("audio copied to the hold ({}/{})", holding.place, holding.name),
+        What::Unheld { .. } => "copy in the hold removed".into(),
+        What::Released { .. } => "the switch was told to delete its file".into(),
+        What::Tidied { left: None, .. } => "file deleted on the switch".into(),
         What::Tidied { left: Some(why), .. } => format!("the file may still be on the switch: {why}"),
-        What::Separated { name } => format!("other audio in the hold ({name}) became a recording of its own"),
+        What::Separated { name } => format!("other audio in the hold ({name}) split off as another recording"),
         What::Continued { told } => {
-            format!("the switch recorded again under this name: that is a recording of its own ({told} events)")
+            format!("the switch recorded again under this name: split off as another recording ({told} events)")
         }
         What::Documented(document) => format!("document written ({}, rev {})", document.database, short(&document.rev)),
         What::Uploaded { url, .. } => format!("audio delivered to {}", without_secrets(url)),
@@ -204,29 +217,29 @@ fn words(entry: &Entry, fact: &Fact) -> String {
             ..
         } => {
             format!(
-                "attempt {attempt}: not delivered to {}: {why}",
+                "attempt {attempt}: delivery to {} failed: {why}",
                 place_name(*destination)
             )
         }
         What::Delivered(delivery) => format!(
-            "at {}: {} in {}, rev {}{}",
+            "delivered to {}: {} in {}, rev {}{}",
             place_name(delivery.destination),
             delivery.document.id,
             delivery.document.database,
             short(&delivery.document.rev),
             match (delivery.below_quorum, delivery.deleted) {
-                (_, true) => "; a user has deleted it there",
+                (_, true) => "; deleted there by a user",
                 (true, false) => ", with fewer copies than the quorum",
                 (false, false) => "",
             }
         ),
         What::Parked { cause, .. } => format!("parked: {}", cause.meaning()),
-        What::Retried { .. } => "retried by an operator, or because its end was reported".into(),
-        What::Panicked { why, .. } => format!("the program failed on it, a fault of ours: {why}"),
+        What::Retried { .. } => "retried by an operator, or because the end was reported".into(),
+        What::Panicked { why, .. } => format!("handler panicked, a program fault: {why}"),
         What::Concluded { outcome, cause } => format!("{outcome}: {}", cause.meaning()),
-        What::Announced(announcement) => format!("announced: {}", announcement.name()),
-        What::RestAnnounced { .. } => "announced: parked again".into(),
-        What::CauseAnnounced { cause } => format!("announced: another cause, {}", cause.name()),
+        What::Announced(announcement) => format!("published: {}", announcement.name()),
+        What::RestAnnounced { .. } => "published: parked again".into(),
+        What::CauseAnnounced { cause } => format!("published: another cause, {}", cause.name()),
         What::Closed => "closed".into(),
     }
 }
@@ -236,7 +249,7 @@ fn leg_words(leg: &Leg) -> String {
     let (leg_id, other) = (&leg.call_id, leg.other.as_deref().unwrap_or("another leg"));
     match leg.event {
         LegEvent::Bridged => format!("leg {leg_id} is bridged with {other}"),
-        LegEvent::Transferor => format!("leg {leg_id} transfers {other}: the recording goes with that"),
+        LegEvent::Transferor => format!("leg {leg_id} transfers {other}: the recording moves to that leg"),
         LegEvent::Transferee => format!("leg {leg_id} is transferred"),
         LegEvent::Replaced | LegEvent::Direct => format!("leg {leg_id} is replaced by {other}"),
         LegEvent::Gone => format!("leg {leg_id} is gone"),
@@ -296,7 +309,7 @@ fn places(entry: &Entry) -> Vec<String> {
         }
         if audio.is_suspect() {
             let names: Vec<&str> = audio.findings.iter().map(|finding| finding.name()).collect();
-            places.push(format!("something is wrong with it: {}", names.join(", ")));
+            places.push(format!("findings: {}", names.join(", ")));
         }
     }
     places
@@ -306,17 +319,17 @@ fn places(entry: &Entry) -> Vec<String> {
 fn on_the_switch(entry: &Entry) -> String {
     let gone = entry.outcome().is_some_and(|(_, cause)| cause == Cause::FileGone);
     let Some((node, path)) = switch_file(entry) else {
-        return "nowhere, as far as is known".into();
+        return "unknown: no event named a file on a switch".into();
     };
     let before = entry.order().and_then(|order| order.continues.as_ref());
     if let Some(before) = before.filter(|_| entry.is_already_kept()) {
-        format!("in the recording that it goes on from, {}", before.media_id)
+        format!("in the recording that this one continues, {}", before.media_id)
     } else if entry.is_let_go() {
-        format!("nowhere any more: the switch {node} was told to delete its file {path}")
+        format!("none left: the switch {node} was told to delete its file {path}")
     } else if gone {
-        format!("nowhere any more: the switch {node} has no file {path}")
+        format!("none left: the switch {node} has no file {path}")
     } else {
-        format!("on the switch {node}, {path}, as far as is known")
+        format!("on the switch {node}: {path}, unless it was deleted there")
     }
 }
 
@@ -331,15 +344,16 @@ fn switch_file(entry: &Entry) -> Option<(&str, &str)> {
 pub fn what_stays(entry: &Entry) -> Vec<String> {
     let mut stays = Vec::new();
     if let Some((node, path)) = switch_file(entry).filter(|_| !entry.is_let_go()) {
-        stays.push(format!(
-            "its file stays on the switch {node}, {path}, if it is still there"
-        ));
+        stays.push(format!("not removed: file {path} on the switch {node}"));
     }
     if let Some(document) = entry.documented() {
-        stays.push(format!("its document {} in {} stays", document.id, document.database));
+        stays.push(format!(
+            "not removed: document {} in {}",
+            document.id, document.database
+        ));
     }
     if let Some(url) = entry.uploaded() {
-        stays.push(format!("its audio stays at {}", without_secrets(url)));
+        stays.push(format!("not removed: audio at {}", without_secrets(url)));
     }
     stays
 }
@@ -347,32 +361,34 @@ pub fn what_stays(entry: &Entry) -> Vec<String> {
 fn coming(record: &Record, now: Moment, policy: &lifecycle::Policy) -> String {
     let entry = &record.entry;
     if entry.is_closed() {
-        return "nothing: it is closed".into();
+        return "none: the recording is closed".into();
     }
     if entry.parked().is_some() {
-        return "nothing by itself: `kz-record-call retry` moves it on, `kz-record-call discard` gives it up".into();
+        let media_id = entry
+            .order()
+            .map_or(entry.call_id.as_str(), |order| order.media_id.as_str());
+        return format!(
+            "none without an operator: run `kz-record-call retry {0}` or `kz-record-call discard {0}`",
+            Plain(media_id)
+        );
     }
     if let Some(lease) = record.lease.as_ref().filter(|lease| lease.holds(now)) {
-        return format!(
-            "in flight at {}, until {} at the latest",
-            lease.by,
-            lease.until.rfc3339()
-        );
+        return format!("in flight on {}, lease until {}", lease.by, lease.until.rfc3339());
     }
     let last_look = entry.is_let_go() && entry.owes_release();
     let why = if last_look {
-        ", to see whether its call is over, and nothing more was recorded"
+        ", to check that the call is over and the switch recorded nothing more"
     } else {
         ""
     };
     match lifecycle::due(entry, now, policy) {
         Some(at) if at > now => format!(
-            "a worker takes it up in {} ({}){why}",
+            "resumed by a worker in {} ({}){why}",
             duration(at.since(now).as_secs()),
             at.rfc3339()
         ),
-        Some(_) => "a worker takes it up now".into(),
-        None => "nothing, until something is heard of it".into(),
+        Some(_) => "resumed by a worker now".into(),
+        None => "none until an event reports the recording".into(),
     }
 }
 

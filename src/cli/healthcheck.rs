@@ -59,7 +59,7 @@ fn get(address: SocketAddr, path: &str, patience: Duration) -> anyhow::Result<(u
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            bail!("not within {patience:?}");
+            bail!("no answer within {patience:?}");
         }
         stream.set_read_timeout(Some(left))?;
         match (&stream).take(MAX_ANSWER).read(&mut chunk)? {
@@ -67,10 +67,10 @@ fn get(address: SocketAddr, path: &str, patience: Duration) -> anyhow::Result<(u
             n => answer.extend_from_slice(&chunk[..n]),
         }
         if answer.len() as u64 > MAX_ANSWER {
-            bail!("more than {MAX_ANSWER} bytes: is this a worker's admin port?");
+            bail!("an answer of more than {MAX_ANSWER} bytes: check that admin.listen is a worker's admin port");
         }
     }
-    parse(&answer).context("the answer is not HTTP: is this a worker's admin port?")
+    parse(&answer).context("the answer is not HTTP: check that admin.listen is a worker's admin port")
 }
 
 /// The status and the body of an answer.

@@ -69,9 +69,9 @@ impl Desk {
     pub async fn one(&self, name: &str) -> anyhow::Result<Record> {
         let mut found = self.named(name).await?;
         match found.len() {
-            0 => bail!("the ledger knows no recording, document or call {name:?}"),
+            0 => bail!("the ledger has no recording, document or call {name:?}"),
             1 => Ok(found.remove(0)),
-            more => bail!("{name:?} means {more} recordings; name one of them by its media id"),
+            more => bail!("{name:?} matches {more} recordings: repeat the command with one media id"),
         }
     }
 
@@ -88,7 +88,7 @@ impl Desk {
             .note(entry, Some(self.ledger.no_lease()), std::time::Duration::ZERO)
             .await;
         if !receipt.within(std::time::Duration::from_secs(15)).await {
-            bail!("the ledger did not take it within 15 s");
+            bail!("the ledger did not confirm the write within 15 s");
         }
         Ok(())
     }

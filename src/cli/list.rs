@@ -19,6 +19,7 @@ use crate::lifecycle::{STATES, State};
 use super::explain;
 use super::ledger::{Desk, block_on, duration};
 use super::plain::Plain;
+use super::terminal::{self, cut};
 
 /// Which recordings are listed.
 #[derive(Debug, Args)]
@@ -42,6 +43,9 @@ pub struct ListArgs {
     /// At most this many, the newest first.
     #[arg(long, default_value_t = 100)]
     limit: usize,
+    /// Do not cut lines at the terminal's edge.
+    #[arg(long, conflicts_with = "json")]
+    wide: bool,
     /// Print one JSON object a line.
     #[arg(long)]
     json: bool,
@@ -82,8 +86,7 @@ impl ListArgs {
     /// Which of the arguments contradict each other.
     pub fn contradiction(&self) -> Option<&'static str> {
         let (older, newer) = (self.older?, self.newer?);
-        (older >= newer)
-            .then_some("nothing is older than --older and newer than --newer: --older must be the shorter of the two")
+        (older >= newer).then_some("no recording can match: set --older to a shorter time than --newer")
     }
 }
 
@@ -99,21 +102,19 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
             after: args.newer.map(|age| now.minus(age)),
             ..Filter::default()
         };
-        let mut search = desk.ledger.search(filter).await.context("the ledger does not tell")?;
+        let mut search = desk.ledger.search(filter).await.context("the ledger cannot be read")?;
+        let width = if args.wide { None } else { terminal::width() };
         let mut out = std::io::stdout().lock();
         if !args.json {
-            writeln!(
-                out,
-                "{:<40} {:<12} {:<20} {:>12}  {:<32} CALL",
-                "MEDIA ID", "STATE", "CAUSE", "AGE", "ACCOUNT"
-            )?;
+            let columns = ["MEDIA ID", "STATE", "CAUSE", "AGE", "CALL", "ACCOUNT"];
+            writeln!(out, "{}", cut(line(columns), width))?;
         }
         let (mut written, mut more) = (0, false);
         // Rows are written as they arrive: there can be more than fit into memory.
-        while let Some(records) = search.next().await.context("the ledger does not tell")? {
+        while let Some(records) = search.next().await.context("the ledger cannot be read")? {
             let room = args.limit - written;
             for record in records.iter().take(room) {
-                row(&mut out, record, args.json, now)?;
+                row(&mut out, record, (args.json, width), now)?;
             }
             written += records.len().min(room);
             if records.len() > room {
@@ -130,29 +131,39 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
         if more {
             // On standard error, so that standard output contains only the rows.
             out.flush()?;
-            eprintln!("there are more: these are the newest {written}, see --limit");
+            eprintln!("more recordings match: these are the newest {written}, raise --limit for more");
         }
         Ok(true)
     })
 }
 
-fn row(out: &mut impl Write, record: &Record, as_json: bool, now: Moment) -> std::io::Result<()> {
+fn row(
+    out: &mut impl Write,
+    record: &Record,
+    (as_json, width): (bool, Option<usize>),
+    now: Moment,
+) -> std::io::Result<()> {
     let row = Row::of(record);
     if as_json {
         return writeln!(out, "{}", row.json(record));
     }
     let asked_at = record.entry.order().map(|order| order.asked_at);
-    let age = asked_at.map_or(0, |asked_at| now.since(asked_at).as_secs());
-    writeln!(
-        out,
-        "{:<40} {:<12} {:<20} {:>12}  {:<32} {}",
+    let age = asked_at.map_or_else(|| "-".to_owned(), |asked_at| duration(now.since(asked_at).as_secs()));
+    let call_id = Plain(&record.entry.call_id).to_string();
+    let columns = [
         row.media_id,
         row.state,
         row.cause.unwrap_or("-"),
-        duration(age),
+        &age,
+        &call_id,
         row.account.unwrap_or("-"),
-        Plain(&record.entry.call_id)
-    )
+    ];
+    writeln!(out, "{}", cut(line(columns), width))
+}
+
+/// A line of the table. Each column is as wide as its longest common value.
+fn line([media_id, state, cause, age, call_id, account]: [&str; 6]) -> String {
+    format!("{media_id:<39}  {state:<10}  {cause:<16}  {age:>11}  {call_id:<36}  {account}")
 }
 
 struct Row<'a> {
@@ -211,9 +222,9 @@ pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
                     state: Some(State::Parked),
                     ..Filter::default()
                 };
-                let mut search = desk.ledger.search(filter).await.context("the ledger does not tell")?;
+                let mut search = desk.ledger.search(filter).await.context("the ledger cannot be read")?;
                 // One batch after the other: after a long outage there can be more than fit into memory.
-                while let Some(records) = search.next().await.context("the ledger does not tell")? {
+                while let Some(records) = search.next().await.context("the ledger cannot be read")? {
                     for record in records {
                         moved += again(&desk, &mut out, record).await?;
                     }
@@ -234,12 +245,12 @@ async fn again(desk: &Desk, out: &mut impl Write, record: Record) -> anyhow::Res
         .map_or("unknown", |order| order.media_id.as_str())
         .to_owned();
     if entry.outcome().is_some() {
-        writeln!(out, "{media_id}: it is {} already", State::of(&entry).name())?;
+        writeln!(out, "{media_id}: already {}, not retried", State::of(&entry).name())?;
         return Ok(0);
     }
     let retry = entry.retry();
     desk.add(&mut entry, retry).await?;
-    writeln!(out, "{media_id}: retried; a worker takes it over now")?;
+    writeln!(out, "{media_id}: retried, a worker resumes it now")?;
     Ok(1)
 }
 
@@ -264,13 +275,13 @@ pub fn discard(config: &Config, args: &DiscardArgs) -> anyhow::Result<bool> {
             .map_or("unknown", |order| order.media_id.as_str())
             .to_owned();
         if entry.outcome().is_some() {
-            bail!("{media_id} is {} already", State::of(&entry).name());
+            bail!("{media_id} is already {}", State::of(&entry).name());
         }
         if entry.ended().is_none() {
-            bail!("{media_id} has not ended; stop it in its callflow, or wait for its call to end");
+            bail!("{media_id} is still recording: stop it by a callflow, or wait for the end of the call");
         }
         if !args.yes {
-            bail!("{media_id} would be given up, and its audio with it; say --yes if that is meant");
+            bail!("discard removes {media_id} and its audio for good: repeat the command with --yes to confirm");
         }
         let held = entry.held().cloned();
         let (outcome, cause) = (Outcome::Discarded, Cause::DiscardedByOperator);
@@ -280,7 +291,7 @@ pub fn discard(config: &Config, args: &DiscardArgs) -> anyhow::Result<bool> {
         if let Some(holding) = &held {
             writeln!(
                 out,
-                "  its copy in the hold, {}/{}, is removed by a worker",
+                "  removed by a worker: copy in the hold, {}/{}",
                 holding.place, holding.name
             )?;
         }

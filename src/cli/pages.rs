@@ -38,7 +38,7 @@ pub fn man(command: Command, args: &ManArgs) -> anyhow::Result<bool> {
     let Some(dir) = &args.dir else {
         return print(&main_page(command)?);
     };
-    std::fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
+    std::fs::create_dir_all(dir).with_context(|| format!("{} cannot be created", dir.display()))?;
     write(dir, NAME, &main_page(command.clone())?)?;
     for page in visible(&command) {
         let name = format!("{NAME}-{}", page.get_name());
@@ -81,7 +81,7 @@ fn main_page(command: Command) -> anyhow::Result<Vec<u8>> {
     for (name, what) in [
         (
             "KZ_RECORD_CALL_CONFIG",
-            "The settings' file, as --config; none for no file.",
+            "The settings file, as --config; none for no file.",
         ),
         (
             "KZ_RECORD_CALL__SECTION__KEY",
@@ -89,7 +89,7 @@ fn main_page(command: Command) -> anyhow::Result<Vec<u8>> {
         ),
         (
             "NOTIFY_SOCKET, WATCHDOG_USEC",
-            "Set by a service manager, which is told when the worker is bound, what it lacks, and that it lives.",
+            "Set by a service manager. The worker reports to it when it consumes, what it lacks, and its heartbeat.",
         ),
         ("NO_COLOR", "No colours in the log."),
     ] {
@@ -97,14 +97,14 @@ fn main_page(command: Command) -> anyhow::Result<Vec<u8>> {
     }
     more.control("SH", ["EXIT STATUS"]);
     for (status, what) in [
-        ("0", "Done; of healthcheck: in order."),
+        ("0", "Success; for healthcheck: ready."),
         (
             "1",
-            "Not done, or nothing was found; of healthcheck: not in order. Standard error says why.",
+            "Failure, or nothing found; for healthcheck: not ready. Standard error has the reason.",
         ),
         (
             "64",
-            "The command line or the configuration is wrong. All mistakes are told.",
+            "The command line or the configuration has mistakes. Standard error has all of them.",
         ),
     ] {
         more.control("TP", []).text([bold(status)]).text([roman(what)]);
@@ -115,11 +115,17 @@ fn main_page(command: Command) -> anyhow::Result<Vec<u8>> {
             "/etc/kz-record-call/config.toml",
             "The settings, if neither --config nor KZ_RECORD_CALL_CONFIG names another file.",
         ),
-        ("/etc/kz-record-call/environment", "Those that only root may read."),
-        ("/usr/share/doc/kz-record-call/default.toml", "All settings, explained."),
+        (
+            "/etc/kz-record-call/environment",
+            "Secret settings, readable by root only.",
+        ),
+        (
+            "/usr/share/doc/kz-record-call/default.toml",
+            "All settings with their meaning and default.",
+        ),
         (
             "/usr/share/doc/kz-record-call/when-it-goes-wrong.md",
-            "What to do about causes, lines of the log, and alerts.",
+            "What to do about causes, log lines and alerts.",
         ),
     ] {
         more.control("TP", []).text([bold(path)]).text([roman(what)]);

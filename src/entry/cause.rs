@@ -161,36 +161,34 @@ impl Cause {
     /// What it means, for people.
     pub const fn meaning(self) -> &'static str {
         match self {
-            Self::Complete => "the audio arrived whole and is what its name says",
-            Self::SuspectAudio => "the audio was kept as it came, but something is wrong with it; see the findings",
-            Self::Deleted => {
-                "the audio arrived whole, and a user deleted its document before the worker knew of it; it stays deleted"
-            }
-            Self::StoringDisabled => "store_recordings is false in system_config/media; the file stays on the switch",
+            Self::Complete => "the audio is complete and has the format of its file name",
+            Self::SuspectAudio => "the audio is stored as the switch wrote it, and has findings",
+            Self::Deleted => "the audio was stored, and a user has deleted the document since",
+            Self::StoringDisabled => "store_recordings is false in system_config/media: the file stays on the switch",
             Self::TooShort => "the recording is shorter than its record_min_sec",
-            Self::NeverTriggered => "the call ended before the answer or bridge that the recording was to begin at",
-            Self::AlreadyKept => "all that the switch recorded is in the recording that this one goes on from",
+            Self::NeverTriggered => {
+                "the call ended before the answer or bridge at which the recording would have begun"
+            }
+            Self::AlreadyKept => "all audio is in the recording that this one continues",
             Self::DiscardedByOperator => "an operator discarded it",
-            Self::NeverStarted => "the switch never said that it began to record",
+            Self::NeverStarted => "no event reported a start on the switch",
             Self::StartRefused => "call control refused the start command",
             Self::CallGone => "the call was over before it could be recorded",
-            Self::FileGone => "the switch has no such file, and it is not at its destination either",
-            Self::UnusableUrl => "the url of the action is not one that can be served",
+            Self::FileGone => "the switch has no such file, and the destination has no copy",
+            Self::UnusableUrl => "the url of the action cannot be used",
             Self::Undecided => {
-                "where it goes could not be decided: system_config/media or the account's storage plan cannot be read, or names no server"
+                "destination undecided: system_config/media or the account's storage plan cannot be read, or names no server"
             }
             Self::NoAccount => "neither the action nor an event named the account",
             Self::UnknownAccount => "the account does not exist, or is deleted",
-            Self::Refused => "the target refuses this recording, now and later",
-            Self::Unreachable => "the target could not be reached, attempt after attempt",
-            Self::NotCollected => "the switch did not bring its file, attempt after attempt",
+            Self::Refused => "the target refuses this recording permanently",
+            Self::Unreachable => "the target was unavailable in every attempt",
+            Self::NotCollected => "the switch did not upload its file in any attempt",
             Self::SettingsLost => {
-                "the url did not travel with the recording (too long, or sealed with another secret), and the ledger never heard of the start"
+                "the url is lost: the recording context was too long or sealed with another secret, and the ledger has no order"
             }
             Self::NoStoreProxy => "the account's storage plan needs Kazoo's store proxy, which cannot be used",
-            Self::ProgramFault => {
-                "the program failed on it, attempt after attempt: a fault of the program, which its log tells of"
-            }
+            Self::ProgramFault => "the handler panicked in every attempt: a program fault, see the log",
         }
     }
 }

@@ -177,10 +177,10 @@ impl Kind {
     /// What an operator does next.
     fn advice(self, media_id: &str) -> String {
         match self {
-            Self::Ended(..) => format!("`kz-record-call explain {media_id}` tells its story."),
+            Self::Ended(..) => format!("Run `kz-record-call explain {media_id}` for its history."),
             Self::NotObeyed(..) => {
                 format!(
-                    "Stop it on its switch by hand, if it runs; `kz-record-call explain {media_id}` says which file that is."
+                    "Run `kz-record-call explain {media_id}` for the switch and the file. If the switch still records, stop the recording there."
                 )
             }
         }
@@ -229,10 +229,8 @@ fn first(entry: &Entry, kind: Kind) -> Alert {
 fn summary(more: u64, kind: Kind) -> Alert {
     let (what, cause, minutes) = (kind.happened(), kind.cause(), WINDOW.as_secs() / 60);
     let names = match kind {
-        Kind::Ended(outcome, cause) => format!("`kz-record-call list --state {outcome} --cause {cause}` names them."),
-        Kind::NotObeyed(..) => {
-            "The log has an ERROR of each (event=control_not_obeyed, event=stop_unconfirmed).".to_owned()
-        }
+        Kind::Ended(outcome, cause) => format!("Run `kz-record-call list --state {outcome} --cause {cause}`."),
+        Kind::NotObeyed(..) => "Search the log for event=control_not_obeyed and event=stop_unconfirmed.".to_owned(),
     };
     let mut details = Map::new();
     for (key, value) in kind.details() {
@@ -243,7 +241,7 @@ fn summary(more: u64, kind: Kind) -> Alert {
         media_id: String::new(),
         subject: format!("{more} more recordings: each {what} ({cause})"),
         message: format!(
-            "{more} more recordings within {minutes} minutes, of each of which: it {what}: {}. {names}",
+            "{more} more recordings within {minutes} minutes. Each {what}: {}. {names}",
             kind.meaning()
         ),
         details: Value::Object(details),

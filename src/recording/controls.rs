@@ -46,10 +46,10 @@ impl Why {
 
     pub const fn meaning(self) -> &'static str {
         match self {
-            Self::Moved => "the recording was on another leg, where the switch does not look for it",
+            Self::Moved => "the recording was on another leg than the command",
             Self::PerhapsMoved => "the recording moved to another leg, perhaps before this command",
             Self::Undelivered => "the call's control process was gone",
-            Self::Unconfirmed => "the switch recorded on",
+            Self::Unconfirmed => "the switch did not end the recording",
             Self::Ended => "the recording had ended when the command was sent",
         }
     }

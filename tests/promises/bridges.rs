@@ -238,7 +238,7 @@ async fn what_is_kept_already_is_not_kept_twice(services: Arc<Services>) -> Test
         "{continued:?}"
     );
     // It is announced before it is written down.
-    let place = format!("in the recording that it goes on from, {}", first.id);
+    let place = format!("in the recording that this one continues, {}", first.id);
     let begun = Instant::now();
     loop {
         let (_, story) = world.command(&["explain", continued.header("Media-ID")]).await?;

@@ -126,16 +126,16 @@ async fn a_good_set_up_is_found_good_and_left_as_it_was(services: Arc<Services>)
         ("secret", "is set"),
         ("127.0.0.1:", "connected"),
         ("exchanges", "kapps, targeted, callctl"),
-        ("permissions", "can be"),
+        ("permissions", "may declare"),
         ("ecallmgr", "1 answered"),
         ("credentials", "admin, a server admin"),
-        ("accounts", "is there"),
-        ("system_config", "is there"),
-        ("ledger", "is made when it is needed"),
+        ("accounts", "exists"),
+        ("system_config", "exists"),
+        ("ledger", "created by the first worker"),
         ("clock", "agrees"),
         ("recordings", "stored in the accounts' databases"),
         ("port", "is free"),
-        ("spool", "is made by the worker"),
+        ("spool", "created by the worker"),
         ("free space", "MiB"),
         ("hold", "in the cluster's CouchDB"),
     ] {
@@ -196,8 +196,8 @@ async fn a_check_beside_a_worker_takes_nothing_from_it(services: Arc<Services>) 
             found.says("on this host", "good", "is ready")?;
             found.says("queues", "good", "kz_record_call.actions")?;
             found.says("exchanges", "good", "kz_record_call.unrouted")?;
-            found.says("port", "good", "a worker's, which runs")?;
-            found.says("spool", "good", "used by the worker that runs")?;
+            found.says("port", "good", "used by the running worker")?;
+            found.says("spool", "good", "used by the running worker")?;
         }
         anyhow::Ok(())
     };
@@ -219,7 +219,7 @@ async fn a_check_beside_a_worker_takes_nothing_from_it(services: Arc<Services>) 
     }
     // Another configuration's worker has the folder.
     let found = check_at(&world, &spool, &[]).await?;
-    found.says("spool", "warning", "another worker")?;
+    found.says("spool", "warning", "another configuration")?;
     drop(worker);
     world.finish().await
 }
@@ -240,7 +240,7 @@ async fn a_broker_that_does_not_let_us_in_is_told_with_the_reason(services: Arc<
         let name = config_name(&uri)?;
         found.fails(&name, words)?;
         found.says("the rest", "note", "without a connection")?;
-        found.says("system_config", "good", "is there")?;
+        found.says("system_config", "good", "exists")?;
         // The others are looked on at, and the one that is wrong is told all the same.
         let both = format!("{uri}, {good}");
         let found = check(&world, &[("AMQP__URI", &both)]).await?;
@@ -291,7 +291,7 @@ async fn a_vhost_without_kazoo_is_told(services: Arc<Services>) -> TestResult {
     let world = World::with(&services, |kazoo| kazoo.ecallmgr_nodes.clear()).await?;
     let uri = world.setting("AMQP__URI");
     let found = check(&world, &[]).await?;
-    found.fails("ecallmgr", "none answered")?;
+    found.fails("ecallmgr", "no ecallmgr answered")?;
     let connection = connect(&uri).await?;
     let channel = connection.create_channel().await?;
     for exchange in ["kapps", "targeted", "callctl", "callevt", "switch", "configuration"] {
@@ -300,8 +300,8 @@ async fn a_vhost_without_kazoo_is_told(services: Arc<Services>) -> TestResult {
             .await?;
     }
     let found = check(&world, &[]).await?;
-    found.fails("Kazoo's exchanges", "not there: kapps, targeted")?;
-    found.says("ecallmgr", "note", "cannot be asked")?;
+    found.fails("Kazoo's exchanges", "missing: kapps, targeted")?;
+    found.says("ecallmgr", "note", "not checked")?;
     for exchange in ["kapps", "targeted", "callctl", "callevt", "switch", "configuration"] {
         let channel = connection.create_channel().await?;
         let passive = ExchangeDeclareOptions {
@@ -372,13 +372,13 @@ async fn the_policies_that_are_in_force_are_named_with_the_cure(services: Arc<Se
     let begun = Instant::now();
     let found = loop {
         let found = check(&world, &settings).await?;
-        if found.says("policies", "good", "none on our queues").is_ok() {
+        if found.says("policies", "good", "no policy drops").is_ok() {
             break found;
         }
         ensure!(begun.elapsed() < Duration::from_secs(60), "{}", found.text);
     };
     found.says("policy for kapps", "good", "are kept")?;
-    found.says("Kazoo's queues", "good", "may be looked at")?;
+    found.says("Kazoo's queues", "good", "may query")?;
     world.finish().await
 }
 
@@ -388,7 +388,7 @@ async fn a_user_without_rights_and_a_policy_that_is_not_set_are_told(services: A
     let world = World::new(&services).await?;
     let worker = world.worker().await?;
     let found = check(&world, &[]).await?;
-    found.says("policy", "warning", "is not set")?;
+    found.says("policy", "warning", "not set")?;
     let policy = r#"{"alternate-exchange":"kz_record_call.unrouted"}"#;
     broker
         .rabbitmqctl(&[
@@ -416,7 +416,7 @@ async fn a_user_without_rights_and_a_policy_that_is_not_set_are_told(services: A
     found.fails("permissions", "publish to callevt")?;
     let row = found.row("permissions")?["found"].to_string();
     ensure!(
-        !row.contains("bind queues") && !row.contains("a queue of our own"),
+        !row.contains("bind queues") && !row.contains("an exclusive queue"),
         "{row}"
     );
     broker
@@ -424,22 +424,22 @@ async fn a_user_without_rights_and_a_policy_that_is_not_set_are_told(services: A
         .await?;
     let found = check(&world, &[("AMQP__URI", &uri)]).await?;
     ensure!(found.status == Some(0), "a worker gets along: {}", found.text);
-    found.says("exchange kapps", "warning", "may not be declared by us")?;
-    found.says("permissions", "good", "published")?;
+    found.says("exchange kapps", "warning", "no permission to declare it")?;
+    found.says("permissions", "good", "publish")?;
     // What a worker's queues with dead letters need besides.
     let ours = "^(kz_record_call.*|kapps|targeted|callctl|callevt|switch|configuration|notifications)$";
     broker
         .rabbitmqctl(&["set_permissions", "poor", ours, ours, ours])
         .await?;
     let found = check(&world, &[("AMQP__URI", &uri)]).await?;
-    found.fails("permissions", "dead letters")?;
+    found.fails("permissions", "dead-lettering")?;
     found.fails("permissions", "amq.default")?;
     let fewest = ours.replace("notifications", "notifications|amq\\.default");
     broker
         .rabbitmqctl(&["set_permissions", "poor", ours, &fewest, ours])
         .await?;
     let found = check(&world, &[("AMQP__URI", &uri)]).await?;
-    found.says("permissions", "good", "published")?;
+    found.says("permissions", "good", "publish")?;
     ensure!(found.status == Some(0), "{}", found.text);
     worker.ready(SOON).await?;
     drop(worker);
@@ -455,12 +455,12 @@ async fn a_database_that_is_away_or_refuses_us_is_told(services: Arc<Services>) 
     found.says("ecallmgr", "good", "answered")?;
     url.set_password(Some("hunter2")).ok().context("no password")?;
     let found = check(&world, &[("COUCHDB__URL", url.as_str())]).await?;
-    found.fails(&place, "refuses our credentials (401)")?;
+    found.fails(&place, "refuses the credentials (401)")?;
     let found = check(&world, &[("COUCHDB__URL", &format!("http://{place}"))]).await?;
     found.fails("credentials", "no server admin")?;
     let found = check(&world, &[("COUCHDB__DATABASE_PREFIX", "nothing-here-")]).await?;
-    found.fails("accounts", "is not there")?;
-    found.fails("system_config", "is not there")?;
+    found.fails("accounts", "does not exist")?;
+    found.fails("system_config", "does not exist")?;
     found.fails("document", "does not exist")?;
     world.finish().await
 }
@@ -470,7 +470,7 @@ async fn a_cluster_without_media_settings_is_told_what_that_means(services: Arc<
     world.couch.delete_database("system_config").await?;
     world.couch.create_database("system_config").await?;
     let found = check(&world, &[]).await?;
-    found.fails("document", "recordings without a url are thrown away")?;
+    found.fails("document", "recordings without a url are discarded")?;
     world.finish().await
 }
 
@@ -489,7 +489,7 @@ async fn what_the_media_settings_mean_is_told(services: Arc<Services>) -> TestRe
     set("store_recordings", json!(false)).await?;
     let found = check(&world, &[]).await?;
     ensure!(found.status == Some(0), "{}", found.text);
-    found.says("recordings", "warning", "thrown away")?;
+    found.says("recordings", "warning", "discarded")?;
     set("store_recordings", json!(true)).await?;
     let third = url::Url::parse(&world.setting("COUCHDB__URL"))?;
     set("third_party_bigcouch_host", json!(third)).await?;
@@ -501,7 +501,7 @@ async fn what_the_media_settings_mean_is_told(services: Arc<Services>) -> TestRe
     found.fails("third party", "cannot connect")?;
     set("third_party_bigcouch_host", json!("http://h/path")).await?;
     let found = check(&world, &[]).await?;
-    found.fails("third party", "of no use")?;
+    found.fails("third party", "cannot be used")?;
     world.finish().await
 }
 
@@ -513,7 +513,7 @@ async fn an_advertised_url_that_leads_elsewhere_is_told(services: Arc<Services>)
         ("http://127.0.0.1:1", "cannot be reached from here"),
         ("http://nowhere.invalid:24530", "does not resolve"),
         ("http://0.0.0.0:24530", "not an address"),
-        (&elsewhere, "leads to another server"),
+        (&elsewhere, "reaches another server"),
     ] {
         let found = check(&world, &[("INGEST__ADVERTISED_URL", url)]).await?;
         found.fails("advertised URL", words)?;
@@ -541,18 +541,18 @@ async fn a_spool_that_cannot_be_used_is_told(services: Arc<Services>) -> TestRes
     let file = world.dir().join("file");
     std::fs::write(&file, "")?;
     let found = check_at(&world, &file.join("spool"), &[]).await?;
-    found.fails("spool", "cannot be made")?;
+    found.fails("spool", "cannot be created")?;
     let found = check_at(&world, &file, &[]).await?;
     found.fails("spool", "cannot be used")?;
     let dir = world.dir().join("spool");
     std::fs::create_dir_all(&dir)?;
     let found = check_at(&world, &dir, &[("SPOOL__MIN_FREE_BYTES", "4000000000000000000")]).await?;
-    found.says("spool", "good", "can be written")?;
+    found.says("spool", "good", "is writable")?;
     found.fails("free space", "less than spool.min_free_bytes")?;
     ensure!(std::fs::read_dir(&dir)?.count() == 0, "something was left in the spool");
     let folder = world.dir().join("nothing").display().to_string();
     let found = check(&world, &[("HOLD__KIND", "folder"), ("HOLD__FOLDER", &folder)]).await?;
-    found.fails("hold", "is not there")?;
+    found.fails("hold", "does not exist")?;
     let found = check(&world, &[("HOLD__URL", "http://admin:hunter2@127.0.0.1:1")]).await?;
     found.fails("hold", "127.0.0.1:1")?;
     world.finish().await
@@ -571,7 +571,7 @@ async fn all_mistakes_of_the_configuration_are_rows(services: Arc<Services>) -> 
     }
     ensure!(failures(&found).len() == 3, "{}", found.text);
     let found = check(&world, &[("SECRET", "")]).await?;
-    found.says("secret", "warning", "none is set")?;
+    found.says("secret", "warning", "not set")?;
     ensure!(found.status == Some(0), "{}", found.text);
 
     let file = world.dir().join("config.ini");
@@ -580,7 +580,7 @@ async fn all_mistakes_of_the_configuration_are_rows(services: Arc<Services>) -> 
     let path = file.display().to_string();
     let found = check(&world, &[("KAZOO__CONFIG_FILE", &path)]).await?;
     found.says("Kazoo's config.ini", "good", &path)?;
-    found.says("odd", "warning", "line 2")?;
+    found.says("odd value", "warning", "line 2")?;
     world.finish().await
 }
 

@@ -50,7 +50,7 @@ pub async fn look(config: &Config, set_by: &str) -> Vec<Rows> {
         node: format!("{APP_NAME}@{}", config.kazoo.host),
     };
     let Some((probe, vhost, uri)) = connect(&mut rows, config, &sender, set_by).await else {
-        rows.note("the rest", "cannot be looked at without a connection");
+        rows.note("the rest", "not checked without a connection");
         return vec![rows];
     };
     let mut kazoo = Rows::of("kazoo");
@@ -102,7 +102,7 @@ async fn connect<'a>(
     for (name, error) in failed {
         let (found, advice) = refusal(&error, set_by);
         if connected.is_some() {
-            rows.warn(name, found, format!("the others are used meanwhile; {advice}"));
+            rows.warn(name, found, format!("no action while another broker is used; {advice}"));
         } else {
             rows.fail(name, found, advice);
         }
@@ -116,26 +116,24 @@ fn refusal(error: &AmqpError, set_by: &str) -> (String, String) {
     let advice = match error.reply() {
         Some((403, _)) => {
             let advice = format!(
-                "user name or password in amqp.uri (set by {set_by}) is wrong, or the user may not log in from here (guest may only from localhost)"
+                "correct user name and password in amqp.uri (set by {set_by}); the user guest can log in from localhost only"
             );
             return (found, advice);
         }
         Some((530, ref words)) if words.contains("refused") => {
-            "the user has no permissions on the vhost of amqp.uri: rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'"
+            "give the user permissions on the vhost of amqp.uri: rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'"
         }
-        Some((530, _)) => "the vhost of amqp.uri is not there; it is the URI's path, %2f for /",
-        Some(_) => "the broker's own log tells more",
+        Some((530, _)) => "create the vhost, or correct it in amqp.uri: the vhost is the URI's path, %2f for /",
+        Some(_) => "read the log of RabbitMQ",
         None => match error {
             AmqpError::Tls {
                 fault: TlsFault::Protocol(_),
                 ..
-            } => {
-                "amqps:// in amqp.uri is for the broker's TLS port, 5671 by default; for its plain port, 5672, write amqp://"
-            }
-            AmqpError::Tls { .. } => "see the setting named there",
-            AmqpError::TimedOut { .. } => "host and port of amqp.uri, and the firewall in between",
+            } => "use amqps:// in amqp.uri for the TLS port (5671), amqp:// for the plain port (5672)",
+            AmqpError::Tls { .. } => "correct the setting that the message names",
+            AmqpError::TimedOut { .. } => "check host and port of amqp.uri, and the firewall between",
             _ => {
-                "host and port of amqp.uri; whether RabbitMQ runs there; amqps:// for a TLS port, amqp:// for a plain one"
+                "check host and port of amqp.uri, that RabbitMQ runs there, and amqps:// for a TLS port or amqp:// for a plain port"
             }
         },
     };
@@ -154,36 +152,36 @@ async fn exchanges(rows: &mut Rows, probe: &Probe) -> BTreeSet<Exchange> {
                 continue;
             }
             Ok(Form::Missing) if *exchange == Exchange::Unrouted => {
-                rows.note(name, "is not there yet: the first worker makes it");
+                rows.note(name, "does not exist yet: the first worker declares it");
             }
             Ok(Form::Missing) => missing.push(exchange.name()),
             Ok(Form::Other(words)) => rows.fail(
                 name,
-                format!("has another form than Kazoo declares: {words}"),
-                "it was declared by hand. Kazoo cannot declare it either. Delete it, and restart what uses it",
+                format!("differs from what Kazoo declares: {words}"),
+                "delete the exchange, and restart its users: it was declared by hand, and Kazoo cannot declare it either",
             ),
             Ok(Form::Forbidden(words)) => {
                 rows.warn(
                     name,
                     format!(
-                        "may not be declared by us, so after a broker restart we wait until Kazoo has done it: {words}"
+                        "the worker has no permission to declare it, and waits for Kazoo after a restart of RabbitMQ: {words}"
                     ),
-                    "the user of amqp.uri needs permission to configure it",
+                    "give the user of amqp.uri permission to configure the exchange",
                 );
                 continue;
             }
-            Err(error) => rows.fail(name, error.to_string(), "the broker's own log tells more"),
+            Err(error) => rows.fail(name, error.to_string(), "read the log of RabbitMQ"),
         }
         unusable.insert(*exchange);
     }
     if !right.is_empty() {
-        rows.good("exchanges", format!("as they must be: {}", right.join(", ")));
+        rows.good("exchanges", format!("as Kazoo declares them: {}", right.join(", ")));
     }
     if !missing.is_empty() {
         rows.fail(
             "Kazoo's exchanges",
-            format!("not there: {}", missing.join(", ")),
-            "Kazoo declares them when it connects. Is this the broker of Kazoo's zone, and its vhost? Does Kazoo run?",
+            format!("missing: {}", missing.join(", ")),
+            "check that amqp.uri names the broker and vhost of Kazoo's zone, and that Kazoo runs: Kazoo declares them when it connects",
         );
     }
     unusable
@@ -205,13 +203,13 @@ async fn queues(rows: &mut Rows, probe: &Probe, specs: &[QueueSpec]) {
                 if spec.name == DEAD_LETTERS && waiting {
                     rows.warn(
                         name,
-                        format!("{} unreadable messages are in it", load.messages),
-                        "each has its reason in the header x-kz-record-call-reason",
+                        format!("{} unreadable messages", load.messages),
+                        "read the reason in the header x-kz-record-call-reason of each message",
                     );
                 } else if spec.name != DEAD_LETTERS && waiting && load.consumers == 0 {
                     rows.warn(
                         name,
-                        format!("{} messages wait, and no worker takes them", load.messages),
+                        format!("{} messages wait, and no worker consumes the queue", load.messages),
                         "start a worker",
                     );
                 } else {
@@ -221,15 +219,15 @@ async fn queues(rows: &mut Rows, probe: &Probe, specs: &[QueueSpec]) {
             Ok((Form::Missing, _)) => missing.push(spec.name.as_str()),
             Ok((Form::Other(words), _)) => rows.warn(
                 name,
-                format!("has another form than we declare; a worker uses it as it is: {words}"),
-                "let the workers empty it, stop them, delete it: the next one makes it anew",
+                format!("differs from what the worker declares, and is used as it is: {words}"),
+                "when the queue is empty, stop the workers and delete the queue: the next worker declares it",
             ),
             Ok((Form::Forbidden(words), _)) => rows.fail(
                 name,
-                format!("may not be used: {words}"),
-                "the user of amqp.uri needs permission to configure, write and read what begins with kz_record_call, and to write amq.default",
+                format!("access refused: {words}"),
+                "give the user of amqp.uri permission to configure, write and read kz_record_call.*, and to write amq.default",
             ),
-            Err(error) => rows.fail(name, error.to_string(), "the broker's own log tells more"),
+            Err(error) => rows.fail(name, error.to_string(), "read the log of RabbitMQ"),
         }
     }
     if !right.is_empty() {
@@ -239,7 +237,7 @@ async fn queues(rows: &mut Rows, probe: &Probe, specs: &[QueueSpec]) {
         rows.note(
             "queues",
             format!(
-                "not there yet, the first worker makes them: {}. Callflows must not point here before that",
+                "do not exist yet, the first worker declares them: {}. Do not point callflows here before that",
                 missing.join(", ")
             ),
         );
@@ -250,7 +248,7 @@ async fn queues(rows: &mut Rows, probe: &Probe, specs: &[QueueSpec]) {
 async fn rights(rows: &mut Rows, probe: &Probe, unusable: &BTreeSet<Exchange>) {
     let mut refused = Vec::new();
     match probe.mailbox().await {
-        Err(error) => refused.push(format!("have a queue of our own ({error})")),
+        Err(error) => refused.push(format!("declare an exclusive queue ({error})")),
         Ok(mailbox) => {
             for exchange in READ.iter().filter(|exchange| !unusable.contains(exchange)) {
                 if let Err(error) = mailbox.bind(*exchange, probe.mark()).await {
@@ -260,7 +258,7 @@ async fn rights(rows: &mut Rows, probe: &Probe, unusable: &BTreeSet<Exchange>) {
         }
     }
     if let Err(error) = probe.dead_letters(DEAD_LETTERS).await {
-        refused.push(format!("declare queues with dead letters, as a worker's are ({error})"));
+        refused.push(format!("declare queues with dead-lettering ({error})"));
     }
     for exchange in WRITTEN.iter().filter(|exchange| !unusable.contains(exchange)) {
         if let Err(error) = probe.may_publish(*exchange).await {
@@ -268,15 +266,12 @@ async fn rights(rows: &mut Rows, probe: &Probe, unusable: &BTreeSet<Exchange>) {
         }
     }
     if refused.is_empty() {
-        rows.good(
-            "permissions",
-            "queues can be declared, bound and consumed, messages published",
-        );
+        rows.good("permissions", "may declare, bind and consume queues, and publish");
     } else {
         rows.fail(
             "permissions",
             format!("we may not {}", refused.join("; nor ")),
-            "rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'; docs/installing.md has the fewest that do",
+            "rabbitmqctl set_permissions -p <vhost> <user> '.*' '.*' '.*'; docs/installing.md has the least permissions",
         );
     }
 }
@@ -300,7 +295,7 @@ async fn policy(
     if unusable.contains(&Exchange::Unrouted) || unusable.contains(&Exchange::Kapps) {
         return rows.note(
             NAME,
-            "cannot be told before both exchanges are there; see \"In this order\" in docs/production.md",
+            "not checked before both exchanges exist; see \"In this order\" in docs/production.md",
         );
     }
     let followed = async {
@@ -310,12 +305,12 @@ async fn policy(
         probe.publish(Exchange::Kapps, &key, &message(sender)).await
     };
     match followed.await {
-        Ok(Sent::Routed) => rows.good(NAME, "actions that come while no worker is bound are kept"),
+        Ok(Sent::Routed) => rows.good(NAME, "actions are kept while no worker is bound"),
         Ok(Sent::Returned) => {
             let (found, advice) = policies.keeping_actions(vhost);
             rows.warn(NAME, found, advice);
         }
-        Err(error) => rows.note(NAME, format!("cannot be told: {error}")),
+        Err(error) => rows.note(NAME, format!("not checked: {error}")),
     }
 }
 
@@ -324,11 +319,11 @@ async fn looks(rows: &mut Rows, probe: &Probe) {
     const NAME: &str = "Kazoo's queues";
     // The name is neither one of our queues nor any existing queue: the broker checks the permission first.
     match probe.may_look(&format!("callflow-{}", probe.mark())).await {
-        Ok(()) => rows.good(NAME, "their length may be looked at"),
+        Ok(()) => rows.good(NAME, "the worker may query their length"),
         Err(error) => rows.warn(
             NAME,
-            format!("their length may not be looked at: {error}. Answers go out at the rate flow.pace_per_second"),
-            "let the user of amqp.uri read every queue; docs/installing.md has the permissions",
+            format!("the worker may not query their length: {error}. Answers are limited to flow.pace_per_second"),
+            "give the user of amqp.uri permission to read every queue; see docs/installing.md",
         ),
     }
 }
@@ -337,7 +332,7 @@ async fn looks(rows: &mut Rows, probe: &Probe) {
 async fn seen(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeSet<Exchange>) {
     const NAME: &str = "ecallmgr";
     if unusable.contains(&Exchange::Callevt) || unusable.contains(&Exchange::Targeted) {
-        return rows.note(NAME, "cannot be asked without the exchanges callevt and targeted");
+        return rows.note(NAME, "not checked without the exchanges callevt and targeted");
     }
     let asked = async {
         let mut mailbox = probe.mailbox().await?;
@@ -362,13 +357,13 @@ async fn seen(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeS
     match asked.await {
         Ok(nodes) if nodes.is_empty() => rows.fail(
             NAME,
-            format!("none answered within {} s", ANSWERS.as_secs()),
-            "is this the broker of the zone whose calls are to be recorded? Does ecallmgr run? (`kz_nodes status` tells)",
+            format!("no ecallmgr answered within {} s", ANSWERS.as_secs()),
+            "check that amqp.uri names the broker of the zone whose calls are recorded, and that ecallmgr runs (`kz_nodes status`)",
         ),
         Ok(nodes) => {
             let names: Vec<String> = nodes.into_iter().collect();
             rows.good(NAME, format!("{} answered: {}", names.len(), names.join(", ")));
         }
-        Err(error) => rows.fail(NAME, format!("cannot be asked: {error}"), "the rows above tell what is missing"),
+        Err(error) => rows.fail(NAME, format!("not checked: {error}"), "correct the failures above first"),
     }
 }

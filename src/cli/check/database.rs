@@ -36,7 +36,7 @@ pub async fn look(config: &Config, clock: &Clock, set_by: &str) -> Vec<Rows> {
     let proxies = couch::ignored();
     if !proxies.is_empty() {
         let found = format!(
-            "{} is set, and not used: servers are asked directly",
+            "{} is set and not used: the worker connects to servers directly",
             proxies.join(", ")
         );
         rows.note("proxy", found);
@@ -47,7 +47,7 @@ pub async fn look(config: &Config, clock: &Clock, set_by: &str) -> Vec<Rows> {
             rows.fail(
                 "client",
                 error.to_string(),
-                "this host has no certificates to trust: install ca-certificates",
+                "install ca-certificates: this host trusts no certificate authority",
             );
             return vec![rows];
         }
@@ -55,12 +55,12 @@ pub async fn look(config: &Config, clock: &Clock, set_by: &str) -> Vec<Rows> {
     let place = couchdb.url.authority().to_owned();
     let login = format!("couchdb.username and couchdb.password, or those in couchdb.url ({set_by})");
     let Some(welcome) = server(&mut rows, &couch, &place, ("couchdb.url", &login), clock).await else {
-        rows.note("the rest", "cannot be looked at before that is corrected");
+        rows.note("the rest", "not checked before that is corrected");
         return vec![rows];
     };
     time(&mut rows, &welcome);
     if !credentials(&mut rows, &couch, &login).await {
-        rows.note("the rest", "cannot be looked at before that is corrected");
+        rows.note("the rest", "not checked before that is corrected");
         return vec![rows];
     }
     databases(&mut rows, &couch).await;
@@ -71,7 +71,7 @@ pub async fn look(config: &Config, clock: &Clock, set_by: &str) -> Vec<Rows> {
 }
 
 async fn within<T>(asked: impl Future<Output = Result<T, CouchError>>) -> Result<T, CouchError> {
-    let late = || CouchError::NoAnswer(format!("nothing within {} s", LIMIT.as_secs()));
+    let late = || CouchError::NoAnswer(format!("no answer within {} s", LIMIT.as_secs()));
     tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| Err(late()))
 }
 
@@ -90,14 +90,14 @@ async fn server(
             match welcome.version {
                 Some(version) if version < ONE_REQUEST => rows.warn(
                     place,
-                    format!("{kind} {version}: document and audio go there in two requests, which is slower"),
-                    "nothing has to be done; from CouchDB 3.3.3 on it is one request",
+                    format!("{kind} {version}: document and audio need two requests, which is slower"),
+                    "no action needed; CouchDB 3.3.3 and later take one request",
                 ),
                 Some(version) => rows.good(place, format!("{kind} {version}")),
                 None => rows.warn(
                     place,
-                    "something answers, and tells no version",
-                    format!("is {setting} really a CouchDB's address?"),
+                    "the server answers without a version",
+                    format!("check that {setting} is the address of a CouchDB"),
                 ),
             }
             Some(welcome)
@@ -105,8 +105,8 @@ async fn server(
         Err(error @ (CouchError::Unauthorized { .. } | CouchError::Locked(_))) => {
             rows.fail(
                 place,
-                format!("refuses our credentials {}", words(&error)),
-                advice(&error, login, &format!("{login}: the user's name or password is wrong")),
+                format!("refuses the credentials {}", words(&error)),
+                advice(&error, login, &format!("correct {login}")),
             );
             None
         }
@@ -114,7 +114,9 @@ async fn server(
             rows.fail(
                 place,
                 error.to_string(),
-                format!("{setting}: host, port, http or https; whether it runs there, and the firewall in between"),
+                format!(
+                    "check host, port, http or https in {setting}, that CouchDB runs there, and the firewall between"
+                ),
             );
             None
         }
@@ -145,17 +147,17 @@ fn advice(error: &CouchError, setting: &str, otherwise: &str) -> String {
 fn time(rows: &mut Rows, welcome: &Welcome) {
     const NAME: &str = "clock";
     let Some(ahead) = welcome.ahead_ms else {
-        return rows.note(NAME, "the server tells no time to compare ours with");
+        return rows.note(NAME, "not checked: the server sends no time");
     };
     let seconds = ahead.unsigned_abs().div_ceil(1000);
     let found = if ahead > 0 {
-        format!("ours is {seconds} s ahead of the server's")
+        format!("{seconds} s ahead of the server")
     } else {
-        format!("ours is {seconds} s behind the server's")
+        format!("{seconds} s behind the server")
     };
-    let advice = "let both hosts take their time from the same servers (chrony, ntpd)";
+    let advice = "synchronize both hosts with the same time servers (chrony, ntpd)";
     match ahead.unsigned_abs() {
-        0..=AHEAD_WARN_MS => rows.good(NAME, "agrees with the server's"),
+        0..=AHEAD_WARN_MS => rows.good(NAME, "agrees with the server"),
         AHEAD_FAIL_MS.. => rows.fail(NAME, found, advice),
         _ => rows.warn(NAME, found, advice),
     }
@@ -172,8 +174,8 @@ async fn credentials(rows: &mut Rows, couch: &Couch, setting: &str) -> bool {
             } else {
                 rows.fail(
                     NAME,
-                    format!("{name} is no server admin, so databases cannot be made: neither the ledger's nor months'"),
-                    format!("{setting}: those of a server admin, as Kazoo has them"),
+                    format!("{name} is no server admin, and cannot create the databases of the ledger and of accounts' months"),
+                    format!("set {setting} to those of a server admin, as Kazoo uses"),
                 );
             }
             true
@@ -193,20 +195,20 @@ async fn credentials(rows: &mut Rows, couch: &Couch, setting: &str) -> bool {
 /// Whether Kazoo's databases exist.
 async fn databases(rows: &mut Rows, couch: &Couch) {
     for (name, what) in [
-        ("accounts", "no account's database can be made without it"),
-        ("system_config", "it says whether recordings are kept"),
+        ("accounts", "the worker creates no account's database without it"),
+        ("system_config", "it says whether recordings are stored"),
     ] {
         match within(couch.has_database(name)).await {
-            Ok(true) => rows.good(name, "is there"),
+            Ok(true) => rows.good(name, "exists"),
             Ok(false) => rows.fail(
                 name,
-                format!("is not there: {what}"),
-                "is this the database server of the Kazoo cluster? Is couchdb.database_prefix empty?",
+                format!("does not exist: {what}"),
+                "check that couchdb.url names the Kazoo cluster's database server, and that couchdb.database_prefix is empty",
             ),
             Err(error) => rows.fail(
                 name,
                 error.to_string(),
-                "the user of couchdb.username must be able to read it",
+                "give the user of couchdb.username permission to read it",
             ),
         }
     }
@@ -220,11 +222,11 @@ async fn own(rows: &mut Rows, couch: &Couch, clock: &Clock) {
             let documents = info.get("doc_count").and_then(Value::as_u64).unwrap_or(0);
             rows.good("ledger", format!("{name}, {documents} documents"));
         }
-        Err(CouchError::DatabaseMissing(_)) => rows.good("ledger", format!("{name} is made when it is needed")),
+        Err(CouchError::DatabaseMissing(_)) => rows.good("ledger", format!("{name}, created by the first worker")),
         Err(error) => rows.fail(
             "ledger",
             format!("{name}: {error}"),
-            "we must be able to read and write it",
+            "give the user of couchdb.username permission to read and write it",
         ),
     }
 }
@@ -236,7 +238,7 @@ async fn media(rows: &mut Rows, couch: &Couch, couchdb: &config::Couchdb, zone: 
         Ok(None) => {
             return rows.fail(
                 "document",
-                "is missing. Kazoo's defaults hold: store_recordings is false, so recordings without a url are thrown away",
+                "missing, so Kazoo's default applies: store_recordings is false, and recordings without a url are discarded",
                 "set system_config/media, default, store_recordings to true (Kazoo writes the document when media_mgr first runs)",
             );
         }
@@ -244,7 +246,7 @@ async fn media(rows: &mut Rows, couch: &Couch, couchdb: &config::Couchdb, zone: 
             return rows.fail(
                 "document",
                 error.to_string(),
-                "a worker waits for it before it decides where recordings go",
+                "correct the document: no worker decides on a destination before",
             );
         }
     };
@@ -258,13 +260,13 @@ async fn media(rows: &mut Rows, couch: &Couch, couchdb: &config::Couchdb, zone: 
     match (&media.third_party, media.store_recordings) {
         (ThirdParty::Unusable(why), _) => rows.fail(
             "third party",
-            format!("third_party_bigcouch_host is of no use: {why}. Recordings rest parked"),
-            "write host, host:port, or http(s)://user:password@host:port; or take it out",
+            format!("third_party_bigcouch_host cannot be used: {why}. Recordings are parked"),
+            "set it to host, host:port or http(s)://user:password@host:port, or remove it",
         ),
         (_, false) => rows.warn(
             "recordings",
-            "without a url are thrown away: store_recordings is false",
-            "set store_recordings to true, unless that is meant",
+            "without a url are discarded: store_recordings is false",
+            "set store_recordings to true, unless this is intended",
         ),
         (ThirdParty::NotSet, true) => rows.good("recordings", "without a url are stored in the accounts' databases"),
         (ThirdParty::Server(server), true) => {
@@ -285,7 +287,7 @@ async fn media(rows: &mut Rows, couch: &Couch, couchdb: &config::Couchdb, zone: 
 async fn third_party(rows: &mut Rows, server: &crate::couch::Server, couchdb: &config::Couchdb, clock: &Clock) {
     let place = format!("third party {server}");
     match Couch::elsewhere(server, couchdb) {
-        Err(error) => rows.fail(place, error.to_string(), "see third_party_bigcouch_host"),
+        Err(error) => rows.fail(place, error.to_string(), "check third_party_bigcouch_host"),
         Ok(couch) => {
             let found = self::server(rows, &couch, &place, (THIRD_PARTY, THIRD_PARTY), clock).await;
             if found.is_some() {
@@ -301,7 +303,7 @@ async fn proxy(rows: &mut Rows, media: &Media) {
     let Some(base) = &media.proxy.base else {
         return rows.note(
             NAME,
-            "proxy_hostname is not set, so accounts with a storage plan of their own have nowhere to go",
+            "proxy_hostname is not set: recordings of accounts with a storage plan have no destination",
         );
     };
     let client = reqwest::Client::builder()
@@ -319,7 +321,7 @@ async fn proxy(rows: &mut Rows, media: &Media) {
         Err(_) => rows.warn(
             NAME,
             format!("{} does not answer", base.authority()),
-            "recordings of accounts with a storage plan wait; see proxy_hostname, proxy_port and use_https",
+            "check proxy_hostname, proxy_port and use_https: recordings of accounts with a storage plan wait",
         ),
     }
 }

@@ -26,16 +26,20 @@ pub async fn look(config: &Config, runs: bool) -> Rows {
 fn spool(rows: &mut Rows, config: &Config, runs: bool) {
     let dir = &config.spool.dir;
     let shown = dir.display();
-    let advice = format!("let the worker's user write to {shown}, or choose another spool.dir");
+    let advice = format!("give the worker's user permission to write to {shown}, or set another spool.dir");
     if !dir.exists() {
         match nearest(dir) {
             Some(parent) if may_write(parent) => {
-                rows.good("spool", format!("{shown} is made by the worker"));
+                rows.good("spool", format!("{shown}, created by the worker"));
                 if let Ok(bytes) = Spool::free(parent) {
                     free(rows, config, bytes);
                 }
             }
-            _ => rows.fail("spool", format!("{shown} is not there, and cannot be made"), advice),
+            _ => rows.fail(
+                "spool",
+                format!("{shown} does not exist, and cannot be created"),
+                advice,
+            ),
         }
         return;
     }
@@ -45,20 +49,18 @@ fn spool(rows: &mut Rows, config: &Config, runs: bool) {
             if state.in_use && !runs {
                 rows.warn(
                     "spool",
-                    format!("{shown} is used by another worker, which is not this configuration's"),
-                    "each worker on a host needs a spool.dir of its own",
+                    format!("{shown} is used by a worker of another configuration"),
+                    "set a spool.dir of its own for each worker on a host",
                 );
             } else {
                 let more = match (state.in_use, state.uploads) {
-                    (true, _) => ", used by the worker that runs".to_owned(),
+                    (true, _) => ", used by the running worker".to_owned(),
                     (false, 0) => String::new(),
                     (false, left) => {
-                        format!(
-                            "; {left} broken-off uploads in it are removed at start, their files are on the switches"
-                        )
+                        format!("; {left} incomplete uploads are removed at start, their files are on the switches")
                     }
                 };
-                rows.good("spool", format!("{shown} can be written{more}"));
+                rows.good("spool", format!("{shown} is writable{more}"));
             }
             free(rows, config, state.free);
         }
@@ -70,14 +72,11 @@ fn free(rows: &mut Rows, config: &Config, bytes: u64) {
     if bytes < config.spool.min_free_bytes {
         rows.fail(
             "free space",
-            format!("{free} MiB, less than spool.min_free_bytes ({least} MiB): no audio is asked for"),
-            "free some space, or move spool.dir to a larger disk",
+            format!("{free} MiB, less than spool.min_free_bytes ({least} MiB): the worker accepts no audio"),
+            "free disk space, or move spool.dir to a larger disk",
         );
     } else {
-        rows.good(
-            "free space",
-            format!("{free} MiB; {least} MiB of it are always left free"),
-        );
+        rows.good("free space", format!("{free} MiB, of which {least} MiB are kept free"));
     }
 }
 
@@ -103,20 +102,20 @@ fn may_write(dir: &Path) -> bool {
 async fn hold(rows: &mut Rows, config: &Config) {
     let most = mebibytes(config.hold.max_bytes);
     match (config.hold.kind, &config.hold.url) {
-        (HoldKind::None, _) => rows.note("hold", "none: audio whose destination is down stays on its switch"),
+        (HoldKind::None, _) => rows.note("hold", "none: audio stays on its switch while the destination is down"),
         (HoldKind::Folder, _) => {
             let dir = &config.hold.folder;
             let shown = dir.display();
             if dir.is_dir() && may_write(dir) {
                 rows.good(
                     "hold",
-                    format!("the folder {shown}, at most {most} MiB; all workers must see the same"),
+                    format!("the folder {shown}, at most {most} MiB; all workers must share it"),
                 );
             } else {
                 rows.fail(
                     "hold",
-                    format!("the folder {shown} is not there, or cannot be written"),
-                    "mount it, and let the worker's user write to it; or choose another hold.kind",
+                    format!("the folder {shown} does not exist, or is not writable"),
+                    "mount the folder and give the worker's user permission to write, or set another hold.kind",
                 );
             }
         }
@@ -137,11 +136,13 @@ async fn hold(rows: &mut Rows, config: &Config) {
                 }
                 Ok(Ok(_)) => rows.fail(
                     "hold",
-                    format!("{place} lets us in, and not as a server admin: no databases can be made there"),
-                    "hold.url: credentials of a server admin",
+                    format!(
+                        "{place} accepts the credentials, which are not of a server admin and cannot create databases"
+                    ),
+                    "set hold.url with the credentials of a server admin",
                 ),
-                Ok(Err(why)) => rows.fail("hold", format!("{place}: {why}"), "see hold.url"),
-                Err(_) => rows.fail("hold", format!("{place} does not answer"), "see hold.url"),
+                Ok(Err(why)) => rows.fail("hold", format!("{place}: {why}"), "check hold.url"),
+                Err(_) => rows.fail("hold", format!("{place} does not answer"), "check hold.url"),
             }
         }
     }

@@ -82,19 +82,19 @@ pub(super) async fn look(
             let cure = match kind {
                 "policy" => cure(vhost, find(&policies, name).map_or(0, |policy| policy.priority)),
                 _ => format!(
-                    "change its pattern: `rabbitmqctl list_operator_policies{}` shows it, `rabbitmqctl set_operator_policy` replaces it",
+                    "change its pattern with `rabbitmqctl set_operator_policy`; `rabbitmqctl list_operator_policies{}` shows it",
                     place(vhost)
                 ),
             };
             rows.warn(
                 format!("queue {}", spec.name),
-                format!("the {kind} {name:?} is in force: {}", harm.join("; ")),
+                format!("the {kind} {name:?} applies: {}", harm.join("; ")),
                 cure,
             );
         }
     }
     if foreign == 0 {
-        rows.good("policies", "none on our queues that drops or limits messages");
+        rows.good("policies", "no policy drops or limits messages of the worker's queues");
     }
     let exchange = api.get(&["exchanges", vhost, Exchange::Kapps.name()]).await;
     let kapps = exchange.ok().flatten();
@@ -110,7 +110,7 @@ impl Found {
         rows.note(
             "policies",
             format!(
-                "cannot be read from the management API ({why}); `rabbitmqctl list_policies{}` shows them. amqp.management_url says where the API is",
+                "not checked, the management API cannot be read ({why}). Set amqp.management_url, or run `rabbitmqctl list_policies{}`",
                 place(vhost)
             ),
         );
@@ -122,7 +122,7 @@ impl Found {
 
     /// Why actions are not kept, and the shell command that changes it.
     pub(super) fn keeping_actions(&self, vhost: &str) -> (String, String) {
-        let none = "is not set: an action that comes in the second after a broker restart hangs its call";
+        let none = "not set: an action in the second after a restart of RabbitMQ is lost, and its call hangs";
         match &self.kapps {
             None if self.unknown.is_some() => (
                 none.to_owned(),
@@ -166,20 +166,20 @@ fn harm(queue: &str, definition: &Map<String, Value>) -> Vec<String> {
         let limit = value.as_u64().unwrap_or(u64::MAX);
         match key.as_str() {
             "expires" => harm.push(format!(
-                "{key} {value} deletes the queue, and what is in it, when no worker uses it so many ms"
+                "{key} {value} deletes the queue and its messages when no worker uses it for {value} ms"
             )),
-            "message-ttl" => harm.push(format!("{key} {value} drops messages that wait so many ms")),
+            "message-ttl" => harm.push(format!("{key} {value} drops messages after {value} ms")),
             "delivery-limit" if limit < FEW_DELIVERIES => {
                 harm.push(format!(
-                    "{key} {value} drops a message that comes back so often, as while a database is away"
+                    "{key} {value} drops a message after {value} deliveries, for example during a database outage"
                 ));
             }
-            "max-length" => harm.push(format!("{key} {value} drops messages when so many wait")),
+            "max-length" => harm.push(format!("{key} {value} drops messages when {value} wait")),
             "max-length-bytes" if limit < 64 << 20 => {
-                harm.push(format!("{key} {value} drops messages when so many bytes wait"))
+                harm.push(format!("{key} {value} drops messages when {value} bytes wait"))
             }
             "dead-letter-exchange" | "dead-letter-routing-key" if queue == DEAD_LETTERS => {
-                harm.push(format!("{key} {value} sends dead letters on"));
+                harm.push(format!("{key} {value} moves dead letters away"));
             }
             _ => {}
         }
@@ -264,16 +264,14 @@ impl Api {
             200 => {}
             404 => return Ok(None),
             401 | 403 => {
-                return Err(
-                    "the user of amqp.uri may not read it: it needs the tag monitoring or policymaker".to_owned(),
-                );
+                return Err("the user of amqp.uri needs the tag monitoring or policymaker".to_owned());
             }
-            status => return Err(format!("it answers {status}")),
+            status => return Err(format!("status {status}")),
         }
         let bytes = answer.bytes().await.map_err(|error| error.without_url().to_string())?;
         serde_json::from_slice(&bytes)
             .map(Some)
-            .map_err(|_| "it answers what is no JSON".to_owned())
+            .map_err(|_| "the answer is no JSON".to_owned())
     }
 }
 

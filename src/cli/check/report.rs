@@ -4,6 +4,11 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
+use super::super::terminal::{columns, wrapped};
+
+/// The largest width of the column of names.
+const MOST_FOR_NAMES: usize = 28;
+
 /// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -117,20 +122,20 @@ impl Report {
         };
         let counts = format!("{}, {}", some(failures, "failure"), some(warnings, "warning"));
         match (failures, warnings) {
-            (0, 0) => format!("{counts}: everything that can be looked at from here is in order."),
-            (0, _) => format!("{counts}: recordings can be made. What the warnings mean stands above."),
-            _ => format!("{counts}: recordings would be delayed or lost. What to do stands above."),
+            (0, 0) => format!("{counts}: all checks from this host passed."),
+            (0, _) => format!("{counts}: recordings work. Read the warnings above."),
+            _ => format!("{counts}: recordings would be delayed or lost. Correct the failures above."),
         }
     }
 
-    /// A table, one group after the other.
-    pub fn write(&self, out: &mut impl Write, colours: bool) -> std::io::Result<()> {
+    /// A table, one group after the other. Lines are wrapped at `width` columns, if it is given.
+    pub fn write(&self, out: &mut impl Write, colours: bool, width: Option<usize>) -> std::io::Result<()> {
         let paint = |level: Level, text: &str| match colours {
             true => format!("{}{text}\x1b[0m", level.colour()),
             false => text.to_owned(),
         };
-        let width = |row: &Row| row.name.chars().count();
-        let column = self.rows.iter().map(width).max().unwrap_or(0).min(36);
+        let names = self.rows.iter().map(|row| columns(&row.name));
+        let column = names.max().unwrap_or(0).min(MOST_FOR_NAMES);
         let mut group = "";
         for row in &self.rows {
             if row.group != group {
@@ -138,9 +143,16 @@ impl Report {
                 writeln!(out, "\n{group}")?;
             }
             let (level, name) = (format!("{:<4}", row.level.name()), &row.name);
-            writeln!(out, "  {}  {name:<column$}  {}", paint(row.level, &level), row.found)?;
+            // A long name moves its text to the right.
+            let first = " ".repeat(10 + column.max(self::columns(name)));
+            let rest = " ".repeat(10 + column);
+            let found = wrapped(&row.found, width, &first, &rest);
+            // The place of the first line's indentation is taken by level and name.
+            let found = found.strip_prefix(&first).unwrap_or(&found);
+            writeln!(out, "  {}  {name:<column$}  {found}", paint(row.level, &level))?;
             if let Some(advice) = &row.advice {
-                writeln!(out, "        {:column$}  -> {advice}", "")?;
+                let advice = wrapped(advice, width, &format!("{rest}-> "), &format!("{rest}   "));
+                writeln!(out, "{advice}")?;
             }
         }
         let worst = self.rows.iter().map(|row| row.level).max().unwrap_or(Level::Good);
@@ -197,15 +209,15 @@ mod tests {
     #[test]
     fn the_table_is_aligned_and_reads_without_colour() {
         let mut out = Vec::new();
-        report().write(&mut out, false).unwrap();
+        report().write(&mut out, false, None).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "\nbroker\n  ok    h:5672          connected\n  FAIL  exchange kapps  is durable\n                        -> delete it\n\nhost\n  \
              warn  clock           3 s ahead\n                        -> set it\n  --    hold            none\n\n1 failure, 1 warning: recordings \
-             would be delayed or lost. What to do stands above.\n"
+             would be delayed or lost. Correct the failures above.\n"
         );
         let mut out = Vec::new();
-        report().write(&mut out, true).unwrap();
+        report().write(&mut out, true, None).unwrap();
         assert!(String::from_utf8(out).unwrap().contains("\x1b[1;31mFAIL\x1b[0m"));
     }
 
@@ -215,7 +227,7 @@ mod tests {
         assert!(!all.is_good());
         all.rows.retain(|row| row.level != Level::Failure);
         assert!(all.is_good() && all.verdict().starts_with("no failures, 1 warning"));
-        assert!(Report::default().verdict().contains("in order"));
+        assert!(Report::default().verdict().contains("passed"));
         assert_eq!(report().as_json()["rows"][1]["level"], "failure");
     }
 }

@@ -33,18 +33,18 @@ pub fn sources(layers: &Layers) -> Rows {
     if words.is_empty() {
         rows.warn(
             "settings",
-            "nothing is set: all have their defaults",
-            "give a file with --config, or write into /etc/kz-record-call/config.toml (the package's sets nothing yet; `kz-record-call config default` prints one to start from), or set kazoo.config_file",
+            "no setting is given: all have their defaults",
+            "write /etc/kz-record-call/config.toml (`kz-record-call config default` prints a start), or give a file with --config, or set kazoo.config_file",
         );
     } else {
         rows.good("settings", words.join(", "));
     }
     match layers.kazoo_file() {
         Some(path) => rows.good("Kazoo's config.ini", path),
-        None => rows.note("Kazoo's config.ini", "none is read"),
+        None => rows.note("Kazoo's config.ini", "not read: kazoo.config_file is not set"),
     }
     for note in layers.notes() {
-        rows.warn("odd", note.clone(), "it may be meant otherwise than it is read");
+        rows.warn("odd value", note.clone(), "check that the value means what you intend");
     }
     open_files(&mut rows, layers);
     rows
@@ -68,7 +68,7 @@ fn open_files(rows: &mut Rows, layers: &Layers) {
         if secret && mode.is_ok_and(|mode| mode & 0o004 != 0) && !told.contains(path) {
             rows.warn(
                 "file",
-                format!("{path} has secrets in it, and every user of this host may read it"),
+                format!("{path} contains secrets, and every user of this host can read it"),
                 format!("chmod o-r {path}"),
             );
             told.push(path.clone());
@@ -93,12 +93,12 @@ pub fn mistakes(mistakes: &[ConfigError]) -> Rows {
     let mut rows = Rows::of("configuration");
     for mistake in mistakes {
         let advice = match mistake.origin {
-            Origin::Default => "set it; `kz-record-call config default` tells what it means".to_owned(),
+            Origin::Default => "set it; `kz-record-call config default` describes it".to_owned(),
             _ => format!("correct it in: {}", mistake.origin),
         };
         rows.fail(mistake.key.clone(), mistake.problem.clone(), advice);
     }
-    rows.note("the rest", "is not looked at before these are corrected");
+    rows.note("the rest", "not checked before these are corrected");
     rows
 }
 
@@ -109,16 +109,13 @@ pub fn meaning(config: &Config) -> Rows {
         Some(_) => rows.good("secret", "is set"),
         None => rows.warn(
             "secret",
-            "none is set, so each start makes one of its own: recordings that run over a restart cannot be read any more",
-            "set KZ_RECORD_CALL__SECRET, or secret in the file, to the same long text for all workers of the cluster",
+            "not set: each start creates a new secret, and the context of recordings that run over a restart becomes unreadable",
+            "set KZ_RECORD_CALL__SECRET, or secret in the file, to the same long text on all workers of the cluster",
         ),
     }
     rows.good(
         "zone",
-        format!(
-            "{}; to Kazoo we are {APP_NAME}@{}",
-            config.kazoo.zone, config.kazoo.host
-        ),
+        format!("{}; name in Kazoo: {APP_NAME}@{}", config.kazoo.zone, config.kazoo.host),
     );
     rows
 }

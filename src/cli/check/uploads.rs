@@ -33,7 +33,7 @@ async fn worker(rows: &mut Rows, config: &Config) -> bool {
     const NAME: &str = "on this host";
     let address = config.admin.listen;
     if address.port() == 0 {
-        rows.note(NAME, "cannot be told: admin.listen has no port");
+        rows.note(NAME, "not checked: admin.listen has no port");
         return false;
     }
     let asked = async {
@@ -43,25 +43,25 @@ async fn worker(rows: &mut Rows, config: &Config) -> bool {
         Ok::<_, reqwest::Error>((ready, beginning(answer).await?))
     };
     match asked.await {
-        Ok((true, _)) => rows.good(NAME, format!("one runs and is ready ({address})")),
+        Ok((true, _)) => rows.good(NAME, format!("a worker runs and is ready ({address})")),
         Ok((false, text)) if text.contains("consuming:") => {
             let faults: Vec<&str> = text.lines().filter(|line| !line.ends_with(": ok")).collect();
             rows.warn(
                 NAME,
-                format!("one runs and is not ready: {}", faults.join("; ")),
-                "the rows of broker and database tell why; so does its log",
+                format!("a worker runs and is not ready: {}", faults.join("; ")),
+                "correct the failures of broker and database, and read the worker's log",
             );
         }
         Ok(_) => {
             rows.fail(
                 NAME,
                 format!("another program answers at admin.listen, {address}"),
-                "choose another port for admin.listen",
+                "set another port in admin.listen",
             );
             return false;
         }
         Err(_) => {
-            rows.note(NAME, format!("none runs (nothing answers at {address})"));
+            rows.note(NAME, format!("no worker runs (no answer at {address})"));
             return false;
         }
     }
@@ -78,7 +78,7 @@ async fn port(rows: &mut Rows, config: &Config) {
             let port = listener.local_addr().map_or(listen.port(), |address| address.port());
             match StandIn::serve(listener, config) {
                 Ok(serving) => stand_in = Some(serving),
-                Err(error) => return rows.fail("certificate", error.to_string(), "see ingest.tls_certificate"),
+                Err(error) => return rows.fail("certificate", error.to_string(), "check ingest.tls_certificate"),
             }
             rows.good("port", format!("{listen} is free for a worker"));
             port
@@ -88,12 +88,12 @@ async fn port(rows: &mut Rows, config: &Config) {
             let url = Url::parse(&format!("{scheme}://{}/", near(listen)));
             match url {
                 Ok(url) if ask(&url).await.is_ok_and(|said| said.contains(WORKER_SAYS)) => {
-                    rows.good("port", format!("{listen} is a worker's, which runs"));
+                    rows.good("port", format!("{listen} is used by the running worker"));
                 }
                 _ => rows.fail(
                     "port",
                     format!("{listen} is in use by another program, or by a worker with other settings"),
-                    "choose another port for ingest.listen, or stop that program (`ss -ltnp` tells which)",
+                    "set another port in ingest.listen, or stop that program (`ss -ltnp` shows it)",
                 ),
             }
             listen.port()
@@ -102,7 +102,7 @@ async fn port(rows: &mut Rows, config: &Config) {
             return rows.fail(
                 "port",
                 format!("{listen} cannot be listened on: {error}"),
-                "ingest.listen: an address of this host, and a port that this user may have",
+                "set ingest.listen to an address of this host, and a port that this user may use",
             );
         }
     };
@@ -123,7 +123,7 @@ async fn leads_here(rows: &mut Rows, url: &Url, stand_in: Option<&StandIn>) {
             return rows.fail(
                 name,
                 format!("{url}: {host} does not resolve ({why})"),
-                "ingest.advertised_url: a name or address of this host that media switches know",
+                "set ingest.advertised_url to a name or address of this host that all media switches resolve",
             );
         }
     };
@@ -131,7 +131,7 @@ async fn leads_here(rows: &mut Rows, url: &Url, stand_in: Option<&StandIn>) {
         return rows.fail(
             name,
             format!("{url} is not an address that a switch can connect to"),
-            "ingest.advertised_url: a name or address of this host that media switches know",
+            "set ingest.advertised_url to a name or address of this host that all media switches resolve",
         );
     }
     let answered = ask(asked).await;
@@ -141,28 +141,28 @@ async fn leads_here(rows: &mut Rows, url: &Url, stand_in: Option<&StandIn>) {
         Ok(_) => {
             return rows.fail(
                 name,
-                format!("{url} leads to another server than this worker's port"),
-                "ingest.advertised_url, and what stands in between (a proxy must pass on path and PUT)",
+                format!("{url} reaches another server than this worker"),
+                "check ingest.advertised_url, and the proxy between: it must forward path and PUT",
             );
         }
         Err(why) => {
             return rows.fail(
                 name,
                 format!("{url} cannot be reached from here: {why}"),
-                "ingest.advertised_url: host and port as switches see them; the firewall; ingest.listen",
+                "check host and port in ingest.advertised_url, the firewall, and ingest.listen",
             );
         }
     }
     if addresses.iter().all(IpAddr::is_loopback) {
         rows.warn(
             name,
-            format!("{url} is this host's own loopback: only switches on this very host get there"),
-            "ingest.advertised_url: a name or address that all media switches reach",
+            format!("{url} is a loopback address: only switches on this host reach it"),
+            "set ingest.advertised_url to a name or address that all media switches reach",
         );
     } else {
         rows.good(
             name,
-            format!("{url} leads here. Whether it does from the switches, only they can tell"),
+            format!("{url} reaches this worker from this host; not checked from the switches"),
         );
     }
 }
@@ -178,7 +178,7 @@ async fn resolve(url: &Url) -> Result<Vec<IpAddr>, String> {
     match tokio::time::timeout(LIMIT, lookup_host((name, port))).await {
         Ok(Ok(found)) => Ok(found.map(|address| address.ip()).collect()),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("nothing within {} s", LIMIT.as_secs())),
+        Err(_) => Err(format!("no answer within {} s", LIMIT.as_secs())),
     }
 }
 
@@ -201,9 +201,7 @@ async fn ask(base: &Url) -> Result<String, String> {
     let asked = async { beginning(client()?.get(&place).send().await?).await };
     asked.await.map_err(|error: reqwest::Error| match TlsFault::of(&error) {
         Some(TlsFault::Certificate(why)) => {
-            format!(
-                "the certificate is not for that host, and switches ask for that ({why}); see ingest.tls_certificate"
-            )
+            format!("the certificate is not for that host ({why}): correct ingest.tls_certificate")
         }
         Some(fault) => fault.words("ingest.tls_certificate"),
         None => words(&error),
@@ -217,7 +215,7 @@ fn words(error: &reqwest::Error) -> String {
         cause = next;
     }
     if error.is_timeout() {
-        format!("nothing within {} s", LIMIT.as_secs())
+        format!("no answer within {} s", LIMIT.as_secs())
     } else {
         cause.to_string()
     }

@@ -65,7 +65,7 @@ fn concluded(outcome: Outcome, cause: Cause) -> What {
 fn a_file_that_the_switch_deleted_or_never_had_is_not_said_to_be_there() {
     assert_eq!(
         places(&ended(vec![])),
-        ["on the switch freeswitch@fs1, /tmp/a.mp3, as far as is known"]
+        ["on the switch freeswitch@fs1: /tmp/a.mp3, unless it was deleted there"]
     );
     let discarded = concluded(Outcome::Discarded, Cause::DiscardedByOperator);
     for facts in [
@@ -76,12 +76,12 @@ fn a_file_that_the_switch_deleted_or_never_had_is_not_said_to_be_there() {
         let places = places(&ended(facts));
         assert_eq!(
             places,
-            ["nowhere any more: the switch freeswitch@fs1 was told to delete its file /tmp/a.mp3"]
+            ["none left: the switch freeswitch@fs1 was told to delete its file /tmp/a.mp3"]
         );
     }
     assert_eq!(
         places(&ended(vec![concluded(Outcome::Failed, Cause::FileGone)])),
-        ["nowhere any more: the switch freeswitch@fs1 has no file /tmp/a.mp3"]
+        ["none left: the switch freeswitch@fs1 has no file /tmp/a.mp3"]
     );
     let left = What::Tidied {
         n: 1,
@@ -99,11 +99,8 @@ fn whoever_discards_is_told_what_stays() {
         created: NOW,
     };
     let stays = what_stays(&ended(vec![What::Documented(document)]));
-    assert_eq!(
-        stays[0],
-        "its file stays on the switch freeswitch@fs1, /tmp/a.mp3, if it is still there"
-    );
-    assert!(stays[1].ends_with("in account/4b/a1/rest-202607 stays"), "{stays:?}");
+    assert_eq!(stays[0], "not removed: file /tmp/a.mp3 on the switch freeswitch@fs1");
+    assert!(stays[1].ends_with("in account/4b/a1/rest-202607"), "{stays:?}");
     assert!(what_stays(&ended(vec![held(), What::Released { n: 1 }])).is_empty());
 }
 
@@ -130,7 +127,7 @@ fn a_file_of_a_recording_that_nobody_heard_of_is_only_asked_about() {
     add(4, What::Started(Box::new(told)));
     add(5, failed(3, CollectFailure::Unreachable));
     let said: Vec<String> = entry.facts().iter().map(|fact| words(&entry, fact)).collect();
-    assert_eq!(said[1], "the switch could not be asked whether it has a file: x");
-    assert_eq!(said[2], "asked the switch whether it has a file: x");
-    assert_eq!(said[4], "attempt 3: the audio did not come: x");
+    assert_eq!(said[1], "the switch could not be asked for a file: x");
+    assert_eq!(said[2], "the switch was asked for a file: x");
+    assert_eq!(said[4], "attempt 3: upload from the switch failed: x");
 }

@@ -316,10 +316,7 @@ impl ControlWaits<'_> {
         let (call_id, action, why) = (self.call_id, self.action, self.why);
         let result = match self.result {
             Ok(()) => {
-                warn!(
-                    event = "control_waits",
-                    call_id, action, why, "control waits for the ledger"
-                );
+                warn!(event = "control_waits", call_id, action, why, "control waits");
                 "put"
             }
             Err(error) => {
