@@ -186,7 +186,8 @@ async fn what_a_killed_switch_left_is_kept_and_plays_in_full(services: Arc<Servi
 async fn an_end_by_silence_is_told_as_such(services: Arc<Services>) -> TestResult {
     let world = World::new(&services).await?;
     let _worker = world.worker().await?;
-    for asks in [true, false] {
+    // Ended by silence; silence that is not asked for; asked for, and hung up before.
+    for (asks, hangs_up) in [(true, false), (false, true), (true, true)] {
         let call = world.kazoo.new_call(lasting());
         let silence = json!({
             "silence_detection": true, "silence_initial_timeout": 60_000,
@@ -195,9 +196,11 @@ async fn an_end_by_silence_is_told_as_such(services: Arc<Services>) -> TestResul
         act(&call, if asks { silence } else { json!({}) }).await?;
         let recording = call.wait_recording_started(SOON).await?;
         written(&recording, 4_096).await?;
-        call.quiet(true);
-        if !asks {
-            // It goes on in the silence, to the call's end.
+        if !(asks && hangs_up) {
+            call.quiet(true);
+        }
+        if hangs_up {
+            // It goes on to the call's end.
             let so_far = std::fs::metadata(&recording.path)?.len();
             written(&recording, so_far + 8_192).await?;
             call.hangup("NORMAL_CLEARING").await;
@@ -205,7 +208,7 @@ async fn an_end_by_silence_is_told_as_such(services: Arc<Services>) -> TestResul
         let outcome = world.outcome(&recording.id).await?;
         let stored = world.stored(&recording).await?;
         let private = &stored.document["pvt_recording"];
-        let by = if asks { json!("silence") } else { Value::Null };
+        let by = if hangs_up { Value::Null } else { json!("silence") };
         ensure!(
             outcome["Ended-By"] == by && private["ended_by"] == by,
             "{outcome:#}\n{private:#}"

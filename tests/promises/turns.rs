@@ -386,6 +386,7 @@ async fn a_mask_after_a_move_is_told_as_not_obeyed(services: Arc<Services>) -> T
     worker
         .counts("kz_record_call_controls_not_obeyed_total{control=\"unmask\"} 1")
         .await?;
+    operators_are_alerted(&world).await?;
     onward.hangup("NORMAL_CLEARING").await;
     let document = world.stored(&recording).await?.document;
     let private = &document["pvt_recording"];
@@ -400,9 +401,20 @@ async fn a_mask_after_a_move_is_told_as_not_obeyed(services: Arc<Services>) -> T
     world.finish().await
 }
 
+/// Waits for the mail to the operators that the switch did not obey.
+async fn operators_are_alerted(world: &World<'_>) -> TestResult {
+    let is_alert = |m: &Observed| m.exchange == "notifications" && m.body["Details"]["Not-Obeyed"].is_string();
+    world.kazoo.tap().wait(is_alert, SOON).await.context("no alert")?;
+    Ok(())
+}
+
 async fn a_stop_on_the_leg_that_carries_a_moved_recording_is_told(services: Arc<Services>) -> TestResult {
     let world = World::new(&services).await?;
-    let settings = [("FLOW__STOP_REPEATS_MS", "100,200"), ("FLOW__STOP_ALARM_MS", "600")];
+    let settings = [
+        ("FLOW__STOP_REPEATS_MS", "100,200"),
+        ("FLOW__STOP_ALARM_MS", "600"),
+        ("KAZOO__SYSTEM_ALERTS", "true"),
+    ];
     let worker = world.worker_with(&settings).await?;
     let call = world.kazoo.new_call(CallOptions::talking());
     act(&call, json!({})).await?;
@@ -411,6 +423,7 @@ async fn a_stop_on_the_leg_that_carries_a_moved_recording_is_told(services: Arc<
     act(&onward, json!({"action": "stop"})).await?;
     let told = |line: &Value| line["event"] == json!("stop_unconfirmed");
     worker.logged("the alarm", told, SOON).await?;
+    operators_are_alerted(&world).await?;
     onward.hangup("NORMAL_CLEARING").await;
     let private = world.stored(&recording).await?.document["pvt_recording"].clone();
     ensure!(

@@ -109,6 +109,10 @@ fn common(world: &World, leg: &Leg, call: &CallState, name: &str) -> Object {
         (true, true) if leg.bridged => ("EXCHANGE_MEDIA", "ACTIVE", "answered"),
         (true, true) => ("EXECUTE", "ACTIVE", "answered"),
     };
+    let (state, answer) = match leg.hanging_up && leg.alive {
+        true => ("HANGUP", "hangup"),
+        false => (state, answer),
+    };
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     // Whom it reaches is known when somebody is reached.
     let callee = |text: &str| leg.other.as_ref().and_then(|_| some(text));

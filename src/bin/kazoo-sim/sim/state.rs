@@ -78,6 +78,8 @@ pub struct Leg {
     pub early: bool,
     /// Its party has put the call on hold: what is recorded of this leg stands still.
     pub held: bool,
+    /// It is hanging up: its recordings end, and after that the channel.
+    pub hanging_up: bool,
     pub on_event: Vec<(Trigger, Arc<Object>)>,
     /// The channel array `Media-Recordings`, newest first; never shortened.
     pub media_recordings: Vec<String>,
@@ -100,6 +102,7 @@ impl Leg {
             inbound: false,
             early: false,
             held: false,
+            hanging_up: false,
             on_event: Vec::new(),
             media_recordings: Vec::new(),
             vars: BTreeMap::new(),

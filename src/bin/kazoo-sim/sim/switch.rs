@@ -151,9 +151,12 @@ fn end(recording: &mut Recording, cause: &str, quiet: bool, full: Option<u64>, s
 
 /// Ends a channel: its recordings first, then its `CHANNEL_DESTROY`; all in one of the switch's ticks.
 pub async fn hangup(world: &Arc<World>, leg: &str, cause: &str) {
-    let (running, ended) = world.look(|s| {
+    let (running, ended) = world.with(|s| {
         let mine = |r: &&Recording| r.call_id == leg && !r.ended();
         let running: Vec<PathBuf> = s.recordings.iter().filter(mine).map(|r| r.path.clone()).collect();
+        if let Some(leg) = s.legs.get_mut(leg) {
+            leg.hanging_up = true;
+        }
         (running, s.legs.get(leg).is_none_or(|l| !l.alive))
     });
     let stamp = events::stamp(world);
