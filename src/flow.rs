@@ -31,6 +31,7 @@ mod proof;
 pub mod registry;
 pub mod returns;
 mod share;
+mod siblings;
 pub mod start;
 mod still;
 pub mod stop;

@@ -97,13 +97,20 @@ impl Target {
     }
 
     /// The URL for one recording: this URL with the recording's name and the fields of its document. `extension` has no dot. A signed URL
-    /// stays unchanged, because any change invalidates its signature.
+    /// stays unchanged, because any change invalidates its signature. `own` tells the recording from others of its call.
     #[must_use]
-    pub fn of_recording(&self, document: &Map<String, Value>, account_id: &str, extension: &str) -> Self {
+    pub fn of_recording(
+        &self,
+        document: &Map<String, Value>,
+        account_id: &str,
+        extension: &str,
+        own: Option<&str>,
+    ) -> Self {
         if self.is_signed() {
             return self.clone();
         }
-        let name = format!("call_recording_{}.{extension}", field(document, "call_id"));
+        let own = own.map(|own| format!("-{}", encoded(own))).unwrap_or_default();
+        let name = format!("call_recording_{}{own}.{extension}", field(document, "call_id"));
         let parameters = parameters(document, account_id);
         let mut url = self.url.clone();
         match asked(url.query()) {
@@ -260,7 +267,10 @@ mod tests {
 
     fn sent(given: &str) -> String {
         let target = Target::parse(given).unwrap();
-        target.of_recording(&document(), ACCOUNT, "mp3").expose().to_string()
+        target
+            .of_recording(&document(), ACCOUNT, "mp3", None)
+            .expose()
+            .to_string()
     }
 
     const QUERY: &str = "from=1001%40acme.example.com&to=2000%40acme.example.com&caller_id_name=Zo%C3%AB%20%26%20Co&caller_id_number=\
@@ -296,6 +306,20 @@ mod tests {
         ] {
             assert_eq!(sent(given), sent_to, "{given}");
         }
+    }
+
+    #[test]
+    fn a_later_recording_of_a_call_has_a_name_of_its_own() {
+        let target = Target::parse("https://h/in?k=v").unwrap();
+        let later = target.of_recording(&document(), ACCOUNT, "mp3", Some("0badcafe"));
+        let name = "call_recording_a84b%40pc33-0badcafe.mp3";
+        assert_eq!(
+            later.expose().as_str(),
+            format!("https://h/in?k=v&recording={name}&{QUERY}")
+        );
+        let plain = Target::parse("https://h/in").unwrap();
+        let later = plain.of_recording(&document(), ACCOUNT, "mp3", Some("0badcafe"));
+        assert_eq!(later.expose().path(), format!("/in/{name}"));
     }
 
     #[test]
@@ -353,7 +377,7 @@ mod tests {
             let mut document = document();
             document.insert("call_id".into(), json!(call_id));
             document.insert("caller_id_name".into(), json!(name));
-            let target = Target::parse(&format!("https://h/{path}")).unwrap().of_recording(&document, ACCOUNT, "wav");
+            let target = Target::parse(&format!("https://h/{path}")).unwrap().of_recording(&document, ACCOUNT, "wav", None);
             let url = target.expose();
             let last = url.path().rsplit('/').next().unwrap();
             let decoded = percent_encoding::percent_decode_str(last).decode_utf8().unwrap();
@@ -367,7 +391,7 @@ mod tests {
         #[test]
         fn any_text_is_a_target_or_none(given in ".{0,100}") {
             if let Ok(target) = Target::parse(&given) {
-                let sent = target.of_recording(&document(), ACCOUNT, "mp3");
+                let sent = target.of_recording(&document(), ACCOUNT, "mp3", None);
                 prop_assert_eq!(sent.expose().host(), target.expose().host());
                 prop_assert!(sent.expose().as_str().contains("call_recording_a84b%40pc33.mp3"));
             }

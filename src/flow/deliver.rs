@@ -21,6 +21,7 @@ use super::found::{delivered, document_of};
 use super::ids::ids_with_other;
 use super::perform::{InHand, Parts};
 use super::share::{BUSY, in_time};
+use super::siblings::Nameless;
 use super::way::{By, Way};
 use crate::lifecycle::{Case, Input};
 
@@ -38,6 +39,17 @@ impl Parts {
             Ok(way) => way,
             Err(error) => return self.failed(case, attempt, (destination, ""), &error, begun),
         };
+        let own = match self.name_of_its_own(case, &way).await {
+            Ok(own) => own,
+            Err(Nameless::Unknown(error)) => {
+                return self.postponed(case, self.now().plus(BUSY), error.to_string());
+            }
+            Err(Nameless::Replaces) => {
+                let why = "another recording of the call has this signed URL, and would be replaced";
+                let error = DeliveryError::Recording(why.into());
+                return self.failed(case, attempt, (destination, &way.host), &error, begun);
+            }
+        };
         let slot = match (destination, self.hosts.free_slot(&way.host)) {
             // Uploads from switches are limited already, and a file that is collected in vain costs more than the limit saves.
             (Destination::Account, slot) => slot,
@@ -52,7 +64,7 @@ impl Parts {
             return self.postponed(case, until, format!("{} takes nothing now", way.host));
         }
         let limit = self.limit(destination, hand);
-        let bringing = Box::pin(self.bring(case, attempt, destination, &way, hand));
+        let bringing = Box::pin(self.bring(case, attempt, destination, (&way, own.as_deref()), hand));
         let result = in_time(limit, bringing).await;
         drop(slot);
         match &result {
@@ -76,7 +88,7 @@ impl Parts {
         case: &Case,
         attempt: u32,
         destination: Destination,
-        way: &Way,
+        (way, own): (&Way, Option<&str>),
         hand: Option<&InHand>,
     ) -> Result<What, DeliveryError> {
         let (audio, source) = self.audio(case, hand)?;
@@ -130,7 +142,7 @@ impl Parts {
                     return Ok(delivered(destination, placed));
                 }
                 let account_id = case.entry.account_id().unwrap_or_default();
-                let target = target.of_recording(&placed.document, account_id, order.format.extension());
+                let target = target.of_recording(&placed.document, account_id, order.format.extension(), own);
                 let upload = Upload {
                     source: &source,
                     length: audio.size,

@@ -229,7 +229,7 @@ async fn one(task: &Value) -> anyhow::Result<()> {
     if let Some(url) = text("url") {
         recording.order.url = Url::Given(url.to_owned());
         let document = recording.subject(recording.id(), "url").document();
-        let target = Target::parse(url)?.of_recording(&document, ACCOUNT, "wav");
+        let target = Target::parse(url)?.of_recording(&document, ACCOUNT, "wav", None);
         send(&http_here(&[]), target.expose().as_str(), &recording).await?;
     } else {
         let couchdb = Couchdb::at(text("couchdb").context("no database")?);

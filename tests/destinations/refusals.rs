@@ -134,7 +134,7 @@ fn document() -> Map<String, serde_json::Value> {
 async fn a_signed_url_goes_out_as_it_was_given(_: Arc<Couchdb>) -> TestResult {
     let (server, http) = (Server::always(Reply::Status(200)).await, http_here(&[]));
     for path in SIGNED {
-        let target = Target::parse(&server.url(path))?.of_recording(&document(), "a", "mp3");
+        let target = Target::parse(&server.url(path))?.of_recording(&document(), "a", "mp3", None);
         let recording = Recording::of(10);
         let upload = kz_record_call::destination::http::Upload {
             source: &recording.source,
@@ -151,7 +151,7 @@ async fn a_signed_url_goes_out_as_it_was_given(_: Arc<Couchdb>) -> TestResult {
     for path in ["/k?signature=x", "/k?sig=", "/k?x=sig", "/k?policy=1&key-pair-id=2"] {
         let target = Target::parse(&server.url(path))?;
         ensure!(!target.is_signed(), "{path}");
-        let sent = target.of_recording(&document(), "a", "mp3");
+        let sent = target.of_recording(&document(), "a", "mp3", None);
         ensure!(
             sent.expose().as_str().contains("call_recording_a84b%40pc33.mp3"),
             "{path}"

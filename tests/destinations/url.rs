@@ -63,7 +63,7 @@ async fn deliver(couch: &Couch, recording: &Recording, placed: &Placed, method: 
         anyhow::bail!("no url")
     };
     let order = &recording.order;
-    let target = Target::parse(given)?.of_recording(&placed.document, ACCOUNT, order.format.extension());
+    let target = Target::parse(given)?.of_recording(&placed.document, ACCOUNT, order.format.extension(), None);
     let sent = send_by(&http_here(&[]), target.expose().as_str(), recording, method).await?;
     let at = Elsewhere {
         name: &order.media_name,
