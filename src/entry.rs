@@ -401,8 +401,9 @@ impl Entry {
         // A user has deleted the document, so its arrival is not announced.
         let deleted = self.delivery().is_some_and(|delivery| delivery.deleted);
         let here = here.filter(|destination| destination.is_documented_here() && !deleted);
-        let edited = self.delivery().is_some_and(|delivery| !delivery.edit_told)
-            && here.is_some_and(Destination::documents_first);
+        // The destination can have changed after the document was written: a storage plan that was removed, for example.
+        let was_told_before = here.is_some_and(Destination::documents_first) || self.documented().is_some();
+        let edited = self.delivery().is_some_and(|delivery| !delivery.edit_told) && here.is_some() && was_told_before;
         let outcome = self
             .outcome()
             .map(|(outcome, _)| outcome)

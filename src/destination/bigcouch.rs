@@ -78,7 +78,7 @@ pub struct Stored {
     pub created: Moment,
     /// The server had fewer copies than its quorum when it answered. The worker reads the recording back later.
     pub below_quorum: bool,
-    /// `None`: the recording was stored already.
+    /// How this call wrote the document; `None`: the document was there, and this call wrote no more than its audio.
     pub road: Option<Road>,
     /// The recording was stored already, and a user has deleted it since.
     pub deleted: bool,

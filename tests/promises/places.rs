@@ -14,13 +14,14 @@ use serde_json::{Value, json};
 
 use crate::promises;
 use crate::simulator::sim::couch::Couch;
-use crate::simulator::sim::{CallOptions, Recording};
+use crate::simulator::sim::{CallOptions, Observed, Recording};
 use crate::support::http::{Reply, Server};
 use crate::support::{SOON, Services, TestResult, World, schemas};
 
 promises![
     a_users_url_gets_the_audio_and_the_account_its_document,
     two_recordings_with_one_id_are_told_apart_by_a_users_server,
+    recordings_of_one_call_do_not_replace_each_other_at_a_url,
     slow_servers_of_users_leave_a_switchs_other_recordings_their_places,
     a_url_that_is_down_is_delivered_when_it_is_back_though_the_switch_lost_its_file,
     a_url_that_cannot_be_served_is_parked_with_its_audio,
@@ -29,6 +30,7 @@ promises![
     a_third_party_that_is_set_while_running_takes_the_next_recording,
     a_storage_plan_goes_through_the_store_proxy,
     a_storage_plan_without_a_proxy_is_parked_and_moved_on,
+    a_storage_plan_that_is_removed_leaves_a_document_that_tells_the_truth,
     a_missing_monthly_database_is_created_and_told,
     an_account_that_does_not_exist_is_a_cause,
 ];
@@ -128,6 +130,43 @@ async fn two_recordings_with_one_id_are_told_apart_by_a_users_server(services: A
         "{keys:?}"
     );
     Ok(())
+}
+
+/// A server that stores by path, as a WebDAV server or a bucket does. And a signed URL, which names one object.
+async fn recordings_of_one_call_do_not_replace_each_other_at_a_url(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker_with(&[HERE]).await?;
+    let server = Server::always(Reply::Status(201)).await;
+    for (path, second) in [("/in", "delivered"), ("/object?X-Amz-Signature=00ff", "parked")] {
+        let call = world.kazoo.new_call(CallOptions::talking());
+        let before = server.received().len();
+        for (nth, outcome) in ["delivered", second].into_iter().enumerate() {
+            let run = call.execute(json!({"url": server.url(path), "format": "wav"})).await?;
+            run.continued(SOON).await?;
+            let recording = call.wait_recordings(nth + 1, SOON).await?.swap_remove(nth);
+            call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+            let told = world.outcome(&recording.id).await?;
+            ensure!(told["Outcome"] == outcome, "{told:#}");
+        }
+        let all = server.received();
+        let paths: Vec<&str> = all[before..]
+            .iter()
+            .filter_map(|it| it.path.split('?').next())
+            .collect();
+        let named = format!("call_recording_{}", call.id());
+        match second {
+            "delivered" => {
+                ensure!(paths.len() == 2 && paths[0] == format!("/in/{named}.wav"), "{paths:?}");
+                ensure!(
+                    paths[1] != paths[0] && paths[1].starts_with(&format!("/in/{named}-")),
+                    "{paths:?}"
+                );
+            }
+            _ => ensure!(paths == ["/object"], "{paths:?}"),
+        }
+        call.hangup("NORMAL_CLEARING").await;
+    }
+    world.finish().await
 }
 
 async fn slow_servers_of_users_leave_a_switchs_other_recordings_their_places(services: Arc<Services>) -> TestResult {
@@ -419,6 +458,34 @@ async fn a_storage_plan_without_a_proxy_is_parked_and_moved_on(services: Arc<Ser
     let document = document(&world, &recording.id).await?;
     ensure!(document["pvt_recording"]["state"] == "complete", "{document:#}");
     serving.abort();
+    world.finish().await
+}
+
+/// Its document was written first, and says that the recording is parked. The retry goes to the account's database, to the same document.
+async fn a_storage_plan_that_is_removed_leaves_a_document_that_tells_the_truth(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    plan(&world).await?;
+    let mut before = world.worker().await?;
+    let recording = record(&world, json!({})).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(outcome["Cause"] == "no_store_proxy", "{outcome:#}");
+    marked(&world, &recording.id).await?;
+    let removed = |document: &mut Value| document["pvt_deleted"] = json!(true);
+    world.couch.edit("system_data", world.account(), removed).await?;
+    // A worker remembers a plan for a minute.
+    before.terminate(SOON).await?;
+    let _after = world.worker().await?;
+    let (good, said) = world.command(&["retry", &recording.id]).await?;
+    ensure!(good, "{said}");
+    world.state(&recording.call_id, "stored", SOON).await?;
+    let document = document(&world, &recording.id).await?;
+    ensure!(document["pvt_recording"]["state"] == "complete", "{document:#}");
+    ensure!(
+        document["_attachments"].as_object().is_some_and(|all| all.len() == 1),
+        "{document:#}"
+    );
+    let edited = |m: &Observed| m.name == "doc_edited" && m.header("ID") == recording.id;
+    world.kazoo.tap().wait(edited, SOON).await.context("no doc_edited")?;
     world.finish().await
 }
 

@@ -7,6 +7,7 @@ use crate::recording::audio::{Audio, Finding};
 use crate::recording::digest::Digests;
 use crate::recording::document::DOCUMENT_TYPE;
 use crate::recording::identity::{Key, MediaId};
+use crate::recording::progress::State;
 
 use super::{DeliveryError, Place};
 
@@ -168,7 +169,7 @@ fn judge(document: Value, key: Key, name: &str, audio: &Audio) -> Found {
         return Found::Taken;
     }
     let (rev, why) = (rev(&document), stub.map(of_stub));
-    if whole && visible && meant {
+    if whole && visible && meant && is_through(&document) {
         return Found::Ours { rev, deleted };
     }
     if deleted && !whole {
@@ -187,6 +188,13 @@ fn judge(document: Value, key: Key, name: &str, audio: &Audio) -> Found {
             _ => Map::new(),
         },
     }
+}
+
+/// Whether the document says that its audio was delivered. A document that was written before its audio says `pending` or `parked` until
+/// it is written again.
+fn is_through(document: &Value) -> bool {
+    let state = document.pointer("/pvt_recording/state").and_then(Value::as_str);
+    state.is_none_or(|state| state == State::Complete.name())
 }
 
 /// The audio among a document's attachments, identified by its bytes, else by its name. Attachments of other programs are ignored.
@@ -268,6 +276,24 @@ mod tests {
             Found::Deleted(_) => "deleted".into(),
             Found::Taken => "taken".into(),
             Found::Incomplete { whole, .. } => format!("incomplete {whole}"),
+        }
+    }
+
+    /// As for a storage plan: the document comes first, and says so until it is written again.
+    #[test]
+    fn a_document_that_was_written_before_its_audio_is_written_again() {
+        let key = Key::of("call", "action").to_string();
+        let stub = json!({"length": 3, "digest": "md5-kAFQmDzST7DWlj99KOF/cg=="});
+        for (state, told) in [
+            ("pending", "incomplete true"),
+            ("parked", "incomplete true"),
+            ("complete", "ours 1-a"),
+        ] {
+            let document = json!({
+                "_rev": "1-a", "pvt_type": "call_recording", "pvt_recording": {"key": key, "state": state},
+                "_attachments": {"a.mp3": stub}
+            });
+            assert_eq!(judged(&document), told, "{state}");
         }
     }
 

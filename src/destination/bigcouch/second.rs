@@ -16,12 +16,14 @@ const ROUNDS: usize = 8;
 const UPLOADS: usize = 2;
 
 pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
-    let (mut begun, mut below_quorum, mut uploads) = (false, false, 0);
+    // Unless this worker wrote the document's last form, another one did, and its controls are read from it.
+    let (mut has_shown, mut below_quorum, mut uploads) = (false, false, 0);
     for _ in 0..ROUNDS {
         let mut uploads_it = false;
+        let mut shows_it = false;
         let step = match place.look_up().await? {
             Found::Taken => return Ok(Put::Taken),
-            Found::Ours { rev, deleted } if !begun => return place.found(rev, deleted).await,
+            Found::Ours { rev, deleted } if !has_shown => return place.found(rev, deleted).await,
             Found::Ours { rev, deleted } => {
                 return Ok(Put::Stored {
                     rev,
@@ -34,7 +36,10 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
             Found::Nothing => mark(place).await,
             Found::Incomplete {
                 whole: true, present, ..
-            } => show(place, present).await,
+            } => {
+                shows_it = true;
+                show(place, present).await
+            }
             Found::Incomplete { why, .. } if uploads == UPLOADS => return Err(DeliveryError::Corrupt(why)),
             Found::Incomplete { rev, .. } => {
                 uploads_it = true;
@@ -43,7 +48,7 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
         };
         match step {
             Ok(saved) => {
-                begun = true;
+                has_shown |= shows_it;
                 uploads += usize::from(uploads_it);
                 below_quorum |= saved.below_quorum;
             }
@@ -107,6 +112,8 @@ fn shown(mut present: Map<String, Value>, ours: &Map<String, Value>) -> Map<Stri
     for (key, value) in ours {
         match present.get_mut(key) {
             Some(Value::Object(there)) if key == "pvt_recording" => {
+                // It says `pending` or `parked` of the time before the audio.
+                there.remove("state");
                 there.extend(value.as_object().cloned().unwrap_or_default());
             }
             Some(_) if was_visible && !key.starts_with("pvt_") && !OF_THE_AUDIO.contains(&key.as_str()) => {}

@@ -8,6 +8,9 @@ use super::super::url::unescaped;
 /// Bytes of the reason that are kept.
 const LONGEST: usize = 200;
 
+/// Characters of a path segment that can be a key.
+const LEAST_OF_A_KEY: usize = 12;
+
 /// Headers in which object stores, proxies and APIs give the reason, when the body does not.
 const HEADERS: [&str; 7] = [
     "x-ms-error-code",
@@ -63,6 +66,12 @@ fn without_secrets(mut said: String, url: &Url) -> String {
             }
         }
     };
+    for segment in url.path_segments().into_iter().flatten() {
+        // A webhook's key, as a rule. Short words of a path are no secret, and hiding them hides the reason.
+        if segment.len() >= LEAST_OF_A_KEY {
+            add(segment);
+        }
+    }
     add(url.username());
     add(url.password().unwrap_or_default());
     for parameter in url.query().unwrap_or_default().split('&') {
@@ -85,7 +94,7 @@ mod tests {
     use super::*;
 
     fn said(body: &str) -> Option<String> {
-        let url = Url::parse("https://us%40er:hunt%2Fer2@h/in?X-Amz-Signature=00ff00ff&a=b").unwrap();
+        let url = Url::parse("https://us%40er:hunt%2Fer2@h/in/T0K3N-0f-a-h00k?X-Amz-Signature=00ff00ff&a=b").unwrap();
         reason(&HeaderMap::new(), body.as_bytes(), &url)
     }
 
@@ -105,6 +114,7 @@ mod tests {
             ),
             ("<html><h1>413 Too Large</h1><hr>nginx", Some("413 Too Large nginx")),
             ("a\u{1b}[31m\u{0}b", Some("a [31m b")),
+            ("404 Cannot PUT /in/T0K3N-0f-a-h00k/x", Some("404 Cannot PUT /in/***/x")),
             ("bad us@er hunt/er2 hunt%2Fer2 00ff00ff", Some("bad *** *** *** ***")),
         ] {
             assert_eq!(said(body).as_deref(), told, "{body}");
