@@ -192,6 +192,7 @@ impl Worker {
             hands: Hands::default(),
             alive: Alive::new(&policy_worker),
             pace: Pace::new(config.flow.pace_per_second),
+            begun: tokio::time::Instant::now(),
             switches: Slots::new(config.ingest.per_switch),
             hosts: Slots::new(config.destination.per_host),
             outward: Slots::new(config.ingest.per_switch.saturating_sub(1).max(1)),

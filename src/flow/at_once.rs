@@ -7,6 +7,7 @@ use crate::entry::fact::{Fact, What};
 use crate::kazoo::time::Moment;
 use crate::ledger::Address;
 
+use super::find;
 use super::registry::Open;
 use super::start::Job;
 
@@ -16,7 +17,7 @@ const KNOWLEDGE: Duration = Duration::from_secs(1);
 /// Another worker's message about a stop that it sent at the same time is there after the first of these, or on a busy machine after both.
 const HEARD_WITHIN: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(700)];
 
-/// By more than that the clocks of a switch and of a worker do not differ, and no command is under way for longer.
+/// No command is under way for longer than that.
 const WELL_BEFORE: Duration = Duration::from_secs(2);
 
 /// How many stops of one call may come at the same time.
@@ -26,11 +27,11 @@ const MOST_AT_ONCE: usize = 4;
 /// stop is for the recording before it. Both workers see the same facts, so both see the same stop as the later one. Nor must a stop be
 /// spent on a recording that was over while its end was on the way.
 pub(super) async fn the_one_before(job: &Job<'_>, open: &Open, asked: &Fact) -> Option<Open> {
-    let registry = &job.parts.registry;
-    let mut others = registry.of_call(job.action.call.fetch_id.as_deref(), &job.action.call_id);
-    others.retain(|other| other.key != open.key);
-    if others.is_empty() {
-        return None;
+    if !knows_others(job, open) {
+        learn_others(job).await;
+        if !knows_others(job, open) {
+            return None;
+        }
     }
     let mine = stop_of(asked)?;
     for pause in HEARD_WITHIN {
@@ -43,6 +44,29 @@ pub(super) async fn the_one_before(job: &Job<'_>, open: &Open, asked: &Fact) -> 
     None
 }
 
+fn knows_others(job: &Job<'_>, open: &Open) -> bool {
+    let of_call = job
+        .parts
+        .registry
+        .of_call(job.action.call.fetch_id.as_deref(), &job.action.call_id);
+    of_call.iter().any(|other| other.key != open.key)
+}
+
+/// A worker that started a moment ago does not know what began before.
+async fn learn_others(job: &Job<'_>) {
+    let registry = &job.parts.registry;
+    let looking = find::in_ledger(job);
+    let Ok(Ok(records)) = tokio::time::timeout(KNOWLEDGE, looking).await else {
+        return;
+    };
+    for record in records.iter().filter(|record| record.entry.is_open()) {
+        if let Some(open) = Open::of(&record.entry) {
+            registry.open(open);
+            registry.remember(&record.entry);
+        }
+    }
+}
+
 /// The newest recording of the call, from `open` on, on which no earlier stop was spent, and that was not over; `None`: there is none.
 async fn not_spent(job: &Job<'_>, open: &Open, mine: (Moment, &str)) -> Option<Open> {
     let registry = &job.parts.registry;
@@ -53,12 +77,8 @@ async fn not_spent(job: &Job<'_>, open: &Open, mine: (Moment, &str)) -> Option<O
         };
         let mut stops = entry.facts().iter().filter_map(stop_of);
         let collides = stops.any(|(at, action)| action != mine.1 && (at, action) < mine);
-        let end = entry
-            .told_end()
-            .and_then(|told| told.stamp)
-            .map(Moment::from_unix_micros);
         // The stop itself ends it too: what counts is an end well before.
-        let was_over = end.is_some_and(|end| end.plus(WELL_BEFORE) < mine.0);
+        let was_over = ended_at(&entry).is_some_and(|end| end.plus(WELL_BEFORE) < mine.0);
         if !collides && !was_over {
             break;
         }
@@ -85,6 +105,17 @@ async fn now_known(job: &Job<'_>, open: &Open) -> Option<Entry> {
         (Some(remembered), Some(written)) => Some(written.merge(remembered)),
         (remembered, written) => remembered.or(written),
     }
+}
+
+/// When the recording ended, by the clock of the workers. The switch's clock may differ: the recording's own start, which the switch stamped
+/// and a worker heard, says by how much. Heard late, the start only makes the end later, and a later end stops nothing else.
+fn ended_at(entry: &Entry) -> Option<Moment> {
+    let end = entry.told_end()?.stamp?;
+    let heard_after = entry.facts().iter().find_map(|fact| match &fact.what {
+        What::Started(told) => Some(fact.at.unix_micros() - told.stamp?),
+        _ => None,
+    })?;
+    Some(Moment::from_unix_micros(end + heard_after))
 }
 
 /// When a stop was carried out, and which stop it was.

@@ -58,12 +58,15 @@ pub(super) enum Look {
 pub(super) async fn look(job: &Job<'_>) -> Look {
     let mut remembered = remembered(job);
     for _ in 0..STALE {
-        match &remembered {
-            Some(Found::Here(open) | Found::Moved(open)) if is_over(job, open).await => {
-                // The notice of its end was lost, and an older recording may run.
-                job.parts.registry.close(open.key);
-            }
-            _ => break,
+        let Some(Found::Here(open) | Found::Moved(open)) = &remembered else {
+            break;
+        };
+        match written_of(job, open).await {
+            // The notice of its end was lost, and an older recording may run.
+            Written::Over => job.parts.registry.close(open.key),
+            // The same for a stop whose worker may be dead. Its end may not be written yet.
+            Written::Stopping => job.parts.registry.stopping(open.key),
+            Written::Nothing => break,
         }
         remembered = self::remembered(job);
     }
@@ -72,7 +75,11 @@ pub(super) async fn look(job: &Job<'_>) -> Look {
         match told(job, in_ledger(job)).await {
             Ok(before) => {
                 let done = |record: &Record| done_in_ledger(job, &record.entry);
-                remembered = before.iter().find_map(done).or(remembered);
+                remembered = before
+                    .iter()
+                    .find_map(done)
+                    .or_else(|| newer(job, before, remembered.as_ref()))
+                    .or(remembered);
             }
             // The action may have been for a newer recording, which no worker remembers.
             Err(why) if job.repeated => return Look::Untold(why),
@@ -101,15 +108,57 @@ pub(super) async fn look(job: &Job<'_>) -> Look {
     if let Some(done) = records.iter().find_map(|record| done_in_ledger(job, &record.entry)) {
         return Look::Found(Box::new(done));
     }
-    let newest = records
-        .into_iter()
-        .filter(|record| is_to_be_controlled(job, &record.entry))
-        .max_by_key(|record| asked_at(&record.entry));
-    let open = newest.and_then(|newest| Some((Open::of(&newest.entry)?, newest)));
-    let Some((open, newest)) = open else { return Look::None };
-    job.parts.registry.open(open.clone());
-    job.parts.registry.remember(&newest.entry);
-    Look::Found(Box::new(Found::Here(open)))
+    let registry = &job.parts.registry;
+    let mut newest: Option<Open> = None;
+    for record in records {
+        // What was asked of it a moment ago may be known here, and not be written yet.
+        let entry = registry.completed(record.entry);
+        if !is_to_be_controlled(job, &entry) || registry.is_stopping(entry.key) {
+            continue;
+        }
+        let Some(open) = Open::of(&entry) else { continue };
+        // All of them: the next stop is for the one before.
+        registry.open(open.clone());
+        registry.remember(&entry);
+        if newest.as_ref().is_none_or(|newest| newest.asked_at < open.asked_at) {
+            newest = Some(open);
+        }
+    }
+    newest.map_or(Look::None, |open| Look::Found(Box::new(Found::Here(open))))
+}
+
+/// The recording that was the newest one when the action came, where `remembered` is an older one. The worker that carried the action out may
+/// have died before it wrote that down: the switch has obeyed, the newest is over or being stopped, and the one before must run on.
+fn newer(job: &Job<'_>, before: Vec<Record>, remembered: Option<&Found>) -> Option<Found> {
+    let at = began_by(job)?;
+    let (Found::Here(older) | Found::Moved(older)) = remembered? else {
+        return None;
+    };
+    let registry = &job.parts.registry;
+    let entries = before.into_iter().map(|record| registry.completed(record.entry));
+    let newest = entries
+        .filter(|entry| !is_later(job, entry) && asked_at(entry) > Some(older.asked_at))
+        .max_by_key(asked_at)?;
+    // One that begins at every bridge is stopped between two bridges too. And another action's stop explains why it is over.
+    let begins_again = newest.order().is_some_and(|order| order.begins_at_bridges());
+    if newest.key == older.key || begins_again || newest.stop_asked_at().is_some() {
+        return None;
+    }
+    let open = Open::of(&newest)?;
+    let was_closed = registry.was_closed(newest.key);
+    if newest.is_open() && !was_closed {
+        return Some(Found::Here(open));
+    }
+    let heard_end = newest.facts().iter().find_map(|fact| match fact.what {
+        What::Ended(_) => Some(fact.at),
+        _ => None,
+    });
+    // An end that is not written yet was heard a moment ago.
+    let ended_since = heard_end.is_none_or(|heard| heard >= at);
+    (ended_since && (was_closed || heard_end.is_some())).then_some(Found::Done {
+        media_id: open.media_id,
+        unwritten: None,
+    })
 }
 
 /// The same, and in addition what the ledger knows of the action's conversation. This finds a recording whose move no event reported: the
@@ -199,7 +248,7 @@ async fn between(job: &Job<'_>) -> Look {
 }
 
 /// What the ledger has of the action's call, under its own id or an earlier one.
-async fn in_ledger(job: &Job<'_>) -> Result<Vec<Record>, LedgerError> {
+pub(super) async fn in_ledger(job: &Job<'_>) -> Result<Vec<Record>, LedgerError> {
     let (ledger, call_id) = (&job.parts.ledger, &job.action.call_id);
     // The view by what stays when the call's id is replaced has open ones alone; the ids have those too that are over.
     let mut records = ledger.of_call(call_id).await?;
@@ -274,10 +323,18 @@ async fn told(
     }
 }
 
-/// Whether the ledger knows that a recording is over which counts as open in this worker's memory.
-async fn is_over(job: &Job<'_>, open: &Open) -> bool {
+/// What the ledger knows of a recording that counts as open in this worker's memory.
+enum Written {
+    Over,
+    /// Another action asked for its end.
+    Stopping,
+    /// Nothing else, or the ledger does not answer in time.
+    Nothing,
+}
+
+async fn written_of(job: &Job<'_>, open: &Open) -> Written {
     if !job.parts.ledger.is_up() {
-        return false;
+        return Written::Nothing;
     }
     let address = Address {
         month: open.asked_at.month(),
@@ -285,7 +342,17 @@ async fn is_over(job: &Job<'_>, open: &Open) -> bool {
         key: open.key,
     };
     let loading = tokio::time::timeout(SECOND_OPINION, job.parts.ledger.load(&address)).await;
-    matches!(loading, Ok(Ok(Some(record))) if !record.entry.is_open())
+    let Ok(Ok(Some(record))) = loading else {
+        return Written::Nothing;
+    };
+    let entry = &record.entry;
+    if !entry.is_open() {
+        Written::Over
+    } else if entry.stop_asked_at().is_some() && of_action(job, entry).is_empty() {
+        Written::Stopping
+    } else {
+        Written::Nothing
+    }
 }
 
 /// What this worker remembers of the recordings of a conversation.

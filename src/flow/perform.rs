@@ -65,6 +65,8 @@ pub struct Parts {
     /// The other workers, according to their heartbeats.
     pub alive: Alive,
     pub pace: Pace,
+    /// When this worker started.
+    pub begun: tokio::time::Instant,
     /// Slots for uploads from each switch: every upload holds a thread of a live media server.
     pub switches: Slots,
     /// Slots for uploads to each host.
@@ -301,7 +303,8 @@ impl Parts {
             // A URL that cannot be served is refused when it is tried: its audio is kept by then.
             Ok(Decision::Url(_) | Decision::Conclude(Ending::UnusableUrl(_) | Ending::UrlLost)) => Destination::Url,
             // The file on the switch is released, so the copy in the hold is the only one. Only an operator may discard it.
-            Ok(Decision::Conclude(Ending::StoringDisabled)) if entry.held().is_some() && entry.is_let_go() => {
+            // So it may be where no worker wrote the release down.
+            Ok(Decision::Conclude(Ending::StoringDisabled)) if entry.held().is_some() => {
                 return Some(Input::Fact(What::Parked {
                     n: entry.next_rest(),
                     cause: Cause::Undecided,

@@ -289,19 +289,21 @@ impl Registry {
     }
 
     /// The newest recording of the call that is open and not being stopped. The call is found by the fetch id, which stays when the call's
-    /// id is replaced, else by its id. If `by` is given, a recording that was ordered after it does not count.
+    /// id is replaced, and by its id. If `by` is given, a recording that was ordered after it does not count.
     pub fn newest(&self, fetch_id: Option<&str>, call_id: &str, by: Option<Moment>) -> Option<Open> {
         let memory = self.lock();
-        let of = |keys: Option<&HashSet<Key>>| {
-            let open = keys?
-                .iter()
-                .filter_map(|key| memory.open.get(key))
-                .filter(|open| !open.stopping && by.is_none_or(|by| open.asked_at <= by));
-            open.max_by_key(|open| open.asked_at).cloned()
-        };
-        fetch_id
-            .and_then(|id| of(memory.by_fetch.get(id)))
-            .or_else(|| of(memory.by_call.get(call_id)))
+        // Of both: a recording that is known only by its events has no fetch id.
+        let of_fetch = fetch_id.and_then(|id| memory.by_fetch.get(id)).into_iter();
+        let keys = of_fetch.chain(memory.by_call.get(call_id)).flatten();
+        let open = keys
+            .filter_map(|key| memory.open.get(key))
+            .filter(|open| !open.stopping && by.is_none_or(|by| open.asked_at <= by));
+        open.max_by_key(|open| open.asked_at).cloned()
+    }
+
+    /// A stop of the recording was sent, as far as this worker knows.
+    pub fn is_stopping(&self, key: Key) -> bool {
+        self.lock().open.get(&key).is_some_and(|open| open.stopping)
     }
 
     /// The open recordings of the call, including those that are being stopped.
@@ -336,6 +338,15 @@ impl Registry {
     /// The switch began the recording again.
     pub fn began_again(&self, key: Key, started: Fact) {
         self.lock().restarts.insert(key, started, ENTRIES);
+    }
+
+    /// An entry from the ledger, with what this worker knows and the ledger may not have yet.
+    pub fn completed(&self, entry: Entry) -> Entry {
+        let known = self.entry(entry.key);
+        self.complete(match known {
+            Some(known) => entry.merge(known),
+            None => entry,
+        })
     }
 
     /// Adds the latest start, of which every worker was notified, to an entry from the ledger. The task that releases the switch's file
@@ -488,6 +499,18 @@ mod tests {
             registry.is_commanded(Key::of("call", "1")),
             "it is still known to have been commanded"
         );
+    }
+
+    #[test]
+    fn the_newest_is_found_though_only_an_older_one_has_a_fetch_id() {
+        let registry = Registry::default();
+        registry.open(open("1", 1));
+        let newer = Open {
+            fetch_id: None,
+            ..open("2", 2)
+        };
+        registry.open(newer.clone());
+        assert_eq!(registry.newest(Some("fetch"), "call", None), Some(newer));
     }
 
     #[test]

@@ -233,7 +233,9 @@ impl Job<'_> {
 /// Starts a recording. `true` when it is answered, and durable.
 async fn start(job: &Job<'_>, order: &Order) -> bool {
     let (parts, action) = (job.parts, job.action);
-    if let Some(entry) = parts.registry.entry(order.key).filter(|entry| entry.order().is_some()) {
+    // What is known only by the switch's events lacks a part of the order.
+    let is_whole = |entry: &Entry| entry.order().is_some_and(|order| order.command.is_some());
+    if let Some(entry) = parts.registry.entry(order.key).filter(is_whole) {
         // This worker has the recording already, and did not get to acknowledge the action.
         let answered = job.answer_at_once().await;
         return journal::write(parts, &entry).await && answered;
@@ -301,14 +303,21 @@ async fn start_in_doubt(parts: &Arc<Parts>, mut entry: Entry) -> bool {
         false => Ok(Ok(None)),
     };
     if let Ok(Ok(Some(record))) = known {
-        if let Some(open) = Open::of(&record.entry).filter(|_| record.entry.is_open()) {
+        // The ledger may know the recording by events or by a stop alone. Then only this action has its whole order.
+        let is_whole = record.entry.order().is_some_and(|order| order.command.is_some());
+        let known = match is_whole {
+            true => record.entry,
+            false => record.entry.merge(entry),
+        };
+        if let Some(open) = Open::of(&known).filter(|_| known.is_open()) {
             parts.registry.open(open);
         }
-        parts.registry.remember(&record.entry);
-        if !record.entry.is_commanded() {
-            drive::go_on(parts, record.entry, Input::Due);
+        parts.registry.remember(&known);
+        let durable = is_whole || journal::write(parts, &known).await;
+        if !known.is_commanded() {
+            drive::go_on(parts, known, Input::Due);
         }
-        return true;
+        return durable;
     }
     if is_over {
         // It ran, and its end was heard. The worker that carried it out has written that, or this write does so when the ledger is

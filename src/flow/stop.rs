@@ -50,6 +50,13 @@ const NAMED_LOOKS: &[u64] = &[100, 200];
 /// that only the journal knew is moved into the ledger.
 const ENOUGH: u32 = 5;
 
+/// For this long after its start a worker does not believe that a call has no recording. It heard no notice of earlier recordings, and a
+/// CouchDB node that was started with it may lag behind the others. The action is searched for again for some seconds, also by other workers.
+const MEMORY_GROWS: Duration = Duration::from_secs(900);
+
+/// Why such an action waits.
+const STARTED_LATELY: &str = "this worker started a moment ago";
+
 /// The queue of the actions that wait.
 pub fn controls(gate: tokio::sync::watch::Receiver<bool>, dead_letters: &str) -> QueueSpec {
     QueueSpec {
@@ -79,6 +86,8 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
         }
         match look {
             Look::Found(found) => return Box::pin(carry_out(job, *found, what)).await,
+            // A recording of ours may wait in the journal.
+            Look::None if journal::has_more(job.parts).await => {}
             Look::None => {
                 stranger(job, name, what).await;
                 return (String::new(), job.result().await);
@@ -112,8 +121,12 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
         // Unless its worker could not tell, the ledger has it by now.
         look = find::look_further(job).await;
     }
-    if matches!(look, Look::None) && journal::has_more(job.parts).await {
-        look = Look::Untold(journal::WAITING.to_owned());
+    if matches!(look, Look::None) {
+        if journal::has_more(job.parts).await {
+            look = Look::Untold(journal::WAITING.to_owned());
+        } else if find::stranger(job).is_none() && job.parts.begun.elapsed() < MEMORY_GROWS {
+            look = Look::Untold(STARTED_LATELY.to_owned());
+        }
     }
     match look {
         Look::Found(found) => {
@@ -248,7 +261,6 @@ async fn tell_and_write(
         }
     };
     let mut facts = tell_switch(job, &open, what, kind).await;
-    let answered = answering.await;
     if has_moved && what != Control::Stop {
         // A stop shows by itself whether it was obeyed. A mask never does.
         let moved = What::NotObeyed {
@@ -260,7 +272,8 @@ async fn tell_and_write(
     }
     let is_first = what == Control::Stop && !job.doubtful && !has_moved && kind == Meant::Running;
     let asked = facts.first().cloned();
-    let mut durable = write_down(job, &open, facts).await;
+    // Side by side: the answer waits for nothing, and a worker that dies before its answer is out has told the others.
+    let (answered, mut durable) = tokio::join!(answering, write_down(job, &open, facts));
     let mut media_id = open.media_id.clone();
     if let Some(asked) = asked.filter(|_| is_first)
         && let Some(others) = at_once::the_one_before(job, &open, &asked).await
@@ -327,7 +340,8 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control, meant: Meant) ->
         },
     };
     let start = known.as_ref().and_then(Entry::newest_start);
-    let known_start = known.map(|entry| entry.newest_start().unwrap_or(BEFORE_ANY_START));
+    // A worker that knows the recording only by a notice knows of no start. Then the command is repeated rather than taken for obeyed.
+    let known_start = Some(known.as_ref().and_then(Entry::newest_start).unwrap_or(BEFORE_ANY_START));
     let delivered = match what {
         Control::Stop => What::StopSent { n: 1, start },
         Control::Mask | Control::Unmask => What::Masked {

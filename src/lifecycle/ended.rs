@@ -39,7 +39,9 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
         // The length that the switch reported is a channel's variable, and may belong to another recording: the audio alone decides. Audio
         // whose length cannot be counted is kept.
         let counted = |audio: &Audio| audio.duration_ms.or((audio.size == 0).then_some(0));
-        if entry.last_audio().and_then(counted).is_some_and(|ms| ms < min_ms) {
+        // A file that is shorter than the switch reported has lost audio, for example on a full disk: that is kept, with its finding.
+        let is_contradicted = entry.told_ms().is_some() && !told_short;
+        if !is_contradicted && entry.last_audio().and_then(counted).is_some_and(|ms| ms < min_ms) {
             return conclude(Outcome::Discarded, Cause::TooShort);
         }
     }
@@ -139,7 +141,10 @@ pub(super) fn next(case: &Case, now: Moment, policy: &Policy) -> Next {
         Hand::Received => Next::Do(deliver(entry, attempt, destination)),
         Hand::Tried => {
             let rests = entry.failures().next_back().is_some_and(|fact| parks(fact).is_some());
-            let keep = policy.hold && (destination.is_held() || rests);
+            // The last attempt has failed, and what follows is to be parked: the switch's disk is not ours.
+            let attempts = policy.attempts(entry.decided().and_then(|(_, attempts)| attempts));
+            let is_spent = entry.failures().count() >= attempts;
+            let keep = policy.hold && (destination.is_held() || rests || is_spent);
             let lost = entry.failures().next_back().is_some_and(|fact| {
                 matches!(
                     fact.what,

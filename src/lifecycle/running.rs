@@ -53,7 +53,8 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
             }
             Trigger::Now if overdue && looked => conclude(Outcome::Failed, unstarted(entry)),
             // It is too late for the command: by now the call may be over, and a wrong command disturbs a call that is not.
-            _ if !entry.is_commanded() && gone => conclude(Outcome::Failed, Cause::CallGone),
+            // Nor is it certain that no command was sent: a worker may have died before it wrote that down. The file tells.
+            _ if !entry.is_commanded() && gone && looked => conclude(Outcome::Failed, Cause::CallGone),
             _ => None,
         };
     }
@@ -95,7 +96,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
             if order.command.is_none() {
                 return Next::Idle;
             }
-            if came_to_nothing(entry, now, policy).is_some() {
+            if came_to_nothing(entry, now, policy).is_some() || gone_for_good(entry, policy) {
                 return probe(entry, now, policy);
             }
             if let Some(lost) = lost(entry) {

@@ -23,8 +23,7 @@ pub(super) fn woken(entry: &Entry) -> Option<What> {
     });
     let (since, _) = rested.filter(|(_, cause)| *cause == Cause::NotCollected)?;
     let mut ends = entry.facts().iter().filter(|fact| matches!(fact.what, What::Ended(_)));
-    let first = ends.next()?;
-    (first.at > since).then(|| entry.retry())
+    ends.any(|end| end.at > since).then(|| entry.retry())
 }
 
 /// The first thing that must be done.

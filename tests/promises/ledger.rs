@@ -17,6 +17,7 @@ promises![
     a_stop_works_on_another_worker_than_the_start,
     a_stop_that_the_switch_ignores_is_repeated_and_told,
     an_end_that_nobody_told_is_presumed,
+    an_end_is_found_soon_where_the_ecallmgrs_come_back_after_the_worker,
     a_recording_that_never_starts_fails_with_its_cause,
     a_dialplan_error_fails_the_recording_with_its_cause,
     a_control_queue_that_is_gone_fails_the_recording_with_its_cause,
@@ -219,6 +220,38 @@ async fn an_end_that_nobody_told_is_presumed(services: Arc<Services>) -> TestRes
     world.finish().await
 }
 
+/// As after a restart of RabbitMQ: the worker is back first, and the end was lost in between. The regular look comes after five minutes.
+async fn an_end_is_found_soon_where_the_ecallmgrs_come_back_after_the_worker(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let settings = [("FLOW__GRACE_MS", "500"), ("FLOW__PROBE_GAP_MS", "500")];
+    let mut before = world.worker_with(&settings).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world.state(&call.id(), "recording", SOON).await?;
+    before.terminate(SOON).await?;
+    world.kazoo.faults(|faults| {
+        faults.events = ["RECORD_STOP", "CHANNEL_DESTROY"]
+            .map(|event| EventFault::new(event, Mistreat::Drop))
+            .to_vec();
+    });
+    call.hangup("NORMAL_CLEARING").await;
+    let ecallmgrs = world.kazoo.options().ecallmgr_nodes.len();
+    for i in 0..ecallmgrs {
+        world.kazoo.stop_ecallmgr(i).await?;
+    }
+    let worker = world.worker_with(&settings).await?;
+    let silent = |line: &Value| line["event"] == "ecallmgr_silent";
+    worker.logged("that no ecallmgr answers", silent, SOON).await?;
+    for i in 0..ecallmgrs {
+        world.kazoo.start_ecallmgr(i).await?;
+    }
+    world.stored(&recording).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(outcome["End-Presumed"] == true, "{outcome:#}");
+    world.finish().await
+}
+
 async fn fails_with(world: &World<'_>, call_id: &str, cause: &str) -> TestResult {
     let entry = world.state(call_id, "failed", SOON).await?;
     ensure!(entry["cause"] == cause, "{entry:#}");
@@ -376,8 +409,8 @@ async fn what_is_parked_is_listed_explained_and_moved_on(services: Arc<Services>
         let (good, story) = world.command(&["explain", name]).await?;
         ensure!(good, "{story}");
         for words in [
-            "asked for by a callflow",
-            "the switch ended it",
+            "ordered by a callflow",
+            "recording ended on the switch",
             "attempt 2",
             "no ecallmgr serves the switch",
             "parked",
@@ -392,11 +425,11 @@ async fn what_is_parked_is_listed_explained_and_moved_on(services: Arc<Services>
     world.state(&call.id(), "stored", SOON).await?;
     let (_, story) = world.command(&["explain", &recording.id]).await?;
     ensure!(
-        story.contains("nothing: it is closed") && story.contains("retried by an operator"),
+        story.contains("none: the recording is closed") && story.contains("retried by an operator"),
         "{story}"
     );
     let (good, said) = world.command(&["explain", "no such call"]).await?;
-    ensure!(!good && said.contains("knows no recording"), "{said}");
+    ensure!(!good && said.contains("has no recording"), "{said}");
     world.finish().await
 }
 

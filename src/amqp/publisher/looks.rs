@@ -20,6 +20,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How many queues are remembered as exclusive to another connection.
 const REMEMBERED: usize = 2_000;
 
+/// Names of the worker's own queues begin with this.
+const OWN: &str = "kz_record_call.";
+
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const RESOURCE_LOCKED: u16 = 405;
@@ -41,13 +44,16 @@ struct State {
 impl Looks {
     /// Number of ready messages in a queue. A missing queue counts as empty: the broker returns what is sent to it.
     pub(super) async fn depth(&self, live: &Live, queue: ShortString) -> Option<u32> {
-        if self.refused.load(Ordering::Acquire) == live.epoch {
+        let is_refused = || self.refused.load(Ordering::Acquire) == live.epoch;
+        // The rights on the worker's own queues are others than those on Kazoo's.
+        let is_own = queue.as_str().starts_with(OWN);
+        if !is_own && is_refused() {
             return None;
         }
         let name = queue.as_str().to_owned();
         let mut state = self.state.lock().await;
         // A concurrent read may have been refused while this one waited for the lock.
-        if self.refused.load(Ordering::Acquire) == live.epoch || state.locked.contains(&name) {
+        if !is_own && is_refused() || state.locked.contains(&name) {
             return None;
         }
         // A refusal closes the channel, and so does a timed-out read. The channel is kept only after a successful read.
@@ -71,7 +77,7 @@ impl Looks {
         };
         match error.reply() {
             Some((NOT_FOUND, _)) => return Some(0),
-            Some((ACCESS_REFUSED, why)) => {
+            Some((ACCESS_REFUSED, why)) if !is_own => {
                 self.refused.store(live.epoch, Ordering::Release);
                 LooksRefused {
                     queue: &name,

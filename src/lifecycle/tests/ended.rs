@@ -242,6 +242,14 @@ fn too_short_is_what_the_audio_says_not_what_a_channel_variable_says() {
     let settled = step(&mut case, Input::Received(audio(5000)));
     assert_eq!(case.entry.outcome(), Some((Outcome::Discarded, Cause::TooShort)));
     assert_eq!(settled[0], Effect::Answer(Answer::Release), "the switch may delete it");
+    // A file that is shorter than the switch reported has lost audio: that is stored, with its finding.
+    let mut case = started(short.clone());
+    step(&mut case, Input::Fact(What::Ended(told(60_000))));
+    step(&mut case, decided(Destination::Account));
+    assert!(matches!(
+        step(&mut case, Input::Received(audio(1000)))[..],
+        [Next::Do(Effect::Deliver { .. })]
+    ));
     // A switch that enforces the minimum itself has no file any more.
     let mut case = ended_as(short.clone(), Destination::Account);
     for attempt in 1..=3 {

@@ -40,6 +40,38 @@ fn a_start_that_is_never_confirmed_fails_and_is_taken_up_if_it_starts_after_all(
     assert!(!case.entry.is_closed());
 }
 
+/// A worker died after it sent the command and before it wrote that down, and the call ended while the broker was away.
+#[test]
+fn a_start_of_which_no_command_is_written_is_looked_for_before_its_call_counts_as_gone() {
+    let gone = |n| Input::Fact(What::ChannelSeen { n, alive: false });
+    for (found, outcome) in [(true, None), (false, Some((Outcome::Failed, Cause::CallGone)))] {
+        let mut case = asked(order());
+        next(&mut case, gone(1), after(10), &policy());
+        let probe = Effect::Probe {
+            n: 1,
+            attempt: 1,
+            node: "freeswitch@fs1".into(),
+            path: path(),
+        };
+        assert_eq!(next(&mut case, gone(2), after(100), &policy()), [probe]);
+        let seen = match found {
+            true => What::Probed {
+                n: 1,
+                size: 7,
+                md5: "a".into(),
+                open: false,
+            },
+            false => What::CollectFailed {
+                attempt: 1,
+                failure: CollectFailure::Missing,
+                why: "no file".into(),
+            },
+        };
+        next(&mut case, Input::Fact(seen), after(101), &policy());
+        assert_eq!((case.entry.outcome(), case.entry.started().is_some()), (outcome, found));
+    }
+}
+
 #[test]
 fn a_start_that_nobody_told_is_found_by_its_file() {
     let mut case = asked(order());
