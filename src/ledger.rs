@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::couch::{Couch, CouchError};
 use crate::entry::Entry;
+use crate::entry::fact::What;
 use crate::kazoo::time::{Clock, Moment, Month};
 use crate::lifecycle::Policy;
 use crate::telemetry::Pulses;
@@ -132,6 +133,15 @@ impl Ledger {
     /// Watches whether the ledger is up.
     pub fn watch(&self) -> watch::Receiver<bool> {
         self.up.clone()
+    }
+
+    /// Creates a month's database ahead of its first write. Workers that create one at the same moment, as at the turn of the month, can make
+    /// two on different nodes of the cluster, and what is written to the one is lost when the nodes agree on the other.
+    ///
+    /// # Errors
+    /// When the ledger does not answer.
+    pub async fn prepare(&self, month: Month) -> Result<(), LedgerError> {
+        self.store.ensure(month).await.map_err(LedgerError::Down)
     }
 
     /// Notes what is known of a recording. The writer writes it within the batch delay `linger`, together with all notes that arrive
@@ -317,9 +327,15 @@ pub const PREFIX: &str = "kz_record_call-";
 pub fn address(entry: &Entry) -> Address {
     let month = entry.order().map_or_else(
         || {
-            entry
-                .facts()
-                .first()
+            // A notice says when the recording was ordered. Another worker's clock may stamp an earlier fact in the month before.
+            let notice = || {
+                entry
+                    .facts()
+                    .iter()
+                    .find(|fact| matches!(fact.what, What::HeardOf { .. }))
+            };
+            notice()
+                .or_else(|| entry.facts().first())
                 .map_or(Moment::from_unix_seconds(0), |fact| fact.at)
                 .month()
         },

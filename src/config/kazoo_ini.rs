@@ -324,13 +324,16 @@ fn named(section: &Section, key: &str, name: &str) -> bool {
     section.last(key).is_some_and(|property| property.value == name)
 }
 
-/// `amqp_uri` and `uri`, in the file's order. The first is the primary broker.
+/// `amqp_uri` and `uri`, in the order in which Kazoo uses them. Of the brokers that it reaches, Kazoo uses the first one by the alphabet
+/// (`kz_amqp_connections:primary_broker/0`), wherever the file has it.
 fn brokers<'a>(sections: &[&'a Section]) -> Vec<&'a Property> {
-    sections
+    let mut brokers: Vec<&Property> = sections
         .iter()
         .flat_map(|section| &section.properties)
         .filter(|property| matches!(property.key.as_str(), "amqp_uri" | "uri"))
-        .collect()
+        .collect();
+    brokers.sort_by(|one, other| one.value.cmp(&other.value));
+    brokers
 }
 
 fn is_ipv6(host: &str) -> bool {

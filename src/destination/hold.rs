@@ -89,6 +89,8 @@ pub struct Hold {
     max_bytes: u64,
     /// Days with an empty database, and since when it is known to be empty.
     empty: Arc<Mutex<HashMap<String, Moment>>>,
+    /// One task at a time creates a database.
+    creating: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Clone)]
@@ -118,6 +120,7 @@ impl Hold {
             place,
             max_bytes: config.max_bytes,
             empty: Arc::default(),
+            creating: Arc::default(),
         })
     }
 
@@ -183,6 +186,7 @@ impl Hold {
                             break;
                         }
                         Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {
+                            let _one = self.creating.lock().await;
                             couch.create_database(&day).await?;
                         }
                         Err(error) => return Err(error.into()),
@@ -241,6 +245,23 @@ impl Hold {
             Place::Couch(_) => self.remove_named(&holding.place, &holding.name).await,
             Place::Folder(folder) => folder::remove(folder, &holding.name).await,
         }
+    }
+
+    /// Creates the next day's database ahead, if the hold is in use. At midnight many tasks and workers would create it at the same moment,
+    /// and can make two on different nodes of the cluster: audio in the one is lost when the nodes agree on the other.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn prepare(&self, now: Moment, next: Moment) -> Result<(), HoldError> {
+        let Place::Couch(couch) = &self.place else {
+            return Ok(());
+        };
+        let (today, next) = [now, next].map(|day| format!("{PREFIX}{}", day.day())).into();
+        if today != next && couch.databases(&today).await?.contains(&today) {
+            let _one = self.creating.lock().await;
+            couch.create_database(&next).await?;
+        }
+        Ok(())
     }
 
     /// Drops the empty databases of past days, which frees the disk. In a folder, removes partial files of workers that were killed.
@@ -392,6 +413,7 @@ mod tests {
             place: Place::None,
             max_bytes: 0,
             empty: Arc::default(),
+            creating: Arc::default(),
         };
         let at = |hours: u64| Moment::from_unix_seconds(1_795_386_262).plus(Duration::from_secs(hours * 3600));
         assert!(!hold.is_empty_for_long("d", true, at(0)));

@@ -25,6 +25,9 @@ const IN_FLIGHT: usize = 512;
 /// Interval at which old months are examined.
 const RETENTION: Duration = Duration::from_secs(6 * 3600);
 
+/// How long ahead the databases of the next day and month are created: longer than the longest interval between two runs.
+const AHEAD: Duration = Duration::from_secs(12 * 3600);
+
 /// Delays between two queries whether an ecallmgr answers.
 const ANSWER_PAUSES_S: [u64; 10] = [1, 1, 2, 2, 4, 8, 15, 30, 60, 60];
 
@@ -157,9 +160,7 @@ fn give_back(parts: &Arc<Parts>, entry: Entry) {
 
 /// The ledger's version of a recording, with what this worker heard lately and the ledger may not have yet.
 fn known(parts: &Parts, entry: Entry) -> Entry {
-    let known = parts.registry.entry(entry.key);
-    let entry = known.map_or_else(|| entry.clone(), |known| entry.clone().merge(known));
-    parts.registry.complete(entry)
+    parts.registry.completed(entry)
 }
 
 /// Lets go of a recording that was not taken. Inputs that arrived meanwhile went to this task alone, so it drives the recording with them.
@@ -281,7 +282,7 @@ pub async fn mend(parts: Arc<Parts>) {
     }
 }
 
-/// Drops what is past its retention, every few hours.
+/// Drops what is past its retention, and prepares what comes next, every few hours.
 pub async fn retain(parts: Arc<Parts>) {
     loop {
         if let Err(error) = retention::sweep(&parts.ledger, parts.now(), parts.config.ledger.retention).await {
@@ -290,10 +291,26 @@ pub async fn retain(parts: Arc<Parts>) {
         if let Err(error) = tidy_hold(&parts).await {
             debug!(event = "hold_retention_failed", %error, "old days of the hold not examined");
         }
+        prepare(&parts).await;
         tokio::select! {
-            () = tokio::time::sleep(RETENTION) => {}
+            // Not all workers at the same moment, also where all were started together.
+            () = tokio::time::sleep(RETENTION.mul_f64(0.75 + fastrand::f64() * 0.5)) => {}
             () = parts.stop.cancelled() => return,
         }
+    }
+}
+
+/// Creates the databases of the next day and the next month before they are needed.
+async fn prepare(parts: &Parts) {
+    let now = parts.now();
+    let soon = now.plus(AHEAD);
+    if soon.month() != now.month()
+        && let Err(error) = parts.ledger.prepare(soon.month()).await
+    {
+        debug!(event = "ledger_not_prepared", %error, "next month's database not created ahead");
+    }
+    if let Err(error) = parts.hold.prepare(now, soon).await {
+        debug!(event = "hold_not_prepared", %error, "next day's database not created ahead");
     }
 }
 

@@ -18,21 +18,58 @@ const PAGE: usize = 1000;
 /// Requests per month in one run.
 const MOST_PAGES: usize = 10;
 
-/// The sequence up to which each month's changes were checked.
+/// How often an entry with several versions is read again, one run after the other: a version that could not be read, or a union that was not
+/// written, changes nothing that `_changes` would list.
+const AGAIN: u32 = 5;
+
+/// What was checked of each month.
 #[derive(Debug, Default)]
-pub struct Seen(Mutex<HashMap<Month, String>>);
+pub struct Seen(Mutex<HashMap<Month, Checked>>);
+
+#[derive(Debug)]
+struct Checked {
+    /// The sequence up to which the month's changes were checked.
+    since: String,
+    /// Entries that had several versions, and how often they are still read again.
+    again: HashMap<String, u32>,
+}
+
+impl Default for Checked {
+    fn default() -> Self {
+        Self {
+            since: "0".to_owned(),
+            again: HashMap::new(),
+        }
+    }
+}
 
 impl Seen {
-    fn of(&self, month: Month) -> String {
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.get(&month).cloned().unwrap_or_else(|| "0".to_owned())
+    fn of<T>(&self, month: Month, change: impl FnOnce(&mut Checked) -> T) -> T {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(seen.entry(month).or_default())
+    }
+
+    fn since(&self, month: Month) -> String {
+        self.of(month, |checked| checked.since.clone())
     }
 
     fn up_to(&self, month: Month, since: String) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(month, since);
+        self.of(month, |checked| checked.since = since);
+    }
+
+    /// The entries of earlier runs that are read again.
+    fn again(&self, month: Month) -> Vec<String> {
+        self.of(month, |checked| {
+            checked.again.retain(|_, left| *left > 0);
+            checked.again.values_mut().for_each(|left| *left -= 1);
+            checked.again.keys().cloned().collect()
+        })
+    }
+
+    fn read_again(&self, month: Month, ids: &[String]) {
+        self.of(month, |checked| {
+            checked.again.extend(ids.iter().map(|id| (id.clone(), AGAIN)));
+        });
     }
 }
 
@@ -54,10 +91,14 @@ impl Store {
 
     async fn mend_month(&self, month: Month) -> Result<usize, CouchError> {
         let mut looked_at = 0;
+        let again = self.branches.again(month);
+        if !again.is_empty() {
+            self.load_many(month, &again).await?;
+        }
         for _ in 0..MOST_PAGES {
             let branched = self
                 .couch
-                .branched(&database(month), &self.branches.of(month), PAGE)
+                .branched(&database(month), &self.branches.since(month), PAGE)
                 .await?;
             let ids: Vec<String> = branched
                 .ids
@@ -65,6 +106,7 @@ impl Store {
                 .filter(|id| !id.starts_with("_design/"))
                 .collect();
             if !ids.is_empty() {
+                self.branches.read_again(month, &ids);
                 // `load_many` merges the versions that it reads.
                 looked_at += self.load_many(month, &ids).await?.len();
             }

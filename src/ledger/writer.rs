@@ -202,6 +202,8 @@ impl Writer {
             }
             Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {
                 self.store.forget(month);
+                // What was written there is gone with it.
+                self.revs.clear();
                 for (id, pending) in batch {
                     self.later(id, pending, "its database is not there");
                 }

@@ -202,8 +202,8 @@ fn mistakes_of_every_layer_are_told_at_once_with_file_and_line_and_without_secre
     assert_eq!(told.len(), 7, "{told:#?}");
     for part in [
         "--set is not key=value (number 1 of them)",
-        "amqp.uri number 2: is not an amqp",
-        &format!("Kazoo's file {kazoo}:2"),
+        "amqp.uri number 1: is not an amqp",
+        &format!("Kazoo's file {kazoo}:3"),
         &format!("Kazoo's file {kazoo}:5"),
         &format!("file {ours}:3"),
         &format!("file {ours}:6"),
