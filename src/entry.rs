@@ -14,6 +14,7 @@ use crate::recording::order::Order;
 
 mod attempts;
 pub mod cause;
+mod clock;
 mod controls;
 pub mod fact;
 pub mod legs;

@@ -339,7 +339,11 @@ impl Consumer {
             };
             let delivery = match next {
                 Some(Ok(delivery)) => delivery,
-                Some(Err(_)) => return Stopped::Session("a consumer failed"),
+                Some(Err(error)) => {
+                    // RabbitMQ closed the channel.
+                    tracing::warn!(event = "consumer_failed", queue = self.queue, %error, "consumer failed");
+                    return Stopped::Session("a consumer failed");
+                }
                 // lapin reports a deleted queue the same way.
                 None => return Stopped::Session("a consumer was cancelled"),
             };

@@ -186,7 +186,9 @@ impl Entry {
                 What::MaskAsked { asked: Some(at), .. } => *at,
                 _ => asked.at,
             };
-            let end = self.told_end().map(|told| Moment::from_unix_micros(told.order()));
+            let end = self
+                .told_end()
+                .map(|told| told.stamp.map_or(told.at, |stamp| self.by_our_clock(stamp)));
             if why == Why::Ended && (!on || sent.is_none() && end.is_none_or(|end| at > end)) {
                 return None;
             }
@@ -224,7 +226,7 @@ impl Entry {
             let tells = matches!(fact.what, What::Ended(_) | What::Decided { .. } | What::Collected(_));
             tells && fact.by == command.by && fact.at < command.at
         };
-        let stamped = end.stamp.map(Moment::from_unix_micros);
+        let stamped = end.stamp.map(|stamp| self.by_our_clock(stamp));
         begins_once && self.facts.iter().any(knew) || stamped.is_some_and(|end| end.plus(ON_ITS_WAY) < command.at)
     }
 
@@ -233,7 +235,7 @@ impl Entry {
         let starts = self.facts.iter().filter_map(|fact| match &fact.what {
             What::Started(told) => {
                 // A start is presumed when its event was lost. It has no stamp, and its time is that of the command.
-                let at = told.stamp.map_or(told.at, Moment::from_unix_micros);
+                let at = told.stamp.map_or(told.at, |stamp| self.by_our_clock(stamp));
                 Some(at.min(fact.at))
             }
             _ => None,

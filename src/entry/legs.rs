@@ -124,7 +124,7 @@ impl Entry {
     pub fn gone_at(&self, call_id: &str) -> Option<Moment> {
         let mut legs = self.legs().into_iter();
         legs.find(|(_, leg)| leg.event == LegEvent::Gone && leg.call_id == call_id)
-            .map(|(heard, leg)| leg.stamp.map_or(heard, Moment::from_unix_micros))
+            .map(|(heard, leg)| leg.stamp.map_or(heard, |stamp| self.by_our_clock(stamp)))
     }
 
     /// The leg that the recording is on now, as far as is known.
@@ -143,7 +143,7 @@ impl Entry {
             );
             if let (true, Some(other)) = (moves && leg.call_id == carrier.call_id, &leg.other) {
                 carrier.call_id.clone_from(other);
-                carrier.since = Some(leg.stamp.map_or(heard, Moment::from_unix_micros));
+                carrier.since = Some(leg.stamp.map_or(heard, |stamp| self.by_our_clock(stamp)));
             }
         }
         if let Some(end) = self.told_end() {

@@ -78,7 +78,8 @@ async fn not_spent(job: &Job<'_>, open: &Open, mine: (Moment, &str)) -> Option<O
         let mut stops = entry.facts().iter().filter_map(stop_of);
         let collides = stops.any(|(at, action)| action != mine.1 && (at, action) < mine);
         // The stop itself ends it too: what counts is an end well before.
-        let was_over = ended_at(&entry).is_some_and(|end| end.plus(WELL_BEFORE) < mine.0);
+        let end = entry.told_end().and_then(|told| Some(entry.by_our_clock(told.stamp?)));
+        let was_over = end.is_some_and(|end| end.plus(WELL_BEFORE) < mine.0);
         if !collides && !was_over {
             break;
         }
@@ -105,17 +106,6 @@ async fn now_known(job: &Job<'_>, open: &Open) -> Option<Entry> {
         (Some(remembered), Some(written)) => Some(written.merge(remembered)),
         (remembered, written) => remembered.or(written),
     }
-}
-
-/// When the recording ended, by the clock of the workers. The switch's clock may differ: the recording's own start, which the switch stamped
-/// and a worker heard, says by how much. Heard late, the start only makes the end later, and a later end stops nothing else.
-fn ended_at(entry: &Entry) -> Option<Moment> {
-    let end = entry.told_end()?.stamp?;
-    let heard_after = entry.facts().iter().find_map(|fact| match &fact.what {
-        What::Started(told) => Some(fact.at.unix_micros() - told.stamp?),
-        _ => None,
-    })?;
-    Some(Moment::from_unix_micros(end + heard_after))
 }
 
 /// When a stop was carried out, and which stop it was.

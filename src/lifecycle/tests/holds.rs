@@ -137,28 +137,31 @@ fn an_open_file_that_grows_or_whose_call_is_found_again_is_left() {
 
 #[test]
 fn a_start_that_came_to_nothing_is_told_by_when_its_call_was_gone() {
-    let gone = |second: u64| Leg {
+    let gone = |second: u64, behind: u64| Leg {
         call_id: "call".into(),
         event: LegEvent::Gone,
         other: None,
         control: None,
-        stamp: Some(after(second).unix_micros()),
+        stamp: Some(after(second).minus(Duration::from_secs(behind)).unix_micros()),
     };
     let missing = || What::CollectFailed {
         attempt: 1,
         failure: CollectFailure::Missing,
         why: "no file".into(),
     };
-    for (gone, cause) in [
-        (Some(gone(0)), Cause::CallGone),
+    for (ended, cause) in [
+        (Some((0, 0)), Cause::CallGone),
         // The call lasted, and was not recorded.
-        (Some(gone(20)), Cause::NeverStarted),
+        (Some((20, 0)), Cause::NeverStarted),
+        // The same on a switch whose clock is behind.
+        (Some((20, 300)), Cause::NeverStarted),
         (None, Cause::NeverStarted),
     ] {
         let mut case = asked(order());
         step(&mut case, Input::Fact(What::Commanded));
-        if let Some(gone) = gone {
-            step(&mut case, Input::Fact(What::Leg(Box::new(gone))));
+        if let Some((second, behind)) = ended {
+            let leg = What::Leg(Box::new(gone(second, behind)));
+            next(&mut case, Input::Fact(leg), after(second), &policy());
         }
         next(&mut case, Input::Fact(missing()), after(31), &policy());
         assert_eq!(case.entry.outcome(), Some((Outcome::Failed, cause)));

@@ -26,6 +26,8 @@ pub struct Document {
     pub key: String,
     /// Digest and length of its attachment, as they were read back.
     pub audio: Option<(String, u64)>,
+    /// The MD5 of its audio, as it says.
+    pub told_md5: Option<String>,
     /// The length of audio that is somewhere else, as it says.
     pub elsewhere: Option<u64>,
     pub state: String,
@@ -93,6 +95,7 @@ async fn read(
         label: text(&document["origin"]).trim_start_matches("callflow : ").to_owned(),
         key: text(&private["key"]),
         audio,
+        told_md5: private["md5"].as_str().map(str::to_owned),
         elsewhere,
         state: text(&private["state"]),
         cause: text(&private["cause"]),

@@ -98,6 +98,18 @@ pub fn hindered(evidence: &Evidence, from: Instant, until: Instant) -> bool {
     struck.any(|struck| struck.from <= until && from <= struck.until + ON_THEIR_WAY)
 }
 
+/// Whether the ledger failed in that time, or a moment before.
+pub fn ledger_failed(evidence: &Evidence, from: Instant, until: Instant) -> bool {
+    let fails = |what: What| {
+        matches!(
+            what,
+            What::Database(_) | What::OddDatabase(_) | What::StopDatabase { .. }
+        )
+    };
+    let mut struck = evidence.struck.iter().filter(|struck| fails(struck.what));
+    struck.any(|struck| struck.from <= until && from <= struck.until + ON_THEIR_WAY)
+}
+
 /// Whether events may have gone with it.
 fn takes_events(what: What) -> bool {
     matches!(what, What::RestartBroker { .. } | What::CutBroker)

@@ -187,8 +187,10 @@ fn is_before_it_grew(evidence: &Evidence, document: &Document, ending: &Ending) 
     let Some((start, asked_at)) = start.and_then(|start| Some((start, start.asked_at?))) else {
         return false;
     };
-    let audio = document.audio.as_ref();
-    let whole = audio.is_some_and(|(md5, _)| start.wholes.contains(md5) && *md5 != ending.md5);
+    // Audio of a storage plan is elsewhere; its document tells the digest.
+    let of_plan = || document.elsewhere.and(document.told_md5.as_ref());
+    let audio = document.audio.as_ref().map(|(md5, _)| md5).or_else(of_plan);
+    let whole = audio.is_some_and(|md5| start.wholes.contains(md5) && *md5 != ending.md5);
     let broke = |what: What| {
         matches!(
             what,

@@ -1,0 +1,85 @@
+//! Two clocks: the switch stamps its events, and workers stamp what they do. An order of both needs one clock.
+
+use std::time::Duration;
+
+use crate::kazoo::time::Moment;
+
+use super::Entry;
+use super::fact::What;
+
+/// Clocks that differ by less count as equal: an event takes some time until a worker hears of it.
+const EQUAL: Duration = Duration::from_secs(2);
+
+impl Entry {
+    /// The time of a switch's stamp, in microseconds, by the clock of the workers.
+    pub fn by_our_clock(&self, stamp: i64) -> Moment {
+        Moment::from_unix_micros(stamp.saturating_add(self.switch_lag()))
+    }
+
+    /// By how much the switch's clock is behind the workers', in microseconds. Every event of the recording was stamped by the switch and heard
+    /// by a worker, never before it happened. The event that was heard soonest tells it best.
+    fn switch_lag(&self) -> i64 {
+        let heard_after = self.facts.iter().filter_map(|fact| {
+            let stamp = match &fact.what {
+                What::Started(told) | What::Ended(told) => told.stamp,
+                What::Leg(leg) => leg.stamp,
+                _ => None,
+            };
+            Some(fact.at.unix_micros().saturating_sub(stamp?))
+        });
+        let lag = heard_after.min().unwrap_or(0);
+        if u128::from(lag.unsigned_abs()) < EQUAL.as_micros() {
+            0
+        } else {
+            lag
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::entry::fact::Fact;
+    use crate::recording::ending::Told;
+    use crate::recording::identity::Key;
+
+    use super::*;
+
+    /// Events of a switch whose clock is `behind` seconds behind, each heard after so many seconds.
+    fn entry(behind: i64, heard_after: &[i64]) -> Entry {
+        let mut entry = Entry::new(Key::of("call", "action"), "call");
+        for (nth, after) in (0..).zip(heard_after) {
+            let happened = 1_795_386_262 + nth * 60;
+            let stamp = Moment::from_unix_seconds(happened - behind);
+            let mut told = Told::presumed("call", stamp, "fs1", "/tmp/a.mp3");
+            told.stamp = Some(stamp.unix_micros());
+            let what = match nth {
+                0 => What::Started(Box::new(told)),
+                _ => What::Ended(Box::new(told)),
+            };
+            entry.add(Fact {
+                at: Moment::from_unix_seconds(happened + after),
+                by: "w".into(),
+                what,
+            });
+        }
+        entry
+    }
+
+    #[test]
+    fn what_a_switch_stamps_is_read_by_the_workers_clock() {
+        let stamp = 1_795_386_300_000_000;
+        for (behind, heard_after, lag) in [
+            (0, vec![0, 1], 0),
+            (0, vec![], 0),
+            (1, vec![0], 0),
+            (30, vec![0, 5], 30),
+            (-30, vec![0, 5], -30),
+            // The start was heard late, after an outage.
+            (30, vec![90, 0], 30),
+            (0, vec![90, 0], 0),
+        ] {
+            let read = entry(behind, &heard_after).by_our_clock(stamp);
+            assert_eq!(read.unix_micros() - stamp, lag * 1_000_000, "{behind} {heard_after:?}");
+        }
+    }
+}
