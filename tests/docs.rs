@@ -329,6 +329,61 @@ fn every_link_leads_somewhere() {
     }
 }
 
+/// Where the package installs a file of the repository, if it does.
+fn installed(path: &str) -> Option<String> {
+    const BASE: &str = "usr/share/doc/kz-record-call/";
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
+    assets.iter().find_map(|asset| {
+        let [from, to] = [0, 1].map(|at| asset[at].as_str().unwrap());
+        let to = to.strip_prefix(BASE)?;
+        let (folder, ending) = match from.split_once('*') {
+            // What a pattern matches keeps its path behind the pattern's folder.
+            Some((folder, pattern)) => (folder, pattern.rsplit('*').next()?),
+            None => (&from[..from.rfind('/').map_or(0, |at| at + 1)], ""),
+        };
+        let fits = if from.contains('*') {
+            path.ends_with(ending)
+        } else {
+            path == from
+        };
+        let name = path.strip_prefix(folder).filter(|_| fits)?;
+        Some(format!("{to}{name}"))
+    })
+}
+
+#[test]
+fn links_lead_somewhere_where_the_package_installs_the_pages() {
+    let mut seen = 0;
+    for (name, text) in &pages() {
+        let Some(here) = installed(name) else {
+            panic!("{name} is not installed");
+        };
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap();
+            if file.is_empty() || link.starts_with("http") {
+                continue;
+            }
+            let to = root().join(name).parent().unwrap().join(file).canonicalize().unwrap();
+            let path = to
+                .strip_prefix(root().canonicalize().unwrap())
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
+            let there = installed(&path).unwrap_or_else(|| panic!("{name} links to {path}, which is not installed"));
+            // Relative to each other as in the repository.
+            let depth = |path: &str| path.matches('/').count();
+            assert_eq!(
+                (here.as_str(), there.as_str(), depth(&here)),
+                (name.as_str(), path.as_str(), depth(name))
+            );
+            seen += 1;
+        }
+    }
+    assert!(seen > 60, "only {seen} links were found");
+}
+
 fn defaults() -> toml::Table {
     DEFAULTS.parse().unwrap()
 }

@@ -120,11 +120,11 @@ fn main_page(command: Command) -> anyhow::Result<Vec<u8>> {
             "Secret settings, readable by root only.",
         ),
         (
-            "/usr/share/doc/kz-record-call/default.toml",
+            "/usr/share/doc/kz-record-call/config/default.toml",
             "All settings with their meaning and default.",
         ),
         (
-            "/usr/share/doc/kz-record-call/when-it-goes-wrong.md",
+            "/usr/share/doc/kz-record-call/docs/when-it-goes-wrong.md",
             "What to do about causes, log lines and alerts.",
         ),
     ] {
