@@ -198,6 +198,14 @@ impl Ledger {
             .map_err(LedgerError::Down)
     }
 
+    /// The same in these months, in which the call ran.
+    ///
+    /// # Errors
+    /// When the ledger does not answer.
+    pub async fn of_call_in(&self, months: &[Month], call_id: &str) -> Result<Vec<Record>, LedgerError> {
+        self.store.of_call(months, call_id).await.map_err(LedgerError::Down)
+    }
+
     /// The open recordings of the call that the fetch belongs to.
     ///
     /// # Errors

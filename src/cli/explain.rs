@@ -126,8 +126,8 @@ fn clock(at: Moment) -> String {
 
 fn verdict(entry: &Entry) -> String {
     match (entry.outcome(), entry.parked()) {
-        (Some((outcome, cause)), _) => format!("{outcome}: {}", cause.meaning()),
-        (None, Some(cause)) => format!("parked: {}", cause.meaning()),
+        (Some((outcome, cause)), _) => format!("{outcome} ({cause}): {}", cause.meaning()),
+        (None, Some(cause)) => format!("parked ({cause}): {}", cause.meaning()),
         (None, None) => State::of(entry).name().to_owned(),
     }
 }
@@ -368,7 +368,7 @@ fn coming(record: &Record, now: Moment, policy: &lifecycle::Policy) -> String {
             .order()
             .map_or(entry.call_id.as_str(), |order| order.media_id.as_str());
         return format!(
-            "none without an operator: run `kz-record-call retry {0}` or `kz-record-call discard {0}`",
+            "none without an operator: correct the cause, then run `kz-record-call retry {0}`. To give the audio up: `kz-record-call discard {0} --yes`",
             Plain(media_id)
         );
     }

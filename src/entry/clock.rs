@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::kazoo::time::Moment;
 
 use super::Entry;
-use super::fact::What;
+use super::fact::{Fact, What};
 
 /// Clocks that differ by less count as equal: an event takes some time until a worker hears of it.
 const EQUAL: Duration = Duration::from_secs(2);
@@ -16,14 +16,21 @@ impl Entry {
         Moment::from_unix_micros(stamp.saturating_add(self.switch_lag()))
     }
 
-    /// By how much the switch's clock is behind the workers', in microseconds. Every event of the recording was stamped by the switch and heard
-    /// by a worker, never before it happened. The event that was heard soonest tells it best.
+    /// By how much the clock of the recording's switch is behind the workers', in microseconds. An event is stamped by the switch and heard by a
+    /// worker, never before it happened. The event that was heard soonest tells it best. Other legs of the call may be on other switches.
     fn switch_lag(&self) -> i64 {
+        let of_recording = |fact: &Fact| match &fact.what {
+            What::Started(told) | What::Ended(told) => Some((told.call_id.clone(), told.stamp)),
+            _ => None,
+        };
+        let mut carriers: Vec<String> = self.facts.iter().filter_map(of_recording).map(|(leg, _)| leg).collect();
+        if carriers.is_empty() {
+            carriers.push(self.call_id.clone());
+        }
         let heard_after = self.facts.iter().filter_map(|fact| {
             let stamp = match &fact.what {
-                What::Started(told) | What::Ended(told) => told.stamp,
-                What::Leg(leg) => leg.stamp,
-                _ => None,
+                What::Leg(leg) if carriers.contains(&leg.call_id) => leg.stamp,
+                _ => of_recording(fact).and_then(|(_, stamp)| stamp),
             };
             Some(fact.at.unix_micros().saturating_sub(stamp?))
         });
@@ -38,7 +45,8 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use crate::entry::fact::Fact;
+    use crate::entry::legs::Leg;
+    use crate::kazoo::leg::LegEvent;
     use crate::recording::ending::Told;
     use crate::recording::identity::Key;
 
@@ -81,5 +89,25 @@ mod tests {
             let read = entry(behind, &heard_after).by_our_clock(stamp);
             assert_eq!(read.unix_micros() - stamp, lag * 1_000_000, "{behind} {heard_after:?}");
         }
+    }
+
+    #[test]
+    fn legs_on_other_switches_tell_nothing_of_this_ones_clock() {
+        let mut entry = entry(30, &[0]);
+        for (call_id, ahead) in [("call", -30), ("another leg", 30)] {
+            entry.add(Fact {
+                at: Moment::from_unix_seconds(1_795_386_270),
+                by: "w".into(),
+                what: What::Leg(Box::new(Leg {
+                    call_id: call_id.into(),
+                    event: LegEvent::Gone,
+                    other: None,
+                    control: None,
+                    stamp: Some(Moment::from_unix_seconds(1_795_386_270 + ahead).unix_micros()),
+                })),
+            });
+        }
+        let stamp = 1_795_386_300_000_000;
+        assert_eq!(entry.by_our_clock(stamp).unix_micros() - stamp, 30_000_000);
     }
 }

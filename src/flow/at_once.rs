@@ -10,6 +10,7 @@ use crate::ledger::Address;
 use super::find;
 use super::registry::Open;
 use super::start::Job;
+use super::stop::MEMORY_GROWS;
 
 /// Time limit for the ledger to load a recording.
 const KNOWLEDGE: Duration = Duration::from_secs(1);
@@ -28,6 +29,10 @@ const MOST_AT_ONCE: usize = 4;
 /// spent on a recording that was over while its end was on the way.
 pub(super) async fn the_one_before(job: &Job<'_>, open: &Open, asked: &Fact) -> Option<Open> {
     if !knows_others(job, open) {
+        // A worker that has run for longer than a call lasts heard of every recording.
+        if job.parts.begun.elapsed() >= MEMORY_GROWS || !job.parts.ledger.is_up() {
+            return None;
+        }
         learn_others(job).await;
         if !knows_others(job, open) {
             return None;

@@ -39,17 +39,6 @@ impl Parts {
             Ok(way) => way,
             Err(error) => return self.failed(case, attempt, (destination, ""), &error, begun),
         };
-        let own = match self.name_of_its_own(case, &way).await {
-            Ok(own) => own,
-            Err(Nameless::Unknown(error)) => {
-                return self.postponed(case, self.now().plus(BUSY), error.to_string());
-            }
-            Err(Nameless::Replaces) => {
-                let why = "another recording of the call has this signed URL, and would be replaced";
-                let error = DeliveryError::Recording(why.into());
-                return self.failed(case, attempt, (destination, &way.host), &error, begun);
-            }
-        };
         let slot = match (destination, self.hosts.free_slot(&way.host)) {
             // Uploads from switches are limited already, and a file that is collected in vain costs more than the limit saves.
             (Destination::Account, slot) => slot,
@@ -59,6 +48,15 @@ impl Parts {
         let Some(_share) = self.share(case, destination, &way.host, hand).await else {
             let why = format!("other deliveries to {} have their switch wait", way.host);
             return self.postponed(case, self.now().plus(BUSY), why);
+        };
+        let own = match self.name_of_its_own(case, &way).await {
+            Ok(own) => own,
+            Err(Nameless::Unknown(why)) => return self.postponed(case, self.now().plus(BUSY), why),
+            Err(Nameless::Replaces) => {
+                let why = "another recording of the call has this signed URL, and would be replaced";
+                let error = DeliveryError::Recording(why.into());
+                return self.failed(case, attempt, (destination, &way.host), &error, begun);
+            }
         };
         if let Err(until) = self.targets.may_begin(&way.host) {
             return self.postponed(case, until, format!("{} takes nothing now", way.host));

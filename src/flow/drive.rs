@@ -288,7 +288,7 @@ impl Driver<'_> {
         let once = || entry.order().is_some_and(|order| !order.may_begin_again());
         let plain = entry
             .delivery()
-            .is_some_and(|delivery| delivery.destination == Destination::Account && once());
+            .is_some_and(|delivery| delivery.destination == Destination::Account && !delivery.below_quorum && once());
         let elsewhere = entry
             .delivery()
             .is_some_and(|delivery| delivery.destination == Destination::ThirdParty);

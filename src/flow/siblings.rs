@@ -3,22 +3,34 @@
 //! Kazoo names the file by its call alone (`media_recording:handler_fields_for_protocol`). A server that stores by path would replace one
 //! recording of a call by the next. So only the first recording has Kazoo's name.
 
+use std::time::Duration;
+
 use crate::destination::url::Target;
-use crate::ledger::LedgerError;
+use crate::entry::Entry;
+use crate::entry::cause::Outcome;
+use crate::entry::fact::What;
+use crate::kazoo::time::{Moment, Month};
 use crate::lifecycle::Case;
 use crate::recording::order::{Order, Url};
 use crate::recording::settings::Method;
 
+use super::journal;
 use super::perform::Parts;
 use super::way::{By, Way};
 
 /// Digits of the recording's key in its file's name.
 const OF_THE_KEY: usize = 8;
 
+/// Time limit for the ledger to say which other recordings the call has: a switch may wait for the delivery.
+const KNOWLEDGE: Duration = Duration::from_secs(2);
+
+/// A call that lasts over the turn of a month has recordings in two months.
+const LONGEST_CALL: Duration = Duration::from_secs(86_400);
+
 /// Why a recording has no name at its URL.
 pub(super) enum Nameless {
-    /// The ledger does not tell which other recordings the call has.
-    Unknown(LedgerError),
+    /// It is not known yet which other recordings the call has, or what becomes of them.
+    Unknown(String),
     /// The URL is signed, so it names one object, and another recording has it.
     Replaces,
 }
@@ -30,28 +42,136 @@ impl Parts {
         let (By::Url(target), Some(order)) = (&way.by, case.entry.order()) else {
             return Ok(None);
         };
-        if order.continues.is_none() && !self.follows_another(case, target, order).await? {
-            return Ok(None);
+        let names_one_object = target.is_signed() && order.method == Method::Put;
+        let others = match tokio::time::timeout(KNOWLEDGE, self.others_at(case, target, order)).await {
+            Ok(others) => others?,
+            Err(_) => return Err(Nameless::Unknown("the ledger does not answer in time".to_owned())),
+        };
+        if names_one_object {
+            return match others.iter().map(|other| claim(other, order)).max() {
+                Some(Claim::Has) => Err(Nameless::Replaces),
+                Some(Claim::MayGet) => Err(Nameless::Unknown(
+                    "an earlier recording of the call has this signed URL, and is not settled".to_owned(),
+                )),
+                Some(Claim::Never) | None if order.continues.is_some() => Err(Nameless::Replaces),
+                Some(Claim::Never) | None => Ok(None),
+            };
         }
-        if target.is_signed() && order.method == Method::Put {
-            return Err(Nameless::Replaces);
-        }
-        let key = order.key.to_string();
-        Ok(Some(key.get(..OF_THE_KEY).unwrap_or(&key).to_owned()))
+        let is_first = order.continues.is_none() && !others.iter().any(|other| has_name(other, order, &case.entry));
+        Ok((!is_first).then(|| digits(order)))
     }
 
-    /// Whether an earlier recording of the call goes to the same URL, or any that is there already. The answer stays the same at every
-    /// attempt: recordings that begin later have later orders.
-    async fn follows_another(&self, case: &Case, target: &Target, order: &Order) -> Result<bool, Nameless> {
-        let records = self.ledger.of_call(&case.entry.call_id).await;
-        let mine = (order.asked_at, order.key);
-        Ok(records.map_err(Nameless::Unknown)?.iter().any(|record| {
-            let Some(other) = record.entry.order().filter(|other| other.key != order.key) else {
-                return false;
-            };
-            let Url::Given(url) = &other.url else { return false };
-            Target::parse(url).is_ok_and(|url| url == *target)
-                && (record.entry.uploaded().is_some() || (other.asked_at, other.key) < mine)
-        }))
+    /// The other recordings of the call that go to the same URL. Of two that are delivered at the same time at least one sees the other:
+    /// each is in the ledger before it looks.
+    async fn others_at(&self, case: &Case, target: &Target, order: &Order) -> Result<Vec<Entry>, Nameless> {
+        let unknown = |why: &str| Nameless::Unknown(why.to_owned());
+        if !self.ledger.is_up() {
+            return Err(unknown("the ledger is down"));
+        }
+        let receipt = self.ledger.note(&case.entry, None, Duration::ZERO).await;
+        if !receipt.durable().await {
+            return Err(unknown("the ledger did not take the recording"));
+        }
+        if journal::has_more(self).await {
+            // The start of another one may be among them.
+            return Err(unknown(journal::WAITING));
+        }
+        let records = self
+            .ledger
+            .of_call_in(&months(order.asked_at), &case.entry.call_id)
+            .await;
+        let records = records.map_err(|error| Nameless::Unknown(error.to_string()))?;
+        let at_url = |entry: &Entry| {
+            let other = entry.order().filter(|other| other.key != order.key);
+            match other.map(|other| &other.url) {
+                Some(Url::Given(url)) => Target::parse(url).is_ok_and(|url| url == *target),
+                _ => false,
+            }
+        };
+        Ok(records.into_iter().map(|record| record.entry).filter(at_url).collect())
+    }
+}
+
+/// The months in which the call can have recordings.
+fn months(asked_at: Moment) -> Vec<Month> {
+    let mut months = vec![asked_at.month()];
+    for near in [asked_at.minus(LONGEST_CALL), asked_at.plus(LONGEST_CALL)] {
+        if !months.contains(&near.month()) {
+            months.push(near.month());
+        }
+    }
+    months
+}
+
+fn digits(order: &Order) -> String {
+    let key = order.key.to_string();
+    key.get(..OF_THE_KEY).unwrap_or(&key).to_owned()
+}
+
+fn is_earlier(other: &Order, than: &Order) -> bool {
+    (other.asked_at, other.key) < (than.asked_at, than.key)
+}
+
+fn has_tried(entry: &Entry) -> bool {
+    let is_try = |what: &What| matches!(what, What::DeliveryFailed { .. });
+    entry.facts().iter().any(|fact| is_try(&fact.what))
+}
+
+/// Whether another recording has Kazoo's name at the URL, or is about to get it. The answer stays the same at every attempt: recordings that
+/// begin later have later orders, and names of their own.
+fn has_name(other: &Entry, mine: &Order, me: &Entry) -> bool {
+    let Some(order) = other.order() else { return false };
+    if is_earlier(order, mine) {
+        return true;
+    }
+    match other.uploaded() {
+        Some(url) => !url.contains(&format!("-{}.", digits(order))),
+        // Its first attempt is in flight, and began before it could see this one.
+        None => !has_tried(me) && !has_tried(other) && other.documented().is_some() && other.outcome().is_none(),
+    }
+}
+
+/// What another recording has to do with a signed URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    /// It left nothing there, and never will.
+    Never,
+    MayGet,
+    Has,
+}
+
+fn claim(other: &Entry, mine: &Order) -> Claim {
+    let Some(order) = other.order() else {
+        return Claim::Never;
+    };
+    if other.uploaded().is_some() {
+        return Claim::Has;
+    }
+    match other.outcome() {
+        Some((Outcome::Failed | Outcome::Discarded, _)) if !has_tried(other) => Claim::Never,
+        // Its audio may be there, though no answer said so.
+        Some(_) => Claim::Has,
+        None if other.parked().is_some() && is_earlier(order, mine) => Claim::Has,
+        None if is_earlier(order, mine) => Claim::MayGet,
+        None => Claim::Never,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_months_of_a_call_are_those_around_its_order() {
+        let at = |seconds| Moment::from_unix_seconds(seconds);
+        // 2026-11-15, and one hour before and after the turn to December.
+        assert_eq!(months(at(1_794_700_800)).len(), 1);
+        for near in [1_796_083_200 - 3600, 1_796_083_200 + 3600] {
+            let months: Vec<String> = months(at(near)).iter().map(ToString::to_string).collect();
+            assert!(
+                months.contains(&"202611".to_owned()) && months.contains(&"202612".to_owned()),
+                "{months:?}"
+            );
+        }
     }
 }

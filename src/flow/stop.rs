@@ -52,7 +52,7 @@ const ENOUGH: u32 = 5;
 
 /// For this long after its start a worker does not believe that a call has no recording. It heard no notice of earlier recordings, and a
 /// CouchDB node that was started with it may lag behind the others. The action is searched for again for some seconds, also by other workers.
-const MEMORY_GROWS: Duration = Duration::from_secs(900);
+pub(super) const MEMORY_GROWS: Duration = Duration::from_secs(900);
 
 /// Why such an action waits.
 const STARTED_LATELY: &str = "this worker started a moment ago";
