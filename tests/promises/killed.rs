@@ -158,7 +158,7 @@ async fn proved(
         }
     }
     ensure!(document["pvt_recording"]["state"] == "complete", "{document:#}");
-    ensure!(!recording.path.exists(), "the file is still on the switch");
+    world.released(&recording).await?;
     let all = world.kazoo.tap().messages();
     let told: BTreeSet<(&str, &str)> = all
         .iter()

@@ -105,7 +105,7 @@ async fn a_users_url_gets_the_audio_and_the_account_its_document(services: Arc<S
     );
     let told = changes(&world, &recording.id);
     ensure!(told == ["doc_created", "doc_edited"], "{told:?}");
-    ensure!(!recording.path.exists(), "the switch still has its file");
+    world.released(&recording).await?;
     world.finish().await
 }
 

@@ -254,6 +254,16 @@ impl<'a> World<'a> {
         Ok(Value::Object((*seen.body).clone()))
     }
 
+    /// Waits until the switch has deleted the recording's file. Its answer can reach it after the outcome reached us.
+    pub async fn released(&self, recording: &Recording) -> anyhow::Result<()> {
+        let deleted = |s: &crate::simulator::sim::State| {
+            let mut files = s.recordings().iter().filter(|r| r.path == recording.path);
+            files.find(|r| r.deleted).map(drop)
+        };
+        let waiting = self.kazoo.wait_for("the switch to delete its file", SOON, deleted);
+        waiting.await
+    }
+
     /// Waits until the recording is stored, and proves it: announced, the document as promised, the audio byte by byte what the switch wrote,
     /// and the switch's file gone.
     pub async fn stored(&self, recording: &Recording) -> anyhow::Result<Stored> {
@@ -271,16 +281,7 @@ impl<'a> World<'a> {
             bail!("the audio is not the switch's: {difference}\n{story}");
         }
         schemas::check("call_recording", &stored.document)?;
-        let path = recording.path.clone();
-        self.kazoo
-            .wait_for("the switch to delete its file", SOON, |s| {
-                s.recordings()
-                    .iter()
-                    .find(|r| r.path == path)
-                    .filter(|r| r.deleted)
-                    .map(drop)
-            })
-            .await?;
+        self.released(recording).await?;
         Ok(stored)
     }
 
