@@ -398,11 +398,11 @@ impl Entry {
     fn has_told(&self, outcome: Outcome, cause: Cause) -> bool {
         let concluded = |by: &str, at: Moment| {
             let of_worker = self.facts.iter().filter(|fact| fact.by == by && fact.at <= at);
-            let conclusions = of_worker.filter_map(|fact| match fact.what {
+            let mut conclusions = of_worker.filter_map(|fact| match fact.what {
                 What::Concluded { outcome: of, cause } if of == outcome => Some(cause),
                 _ => None,
             });
-            conclusions.last()
+            conclusions.next_back()
         };
         let mut announced = self
             .facts
