@@ -158,7 +158,7 @@ async fn proved(
         }
     }
     ensure!(document["pvt_recording"]["state"] == "complete", "{document:#}");
-    world.released(&recording).await?;
+    world.released(recording).await?;
     let all = world.kazoo.tap().messages();
     let told: BTreeSet<(&str, &str)> = all
         .iter()
