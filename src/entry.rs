@@ -12,6 +12,7 @@ use crate::recording::ending::Told;
 use crate::recording::identity::Key;
 use crate::recording::order::Order;
 
+mod announced;
 mod attempts;
 pub mod cause;
 mod clock;
@@ -391,26 +392,6 @@ impl Entry {
             _ => false,
         };
         (present == outcome && self.has(other) && !self.has_told(outcome, cause)).then_some(cause)
-    }
-
-    /// Whether the outcome was announced with this cause: its announcer had concluded so itself. Another worker may have concluded otherwise
-    /// at the same time, which changes nothing then.
-    fn has_told(&self, outcome: Outcome, cause: Cause) -> bool {
-        let concluded = |by: &str, at: Moment| {
-            let of_worker = self.facts.iter().filter(|fact| fact.by == by && fact.at <= at);
-            let mut conclusions = of_worker.filter_map(|fact| match fact.what {
-                What::Concluded { outcome: of, cause } if of == outcome => Some(cause),
-                _ => None,
-            });
-            conclusions.next_back()
-        };
-        let mut announced = self
-            .facts
-            .iter()
-            .filter(|fact| fact.what == What::Announced(Announcement::Outcome(outcome)))
-            .map(|fact| concluded(&fact.by, fact.at));
-        let first = announced.next();
-        first == Some(Some(cause)) && announced.all(|other| other == Some(cause))
     }
 
     /// The notices that must still be published, in order.

@@ -277,31 +277,6 @@ fn any_long_story() -> impl Strategy<Value = Entry> {
 }
 
 /// A kind that is missing in the list has no limit, and these tests do not draw it.
-/// Two workers conclude the same recording without knowing of each other. What was told is told again only if it was another cause.
-#[test]
-fn a_conclusion_of_another_worker_announces_nothing_twice() {
-    let failed = Announcement::Outcome(Outcome::Failed);
-    for (announcer, is_told) in [("x", true), ("y", false)] {
-        let mut entry = Entry::new(Key::of("call", "action"), "call");
-        let facts = [("x", 1, Cause::CallGone), ("y", 2, Cause::NeverStarted)];
-        for (by, second, cause) in facts {
-            let outcome = Outcome::Failed;
-            entry.add(Fact {
-                at: at(second),
-                by: by.into(),
-                what: What::Concluded { outcome, cause },
-            });
-        }
-        entry.add(Fact {
-            at: at(3),
-            by: announcer.into(),
-            what: What::Announced(failed),
-        });
-        assert_eq!(entry.outcome(), Some((Outcome::Failed, Cause::CallGone)));
-        assert_eq!(entry.is_announced(failed), is_told, "{announcer}");
-    }
-}
-
 #[test]
 fn every_kind_of_fact_is_in_the_list_of_kinds() {
     let source = include_str!("fact.rs");
