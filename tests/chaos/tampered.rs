@@ -186,6 +186,11 @@ const TAMPERINGS: &[(&str, Tamper)] = &[
 
 /// The same, in evidence of a run in which nothing broke: that alone makes sentences too, which do not count.
 const IN_PEACE: &[(&str, Tamper)] = &[
+    ("a mask that the document does not tell", |e| {
+        let id = masked(e)?;
+        document(e, &id)?.masks.clear();
+        Some(())
+    }),
     (
         "a start that was never sent to the switch, and is told as never started",
         |e| {
@@ -233,11 +238,6 @@ const IN_PEACE: &[(&str, Tamper)] = &[
     ("a stop that was never sent", |e| ignored(e, Verb::Stop)),
     ("a mask that was never sent", |e| ignored(e, Verb::Mask)),
     ("an unmask that was never sent", |e| ignored(e, Verb::Unmask)),
-    ("a mask that the document does not tell", |e| {
-        let id = masked(e)?;
-        document(e, &id)?.masks.clear();
-        Some(())
-    }),
     ("a mask that the document tells, and the switch did not do", |e| {
         let id = kept(e, "account")?.media_id.clone();
         document(e, &id)?.masks = vec![true];
@@ -293,7 +293,11 @@ fn ignored(e: &mut Evidence, verb: Verb) -> Option<()> {
 }
 
 /// The id of a document that tells of a mask.
-fn masked(evidence: &Evidence) -> Option<String> {
+/// A recording whose document tells of a mask. Its commands came well before its end from now on, so that the oracle judges them.
+fn masked(evidence: &mut Evidence) -> Option<String> {
+    for turn in &mut evidence.turns {
+        turn.over_at = turn.over_at.max(turn.asked_at + Duration::from_secs(1));
+    }
     let ending = evidence
         .endings
         .iter()
@@ -329,19 +333,12 @@ pub fn overlooked(evidence: &Evidence) -> Vec<String> {
     overlooked
 }
 
-/// A run with so many starts has something of every kind.
-const ENOUGH_OF_ALL: usize = 150;
-
 fn tampered_with(tamperings: &[(&str, Tamper)], evidence: &Evidence) -> Vec<String> {
     let honest = judge(evidence);
     let mut overlooked = Vec::new();
     for (what, tamper) in tamperings {
         let mut changed = evidence.clone();
         match tamper(&mut changed) {
-            // A short run may have nothing of the kind; a long one must.
-            None if evidence.starts.len() < ENOUGH_OF_ALL => {
-                println!("chaos: nothing in this run could be made into {what}")
-            }
             None => overlooked.push(format!("nothing in this run could be made into {what}")),
             Some(()) if !found(&honest, &changed) => overlooked.push(format!("the oracle overlooks {what}")),
             Some(()) => {}
