@@ -206,6 +206,7 @@ fn every_fact() -> Vec<What> {
             event: LegEvent::Transferor,
             other: Some("other".into()),
             control: None,
+            was_answered: Some(true),
             stamp: Some(1_795_945_164_876_700),
         })),
         What::Leg(Box::new(Leg {
@@ -213,6 +214,7 @@ fn every_fact() -> Vec<What> {
             event: LegEvent::Action,
             other: None,
             control: Some("pid://<0.1.0>/queue".into()),
+            was_answered: None,
             stamp: None,
         })),
         What::Probed {

@@ -103,6 +103,7 @@ mod tests {
                     event: LegEvent::Gone,
                     other: None,
                     control: None,
+                    was_answered: None,
                     stamp: Some(Moment::from_unix_seconds(1_795_386_270 + ahead).unix_micros()),
                 })),
             });

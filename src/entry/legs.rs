@@ -21,6 +21,9 @@ pub struct Leg {
     /// The address of its control process, as the action on this leg named it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<String>,
+    /// For `Gone`: whether the leg had been answered, if the event said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was_answered: Option<bool>,
     /// The event's own stamp, Unix microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<i64>,
@@ -39,6 +42,16 @@ pub struct Carrier {
 }
 
 impl Entry {
+    /// Whether the leg that the recording was ordered on was answered, as the leg's end tells. Without that end a bridge counts as an
+    /// answer. (A bridge alone is not certain: early media is bridged too.)
+    pub fn was_answered(&self) -> bool {
+        let told = self.facts.iter().find_map(|fact| match &fact.what {
+            What::Leg(leg) if leg.call_id == self.call_id => leg.was_answered,
+            _ => None,
+        });
+        told.unwrap_or_else(|| self.is_bridged_since_command())
+    }
+
     /// Whether the leg that the recording was ordered on was bridged after its command.
     pub fn is_bridged_since_command(&self) -> bool {
         let commanded = self.facts.iter().find(|fact| fact.what == What::Commanded);
@@ -57,6 +70,7 @@ impl From<LegNews> for Leg {
             event: news.event,
             other: news.other,
             control: None,
+            was_answered: news.was_answered,
             stamp: news.stamp,
         }
     }
@@ -70,6 +84,7 @@ impl Leg {
             event: LegEvent::Action,
             other: None,
             control: Some(control.to_string()),
+            was_answered: None,
             stamp: None,
         }
     }
@@ -192,6 +207,7 @@ mod tests {
             event,
             other: other.map(str::to_owned),
             control: None,
+            was_answered: None,
             stamp: Some(at(second).unix_micros()),
         };
         (second, What::Leg(Box::new(leg)))

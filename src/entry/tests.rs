@@ -107,6 +107,7 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             event: [LegEvent::Action, LegEvent::Bridged][usize::from(on)],
             other: on.then(|| (n % 4).to_string()),
             control: None,
+            was_answered: on.then_some(n.is_multiple_of(2)),
             stamp: on.then(|| at(i64::from(n)).unix_micros()),
         })),
         "probed" => What::Probed {

@@ -524,6 +524,7 @@ mod tests {
                 event: LegEvent::Bridged,
                 other: Some(format!("leg {n}")),
                 control: None,
+                was_answered: None,
                 stamp: Some(n),
             };
             registry.learn(&leg, Moment::from_unix_seconds(n), "w");
@@ -535,6 +536,7 @@ mod tests {
             event: LegEvent::Gone,
             other: None,
             control: None,
+            was_answered: None,
             stamp: None,
         };
         assert!(registry.learn(&leg, Moment::from_unix_seconds(200), "w").is_empty());

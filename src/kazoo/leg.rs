@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::envelope::{Envelope, MAX_ID_BYTES};
 use super::event::{event_time, numbered};
-use super::json::owned_text;
+use super::json::{integer_at, owned_text};
 use super::routing_key;
 use super::time::Moment;
 
@@ -40,6 +40,8 @@ pub struct LegNews {
     pub other: Option<String>,
     /// `Call-Interaction-ID`, which the legs of one conversation share.
     pub interaction: Option<String>,
+    /// For `Gone`: whether the leg had been answered (`Billing-Seconds` above zero, which the switch counts from the answer).
+    pub was_answered: Option<bool>,
     /// The switch's own time of the event, in Unix microseconds, in steps of 20 ms. It is equal in each copy of an event.
     pub stamp: Option<i64>,
     pub at: Option<Moment>,
@@ -87,7 +89,9 @@ impl LegNews {
             _ => bridged(),
         };
         let variables = body.get("Custom-Channel-Vars").unwrap_or(&Value::Null);
+        let billed = || integer_at(body, "Billing-Seconds").map(|seconds| seconds > 0);
         Some(Self {
+            was_answered: (event == LegEvent::Gone).then(billed).flatten(),
             other: other.filter(|other| *other != call_id),
             call_id,
             event,

@@ -48,6 +48,10 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
             Trigger::Bridge if overdue && gone && looked && entry.is_bridged_since_command() => {
                 conclude(Outcome::Failed, unstarted(entry))
             }
+            // The time since the command says nothing here: the recording would have begun at the answer.
+            Trigger::Answer if overdue && gone && looked && entry.was_answered() => {
+                conclude(Outcome::Failed, Cause::NeverStarted)
+            }
             Trigger::Answer | Trigger::Bridge if overdue && gone && looked => {
                 conclude(Outcome::Discarded, Cause::NeverTriggered)
             }

@@ -19,6 +19,7 @@ promises![
     an_end_that_nobody_told_is_presumed,
     an_end_is_found_soon_where_the_ecallmgrs_come_back_after_the_worker,
     a_recording_that_never_starts_fails_with_its_cause,
+    a_lost_start_at_an_answer_that_came_fails_with_its_cause,
     a_dialplan_error_fails_the_recording_with_its_cause,
     a_control_queue_that_is_gone_fails_the_recording_with_its_cause,
     events_that_come_twice_change_nothing,
@@ -271,6 +272,33 @@ async fn a_recording_that_never_starts_fails_with_its_cause(services: Arc<Servic
     let call = world.kazoo.new_call(CallOptions::talking());
     call.execute(json!({})).await?.continued(SOON).await?;
     fails_with(&world, &call.id(), "never_started").await?;
+    world.finish().await
+}
+
+/// The command is lost after the broker confirmed it, and the call is answered later: that is a loss, and no call that was never answered.
+async fn a_lost_start_at_an_answer_that_came_fails_with_its_cause(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let worker = world.worker_with(&FAST).await?;
+    for (answers, state, cause) in [
+        (true, "failed", "never_started"),
+        (false, "discarded", "never_triggered"),
+    ] {
+        world.kazoo.faults(|faults| faults.ignore_starts = 1);
+        let call = world.kazoo.new_call(CallOptions::ringing());
+        call.execute(json!({"record_on_answer": true}))
+            .await?
+            .continued(SOON)
+            .await?;
+        let _ = world.state(&call.id(), "asked", SOON).await?;
+        if answers {
+            call.answer();
+        }
+        call.hangup("NORMAL_CLEARING").await;
+        let entry = world.state(&call.id(), state, SOON).await?;
+        ensure!(entry["cause"] == cause, "{entry:#}");
+    }
+    let failed = |line: &Value| line["event"] == "recording_closed" && line["cause"] == "never_started";
+    worker.logged("that the recording failed", failed, SOON).await?;
     world.finish().await
 }
 

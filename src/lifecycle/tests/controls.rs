@@ -31,6 +31,7 @@ fn moved() -> Input {
         event: LegEvent::Transferor,
         other: Some("other".into()),
         control: None,
+        was_answered: None,
         stamp: Some(after(20).unix_micros()),
     })))
 }
@@ -127,6 +128,7 @@ fn a_mask_just_before_the_hang_up_is_told_as_done() {
         event: LegEvent::Gone,
         other: Some("other".into()),
         control: None,
+        was_answered: None,
         stamp: Some(after(4).unix_micros()),
     };
     at(&mut case, 6, Input::Fact(What::Leg(Box::new(gone))));

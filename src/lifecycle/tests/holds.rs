@@ -142,6 +142,7 @@ fn a_start_that_came_to_nothing_is_told_by_when_its_call_was_gone() {
         event: LegEvent::Gone,
         other: None,
         control: None,
+        was_answered: None,
         stamp: Some(after(second).minus(Duration::from_secs(behind)).unix_micros()),
     };
     let missing = || What::CollectFailed {

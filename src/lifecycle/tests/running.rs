@@ -170,13 +170,19 @@ fn no_such_file() -> Input {
 }
 
 /// What becomes of a delayed start that was commanded so many seconds after its action. The call was gone at 5.5 s; `bridged`: it was
-/// bridged for a moment before.
-fn delayed_until(commanded: u64, trigger: Trigger, bridged: bool) -> Option<(Outcome, Cause)> {
+/// bridged for a moment before; `was_answered`: what the end of the call's leg said.
+fn delayed_until(
+    commanded: u64,
+    trigger: Trigger,
+    bridged: bool,
+    was_answered: Option<bool>,
+) -> Option<(Outcome, Cause)> {
     let leg = |event| Leg {
         call_id: "call".into(),
         event,
         other: None,
         control: None,
+        was_answered: None,
         stamp: Some(after(5).unix_micros()),
     };
     let mut delayed = order();
@@ -189,7 +195,10 @@ fn delayed_until(commanded: u64, trigger: Trigger, bridged: bool) -> Option<(Out
         let what = What::Leg(Box::new(leg(LegEvent::Bridged)));
         next(&mut case, Input::Fact(what), after(5), &policy());
     }
-    let what = What::Leg(Box::new(leg(LegEvent::Gone)));
+    let what = What::Leg(Box::new(Leg {
+        was_answered,
+        ..leg(LegEvent::Gone)
+    }));
     next(&mut case, Input::Fact(what), after(5), &policy());
     for (n, second) in [(1, 40), (2, 101)] {
         next(
@@ -204,15 +213,30 @@ fn delayed_until(commanded: u64, trigger: Trigger, bridged: bool) -> Option<(Out
 }
 
 #[test]
-fn a_call_whose_command_came_late_or_that_was_bridged_is_not_told_as_never_triggered() {
-    for (commanded, trigger, bridged, outcome) in [
-        (0, Trigger::Answer, false, (Outcome::Discarded, Cause::NeverTriggered)),
-        (0, Trigger::Bridge, false, (Outcome::Discarded, Cause::NeverTriggered)),
-        (5, Trigger::Answer, false, (Outcome::Failed, Cause::CallGone)),
-        (0, Trigger::Bridge, true, (Outcome::Failed, Cause::NeverStarted)),
+fn a_call_whose_command_came_late_or_whose_trigger_came_is_not_told_as_never_triggered() {
+    let (nothing, late) = (
+        (Outcome::Discarded, Cause::NeverTriggered),
+        (Outcome::Failed, Cause::CallGone),
+    );
+    let lost = (Outcome::Failed, Cause::NeverStarted);
+    for (commanded, trigger, bridged, was_answered, outcome) in [
+        (0, Trigger::Answer, false, None, nothing),
+        (0, Trigger::Answer, false, Some(false), nothing),
+        (0, Trigger::Answer, false, Some(true), lost),
+        (0, Trigger::Answer, true, None, lost),
+        // Early media was bridged, and nobody answered.
+        (0, Trigger::Answer, true, Some(false), nothing),
+        (5, Trigger::Answer, false, None, late),
+        (0, Trigger::Bridge, false, None, nothing),
+        (0, Trigger::Bridge, false, Some(true), nothing),
+        (0, Trigger::Bridge, true, Some(true), lost),
     ] {
-        let came_to = delayed_until(commanded, trigger, bridged);
-        assert_eq!(came_to, Some(outcome), "{commanded} {trigger:?} {bridged}");
+        let came_to = delayed_until(commanded, trigger, bridged, was_answered);
+        assert_eq!(
+            came_to,
+            Some(outcome),
+            "{commanded} {trigger:?} {bridged} {was_answered:?}"
+        );
     }
 }
 

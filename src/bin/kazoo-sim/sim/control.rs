@@ -258,6 +258,9 @@ fn event_actions(world: &Arc<World>, call: CallKey, leg: &str, command: &Arc<Obj
         format!("{} delayed command(s) set", compiled.len()),
     );
     world.with(|s| {
+        // A worker may ask for the file of a start that never ran.
+        let names = compiled.iter().filter_map(|(_, command)| text(command, "Media-Name"));
+        s.ordered.extend(names.map(str::to_owned));
         if let Some(channel) = s.legs.get_mut(leg).filter(|l| l.alive) {
             channel.on_event.extend(compiled);
         }

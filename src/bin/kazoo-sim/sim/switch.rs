@@ -170,16 +170,18 @@ pub async fn hangup(world: &Arc<World>, leg: &str, cause: &str) {
         let channel = s.legs.get_mut(leg).filter(|l| l.alive)?;
         channel.alive = false;
         let ids = channel.media_recordings.clone();
-        Some(((!ids.is_empty()).then_some(ids), channel.bridged))
+        Some(((!ids.is_empty()).then_some(ids), channel.bridged, channel.answered))
     });
-    let Some((recordings, bridged)) = gone else { return };
+    let Some((recordings, bridged, answered)) = gone else {
+        return;
+    };
     let extra = json!({
         "Hangup-Cause": cause,
         "Hangup-Code": "sip:200",
         "Disposition": if bridged { "SUCCESS" } else { "ANSWER" },
         "Duration-Seconds": 72,
         "Ringing-Seconds": 4,
-        "Billing-Seconds": 68,
+        "Billing-Seconds": if answered { 68 } else { 0 },
         "Media-Recordings": recordings,
     });
     events::publish(world, leg, "CHANNEL_DESTROY", events::stamped(extra, stamp));
