@@ -89,7 +89,7 @@ impl View {
     fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
         writeln!(
             out,
-            "# The effective settings that differ from their default, each with its source. Secrets are shown as {}.",
+            "# The effective settings, each with its source. Secrets are shown as {}.",
             config::MASK
         )?;
         match &self.own_file {

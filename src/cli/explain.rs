@@ -83,7 +83,7 @@ fn story(
         )?;
         writeln!(
             out,
-            "  format    {}, file {} on the switch",
+            "  format    {}, file name {}",
             order.format,
             Plain(&order.file_name)
         )?;
@@ -93,7 +93,8 @@ fn story(
             Url::Lost => writeln!(out, "  url       given by the action, and lost since")?,
         }
     }
-    writeln!(out, "  state     {}", verdict(entry))?;
+    let state = format!("state     {}", Plain(verdict(entry)));
+    writeln!(out, "{}", wrapped(&state, width, "  ", "            "))?;
     writeln!(out, "\n  History")?;
     let begin = entry.facts().first().map_or(now, |fact| fact.at);
     for fact in entry.facts() {
@@ -127,9 +128,20 @@ fn clock(at: Moment) -> String {
 fn verdict(entry: &Entry) -> String {
     match (entry.outcome(), entry.parked()) {
         (Some((outcome, cause)), _) => format!("{outcome} ({cause}): {}", cause.meaning()),
-        (None, Some(cause)) => format!("parked ({cause}): {}", cause.meaning()),
+        (None, Some(cause)) => {
+            let last = last_error(entry).map_or_else(String::new, |why| format!("; the last answer: {why}"));
+            format!("parked ({cause}): {}{last}", cause.meaning())
+        }
         (None, None) => State::of(entry).name().to_owned(),
     }
+}
+
+/// Why the last attempt failed.
+fn last_error(entry: &Entry) -> Option<&str> {
+    entry.facts().iter().rev().find_map(|fact| match &fact.what {
+        What::DeliveryFailed { why, .. } | What::CollectFailed { why, .. } => Some(why.as_str()),
+        _ => None,
+    })
 }
 
 /// A fact, in words.
@@ -367,8 +379,12 @@ fn coming(record: &Record, now: Moment, policy: &lifecycle::Policy) -> String {
         let media_id = entry
             .order()
             .map_or(entry.call_id.as_str(), |order| order.media_id.as_str());
+        let same_url = match entry.order().map(|order| &order.url) {
+            Some(Url::Given(_)) => " (a retry uses the same url)",
+            _ => "",
+        };
         return format!(
-            "none without an operator: correct the cause, then run `kz-record-call retry {0}`. To give the audio up: `kz-record-call discard {0} --yes`",
+            "none without an operator: correct the cause, then run `kz-record-call retry {0}`{same_url}. To give the audio up: `kz-record-call discard {0} --yes`",
             Plain(media_id)
         );
     }
@@ -396,12 +412,13 @@ fn short(text: &str) -> &str {
     text.get(..14).unwrap_or(text)
 }
 
-/// A URL without its credentials and the values of its query.
+/// A URL without its credentials, its query and its fragment.
 fn without_secrets(url: &str) -> String {
     match url::Url::parse(url) {
         Ok(mut url) => {
             let _ = url.set_password(None);
             let _ = url.set_username("");
+            url.set_fragment(None);
             if url.query().is_some() {
                 url.set_query(Some("…"));
             }

@@ -58,7 +58,7 @@ pub enum Cause {
     UnknownAccount,
     /// The target refuses this recording.
     Refused,
-    /// The target could not be reached, attempt after attempt.
+    /// No attempt at the target succeeded: it did not answer, or answered what may pass.
     Unreachable,
     /// The switch did not upload its file, attempt after attempt.
     NotCollected,
@@ -182,7 +182,7 @@ impl Cause {
             Self::NoAccount => "neither the action nor an event named the account",
             Self::UnknownAccount => "the account does not exist, or is deleted",
             Self::Refused => "the target refuses this recording permanently",
-            Self::Unreachable => "the target was unavailable in every attempt",
+            Self::Unreachable => "no attempt at the target succeeded",
             Self::NotCollected => "the switch did not upload its file in any attempt",
             Self::SettingsLost => {
                 "the url is lost: the recording context was too long or sealed with another secret, and the ledger has no order"

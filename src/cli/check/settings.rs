@@ -41,7 +41,10 @@ pub fn sources(layers: &Layers) -> Rows {
     }
     match layers.kazoo_file() {
         Some(path) => rows.good("Kazoo's config.ini", path),
-        None => rows.note("Kazoo's config.ini", "not read: kazoo.config_file is not set"),
+        None => rows.note(
+            "Kazoo's config.ini",
+            "not read: kazoo.config_file is \"none\", or not set and no file was found",
+        ),
     }
     for note in layers.notes() {
         rows.warn("odd value", note.clone(), "check that the value means what you intend");

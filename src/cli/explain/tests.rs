@@ -1,6 +1,6 @@
 use super::*;
 use crate::entry::cause::Outcome;
-use crate::entry::fact::{Document, Holding};
+use crate::entry::fact::{DeliveryFailure, Document, Holding};
 use crate::kazoo::call::Parties;
 use crate::recording::digest::Digests;
 use crate::recording::ending::Told;
@@ -11,6 +11,7 @@ const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
 #[test]
 fn no_credential_is_shown() {
     assert_eq!(without_secrets("https://u:p@h/in?token=abc"), "https://h/in?…");
+    assert_eq!(without_secrets("https://h/in#access_token=abc"), "https://h/in");
     assert_eq!(without_secrets("nonsense"), "(not a url)");
 }
 
@@ -102,6 +103,30 @@ fn whoever_discards_is_told_what_stays() {
     assert_eq!(stays[0], "not removed: file /tmp/a.mp3 on the switch freeswitch@fs1");
     assert!(stays[1].ends_with("in account/4b/a1/rest-202607"), "{stays:?}");
     assert!(what_stays(&ended(vec![held(), What::Released { n: 1 }])).is_empty());
+}
+
+#[test]
+fn what_a_target_answered_last_stands_beside_the_cause() {
+    let failed = |attempt, why: &str| What::DeliveryFailed {
+        attempt,
+        destination: Destination::Url,
+        failure: DeliveryFailure::Target,
+        why: why.into(),
+        retry_after_s: None,
+    };
+    let parked = What::Parked {
+        n: 1,
+        cause: Cause::Unreachable,
+    };
+    let entry = ended(vec![
+        failed(1, "answered 500"),
+        failed(2, "answered 403: expired"),
+        parked,
+    ]);
+    assert_eq!(
+        verdict(&entry),
+        "parked (unreachable): no attempt at the target succeeded; the last answer: answered 403: expired"
+    );
 }
 
 #[test]
