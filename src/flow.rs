@@ -10,6 +10,7 @@ mod ancestors;
 mod announce;
 pub mod answers;
 mod at_once;
+mod bounded;
 mod collect;
 mod command;
 mod continuation;

@@ -50,6 +50,10 @@ const SHARE: u16 = 8;
 /// query whether the call is over.
 const SURELY_AWAY: Duration = Duration::from_secs(60);
 
+/// A call is over when no ecallmgr has known it for this long. One ecallmgr alone proves nothing: it may have just started, or the one that
+/// serves the call's switch may be cut off together with the callflow node.
+const SURELY_OVER: Duration = Duration::from_secs(600);
+
 /// No call waits longer than this.
 const GIVEN_UP: Duration = Duration::from_secs(86_400);
 
@@ -146,6 +150,7 @@ async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> Sent {
         let message = action::continues(&parts.sender, &parts.current(to));
         match parts.publisher.publish(&message).await {
             Ok(()) => {
+                under_its_old_id(parts, to).await;
                 if pass.is_unsure {
                     once_more(parts, to);
                 }
@@ -176,6 +181,14 @@ async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> Sent {
     Sent::No
 }
 
+/// The callflow ignores a result that does not have the id that it knows its call by. A callflow node that was cut off when the id was
+/// replaced knows the old one, so the result goes out under both.
+async fn under_its_old_id(parts: &Parts, to: &ReplyTo) {
+    if parts.replaced.current(&to.call_id) != to.call_id {
+        let _ = parts.publisher.publish(&action::continues(&parts.sender, to)).await;
+    }
+}
+
 fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
     let (parts, to, tasks) = (Arc::clone(parts), to.clone(), parts.tasks.clone());
     let repeating = async move {
@@ -193,10 +206,25 @@ fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
     tasks.spawn(trace::carried(survive("result_once_more", repeating)));
 }
 
+/// How long an answer has waited.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waits {
+    since: Moment,
+    /// Since when no ecallmgr knows its call.
+    gone_since: Option<Moment>,
+}
+
 /// Notes that an answer is owed, since then or else since now. `false` when the note is not durable.
-pub(super) async fn owe(parts: &Parts, to: &ReplyTo, since: Option<Moment>) -> bool {
-    let since = since.unwrap_or_else(|| parts.now());
-    let body = json!({ "Call-ID": to.call_id, "Reply-To": to.address.to_string(), "Since": since.unix_micros() });
+pub(super) async fn owe(parts: &Parts, to: &ReplyTo, waits: Option<Waits>) -> bool {
+    let waits = waits.unwrap_or(Waits {
+        since: parts.now(),
+        gone_since: None,
+    });
+    let mut body =
+        json!({ "Call-ID": to.call_id, "Reply-To": to.address.to_string(), "Since": waits.since.unix_micros() });
+    if let Some(gone) = waits.gone_since {
+        body["Gone-Since"] = gone.unix_micros().into();
+    }
     let message = parts.sender.message(CATEGORY, NAME, &to.msg_id, body);
     match parts.publisher.enqueue(ANSWERS, &to.msg_id, &message).await {
         Ok(()) => true,
@@ -233,13 +261,17 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
 /// An answer whose callflow node is away waits at the end of its queue, so that answers of other nodes do not wait for it. It waits until
 /// the node is back, or the call is over.
 async fn wait_for_node(parts: &Arc<Parts>, delivery: Delivery, to: &ReplyTo) {
-    let since = delivery
-        .envelope()
-        .ok()
-        .and_then(|envelope| envelope.body.get("Since")?.as_i64());
-    let since = since.map_or_else(|| parts.now(), Moment::from_unix_micros);
-    let waited = parts.now().since(since);
-    let is_over = waited > SURELY_AWAY && parts.is_alive(&parts.replaced.current(&to.call_id)).await == Some(false);
+    let envelope = delivery.envelope().ok();
+    let moment = |key: &str| {
+        let micros = envelope.as_ref()?.body.get(key)?.as_i64()?;
+        Some(Moment::from_unix_micros(micros))
+    };
+    let now = parts.now();
+    let (since, gone_since) = (moment("Since").unwrap_or(now), moment("Gone-Since"));
+    let waited = now.since(since);
+    let is_gone = waited > SURELY_AWAY && parts.is_alive(&parts.replaced.current(&to.call_id)).await == Some(false);
+    let gone_since = is_gone.then(|| gone_since.unwrap_or(now));
+    let is_over = gone_since.is_some_and(|gone| now.since(gone) >= SURELY_OVER);
     if is_over || waited > GIVEN_UP {
         warn!(
             event = "answer_given_up",
@@ -256,7 +288,7 @@ async fn wait_for_node(parts: &Arc<Parts>, delivery: Delivery, to: &ReplyTo) {
         () = tokio::time::sleep(pause) => {}
         () = parts.stop.cancelled() => {}
     }
-    if owe(parts, to, Some(since)).await {
+    if owe(parts, to, Some(Waits { since, gone_since })).await {
         delivery.ack().await;
     } else {
         put_back(parts, QUEUE, delivery).await;

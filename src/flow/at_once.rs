@@ -10,7 +10,6 @@ use crate::ledger::Address;
 use super::find;
 use super::registry::Open;
 use super::start::Job;
-use super::stop::MEMORY_GROWS;
 
 /// Time limit for the ledger to load a recording.
 const KNOWLEDGE: Duration = Duration::from_secs(1);
@@ -29,8 +28,8 @@ const MOST_AT_ONCE: usize = 4;
 /// spent on a recording that was over while its end was on the way.
 pub(super) async fn the_one_before(job: &Job<'_>, open: &Open, asked: &Fact) -> Option<Open> {
     if !knows_others(job, open) {
-        // A worker that has run for longer than a call lasts heard of every recording.
-        if job.parts.begun.elapsed() >= MEMORY_GROWS || !job.parts.ledger.is_up() {
+        // Of a recording that began while the connection to the broker was away this worker never heard.
+        if !job.parts.ledger.is_up() {
             return None;
         }
         learn_others(job).await;
@@ -57,18 +56,14 @@ fn knows_others(job: &Job<'_>, open: &Open) -> bool {
     of_call.iter().any(|other| other.key != open.key)
 }
 
-/// A worker that started a moment ago does not know what began before.
+/// Remembers what the ledger knows of the call, and this worker never heard of.
 async fn learn_others(job: &Job<'_>) {
-    let registry = &job.parts.registry;
     let looking = find::in_ledger(job);
     let Ok(Ok(records)) = tokio::time::timeout(KNOWLEDGE, looking).await else {
         return;
     };
-    for record in records.iter().filter(|record| record.entry.is_open()) {
-        if let Some(open) = Open::of(&record.entry) {
-            registry.open(open);
-            registry.remember(&record.entry);
-        }
+    for record in &records {
+        find::remember_unheard(job, &record.entry);
     }
 }
 

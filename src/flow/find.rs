@@ -61,12 +61,15 @@ pub(super) async fn look(job: &Job<'_>) -> Look {
         let Some(Found::Here(open) | Found::Moved(open)) = &remembered else {
             break;
         };
-        match written_of(job, open).await {
+        // The notice of a newer one's start may have been lost: this worker's connection to the broker was away.
+        let (written, is_newest) = tokio::join!(written_of(job, open), learn_newer(job, open));
+        match written {
             // The notice of its end was lost, and an older recording may run.
             Written::Over => job.parts.registry.close(open.key),
             // The same for a stop whose worker may be dead. Its end may not be written yet.
             Written::Stopping => job.parts.registry.stopping(open.key),
-            Written::Nothing => break,
+            Written::Nothing if is_newest => break,
+            Written::Nothing => {}
         }
         remembered = self::remembered(job);
     }
@@ -353,6 +356,36 @@ async fn written_of(job: &Job<'_>, open: &Open) -> Written {
     } else {
         Written::Nothing
     }
+}
+
+/// Remembers the call's recordings that are open according to the ledger, and that this worker never heard of. `true` when none of them is
+/// newer than `open`, or the ledger does not answer in time.
+async fn learn_newer(job: &Job<'_>, open: &Open) -> bool {
+    if !job.parts.ledger.is_up() {
+        return true;
+    }
+    let Ok(Ok(records)) = tokio::time::timeout(SECOND_OPINION, in_ledger(job)).await else {
+        return true;
+    };
+    let mut is_newest = true;
+    for record in records {
+        if let Some(unheard) = remember_unheard(job, &record.entry) {
+            is_newest &= unheard.asked_at <= open.asked_at || !is_to_be_controlled(job, &record.entry);
+        }
+    }
+    is_newest
+}
+
+/// Remembers a recording that is open according to the ledger. `None` for one that this worker has heard of.
+pub(super) fn remember_unheard(job: &Job<'_>, entry: &Entry) -> Option<Open> {
+    let registry = &job.parts.registry;
+    if !entry.is_open() || registry.is_open(entry.key) || registry.was_closed(entry.key) {
+        return None;
+    }
+    let unheard = Open::of(entry)?;
+    registry.open(unheard.clone());
+    registry.remember(entry);
+    Some(unheard)
 }
 
 /// What this worker remembers of the recordings of a conversation.

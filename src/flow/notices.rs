@@ -1,7 +1,6 @@
 //! Messages for this worker alone: notices of other workers about their recordings, errors of commands, and changes of the configuration.
 //! Also the notices that this worker sends to the other workers.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +27,7 @@ use crate::recording::names;
 use crate::telemetry::events::CommandRefused;
 use crate::telemetry::survive;
 
+use super::bounded::Bounded;
 use super::drive;
 use super::perform::Parts;
 use super::registry::Open;
@@ -391,7 +391,7 @@ pub(super) fn learn(parts: &Arc<Parts>, leg: &Leg) {
 
 /// Calls whose id was replaced lately: the callflow would ignore an answer under the old id.
 #[derive(Debug, Default)]
-pub struct Replaced(Mutex<HashMap<String, String>>);
+pub struct Replaced(Mutex<Bounded<String, String>>);
 
 /// The largest number of replacements that are remembered.
 const REMEMBERED: usize = 10_000;
@@ -399,10 +399,7 @@ const REMEMBERED: usize = 10_000;
 impl Replaced {
     fn replace(&self, old: &str, new: &str) {
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if map.len() >= REMEMBERED {
-            map.clear();
-        }
-        map.insert(old.to_owned(), new.to_owned());
+        map.insert(old.to_owned(), new.to_owned(), REMEMBERED);
     }
 
     /// The call's present id.

@@ -1,8 +1,7 @@
 //! What this worker remembers of the recordings of its zone. A `stop` is looked up here, and this memory saves reads of the ledger. Nothing
 //! that depends on it alone is promised: it is limited, and another worker's memory differs.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::Hash;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +12,8 @@ use crate::entry::legs::Leg;
 use crate::kazoo::leg::{LegEvent, encoded_leg};
 use crate::kazoo::time::Moment;
 use crate::recording::identity::Key;
+
+use super::bounded::Bounded;
 
 /// An open recording, with what its control needs. Notices between workers contain it too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,7 +257,7 @@ impl Registry {
 
     /// The recording that a start command's id belongs to.
     pub fn of_command(&self, msg_id: &str) -> Option<Key> {
-        self.lock().commands.get(&msg_id.to_owned()).copied()
+        self.lock().commands.get(msg_id).copied()
     }
 
     /// An action named the present control address of its call.
@@ -266,7 +267,7 @@ impl Registry {
 
     /// The control address that the newest action on a call named, and when.
     pub fn route(&self, call_id: &str) -> Option<(Moment, Route)> {
-        self.lock().routes.get(&call_id.to_owned()).cloned()
+        self.lock().routes.get(call_id).cloned()
     }
 
     /// Adds the facts of a stop, mask or unmask that this worker or another one carried out.
@@ -285,7 +286,7 @@ impl Registry {
 
     /// Whether an action on this call said that its recording does not follow a transfer.
     pub fn is_unfollowing(&self, call_id: &str) -> bool {
-        self.lock().unfollowing.get(&call_id.to_owned()).is_some()
+        self.lock().unfollowing.get(call_id).is_some()
     }
 
     /// The newest recording of the call that is open and not being stopped. The call is found by the fetch id, which stays when the call's
@@ -325,7 +326,7 @@ impl Registry {
 
     /// The recording on which a stop or mask was carried out, and its media id.
     pub fn done_on(&self, action: &str) -> Option<(Key, String)> {
-        self.lock().done.get(&action.to_owned()).cloned()
+        self.lock().done.get(action).cloned()
     }
 
     /// A stop of the recording was sent.
@@ -363,9 +364,9 @@ impl Registry {
         entry
     }
 
-    /// Every open recording, as far as this worker remembers.
-    pub fn all_open(&self) -> Vec<Open> {
-        self.lock().open.values().cloned().collect()
+    /// Whether the recording is open, as far as this worker remembers.
+    pub fn is_open(&self, key: Key) -> bool {
+        self.lock().open.get(&key).is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, Memory> {
@@ -409,56 +410,6 @@ impl Memory {
         for leg in self.linked.remove(&open.key).into_iter().flatten() {
             take(&mut self.by_leg, &leg, open.key);
         }
-    }
-}
-
-/// A map that forgets what was put in first.
-#[derive(Debug)]
-struct Bounded<K, V> {
-    map: HashMap<K, V>,
-    order: VecDeque<K>,
-}
-
-impl<K, V> Default for Bounded<K, V> {
-    fn default() -> Self {
-        Self {
-            map: HashMap::new(),
-            order: VecDeque::new(),
-        }
-    }
-}
-
-impl<K: Clone + Eq + Hash, V> Bounded<K, V> {
-    fn get(&self, key: &K) -> Option<&V> {
-        self.map.get(key)
-    }
-
-    fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        self.map.get_mut(key)
-    }
-
-    fn values(&self) -> impl Iterator<Item = &V> {
-        self.map.values()
-    }
-
-    fn remove(&mut self, key: &K) -> Option<V> {
-        self.map.remove(key)
-    }
-
-    /// Inserts a value. Returns the value that had to be forgotten for it.
-    fn insert(&mut self, key: K, value: V, bound: usize) -> Option<V> {
-        if self.map.insert(key.clone(), value).is_none() {
-            self.order.push_back(key);
-        }
-        let mut forgotten = None;
-        // Keys that were removed in between are still in the order.
-        while self.map.len() > bound || self.order.len() > bound * 2 {
-            let Some(oldest) = self.order.pop_front() else { break };
-            if let Some(value) = self.map.remove(&oldest) {
-                forgotten = Some(value);
-            }
-        }
-        forgotten
     }
 }
 
@@ -563,18 +514,5 @@ mod tests {
         // A new start opens it again.
         registry.reopen(open("1", 1));
         assert!(registry.newest(None, "call", None).is_some());
-    }
-
-    #[test]
-    fn the_memory_is_bounded() {
-        let mut bounded = Bounded::default();
-        for n in 0..1000 {
-            bounded.insert(n, n, 10);
-            if n % 2 == 0 {
-                bounded.remove(&n);
-            }
-        }
-        assert!(bounded.map.len() <= 10 && bounded.order.len() <= 20);
-        assert_eq!(bounded.get(&999), Some(&999));
     }
 }

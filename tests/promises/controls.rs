@@ -16,6 +16,7 @@ promises![
     a_stop_that_comes_again_leaves_the_next_recording_alone,
     a_stop_without_a_recording_is_answered_and_told,
     a_stop_finds_the_one_before_where_the_end_of_the_newest_was_missed,
+    a_stop_and_a_mask_find_the_newest_where_its_start_was_missed,
     a_stop_without_a_recording_leaves_alone_what_begins_next,
     a_stop_is_followed_up_though_its_worker_died_while_the_ledger_was_away,
     an_answer_waits_until_its_callflow_node_is_back,
@@ -155,6 +156,58 @@ async fn a_stop_finds_the_one_before_where_the_end_of_the_newest_was_missed(serv
     proxy.set(Mode::Pass);
     second.ready(SOON).await?;
     first.kill().await?;
+    call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+    call.wait_recording_ended(SOON).await?;
+    world.stored(oldest).await?;
+    world.finish().await
+}
+
+/// A worker that was cut off from the broker when a recording began remembers an older one of the call alone.
+async fn a_stop_and_a_mask_find_the_newest_where_its_start_was_missed(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let mut first = world.worker().await?;
+    let (proxy, (key, uri)) = world.broker_proxy().await?;
+    let second = world
+        .worker_with(&[(key, &uri), ("LOG__LEVEL", "info,kz_record_call=trace")])
+        .await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let opened = |line: &Value| line["message"] == "notice" && line["key"] == "kz_record_call.memory";
+    second.logged("news of the first recording", opened, SOON).await?;
+    proxy.set(Mode::Refuse);
+    let cut = |line: &Value| line["message"] == "AMQP not connected" && line["connection"] == "consume";
+    second.logged("the cut", cut, SOON).await?;
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let two = |state: &crate::simulator::sim::State| {
+        let all = state.recordings();
+        let started = |recording: &crate::simulator::sim::Recording| recording.starts > 0;
+        (all.len() == 2 && all.iter().all(started)).then(|| all.to_vec())
+    };
+    let recordings = world.kazoo.wait_for("two recordings", SOON, two).await?;
+    let [oldest, newest] = recordings.as_slice() else {
+        anyhow::bail!("{recordings:?}")
+    };
+    let is_known = |entries: &[Value]| entries.iter().filter(|entry| entry["state"] == "recording").count() == 2;
+    let begun = std::time::Instant::now();
+    while !is_known(&world.entries().await?) {
+        ensure!(begun.elapsed() < SOON, "the ledger does not have both");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    proxy.set(Mode::Pass);
+    second.ready(SOON).await?;
+    first.kill().await?;
+    call.execute(json!({"action": "mask"})).await?.continued(SOON).await?;
+    let is_masked = |state: &crate::simulator::sim::State| {
+        let masks: Vec<u32> = state.recordings().iter().map(|recording| recording.masks).collect();
+        masks.iter().any(|masks| *masks > 0).then_some(masks)
+    };
+    let masks = world.kazoo.wait_for("a mask", SOON, is_masked).await?;
+    ensure!(masks == [0, 1], "{masks:?}");
+    call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+    world.stored(newest).await?;
+    let all = call.recordings();
+    ensure!(all[0].ended_at.is_none(), "the older one was stopped: {all:?}");
+    // And the stop after that is for the older one.
     call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
     call.wait_recording_ended(SOON).await?;
     world.stored(oldest).await?;

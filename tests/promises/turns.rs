@@ -266,7 +266,9 @@ async fn a_call_that_was_replaced_is_answered_under_its_new_id(services: Arc<Ser
     let run = call.execute(json!({})).await?;
     run.continued(SOON).await?;
     let recording = call.wait_recording_started(SOON).await?;
-    call.replace("0a0b0c0d-0000-4111-8222-999988887777").await;
+    let old = call.id();
+    const NEW: &str = "0a0b0c0d-0000-4111-8222-999988887777";
+    call.replace(NEW).await;
     let heard = |line: &Value| {
         line["message"].as_str() == Some("notice")
             && line["key"]
@@ -277,6 +279,15 @@ async fn a_call_that_was_replaced_is_answered_under_its_new_id(services: Arc<Ser
     worker.logged("the replacement", heard, SOON).await?;
     run.again().await?;
     run.results(2, SOON).await?;
+    // A callflow node that was cut off at that time knows the old id.
+    let under = |id: &'static str| move |m: &Observed| m.name == "action.result" && m.header("Call-ID") == id;
+    world.kazoo.tap().wait(under(NEW), SOON).await?;
+    let first = move |m: &Observed| m.name == "action.result" && m.header("Call-ID") == old;
+    let begun = std::time::Instant::now();
+    while world.kazoo.tap().messages().iter().filter(|m| first(m)).count() < 2 {
+        ensure!(begun.elapsed() < SOON, "no result under the old id");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     call.hangup("NORMAL_CLEARING").await;
     world.stored(&recording).await?;
     world.finish().await
