@@ -22,6 +22,7 @@ use crate::lifecycle::Policy;
 use crate::telemetry::Pulses;
 
 mod branches;
+mod claims;
 mod counts;
 mod due;
 mod lookup;
@@ -35,6 +36,7 @@ mod store;
 mod testing;
 mod writer;
 
+pub use claims::Holder;
 pub use counts::Counted;
 pub use lookup::{Filter, Search};
 pub use record::{Address, Lease, Record};
@@ -204,6 +206,28 @@ impl Ledger {
     /// When the ledger does not answer.
     pub async fn of_call_in(&self, months: &[Month], call_id: &str) -> Result<Vec<Record>, LedgerError> {
         self.store.of_call(months, call_id).await.map_err(LedgerError::Down)
+    }
+
+    /// Claims a place that only one recording may have, such as a file name at a user's URL, unless another recording has it. `place`
+    /// identifies it; `from` is a recording that it may be taken from. Looks in these months, or else in all.
+    ///
+    /// # Errors
+    /// When the ledger does not answer.
+    pub async fn claim(
+        &self,
+        place: &str,
+        mine: &Address,
+        months: Option<&[Month]>,
+        from: Option<&Address>,
+    ) -> Result<Holder, LedgerError> {
+        let claiming = async {
+            let months = match months {
+                Some(months) => months.to_vec(),
+                None => self.store.months().await?,
+            };
+            self.store.claim(place, mine, &months, from).await
+        };
+        claiming.await.map_err(LedgerError::Down)
     }
 
     /// The open recordings of the call that the fetch belongs to.

@@ -201,6 +201,9 @@ impl Couch {
             .header(CONTENT_TYPE, "application/json")
             .body(json!({ "keys": keys }).to_string());
         let (_, answer) = self.ask(request, database).await?;
+        if !answer.get("rows").is_some_and(Value::is_array) {
+            return Err(CouchError::NoAnswer("the view gave no rows".into()));
+        }
         Ok(documents(answer).map(|(_, document)| document).collect())
     }
 
@@ -247,8 +250,11 @@ impl Couch {
             .header(CONTENT_TYPE, "application/json")
             .body(json!({ "docs": documents }).to_string());
         let (_, rows) = self.ask(request, database).await?;
+        let rows = rows
+            .as_array()
+            .ok_or_else(|| CouchError::NoAnswer("_bulk_docs gave no rows".into()))?;
         let mut created = 0;
-        for row in rows.as_array().into_iter().flatten() {
+        for row in rows {
             match row.get("error").and_then(Value::as_str) {
                 None => created += 1,
                 Some("conflict") => {}

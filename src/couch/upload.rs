@@ -117,9 +117,11 @@ impl Couch {
             let response = match self.request(Method::GET, database, &[id]).send().await {
                 Ok(response) if response.status() == StatusCode::NOT_FOUND => response,
                 other => {
-                    return answer(other, database)
-                        .await
-                        .map(|(_, document)| Present::Document(document));
+                    // A proxy's own page, or an answer that was cut, is no document.
+                    return match answer(other, database).await? {
+                        (_, document) if document.is_object() => Ok(Present::Document(document)),
+                        _ => Err(CouchError::NoAnswer("what answered is no document".into())),
+                    };
                 }
             };
             let body = bounded(response, LONGEST_REFUSAL).await?;

@@ -120,10 +120,17 @@ impl SendError {
     /// Whether a retry is of no use, because the recording or the URL is at fault.
     pub fn is_for_ever(&self) -> bool {
         match self.kind {
-            Failure::Status(status) => is_for_ever(status) || self.bad_signature,
+            Failure::Status(status) => (is_for_ever(status) && !self.may_pass()) || self.bad_signature,
             Failure::Address(_) | Failure::TooLarge(_) => true,
             _ => false,
         }
+    }
+
+    /// Whether an object store refuses the transfer, and not the recording: it answers 400 to that as well.
+    fn may_pass(&self) -> bool {
+        const WORDS: [&str; 4] = ["RequestTimeout", "IncompleteBody", "BadDigest", "InternalError"];
+        let said = self.said.as_deref().unwrap_or_default();
+        WORDS.iter().any(|word| said.contains(word))
     }
 
     /// The status of the answer, if there was one.

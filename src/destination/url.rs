@@ -7,10 +7,13 @@
 
 use std::fmt;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode, utf8_percent_encode};
 use serde_json::{Map, Value};
 use thiserror::Error;
 use url::{Position, Url};
+
+use crate::recording::digest::hex;
 
 /// RFC 3986's unreserved characters stay unescaped.
 const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -51,7 +54,7 @@ pub struct Target {
 const SIGNED_BY: [&[&str]; 7] = [
     &["x-amz-signature"],
     &["x-goog-signature"],
-    &["sig"],
+    &["sig", "sv"],
     &["signature", "key-pair-id"],
     &["signature", "policy"],
     &["signature", "awsaccesskeyid", "expires"],
@@ -86,6 +89,16 @@ impl Target {
     /// Whether the URL is signed.
     pub fn is_signed(&self) -> bool {
         self.signed.is_some()
+    }
+
+    /// Identifies what the URL names for one call, or for all calls. Contains no part of the URL in clear.
+    pub fn place(&self, call_id: &str) -> String {
+        let whole = format!(
+            "{}\n{}\n{call_id}",
+            &self.url[..Position::BeforePath],
+            self.path_and_query()
+        );
+        hex(digest(&SHA256, whole.as_bytes()).as_ref())
     }
 
     /// Path and query as they are sent.

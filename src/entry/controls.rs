@@ -71,6 +71,15 @@ impl Entry {
         })
     }
 
+    /// When the newest known mask or unmask was sent.
+    pub fn newest_mask_asked(&self) -> Option<Moment> {
+        let asked = self.facts.iter().filter_map(|fact| match &fact.what {
+            What::MaskAsked { asked, .. } => Some(asked.unwrap_or(fact.at)),
+            _ => None,
+        });
+        asked.max()
+    }
+
     /// Whether an action that was sent after that moment asked for a mask or an unmask. An older action that arrives late is void.
     pub fn is_overtaken(&self, sent: Moment) -> bool {
         self.facts.iter().any(|fact| match &fact.what {

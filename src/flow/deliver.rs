@@ -53,7 +53,7 @@ impl Parts {
             Ok(own) => own,
             Err(Nameless::Unknown(why)) => return self.postponed(case, self.now().plus(BUSY), why),
             Err(Nameless::Replaces) => {
-                let why = "another recording of the call has this signed URL, and would be replaced";
+                let why = "another recording has this signed URL, and would be replaced";
                 let error = DeliveryError::Recording(why.into());
                 return self.failed(case, attempt, (destination, &way.host), &error, begun);
             }

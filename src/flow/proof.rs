@@ -53,7 +53,7 @@ impl Parts {
         destination: Destination,
     ) -> Result<Option<What>, DeliveryError> {
         let couch = self.documents(case, destination).await?;
-        let mut damaged = None;
+        let (mut damaged, mut missing, mut answered) = (None, None, false);
         let ids = match case.entry.last_audio() {
             Some(audio) => ids_with_other(order, audio),
             None => ids(order),
@@ -71,7 +71,16 @@ impl Parts {
                 }
                 continue;
             }
-            match bigcouch::find(&couch, &database, &id, order.key, &order.media_name).await? {
+            let kept = match bigcouch::find(&couch, &database, &id, order.key, &order.media_name).await {
+                // The document is then under the next id, as the month of its first one has no database.
+                Err(error @ DeliveryError::NoDatabase(_)) => {
+                    missing = Some(error);
+                    continue;
+                }
+                kept => kept?,
+            };
+            answered = true;
+            match kept {
                 Kept::Not => {}
                 Kept::Damaged(why) => damaged = Some(why),
                 Kept::Whole { rev, audio, deleted } => {
@@ -105,7 +114,7 @@ impl Parts {
         match damaged {
             // A damaged copy counts as not stored.
             Some(why) => Err(DeliveryError::Corrupt(why)),
-            None => Ok(None),
+            None => missing.filter(|_| !answered).map_or(Ok(None), Err),
         }
     }
 

@@ -10,6 +10,7 @@ use crate::entry::Entry;
 use crate::entry::cause::Outcome;
 use crate::entry::fact::What;
 use crate::kazoo::time::{Moment, Month};
+use crate::ledger::{Holder, address};
 use crate::lifecycle::Case;
 use crate::recording::order::{Order, Url};
 use crate::recording::settings::Method;
@@ -27,6 +28,9 @@ const KNOWLEDGE: Duration = Duration::from_secs(2);
 /// A call that lasts over the turn of a month has recordings in two months.
 const LONGEST_CALL: Duration = Duration::from_secs(86_400);
 
+/// How often a place is taken over from a recording that left nothing there, for one look.
+const TAKEN_OVER: usize = 4;
+
 /// Why a recording has no name at its URL.
 pub(super) enum Nameless {
     /// It is not known yet which other recordings the call has, or what becomes of them.
@@ -42,23 +46,68 @@ impl Parts {
         let (By::Url(target), Some(order)) = (&way.by, case.entry.order()) else {
             return Ok(None);
         };
-        let names_one_object = target.is_signed() && order.method == Method::Put;
-        let others = match tokio::time::timeout(KNOWLEDGE, self.others_at(case, target, order)).await {
-            Ok(others) => others?,
-            Err(_) => return Err(Nameless::Unknown("the ledger does not answer in time".to_owned())),
+        let naming = async {
+            if target.is_signed() && order.method == Method::Put {
+                self.has_object(case, target, order).await.map(|()| None)
+            } else {
+                let has_it = self.has_kazoos_name(case, target, order).await?;
+                Ok((!has_it).then(|| digits(order)))
+            }
         };
-        if names_one_object {
-            return match others.iter().map(|other| claim(other, order)).max() {
-                Some(Claim::Has) => Err(Nameless::Replaces),
-                Some(Claim::MayGet) => Err(Nameless::Unknown(
-                    "an earlier recording of the call has this signed URL, and is not settled".to_owned(),
-                )),
-                Some(Claim::Never) | None if order.continues.is_some() => Err(Nameless::Replaces),
-                Some(Claim::Never) | None => Ok(None),
-            };
+        match tokio::time::timeout(KNOWLEDGE, naming).await {
+            Ok(named) => named,
+            Err(_) => Err(Nameless::Unknown("the ledger does not answer in time".to_owned())),
         }
-        let is_first = order.continues.is_none() && !others.iter().any(|other| has_name(other, order, &case.entry));
-        Ok((!is_first).then(|| digits(order)))
+    }
+
+    /// Whether the recording is the one of its call that has Kazoo's name at the URL.
+    async fn has_kazoos_name(&self, case: &Case, target: &Target, order: &Order) -> Result<bool, Nameless> {
+        let others = self.others_at(case, target, order).await?;
+        if order.continues.is_some() || others.iter().any(|other| has_name(other, order, &case.entry)) {
+            return Ok(false);
+        }
+        // The list may lack the newest ones: it comes from one node of a cluster.
+        let place = target.place(&case.entry.call_id);
+        let months = months(order.asked_at);
+        let mine = address(&case.entry);
+        let claimed = self.ledger.claim(&place, &mine, Some(&months), None).await;
+        let holder = claimed.map_err(|error| Nameless::Unknown(error.to_string()))?;
+        Ok(holder == Holder::Mine)
+    }
+
+    /// Makes sure that no other recording has, or may get, the one object that a signed URL names.
+    async fn has_object(&self, case: &Case, target: &Target, order: &Order) -> Result<(), Nameless> {
+        let others = self.others_at(case, target, order).await?;
+        let unsettled = || Nameless::Unknown("another recording has this signed URL, and is not settled".to_owned());
+        match others.iter().map(|other| claim(other, order)).max() {
+            Some(Claim::Has) => return Err(Nameless::Replaces),
+            Some(Claim::MayGet) => return Err(unsettled()),
+            Some(Claim::Never) | None if order.continues.is_some() => return Err(Nameless::Replaces),
+            Some(Claim::Never) | None => {}
+        }
+        // A callflow can have a signed URL for all its calls.
+        let (place, mine) = (target.place(""), address(&case.entry));
+        let mut from = None;
+        for _ in 0..TAKEN_OVER {
+            let claimed = self.ledger.claim(&place, &mine, None, from.as_ref()).await;
+            let holder = match claimed.map_err(|error| Nameless::Unknown(error.to_string()))? {
+                Holder::Mine => return Ok(()),
+                Holder::Other(holder) => holder,
+            };
+            let loaded = self.ledger.load(&holder).await;
+            match loaded.map_err(|error| Nameless::Unknown(error.to_string()))? {
+                Some(record) if is_without(&record.entry) => from = Some(holder),
+                Some(record) if record.entry.outcome().is_none() && record.entry.uploaded().is_none() => {
+                    return Err(match record.entry.parked() {
+                        Some(_) if has_tried(&record.entry) => Nameless::Replaces,
+                        _ => unsettled(),
+                    });
+                }
+                // Its audio is there, or it is not known what became of it.
+                _ => return Err(Nameless::Replaces),
+            }
+        }
+        Err(unsettled())
     }
 
     /// The other recordings of the call that go to the same URL. Of two that are delivered at the same time at least one sees the other:
@@ -129,6 +178,12 @@ fn has_name(other: &Entry, mine: &Order, me: &Entry) -> bool {
         // Its first attempt is in flight, and began before it could see this one.
         None => !has_tried(me) && !has_tried(other) && other.documented().is_some() && other.outcome().is_none(),
     }
+}
+
+/// Whether a recording is over, and left nothing at its URL.
+fn is_without(entry: &Entry) -> bool {
+    let is_lost = matches!(entry.outcome(), Some((Outcome::Failed | Outcome::Discarded, _)));
+    is_lost && !has_tried(entry) && entry.uploaded().is_none()
 }
 
 /// What another recording has to do with a signed URL.

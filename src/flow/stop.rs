@@ -16,6 +16,7 @@ use crate::amqp::{Delivery, QueueKind, QueueSpec};
 use crate::entry::Entry;
 use crate::entry::fact::{BEFORE_ANY_START, Fact, Route, What};
 use crate::kazoo::dialplan::Control;
+use crate::kazoo::time::Moment;
 use crate::kazoo::time::message_time;
 use crate::recording::controls::Why;
 use crate::recording::plan::Plan;
@@ -335,7 +336,7 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control, meant: Meant) ->
         Control::Mask | Control::Unmask => What::MaskAsked {
             action: id.clone(),
             on,
-            asked: job.at,
+            asked: asked_after(job, known.as_ref()),
             route,
         },
     };
@@ -356,6 +357,16 @@ async fn tell_switch(job: &Job<'_>, open: &Open, what: Control, meant: Meant) ->
     let stamped = stamped(job, &facts);
     parts.registry.hear(open.key, &open.call_id, &stamped);
     stamped
+}
+
+/// When a mask or unmask was sent, by its sender's clock. A fresh one is the newest, though the clock of its callflow node may be behind the
+/// clock of the node that sent the one before.
+fn asked_after(job: &Job<'_>, known: Option<&Entry>) -> Option<Moment> {
+    let before = known.and_then(Entry::newest_mask_asked).filter(|_| !job.doubtful);
+    match (job.at, before) {
+        (Some(at), Some(before)) if before >= at => Some(before.plus(Duration::from_micros(1))),
+        (at, _) => at,
+    }
 }
 
 fn stamped(job: &Job<'_>, facts: &[What]) -> Vec<Fact> {

@@ -17,6 +17,7 @@ promises![
     a_refusal_in_the_middle_of_an_upload_is_heard_though_the_connection_is_reset,
     a_yes_in_the_middle_of_an_upload_that_is_cut_off_is_none,
     a_refusals_reason_is_told,
+    a_transfer_that_an_object_store_found_broken_is_tried_again,
     a_signed_url_goes_out_as_it_was_given,
     a_signature_that_is_not_taken_is_told_at_once,
     credentials_are_decoded_once_byte_by_byte,
@@ -111,6 +112,27 @@ async fn a_refusals_reason_is_told(_: Arc<Couchdb>) -> TestResult {
         let error = send(&http_here(&[]), &url, &Recording::of(300)).await;
         let error = error.err().context("taken")?;
         ensure!(error.to_string().contains(said), "{error}");
+    }
+    Ok(())
+}
+
+/// Object stores answer 400 to a transfer that broke as well, and take the same recording a moment later.
+async fn a_transfer_that_an_object_store_found_broken_is_tried_again(_: Arc<Couchdb>) -> TestResult {
+    for (code, is_for_ever) in [
+        ("RequestTimeout", false),
+        ("BadDigest", false),
+        ("InvalidArgument", true),
+    ] {
+        let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code></Error>");
+        let answer = format!(
+            "HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer: &'static [u8] = answer.into_bytes().leak();
+        let url = answering(400, answer, Duration::from_millis(500)).await?;
+        let error = send(&http_here(&[]), &url, &Recording::of(300)).await;
+        let error = error.err().context("taken")?;
+        ensure!(error.is_for_ever() == is_for_ever, "{error}");
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ promises![
     a_users_url_gets_the_audio_and_the_account_its_document,
     two_recordings_with_one_id_are_told_apart_by_a_users_server,
     recordings_of_one_call_do_not_replace_each_other_at_a_url,
+    a_signed_url_that_every_call_has_keeps_the_audio_of_the_first,
     slow_servers_of_users_leave_a_switchs_other_recordings_their_places,
     a_url_that_is_down_is_delivered_when_it_is_back_though_the_switch_lost_its_file,
     a_url_that_cannot_be_served_is_parked_with_its_audio,
@@ -166,6 +167,64 @@ async fn recordings_of_one_call_do_not_replace_each_other_at_a_url(services: Arc
         }
         call.hangup("NORMAL_CLEARING").await;
     }
+    world.finish().await
+}
+
+/// A flow that has a signed URL for all its calls; and a node of CouchDB that came back lists no earlier recording of the call.
+async fn a_signed_url_that_every_call_has_keeps_the_audio_of_the_first(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker_with(&[HERE]).await?;
+    let server = Server::always(Reply::Status(201)).await;
+    let url = server.url("/object?sv=2024-11-04&sr=b&sig=a%2Bb%3D");
+    for outcome in ["delivered", "parked"] {
+        let recording = record(&world, json!({"url": url})).await?;
+        let told = world.outcome(&recording.id).await?;
+        ensure!(told["Outcome"] == outcome, "{told:#}");
+    }
+    ensure!(server.received().len() == 1, "{:?}", server.received().len());
+    // Another parameter of that name signs nothing: the server gets a file of each call.
+    let url = server.url("/in?sig=token");
+    for _ in 0..2 {
+        let recording = record(&world, json!({"url": url})).await?;
+        let told = world.outcome(&recording.id).await?;
+        ensure!(told["Outcome"] == "delivered", "{told:#}");
+    }
+    let call = world.kazoo.new_call(CallOptions::talking());
+    let mut names = Vec::new();
+    for nth in 0..2 {
+        let before = server.received().len();
+        call.execute(json!({"url": server.url("/in"), "format": "wav"}))
+            .await?
+            .continued(SOON)
+            .await?;
+        let recording = call.wait_recordings(nth + 1, SOON).await?.swap_remove(nth);
+        call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+        let told = world.outcome(&recording.id).await?;
+        ensure!(told["Outcome"] == "delivered", "{told:#}");
+        names.extend(server.received()[before..].iter().map(|it| it.path.clone()));
+        // The last thing that is written of it: then it is not in the list of the call any more.
+        let is_told = |entry: &Value| {
+            let mut facts = entry["facts"].as_array().into_iter().flatten();
+            facts.any(|fact| fact["fact"] == "announced" && fact["of"]["outcome"].is_string())
+        };
+        let begun = std::time::Instant::now();
+        let entry = loop {
+            match world.entry(&call.id()).await?.filter(is_told) {
+                Some(entry) => break entry,
+                None => ensure!(begun.elapsed() < SOON, "not told"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        let id = entry["_id"].as_str().context("an id")?;
+        let month = format!("kz_record_call-{}", world.month());
+        world
+            .couch
+            .edit(&month, id, |entry| entry["_deleted"] = json!(true))
+            .await?;
+    }
+    let files: Vec<&str> = names.iter().filter_map(|path| path.split('?').next()).collect();
+    ensure!(files.len() == 2 && files[0] != files[1], "{files:?}");
+    call.hangup("NORMAL_CLEARING").await;
     world.finish().await
 }
 

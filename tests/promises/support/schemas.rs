@@ -69,6 +69,9 @@ fn schema_of_document(database: &str, document: &Value) -> Option<&'static str> 
         return None;
     }
     if database.starts_with("kz_record_call-") {
+        if document["_id"].as_str().is_some_and(|id| id.starts_with("place-")) {
+            return Some("ledger_place");
+        }
         return Some("ledger_entry");
     }
     if database.starts_with("kz_record_call_hold-") {
