@@ -101,6 +101,9 @@ impl Receipt {
     }
 }
 
+/// No call lasts longer than this.
+const LONGEST_CALL: Duration = Duration::from_secs(3 * 86_400);
+
 /// Notes that may wait for the writer.
 const WAITING: usize = 4096;
 
@@ -189,7 +192,7 @@ impl Ledger {
         self.store.load(address).await.map_err(LedgerError::Down)
     }
 
-    /// The recordings of a call, by the id that the call had when their actions ran. Reads this month, the one before and the next.
+    /// The recordings of a call, by the id that the call had when their actions ran. Reads the months in which a call that runs now can have begun.
     ///
     /// # Errors
     /// When the ledger does not answer.
@@ -340,10 +343,17 @@ impl Ledger {
         &self.store
     }
 
+    /// The months in which a call that runs now can have recordings. A worker whose clock is slightly ahead can write an entry of the next
+    /// month.
     fn recent(&self) -> Vec<Month> {
-        let now = self.clock.now().month();
-        // A worker whose clock is slightly ahead can write an entry of the next month.
-        vec![now, now.previous(), now.next()]
+        let now = self.clock.now();
+        let mut months = vec![now.month()];
+        for near in [now.minus(LONGEST_CALL).month(), now.plus(LONGEST_CALL).month()] {
+            if !months.contains(&near) {
+                months.push(near);
+            }
+        }
+        months
     }
 }
 

@@ -201,6 +201,10 @@ impl Entry {
             if why == Why::Ended && (!on || sent.is_none() && end.is_none_or(|end| at > end)) {
                 return None;
             }
+            // Sent again, because its sender knew of no start, and too late by then. The first command had met the recording.
+            if why == Why::Ended && self.sent(action).any(|sent| self.met_the_latest_part(sent)) {
+                return None;
+            }
             Some(What::NotObeyed {
                 action: action.clone(),
                 what: if on { Control::Mask } else { Control::Unmask },
@@ -225,6 +229,15 @@ impl Entry {
             Some(Some(_)) => Place::Elsewhere(Why::PerhapsMoved),
             Some(None) => Place::Elsewhere(Why::PerhapsMoved),
         }
+    }
+
+    /// Whether a command was sent to the recording while its latest part ran on the leg where it began.
+    fn met_the_latest_part(&self, command: &Fact) -> bool {
+        let began = self
+            .latest_start()
+            .and_then(|told| told.stamp)
+            .map(|stamp| self.by_our_clock(stamp));
+        matches!(self.place(command), Place::Here) && began.is_none_or(|began| command.at >= began)
     }
 
     /// Whether the recording was over when a command was sent: its sender knew the end, or its clock was well past the end.

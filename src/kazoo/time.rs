@@ -145,23 +145,6 @@ impl Month {
         }
     }
 
-    /// The month before this one. The first representable month returns itself.
-    pub fn previous(self) -> Self {
-        if (self.year, self.month) == (0, 1) {
-            self
-        } else if self.month == 1 {
-            Self {
-                year: self.year - 1,
-                month: 12,
-            }
-        } else {
-            Self {
-                month: self.month - 1,
-                ..self
-            }
-        }
-    }
-
     /// Whether a recording that is requested in this month may be filed under `other`: a month of the ten years before, this month, or the
     /// next.
     pub fn may_file_under(self, other: Self) -> bool {
@@ -267,7 +250,7 @@ mod tests {
             let month = Month::of_id(&id).unwrap();
             let clamped = month.clamp(Moment::from_unix_micros(micros));
             prop_assert_eq!(clamped.month(), month);
-            prop_assert!(month.next() >= month && month.previous() <= month);
+            prop_assert!(month.next() >= month);
             prop_assert!(month.next().start() >= month.start());
             let at = Moment::from_unix_micros(micros);
             let more = Duration::from_secs(s);
@@ -276,9 +259,9 @@ mod tests {
     }
 
     #[test]
-    fn the_first_and_the_last_month_have_their_ends() {
-        let (first, last) = (Month::of_id("000001").unwrap(), Month::of_id("999912").unwrap());
-        assert_eq!((first.previous(), last.next()), (first, last));
+    fn the_last_month_has_an_end() {
+        let last = Month::of_id("999912").unwrap();
+        assert_eq!(last.next(), last);
         let far = Moment::from_unix_micros(i64::MAX);
         assert_eq!(last.clamp(far).rfc3339(), "9999-12-31T23:59:59Z");
         assert_eq!(last.clamp(Moment::from_unix_seconds(0)), last.start());
@@ -324,8 +307,6 @@ mod tests {
         let december = Moment::from_unix_seconds(NOVEMBER_END + 1).month();
         assert_eq!(december.start(), Moment::from_unix_seconds(NOVEMBER_END + 1));
         assert_eq!(december.next().to_string(), "202701");
-        assert_eq!(december.next().previous(), december);
-        assert_eq!(december.previous().to_string(), "202611");
     }
 
     #[test]

@@ -35,7 +35,8 @@ async fn acted_on_by_a_stranger(services: &Services, action: &str) -> anyhow::Re
     call.execute(json!({})).await?.continued(SOON).await?;
     let recording = call.wait_recording_started(SOON).await?;
     world.state(&call.id(), "recording", SOON).await?;
-    first.kill().await?;
+    // Not killed: the event of the start could come again, and tell the second worker of the recording.
+    first.terminate(SOON).await?;
     let (proxy, (key, url)) = world.database_proxy().await?;
     proxy.set(Mode::Refuse);
     let second = world.start_worker(&[(key, &url)])?;

@@ -349,6 +349,13 @@ async fn a_mask_that_another_worker_sent_is_in_the_document(services: Arc<Servic
         act(&call, json!({})).await?;
         let recording = call.wait_recording_started(SOON).await?;
         act(&call, json!({"action": "mask"})).await?;
+        // A worker that heard nothing of the recording yet answers first, and masks then.
+        let is_masked = |state: &crate::simulator::sim::State| {
+            let all = state.recordings();
+            let masked = |r: &&Recording| r.path == recording.path && r.masks > 0;
+            all.iter().find(masked).map(|_| ())
+        };
+        world.kazoo.wait_for("the mask", SOON, is_masked).await?;
         // The end follows at once.
         call.hangup("NORMAL_CLEARING").await;
         recordings.push(recording);
@@ -375,8 +382,13 @@ async fn masked_as(world: &World<'_>, recording: &Recording, wanted: &[bool]) ->
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
     };
-    let in_time = tokio::time::timeout(SOON, said).await;
-    in_time.with_context(|| format!("no document of {:?} says {wanted:?}", recording.path))?
+    match tokio::time::timeout(SOON, said).await {
+        Ok(said) => said,
+        Err(_) => {
+            let entry = world.entry(&recording.call_id).await?;
+            anyhow::bail!("no document of {:?} says {wanted:?}: {entry:#?}", recording.path)
+        }
+    }
 }
 
 /// Its own party transfers the call away; the recording goes along to the other leg.

@@ -78,6 +78,35 @@ fn a_mask_from_before_the_start_is_sent_when_it_starts_and_at_each_start_after()
 }
 
 #[test]
+fn a_mask_that_met_the_recording_is_not_told_as_late_because_it_was_sent_again() {
+    let by_notice = |n, start| {
+        Input::Fact(What::Masked {
+            action: "a".into(),
+            on: true,
+            n,
+            start: Some(start),
+        })
+    };
+    for (first, is_met) in [(12, true), (1, false)] {
+        let mut case = super::asked(order());
+        step(&mut case, Input::Fact(What::Commanded));
+        let mut started = told(0);
+        started.stamp = Some(after(10).unix_micros());
+        at(&mut case, 10, Input::Fact(What::Started(started)));
+        at(&mut case, first, asked("a", true));
+        // Its worker knew the recording by another worker's notice alone.
+        at(&mut case, first, by_notice(0, crate::entry::fact::BEFORE_ANY_START));
+        let mut ended = told(3_000);
+        ended.stamp = Some(after(13).unix_micros());
+        at(&mut case, 13, Input::Fact(What::Ended(ended)));
+        at(&mut case, 14, by_notice(1, after(10).unix_micros()));
+        let controls = case.entry.controls();
+        assert_eq!(controls.not_obeyed.is_empty(), is_met, "{controls:?}");
+        assert_eq!(!controls.masks.is_empty(), is_met, "{controls:?}");
+    }
+}
+
+#[test]
 fn a_mask_and_an_unmask_after_a_move_are_told_as_not_obeyed() {
     let mut case = started(order());
     at(&mut case, 5, asked("before", true));
