@@ -13,6 +13,7 @@ use crate::kazoo::time::Clock;
 mod check;
 mod config;
 mod explain;
+mod fetch;
 mod healthcheck;
 mod ledger;
 mod list;
@@ -67,6 +68,8 @@ enum Command {
     List(list::ListArgs),
     /// Retry parked recordings: their attempts start again.
     Retry(list::RetryArgs),
+    /// Copy the audio of a recording from the hold into a file, and verify that it is complete.
+    Fetch(fetch::FetchArgs),
     /// Discard a recording whose audio cannot be delivered, or need not be.
     Discard(list::DiscardArgs),
     /// Ask the worker of this host whether it is ready: exit status 0 when it is.
@@ -136,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Explain { name, json } => explain::run(&config, &name, json),
         Command::List(args) => list::list(&config, &args),
         Command::Retry(args) => list::retry(&config, &args),
+        Command::Fetch(args) => fetch::fetch(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
         Command::Healthcheck(args) => healthcheck::healthcheck(&config, &args),
         // Handled above.

@@ -264,6 +264,9 @@ impl Entry {
             // The recording has parts, and the switch may not have reported all of them yet.
             audio.findings.retain(|finding| *finding != Finding::LongerThanTold);
         }
+        if self.told_end().is_some_and(Told::is_write_failure) && !audio.findings.contains(&Finding::Truncated) {
+            audio.findings.push(Finding::Truncated);
+        }
         audio
     }
 

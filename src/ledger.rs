@@ -357,6 +357,10 @@ impl Ledger {
     }
 }
 
+/// The view of a month's database, by state, and the parameters that select the parked entries.
+pub const LOOKUP: &str = store::LOOKUP;
+pub const PARKED: [(&str, &str); 2] = [("startkey", "[\"parked\"]"), ("endkey", "[\"parked\",{}]")];
+
 /// The name of the ledger's database for a month.
 pub fn database(month: Month) -> String {
     format!("{PREFIX}{month}")

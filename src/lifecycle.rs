@@ -20,7 +20,7 @@ mod settled;
 mod state;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use model::{Answer, Case, Effect, Hand, Input, Next};
 pub use schedule::Policy;

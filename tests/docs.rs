@@ -1,4 +1,5 @@
-//! What the documents tell people to type, to set, to watch and to follow is there.
+//! Compares the pages with the code: numbers, links, metrics, alerts, settings, commands, scripts,
+//! queues, and the links to schemas. With `UPDATE_DOCS=1`: writes `docs/configuration.md`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, BTreeSet};

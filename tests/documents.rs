@@ -1,4 +1,5 @@
-//! The documents say what the code does.
+//! Compares the tables in `docs/` with the code: causes, metrics, and the keys of the action.
+//! Also compares `config/sample.toml` with the settings that exist.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use std::collections::BTreeSet;

@@ -1,4 +1,6 @@
-//! The house: a room may import from the rooms below it, never from those above. Reads the `use` lines and the paths of `src`.
+//! Checks the layers of `src`: a module (here: a room) imports only from modules below it.
+//! Also checks that pure modules do no I/O, that spawned tasks cannot panic unnoticed, and the
+//! length of files.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,5 @@
-//! `schemas/` says what the code writes and reads: nothing less, and nothing else. What goes over the wire is held against them by the promises;
-//! here is what needs no server.
+//! Compares `schemas/` with what the code writes and reads, as far as that needs no server.
+//! `tests/promises` compares the schemas with messages on the wire and with stored documents.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, BTreeSet};

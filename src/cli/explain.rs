@@ -6,7 +6,6 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::entry::Entry;
-use crate::entry::cause::Cause;
 use crate::entry::fact::{CollectFailure, Destination, Fact, What};
 use crate::entry::legs::Leg;
 use crate::kazoo::leg::LegEvent;
@@ -18,6 +17,10 @@ use crate::recording::order::Url;
 use super::ledger::{Desk, block_on, duration};
 use super::plain::Plain;
 use super::terminal::{self, wrapped};
+
+mod audio;
+
+pub use audio::{places, what_stays};
 
 /// The indentation of a second line in the history.
 const AFTER_TIMES: &str = "                                  ";
@@ -74,7 +77,7 @@ fn story(
     writeln!(out, "\nRecording {media_id}")?;
     writeln!(out, "  call      {}", Plain(&entry.call_id))?;
     if let Some(order) = entry.order() {
-        writeln!(out, "  account   {}", Plain(entry.account_id().unwrap_or("unknown")))?;
+        writeln!(out, "  account   {}", Plain(account(entry)))?;
         writeln!(
             out,
             "  asked     {}, {}",
@@ -118,6 +121,18 @@ fn story(
         wrapped(&coming(record, now, policy), width, "    ", "      ")
     )?;
     Ok(())
+}
+
+/// The account's id, with its name and realm as the switch reported them.
+fn account(entry: &Entry) -> String {
+    let id = entry.account_id().unwrap_or("unknown");
+    let told = entry.started().or(entry.ended());
+    let variable = |name: &str| told?.variables.get(name)?.as_str();
+    match (variable("Account-Name"), variable("Account-Realm")) {
+        (Some(name), Some(realm)) => format!("{id} ({name}, {realm})"),
+        (Some(one), None) | (None, Some(one)) => format!("{id} ({one})"),
+        (None, None) => id.to_owned(),
+    }
 }
 
 fn clock(at: Moment) -> String {
@@ -207,8 +222,11 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         }
         What::CollectFailed { attempt, why, .. } => format!("attempt {attempt}: upload from the switch failed: {why}"),
         What::Collected(audio) => format!(
-            "audio received: {} bytes, sha256 {}",
+            "audio received: {} bytes, {}sha256 {}",
             audio.size,
+            audio
+                .duration_ms
+                .map_or_else(String::new, |ms| format!("{ms} ms counted, ")),
             short(&audio.digests.sha256)
         ),
         What::Held { holding, .. } => format!("audio copied to the hold ({}/{})", holding.place, holding.name),
@@ -278,98 +296,6 @@ fn place_name(destination: Destination) -> &'static str {
     }
 }
 
-fn places(entry: &Entry) -> Vec<String> {
-    let mut places = Vec::new();
-    if let Some(delivery) = entry.delivery() {
-        let document = &delivery.document;
-        places.push(match (delivery.destination, entry.uploaded()) {
-            (Destination::Url, Some(url)) => format!(
-                "{}; its document {} in {}",
-                without_secrets(url),
-                document.id,
-                document.database
-            ),
-            _ => format!(
-                "{}: document {} in {}",
-                place_name(delivery.destination),
-                document.id,
-                document.database
-            ),
-        });
-    }
-    if let Some(holding) = entry.held() {
-        places.push(format!(
-            "the hold: {}/{}, {} bytes",
-            holding.place, holding.name, holding.size
-        ));
-    }
-    if places.is_empty() {
-        places.push(on_the_switch(entry));
-    }
-    // Judged by all that is known now: the switch may have reported the length after the audio
-    // arrived.
-    if let Some(audio) = entry.judged_audio() {
-        places.push(format!(
-            "{} bytes, md5 {}, sha256 {}",
-            audio.size, audio.digests.md5, audio.digests.sha256
-        ));
-        if let Some(written) = &audio.as_written {
-            let (md5, sha256) = (&written.md5, &written.sha256);
-            places.push(format!(
-                "its header was repaired; the switch wrote md5 {md5}, sha256 {sha256}"
-            ));
-        }
-        if audio.is_suspect() {
-            let names: Vec<&str> = audio.findings.iter().map(|finding| finding.name()).collect();
-            places.push(format!("findings: {}", names.join(", ")));
-        }
-    }
-    places
-}
-
-/// Where the switch's file is, for audio that is nowhere else.
-fn on_the_switch(entry: &Entry) -> String {
-    let gone = entry.outcome().is_some_and(|(_, cause)| cause == Cause::FileGone);
-    let Some((node, path)) = switch_file(entry) else {
-        return "unknown: no event named a file on a switch".into();
-    };
-    let before = entry.order().and_then(|order| order.continues.as_ref());
-    if let Some(before) = before.filter(|_| entry.is_already_kept()) {
-        format!("in the recording that this one continues, {}", before.media_id)
-    } else if entry.is_let_go() {
-        format!("none left: the switch {node} was told to delete its file {path}")
-    } else if gone {
-        format!("none left: the switch {node} has no file {path}")
-    } else {
-        format!("on the switch {node}: {path}, unless it was deleted there")
-    }
-}
-
-/// The switch that recorded, and the file's path there.
-fn switch_file(entry: &Entry) -> Option<(&str, &str)> {
-    let told = entry.told_end().or(entry.ended()).or(entry.started())?;
-    told.node.as_deref().zip(told.path.as_deref())
-}
-
-/// What remains of a recording that an operator discards, in words: everything that no worker
-/// removes.
-pub fn what_stays(entry: &Entry) -> Vec<String> {
-    let mut stays = Vec::new();
-    if let Some((node, path)) = switch_file(entry).filter(|_| !entry.is_let_go()) {
-        stays.push(format!("not removed: file {path} on the switch {node}"));
-    }
-    if let Some(document) = entry.documented() {
-        stays.push(format!(
-            "not removed: document {} in {}",
-            document.id, document.database
-        ));
-    }
-    if let Some(url) = entry.uploaded() {
-        stays.push(format!("not removed: audio at {}", without_secrets(url)));
-    }
-    stays
-}
-
 fn coming(record: &Record, now: Moment, policy: &lifecycle::Policy) -> String {
     let entry = &record.entry;
     if entry.is_closed() {
@@ -379,13 +305,17 @@ fn coming(record: &Record, now: Moment, policy: &lifecycle::Policy) -> String {
         let media_id = entry
             .order()
             .map_or(entry.call_id.as_str(), |order| order.media_id.as_str());
-        let same_url = match entry.order().map(|order| &order.url) {
-            Some(Url::Given(_)) => " (a retry uses the same url)",
-            _ => "",
+        let media_id = Plain(media_id);
+        let has_url = entry.order().is_some_and(|order| matches!(order.url, Url::Given(_)));
+        let by_hand = match (has_url, entry.held().is_some()) {
+            (true, true) => format!(
+                " A retry uses the same url. If that url is wrong or expired: `kz-record-call fetch {media_id}`, then discard."
+            ),
+            (true, false) => " A retry uses the same url.".to_owned(),
+            _ => String::new(),
         };
         return format!(
-            "none without an operator: correct the cause, then run `kz-record-call retry {0}`{same_url}. To give the audio up: `kz-record-call discard {0} --yes`",
-            Plain(media_id)
+            "none without an operator: correct the cause, then run `kz-record-call retry {media_id}`.{by_hand} To give the audio up: `kz-record-call discard {media_id} --yes`"
         );
     }
     if let Some(lease) = record.lease.as_ref().filter(|lease| lease.holds(now)) {
@@ -412,17 +342,18 @@ fn short(text: &str) -> &str {
     text.get(..14).unwrap_or(text)
 }
 
-/// A URL without its credentials, its query and its fragment.
+/// A URL without its credentials, its fragment and the values of its query.
 fn without_secrets(url: &str) -> String {
     match url::Url::parse(url) {
         Ok(mut url) => {
             let _ = url.set_password(None);
             let _ = url.set_username("");
             url.set_fragment(None);
-            if url.query().is_some() {
-                url.set_query(Some("…"));
+            let names: Vec<String> = url.query_pairs().map(|(name, _)| format!("{name}=***")).collect();
+            if !names.is_empty() {
+                url.set_query(Some(&names.join("&")));
             }
-            url.to_string().replace("%E2%80%A6", "…")
+            url.to_string()
         }
         Err(_) => "(not a url)".into(),
     }

@@ -109,11 +109,12 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
             let columns = ["MEDIA ID", "STATE", "CAUSE", "AGE", "CALL", "ACCOUNT"];
             writeln!(out, "{}", cut(line(columns), width))?;
         }
-        let (mut written, mut more) = (0, false);
+        let (mut written, mut more, mut parked) = (0, false, false);
         // Rows are written as they arrive: there can be more than fit into memory.
         while let Some(records) = search.next().await.context("the ledger cannot be read")? {
             let room = args.limit - written;
             for record in records.iter().take(room) {
+                parked |= record.entry.parked().is_some();
                 row(&mut out, record, (args.json, width), now)?;
             }
             written += records.len().min(room);
@@ -127,6 +128,10 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
         if !args.json {
             let s = if written == 1 { "" } else { "s" };
             writeln!(out, "{written} recording{s}")?;
+            if parked {
+                out.flush()?;
+                eprintln!("next: kz-record-call explain <media id> says why a recording is parked, and what to do");
+            }
         }
         if more {
             // On standard error, so that standard output contains only the rows.

@@ -102,6 +102,8 @@ impl Couch {
         match self.ask(self.server(Method::GET, "_membership"), "_membership").await {
             Ok((_, nodes)) => Ok(Some(nodes)),
             Err(CouchError::NotFound | CouchError::DatabaseMissing(_) | CouchError::Refused { .. }) => Ok(None),
+            // CouchDB lists its nodes to admins alone. Whether most of them are up cannot be known by another user.
+            Err(error @ CouchError::Unauthorized { .. }) if !error.is_about_credentials() => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -211,6 +213,24 @@ mod tests {
             couch.create_database("day").await.is_err(),
             "too few nodes have taken it"
         );
+    }
+
+    #[tokio::test]
+    async fn a_server_that_lists_its_nodes_to_admins_alone_is_believed() {
+        for (reason, counts) in [
+            ("You are not a server admin.", Ok(true)),
+            ("Name or password is incorrect.", Err(())),
+        ] {
+            let (couch, _) = testing::couch(move |asked| {
+                if asked.path.contains("_membership") {
+                    (401, json!({"error": "unauthorized", "reason": reason}))
+                } else {
+                    (200, json!({"ok": true}))
+                }
+            })
+            .await;
+            assert_eq!(couch.has_quorum("db", "id").await.map_err(drop), counts, "{reason}");
+        }
     }
 
     #[tokio::test]

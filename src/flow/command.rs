@@ -7,11 +7,12 @@ use tracing::warn;
 
 use crate::amqp::PublishError;
 use crate::entry::Entry;
-use crate::entry::fact::What;
+use crate::entry::fact::{Route, What};
 use crate::kazoo::address::Address;
 use crate::kazoo::channel::{self, ChannelState, Status, StatusReply};
 use crate::kazoo::dialplan::{self, Control, Trigger};
 use crate::kazoo::outgoing::Outgoing;
+use crate::kazoo::time::Moment;
 use crate::recording::controls::Why;
 use crate::recording::order::Order;
 use crate::telemetry::events::CommandSent;
@@ -198,21 +199,10 @@ impl Parts {
     fn controlled_at(&self, entry: &Entry, order: &Order) -> Option<(Address, String)> {
         let carrier = entry.carried_by();
         let current = self.replaced.current(&carrier.call_id);
-        let said = entry.route().map(|(at, route)| (at, route.clone()));
         let heard = [&current, &carrier.call_id].map(|leg| self.registry.route(leg));
-        let heard = heard.into_iter().flatten();
-        let newest = said.into_iter().chain(heard).max_by_key(|(at, _)| *at);
-        match newest {
-            Some((at, route)) if at >= order.asked_at => {
-                let to = Address::parse(&route.control).ok()?;
-                Some((to, self.replaced.current(&route.call_id)))
-            }
-            // An address that another worker heard of, else that of the start.
-            _ => {
-                let told = carrier.control.and_then(|control| Address::parse(&control).ok());
-                Some((told.or_else(|| order.control())?, current))
-            }
-        }
+        let heard = heard.into_iter().flatten().collect();
+        let (to, call_id) = controlled_by(entry, order, heard)?;
+        Some((to, self.replaced.current(&call_id)))
     }
 
     /// Whether the recording's call is alive. Any leg that the recording is on, or may be on, counts. If all known legs are gone, another
@@ -327,4 +317,61 @@ impl Parts {
 /// Whether the switch reported the recording at all: its start event may have been lost.
 fn has_begun(entry: &Entry) -> bool {
     entry.started().is_some() || entry.ended().is_some()
+}
+
+/// The control process that takes a command for a recording, and the id of the call there. `heard` has the routes that actions named to this
+/// worker.
+fn controlled_by(entry: &Entry, order: &Order, heard: Vec<(Moment, Route)>) -> Option<(Address, String)> {
+    let said = entry.route().map(|(at, route)| (at, route.clone()));
+    let newest = said.into_iter().chain(heard).max_by_key(|(at, _)| *at);
+    if let Some((at, route)) = newest
+        && at >= order.asked_at
+    {
+        return Some((Address::parse(&route.control).ok()?, route.call_id));
+    }
+    // An address that another worker heard of, else that of the start.
+    let carrier = entry.carried_by();
+    let told = carrier.control.and_then(|control| Address::parse(&control).ok());
+    Some((told.or_else(|| order.control())?, carrier.call_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::fact::Fact;
+
+    /// A transfer gives a call another control process; the one before takes commands and does nothing.
+    #[test]
+    fn a_repeat_of_a_stop_goes_where_the_call_is_controlled_now() {
+        let at = |second: i64| Moment::from_unix_seconds(1_795_386_262 + second);
+        let route = |control: &str, call_id: &str| Route {
+            control: control.into(),
+            call_id: call_id.into(),
+        };
+        let order = Order {
+            asked_at: at(0),
+            ..crate::lifecycle::tests::order()
+        };
+        let mut entry = Entry::of_order(order.clone(), "w");
+        let to = |entry: &Entry, heard| {
+            let (to, call_id) = controlled_by(entry, &order, heard).unwrap();
+            (to.to_string(), call_id)
+        };
+        let begun_by = order.control().unwrap().to_string();
+        assert_eq!(to(&entry, vec![]), (begun_by.clone(), "call".into()));
+        // What was named before this recording was ordered says nothing of the time since.
+        let old = vec![(at(-5), route("old", "call"))];
+        assert_eq!(to(&entry, old), (begun_by, "call".into()));
+        entry.add(Fact {
+            at: at(10),
+            by: "w".into(),
+            what: What::StopAsked {
+                action: "stop".into(),
+                route: Some(route("at-the-stop", "call")),
+            },
+        });
+        assert_eq!(to(&entry, vec![]), ("at-the-stop".into(), "call".into()));
+        let moved = vec![(at(20), route("after-the-transfer", "other"))];
+        assert_eq!(to(&entry, moved), ("after-the-transfer".into(), "other".into()));
+    }
 }

@@ -65,7 +65,7 @@ pub(super) async fn look(job: &Job<'_>) -> Look {
         let (written, is_newest) = tokio::join!(written_of(job, open), learn_newer(job, open));
         match written {
             // The notice of its end was lost, and an older recording may run.
-            Written::Over => job.parts.registry.close(open.key),
+            Written::Over => job.parts.registry.heard_of_end(open.key),
             // The same for a stop whose worker may be dead. Its end may not be written yet.
             Written::Stopping => job.parts.registry.stopping(open.key),
             Written::Nothing if is_newest => break,

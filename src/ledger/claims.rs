@@ -48,8 +48,15 @@ impl Store {
         if let Some(rev) = rev {
             claim["_rev"] = rev;
         }
-        if let [Row::Saved { .. }] = &self.couch.bulk_docs(&database(month), &[claim]).await?[..] {
-            return Ok(Holder::Mine);
+        match &self.couch.bulk_docs(&database(month), &[claim]).await?[..] {
+            [
+                Row::Saved {
+                    below_quorum: false, ..
+                },
+            ] => return Ok(Holder::Mine),
+            // The next try finds it, and by then the other nodes may have it.
+            [Row::Saved { .. }] => return Err(CouchError::NoAnswer("too few nodes took the claim of a place".into())),
+            _ => {}
         }
         // Another recording was first, or an earlier try of this one.
         match self.claim_in(month, &id).await?.as_ref().and_then(holder) {

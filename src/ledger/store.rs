@@ -22,7 +22,7 @@ use super::retention::Done;
 /// The design document that workers read continuously. It is small, because each write updates its index.
 const DESIGN: &str = "kz_record_call";
 /// The design document that only commands read, and gauges once a minute.
-pub(super) const LOOKUP: &str = "kz_record_call_lookup";
+pub const LOOKUP: &str = "kz_record_call_lookup";
 
 pub struct Store {
     pub(super) couch: Couch,

@@ -5,6 +5,7 @@ use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{CollectFailure, DeliveryFailure, Destination, Fact, What};
 use crate::kazoo::time::Moment;
 use crate::recording::audio::Audio;
+use crate::recording::ending::Told;
 
 use super::schedule::{paused, wait_or};
 use super::{Answer, Case, Effect, Hand, Next, Policy, source};
@@ -34,13 +35,14 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
         return conclude(Outcome::Failed, Cause::FileGone);
     }
     let min_ms = u64::from(order.min_sec) * 1000;
-    let told_short = min_ms > 0 && entry.told_ms().is_some_and(|ms| ms < min_ms);
+    let is_cut = entry.told_end().is_some_and(Told::is_write_failure);
+    let told_short = min_ms > 0 && !is_cut && entry.told_ms().is_some_and(|ms| ms < min_ms);
     if min_ms > 0 && case.hand == Hand::Received {
         // The length that the switch reported is a channel's variable, and may belong to another recording: the audio alone decides. Audio
         // whose length cannot be counted is kept.
         let counted = |audio: &Audio| audio.duration_ms.or((audio.size == 0).then_some(0));
         // A file that is shorter than the switch reported has lost audio, for example on a full disk: that is kept, with its finding.
-        let is_contradicted = entry.told_ms().is_some() && !told_short;
+        let is_contradicted = is_cut || entry.told_ms().is_some() && !told_short;
         if !is_contradicted && entry.last_audio().and_then(counted).is_some_and(|ms| ms < min_ms) {
             return conclude(Outcome::Discarded, Cause::TooShort);
         }
@@ -83,9 +85,10 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
     if entry.failures().count() >= attempts {
         return park(worn_out(last()));
     }
-    // No attempt could be made in all that time.
+    // No attempt could be made in all that time. One postponement alone may be another worker's, from just before an operator's retry.
     let since = entry.postponed().next().map(|(at, _)| at)?;
-    (now.since(since) >= policy.whole()).then(|| What::Parked {
+    let is_again = entry.postponed().count() > 1;
+    (is_again && now.since(since) >= policy.whole()).then(|| What::Parked {
         n: entry.next_rest(),
         cause: worn_out(last()),
     })

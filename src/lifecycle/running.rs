@@ -70,7 +70,13 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     }
     if source(entry).is_none() && gone_for_good(entry, policy) {
         // The recording is over, and no event named its switch: there is no switch to ask.
-        let end = entry.latest_start()?.clone();
+        // What a start tells of lengths and causes is left from the recording before it.
+        let end = Told {
+            length_ms: None,
+            completion_cause: None,
+            hung_up: None,
+            ..entry.latest_start()?.clone()
+        };
         return Some(What::PresumedEnded(Box::new(end)));
     }
     if let Some(end) = presumed_end(entry, now, policy) {

@@ -47,7 +47,7 @@ fn policy() -> Policy {
     }
 }
 
-fn order() -> Order {
+pub(crate) fn order() -> Order {
     let key = Key::of("call", "action");
     Order {
         key,

@@ -65,6 +65,12 @@ impl Told {
         }
     }
 
+    /// Whether the switch could not write the file to its end, as on a full disk. It then reports the length that it wrote. An MP3 file has no
+    /// such report.
+    pub fn is_write_failure(&self) -> bool {
+        self.completion_cause.as_deref() == Some("uri-failure")
+    }
+
     /// The event's report of the recording in the file `file_name`. Any client that may publish can send such an event, so a path that
     /// cannot be that file's is ignored.
     pub fn of(event: &RecordEvent, file_name: &str, heard: Moment) -> Self {

@@ -37,7 +37,7 @@ pub struct Order {
     /// The document's and the attachment's name.
     pub media_name: String,
     pub format: Format,
-    /// `callflow : <label>`.
+    /// `callflow : ` and the label, else the flow's name, else `unnamed`.
     pub origin: String,
     #[serde(default)]
     pub method: Method,

@@ -1,4 +1,4 @@
-//! The plan for an action. One pure function from (action, circumstances) to (order, commands, corrections).
+//! The plan for an action. One pure function from (action, circumstances) to (plan, corrections).
 
 use crate::kazoo::action::Execute;
 use crate::kazoo::call::clip;

@@ -35,6 +35,7 @@ pub struct Settings {
     /// The flow skips this node. Kazoo does that itself and sends no message (`cf_exe`). If one arrives, it has no effect.
     pub skip: bool,
     pub format: Option<Format>,
+    /// Limited to `MAX_LABEL` bytes. The plan makes the document's origin from it.
     pub label: Option<String>,
     pub media_id: Option<MediaId>,
     /// As given, limited to 1024 bytes. The plan makes a name from it, and reports a change.
@@ -66,7 +67,7 @@ pub struct Correction {
     pub why: &'static str,
 }
 
-/// Each key that is read.
+/// Each known key. All are read except `origin`, which is ignored.
 pub const KEYS: [&str; 20] = [
     "action",
     "format",

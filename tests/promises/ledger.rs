@@ -32,14 +32,26 @@ promises![
 
 async fn the_ledger_has_the_whole_story_in_three_writes(services: Arc<Services>) -> TestResult {
     let world = World::new(&services).await?;
-    let _worker = world.worker_with(&[("LEDGER__LINGER_MS", "5000")]).await?;
+    let settings = [
+        ("LEDGER__LINGER_MS", "5000"),
+        ("LOG__LEVEL", "info,kz_record_call=debug"),
+    ];
+    let worker = world.worker_with(&settings).await?;
     let call = world.kazoo.new_call(CallOptions::talking());
     call.execute(json!({})).await?.continued(SOON).await?;
     let recording = call.wait_recording_started(SOON).await?;
     world.state(&call.id(), "recording", SOON).await?;
     call.hangup("NORMAL_CLEARING").await;
     world.stored(&recording).await?;
-    let entry = world.state(&call.id(), "stored", SOON).await?;
+    let begun = std::time::Instant::now();
+    let entry = loop {
+        let entry = world.state(&call.id(), "stored", SOON).await?;
+        if entry.get("due").is_none() && entry.get("lease").is_none() {
+            break entry;
+        }
+        ensure!(begun.elapsed() < SOON, "it is still leased, or due: {entry:#}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
     let facts: Vec<&str> = entry["facts"]
         .as_array()
         .context("facts")?
@@ -61,7 +73,6 @@ async fn the_ledger_has_the_whole_story_in_three_writes(services: Arc<Services>)
         facts.iter().filter(|fact| **fact == "announced").count() == 2,
         "{facts:?}"
     );
-    ensure!(entry.get("due").is_none() && entry.get("lease").is_none(), "{entry:#}");
     let generation = entry["_rev"]
         .as_str()
         .and_then(|rev| rev.split('-').next())
@@ -70,8 +81,14 @@ async fn the_ledger_has_the_whole_story_in_three_writes(services: Arc<Services>)
     // What comes within the batch delay is written together, and the delay is long enough for a slow machine.
     // Every session looks after what is open once; on a slow machine that comes in between.
     let looks = facts.iter().filter(|fact| **fact == "channel_seen").count();
+    // A write that CouchDB answered too late, or not, is done again.
+    let lines = worker.lines();
+    let again = lines
+        .iter()
+        .filter(|line| line["event"] == "ledger_entry_rewrite")
+        .count();
     ensure!(
-        generation.parse::<usize>()? <= 3 + 2 * looks,
+        generation.parse::<usize>()? <= 3 + 2 * looks + again,
         "{generation} writes: {entry:#}"
     );
     ensure!(entry.to_string().len() < 16_000, "{} bytes", entry.to_string().len());

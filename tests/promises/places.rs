@@ -23,6 +23,7 @@ promises![
     two_recordings_with_one_id_are_told_apart_by_a_users_server,
     recordings_of_one_call_do_not_replace_each_other_at_a_url,
     a_signed_url_that_every_call_has_keeps_the_audio_of_the_first,
+    parked_audio_can_be_fetched_whole_from_the_hold,
     slow_servers_of_users_leave_a_switchs_other_recordings_their_places,
     a_url_that_is_down_is_delivered_when_it_is_back_though_the_switch_lost_its_file,
     a_url_that_cannot_be_served_is_parked_with_its_audio,
@@ -225,6 +226,44 @@ async fn a_signed_url_that_every_call_has_keeps_the_audio_of_the_first(services:
     let files: Vec<&str> = names.iter().filter_map(|path| path.split('?').next()).collect();
     ensure!(files.len() == 2 && files[0] != files[1], "{files:?}");
     call.hangup("NORMAL_CLEARING").await;
+    world.finish().await
+}
+
+async fn parked_audio_can_be_fetched_whole_from_the_hold(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker_with(&[HERE]).await?;
+    let server = Server::always(Reply::Status(413)).await;
+    let recording = record(&world, json!({"url": server.url("/in?token=secret"), "format": "wav"})).await?;
+    let told = world.outcome(&recording.id).await?;
+    ensure!(told["Outcome"] == "parked" && told["Cause"] == "refused", "{told:#}");
+    world.state(&recording.call_id, "parked", SOON).await?;
+    let (_, story) = world.command(&["explain", &recording.id]).await?;
+    ensure!(
+        story.contains("the last answer: ") && story.contains("answered 413"),
+        "{story}"
+    );
+    ensure!(story.contains("token=***") && !story.contains("secret"), "{story}");
+    let folder = std::env::temp_dir().join(format!("kz-record-call-fetched-{}", recording.id));
+    std::fs::create_dir_all(&folder)?;
+    let file = folder.join("audio.wav");
+    let output = file.display().to_string();
+    let fetch = ["fetch", &recording.id, "--output", &output];
+    let (good, said) = world.command(&fetch).await?;
+    ensure!(good && said.contains("complete"), "{said}");
+    let whole = world.ended(&recording).await?;
+    ensure!(std::fs::read(&file)?.len() as u64 == whole.audio.len(), "{said}");
+    // Nothing is overwritten.
+    let (good, said) = world.command(&fetch).await?;
+    ensure!(!good && said.contains("cannot be created"), "{said}");
+    // What is stored is not in the hold, and the command says where it is.
+    let stored = record(&world, json!({})).await?;
+    world.stored(&stored).await?;
+    world.state(&stored.call_id, "stored", SOON).await?;
+    let (good, said) = world
+        .command(&["fetch", &stored.id, "--output", &format!("{output}.2")])
+        .await?;
+    ensure!(!good && said.contains("monthly database"), "{said}");
+    std::fs::remove_dir_all(&folder)?;
     world.finish().await
 }
 

@@ -24,6 +24,7 @@ promises![
     a_transfer_does_not_lose_the_recording,
     a_call_that_was_replaced_is_answered_under_its_new_id,
     too_short_is_discarded_and_taken_off_the_switch,
+    audio_that_a_full_disk_cut_is_stored_and_told_as_such,
     the_audio_is_masked_and_the_document_tells_when,
     a_mask_that_another_worker_sent_is_in_the_document,
     a_mask_after_a_move_is_told_as_not_obeyed,
@@ -290,6 +291,30 @@ async fn a_call_that_was_replaced_is_answered_under_its_new_id(services: Arc<Ser
     }
     call.hangup("NORMAL_CLEARING").await;
     world.stored(&recording).await?;
+    world.finish().await
+}
+
+/// The switch notices a full disk only at the end of a WAV file, and never in an MP3 file.
+async fn audio_that_a_full_disk_cut_is_stored_and_told_as_such(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    world.kazoo.faults(|faults| faults.disk_full = Some(20_000));
+    for format in ["wav", "mp3"] {
+        let call = world.kazoo.new_call(CallOptions::talking().size(Size::Millis(9_000)));
+        act(&call, json!({"format": format, "record_min_sec": "5"})).await?;
+        let recording = call.wait_recording_started(SOON).await?;
+        call.hangup("NORMAL_CLEARING").await;
+        let outcome = world.outcome(&recording.id).await?;
+        ensure!(
+            outcome["Outcome"] == "stored" && outcome["Cause"] == "suspect_audio",
+            "{format}: {outcome:#}"
+        );
+        let findings = outcome["Findings"].to_string();
+        ensure!(
+            findings.contains("truncated") || findings.contains("shorter_than_told"),
+            "{format}: {outcome:#}"
+        );
+    }
     world.finish().await
 }
 
@@ -570,7 +595,7 @@ async fn a_recording_over_the_turn_of_the_month_is_filed_where_its_id_says(servi
     let now = i64::try_from(real.unix_micros() / 1_000_000)?;
     let turn = turn_after(now);
     let clock = Clock {
-        offset_secs: turn - now - 10,
+        offset_secs: turn - now - 25,
     };
     let world = World::with(&services, |options| options.clock = clock).await?;
     let (before, after) = (

@@ -65,6 +65,7 @@ pub async fn look(config: &Config, clock: &Clock, set_by: &str) -> Vec<Rows> {
     }
     databases(&mut rows, &couch).await;
     own(&mut rows, &couch, clock).await;
+    parked(&mut rows, &couch).await;
     let mut settings = Rows::of("system_config/media");
     media(&mut settings, &couch, &couchdb, &config.kazoo.zone, clock).await;
     vec![rows, settings]
@@ -227,6 +228,29 @@ async fn own(rows: &mut Rows, couch: &Couch, clock: &Clock) {
             "ledger",
             format!("{name}: {error}"),
             "give the user of couchdb.username permission to read and write it",
+        ),
+    }
+}
+
+/// Whether recordings wait for an operator.
+async fn parked(rows: &mut Rows, couch: &Couch) {
+    let Ok(months) = within(couch.databases(ledger::PREFIX)).await else {
+        return;
+    };
+    let mut count = 0;
+    for month in months {
+        match within(couch.view(&month, ledger::LOOKUP, "state", &ledger::PARKED)).await {
+            Ok(found) => count += found.len(),
+            Err(CouchError::DatabaseMissing(_) | CouchError::NotFound) => {}
+            Err(error) => return rows.note("parked recordings", format!("not counted: {error}")),
+        }
+    }
+    match count {
+        0 => rows.good("parked recordings", "none"),
+        _ => rows.warn(
+            "parked recordings",
+            count.to_string(),
+            "run `kz-record-call list --state parked`, then `kz-record-call explain <media id>`",
         ),
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::entry::cause::Cause;
 use crate::entry::cause::Outcome;
 use crate::entry::fact::{DeliveryFailure, Document, Holding};
 use crate::kazoo::call::Parties;
@@ -10,7 +11,7 @@ const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
 
 #[test]
 fn no_credential_is_shown() {
-    assert_eq!(without_secrets("https://u:p@h/in?token=abc"), "https://h/in?…");
+    assert_eq!(without_secrets("https://u:p@h/in?token=abc"), "https://h/in?token=***");
     assert_eq!(without_secrets("https://h/in#access_token=abc"), "https://h/in");
     assert_eq!(without_secrets("nonsense"), "(not a url)");
 }

@@ -32,6 +32,25 @@ fn a_retry_from_a_host_with_another_clock_makes_an_attempt() {
     }
 }
 
+/// A worker postponed the recording, and the operator's retry does not know of that.
+#[test]
+fn a_retry_makes_an_attempt_though_a_worker_postponed_the_recording_just_before() {
+    let mut case = moved_on(0);
+    let postponed = What::Postponed {
+        n: case.entry.next_number("postponed"),
+        until: after(1700).plus(policy().whole()),
+        why: "busy".into(),
+    };
+    case.entry.add(Fact {
+        at: after(1700),
+        by: "another".into(),
+        what: postponed,
+    });
+    let due = after(1700).plus(policy().whole());
+    let effects = next(&mut case, Input::Due, due, &policy());
+    assert_eq!((case.entry.parked(), effects), (None, vec![Next::Do(Effect::Decide)]));
+}
+
 #[test]
 fn after_a_retry_from_a_host_with_another_clock_there_are_pauses_and_an_end() {
     for skew in [-3600, 0, 3600] {
