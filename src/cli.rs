@@ -66,7 +66,7 @@ enum Command {
     },
     /// List recordings, by state, account, cause and age.
     List(list::ListArgs),
-    /// Retry parked recordings: their attempts start again.
+    /// Retry parked recordings: their attempts start again. A worker of the zone must run.
     Retry(list::RetryArgs),
     /// Copy the audio of a recording from the hold into a file, and verify that it is complete.
     Fetch(fetch::FetchArgs),

@@ -17,6 +17,7 @@ mod continuation;
 pub mod crash;
 mod deliver;
 pub mod drive;
+pub mod driver;
 pub mod dying;
 pub mod end;
 mod find;

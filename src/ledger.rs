@@ -67,6 +67,17 @@ pub struct Ledger {
 #[derive(Debug)]
 pub struct Receipt(oneshot::Receiver<Told>);
 
+/// The other end of a receipt. A receipt whose promise is dropped says that the entry was not written.
+#[derive(Debug)]
+pub struct Promise(oneshot::Sender<Told>);
+
+impl Promise {
+    /// The entry is durable.
+    pub fn keep(self) {
+        let _ = self.0.send(Ok(()));
+    }
+}
+
 /// Result of a note: durable, or the reason why the entry is, and stays, too large for the ledger.
 type Told = Result<(), String>;
 
@@ -81,6 +92,12 @@ pub enum Noted {
 }
 
 impl Receipt {
+    /// A receipt, and the promise that resolves it.
+    pub fn promised() -> (Promise, Self) {
+        let (done, receipt) = oneshot::channel();
+        (Promise(done), Self(receipt))
+    }
+
     /// Waits without a limit until the note is durable. `false` when the writer ended first.
     pub async fn durable(self) -> bool {
         self.noted().await == Noted::Durable
@@ -152,16 +169,16 @@ impl Ledger {
     /// Notes what is known of a recording. The writer writes it within the batch delay `linger`, together with all notes that arrive
     /// meanwhile.
     pub async fn note(&self, entry: &Entry, lease: Option<Lease>, linger: Duration) -> Receipt {
-        let (done, receipt) = oneshot::channel();
+        let (done, receipt) = Receipt::promised();
         let note = Note {
             entry: entry.clone(),
             lease,
             linger,
-            done,
+            done: done.0,
         };
         // A writer that has ended drops the note, and with it the sender of the receipt.
         let _ = self.notes.send(note).await;
-        Receipt(receipt)
+        receipt
     }
 
     /// A lease of this worker that starts now.

@@ -309,7 +309,7 @@ fn coming(record: &Record, now: Moment, policy: &lifecycle::Policy) -> String {
         let has_url = entry.order().is_some_and(|order| matches!(order.url, Url::Given(_)));
         let by_hand = match (has_url, entry.held().is_some()) {
             (true, true) => format!(
-                " A retry uses the same url. If that url is wrong or expired: `kz-record-call fetch {media_id}`, then discard."
+                " A retry uses the same url: if it was refused, ask the operator of its server first. If the url is wrong or expired for good: `kz-record-call fetch {media_id}`, give the audio to its owner, then `kz-record-call discard {media_id} --yes`."
             ),
             (true, false) => " A retry uses the same url.".to_owned(),
             _ => String::new(),

@@ -38,11 +38,9 @@ pub fn fetch(config: &Config, args: &FetchArgs) -> anyhow::Result<bool> {
         let file = args.output.clone().unwrap_or_else(|| PathBuf::from(file_name(&entry)));
         let couch = Couch::new(&config.couchdb).context("the HTTP client cannot be built")?;
         let hold = Hold::new(&config.hold, &config.couchdb, &couch).context("the hold cannot be used")?;
-        let size = copy(&hold, &entry, &file).await?;
-        println!(
-            "{}: {size} bytes, complete: the SHA-256 is that of the received audio",
-            file.display()
-        );
+        let (size, sha256) = copy(&hold, &entry, &file).await?;
+        println!("{}: {size} bytes, sha256 {sha256}", file.display());
+        println!("complete: length and SHA-256 are those of the received audio");
         Ok(true)
     })
 }
@@ -56,7 +54,7 @@ fn file_name(entry: &Entry) -> String {
 }
 
 /// Copies the held audio, and compares it with what the ledger says of it.
-async fn copy(hold: &Hold, entry: &Entry, to: &Path) -> anyhow::Result<u64> {
+async fn copy(hold: &Hold, entry: &Entry, to: &Path) -> anyhow::Result<(u64, String)> {
     let Some(holding) = entry.held() else {
         let places: Vec<String> = explain::places(entry);
         bail!(
@@ -87,7 +85,7 @@ async fn copy(hold: &Hold, entry: &Entry, to: &Path) -> anyhow::Result<u64> {
             holding.size,
             holding.digests.sha256
         );
-        anyhow::Ok(size)
+        anyhow::Ok((size, sha256))
     };
     let result = written.await;
     if result.is_err() {

@@ -1,17 +1,14 @@
 //! A handler that panics takes neither its delivery nor its queue's consumer with it. The message gets a reason, and goes to the dead
-//! letters. And a recording on which the program panics is not lost.
+//! letters.
 
 use std::any::Any;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 
 use crate::amqp::{Delivery, Spare};
-use crate::entry::Entry;
-use crate::entry::cause::Cause;
-use crate::entry::fact::What;
 use crate::telemetry::events::TaskPanicked;
 use crate::telemetry::words;
 
@@ -64,20 +61,4 @@ fn tell(queue: &'static str, panic: &(dyn Any + Send)) {
         why: words(panic),
     }
     .emit();
-}
-
-/// Notes on its entry that the program panicked on a recording. If even its decisions panic, the recording is parked here.
-pub(super) fn note(entry: &mut Entry, parts: &Parts, why: String) {
-    let n = entry.next_number("panicked");
-    entry.add(parts.fact(What::Panicked { n, why }));
-    let often = usize::try_from(parts.policy.max_attempts).unwrap_or(usize::MAX);
-    if entry.panics().count() <= often {
-        // `lifecycle` decides what follows from that.
-        return;
-    }
-    let is_open = || entry.outcome().is_none() && entry.parked().is_none();
-    if catch_unwind(AssertUnwindSafe(is_open)).unwrap_or(true) {
-        let (n, cause) = (entry.next_rest(), Cause::ProgramFault);
-        entry.add(parts.fact(What::Parked { n, cause }));
-    }
 }

@@ -113,16 +113,30 @@ async fn run() -> anyhow::Result<bool> {
     done
 }
 
+/// Nothing that the plan does takes this long: what takes longer waits for something that never comes.
+const STUCK: Duration = Duration::from_secs(340);
+
+async fn in_time<T>(what: &str, limit: Duration, playing: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(limit, playing).await {
+        Ok(done) => done,
+        Err(_) => panic!("the run itself is stuck: {what}"),
+    }
+}
+
 /// Plays the plan, waits until everything has ended, and judges.
 async fn judged(cluster: &Arc<Cluster>, plan: Plan, patience: Duration, dir: &Path) -> anyhow::Result<bool> {
     let (begin, chronicle) = (Instant::now(), Arc::new(Chronicle::default()));
+    let last = plan.calls.iter().map(|call| call.at).max().unwrap_or_default();
+    let limit = last + STUCK;
     let calls = plan.calls.into_iter().map(|call| {
         let cluster = Arc::clone(cluster);
-        tokio::spawn(async move { play::play(&cluster, begin, call).await })
+        let label = format!("call {}", call.n);
+        tokio::spawn(async move { in_time(&label, limit, play::play(&cluster, begin, call)).await })
     });
     let strikes = plan.troubles.into_iter().map(|trouble| {
         let (cluster, chronicle) = (Arc::clone(cluster), Arc::clone(&chronicle));
-        tokio::spawn(async move { strike(&cluster, &chronicle, begin, &trouble).await })
+        let label = format!("{trouble:?}");
+        tokio::spawn(async move { in_time(&label, limit, strike(&cluster, &chronicle, begin, &trouble)).await })
     });
     let (played, struck) = tokio::join!(join_all(calls), join_all(strikes));
     let played = played.into_iter().collect::<Result<Vec<_>, _>>()?;

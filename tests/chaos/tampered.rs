@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::evidence::{Command, CommandFate, Document, Ending, Evidence, File, Held, Home, Start};
+use crate::evidence::{Command, CommandFate, Document, Ending, Evidence, File, Held, Home, Start, Turn};
 use crate::oracle::judge;
 use crate::oracle::turns::are_masks_known;
 use crate::plan::What;
@@ -187,8 +187,20 @@ const TAMPERINGS: &[(&str, Tamper)] = &[
 /// The same, in evidence of a run in which nothing broke: that alone makes sentences too, which do not count.
 const IN_PEACE: &[(&str, Tamper)] = &[
     ("a mask that the document does not tell", |e| {
-        let id = masked(e)?;
-        document(e, &id)?.masks.clear();
+        if let Some(id) = masked(e) {
+            document(e, &id)?.masks.clear();
+            return Some(());
+        }
+        // Where no recording of the run was masked for sure: one more mask that the switch obeyed.
+        let (label, asked_at) = unmasked(e)?;
+        e.turns.push(Turn {
+            label,
+            verb: Verb::Mask,
+            asked_at,
+            over_at: asked_at + A_MINUTE,
+            commands: 1,
+            ended_before: false,
+        });
         Some(())
     }),
     (
@@ -317,6 +329,21 @@ fn masked(evidence: &mut Evidence) -> Option<String> {
             mine.any(|turn| turn.verb == Verb::Mask) && ending.continues.is_none()
         })?;
     Some(ending.media_id.clone())
+}
+
+/// The label of a recording that was kept and never masked, and when it was asked for.
+fn unmasked(evidence: &Evidence) -> Option<(String, Instant)> {
+    let is_plain = |ending: &&Ending| {
+        let mut documents = evidence.documents.iter();
+        let mut turns = evidence.turns.iter();
+        ending.is_kept()
+            && documents.any(|document| document.id == ending.media_id && document.masks.is_empty())
+            && !turns.any(|turn| turn.label == ending.label && turn.verb != Verb::Stop)
+    };
+    evidence.endings.iter().filter(is_plain).find_map(|ending| {
+        let start = evidence.starts.iter().find(|start| start.label == ending.label)?;
+        are_masks_known(evidence, start, ending).then_some((start.label.clone(), start.asked_at?))
+    })
 }
 
 /// Whether the oracle says something that it does not say of the honest evidence.

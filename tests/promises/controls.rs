@@ -289,13 +289,16 @@ async fn an_answer_waits_until_its_callflow_node_is_back(services: Arc<Services>
     let call = world.kazoo.new_call(CallOptions::talking());
     let action = call.execute(json!({})).await?;
     world.kazoo.serve_callflow(false).await?;
-    let worker = world.worker().await?;
+    let worker = world
+        .worker_with(&[("LOG__LEVEL", "info,kz_record_call=trace")])
+        .await?;
     let away = |line: &Value| line["event"] == "callflow_node_away";
     worker.logged("that the node is away", away, SOON).await?;
     // The recording does not wait for it.
     let recording = call.wait_recording_started(SOON).await?;
     world.kazoo.serve_callflow(true).await?;
-    action.continued(SOON).await?;
+    let answered = action.continued(SOON).await;
+    answered.with_context(|| format!("{:?}\n{}", world.kazoo.tap().messages(), worker.tail()))?;
     call.hangup("NORMAL_CLEARING").await;
     world.stored(&recording).await?;
     world.finish().await

@@ -7,7 +7,7 @@ use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::entry::fact::{
     Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Holding, What,
 };
-use kz_record_call::lifecycle::{Answer, Effect, Hand, Input};
+use kz_record_call::lifecycle::{Answer, Effect, Input};
 use kz_record_call::recording::audio::Audio;
 use kz_record_call::recording::digest::Digests;
 use kz_record_call::recording::identity::{Key, MediaId};
@@ -15,7 +15,7 @@ use kz_record_call::recording::identity::{Key, MediaId};
 use crate::world::*;
 
 impl World {
-    pub fn perform(&mut self, entry: &Entry, effect: &Effect, hand: Hand) -> Input {
+    pub fn perform(&mut self, entry: &Entry, effect: &Effect, hand: &mut Option<Content>) -> Input {
         let key = entry.key;
         let root = self.root(key);
         let destination = self.orders[&root].1;
@@ -64,7 +64,10 @@ impl World {
             // It grows while it is looked at.
             Effect::Collect { .. } if self.is_written(root) => self.postponed(entry),
             Effect::Collect { attempt, .. } => match self.there(root) {
-                Some(content) => Input::Received(self.audio(content)),
+                Some(content) => {
+                    *hand = Some(content.clone());
+                    Input::Received(self.audio(content))
+                }
                 None => self.missing(entry, *attempt),
             },
             Effect::Tidy { n, .. } => {
@@ -115,10 +118,8 @@ impl World {
                 Input::Fact(What::Documented(Self::document(key)))
             }
             Effect::Deliver { attempt, destination } => {
-                let content = match hand {
-                    Hand::Empty => entry.held().and_then(|holding| self.held.get(&holding.name)).cloned(),
-                    _ => self.in_hand(entry),
-                };
+                let held = || entry.held().and_then(|holding| self.held.get(&holding.name)).cloned();
+                let content = hand.clone().or_else(held);
                 if self.refuses.contains(&key) {
                     return Self::failed(*attempt, *destination, DeliveryFailure::Refused);
                 }
@@ -173,7 +174,9 @@ impl World {
                 if self.hold_down {
                     return Input::HoldRefused;
                 }
-                let content = self.in_hand(entry).unwrap();
+                let Some(content) = hand.clone() else {
+                    return Input::HoldRefused;
+                };
                 let name = format!("{root} {content:?}");
                 self.held.insert(name.clone(), content.clone());
                 let Audio { digests, size, .. } = self.audio(content);
@@ -193,13 +196,18 @@ impl World {
                     n: entry.next_number("held") - 1,
                 })
             }
-            // It may be recorded into.
-            Effect::Answer(_) if self.is_written(root) => Input::Answered(Answer::Keep),
             Effect::Answer(answer) => {
-                if *answer == Answer::Release {
-                    self.release(entry);
+                let Some(content) = hand.take() else {
+                    return Input::Answered(*answer);
+                };
+                // As the worker does: exactly this audio must be safe, and nothing be written into its file.
+                let digests = self.audio(content).digests;
+                let safe = entry.is_safe(&digests) || entry.is_unwanted();
+                if *answer == Answer::Keep || !safe || self.is_written(root) {
+                    return Input::Answered(Answer::Keep);
                 }
-                Input::Answered(*answer)
+                self.release(entry);
+                Input::Answered(Answer::Release)
             }
             Effect::Announce(announcement) => {
                 if let Announcement::Outcome(outcome) = announcement {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kz_record_call::entry::fact::{Fact, What};
 use kz_record_call::kazoo::call::Parties;
-use kz_record_call::lifecycle::{Hand, Input, step};
+use kz_record_call::lifecycle::Input;
 use kz_record_call::recording::ending::Told;
 use kz_record_call::recording::identity::Key;
 
@@ -12,10 +12,11 @@ use crate::world::*;
 
 impl World {
     /// One random thing happens.
-    pub fn step(&mut self) {
-        self.now = self.now.plus(Duration::from_millis(
-            self.rng.u64(..if self.faults { 8_000 } else { 60_000 }),
-        ));
+    pub async fn step(&mut self) {
+        let passed = Duration::from_millis(self.rng.u64(..if self.faults { 8_000 } else { 60_000 }));
+        self.now = self.now.plus(passed);
+        self.workers.iter().for_each(|worker| worker.crew.clock.set(self.now));
+        tokio::time::advance(passed).await;
         if self.chance(15) {
             self.break_something();
         }
@@ -31,11 +32,12 @@ impl World {
             let key = *self.orders.keys().nth(nth).unwrap();
             self.noted_by_a_newer_version(part, key);
         }
-        match self.rng.u8(..10) {
+        match self.rng.u8(..12) {
             0 | 1 => self.deliver_message(),
             2 => self.life_goes_on(),
             3 => self.sweep(),
             4 => self.sync(),
+            5 | 6 => self.write_notes(),
             _ => self.work(),
         }
     }
@@ -67,9 +69,8 @@ impl World {
 
     /// Everything that the worker had in memory is gone; what it had not acknowledged comes again.
     pub fn crash(&mut self, worker: usize) {
-        self.workers[worker].alive = false;
-        let tasks = std::mem::take(&mut self.workers[worker].tasks);
-        self.queue.extend(tasks.into_values().filter_map(|task| task.unacked));
+        let unacked = self.workers[worker].killed();
+        self.queue.extend(unacked);
         self.note(format!("worker {worker} is killed"));
     }
 
@@ -124,8 +125,8 @@ impl World {
         }
         // Nobody is just being told to delete it.
         let in_hand = self.workers.iter().any(|worker| {
-            let mut cases = worker.tasks.values().map(|task| &task.case);
-            cases.any(|case| self.root(case.entry.key) == key && case.hand != Hand::Empty)
+            let mut tasks = worker.tasks.iter();
+            tasks.any(|(of, task)| self.root(*of) == key && task.slot.lock().unwrap().holds)
         });
         if in_hand || self.files[&key].part() > 3 {
             return;
@@ -163,10 +164,8 @@ impl World {
                 what: what.clone(),
             };
             self.begun_again.insert(member, fact);
-            for other in &mut self.workers {
-                if let Some(task) = other.tasks.get_mut(&member) {
-                    task.next = step(&mut task.case, Input::Fact(what.clone()), self.now, &self.policy);
-                }
+            for other in &self.workers {
+                let _ = other.hands.tell(member, Input::Fact(what.clone()));
             }
             member = member.continuation();
         }

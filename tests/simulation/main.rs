@@ -1,5 +1,5 @@
-//! Thousands of lives of a recording, in seconds: the pure decisions over a broker, a store in two parts, a switch and a target that all live in
-//! memory. Time is made up, a crash is a drop, and every seed can be run again: `SIMULATION_SEED=… cargo test --test simulation`.
+//! Thousands of lives of a recording, in seconds: the driver that workers run, over a broker, a store in two parts, a switch and a target that all
+//! live in memory. Time is made up, a crash is a drop, and every seed can be run again: `SIMULATION_SEED=… cargo test --test simulation`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,6 +8,7 @@
     clippy::disallowed_macros
 )]
 
+mod drivers;
 mod effects;
 mod judge;
 mod life;
@@ -27,13 +28,20 @@ static PANICS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(
 static UNHEARD: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 
 fn live(seed: u64) -> World {
-    let mut world = World::new(seed);
-    let steps = world.rng.u32(200..1500);
-    for _ in 0..steps {
-        world.step();
-    }
-    world.heal();
-    world
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut world = World::new(seed);
+        let steps = world.rng.u32(200..1500);
+        for _ in 0..steps {
+            world.step().await;
+        }
+        world.heal().await;
+        world
+    })
 }
 
 #[test]

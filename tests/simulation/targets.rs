@@ -37,11 +37,6 @@ impl World {
         mine.map(|(_, content)| content)
     }
 
-    /// The audio that passed through the worker's hands last.
-    pub fn in_hand(&self, entry: &Entry) -> Option<Content> {
-        self.seen.get(&entry.audio()?.digests.md5).cloned()
-    }
-
     /// As the worker does: what is missing is looked for at its destination first.
     pub fn missing(&self, entry: &Entry, attempt: u32) -> Input {
         let destination = self.orders[&self.root(entry.key)].1;

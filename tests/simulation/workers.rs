@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
-use kz_record_call::lifecycle::{Answer, Case, Effect, Hand, Input, Next, step};
+use kz_record_call::flow::hands::Mailbox;
+use kz_record_call::lifecycle::Input;
 use kz_record_call::recording::identity::Key;
 
+use crate::drivers::{Ask, Note, Reply, Task};
 use crate::world::*;
 
 impl World {
@@ -59,7 +61,20 @@ impl World {
             }
             return;
         };
-        self.go_on(worker, entry, Input::Fact(what), Some(message));
+        // Noted, and acknowledged when that is written; the driver goes on at once.
+        let mut noted = entry.clone();
+        noted.add(Fact {
+            at: self.now,
+            by: "w".into(),
+            what: what.clone(),
+        });
+        self.workers[worker].crew.notes.lock().unwrap().push_back(Note {
+            entry: noted,
+            lease: None,
+            done: None,
+            unacked: Some(message),
+        });
+        self.go_on(worker, entry, Input::Fact(what));
     }
 
     pub fn command(&mut self, key: Key) {
@@ -83,24 +98,21 @@ impl World {
         self.note(format!("the switch records {key}"));
     }
 
-    pub fn go_on(&mut self, worker: usize, entry: Entry, input: Input, unacked: Option<Message>) {
+    /// Passes an input to the task that has the recording, or begins to drive it.
+    pub fn go_on(&mut self, worker: usize, entry: Entry, input: Input) {
         let key = entry.key;
-        let (now, policy) = (self.now, self.policy.clone());
-        let mut again = None;
-        if let Some(task) = self.workers[worker].tasks.get_mut(&key) {
-            task.next = step(&mut task.case, input, now, &policy);
-            again = task.unacked.take();
-            task.unacked = unacked;
-        } else {
-            let mut case = Case {
-                entry,
-                hand: Hand::Empty,
-            };
-            let next = step(&mut case, input, now, &policy);
-            self.workers[worker].tasks.insert(key, Task { case, next, unacked });
+        let Err(input) = self.workers[worker].hands.tell(key, input) else {
+            return;
+        };
+        if let Some(mailbox) = self.workers[worker].hands.take(key) {
+            self.begin(worker, entry, input, mailbox);
         }
-        // The one that was in hand before stays with the broker.
-        self.queue.extend(again);
+    }
+
+    fn begin(&mut self, worker: usize, entry: Entry, input: Input, mailbox: Mailbox) {
+        let (key, worker) = (entry.key, &mut self.workers[worker]);
+        let task = Task::begin(&worker.crew, entry, input, mailbox);
+        worker.tasks.insert(key, task);
     }
 
     /// A worker takes up what is due and nobody has.
@@ -121,93 +133,92 @@ impl World {
             .filter_map(|stored| Some(self.complete(stored.entry.clone()?)))
             .collect();
         for entry in due {
-            if self.chance(100) {
-                // Another worker is asking for it too: neither gets it, and what is told meanwhile is heard all the same.
+            let Some(mut mailbox) = self.workers[worker].hands.take(entry.key) else {
                 continue;
-            }
-            if !self.workers[worker].tasks.contains_key(&entry.key) {
+            };
+            let input = if self.chance(100) {
+                // Another worker is asking for it too: neither gets it, and what is told meanwhile is heard all the same.
+                mailbox.let_go()
+            } else {
                 self.write(part, &entry, Some(now.plus(LEASE)));
-                self.go_on(worker, entry, Input::Due, None);
+                Some(Input::Due)
+            };
+            if let Some(input) = input {
+                self.begin(worker, entry, input, mailbox);
             }
         }
     }
 
-    /// The program fails on a recording: that is noted, its lease given back, and what was told is not lost.
-    fn panic(&mut self, worker: usize, key: Key) {
-        let part = self.workers[worker].part;
-        let Some(task) = self.workers[worker].tasks.remove(&key) else {
+    /// The writer of a worker's ledger writes what waits.
+    pub fn write_notes(&mut self) {
+        let worker = self.rng.usize(..self.workers.len());
+        if self.store_down || !self.workers[worker].alive {
             return;
-        };
-        let mut entry = task.case.entry;
-        let n = entry.next_number("panicked");
-        entry.add(Fact {
-            at: self.now,
-            by: "w".into(),
-            what: What::Panicked { n, why: "x".into() },
-        });
-        self.panics += 1;
-        self.note(format!("worker {worker} panics at {key}"));
-        if !self.write(part, &entry, None) {
-            self.queue.extend(task.unacked);
+        }
+        let part = self.workers[worker].part;
+        let notes = std::mem::take(&mut *self.workers[worker].crew.notes.lock().unwrap());
+        for note in notes {
+            let lease = match note.lease {
+                None => self.store[part]
+                    .get(&note.entry.key)
+                    .and_then(|stored| stored.leased_until),
+                Some(lease) if lease.by.is_empty() => None,
+                Some(lease) => Some(lease.until),
+            };
+            self.write(part, &note.entry, lease);
+            if let Some(done) = note.done {
+                done.keep();
+            }
         }
     }
 
     /// A worker does the next thing of one of its recordings.
     pub fn work(&mut self) {
-        let tasks: Vec<(usize, Key)> = (0..self.workers.len())
-            .filter(|n| self.workers[*n].alive)
-            .flat_map(|n| {
-                self.workers[n]
-                    .tasks
-                    .keys()
-                    .map(move |key| (n, *key))
-                    .collect::<Vec<_>>()
-            })
-            .collect();
+        let of = |n: usize| self.workers[n].tasks.keys().map(move |key| (n, *key));
+        let living = (0..self.workers.len()).filter(|n| self.workers[*n].alive);
+        let tasks: Vec<(usize, Key)> = living.flat_map(of).collect();
         if tasks.is_empty() {
             return;
         }
         let (worker, key) = tasks[self.rng.usize(..tasks.len())];
         let part = self.workers[worker].part;
-        let task = &self.workers[worker].tasks[&key];
-        let (entry, next) = (task.case.entry.clone(), task.next.clone());
-        let written = self.rng.bool() && self.write(part, &entry, Some(self.now.plus(LEASE)));
-        if written {
-            self.workers[worker].tasks.get_mut(&key).unwrap().unacked = None;
+        if !self.workers[worker].tasks[&key].asks() {
+            return self.poll(worker, key);
         }
-        match next {
-            Next::Idle | Next::Wait(_) => {
-                if self.write(part, &entry, None) {
-                    self.workers[worker].tasks.remove(&key);
-                }
-            }
-            Next::Do(effect) => {
+        let ask = self.workers[worker].tasks[&key]
+            .slot
+            .lock()
+            .unwrap()
+            .ask
+            .take()
+            .unwrap();
+        let reply = match ask {
+            Ask::Known(key) => Reply::Known((!self.store_down).then(|| self.read(part, key))),
+            Ask::Perform(entry, effect, mut hand) => {
                 if self.chance(20) {
                     return self.crash(worker); // before the effect
                 }
                 if self.chance(5) {
-                    return self.panic(worker, key);
+                    self.panics += 1;
+                    self.note(format!("worker {worker} panics at {key}"));
+                    Reply::Panic
+                } else {
+                    let input = self.perform(&entry, &effect, &mut hand);
+                    if self.chance(20) {
+                        return self.crash(worker); // after it
+                    }
+                    Reply::Performed(Some(input), hand)
                 }
-                let hand = self.workers[worker].tasks[&key].case.hand;
-                // As the driver does: where only the store would tell what became of the audio, it must know before.
-                let plain = entry
-                    .delivery()
-                    .is_some_and(|delivery| !delivery.destination.documents_first());
-                let release = matches!(effect, Effect::Answer(Answer::Release) | Effect::Tidy { .. });
-                let safe = !release || plain || self.write(part, &entry, Some(self.now.plus(LEASE)));
-                let effect = match effect {
-                    Effect::Tidy { .. } if !safe => return,
-                    Effect::Answer(_) if !safe => Effect::Answer(Answer::Keep),
-                    effect => effect,
-                };
-                let input = self.perform(&entry, &effect, hand);
-                if self.chance(20) {
-                    return self.crash(worker); // after it
-                }
-                let (now, policy) = (self.now, self.policy.clone());
-                let task = self.workers[worker].tasks.get_mut(&key).unwrap();
-                task.next = step(&mut task.case, input, now, &policy);
             }
+        };
+        self.workers[worker].tasks[&key].answer(reply);
+        self.poll(worker, key);
+    }
+
+    fn poll(&mut self, worker: usize, key: Key) {
+        let tasks = &mut self.workers[worker].tasks;
+        if tasks.get_mut(&key).is_some_and(Task::poll) {
+            tasks.remove(&key);
         }
     }
 }

@@ -1,19 +1,24 @@
 //! The world of a life: what there is, and what the store knows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Destination, Fact};
+use kz_record_call::flow::hands::Hands;
 use kz_record_call::kazoo::call::Parties;
 use kz_record_call::kazoo::dialplan::Trigger;
-use kz_record_call::kazoo::time::Moment;
-use kz_record_call::lifecycle::{Case, Next, Policy, State, due};
+use kz_record_call::kazoo::time::{Clock, Moment};
+use kz_record_call::lifecycle::{Policy, State, due};
 use kz_record_call::recording::ending::Told;
 use kz_record_call::recording::format::Format;
 use kz_record_call::recording::identity::{Key, MediaId};
 use kz_record_call::recording::order::{Command, Order, Url};
 use kz_record_call::recording::settings::Method;
+use tokio_util::sync::CancellationToken;
+
+use crate::drivers::{Crew, Task};
 
 pub const BEGIN: Moment = Moment::from_unix_seconds(1_795_386_262);
 pub const LEASE: Duration = Duration::from_secs(300);
@@ -74,19 +79,42 @@ pub enum Message {
     Ended(Box<Told>, Key),
 }
 
-/// What a worker does with one recording.
-pub struct Task {
-    pub case: Case,
-    pub next: Next,
-    /// The message that is acknowledged when the store has what it told.
-    pub unacked: Option<Message>,
-}
-
 pub struct Worker {
     pub alive: bool,
     /// The part of the store that it reaches.
     pub part: usize,
+    pub hands: Hands,
+    pub crew: Arc<Crew>,
     pub tasks: BTreeMap<Key, Task>,
+}
+
+impl Worker {
+    fn new(part: usize) -> Self {
+        let crew = Crew {
+            policy: policy(),
+            clock: Clock::fixed(BEGIN),
+            stop: CancellationToken::new(),
+            notes: Mutex::default(),
+        };
+        Self {
+            alive: true,
+            part,
+            hands: Hands::default(),
+            crew: Arc::new(crew),
+            tasks: BTreeMap::new(),
+        }
+    }
+
+    /// Everything that it had in memory is gone; returns the messages that it had not acknowledged.
+    pub fn killed(&mut self) -> Vec<Message> {
+        let notes = std::mem::take(&mut *self.crew.notes.lock().unwrap());
+        let part = self.part;
+        *self = Self {
+            alive: false,
+            ..Self::new(part)
+        };
+        notes.into_iter().filter_map(|note| note.unacked).collect()
+    }
 }
 
 #[derive(Clone, Default, PartialEq)]
@@ -179,13 +207,7 @@ impl World {
             now: BEGIN,
             policy: policy(),
             queue: Vec::new(),
-            workers: (0..2)
-                .map(|part| Worker {
-                    alive: true,
-                    part,
-                    tasks: BTreeMap::new(),
-                })
-                .collect(),
+            workers: (0..2).map(Worker::new).collect(),
             store: Default::default(),
             parted: false,
             store_down: false,
@@ -362,13 +384,13 @@ impl World {
     }
 
     /// The faults end, and everything comes to rest.
-    pub fn heal(&mut self) {
+    pub async fn heal(&mut self) {
         self.faults = false;
         (self.parted, self.store_down, self.switch_down) = (false, false, false);
         (self.target_down, self.hold_down) = (false, false);
         self.workers.iter_mut().for_each(|worker| worker.alive = true);
         for _ in 0..6000 {
-            self.step();
+            self.step().await;
             self.sync();
             if self.is_at_rest() {
                 // What two workers left in the hold of a recording that is closed is cleaned up in time: what nobody holds any more.
@@ -390,7 +412,10 @@ impl World {
             entry.is_closed() || entry.parked().is_some() && entry.open_announcements().next().is_none()
         };
         self.queue.is_empty()
-            && self.workers.iter().all(|worker| worker.tasks.is_empty())
+            && self
+                .workers
+                .iter()
+                .all(|worker| worker.tasks.is_empty() && worker.crew.notes.lock().unwrap().is_empty())
             && self.files.values().all(|file| !file.running)
             && self.orders.keys().chain(self.roots.keys()).all(|key| {
                 self.store[0]

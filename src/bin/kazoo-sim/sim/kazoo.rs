@@ -136,15 +136,17 @@ impl Kazoo {
     /// The callflow node loses its connection to the broker, and its queue with it; or comes back, with a queue of the same name.
     pub async fn serve_callflow(&self, on: bool) -> anyhow::Result<()> {
         let queue = &self.world.flow_queue;
+        // The observer's own queue must not count as a route while callflow's queue is away.
+        if on {
+            self.world.callflow.resume().await?;
+        }
         if let Some(observer) = &self.world.observer {
             let name = self.world.look(|s| s.observer_queue.clone());
-            // What it sees must not count as routed.
             observer.bind(on, &name, "targeted", queue).await?;
         }
-        if on {
-            return self.world.callflow.resume().await;
+        if !on {
+            self.world.callflow.pause().await;
         }
-        self.world.callflow.pause().await;
         Ok(())
     }
 
