@@ -1,5 +1,6 @@
 //! `kz-record-call fetch`: copies held audio into a file.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
@@ -39,8 +40,9 @@ pub fn fetch(config: &Config, args: &FetchArgs) -> anyhow::Result<bool> {
         let couch = Couch::new(&config.couchdb).context("the HTTP client cannot be built")?;
         let hold = Hold::new(&config.hold, &config.couchdb, &couch).context("the hold cannot be used")?;
         let (size, sha256) = copy(&hold, &entry, &file).await?;
-        println!("{}: {size} bytes, sha256 {sha256}", file.display());
-        println!("complete: length and SHA-256 are those of the received audio");
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{}: {size} bytes, sha256 {sha256}", file.display())?;
+        writeln!(out, "complete: length and SHA-256 are those of the received audio")?;
         Ok(true)
     })
 }
