@@ -76,4 +76,5 @@ WORKER=""
 # Newest first.
 "$target/kz-record-call" explain "$("$target/kz-record-call" list --json | sed -n 's/.*"media_id": *"\([^"]*\)".*/\1/p' | tail -n 1)"
 
-say "all of it was recorded, kept and told; everything that was started is stopped and removed now. docs/first-recording.md goes on from here."
+say "all of it was recorded, kept and told; everything that was started is stopped and removed now."
+say "docs/first-recording.md goes on from here."

@@ -84,6 +84,12 @@ impl Parts {
     /// Sends the start command of an entry that was left uncommanded.
     pub(super) async fn command(&self, entry: &Entry) -> Option<Input> {
         let order = entry.order()?;
+        // A stop of it was carried out while this worker waited for the broker, or for its turn. It is not to begin any more.
+        let known = self.registry.entry(entry.key);
+        if let Some(stopped) = known.filter(|known| known.stop_asked_at().is_some() && entry.stop_asked_at().is_none())
+        {
+            return Some(Input::Known(Box::new(stopped)));
+        }
         let trigger = order.command.as_ref().map_or(Trigger::Now, |command| command.trigger);
         let call_id = self.replaced.current(&order.call_id);
         match self.send_start(order, &call_id, trigger).await {

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// The widest line.
-const WIDTH: usize = 118;
+const WIDTH: usize = 98;
 
 /// Colours, or none: not on a file or pipe, and never with `NO_COLOR`.
 #[derive(Clone, Copy)]
