@@ -13,6 +13,7 @@ use crate::kazoo::channel::{self, ChannelState, Status, StatusReply};
 use crate::kazoo::dialplan::{self, Control, Trigger};
 use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::time::Moment;
+use crate::ledger::address;
 use crate::recording::controls::Why;
 use crate::recording::order::Order;
 use crate::telemetry::events::CommandSent;
@@ -84,11 +85,20 @@ impl Parts {
     /// Sends the start command of an entry that was left uncommanded.
     pub(super) async fn command(&self, entry: &Entry) -> Option<Input> {
         let order = entry.order()?;
-        // A stop of it was carried out while this worker waited for the broker, or for its turn. It is not to begin any more.
-        let known = self.registry.entry(entry.key);
+        // A stop of it was carried out, or its end was heard, while this worker waited for the broker, or for its turn: it is not to begin any
+        // more. What tells that is on its way into the ledger.
+        let registry = &self.registry;
+        let known = registry.entry(entry.key);
         if let Some(stopped) = known.filter(|known| known.stop_asked_at().is_some() && entry.stop_asked_at().is_none())
         {
             return Some(Input::Known(Box::new(stopped)));
+        }
+        if entry.stop_asked_at().is_none() && (registry.is_stopping(entry.key) || registry.was_closed(entry.key)) {
+            self.rest().await?;
+            return Some(match self.ledger.load(&address(entry)).await {
+                Ok(Some(record)) => Input::Known(Box::new(record.entry)),
+                _ => Input::Due,
+            });
         }
         let trigger = order.command.as_ref().map_or(Trigger::Now, |command| command.trigger);
         let call_id = self.replaced.current(&order.call_id);
