@@ -152,6 +152,7 @@ async fn a_stop_finds_the_one_before_where_the_end_of_the_newest_was_missed(serv
     proxy.set(Mode::Refuse);
     let cut = |line: &Value| line["message"] == "AMQP not connected" && line["connection"] == "consume";
     second.logged("the cut", cut, SOON).await?;
+    world.consumed_by("kz_record_call.actions", 1).await?;
     call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
     world.stored(newest).await?;
     proxy.set(Mode::Pass);
@@ -178,6 +179,7 @@ async fn a_stop_and_a_mask_find_the_newest_where_its_start_was_missed(services: 
     proxy.set(Mode::Refuse);
     let cut = |line: &Value| line["message"] == "AMQP not connected" && line["connection"] == "consume";
     second.logged("the cut", cut, SOON).await?;
+    world.consumed_by("kz_record_call.actions", 1).await?;
     call.execute(json!({})).await?.continued(SOON).await?;
     let two = |state: &crate::simulator::sim::State| {
         let all = state.recordings();

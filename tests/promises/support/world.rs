@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use lapin::options::QueueDeleteOptions;
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
 use serde_json::Value;
 
@@ -88,6 +89,32 @@ impl<'a> World<'a> {
         uri.set_host(Some("127.0.0.1"))?;
         uri.set_port(Some(looks.port)).ok().context("no port")?;
         Ok((looks, ("AMQP__URI", uri.to_string())))
+    }
+
+    /// Waits until the broker gives a queue's messages to this many consumers. It learns of a cut connection later than the worker, and what it
+    /// gave to a dead consumer comes again.
+    pub async fn consumed_by(&self, queue: &str, count: u32) -> anyhow::Result<()> {
+        let connection = Connection::connect(&self.lease.uri, ConnectionProperties::default()).await?;
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let begun = std::time::Instant::now();
+        loop {
+            let channel = connection.create_channel().await?;
+            let declared = channel
+                .queue_declare(queue.into(), passive, FieldTable::default())
+                .await?;
+            if declared.consumer_count() == count {
+                return Ok(());
+            }
+            ensure!(
+                begun.elapsed() < SOON,
+                "{} consumers of {queue}",
+                declared.consumer_count()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// The ledger's documents.
