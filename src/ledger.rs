@@ -363,14 +363,7 @@ impl Ledger {
     /// The months in which a call that runs now can have recordings. A worker whose clock is slightly ahead can write an entry of the next
     /// month.
     fn recent(&self) -> Vec<Month> {
-        let now = self.clock.now();
-        let mut months = vec![now.month()];
-        for near in [now.minus(LONGEST_CALL).month(), now.plus(LONGEST_CALL).month()] {
-            if !months.contains(&near) {
-                months.push(near);
-            }
-        }
-        months
+        Month::around(self.clock.now(), LONGEST_CALL)
     }
 }
 

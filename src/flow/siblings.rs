@@ -9,7 +9,7 @@ use crate::destination::url::Target;
 use crate::entry::Entry;
 use crate::entry::cause::Outcome;
 use crate::entry::fact::What;
-use crate::kazoo::time::{Moment, Month};
+use crate::kazoo::time::Month;
 use crate::ledger::{Holder, address};
 use crate::lifecycle::Case;
 use crate::recording::order::{Order, Url};
@@ -68,7 +68,7 @@ impl Parts {
         }
         // The list may lack the newest ones: it comes from one node of a cluster.
         let place = target.place(&case.entry.call_id);
-        let months = months(order.asked_at);
+        let months = Month::around(order.asked_at, LONGEST_CALL);
         let mine = address(&case.entry);
         let claimed = self.ledger.claim(&place, &mine, Some(&months), None).await;
         let holder = claimed.map_err(|error| Nameless::Unknown(error.to_string()))?;
@@ -127,7 +127,7 @@ impl Parts {
         }
         let records = self
             .ledger
-            .of_call_in(&months(order.asked_at), &case.entry.call_id)
+            .of_call_in(&Month::around(order.asked_at, LONGEST_CALL), &case.entry.call_id)
             .await;
         let records = records.map_err(|error| Nameless::Unknown(error.to_string()))?;
         let at_url = |entry: &Entry| {
@@ -139,17 +139,6 @@ impl Parts {
         };
         Ok(records.into_iter().map(|record| record.entry).filter(at_url).collect())
     }
-}
-
-/// The months in which the call can have recordings.
-fn months(asked_at: Moment) -> Vec<Month> {
-    let mut months = vec![asked_at.month()];
-    for near in [asked_at.minus(LONGEST_CALL), asked_at.plus(LONGEST_CALL)] {
-        if !months.contains(&near.month()) {
-            months.push(near.month());
-        }
-    }
-    months
 }
 
 fn digits(order: &Order) -> String {
@@ -209,24 +198,5 @@ fn claim(other: &Entry, mine: &Order) -> Claim {
         None if other.parked().is_some() && is_earlier(order, mine) => Claim::Has,
         None if is_earlier(order, mine) => Claim::MayGet,
         None => Claim::Never,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_months_of_a_call_are_those_around_its_order() {
-        let at = |seconds| Moment::from_unix_seconds(seconds);
-        // 2026-11-15, and one hour before and after the turn to December.
-        assert_eq!(months(at(1_794_700_800)).len(), 1);
-        for near in [1_796_083_200 - 3600, 1_796_083_200 + 3600] {
-            let months: Vec<String> = months(at(near)).iter().map(ToString::to_string).collect();
-            assert!(
-                months.contains(&"202611".to_owned()) && months.contains(&"202612".to_owned()),
-                "{months:?}"
-            );
-        }
     }
 }

@@ -145,6 +145,17 @@ impl Month {
         }
     }
 
+    /// The months from `span` before a moment to `span` after it, the moment's own first. `span` is shorter than a month.
+    pub fn around(at: Moment, span: Duration) -> Vec<Self> {
+        let mut months = vec![at.month()];
+        for near in [at.minus(span).month(), at.plus(span).month()] {
+            if !months.contains(&near) {
+                months.push(near);
+            }
+        }
+        months
+    }
+
     /// Whether a recording that is requested in this month may be filed under `other`: a month of the ten years before, this month, or the
     /// next.
     pub fn may_file_under(self, other: Self) -> bool {
@@ -255,6 +266,21 @@ mod tests {
             let at = Moment::from_unix_micros(micros);
             let more = Duration::from_secs(s);
             let _ = (at.plus(more), at.minus(more), at.since(clamped), at.day(), at.rfc3339(), at.gregorian_seconds());
+        }
+    }
+
+    #[test]
+    fn the_months_around_a_moment_are_one_or_two() {
+        let day = Duration::from_secs(86_400);
+        // 2026-11-15, and one hour before and after the turn to December.
+        assert_eq!(Month::around(Moment::from_unix_seconds(1_794_700_800), day).len(), 1);
+        for near in [NOVEMBER_END - 3600, NOVEMBER_END + 3600] {
+            let mut months: Vec<String> = Month::around(Moment::from_unix_seconds(near), day)
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            months.sort();
+            assert_eq!(months, ["202611", "202612"]);
         }
     }
 

@@ -7,8 +7,8 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use crate::promises;
-use crate::simulator::sim::CallOptions;
-use crate::support::{Mode, SOON, Services, TestResult, World};
+use crate::simulator::sim::{CallOptions, Recording};
+use crate::support::{Mode, Proxy, SOON, Services, TestResult, Worker, World};
 
 promises![
     a_stop_of_which_only_the_ledger_knows_waits_for_the_ledger,
@@ -126,6 +126,23 @@ async fn a_stop_without_a_recording_is_answered_and_told(services: Arc<Services>
     world.finish().await
 }
 
+/// The only two recordings of the world, both begun: the oldest and the newest.
+async fn two_recordings(world: &World<'_>) -> anyhow::Result<[Recording; 2]> {
+    let two = |state: &crate::simulator::sim::State| {
+        let all = <[Recording; 2]>::try_from(state.recordings().to_vec()).ok()?;
+        all.iter().all(|recording| recording.starts > 0).then_some(all)
+    };
+    world.kazoo.wait_for("two recordings", SOON, two).await
+}
+
+/// Cuts a worker off from the broker, until both know of it.
+async fn cut_off(world: &World<'_>, proxy: &Proxy, worker: &Worker) -> TestResult {
+    proxy.set(Mode::Refuse);
+    let cut = |line: &Value| line["message"] == "AMQP not connected" && line["connection"] == "consume";
+    worker.logged("the cut", cut, SOON).await?;
+    world.consumed_by("kz_record_call.actions", 1).await
+}
+
 /// A worker that was cut off from the broker when a recording ended takes it for open, until it asks.
 async fn a_stop_finds_the_one_before_where_the_end_of_the_newest_was_missed(services: Arc<Services>) -> TestResult {
     let world = World::new(&services).await?;
@@ -138,21 +155,10 @@ async fn a_stop_finds_the_one_before_where_the_end_of_the_newest_was_missed(serv
     for _ in 0..2 {
         call.execute(json!({})).await?.continued(SOON).await?;
     }
-    let two = |state: &crate::simulator::sim::State| {
-        let all = state.recordings();
-        let started = |recording: &crate::simulator::sim::Recording| recording.starts > 0;
-        (all.len() == 2 && all.iter().all(started)).then(|| all.to_vec())
-    };
-    let recordings = world.kazoo.wait_for("two recordings", SOON, two).await?;
-    let [oldest, newest] = recordings.as_slice() else {
-        anyhow::bail!("{recordings:?}")
-    };
+    let [oldest, newest] = &two_recordings(&world).await?;
     let opened = |line: &Value| line["message"] == "notice" && line["key"] == "kz_record_call.memory";
     second.logged("news of recordings", opened, SOON).await?;
-    proxy.set(Mode::Refuse);
-    let cut = |line: &Value| line["message"] == "AMQP not connected" && line["connection"] == "consume";
-    second.logged("the cut", cut, SOON).await?;
-    world.consumed_by("kz_record_call.actions", 1).await?;
+    cut_off(&world, &proxy, &second).await?;
     call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
     world.stored(newest).await?;
     proxy.set(Mode::Pass);
@@ -176,20 +182,9 @@ async fn a_stop_and_a_mask_find_the_newest_where_its_start_was_missed(services: 
     call.execute(json!({})).await?.continued(SOON).await?;
     let opened = |line: &Value| line["message"] == "notice" && line["key"] == "kz_record_call.memory";
     second.logged("news of the first recording", opened, SOON).await?;
-    proxy.set(Mode::Refuse);
-    let cut = |line: &Value| line["message"] == "AMQP not connected" && line["connection"] == "consume";
-    second.logged("the cut", cut, SOON).await?;
-    world.consumed_by("kz_record_call.actions", 1).await?;
+    cut_off(&world, &proxy, &second).await?;
     call.execute(json!({})).await?.continued(SOON).await?;
-    let two = |state: &crate::simulator::sim::State| {
-        let all = state.recordings();
-        let started = |recording: &crate::simulator::sim::Recording| recording.starts > 0;
-        (all.len() == 2 && all.iter().all(started)).then(|| all.to_vec())
-    };
-    let recordings = world.kazoo.wait_for("two recordings", SOON, two).await?;
-    let [oldest, newest] = recordings.as_slice() else {
-        anyhow::bail!("{recordings:?}")
-    };
+    let [oldest, newest] = &two_recordings(&world).await?;
     let is_known = |entries: &[Value]| entries.iter().filter(|entry| entry["state"] == "recording").count() == 2;
     let begun = std::time::Instant::now();
     while !is_known(&world.entries().await?) {

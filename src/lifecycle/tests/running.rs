@@ -224,7 +224,7 @@ fn a_call_whose_command_came_late_or_whose_trigger_came_is_not_told_as_never_tri
         (0, Trigger::Answer, false, Some(false), nothing),
         (0, Trigger::Answer, false, Some(true), lost),
         (0, Trigger::Answer, true, None, lost),
-        // Early media was bridged, and nobody answered.
+        // Early media was bridged, and the call was never answered.
         (0, Trigger::Answer, true, Some(false), nothing),
         (5, Trigger::Answer, false, None, late),
         (0, Trigger::Bridge, false, None, nothing),
