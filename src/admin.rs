@@ -95,7 +95,7 @@ impl Readiness {
                 name: "spool",
                 fault: self.spool().await,
             },
-            check("running", !parts.stop.is_cancelled(), "the worker is going down"),
+            check("running", !parts.common.stop.is_cancelled(), "the worker is going down"),
         ]
     }
 
@@ -246,7 +246,7 @@ async fn set_log_level(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     filter: String,
 ) -> Response {
-    if !may_set_log_level(admin.readiness.parts.config.admin.log_level_from, peer) {
+    if !may_set_log_level(admin.readiness.parts.common.config.admin.log_level_from, peer) {
         let why = "only from this host's loopback address: see admin.log_level_from\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }

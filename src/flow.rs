@@ -13,6 +13,7 @@ mod at_once;
 mod bounded;
 mod collect;
 mod command;
+pub mod common;
 mod continuation;
 pub mod crash;
 mod deliver;

@@ -23,6 +23,7 @@ use crate::destination::servers::Servers;
 use crate::destination::targets::{Pauses, Targets};
 use crate::flow::alerts::Alerts;
 use crate::flow::alive::{self, Alive};
+use crate::flow::common::Common;
 use crate::flow::crash::Crash;
 use crate::flow::hands::Hands;
 use crate::flow::notices::{self, Outbox, Replaced};
@@ -173,10 +174,7 @@ impl Worker {
         gates.open(&ledger, config.ledger.patience, &tasks, stop.clone());
         let alerts = Alerts::new(config.kazoo.system_alerts, &publisher, &sender, &handlers, &stop);
         let parts = Arc::new(Parts {
-            sender,
-            clock,
             seal: Seal::new(&secret),
-            policy,
             publisher,
             consumers,
             requests: Requests::default(),
@@ -206,8 +204,13 @@ impl Worker {
             alerts,
             crash: Crash::from_environment(),
             tasks: handlers.clone(),
-            stop: stop.clone(),
-            config,
+            common: Arc::new(Common {
+                config,
+                sender,
+                clock,
+                policy,
+                stop: stop.clone(),
+            }),
         });
         let readiness = Readiness::new(Arc::clone(&parts));
         let checks = admin::watch::start(&readiness, &tasks, close.clone());
@@ -244,10 +247,10 @@ impl Worker {
         let sharing = notices::share(Arc::clone(&worker.parts), credentials);
         worker.tasks.spawn(survive("credentials", sharing));
         info!(event = "worker_started",
-            node = worker.parts.sender.node,
+            node = worker.parts.common.sender.node,
             ingest = %worker.parts.ingest.base(),
             admin = %worker.admin,
-            zone = worker.parts.config.kazoo.zone,
+            zone = worker.parts.common.config.kazoo.zone,
             "worker started"
         );
         Ok(worker)

@@ -49,7 +49,7 @@ async fn check(readiness: Readiness, seen: Arc<watch::Sender<Vec<Check>>>, close
     let mut sessions = parts.consumers.watch();
     let mut alarm = parts.publisher.watch_alarm();
     loop {
-        let stopping = parts.stop.is_cancelled();
+        let stopping = parts.common.stop.is_cancelled();
         let checks = readiness.checks().await;
         for check in &checks {
             ReadinessChecked {
@@ -68,7 +68,7 @@ async fn check(readiness: Readiness, seen: Arc<watch::Sender<Vec<Check>>>, close
             () = tokio::time::sleep(EVERY) => {}
             Ok(()) = sessions.changed() => {}
             Ok(()) = alarm.changed() => {}
-            () = parts.stop.cancelled(), if !stopping => {}
+            () = parts.common.stop.cancelled(), if !stopping => {}
             () = close.cancelled() => return,
         }
     }
@@ -97,7 +97,7 @@ async fn measure_spool(readiness: &Readiness) {
 
 async fn count(readiness: Readiness) {
     let parts = &readiness.parts;
-    let every = parts.config.admin.count_every;
+    let every = parts.common.config.admin.count_every;
     let (mut recordings, mut hold) = (Look::new("recordings", every), Look::new("hold", every));
     loop {
         let counted = tokio::time::timeout(PATIENCE, count_recordings(&readiness)).await;
@@ -109,7 +109,7 @@ async fn count(readiness: Readiness) {
         // Jitter, so that the workers do not count at the same time.
         tokio::select! {
             () = tokio::time::sleep(every.mul_f64(0.9 + fastrand::f64() * 0.2)) => {}
-            () = parts.stop.cancelled() => return,
+            () = parts.common.stop.cancelled() => return,
         }
     }
 }
@@ -123,11 +123,11 @@ async fn count_recordings(readiness: &Readiness) -> Result<(), String> {
     if !parts.ledger.is_up() {
         return Err("the ledger is down".into());
     }
-    let counts = parts.ledger.counts(&parts.config.kazoo.zone).await;
+    let counts = parts.ledger.counts(&parts.common.config.kazoo.zone).await;
     let counts = counts.map_err(|error| error.to_string())?;
     for state in STATES {
         let counted = counts.get(state.name());
-        let age = || counted.map_or(Duration::ZERO, |counted| parts.now().since(counted.oldest));
+        let age = || counted.map_or(Duration::ZERO, |counted| parts.common.now().since(counted.oldest));
         RecordingsCounted {
             state: state.name(),
             count: counted.map_or(0, |counted| counted.count),
@@ -172,7 +172,7 @@ impl Look {
             Ok(()) => {
                 LookSucceeded {
                     of: self.of,
-                    at_seconds: readiness.parts.now().unix_seconds(),
+                    at_seconds: readiness.parts.common.now().unix_seconds(),
                     was_told: std::mem::take(&mut self.told),
                 }
                 .emit();

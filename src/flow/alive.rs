@@ -30,8 +30,8 @@ const REMEMBERED: Duration = Duration::from_secs(86_400);
 /// Sends this worker's heartbeats until it goes down.
 pub async fn beat(parts: Arc<Parts>) {
     loop {
-        notices::send(&parts, "alive", json!({ "Worker": parts.policy.worker })).await;
-        if parts.stop.is_cancelled() {
+        notices::send(&parts, "alive", json!({ "Worker": parts.common.policy.worker })).await;
+        if parts.common.stop.is_cancelled() {
             // The worker shuts down. It finishes the recordings in flight, and no other worker may take them over until then.
             if parts.hands.count() == 0 {
                 return;
@@ -40,7 +40,7 @@ pub async fn beat(parts: Arc<Parts>) {
         } else {
             tokio::select! {
                 () = tokio::time::sleep(BEAT) => {}
-                () = parts.stop.cancelled() => {}
+                () = parts.common.stop.cancelled() => {}
             }
         }
     }

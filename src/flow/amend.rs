@@ -8,7 +8,7 @@ use crate::kazoo::change::{self, Change, DocumentChange};
 use crate::recording::document::DOCUMENT_TYPE;
 use crate::recording::names;
 
-use super::perform::{AGAIN, Parts};
+use super::perform::Parts;
 use crate::lifecycle::{Case, Input};
 
 impl Parts {
@@ -44,7 +44,7 @@ impl Parts {
             // The document was deleted, or belongs to another recording: nothing is left to amend.
             Err(error @ DeliveryError::Corrupt(_)) => unsaid(&error),
             // The document's server may have been removed from the settings.
-            Err(error) if before >= self.policy.retry.len() => unsaid(&error),
+            Err(error) if before >= self.common.policy.retry.len() => unsaid(&error),
             Err(error) => {
                 tracing::warn!(
                     event = "document_not_amended_yet",
@@ -52,9 +52,7 @@ impl Parts {
                     %error,
                     "document not amended yet"
                 );
-                let pause = self.policy.retry.get(before).or(self.policy.retry.last());
-                let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
-                self.postponed(case, until, error.to_string())
+                self.common.postponed_by_schedule(case, before, error.to_string())
             }
         }
     }
@@ -65,7 +63,7 @@ impl Parts {
         let document = &delivery.document;
         let placed = pending::find(&couch, &document.database, &document.id, entry.key).await?;
         let placed = placed.ok_or_else(|| DeliveryError::Corrupt("its document is gone".into()))?;
-        let Some(amended) = pending::amend(&couch, &placed, &entry.controls(), self.now()).await? else {
+        let Some(amended) = pending::amend(&couch, &placed, &entry.controls(), self.common.now()).await? else {
             return Ok(());
         };
         if !delivery.destination.is_documented_here() {
@@ -79,10 +77,10 @@ impl Parts {
             rev: &amended.rev,
             account_id: entry.account_id().unwrap_or_default(),
             created: amended.created,
-            modified: self.now().max(amended.created),
+            modified: self.common.now().max(amended.created),
         };
         let msg_id = entry.key.derived(&format!("amended {}", amended.rev));
-        let message = change::document_change(&self.sender, &msg_id, &notice);
+        let message = change::document_change(&self.common.sender, &msg_id, &notice);
         if let Err(error) = self.publisher.publish(&message).await {
             // Caches keep the older revision until they read the document again. What was added is private.
             tracing::warn!(event = "document_change_not_published", call_id = entry.call_id, %error, "document change not published");

@@ -11,7 +11,7 @@ use crate::recording::document::DOCUMENT_TYPE;
 use crate::recording::names;
 use crate::telemetry::events::Announced;
 
-use super::perform::{AGAIN, Parts};
+use super::perform::Parts;
 use crate::lifecycle::{Case, Input};
 
 impl Parts {
@@ -35,10 +35,7 @@ impl Parts {
                     tracing::warn!(event = "notification_not_published", call_id = case.entry.call_id, %error, "notification not published, retrying")
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(AGAIN) => {}
-                () = self.stop.cancelled() => return None,
-            }
+            self.common.rest().await?;
         }
     }
 
@@ -57,7 +54,7 @@ impl Parts {
                     (None, None) => msg_id(&format!("outcome {outcome}")),
                 };
                 return Some(change::recording_outcome(
-                    &self.sender,
+                    &self.common.sender,
                     &id,
                     outcome.name(),
                     entry.account_id(),
@@ -76,7 +73,7 @@ impl Parts {
         };
         let modified = match changed {
             Change::Created => document.created,
-            Change::Edited => self.now().max(document.created),
+            Change::Edited => self.common.now().max(document.created),
         };
         let notice = DocumentChange {
             change: changed,
@@ -89,7 +86,7 @@ impl Parts {
             modified,
         };
         Some(change::document_change(
-            &self.sender,
+            &self.common.sender,
             &msg_id(announcement.name()),
             &notice,
         ))

@@ -88,7 +88,7 @@ pub(super) async fn accept(parts: &Parts, to: &ReplyTo) {
     let Some(pass) = parts.pass_at_once(to.address.queue()) else {
         return;
     };
-    let message = action::accepted(&parts.sender, &parts.current(to));
+    let message = action::accepted(&parts.common.sender, &parts.current(to));
     match timeout(ACCEPTED_PATIENCE, parts.publisher.publish(&message)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
@@ -108,7 +108,7 @@ pub(super) async fn accept(parts: &Parts, to: &ReplyTo) {
 /// Sends the result, or notes that it is owed if its callflow node has no room for it. `false` when neither is done.
 pub(super) async fn result(parts: &Arc<Parts>, to: &ReplyTo) -> bool {
     let queue = to.address.queue();
-    let share = usize::from((parts.config.amqp.prefetch_actions / SHARE).max(1));
+    let share = usize::from((parts.common.config.amqp.prefetch_actions / SHARE).max(1));
     let pass = if parts.pace.waiting(queue) < share {
         timeout(ROOM_PATIENCE, parts.keep_pace(queue)).await.ok()
     } else {
@@ -147,7 +147,7 @@ enum Sent {
 async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> Sent {
     let (begun, mut tries) = (Instant::now(), 0);
     while tries < RESULT_TRIES && begun.elapsed() < ALARM_PATIENCE {
-        let message = action::continues(&parts.sender, &parts.current(to));
+        let message = action::continues(&parts.common.sender, &parts.current(to));
         match parts.publisher.publish(&message).await {
             Ok(()) => {
                 under_its_old_id(parts, to).await;
@@ -170,7 +170,7 @@ async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> Sent {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
             // This worker shuts down, so another worker answers sooner.
-            () = parts.stop.cancelled() => return Sent::No,
+            () = parts.common.stop.cancelled() => return Sent::No,
         }
     }
     error!(
@@ -185,7 +185,10 @@ async fn send_result(parts: &Arc<Parts>, to: &ReplyTo, pass: Pass) -> Sent {
 /// replaced knows the old one, so the result goes out under both.
 async fn under_its_old_id(parts: &Parts, to: &ReplyTo) {
     if parts.replaced.current(&to.call_id) != to.call_id {
-        let _ = parts.publisher.publish(&action::continues(&parts.sender, to)).await;
+        let _ = parts
+            .publisher
+            .publish(&action::continues(&parts.common.sender, to))
+            .await;
     }
 }
 
@@ -194,13 +197,13 @@ fn once_more(parts: &Arc<Parts>, to: &ReplyTo) {
     let repeating = async move {
         tokio::select! {
             () = tokio::time::sleep(ONCE_MORE) => {}
-            () = parts.stop.cancelled() => {}
+            () = parts.common.stop.cancelled() => {}
         }
         let _pass = parts.keep_pace(to.address.queue()).await;
         // The first one was confirmed. This one is needed if the queue dropped the first.
         let _ = parts
             .publisher
-            .publish(&action::continues(&parts.sender, &parts.current(&to)))
+            .publish(&action::continues(&parts.common.sender, &parts.current(&to)))
             .await;
     };
     tasks.spawn(trace::carried(survive("result_once_more", repeating)));
@@ -217,7 +220,7 @@ pub(super) struct Waits {
 /// Notes that an answer is owed, since then or else since now. `false` when the note is not durable.
 pub(super) async fn owe(parts: &Parts, to: &ReplyTo, waits: Option<Waits>) -> bool {
     let waits = waits.unwrap_or(Waits {
-        since: parts.now(),
+        since: parts.common.now(),
         gone_since: None,
     });
     let mut body =
@@ -225,7 +228,7 @@ pub(super) async fn owe(parts: &Parts, to: &ReplyTo, waits: Option<Waits>) -> bo
     if let Some(gone) = waits.gone_since {
         body["Gone-Since"] = gone.unix_micros().into();
     }
-    let message = parts.sender.message(CATEGORY, NAME, &to.msg_id, body);
+    let message = parts.common.sender.message(CATEGORY, NAME, &to.msg_id, body);
     match parts.publisher.enqueue(ANSWERS, &to.msg_id, &message).await {
         Ok(()) => true,
         Err(error) => {
@@ -266,7 +269,7 @@ async fn wait_for_node(parts: &Arc<Parts>, delivery: Delivery, to: &ReplyTo) {
         let micros = envelope.as_ref()?.body.get(key)?.as_i64()?;
         Some(Moment::from_unix_micros(micros))
     };
-    let now = parts.now();
+    let now = parts.common.now();
     let (since, gone_since) = (moment("Since").unwrap_or(now), moment("Gone-Since"));
     let waited = now.since(since);
     let is_gone = waited > SURELY_AWAY && parts.is_alive(&parts.replaced.current(&to.call_id)).await == Some(false);
@@ -286,7 +289,7 @@ async fn wait_for_node(parts: &Arc<Parts>, delivery: Delivery, to: &ReplyTo) {
     let pause = if waited > SURELY_AWAY { SELDOM } else { OFTEN };
     tokio::select! {
         () = tokio::time::sleep(pause) => {}
-        () = parts.stop.cancelled() => {}
+        () = parts.common.stop.cancelled() => {}
     }
     if owe(parts, to, Some(Waits { since, gone_since })).await {
         delivery.ack().await;

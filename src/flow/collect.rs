@@ -16,7 +16,8 @@ use crate::recording::order::Order;
 use crate::telemetry::events::{AudioSuspect, CollectEnded, CollectPutOff, NoEcallmgr};
 
 use super::ancestors::{self, Kept};
-use super::perform::{AGAIN, Crowded, InHand, Parts};
+use super::common::AGAIN;
+use super::perform::{Crowded, InHand, Parts};
 use super::still::Look;
 use crate::lifecycle::{Answer, Case, Input};
 
@@ -64,9 +65,11 @@ impl Parts {
             Whole::Brought(brought) => *brought,
             Whole::Grows => {
                 let before = case.entry.postponed().count();
-                let pause = self.policy.retry.get(before).or(self.policy.retry.last());
-                let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
-                return Some(self.postponed(case, until, "the switch records into the file".into()));
+                return Some(self.common.postponed_by_schedule(
+                    case,
+                    before,
+                    "the switch records into the file".into(),
+                ));
             }
         };
         let told = result
@@ -85,11 +88,9 @@ impl Parts {
                 // The end was presumed because the file was unchanged. Since then it has changed.
                 upload.answer(Answer::Keep);
                 let before = case.entry.postponed().count();
-                let pause = self.policy.retry.get(before).or(self.policy.retry.last());
-                let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
-                Some(self.postponed(
+                Some(self.common.postponed_by_schedule(
                     case,
-                    until,
+                    before,
                     "the file is not what it was when its end was presumed".into(),
                 ))
             }
@@ -122,10 +123,10 @@ impl Parts {
     async fn whole(&self, case: &Case, order: &Order, node: &str, path: &str) -> Option<Whole> {
         let mut before: Option<Digests> = None;
         loop {
-            let look = self.unless_stopped(self.look_at_ended_call(&case.entry)).await?;
+            let look = self.common.unless_stopped(self.look_at_ended_call(&case.entry)).await?;
             let slot = self.slot_of(node).await?;
             let look = self.renewed(&case.entry, look).await;
-            let result = self.unless_stopped(self.fetch(case, order, node, path)).await?;
+            let result = self.common.unless_stopped(self.fetch(case, order, node, path)).await?;
             let brought = match &result {
                 Ok(upload) => Some(upload.audio.digests.clone()),
                 Err(_) => None,
@@ -148,7 +149,8 @@ impl Parts {
             }
             before = brought;
             drop(slot);
-            self.unless_stopped(tokio::time::sleep(self.until_it_has_grown()))
+            self.common
+                .unless_stopped(tokio::time::sleep(self.until_it_has_grown()))
                 .await?;
         }
     }
@@ -157,7 +159,7 @@ impl Parts {
     /// for it.
     async fn slot_of(&self, switch: &str) -> Option<OwnedSemaphorePermit> {
         let _idle = self.hands.idle();
-        self.unless_stopped(self.switches.slot(switch)).await?
+        self.common.unless_stopped(self.switches.slot(switch)).await?
     }
 
     /// If enough recordings wait for a slot of the switch already, further ones wait in the ledger: a switch's backlog must not fill the
@@ -176,16 +178,8 @@ impl Parts {
         // The delay grows with the waiting time, and has a jitter.
         let before = u32::try_from(case.entry.postponed().count()).unwrap_or(u32::MAX);
         let pause = PUT_OFF * 2u32.saturating_pow(before.min(4));
-        let until = self.now().plus(pause.mul_f64(0.75 + fastrand::f64() * 0.5));
-        Some(self.postponed(case, until, format!("{switch} is busy")))
-    }
-
-    /// The result of `what`; `None` when the worker is shutting down.
-    async fn unless_stopped<T>(&self, what: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            done = what => Some(done),
-            () = self.stop.cancelled() => None,
-        }
+        let until = self.common.now().plus(pause.mul_f64(0.75 + fastrand::f64() * 0.5));
+        Some(self.common.postponed(case, until, format!("{switch} is busy")))
     }
 
     /// Reads the file, and leaves it on the switch. Two equal probes prove an end that no event reported.
@@ -195,7 +189,7 @@ impl Parts {
             return Some(later);
         }
         let _slot = self.slot_of(node).await?;
-        let result = self.unless_stopped(self.fetch(case, order, node, path)).await?;
+        let result = self.common.unless_stopped(self.fetch(case, order, node, path)).await?;
         Some(match result {
             Ok(upload) => {
                 let audio = &upload.audio;
@@ -236,7 +230,7 @@ impl Parts {
         }
         let _slot = self.slot_of(node).await?;
         let look = self.look_at_call(&case.entry).await;
-        let result = self.unless_stopped(self.fetch(case, order, node, path)).await?;
+        let result = self.common.unless_stopped(self.fetch(case, order, node, path)).await?;
         let short = case.entry.outcome() == Some((Outcome::Discarded, Cause::TooShort));
         let seen = case.entry.audio().map(|audio| &audio.digests);
         let may_go = |there: &Digests| case.entry.is_safe(there) || short && seen == Some(there);
@@ -277,7 +271,7 @@ impl Parts {
         if !self.ingest.spool().has_room(0) {
             return Err((CollectFailure::NotNow, "the spool's disk has too little room".into()));
         }
-        let limits = &self.config.flow;
+        let limits = &self.common.config.flow;
         let wanted = Wanted {
             key: order.key,
             media_id: order.media_id.clone(),
@@ -287,11 +281,11 @@ impl Parts {
         let mut expected = self.ingest.expect(wanted);
         let reply_to = self
             .consumers
-            .reply_queue(self.config.amqp.publish_timeout)
+            .reply_queue(self.common.config.amqp.publish_timeout)
             .await
             .ok_or((CollectFailure::NotNow, "there is no AMQP session".to_owned()))?;
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
-        let request = switch::send_http(&self.sender, &msg_id, &reply_to, node, path, &expected.url)
+        let request = switch::send_http(&self.common.sender, &msg_id, &reply_to, node, path, &expected.url)
             .map_err(|error| (CollectFailure::Broken, error.to_string()))?;
         let mut replies = self.requests.expect(&msg_id);
         self.publisher.publish(&request).await.map_err(|error| {

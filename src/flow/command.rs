@@ -34,7 +34,7 @@ impl Parts {
     /// # Errors
     /// As `Publisher::publish`; unroutable means that the call's control queue is gone.
     pub async fn send_start(&self, order: &Order, call_id: &str, trigger: Trigger) -> Result<(), PublishError> {
-        let Some(message) = order.command(&self.sender, call_id, trigger) else {
+        let Some(message) = order.command(&self.common.sender, call_id, trigger) else {
             return Ok(());
         };
         self.set_follow(order, call_id).await;
@@ -55,7 +55,7 @@ impl Parts {
         what: Control,
     ) -> Result<(), PublishError> {
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
-        let message = dialplan::control(&self.sender, to, &msg_id, call_id, file_name, what);
+        let message = dialplan::control(&self.common.sender, to, &msg_id, call_id, file_name, what);
         let _pass = self.keep_pace(to.queue()).await;
         self.send(call_id, media_id, what.name(), &message).await
     }
@@ -94,7 +94,7 @@ impl Parts {
             return Some(Input::Known(Box::new(stopped)));
         }
         if entry.stop_asked_at().is_none() && (registry.is_stopping(entry.key) || registry.was_closed(entry.key)) {
-            self.rest().await?;
+            self.common.rest().await?;
             return Some(match self.ledger.load(&address(entry)).await {
                 Ok(Some(record)) => Input::Known(Box::new(record.entry)),
                 _ => Input::Due,
@@ -111,7 +111,7 @@ impl Parts {
             Err(error) if error.is_unroutable() && entry.has_lost_command() => self.back_soon().await,
             Err(error) if error.is_unroutable() => Some(Input::Fact(What::CommandLost { why: error.to_string() })),
             Err(_) => {
-                self.rest().await?;
+                self.common.rest().await?;
                 Some(Input::Due)
             }
         }
@@ -188,7 +188,7 @@ impl Parts {
             }
             Err(error) if error.is_unroutable() => Some(Input::Fact(lost(n))),
             Err(_) => {
-                self.rest().await?;
+                self.common.rest().await?;
                 Some(Input::Due)
             }
         }
@@ -198,7 +198,7 @@ impl Parts {
     async fn back_soon(&self) -> Option<Input> {
         tokio::select! {
             () = tokio::time::sleep(BACK_SOON) => Some(Input::Due),
-            () = self.stop.cancelled() => None,
+            () = self.common.stop.cancelled() => None,
         }
     }
 
@@ -207,7 +207,7 @@ impl Parts {
         let mut facts = entry.facts().iter();
         let asked =
             facts.find(|fact| matches!(&fact.what, What::MaskAsked { action: of, .. } if Some(of.as_str()) == action));
-        asked.is_some_and(|asked| self.now().since(asked.at) < self.policy.grace)
+        asked.is_some_and(|asked| self.common.now().since(asked.at) < self.common.policy.grace)
     }
 
     /// Where the recording's call is controlled now, and its id there. A transfer gives a call another control process, and the one before takes commands and
@@ -265,7 +265,7 @@ impl Parts {
     async fn converses(&self, interaction: &str) -> Option<bool> {
         let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
-        let request = channel::interactions_request(&self.sender, &msg_id, &reply_to);
+        let request = channel::interactions_request(&self.common.sender, &msg_id, &reply_to);
         let mut replies = self.requests.expect(&msg_id);
         self.publisher.publish(&request).await.ok()?;
         let end = Instant::now() + CHANNEL_PATIENCE;
@@ -293,7 +293,7 @@ impl Parts {
     async fn seen(&self, call_id: &str, patience: Duration) -> Option<bool> {
         let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
-        let request = channel::status_request(&self.sender, &msg_id, &reply_to, call_id)?;
+        let request = channel::status_request(&self.common.sender, &msg_id, &reply_to, call_id)?;
         let mut replies = self.requests.expect(&msg_id);
         self.publisher.publish(&request).await.ok()?;
         let end = Instant::now() + patience;
@@ -317,7 +317,7 @@ impl Parts {
     pub async fn channel_state(&self, call_id: &str) -> Option<ChannelState> {
         let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
-        let request = channel::answered_request(&self.sender, &msg_id, &reply_to, call_id);
+        let request = channel::answered_request(&self.common.sender, &msg_id, &reply_to, call_id);
         let mut replies = self.requests.expect(&msg_id);
         self.publisher.publish(&request).await.ok()?;
         let end = Instant::now() + CHANNEL_PATIENCE;

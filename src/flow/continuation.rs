@@ -13,7 +13,7 @@ impl Parts {
     /// Hands on the events of a recording's continuation. It is done when they are durable, and the sweep resumes the continuation from
     /// there.
     pub(super) async fn hand_on(&self, case: &Case) -> Option<Input> {
-        let (continuation, told) = case.entry.continuation(self.now(), &self.policy.worker)?;
+        let (continuation, told) = case.entry.continuation(self.common.now(), &self.common.policy.worker)?;
         self.begin(&continuation).await?;
         for fact in continuation.facts() {
             // The continuation may be in flight here already, with fewer facts.
@@ -44,7 +44,9 @@ impl Parts {
 
     /// Splits misattributed audio in the hold off into a recording of its own.
     pub(super) async fn separate(&self, case: &Case, name: String) -> Option<Input> {
-        let separated = case.entry.separated(&name, self.now(), &self.policy.worker)?;
+        let separated = case
+            .entry
+            .separated(&name, self.common.now(), &self.common.policy.worker)?;
         self.begin(&separated).await?;
         Some(Input::Fact(What::Separated { name }))
     }
@@ -52,7 +54,7 @@ impl Parts {
     /// Writes a new entry into the ledger, or into the journal.
     async fn begin(&self, entry: &Entry) -> Option<()> {
         while !journal::write(self, entry).await {
-            self.rest().await?;
+            self.common.rest().await?;
         }
         Some(())
     }

@@ -42,16 +42,20 @@ impl Parts {
         let slot = match (destination, self.hosts.free_slot(&way.host)) {
             // Uploads from switches are limited already, and a file that is collected in vain costs more than the limit saves.
             (Destination::Account, slot) => slot,
-            (_, None) => return self.postponed(case, self.now().plus(BUSY), format!("{} is busy", way.host)),
+            (_, None) => {
+                return self
+                    .common
+                    .postponed(case, self.common.now().plus(BUSY), format!("{} is busy", way.host));
+            }
             (_, slot) => slot,
         };
         let Some(_share) = self.share(case, destination, &way.host, hand).await else {
             let why = format!("other deliveries to {} have their switch wait", way.host);
-            return self.postponed(case, self.now().plus(BUSY), why);
+            return self.common.postponed(case, self.common.now().plus(BUSY), why);
         };
         let own = match self.name_of_its_own(case, &way).await {
             Ok(own) => own,
-            Err(Nameless::Unknown(why)) => return self.postponed(case, self.now().plus(BUSY), why),
+            Err(Nameless::Unknown(why)) => return self.common.postponed(case, self.common.now().plus(BUSY), why),
             Err(Nameless::Replaces) => {
                 let why = "another recording has this signed URL, and would be replaced";
                 let error = DeliveryError::Recording(why.into());
@@ -59,7 +63,9 @@ impl Parts {
             }
         };
         if let Err(until) = self.targets.may_begin(&way.host) {
-            return self.postponed(case, until, format!("{} takes nothing now", way.host));
+            return self
+                .common
+                .postponed(case, until, format!("{} takes nothing now", way.host));
         }
         let limit = self.limit(destination, hand);
         let bringing = Box::pin(self.bring(case, attempt, destination, (&way, own.as_deref()), hand));
@@ -191,7 +197,7 @@ impl Parts {
             let audio = seen(case)?;
             self.placed(&couch, case, destination, &audio).await
         };
-        match in_time(self.config.ingest.delivery_timeout, placed).await {
+        match in_time(self.common.config.ingest.delivery_timeout, placed).await {
             Ok(placed) => Input::Fact(What::Documented(document_of(placed))),
             Err(error) => self.failed(case, attempt, (destination, ""), &error, begun),
         }
@@ -213,7 +219,7 @@ impl Parts {
             let subject = self.subject(case, destination, &audio)?(&placed.id);
             pending::complete(&couch, &placed, &subject, &at, &complete(&audio, attempt)).await
         };
-        match in_time(self.config.destination.send_timeout, completed).await {
+        match in_time(self.common.config.destination.send_timeout, completed).await {
             Ok(placed) => Input::Fact(delivered(destination, placed)),
             Err(error) => self.failed(case, attempt, (destination, ""), &error, begun),
         }
@@ -321,8 +327,8 @@ impl Parts {
             told_ms: entry.told_ms(),
             audio: Some(audio),
             destination: destination.name(),
-            node: &self.sender.node,
-            now: self.now(),
+            node: &self.common.sender.node,
+            now: self.common.now(),
             controls: entry.controls(),
         })
     }

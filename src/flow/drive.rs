@@ -68,11 +68,11 @@ pub fn trace_of(entry: &Entry) -> Option<Trace> {
 impl Parts {
     fn host(&self) -> Host<'_> {
         Host {
-            policy: &self.policy,
-            clock: &self.clock,
-            stop: &self.stop,
-            lease: self.config.ledger.lease,
-            linger: self.config.ledger.linger,
+            policy: &self.common.policy,
+            clock: &self.common.clock,
+            stop: &self.common.stop,
+            lease: self.common.config.ledger.lease,
+            linger: self.common.config.ledger.linger,
         }
     }
 }
@@ -180,7 +180,7 @@ fn tell(parts: &Parts, before: &Entry, entry: &Entry) {
             cause: cause.name(),
             took: entry
                 .ended_exactly_at()
-                .map_or_else(Default::default, |at| parts.now().since(at)),
+                .map_or_else(Default::default, |at| parts.common.now().since(at)),
             alarming: is_alarming(outcome, cause),
         }
         .emit();

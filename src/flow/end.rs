@@ -58,7 +58,7 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
             None => return reject(parts, delivery, "endings", &event.call_id, &why.to_string()).await,
         },
     };
-    let told = Box::new(Told::of(&event, &order.file_name, parts.now()));
+    let told = Box::new(Told::of(&event, &order.file_name, parts.common.now()));
     let what = match event.name {
         EventName::RecordStart => What::Started(told),
         EventName::RecordStop => What::Ended(told),
@@ -84,8 +84,8 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, kn
     let Known { mut entry, surely } = known;
     emit(event, &entry);
     let fact = Fact {
-        at: parts.now(),
-        by: parts.policy.worker.clone(),
+        at: parts.common.now(),
+        by: parts.common.policy.worker.clone(),
         what: what.clone(),
     };
     let ended = event.name == EventName::RecordStop;
@@ -93,8 +93,11 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, kn
     let again = entry.add(fact.clone()) && !ended && known;
     parts.registry.remember(&entry);
     // With a batch delay, so that all facts of a short recording become one write.
-    let lease = (ended && surely).then(|| parts.ledger.lease(parts.config.ledger.lease));
-    let receipt = parts.ledger.note(&entry, lease, parts.config.ledger.linger).await;
+    let lease = (ended && surely).then(|| parts.ledger.lease(parts.common.config.ledger.lease));
+    let receipt = parts
+        .ledger
+        .note(&entry, lease, parts.common.config.ledger.linger)
+        .await;
     if !entry.is_open() {
         parts.registry.close(entry.key);
         notices::closed(parts, &entry);
@@ -124,11 +127,11 @@ async fn take_in(parts: &Arc<Parts>, delivery: Delivery, event: &RecordEvent, kn
 /// broker's time-out.
 async fn settle(parts: &Arc<Parts>, delivery: Delivery, call_id: &str, receipt: Receipt) {
     let going_down = async {
-        parts.stop.cancelled().await;
-        tokio::time::sleep(parts.config.ledger.linger * 2).await;
+        parts.common.stop.cancelled().await;
+        tokio::time::sleep(parts.common.config.ledger.linger * 2).await;
     };
     let noted = tokio::select! {
-        noted = tokio::time::timeout(parts.config.ledger.patience, receipt.noted()) => noted.unwrap_or(Noted::Not),
+        noted = tokio::time::timeout(parts.common.config.ledger.patience, receipt.noted()) => noted.unwrap_or(Noted::Not),
         () = going_down => Noted::Not,
     };
     match noted {
@@ -148,7 +151,7 @@ async fn known(parts: &Parts, order: Order) -> Known {
         // Another worker may have received another part of it. Then this worker remembers the part before.
         Some(entry) if entry.order().is_some_and(Order::may_begin_again) => told_by_ledger(parts, entry).await,
         Some(entry) => (entry, true),
-        None => told_by_ledger(parts, Entry::of_order(order, &parts.policy.worker)).await,
+        None => told_by_ledger(parts, Entry::of_order(order, &parts.common.policy.worker)).await,
     };
     let entry = match heard {
         Some(heard) => entry.merge(heard),
@@ -189,15 +192,15 @@ fn without_carry(parts: &Parts, event: &RecordEvent, why: OpenError) -> Option<O
         return Some(order);
     }
     warn!(event = "recording_context_unreadable", call_id = event.call_id, media_id = recording.id, %why, "recording context unreadable");
-    let at = filed_at(event.at, parts.now());
+    let at = filed_at(event.at, parts.common.now());
     let media_id = recording.id.as_deref().and_then(|id| id.parse().ok());
-    let media_id = media_id.filter(|id| may_be_of(id, parts.now()));
+    let media_id = media_id.filter(|id| may_be_of(id, parts.common.now()));
     Some(Order {
         key,
         media_id: media_id.unwrap_or_else(|| MediaId::derived(key, at)),
         call_id: event.call_id.clone(),
         account_id: event.account_id.clone(),
-        zone: parts.config.kazoo.zone.clone(),
+        zone: parts.common.config.kazoo.zone.clone(),
         file_name: name.to_owned(),
         media_name: name.to_owned(),
         format,

@@ -16,11 +16,11 @@ impl Parts {
         };
         // False is always sent, because another action of the call may have set its channel to true. True is sent only if the channel may
         // have false.
-        let may_be_false = !self.config.kazoo.follow_transfers || self.registry.is_unfollowing(&order.call_id);
+        let may_be_false = !self.common.config.kazoo.follow_transfers || self.registry.is_unfollowing(&order.call_id);
         if follow && !may_be_false {
             return;
         }
-        let Some(message) = order.follow_transfer(&self.sender, call_id) else {
+        let Some(message) = order.follow_transfer(&self.common.sender, call_id) else {
             return;
         };
         let _pass = self.keep_pace(&message.routing_key).await;

@@ -24,7 +24,7 @@ pub const JOURNAL: &str = "kz_record_call.journal";
 
 /// Writes what is known of a recording to durable storage: the ledger, else the journal. `false` when neither took it.
 pub async fn write(parts: &Parts, entry: &Entry) -> bool {
-    let budget = parts.config.ledger.budget;
+    let budget = parts.common.config.ledger.budget;
     if parts.ledger.is_up() {
         let noted = async { parts.ledger.note(entry, None, Duration::ZERO).await.durable().await };
         if tokio::time::timeout(budget, noted).await.unwrap_or(false) {
@@ -84,7 +84,7 @@ pub fn read(body: &[u8], now: Moment) -> Result<Entry, String> {
 /// Moves one message of the journal into the ledger.
 pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
     let room = parts.room.of(&delivery).await;
-    let entry = read(delivery.body(), parts.now());
+    let entry = read(delivery.body(), parts.common.now());
     drop(room);
     let entry = match entry {
         Ok(entry) => entry,
@@ -93,12 +93,12 @@ pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
     let noted = async {
         parts
             .ledger
-            .note(&entry, None, parts.config.ledger.budget)
+            .note(&entry, None, parts.common.config.ledger.budget)
             .await
             .noted()
             .await
     };
-    match tokio::time::timeout(parts.config.ledger.patience, noted).await {
+    match tokio::time::timeout(parts.common.config.ledger.patience, noted).await {
         Ok(Noted::Durable) => delivery.ack().await,
         Ok(Noted::TooLarge(why)) => reject(parts, delivery, "journal", &entry.call_id, &why).await,
         _ => put_back(parts, "journal", delivery).await,

@@ -231,7 +231,7 @@ fn say(parts: &Arc<Parts>, news: News) {
 
 pub(super) async fn send(parts: &Parts, name: &'static str, body: Value) {
     let msg_id = uuid::Uuid::new_v4().simple().to_string();
-    let body = parts.sender.message(CATEGORY, name, &msg_id, body);
+    let body = parts.common.sender.message(CATEGORY, name, &msg_id, body);
     let message = Outgoing::topic(Exchange::Unrouted, MEMORY_KEY.to_owned(), body);
     // The memory of other workers saves reads, and nothing depends on it.
     if let Err(error) = parts.publisher.publish(&message).await {
@@ -369,7 +369,10 @@ const EVERYBODYS: [&str; 3] = ["call.dialplan.", "call.CHANNEL_REPLACED.", "call
 /// written with the next write or channel query. Until then every worker remembers it.
 pub(super) fn learn(parts: &Arc<Parts>, leg: &Leg) {
     let moves = !matches!(leg.event, LegEvent::Bridged | LegEvent::Gone);
-    for key in parts.registry.learn(leg, parts.now(), &parts.policy.worker) {
+    for key in parts
+        .registry
+        .learn(leg, parts.common.now(), &parts.common.policy.worker)
+    {
         let what = What::Leg(Box::new(leg.clone()));
         if parts.hands.tell(key, Input::Fact(what)).is_ok() {
             continue;
@@ -383,7 +386,7 @@ pub(super) fn learn(parts: &Arc<Parts>, leg: &Leg) {
         };
         let (parts, tasks) = (Arc::clone(parts), parts.tasks.clone());
         let noting = async move {
-            drop(parts.ledger.note(&entry, None, parts.config.ledger.linger).await);
+            drop(parts.ledger.note(&entry, None, parts.common.config.ledger.linger).await);
         };
         tasks.spawn(survive("leg", noting));
     }

@@ -5,11 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::amqp::{Consumers, Publisher, Requests, Room};
-use crate::config::Config;
 use crate::couch::Couch;
 use crate::destination::Source;
 use crate::destination::decide::{Decision, Ending, Undecided, decide};
@@ -22,8 +20,7 @@ use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{Destination, Fact, What};
 use crate::ingest::{Ingest, Upload};
-use crate::kazoo::envelope::Sender;
-use crate::kazoo::time::{Clock, Moment};
+use crate::kazoo::time::Moment;
 use crate::ledger::{Ledger, address};
 use crate::recording::carry::Seal;
 use crate::recording::order::Url;
@@ -33,21 +30,19 @@ use crate::telemetry::trace::{self, Stage};
 
 use super::alerts::Alerts;
 use super::alive::Alive;
+use super::common::Common;
 use super::crash::Crash;
 use super::hands::Hands;
 use super::notices::{Outbox, Replaced};
 use super::pace::{Pace, Pass};
 use super::registry::Registry;
 use super::still::Look;
-use crate::lifecycle::{Answer, Case, Effect, Input, Policy};
+use crate::lifecycle::{Answer, Case, Effect, Input};
 
 /// What the flow works with. It is built once, and shared by all tasks.
 pub struct Parts {
-    pub config: Config,
-    pub sender: Sender,
-    pub clock: Clock,
+    pub common: Arc<Common>,
     pub seal: Seal,
-    pub policy: Policy,
     pub publisher: Publisher,
     pub consumers: Consumers,
     pub requests: Requests,
@@ -89,8 +84,6 @@ pub struct Parts {
     pub crash: Crash,
     /// Tasks that have a recording in flight.
     pub tasks: TaskTracker,
-    /// The worker is shutting down: nothing new begins, and no task waits for a later time.
-    pub stop: CancellationToken,
 }
 
 /// A limited number of slots for each name.
@@ -193,19 +186,16 @@ const KNOWLEDGE: Duration = Duration::from_secs(3);
 /// How often the ledger is asked again for an order that it does not know, before its settings count as lost.
 const LOOKS_FOR_ORDER: usize = 3;
 
-/// Delay between two tries of an effect that must succeed.
-pub const AGAIN: Duration = Duration::from_secs(1);
-
 impl Parts {
     pub fn now(&self) -> Moment {
-        self.clock.now()
+        self.common.clock.now()
     }
 
     /// A fact that this worker saw now.
     pub fn fact(&self, what: What) -> Fact {
         Fact {
-            at: self.now(),
-            by: self.policy.worker.clone(),
+            at: self.common.now(),
+            by: self.common.policy.worker.clone(),
             what,
         }
     }
@@ -349,17 +339,19 @@ impl Parts {
     /// A setting that is unknown is not replaced by its default. The default could throw the recording away, or put it where it must not
     /// go.
     fn undecided(&self, case: &Case, why: &Undecided) -> Input {
-        let before = case.entry.postponed().count();
-        let pause = self.policy.retry.get(before).or(self.policy.retry.last());
-        let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
         tracing::warn!(event = "destination_undecided", call_id = case.entry.call_id, %why, "destination undecided, retrying");
-        self.postponed(case, until, why.to_string())
+        let before = case.entry.postponed().count();
+        self.common.postponed_by_schedule(case, before, why.to_string())
     }
 
     async fn put_into_hold(&self, case: &Case, hand: Option<&InHand>) -> Input {
         let Some(hand) = hand else { return Input::HoldRefused };
         let (audio, source) = (&hand.upload.audio, Source::spooled(hand.upload.file.clone()));
-        match self.hold.put(&address(&case.entry), self.now(), audio, &source).await {
+        match self
+            .hold
+            .put(&address(&case.entry), self.common.now(), audio, &source)
+            .await
+        {
             Ok(holding) => Input::Fact(What::Held {
                 n: case.entry.next_hold(),
                 holding,
@@ -397,14 +389,6 @@ impl Parts {
     /// The same without waiting: `None` when there is no room at once.
     pub fn pass_at_once(&self, queue: &str) -> Option<Pass> {
         self.pace.at_once(queue)
-    }
-
-    /// Delay before something that must succeed is tried again; `None` when the worker is shutting down.
-    pub async fn rest(&self) -> Option<()> {
-        tokio::select! {
-            () = tokio::time::sleep(AGAIN) => Some(()),
-            () = self.stop.cancelled() => None,
-        }
     }
 }
 

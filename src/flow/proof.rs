@@ -90,7 +90,9 @@ impl Parts {
                         // A worker received more from the switch, and that is nowhere.
                         audio.findings.push(Finding::Truncated);
                     }
-                    let created = id.month().clamp(case.entry.ended_at().unwrap_or_else(|| self.now()));
+                    let created = id
+                        .month()
+                        .clamp(case.entry.ended_at().unwrap_or_else(|| self.common.now()));
                     return Ok(Some(What::delivered(Delivery {
                         destination,
                         document: Document {
@@ -161,7 +163,7 @@ impl Parts {
         let destination = entry.destination().filter(|to| *to == Destination::Account)?;
         let home = self.home().host;
         if let Some(until) = self.targets.rests(&home) {
-            return Some(self.postponed(case, until, format!("{home} takes nothing now")));
+            return Some(self.common.postponed(case, until, format!("{home} takes nothing now")));
         }
         let missing = entry.failures().next_back().is_some_and(|fact| {
             matches!(
@@ -191,7 +193,7 @@ impl Parts {
     pub(super) async fn create_missing(&self, case: &Case, database: &str) -> Result<(), DeliveryError> {
         let entry = &case.entry;
         let missing = || DeliveryError::NoDatabase(database.to_owned());
-        let now = self.now();
+        let now = self.common.now();
         let (Some(order), Some(account_id)) = (entry.order(), entry.account_id()) else {
             return Err(missing());
         };
@@ -210,7 +212,7 @@ impl Parts {
         let since = since.map_or(now, |fact| fact.at);
         let unclear = |error: CouchError| DeliveryError::Target(error.to_string());
         let account: Account = modb::account(&self.couch, account_id).await.map_err(unclear)?;
-        match modb::step(account, month, since, now, &self.config.destination) {
+        match modb::step(account, month, since, now, &self.common.config.destination) {
             Step::NoSuchAccount => Err(DeliveryError::Never(Failed::new(
                 DeliveryFailure::NoAccount,
                 format!("the account {account_id} does not exist, or is deleted"),
@@ -233,8 +235,8 @@ impl Parts {
         // An older database had its views long ago.
         let month = id
             .map(|id| id.month())
-            .filter(|month| modb::is_about(*month, self.now()));
-        let (Some(month), true) = (month, self.config.destination.create_databases) else {
+            .filter(|month| modb::is_about(*month, self.common.now()));
+        let (Some(month), true) = (month, self.common.config.destination.create_databases) else {
             return Ok(());
         };
         if self.whole.has(database) {
@@ -254,7 +256,7 @@ impl Parts {
         let database = created.database.clone();
         let unclear = |error: String| DeliveryError::NoDatabase(format!("{database}, with its views: {error}"));
         let msg_id = order.key.derived(&format!("db_created {database}"));
-        if let Some(notice) = created.notice(&self.sender, &msg_id) {
+        if let Some(notice) = created.notice(&self.common.sender, &msg_id) {
             let published = self.publisher.publish(&notice).await;
             published.map_err(|error| unclear(format!("db_created was not published: {error}")))?;
         }

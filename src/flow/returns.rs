@@ -46,7 +46,7 @@ pub async fn put_back(parts: &Parts, queue: &'static str, delivery: Delivery) {
     DeliveryReturned { queue }.emit();
     tokio::select! {
         () = tokio::time::sleep(pause(delivery.returns())) => {}
-        () = parts.stop.cancelled() => {}
+        () = parts.common.stop.cancelled() => {}
     }
     delivery.give_back().await;
 }

@@ -18,13 +18,13 @@ impl Parts {
     /// Time limit of an attempt.
     pub(super) fn limit(&self, destination: Destination, hand: Option<&InHand>) -> Duration {
         // By this time the switch has got the answer to keep its file.
-        let told = self.config.ingest.delivery_timeout;
+        let told = self.common.config.ingest.delivery_timeout;
         match hand {
-            None => self.config.destination.send_timeout,
+            None => self.common.config.destination.send_timeout,
             // The audio can wait in the hold, and must be there before the switch gets the answer to keep its file. Other recordings need
             // the switch's slot.
             Some(_) if destination.is_held() && self.hold.is_there() => {
-                (told / 2).min(self.config.destination.switch_waits)
+                (told / 2).min(self.common.config.destination.switch_waits)
             }
             Some(_) => told,
         }

@@ -74,13 +74,13 @@ async fn act(parts: &Arc<Parts>, delivery: Delivery) {
     let done = match asked {
         Ok(asked) => {
             let action = &asked.action;
-            let at = delivery.timestamp().and_then(|t| message_time(t, parts.now()));
-            let age = at.map(|at| parts.now().since(at));
+            let at = delivery.timestamp().and_then(|t| message_time(t, parts.common.now()));
+            let age = at.map(|at| parts.common.now().since(at));
             let job = Job {
                 parts,
                 action,
                 reply_to: reply_to.as_ref().ok(),
-                doubtful: delivery.redelivered() || age.is_some_and(|age| age > parts.config.flow.stale_action),
+                doubtful: delivery.redelivered() || age.is_some_and(|age| age > parts.common.config.flow.stale_action),
                 repeated: delivery.redelivered(),
                 waited: false,
                 at,
@@ -139,10 +139,10 @@ pub(super) fn read(
         &Circumstances {
             defaults: &defaults,
             seal: &parts.seal,
-            zone: &parts.config.kazoo.zone,
-            recordings: &parts.config.kazoo.recordings,
+            zone: &parts.common.config.kazoo.zone,
+            recordings: &parts.common.config.kazoo.recordings,
             timestamp: delivery.timestamp(),
-            now: parts.now(),
+            now: parts.common.now(),
         },
     );
     if let Plan::Start(order) = &mut plan {
@@ -172,7 +172,7 @@ async fn run(job: &Job<'_>, delivery: &Delivery, asked: &Asked, begun: Instant) 
         );
     }
     job.parts.registry.controlled(
-        job.parts.now(),
+        job.parts.common.now(),
         Route {
             control: action.control.to_string(),
             call_id: action.call_id.clone(),
@@ -240,7 +240,7 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
         let answered = job.answer_at_once().await;
         return journal::write(parts, &entry).await && answered;
     }
-    let mut entry = Entry::of_order(order.clone(), &parts.policy.worker);
+    let mut entry = Entry::of_order(order.clone(), &parts.common.policy.worker);
     if job.doubtful || parts.registry.is_commanded(order.key) {
         let answered = job.answer_at_once().await;
         return start_in_doubt(parts, entry).await && answered;
@@ -259,15 +259,16 @@ async fn start(job: &Job<'_>, order: &Order) -> bool {
         match parts.crash.step(sending).await {
             // The result waits for the end of the alarm too. It must not come first, because the call would continue before it is
             // recorded.
-            Err(error) if error.is_alarm() && begun.elapsed() < ALARM_PATIENCE && !parts.stop.is_cancelled() => {}
+            Err(error) if error.is_alarm() && begun.elapsed() < ALARM_PATIENCE && !parts.common.stop.is_cancelled() => {
+            }
             sent => break sent,
         }
     };
     let answered = job.result().await;
     let mut add = |what| {
         entry.add(Fact {
-            at: parts.now(),
-            by: parts.policy.worker.clone(),
+            at: parts.common.now(),
+            by: parts.common.policy.worker.clone(),
             what,
         })
     };

@@ -117,7 +117,7 @@ impl Parts {
 
     /// How long to wait before a worker asks again for a file that may have been in writing.
     pub(super) fn until_it_has_grown(&self) -> Duration {
-        self.policy.probe_gap.min(GROWS_WITHIN)
+        self.common.policy.probe_gap.min(GROWS_WITHIN)
     }
 
     async fn call(&self, order: &Order) -> Call {

@@ -96,7 +96,7 @@ pub(super) async fn control(job: &Job<'_>, what: Control, delivery: &Delivery) -
             Look::Untold(_) => {}
         }
     }
-    let asked_by = job.at.unwrap_or_else(|| job.parts.now());
+    let asked_by = job.at.unwrap_or_else(|| job.parts.common.now());
     let answered = job.result().await;
     // What follows takes time, so the call got its answer before. The call has continued: the action is not for what the call's next action
     // starts.
@@ -212,7 +212,7 @@ async fn resume(parts: &Arc<Parts>, delivery: Delivery) {
         doubtful: true,
         repeated: true,
         waited: delivery.returns() >= ENOUGH,
-        at: delivery.timestamp().and_then(|at| message_time(at, parts.now())),
+        at: delivery.timestamp().and_then(|at| message_time(at, parts.common.now())),
     };
     let mut look = find::look(&job).await;
     if !matches!(look, Look::Found(_)) {
@@ -371,8 +371,8 @@ fn asked_after(job: &Job<'_>, known: Option<&Entry>) -> Option<Moment> {
 
 fn stamped(job: &Job<'_>, facts: &[What]) -> Vec<Fact> {
     let stamp = |what: &What| Fact {
-        at: job.parts.now(),
-        by: job.parts.policy.worker.clone(),
+        at: job.parts.common.now(),
+        by: job.parts.common.policy.worker.clone(),
         what: what.clone(),
     };
     facts.iter().map(stamp).collect()
@@ -389,7 +389,7 @@ async fn write_down(job: &Job<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
         // Only the notice of another worker is known. This fact also says which month of the ledger has the rest.
         entry.add(Fact {
             at: open.asked_at,
-            by: parts.policy.worker.clone(),
+            by: parts.common.policy.worker.clone(),
             what: What::HeardOf {
                 media_id: open.media_id.clone(),
             },

@@ -41,15 +41,15 @@ pub async fn run(parts: Arc<Parts>) {
     let (mut was_up, mut was_full) = (true, false);
     loop {
         // Jitter, so that the workers do not sweep at the same time.
-        let poll = parts.config.ledger.poll;
+        let poll = parts.common.config.ledger.poll;
         let pause = poll.mul_f64(0.75 + fastrand::f64() * 0.5);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = parts.stop.cancelled() => return,
+            () = parts.common.stop.cancelled() => return,
         }
         let is_up = parts.ledger.is_up();
         if is_up && !was_up {
-            behind_until = Some(Instant::now() + parts.config.flow.start_timeout);
+            behind_until = Some(Instant::now() + parts.common.config.flow.start_timeout);
             parts.targets.delivered(&parts.home().host);
         }
         was_up = is_up;
@@ -64,7 +64,7 @@ pub async fn run(parts: Arc<Parts>) {
             continue;
         }
         let behind = behind_until.is_some_and(|until| Instant::now() < until);
-        match parts.ledger.due(&parts.config.kazoo.zone, TAKE * 2).await {
+        match parts.ledger.due(&parts.common.config.kazoo.zone, TAKE * 2).await {
             Ok(due) => {
                 let (count, room) = (due.len(), TAKE.min(IN_FLIGHT - in_flight));
                 let taken = take_some(&parts, due, room, behind).await;
@@ -79,7 +79,7 @@ pub async fn run(parts: Arc<Parts>) {
 /// Takes over what a worker that is gone had in flight, without waiting until its leases expire.
 async fn take_over(parts: &Arc<Parts>, room: usize) {
     for worker in parts.alive.gone() {
-        let (zone, lease) = (&parts.config.kazoo.zone, parts.config.ledger.lease);
+        let (zone, lease) = (&parts.common.config.kazoo.zone, parts.common.config.ledger.lease);
         match parts.ledger.leased_by(&worker, zone, lease, TAKE * 2).await {
             Ok(leased) if leased.is_empty() => parts.alive.forget(&worker),
             Ok(leased) => {
@@ -122,7 +122,10 @@ async fn take(parts: &Arc<Parts>, address: &Address, seen: Option<Entry>, input:
         return false;
     };
     let is_gone = |worker: &str| parts.alive.is_gone(worker);
-    let taken = parts.ledger.take(address, parts.config.ledger.lease, &is_gone).await;
+    let taken = parts
+        .ledger
+        .take(address, parts.common.config.ledger.lease, &is_gone)
+        .await;
     match taken {
         Ok(Some(record)) => {
             drive::begin(parts, known(parts, record.entry), input, mailbox);
@@ -149,10 +152,10 @@ fn give_back(parts: &Arc<Parts>, entry: Entry) {
     let giving = async move {
         let lease = Some(parts.ledger.no_lease());
         let receipt = parts.ledger.note(&entry, lease, Duration::ZERO).await;
-        let written = receipt.within(parts.config.ledger.lease);
+        let written = receipt.within(parts.common.config.ledger.lease);
         tokio::select! {
             _ = written => {}
-            () = parts.stop.cancelled() => {}
+            () = parts.common.stop.cancelled() => {}
         }
     };
     tasks.spawn(survive("give_back", giving));
@@ -176,7 +179,7 @@ fn leave(parts: &Arc<Parts>, address: &Address, seen: Option<Entry>, mut mailbox
                         Ok(record) => break record.map(|record| record.entry),
                         Err(error) => debug!(event = "input_waits", %error, "input waits for the ledger"),
                     }
-                    if parts.rest().await.is_none() {
+                    if parts.common.rest().await.is_none() {
                         break None;
                     }
                 };
@@ -196,22 +199,22 @@ pub async fn reconcile(parts: Arc<Parts>) {
     loop {
         let changed = tokio::select! {
             changed = sessions.wait_for(|state| state.consuming && state.epoch > seen) => changed.map(|state| state.epoch),
-            () = parts.stop.cancelled() => return,
+            () = parts.common.stop.cancelled() => return,
         };
         let Ok(epoch) = changed else { return };
         seen = epoch;
         // First the ecallmgrs come back, and the workers handle what waits in the queues.
-        let calm = parts.config.flow.grace.min(Duration::from_secs(5));
+        let calm = parts.common.config.flow.grace.min(Duration::from_secs(5));
         tokio::select! {
             () = tokio::time::sleep(calm) => {}
-            () = parts.stop.cancelled() => return,
+            () = parts.common.stop.cancelled() => return,
         }
         let mut open = loop {
-            match parts.ledger.open(&parts.config.kazoo.zone).await {
+            match parts.ledger.open(&parts.common.config.kazoo.zone).await {
                 Ok(open) => break open,
                 Err(error) => debug!(event = "reconcile_waits", %error, "open recordings not read, retrying"),
             }
-            if parts.rest().await.is_none() {
+            if parts.common.rest().await.is_none() {
                 return;
             }
         };
@@ -228,7 +231,7 @@ pub async fn reconcile(parts: Arc<Parts>) {
             "reconciling open recordings"
         );
         for address in open {
-            if parts.stop.is_cancelled() {
+            if parts.common.stop.is_cancelled() {
                 return;
             }
             take(&parts, &address, None, Input::Doubt, false).await;
@@ -252,7 +255,7 @@ async fn ecallmgr_answers(parts: &Arc<Parts>) -> bool {
         );
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = parts.stop.cancelled() => return false,
+            () = parts.common.stop.cancelled() => return false,
         }
     }
     true
@@ -266,7 +269,7 @@ pub async fn mend(parts: Arc<Parts>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(MEND.mul_f64(0.75 + fastrand::f64() * 0.5)) => {}
-            () = parts.stop.cancelled() => return,
+            () = parts.common.stop.cancelled() => return,
         }
         if !parts.ledger.is_up() {
             continue;
@@ -285,7 +288,9 @@ pub async fn mend(parts: Arc<Parts>) {
 /// Drops what is past its retention, and prepares what comes next, every few hours.
 pub async fn retain(parts: Arc<Parts>) {
     loop {
-        if let Err(error) = retention::sweep(&parts.ledger, parts.now(), parts.config.ledger.retention).await {
+        if let Err(error) =
+            retention::sweep(&parts.ledger, parts.common.now(), parts.common.config.ledger.retention).await
+        {
             debug!(event = "retention_failed", %error, "old months not examined");
         }
         if let Err(error) = tidy_hold(&parts).await {
@@ -295,14 +300,14 @@ pub async fn retain(parts: Arc<Parts>) {
         tokio::select! {
             // Not all workers at the same moment, also where all were started together.
             () = tokio::time::sleep(RETENTION.mul_f64(0.75 + fastrand::f64() * 0.5)) => {}
-            () = parts.stop.cancelled() => return,
+            () = parts.common.stop.cancelled() => return,
         }
     }
 }
 
 /// Creates the databases of the next day and the next month before they are needed.
 async fn prepare(parts: &Parts) {
-    let now = parts.now();
+    let now = parts.common.now();
     let soon = now.plus(AHEAD);
     if soon.month() != now.month()
         && let Err(error) = parts.ledger.prepare(soon.month()).await
@@ -330,7 +335,7 @@ async fn needs_hold(parts: &Parts, address: &Address) -> Option<Entry> {
 async fn tidy_hold(parts: &Parts) -> Result<(), HoldError> {
     let mut after = None;
     loop {
-        let (older, more) = parts.hold.older(parts.now(), after).await?;
+        let (older, more) = parts.hold.older(parts.common.now(), after).await?;
         for (address, place, name) in older {
             if !is_needed(parts, &address, &name).await {
                 parts.hold.remove_named(&place, &name).await?;
@@ -338,7 +343,7 @@ async fn tidy_hold(parts: &Parts) -> Result<(), HoldError> {
         }
         match more {
             Some(more) => after = Some(more),
-            None => return parts.hold.drop_empty_days(parts.now()).await,
+            None => return parts.hold.drop_empty_days(parts.common.now()).await,
         }
     }
 }
@@ -346,7 +351,7 @@ async fn tidy_hold(parts: &Parts) -> Result<(), HoldError> {
 async fn is_needed(parts: &Parts, address: &Address, name: &str) -> bool {
     let needed = needs_hold(parts, address).await;
     let separated = needed.as_ref().and_then(|entry| {
-        let separated = entry.separated(name, parts.now(), &parts.policy.worker)?;
+        let separated = entry.separated(name, parts.common.now(), &parts.common.policy.worker)?;
         Some(crate::ledger::address(&separated))
     });
     let entry = match separated {

@@ -1,20 +1,17 @@
 //! The route to a destination. It is looked up at each attempt, so that a changed configuration takes effect at
 //! once.
 
-use std::time::Duration;
-
 use url::Url;
 
 use crate::couch::{Couch, Server};
 use crate::destination::url::Target;
 use crate::destination::{DeliveryError, Failed};
-use crate::entry::fact::{DeliveryFailure, Destination, What};
-use crate::kazoo::time::Moment;
+use crate::entry::fact::{DeliveryFailure, Destination};
 use crate::recording::order;
 use crate::system_config::{Plan, Proxy, Storage, ThirdParty};
 
 use super::perform::Parts;
-use crate::lifecycle::{Case, Input};
+use crate::lifecycle::Case;
 
 /// The route to a destination.
 pub(super) struct Way {
@@ -32,9 +29,6 @@ pub(super) enum By {
     /// Kazoo's store proxy, which knows the storage plan's handler.
     Proxy { couch: Couch, proxy: Proxy },
 }
-
-/// Postponed recordings resume within this time of each other, so that they do not all resume at once.
-const SPREAD: Duration = Duration::from_secs(2);
 
 impl Parts {
     /// The route to `destination`.
@@ -87,7 +81,7 @@ impl Parts {
     /// The cluster's own database.
     pub(super) fn home(&self) -> Way {
         Way {
-            host: authority(&self.config.couchdb.url),
+            host: authority(&self.common.config.couchdb.url),
             by: By::Database {
                 couch: self.couch.clone(),
                 create: false,
@@ -137,7 +131,10 @@ impl Parts {
         if storage.handler.is_none() {
             let server = storage.connection.and_then(|connection| connection.server);
             return Ok(Way {
-                host: server.map_or_else(|| authority(&self.config.couchdb.url), |server| authority(&server.url)),
+                host: server.map_or_else(
+                    || authority(&self.common.config.couchdb.url),
+                    |server| authority(&server.url),
+                ),
                 by: By::Database { couch, create: false },
             });
         }
@@ -150,17 +147,6 @@ impl Parts {
         Ok(Way {
             host: authority(base),
             by: By::Proxy { couch, proxy },
-        })
-    }
-
-    /// Nothing is attempted before `until`.
-    pub(super) fn postponed(&self, case: &Case, until: Moment, why: String) -> Input {
-        let bytes = case.entry.key.bytes();
-        let share = f64::from(u16::from_be_bytes([bytes[0], bytes[1]])) / f64::from(u16::MAX);
-        Input::Fact(What::Postponed {
-            n: case.entry.next_number("postponed"),
-            until: until.plus(SPREAD.mul_f64(share)),
-            why,
         })
     }
 }

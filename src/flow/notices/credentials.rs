@@ -20,7 +20,7 @@ pub async fn share(parts: Arc<Parts>, mut news: mpsc::Receiver<News>) {
     loop {
         let news = tokio::select! {
             news = news.recv() => news,
-            () = parts.stop.cancelled() => None,
+            () = parts.common.stop.cancelled() => None,
         };
         let Some(news) = news else { return };
         let body = json!({"Mark": news.mark, "Accepted": news.accepted, "Instance": *INSTANCE});

@@ -1,0 +1,74 @@
+//! What every service of the flow shares. It is kept small: what only some services need is a field of those services.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::entry::fact::{Fact, What};
+use crate::kazoo::envelope::Sender;
+use crate::kazoo::time::{Clock, Moment};
+use crate::lifecycle::{Case, Input, Policy};
+
+/// Delay between two tries of an effect that must succeed.
+pub const AGAIN: Duration = Duration::from_secs(1);
+
+/// Postponed recordings resume within this time of each other, so that they do not all resume at once.
+const SPREAD: Duration = Duration::from_secs(2);
+
+/// What every service of the flow shares.
+pub struct Common {
+    pub config: Config,
+    /// This worker's name on the wire.
+    pub sender: Sender,
+    pub clock: Clock,
+    pub policy: Policy,
+    /// The worker is shutting down: nothing new begins, and no task waits for a later time.
+    pub stop: CancellationToken,
+}
+
+impl Common {
+    pub fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    /// A fact that this worker saw now.
+    pub fn fact(&self, what: What) -> Fact {
+        Fact {
+            at: self.now(),
+            by: self.policy.worker.clone(),
+            what,
+        }
+    }
+
+    /// Delay before something that must succeed is tried again; `None` when the worker is shutting down.
+    pub async fn rest(&self) -> Option<()> {
+        self.unless_stopped(tokio::time::sleep(AGAIN)).await
+    }
+
+    /// The result of `what`; `None` when the worker is shutting down.
+    pub async fn unless_stopped<T>(&self, what: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = what => Some(done),
+            () = self.stop.cancelled() => None,
+        }
+    }
+
+    /// Nothing is attempted before `until`.
+    pub fn postponed(&self, case: &Case, until: Moment, why: String) -> Input {
+        let bytes = case.entry.key.bytes();
+        let share = f64::from(u16::from_be_bytes([bytes[0], bytes[1]])) / f64::from(u16::MAX);
+        Input::Fact(What::Postponed {
+            n: case.entry.next_number("postponed"),
+            until: until.plus(SPREAD.mul_f64(share)),
+            why,
+        })
+    }
+
+    /// Nothing is attempted before the retry schedule's next delay is over; `before` attempts were postponed already.
+    pub fn postponed_by_schedule(&self, case: &Case, before: usize, why: String) -> Input {
+        let pause = self.policy.retry.get(before).or(self.policy.retry.last());
+        let until = self.now().plus(pause.copied().unwrap_or(AGAIN));
+        self.postponed(case, until, why)
+    }
+}
