@@ -11,8 +11,8 @@ use flate2::write::GzEncoder;
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
 use kz_record_call::flow::journal;
-use kz_record_call::flow::notices::{News, restart_of};
-use kz_record_call::flow::registry::{Open, Registry};
+use kz_record_call::flow::memory::{Open, OpenRecordings};
+use kz_record_call::flow::peer_notices::{News, restart_of};
 use kz_record_call::kazoo::action::{self, Execute, ReplyTo};
 use kz_record_call::kazoo::address::Address;
 use kz_record_call::kazoo::channel::{StatusReply, answered_request, channel_state, status_request};
@@ -208,25 +208,25 @@ fn read(envelope: &Envelope, packing: u8) {
 
 /// What other workers tell.
 fn told(envelope: &Envelope) {
-    let registry = Registry::default();
+    let memory = OpenRecordings::default();
     for news in News::of(envelope) {
         comes_back(&news);
         let open = news.open().clone();
-        registry.open(open.clone());
-        if let Some(newest) = registry.newest(open.fetch_id.as_deref(), &open.call_id, None) {
+        memory.open(open.clone());
+        if let Some(newest) = memory.newest(open.fetch_id.as_deref(), &open.call_id, None) {
             let to = Address::parse("q").expect("an address");
             let sent = dialplan::control(&sender(), &to, ID, "c", &newest.file_name, Control::Stop);
             commanded(&sent, "c");
         }
         if let News::Closed(open) = news {
-            registry.close(open.key);
-            assert!(!registry.is_open(open.key));
+            memory.close(open.key);
+            assert!(!memory.is_open(open.key));
         }
     }
     if let Some((key, started)) = restart_of(envelope) {
         comes_back(&started);
-        registry.began_again(key, started);
-        consistent(&registry.complete(Entry::new(key, "c")));
+        memory.began_again(key, started);
+        consistent(&memory.complete(Entry::new(key, "c")));
     }
 }
 

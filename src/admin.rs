@@ -15,8 +15,14 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::amqp::{Consumers, Publisher};
 use crate::config;
-use crate::flow::perform::Parts;
+use crate::couch::Couch;
+use crate::destination::hold::Hold;
+use crate::destination::targets::Targets;
+use crate::flow::common::Common;
+use crate::ingest::Ingest;
+use crate::ledger::Ledger;
 use crate::telemetry::{LogLevel, Pulses, survive};
 
 pub mod watch;
@@ -36,10 +42,22 @@ const MAX_BODY: usize = 16 << 10;
 /// Time limit for an answer of the database, and of the spool's disk.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Asks the parts whether the worker can do its work.
+/// What the admin port reports of.
+pub struct Watched {
+    pub common: Arc<Common>,
+    pub publisher: Publisher,
+    pub consumers: Consumers,
+    pub couch: Couch,
+    pub ingest: Ingest,
+    pub ledger: Ledger,
+    pub hold: Hold,
+    pub targets: Arc<Targets>,
+}
+
+/// Asks whether the worker can do its work.
 #[derive(Clone)]
 pub struct Readiness {
-    parts: Arc<Parts>,
+    watched: Arc<Watched>,
     /// Allows one check of the spool at a time. On a disk that hangs, each check would block a
     /// thread for ever.
     looking: Arc<Semaphore>,
@@ -54,21 +72,21 @@ pub struct Check {
 }
 
 impl Readiness {
-    pub fn new(parts: Arc<Parts>) -> Self {
+    pub fn new(watched: Arc<Watched>) -> Self {
         Self {
-            parts,
+            watched,
             looking: Arc::new(Semaphore::new(1)),
         }
     }
 
     /// Runs all checks.
     pub async fn checks(&self) -> Vec<Check> {
-        let parts = &self.parts;
+        let watched = &self.watched;
         let check = |name, good: bool, fault: &str| Check {
             name,
             fault: (!good).then(|| fault.to_owned()),
         };
-        let database = match tokio::time::timeout(PATIENCE, parts.couch.ping()).await {
+        let database = match tokio::time::timeout(PATIENCE, watched.couch.ping()).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some(format!("no answer within {PATIENCE:?}")),
@@ -76,14 +94,14 @@ impl Readiness {
         vec![
             check(
                 "consuming",
-                parts.consumers.state().consuming,
+                watched.consumers.state().consuming,
                 "the queues are not bound and consumed",
             ),
             Check {
                 name: "publishing",
-                fault: match parts.publisher.alarm() {
+                fault: match watched.publisher.alarm() {
                     Some(reason) => Some(format!("the broker takes no messages: {reason}")),
-                    None if !parts.publisher.is_connected() => Some("there is no connection to publish on".into()),
+                    None if !watched.publisher.is_connected() => Some("there is no connection to publish on".into()),
                     None => None,
                 },
             },
@@ -95,7 +113,11 @@ impl Readiness {
                 name: "spool",
                 fault: self.spool().await,
             },
-            check("running", !parts.common.stop.is_cancelled(), "the worker is going down"),
+            check(
+                "running",
+                !watched.common.stop().is_cancelled(),
+                "the worker is going down",
+            ),
         ]
     }
 
@@ -109,9 +131,9 @@ impl Readiness {
                 Err(_) => hangs(),
             };
         };
-        let parts = Arc::clone(&self.parts);
+        let watched = Arc::clone(&self.watched);
         let look = tokio::task::spawn_blocking(move || {
-            let good = parts.ingest.spool().is_writable();
+            let good = watched.ingest.spool().is_writable();
             drop(permit);
             good
         });
@@ -212,7 +234,7 @@ async fn ready(State(admin): State<Admin>) -> Response {
         .map(|check| format!("{}: {}\n", check.name, check.fault.as_deref().unwrap_or("ok")))
         .collect();
     // Open circuit breakers do not make the worker unready: it still delivers to the other targets.
-    for (target, why) in admin.readiness.parts.targets.paused() {
+    for (target, why) in admin.readiness.watched.targets.paused() {
         lines.push_str(&format!("target {target}: paused: {why}\n"));
     }
     (status, lines).into_response()
@@ -246,7 +268,7 @@ async fn set_log_level(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     filter: String,
 ) -> Response {
-    if !may_set_log_level(admin.readiness.parts.common.config.admin.log_level_from, peer) {
+    if !may_set_log_level(admin.readiness.watched.common.config.admin.log_level_from, peer) {
         let why = "only from this host's loopback address: see admin.log_level_from\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }

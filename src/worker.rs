@@ -1,10 +1,9 @@
 //! The composition: builds the parts, spawns, supervises, drains. Only this file knows all parts.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use secrecy::ExposeSecret as _;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -12,44 +11,40 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::admin::{self, Instruments, Readiness};
-use crate::amqp::{Brokers, Consumers, Delivery, Publisher, Requests, Room};
+use crate::admin::{self, Instruments, Readiness, Watched};
+use crate::amqp::{Brokers, Consumers, Delivery, Publisher};
 use crate::config::Config;
 use crate::couch::{self, Couch, CouchError};
 use crate::destination::hold::Hold;
 use crate::destination::http::{Http, NoClient};
-use crate::destination::modb;
-use crate::destination::servers::Servers;
-use crate::destination::targets::{Pauses, Targets};
-use crate::flow::alerts::Alerts;
-use crate::flow::alive::{self, Alive};
-use crate::flow::common::Common;
-use crate::flow::crash::Crash;
-use crate::flow::hands::Hands;
-use crate::flow::notices::{self, Outbox, Replaced};
-use crate::flow::pace::Pace;
-use crate::flow::perform::{Parts, Slots};
-use crate::flow::registry::Registry;
-use crate::flow::{answers, dying, end, journal, start, stop, sweep};
+use crate::flow::common::{Common, Tasks};
+use crate::flow::heartbeat::Heartbeat;
+use crate::flow::in_flight::InFlight;
+use crate::flow::inbox::Inbox;
+use crate::flow::reconcile::Reconcile;
+use crate::flow::retention::Retention;
+use crate::flow::sweep::Sweep;
 use crate::ingest::{Ingest, Spool};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::APP_NAME;
 use crate::kazoo::time::Clock;
 use crate::ledger::Ledger;
 use crate::lifecycle::Policy;
-use crate::recording::carry::{Seal, derive_key};
-use crate::system_config::{Accounts, SystemConfig};
+use crate::recording::carry::derive_key;
+use crate::system_config::SystemConfig;
 use crate::telemetry::events::ProxiesIgnored;
 use crate::telemetry::{Pulses, survive, survive_for_ever};
 
+mod build;
 mod labels;
 pub mod name;
 mod queues;
 mod service;
 mod turns;
 
+use build::{Background, Outside, build};
 pub use queues::{ACTIONS, ENDINGS, topology};
-use queues::{Gates, queues};
+use queues::{Gates, Handle, Queue, queues};
 use service::Service;
 
 /// Why a worker did not start.
@@ -69,10 +64,11 @@ pub enum StartError {
 
 /// A worker that runs.
 pub struct Worker {
-    parts: Arc<Parts>,
+    common: Arc<Common>,
+    ingest: Ingest,
+    in_flight: InFlight,
     tasks: TaskTracker,
     handlers: TaskTracker,
-    stop: CancellationToken,
     close: CancellationToken,
     service: Service,
     admin: std::net::SocketAddr,
@@ -131,12 +127,13 @@ impl Worker {
 
         let brokers = Brokers::new(&config.amqp);
         brokers.prefer_the_first(&config.amqp, &sender.node, &tasks, close.clone());
+        let queues = queues(&config, &gates);
         // Bound before anything is published: an action that no queue is bound for crashes its callflow listener.
         let (consumers, receivers) = Consumers::start(
             &config.amqp,
             &brokers,
             &sender.node,
-            queues(&config, &gates),
+            queues.iter().map(|queue| queue.spec.clone()).collect(),
             (&tasks, &pulses),
             stop.clone(),
             close.clone(),
@@ -161,96 +158,65 @@ impl Worker {
             &tasks,
             stop.clone(),
         );
-        let accounts = Accounts::new(couch.clone());
-        let servers = Servers::new(config.couchdb.clone());
-        let pauses = Pauses {
-            first: config.destination.first_pause,
-            longest: config.destination.longest_pause,
-        };
-        let targets = Targets::new(clock.clone(), pauses);
         let policy = Policy::of(&config, name::of_process(&config.kazoo.host));
-        let policy_worker = policy.worker.clone();
-        let ledger = { Ledger::start(couch.clone(), clock.clone(), &policy, (&tasks, &pulses), close.clone()) };
+        let ledger = Ledger::start(couch.clone(), clock.clone(), &policy, (&tasks, &pulses), close.clone());
         gates.open(&ledger, config.ledger.patience, &tasks, stop.clone());
-        let alerts = Alerts::new(config.kazoo.system_alerts, &publisher, &sender, &handlers, &stop);
-        let parts = Arc::new(Parts {
-            seal: Seal::new(&secret),
+        let common = Arc::new(Common {
+            config,
+            sender,
+            clock,
+            policy,
+            tasks: Tasks::new(handlers.clone(), stop.clone()),
+        });
+        let outside = Outside {
             publisher,
             consumers,
-            requests: Requests::default(),
-            room: Room::default(),
             couch,
-            system_config,
-            ingest,
             ledger,
             hold,
-            registry: Registry::default(),
-            replaced: Replaced::default(),
-            outbox: Outbox::default(),
-            hands: Hands::default(),
-            alive: Alive::new(&policy_worker),
-            pace: Pace::new(config.flow.pace_per_second),
-            begun: tokio::time::Instant::now(),
-            switches: Slots::new(config.ingest.per_switch),
-            hosts: Slots::new(config.destination.per_host),
-            outward: Slots::new(config.ingest.per_switch.saturating_sub(1).max(1)),
-            shares: Slots::new((config.ingest.per_switch / 2).max(1)),
-            users,
-            cluster,
-            accounts,
-            servers,
-            targets,
-            whole: modb::Whole::default(),
-            alerts,
-            crash: Crash::from_environment(),
-            tasks: handlers.clone(),
-            common: Arc::new(Common {
-                config,
-                sender,
-                clock,
-                policy,
-                stop: stop.clone(),
-            }),
+            ingest,
+            system_config,
+            http: (users, cluster),
+        };
+        let flow = build(&common, &outside, &secret);
+        let watched = Arc::new(Watched {
+            common: Arc::clone(&common),
+            publisher: outside.publisher,
+            consumers: outside.consumers.clone(),
+            couch: outside.couch,
+            ingest: outside.ingest.clone(),
+            ledger: outside.ledger,
+            hold: outside.hold,
+            targets: flow.targets,
         });
-        let readiness = Readiness::new(Arc::clone(&parts));
+        let readiness = Readiness::new(watched);
         let checks = admin::watch::start(&readiness, &tasks, close.clone());
         let admin = port.serve(readiness, instruments, pulses.clone(), &tasks, close.clone());
-        let sessions = parts.consumers.watch();
         service.start(
             checks,
-            sessions,
-            parts.hands.clone(),
+            outside.consumers.watch(),
+            flow.in_flight.clone(),
             pulses.clone(),
             &tasks,
             close.clone(),
         );
         let worker = Self {
-            parts,
+            common,
+            ingest: outside.ingest,
+            in_flight: flow.in_flight,
             tasks,
             handlers,
-            stop,
             close,
             service,
             admin,
         };
-        worker.consume(receivers);
-        let sweep = survive_for_ever("sweep", background(&worker.parts, sweep::run));
-        worker.tasks.spawn(pulses.beat("sweep", sweep));
-        for (name, work) in [
-            ("reconcile", background(&worker.parts, sweep::reconcile)),
-            ("retain", background(&worker.parts, sweep::retain)),
-            ("mend", background(&worker.parts, sweep::mend)),
-            ("heartbeat", background(&worker.parts, alive::beat)),
-        ] {
-            worker.tasks.spawn(survive_for_ever(name, work));
-        }
-        let sharing = notices::share(Arc::clone(&worker.parts), credentials);
-        worker.tasks.spawn(survive("credentials", sharing));
+        worker.consume(&Arc::new(flow.inbox), queues, receivers);
+        worker.work_in_background(flow.background, credentials, &pulses);
         info!(event = "worker_started",
-            node = worker.parts.common.sender.node,
-            ingest = %worker.parts.ingest.base(),
+            node = worker.common.sender.node,
+            ingest = %worker.ingest.base(),
             admin = %worker.admin,
-            zone = worker.parts.common.config.kazoo.zone,
+            zone = worker.common.config.kazoo.zone,
             "worker started"
         );
         Ok(worker)
@@ -263,7 +229,7 @@ impl Worker {
 
     /// Reloads what may be replaced while the worker runs: the certificate for uploads.
     pub fn reload(&self) {
-        self.parts.ingest.read_certificate_again();
+        self.ingest.read_certificate_again();
     }
 
     /// Drains the worker. It accepts no new deliveries, and finishes or returns those in flight within `grace`. Then the
@@ -272,12 +238,12 @@ impl Worker {
         info!(
             event = "draining",
             grace_s = grace.as_secs(),
-            recordings = self.parts.hands.count(),
+            recordings = self.in_flight.count(),
             tasks = self.handlers.len(),
             "draining"
         );
         self.service.stopping(grace);
-        self.stop.cancel();
+        self.common.stop().cancel();
         self.handlers.close();
         if tokio::time::timeout(grace, self.handlers.wait()).await.is_err() {
             warn!(event = "drain_timeout", left = self.handlers.len(), "drain timed out");
@@ -297,91 +263,83 @@ impl Worker {
         info!(event = "stopped", "stopped");
     }
 
-    fn consume(&self, receivers: Vec<mpsc::Receiver<Delivery>>) {
-        let mut receivers = receivers.into_iter();
-        let mut next = || receivers.next();
-        if let Some(actions) = next() {
-            self.each(start::QUEUE, actions, |parts, delivery| async move {
-                start::handle(&parts, delivery).await
-            });
-        }
-        if let Some(endings) = next() {
-            self.each("endings", endings, |parts, delivery| async move {
-                end::handle(&parts, delivery).await
-            });
-        }
-        if let Some(replies) = next() {
-            let parts = Arc::clone(&self.parts);
-            let receiving = receive("replies", self.parts.clone(), replies, move |delivery| {
-                if let Ok(envelope) = delivery.envelope() {
-                    parts.requests.reply(envelope);
+    /// Has each queue's deliveries handled.
+    fn consume(&self, inbox: &Arc<Inbox>, queues: Vec<Queue>, receivers: Vec<mpsc::Receiver<Delivery>>) {
+        for (queue, deliveries) in queues.into_iter().zip(receivers) {
+            let (name, inbox) = (queue.name, Arc::clone(inbox));
+            match queue.handle {
+                Handle::Each(handle) => {
+                    let receiving = each(name, inbox, deliveries, handle, self.handlers.clone());
+                    self.tasks.spawn(survive(name, receiving));
                 }
-            });
-            self.tasks.spawn(survive("replies", receiving));
-        }
-        if let Some(notices) = next() {
-            let parts = Arc::clone(&self.parts);
-            let receiving = receive("notices", self.parts.clone(), notices, move |delivery| {
-                notices::handle(&parts, &delivery)
-            });
-            self.tasks.spawn(survive("notices", receiving));
-        }
-        if let Some(journal) = next() {
-            self.each("journal", journal, |parts, delivery| async move {
-                journal::handle(&parts, delivery).await
-            });
-        }
-        if let Some(answers) = next() {
-            self.each("answers", answers, |parts, delivery| async move {
-                answers::handle(&parts, delivery).await
-            });
-        }
-        if let Some(controls) = next() {
-            self.each("controls", controls, |parts, delivery| async move {
-                stop::handle(&parts, delivery).await
-            });
+                Handle::InOrder(handle) => {
+                    let receiving = in_order(name, inbox, deliveries, handle);
+                    self.tasks.spawn(survive(name, receiving));
+                }
+                Handle::Declared => {}
+            }
         }
     }
 
-    /// Spawns a task for each delivery, so that a delivery that waits blocks no other one. The prefetch limits the number of tasks.
-    fn each<F, T>(&self, queue: &'static str, mut deliveries: mpsc::Receiver<Delivery>, handle: F)
-    where
-        F: Fn(Arc<Parts>, Delivery) -> T + Send + 'static,
-        T: Future<Output = ()> + Send + 'static,
-    {
-        let (parts, handlers) = (Arc::clone(&self.parts), self.handlers.clone());
-        let receiving = async move {
-            while let Some(delivery) = deliveries.recv().await {
-                let (parts, spare) = (Arc::clone(&parts), delivery.spare());
-                let work = handle(Arc::clone(&parts), delivery);
-                handlers.spawn(async move { dying::watched(&parts, queue, spare, work).await });
-            }
-        };
-        self.tasks.spawn(survive(queue, receiving));
+    /// Starts what works until the worker ends.
+    fn work_in_background(&self, background: Background, credentials: mpsc::Receiver<couch::News>, pulses: &Pulses) {
+        let Background {
+            sweep,
+            reconcile,
+            retention,
+            heartbeat,
+            notices,
+        } = background;
+        let sweeping = survive_for_ever("sweep", repeatedly(&sweep, Sweep::run));
+        self.tasks.spawn(pulses.beat("sweep", sweeping));
+        for (name, work) in [
+            ("reconcile", repeatedly(&reconcile, Reconcile::run)),
+            ("retain", repeatedly(&retention, Retention::retain)),
+            ("mend", repeatedly(&retention, Retention::mend)),
+            ("heartbeat", repeatedly(&heartbeat, Heartbeat::run)),
+        ] {
+            self.tasks.spawn(survive_for_ever(name, work));
+        }
+        let sharing = async move { notices.share_credentials(credentials).await };
+        self.tasks.spawn(survive("credentials", sharing));
+    }
+}
+
+/// Handles each delivery in a task of its own.
+async fn each(
+    queue: &'static str,
+    inbox: Arc<Inbox>,
+    mut deliveries: mpsc::Receiver<Delivery>,
+    handle: fn(Arc<Inbox>, Delivery) -> BoxFuture<'static, ()>,
+    handlers: TaskTracker,
+) {
+    while let Some(delivery) = deliveries.recv().await {
+        let (inbox, spare) = (Arc::clone(&inbox), delivery.spare());
+        let work = handle(Arc::clone(&inbox), delivery);
+        handlers.spawn(async move { inbox.guard.watch(queue, spare, work).await });
+    }
+}
+
+/// Handles one delivery after the other.
+async fn in_order(
+    queue: &'static str,
+    inbox: Arc<Inbox>,
+    mut deliveries: mpsc::Receiver<Delivery>,
+    handle: fn(&Inbox, &Delivery),
+) {
+    while let Some(delivery) = deliveries.recv().await {
+        let handling = |delivery: &Delivery| handle(&inbox, delivery);
+        inbox.guard.in_order(queue, &delivery, handling).await;
     }
 }
 
 /// Returns a closure that starts work which runs until the worker ends.
-fn background<F: Future<Output = ()> + Send + 'static>(
-    parts: &Arc<Parts>,
-    work: fn(Arc<Parts>) -> F,
-) -> Box<dyn FnMut() -> Turn + Send> {
-    let parts = Arc::clone(parts);
-    Box::new(move || -> Turn { Box::pin(work(Arc::clone(&parts))) })
-}
-
-type Turn = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-async fn receive(
-    queue: &'static str,
-    parts: Arc<Parts>,
-    mut deliveries: mpsc::Receiver<Delivery>,
-    handle: impl Fn(Delivery),
-) {
-    while let Some(delivery) = deliveries.recv().await {
-        let _room = parts.room.of(&delivery).await;
-        dying::survived(queue, delivery, &handle);
-    }
+fn repeatedly<T: Send + Sync + 'static, F: Future<Output = ()> + Send + 'static>(
+    service: &Arc<T>,
+    work: fn(Arc<T>) -> F,
+) -> Box<dyn FnMut() -> BoxFuture<'static, ()> + Send> {
+    let service = Arc::clone(service);
+    Box::new(move || Box::pin(work(Arc::clone(&service))))
 }
 
 /// The cluster's secret, or a random one for this process.

@@ -44,12 +44,12 @@ pub fn start(readiness: &Readiness, tasks: &TaskTracker, close: CancellationToke
 }
 
 async fn check(readiness: Readiness, seen: Arc<watch::Sender<Vec<Check>>>, close: CancellationToken) {
-    let parts = &readiness.parts;
+    let watched = &readiness.watched;
     // A lost or restored broker session is published at once.
-    let mut sessions = parts.consumers.watch();
-    let mut alarm = parts.publisher.watch_alarm();
+    let mut sessions = watched.consumers.watch();
+    let mut alarm = watched.publisher.watch_alarm();
     loop {
-        let stopping = parts.common.stop.is_cancelled();
+        let stopping = watched.common.stop().is_cancelled();
         let checks = readiness.checks().await;
         for check in &checks {
             ReadinessChecked {
@@ -60,7 +60,7 @@ async fn check(readiness: Readiness, seen: Arc<watch::Sender<Vec<Check>>>, close
         }
         seen.send_replace(checks);
         TargetsCounted {
-            paused: parts.targets.paused().len(),
+            paused: watched.targets.paused().len(),
         }
         .emit();
         measure_spool(&readiness).await;
@@ -68,7 +68,7 @@ async fn check(readiness: Readiness, seen: Arc<watch::Sender<Vec<Check>>>, close
             () = tokio::time::sleep(EVERY) => {}
             Ok(()) = sessions.changed() => {}
             Ok(()) = alarm.changed() => {}
-            () = parts.common.stop.cancelled(), if !stopping => {}
+            () = watched.common.stop().cancelled(), if !stopping => {}
             () = close.cancelled() => return,
         }
     }
@@ -79,9 +79,9 @@ async fn measure_spool(readiness: &Readiness) {
     let Ok(permit) = readiness.looking.clone().try_acquire_owned() else {
         return;
     };
-    let parts = readiness.parts.clone();
+    let watched = readiness.watched.clone();
     let look = tokio::task::spawn_blocking(move || {
-        let spool = parts.ingest.spool();
+        let spool = watched.ingest.spool();
         if let Some(free_bytes) = spool.free_bytes() {
             SpoolMeasured {
                 free_bytes,
@@ -96,20 +96,20 @@ async fn measure_spool(readiness: &Readiness) {
 }
 
 async fn count(readiness: Readiness) {
-    let parts = &readiness.parts;
-    let every = parts.common.config.admin.count_every;
+    let watched = &readiness.watched;
+    let every = watched.common.config.admin.count_every;
     let (mut recordings, mut hold) = (Look::new("recordings", every), Look::new("hold", every));
     loop {
         let counted = tokio::time::timeout(PATIENCE, count_recordings(&readiness)).await;
         recordings.ended(&readiness, counted.unwrap_or_else(|_| Err(late())));
-        if parts.hold.is_there() {
+        if watched.hold.is_there() {
             let measured = tokio::time::timeout(PATIENCE, measure_hold(&readiness)).await;
             hold.ended(&readiness, measured.unwrap_or_else(|_| Err(late())));
         }
         // Jitter, so that the workers do not count at the same time.
         tokio::select! {
             () = tokio::time::sleep(every.mul_f64(0.9 + fastrand::f64() * 0.2)) => {}
-            () = parts.common.stop.cancelled() => return,
+            () = watched.common.stop().cancelled() => return,
         }
     }
 }
@@ -119,15 +119,15 @@ fn late() -> String {
 }
 
 async fn count_recordings(readiness: &Readiness) -> Result<(), String> {
-    let parts = &readiness.parts;
-    if !parts.ledger.is_up() {
+    let watched = &readiness.watched;
+    if !watched.ledger.is_up() {
         return Err("the ledger is down".into());
     }
-    let counts = parts.ledger.counts(&parts.common.config.kazoo.zone).await;
+    let counts = watched.ledger.counts(&watched.common.config.kazoo.zone).await;
     let counts = counts.map_err(|error| error.to_string())?;
     for state in STATES {
         let counted = counts.get(state.name());
-        let age = || counted.map_or(Duration::ZERO, |counted| parts.common.now().since(counted.oldest));
+        let age = || counted.map_or(Duration::ZERO, |counted| watched.common.now().since(counted.oldest));
         RecordingsCounted {
             state: state.name(),
             count: counted.map_or(0, |counted| counted.count),
@@ -139,7 +139,7 @@ async fn count_recordings(readiness: &Readiness) -> Result<(), String> {
 }
 
 async fn measure_hold(readiness: &Readiness) -> Result<(), String> {
-    let hold = &readiness.parts.hold;
+    let hold = &readiness.watched.hold;
     let bytes = hold.bytes().await.map_err(|error| error.to_string())?;
     HoldMeasured {
         bytes,
@@ -172,7 +172,7 @@ impl Look {
             Ok(()) => {
                 LookSucceeded {
                     of: self.of,
-                    at_seconds: readiness.parts.common.now().unix_seconds(),
+                    at_seconds: readiness.watched.common.now().unix_seconds(),
                     was_told: std::mem::take(&mut self.told),
                 }
                 .emit();

@@ -8,7 +8,7 @@ use crate::kazoo::change::{self, Change, DocumentChange};
 use crate::recording::document::DOCUMENT_TYPE;
 use crate::recording::names;
 
-use super::perform::Parts;
+use super::deliveries::Parts;
 use crate::lifecycle::{Case, Input};
 
 impl Parts {

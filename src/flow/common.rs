@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::time::{Clock, Moment};
 use crate::lifecycle::{Case, Input, Policy};
+use crate::telemetry::survive;
 
 /// Delay between two tries of an effect that must succeed.
 pub const AGAIN: Duration = Duration::from_secs(1);
@@ -23,11 +25,39 @@ pub struct Common {
     pub sender: Sender,
     pub clock: Clock,
     pub policy: Policy,
+    pub tasks: Tasks,
+}
+
+/// The tasks that a worker finishes, or gives back, before it ends. Cheap to clone.
+#[derive(Clone)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Tasks {
+    /// Tasks that are counted by `tracker`, until `stop`.
+    pub fn new(tracker: TaskTracker, stop: CancellationToken) -> Self {
+        Self { tracker, stop }
+    }
+
     /// The worker is shutting down: nothing new begins, and no task waits for a later time.
-    pub stop: CancellationToken,
+    pub fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Spawns a task that survives a panic.
+    pub fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(survive(name, work));
+    }
 }
 
 impl Common {
+    /// The worker is shutting down: nothing new begins, and no task waits for a later time.
+    pub fn stop(&self) -> &CancellationToken {
+        self.tasks.stop()
+    }
+
     pub fn now(&self) -> Moment {
         self.clock.now()
     }
@@ -50,7 +80,7 @@ impl Common {
     pub async fn unless_stopped<T>(&self, what: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             done = what => Some(done),
-            () = self.stop.cancelled() => None,
+            () = self.stop().cancelled() => None,
         }
     }
 

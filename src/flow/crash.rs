@@ -1,14 +1,15 @@
 //! Test hooks that kill the worker at any of its steps, or let a step panic. Only debug builds have them. In a release build they do
 //! nothing.
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// `before:<n>` or `after:<n>`: the process kills itself there, counted over all its steps. `panic:<n>`: that step panics.
 const VARIABLE: &str = "KZ_RECORD_CALL_TEST_CRASH";
 
 /// Where the process kills itself, if it does.
-#[derive(Debug, Default)]
-pub struct Crash {
+#[derive(Debug)]
+struct Crash {
     at: Option<(Side, u32)>,
     begun: AtomicU32,
 }
@@ -20,31 +21,31 @@ enum Side {
     Panic,
 }
 
+static CRASH: LazyLock<Crash> = LazyLock::new(|| {
+    let given = cfg!(debug_assertions).then(|| std::env::var(VARIABLE).ok()).flatten();
+    Crash {
+        at: given.as_deref().and_then(parse),
+        begun: AtomicU32::new(0),
+    }
+});
+
+/// Does one step.
+pub async fn step<T>(step: impl Future<Output = T>) -> T {
+    let n = CRASH.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+    CRASH.die_at(Side::Before, n);
+    if CRASH.at == Some((Side::Panic, n)) {
+        #[expect(
+            clippy::panic,
+            reason = "a test asked for it, by an environment variable that release builds ignore"
+        )]
+        std::panic::panic_any("as a test wants it");
+    }
+    let done = step.await;
+    CRASH.die_at(Side::After, n);
+    done
+}
+
 impl Crash {
-    pub fn from_environment() -> Self {
-        let given = cfg!(debug_assertions).then(|| std::env::var(VARIABLE).ok()).flatten();
-        Self {
-            at: given.as_deref().and_then(parse),
-            begun: AtomicU32::new(0),
-        }
-    }
-
-    /// Does one step.
-    pub async fn step<T>(&self, step: impl Future<Output = T>) -> T {
-        let n = self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        self.die_at(Side::Before, n);
-        if self.at == Some((Side::Panic, n)) {
-            #[expect(
-                clippy::panic,
-                reason = "a test asked for it, by an environment variable that release builds ignore"
-            )]
-            std::panic::panic_any("as a test wants it");
-        }
-        let done = step.await;
-        self.die_at(Side::After, n);
-        done
-    }
-
     fn die_at(&self, side: Side, n: u32) {
         if self.at == Some((side, n)) {
             // As SIGKILL would: nothing is finished, nothing is returned to a queue.

@@ -17,9 +17,10 @@ use crate::recording::order::Order;
 use crate::recording::progress::{Elsewhere, Progress, State};
 use crate::telemetry::events::DeliveryEnded;
 
+use super::deliveries::Parts;
+use super::effects::collect::InHand;
 use super::found::{delivered, document_of};
 use super::ids::ids_with_other;
-use super::perform::{InHand, Parts};
 use super::share::{BUSY, in_time};
 use super::siblings::Nameless;
 use super::way::{By, Way};

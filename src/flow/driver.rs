@@ -17,7 +17,7 @@ use crate::lifecycle::{Answer, Case, Effect, Hand, Input, Next, Policy, step};
 use crate::recording::audio::Audio;
 use crate::recording::ending::Told;
 
-use super::hands::Mailbox;
+use super::in_flight::Mailbox;
 
 mod survive;
 

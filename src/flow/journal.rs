@@ -4,51 +4,67 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::amqp::Delivery;
+use crate::amqp::Publisher;
 use crate::entry::Entry;
 use crate::entry::fact::What;
 use crate::kazoo::envelope::{MAX_BODY_BYTES, MessageError, check_ids};
-use crate::kazoo::time::Moment;
-use crate::ledger::{Noted, address};
+use crate::kazoo::time::{Moment, Month};
+use crate::ledger::{Ledger, address};
 use crate::telemetry::events::Journalled;
 
-use super::end;
-use super::perform::Parts;
-use super::returns::{put_back, reject};
+use super::common::Common;
 
 /// The reason for which no search can exclude a recording as long as starts wait there.
-pub(super) const WAITING: &str = "starts wait in the journal";
+pub const WAITING: &str = "starts wait in the journal";
 
 /// The queue.
 pub const JOURNAL: &str = "kz_record_call.journal";
 
-/// Writes what is known of a recording to durable storage: the ledger, else the journal. `false` when neither took it.
-pub async fn write(parts: &Parts, entry: &Entry) -> bool {
-    let budget = parts.common.config.ledger.budget;
-    if parts.ledger.is_up() {
-        let noted = async { parts.ledger.note(entry, None, Duration::ZERO).await.durable().await };
-        if tokio::time::timeout(budget, noted).await.unwrap_or(false) {
-            return true;
-        }
-    }
-    let Ok(body) = serde_json::to_value(entry) else {
-        return false;
-    };
-    let written = parts.publisher.enqueue(JOURNAL, &entry.key.to_string(), &body).await;
-    let why = written.as_ref().err().map(ToString::to_string);
-    let media_id = entry.order().map_or("", |order| order.media_id.as_str());
-    Journalled {
-        call_id: &entry.call_id,
-        media_id,
-        result: why.as_deref().map_or(Ok(()), Err),
-    }
-    .emit();
-    written.is_ok()
+/// How old an event may be by its own clock, and how far ahead of ours.
+pub const OLDEST: Duration = Duration::from_secs(62 * 86_400);
+pub const AHEAD: Duration = Duration::from_secs(86_400);
+
+/// Writes entries to durable storage.
+pub struct Journal {
+    pub common: Arc<Common>,
+    pub ledger: Ledger,
+    pub publisher: Publisher,
 }
 
-/// Whether starts wait in the journal that the ledger does not know yet, as far as the broker reports.
-pub(super) async fn has_more(parts: &Parts) -> bool {
-    parts.publisher.depth(JOURNAL).await.is_some_and(|depth| depth > 0)
+impl Journal {
+    /// Writes what is known of a recording to durable storage: the ledger, else the journal. `false` when neither took it.
+    pub async fn write(&self, entry: &Entry) -> bool {
+        let budget = self.common.config.ledger.budget;
+        if self.ledger.is_up() {
+            let noted = async { self.ledger.note(entry, None, Duration::ZERO).await.durable().await };
+            if tokio::time::timeout(budget, noted).await.unwrap_or(false) {
+                return true;
+            }
+        }
+        let Ok(body) = serde_json::to_value(entry) else {
+            return false;
+        };
+        let written = self.publisher.enqueue(JOURNAL, &entry.key.to_string(), &body).await;
+        let why = written.as_ref().err().map(ToString::to_string);
+        let media_id = entry.order().map_or("", |order| order.media_id.as_str());
+        Journalled {
+            call_id: &entry.call_id,
+            media_id,
+            result: why.as_deref().map_or(Ok(()), Err),
+        }
+        .emit();
+        written.is_ok()
+    }
+
+    /// Whether starts wait in the journal that the ledger does not know yet, as far as the broker reports.
+    pub async fn has_more(&self) -> bool {
+        self.publisher.depth(JOURNAL).await.is_some_and(|depth| depth > 0)
+    }
+}
+
+/// Whether a recording that is handled now can be of that month.
+pub fn is_recent(month: Month, now: Moment) -> bool {
+    (now.minus(OLDEST).month()..=now.plus(AHEAD).month()).contains(&month)
 }
 
 /// Reads one message of the journal. Every client that may publish can put a message there, and a switch gets what it orders. So words that
@@ -75,34 +91,10 @@ pub fn read(body: &[u8], now: Moment) -> Result<Entry, String> {
         return Err("it orders a recording in words that cannot be read".to_owned());
     }
     let month = address(&entry).month;
-    if !end::is_recent(month, now) {
+    if !is_recent(month, now) {
         return Err(format!("it is of {month}, and nothing of then is recorded now"));
     }
     Ok(entry)
-}
-
-/// Moves one message of the journal into the ledger.
-pub async fn handle(parts: &Arc<Parts>, delivery: Delivery) {
-    let room = parts.room.of(&delivery).await;
-    let entry = read(delivery.body(), parts.common.now());
-    drop(room);
-    let entry = match entry {
-        Ok(entry) => entry,
-        Err(why) => return reject(parts, delivery, "journal", "", &why).await,
-    };
-    let noted = async {
-        parts
-            .ledger
-            .note(&entry, None, parts.common.config.ledger.budget)
-            .await
-            .noted()
-            .await
-    };
-    match tokio::time::timeout(parts.common.config.ledger.patience, noted).await {
-        Ok(Noted::Durable) => delivery.ack().await,
-        Ok(Noted::TooLarge(why)) => reject(parts, delivery, "journal", &entry.call_id, &why).await,
-        _ => put_back(parts, "journal", delivery).await,
-    }
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ use crate::recording::order::Order;
 use crate::telemetry::events::ReadBackFailed;
 
 use super::deliver::failure;
+use super::deliveries::Parts;
 use super::found::found;
 use super::ids::{ids, ids_with_other};
-use super::perform::Parts;
 use crate::lifecycle::{Case, Input};
 
 impl Parts {

@@ -8,7 +8,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::destination::DeliveryError;
 use crate::entry::fact::Destination;
 
-use super::perform::{InHand, Parts};
+use super::deliveries::Parts;
+use super::effects::collect::InHand;
 use crate::lifecycle::Case;
 
 /// Delay of a recording that found all slots of its host taken.

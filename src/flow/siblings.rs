@@ -15,8 +15,8 @@ use crate::lifecycle::Case;
 use crate::recording::order::{Order, Url};
 use crate::recording::settings::Method;
 
+use super::deliveries::Parts;
 use super::journal;
-use super::perform::Parts;
 use super::way::{By, Way};
 
 /// Digits of the recording's key in its file's name.
@@ -121,7 +121,7 @@ impl Parts {
         if !receipt.durable().await {
             return Err(unknown("the ledger did not take the recording"));
         }
-        if journal::has_more(self).await {
+        if self.journal.has_more().await {
             // The start of another one may be among them.
             return Err(unknown(journal::WAITING));
         }

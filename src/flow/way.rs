@@ -10,7 +10,7 @@ use crate::entry::fact::{DeliveryFailure, Destination};
 use crate::recording::order;
 use crate::system_config::{Plan, Proxy, Storage, ThirdParty};
 
-use super::perform::Parts;
+use super::deliveries::Parts;
 use crate::lifecycle::Case;
 
 /// The route to a destination.

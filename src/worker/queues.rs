@@ -1,15 +1,19 @@
 //! The queues that a worker consumes, and when it stops consuming some of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::amqp::{Binding, QueueKind, QueueSpec};
+use crate::amqp::{Binding, Delivery, QueueKind, QueueSpec};
 use crate::config::Config;
-use crate::flow::{answers, journal, notices, returns, stop};
+use crate::flow::inbox::{Inbox, answers, control_actions, dead_letters};
+use crate::flow::{journal, peer_notices};
 use crate::kazoo::change::MEDIA_CONFIG_KEYS;
 use crate::kazoo::leg::LegEvent;
 use crate::kazoo::names::{ACTION_KEY, Exchange};
@@ -67,81 +71,144 @@ impl Gates {
     }
 }
 
-/// The queues that a worker with this configuration declares and consumes.
-pub fn topology(config: &Config) -> Vec<QueueSpec> {
-    queues(config, &Gates::default())
+/// A queue, and what handles its deliveries.
+pub(super) struct Queue {
+    /// Its name in logs and metrics.
+    pub name: &'static str,
+    pub spec: QueueSpec,
+    pub handle: Handle,
 }
 
-/// The queues, the most urgent first. `consume` takes their receivers in this order.
-pub(super) fn queues(config: &Config, gates: &Gates) -> Vec<QueueSpec> {
-    let bound = |exchange, key: &str| Binding {
-        exchange,
-        key: Some(key.to_owned()),
-    };
+/// How deliveries are handled.
+#[derive(Clone, Copy)]
+pub(super) enum Handle {
+    /// Each in a task of its own, so that a delivery that waits blocks no other one. The prefetch limits the number of tasks.
+    Each(fn(Arc<Inbox>, Delivery) -> BoxFuture<'static, ()>),
+    /// One after the other. They are acknowledged before.
+    InOrder(fn(&Inbox, &Delivery)),
+    /// No worker consumes the queue.
+    Declared,
+}
+
+/// The queues that a worker with this configuration declares and consumes.
+pub fn topology(config: &Config) -> Vec<QueueSpec> {
+    let queues = queues(config, &Gates::default());
+    queues.into_iter().map(|queue| queue.spec).collect()
+}
+
+/// The queues, the most urgent first.
+pub(super) fn queues(config: &Config, gates: &Gates) -> Vec<Queue> {
     let shared = |max_bytes| QueueKind::Shared {
         max_bytes,
-        dead_letters: returns::DEAD_LETTERS.to_owned(),
+        dead_letters: dead_letters::DEAD_LETTERS.to_owned(),
     };
-    let notices = MEDIA_CONFIG_KEYS
-        .iter()
-        .map(|key| bound(Exchange::Configuration, key))
+    vec![
+        Queue {
+            name: "actions",
+            spec: QueueSpec {
+                name: ACTIONS.into(),
+                kind: shared(ACTIONS_MAX_BYTES),
+                bindings: [Exchange::Kapps, Exchange::Unrouted]
+                    .map(|exchange| bound(exchange, ACTION_KEY))
+                    .to_vec(),
+                prefetch: config.amqp.prefetch_actions,
+                gate: None,
+            },
+            handle: Handle::Each(|inbox, delivery| async move { inbox.actions.handle(delivery).await }.boxed()),
+        },
+        Queue {
+            name: "endings",
+            spec: QueueSpec {
+                name: ENDINGS.into(),
+                kind: shared(ENDINGS_MAX_BYTES),
+                bindings: ["RECORD_START", "RECORD_STOP"]
+                    .map(|event| bound(Exchange::Callevt, &format!("call.{event}.*")))
+                    .to_vec(),
+                prefetch: config.amqp.prefetch_endings,
+                gate: Some(gates.endings.subscribe()),
+            },
+            handle: Handle::Each(|inbox, delivery| async move { inbox.record_events.handle(delivery).await }.boxed()),
+        },
+        Queue {
+            name: "replies",
+            spec: QueueSpec {
+                name: "kz_record_call.replies".into(),
+                kind: QueueKind::Exclusive,
+                bindings: vec![Binding {
+                    exchange: Exchange::Targeted,
+                    key: None,
+                }],
+                prefetch: 256,
+                gate: None,
+            },
+            handle: Handle::InOrder(|inbox, delivery| {
+                if let Ok(envelope) = delivery.envelope() {
+                    inbox.requests.reply(envelope);
+                }
+            }),
+        },
+        Queue {
+            name: "notices",
+            spec: QueueSpec {
+                name: "kz_record_call.notices".into(),
+                kind: QueueKind::Exclusive,
+                bindings: of_notices(),
+                prefetch: 256,
+                gate: None,
+            },
+            handle: Handle::InOrder(|inbox, delivery| inbox.notices.handle(delivery)),
+        },
+        Queue {
+            name: "journal",
+            spec: QueueSpec {
+                name: journal::JOURNAL.into(),
+                kind: shared(JOURNAL_MAX_BYTES),
+                bindings: Vec::new(),
+                prefetch: 200,
+                gate: Some(gates.journal.subscribe()),
+            },
+            handle: Handle::Each(|inbox, delivery| async move { inbox.journal.handle(delivery).await }.boxed()),
+        },
+        Queue {
+            name: "answers",
+            spec: QueueSpec {
+                name: answers::ANSWERS.into(),
+                kind: shared(ANSWERS_MAX_BYTES),
+                bindings: Vec::new(),
+                prefetch: config.amqp.prefetch_actions,
+                gate: None,
+            },
+            handle: Handle::Each(|inbox, delivery| async move { inbox.answers.handle(delivery).await }.boxed()),
+        },
+        Queue {
+            name: "controls",
+            spec: control_actions::controls(gates.journal.subscribe(), dead_letters::DEAD_LETTERS),
+            handle: Handle::Each(|inbox, delivery| async move { inbox.controls.handle(delivery).await }.boxed()),
+        },
+        Queue {
+            name: "dead",
+            spec: dead_letters::dead_letters(),
+            handle: Handle::Declared,
+        },
+    ]
+}
+
+fn bound(exchange: Exchange, key: &str) -> Binding {
+    Binding {
+        exchange,
+        key: Some(key.to_owned()),
+    }
+}
+
+/// What a worker's own queue is bound to.
+fn of_notices() -> Vec<Binding> {
+    let of_configuration = MEDIA_CONFIG_KEYS.iter().map(|key| bound(Exchange::Configuration, key));
+    let of_legs = LegEvent::NAMES.map(|event| bound(Exchange::Callevt, &format!("call.{event}.*")));
+    of_configuration
         .chain([
             bound(Exchange::Callevt, "call.dialplan.*"),
-            bound(Exchange::Unrouted, notices::MEMORY_KEY),
+            bound(Exchange::Unrouted, peer_notices::MEMORY_KEY),
         ])
-        .chain(LegEvent::NAMES.map(|event| bound(Exchange::Callevt, &format!("call.{event}.*"))));
-    vec![
-        QueueSpec {
-            name: ACTIONS.into(),
-            kind: shared(ACTIONS_MAX_BYTES),
-            bindings: vec![
-                bound(Exchange::Kapps, ACTION_KEY),
-                bound(Exchange::Unrouted, ACTION_KEY),
-            ],
-            prefetch: config.amqp.prefetch_actions,
-            gate: None,
-        },
-        QueueSpec {
-            name: ENDINGS.into(),
-            kind: shared(ENDINGS_MAX_BYTES),
-            bindings: ["RECORD_START", "RECORD_STOP"]
-                .map(|event| bound(Exchange::Callevt, &format!("call.{event}.*")))
-                .to_vec(),
-            prefetch: config.amqp.prefetch_endings,
-            gate: Some(gates.endings.subscribe()),
-        },
-        QueueSpec {
-            name: "kz_record_call.replies".into(),
-            kind: QueueKind::Exclusive,
-            bindings: vec![Binding {
-                exchange: Exchange::Targeted,
-                key: None,
-            }],
-            prefetch: 256,
-            gate: None,
-        },
-        QueueSpec {
-            name: "kz_record_call.notices".into(),
-            kind: QueueKind::Exclusive,
-            bindings: notices.collect(),
-            prefetch: 256,
-            gate: None,
-        },
-        QueueSpec {
-            name: journal::JOURNAL.into(),
-            kind: shared(JOURNAL_MAX_BYTES),
-            bindings: Vec::new(),
-            prefetch: 200,
-            gate: Some(gates.journal.subscribe()),
-        },
-        QueueSpec {
-            name: answers::ANSWERS.into(),
-            kind: shared(ANSWERS_MAX_BYTES),
-            bindings: Vec::new(),
-            prefetch: config.amqp.prefetch_actions,
-            gate: None,
-        },
-        stop::controls(gates.journal.subscribe(), returns::DEAD_LETTERS),
-        returns::dead_letters(),
-    ]
+        .chain(of_legs)
+        .collect()
 }

@@ -16,7 +16,7 @@ use tracing::{debug, error, warn};
 use crate::admin::Check;
 use crate::admin::watch::Checks;
 use crate::amqp::SessionState;
-use crate::flow::hands::Hands;
+use crate::flow::in_flight::InFlight;
 use crate::telemetry::{Pulses, survive};
 
 /// A task may be silent for this long, however short the watchdog's period is: the machine may be busy.
@@ -56,7 +56,7 @@ impl Service {
         &self,
         checks: Checks,
         sessions: watch::Receiver<SessionState>,
-        hands: Hands,
+        in_flight: InFlight,
         pulses: Pulses,
         tasks: &TaskTracker,
         close: CancellationToken,
@@ -68,7 +68,7 @@ impl Service {
         }
         let telling = async move {
             tokio::select! {
-                () = tell(&manager, checks, sessions, &hands) => {}
+                () = tell(&manager, checks, sessions, &in_flight) => {}
                 () = close.cancelled() => {}
             }
         };
@@ -122,11 +122,16 @@ impl Manager {
     }
 }
 
-async fn tell(manager: &Manager, mut checks: Checks, mut sessions: watch::Receiver<SessionState>, hands: &Hands) {
+async fn tell(
+    manager: &Manager,
+    mut checks: Checks,
+    mut sessions: watch::Receiver<SessionState>,
+    in_flight: &InFlight,
+) {
     let (mut is_ready, mut told) = (false, String::new());
     loop {
         let consuming = sessions.borrow_and_update().consuming;
-        let status = status(&checks.borrow_and_update(), consuming, hands.count());
+        let status = status(&checks.borrow_and_update(), consuming, in_flight.count());
         if consuming && !is_ready {
             is_ready = true;
             debug!(event = "service_manager_ready", "service manager notified of readiness");

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::flow::driver::{Effects, EntryStore, Host, survive};
-use kz_record_call::flow::hands::Mailbox;
+use kz_record_call::flow::in_flight::Mailbox;
 use kz_record_call::kazoo::time::Clock;
 use kz_record_call::ledger::{Address, Lease, Promise, Receipt};
 use kz_record_call::lifecycle::{Case, Effect, Input, Policy};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
-use kz_record_call::flow::hands::Mailbox;
+use kz_record_call::flow::in_flight::Mailbox;
 use kz_record_call::lifecycle::Input;
 use kz_record_call::recording::identity::Key;
 

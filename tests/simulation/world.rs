@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Destination, Fact};
-use kz_record_call::flow::hands::Hands;
+use kz_record_call::flow::in_flight::InFlight;
 use kz_record_call::kazoo::call::Parties;
 use kz_record_call::kazoo::dialplan::Trigger;
 use kz_record_call::kazoo::time::{Clock, Moment};
@@ -83,7 +83,7 @@ pub struct Worker {
     pub alive: bool,
     /// The part of the store that it reaches.
     pub part: usize,
-    pub hands: Hands,
+    pub hands: InFlight,
     pub crew: Arc<Crew>,
     pub tasks: BTreeMap<Key, Task>,
 }
@@ -99,7 +99,7 @@ impl Worker {
         Self {
             alive: true,
             part,
-            hands: Hands::default(),
+            hands: InFlight::default(),
             crew: Arc::new(crew),
             tasks: BTreeMap::new(),
         }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::amqp::{AmqpError, Form, Load, Probe, QueueKind, QueueSpec, Sent};
 use crate::config::{self, Config, TlsFault};
-use crate::flow::returns::DEAD_LETTERS;
+use crate::flow::inbox::dead_letters::DEAD_LETTERS;
 use crate::kazoo::channel::{StatusReply, status_request};
 use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::{APP_NAME, Exchange};

@@ -10,7 +10,7 @@ use url::Url;
 
 use crate::amqp::{QueueKind, QueueSpec};
 use crate::config::{self, Config};
-use crate::flow::returns::DEAD_LETTERS;
+use crate::flow::inbox::dead_letters::DEAD_LETTERS;
 use crate::kazoo::names::Exchange;
 
 use super::report::Rows;

@@ -9,7 +9,7 @@ use futures_util::FutureExt as _;
 use crate::entry::Entry;
 use crate::entry::cause::Cause;
 use crate::entry::fact::{Fact, What};
-use crate::flow::hands::Mailbox;
+use crate::flow::in_flight::Mailbox;
 use crate::lifecycle::Input;
 use crate::telemetry::words;
 

@@ -1,0 +1,227 @@
+//! Recordings in flight: each has a task, which runs the driver with this worker's services, and reports what its steps bring about.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::entry::Entry;
+use crate::entry::cause::{Cause, Outcome};
+use crate::entry::fact::What;
+use crate::kazoo::dialplan::Control;
+use crate::ledger::{Address, Lease, Ledger, Receipt};
+use crate::recording::controls::Why;
+use crate::telemetry::events::{
+    ControlNotObeyed, RecordingClosed, RecordingParked, RecordingsInHand, StopUnconfirmed, TaskPanicked,
+};
+use crate::telemetry::trace::{self, Stage, Trace};
+
+use super::common::Common;
+use super::driver::{self, Effects, EntryStore, Host};
+use super::effects::Performer;
+use super::effects::collect::InHand;
+use super::in_flight::{InFlight, Mailbox};
+use super::memory::alerts::Kind;
+use super::memory::{Alerts, OpenRecordings};
+use crate::lifecycle::{Answer, Case, Effect, Input};
+
+/// Drives recordings, each in a task of its own.
+pub struct Drivers {
+    pub common: Arc<Common>,
+    pub performer: Performer,
+    pub ledger: Ledger,
+    pub in_flight: InFlight,
+    pub memory: Arc<OpenRecordings>,
+    /// Alerts for Kazoo's operators.
+    pub alerts: Alerts,
+}
+
+impl Drivers {
+    /// Passes `input` to the task that has the recording in flight, or starts to drive it.
+    pub fn go_on(self: &Arc<Self>, entry: Entry, input: Input) {
+        let key = entry.key;
+        let Err(input) = self.in_flight.tell(key, input) else {
+            return;
+        };
+        let input = match self.in_flight.take(key) {
+            Some(mailbox) => return self.begin(entry, input, mailbox),
+            // Another task took the recording in the meantime.
+            None => self.in_flight.tell(key, input),
+        };
+        if input.is_err() {
+            tracing::warn!(
+                event = "recording_told_too_much",
+                call_id = entry.call_id,
+                "mailbox of a recording full"
+            );
+        }
+    }
+
+    /// Drives a recording, in a task of its own.
+    pub fn begin(self: &Arc<Self>, entry: Entry, input: Input, mailbox: Mailbox) {
+        let drivers = Arc::clone(self);
+        let driving = async move { drivers.drive(entry, input, mailbox).await };
+        self.common.tasks.spawn("recording", driving);
+    }
+
+    /// Drives a recording in its own trace.
+    async fn drive(&self, entry: Entry, input: Input, mailbox: Mailbox) {
+        let _counted = Counted::new();
+        let trace = trace_of(&entry);
+        // Boxed: otherwise each layer around it would hold it on the thread's stack while it is moved there.
+        let driving = Box::pin(driver::survive(
+            (self, &self.ledger, self.host()),
+            entry,
+            input,
+            mailbox,
+        ));
+        trace::within(Stage::Recording, trace, driving).await;
+    }
+
+    fn host(&self) -> Host<'_> {
+        Host {
+            policy: &self.common.policy,
+            clock: &self.common.clock,
+            stop: self.common.stop(),
+            lease: self.common.config.ledger.lease,
+            linger: self.common.config.ledger.linger,
+        }
+    }
+
+    /// Reports what a step brought about.
+    fn report(&self, before: &Entry, entry: &Entry) {
+        let call_id = &entry.call_id;
+        let account_id = entry.account_id().unwrap_or("");
+        let media_id = entry.order().map_or("", |order| order.media_id.as_str());
+        let alarmed = |entry: &Entry| entry.facts().iter().any(|fact| fact.what == What::StopUnconfirmed);
+        if alarmed(entry) && !alarmed(before) {
+            StopUnconfirmed {
+                call_id,
+                account_id,
+                media_id,
+            }
+            .emit();
+            self.alerts
+                .raise(entry, Kind::NotObeyed(Control::Stop, Why::Unconfirmed));
+        }
+        for fact in entry.facts().iter().filter(|fact| !before.facts().contains(fact)) {
+            if let What::NotObeyed { what, why, .. } = fact.what {
+                ControlNotObeyed {
+                    call_id,
+                    account_id,
+                    media_id,
+                    control: what.name(),
+                    why: why.name(),
+                }
+                .emit();
+                self.alerts.raise(entry, Kind::NotObeyed(what, why));
+            }
+        }
+        if let (Some(cause), None) = (entry.parked(), before.parked()) {
+            RecordingParked {
+                call_id,
+                account_id,
+                media_id,
+                cause: cause.name(),
+            }
+            .emit();
+            self.alerts.raise(entry, Kind::Ended(Outcome::Parked, cause));
+        }
+        if let (true, false, Some((outcome, cause))) = (entry.is_closed(), before.is_closed(), entry.outcome()) {
+            self.memory.close(entry.key);
+            RecordingClosed {
+                call_id,
+                account_id,
+                media_id,
+                outcome: outcome.name(),
+                cause: cause.name(),
+                took: entry
+                    .ended_exactly_at()
+                    .map_or_else(Default::default, |at| self.common.now().since(at)),
+                alarming: is_alarming(outcome, cause),
+            }
+            .emit();
+            if is_alarming(outcome, cause) {
+                self.alerts.raise(entry, Kind::Ended(outcome, cause));
+            }
+        }
+    }
+}
+
+/// The trace of the action that asked for the recording.
+pub fn trace_of(entry: &Entry) -> Option<Trace> {
+    Trace::read(entry.order()?.trace.as_deref()?, None)
+}
+
+impl Effects for Drivers {
+    type Upload = InHand;
+
+    async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
+        self.performer.perform(case, effect, hand).await
+    }
+
+    fn keep(&self, upload: InHand) {
+        upload.upload.answer(Answer::Keep);
+    }
+
+    fn panicked(&self, entry: &Entry, why: &str) {
+        TaskPanicked {
+            task: "recording",
+            name: "driver",
+            call_id: &entry.call_id,
+            media_id: entry.order().map_or("", |order| order.media_id.as_str()),
+            why,
+        }
+        .emit();
+    }
+
+    fn stepped(&self, before: &Entry, after: &Entry) {
+        self.report(before, after);
+        if after.is_open() {
+            // A handler that receives its end in this worker starts from what is remembered.
+            self.memory.remember(after);
+        }
+    }
+}
+
+/// Time limit for the ledger's answer to what other workers know.
+const KNOWLEDGE: Duration = Duration::from_secs(2);
+
+impl EntryStore for Ledger {
+    async fn known(&self, address: &Address) -> Option<Option<Entry>> {
+        let known = tokio::time::timeout(KNOWLEDGE, self.load(address)).await;
+        Some(known.ok()?.ok()?.map(|record| record.entry))
+    }
+
+    async fn note(&self, entry: &Entry, lease: Option<Lease>, linger: Duration) -> Receipt {
+        Self::note(self, entry, lease, linger).await
+    }
+
+    fn lease(&self, duration: Duration) -> Lease {
+        Self::lease(self, duration)
+    }
+
+    fn no_lease(&self) -> Lease {
+        Self::no_lease(self)
+    }
+}
+
+/// Whether an outcome means that audio which should be there is not.
+fn is_alarming(outcome: Outcome, cause: Cause) -> bool {
+    // A call that was over before it could be recorded is no fault.
+    outcome == Outcome::Failed && cause != Cause::CallGone
+}
+
+/// A recording that is counted while this worker has it in flight.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        RecordingsInHand { by: 1 }.emit();
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        RecordingsInHand { by: -1 }.emit();
+    }
+}

@@ -1,0 +1,80 @@
+//! Performs one effect, and returns what came of it.
+
+use std::sync::Arc;
+
+use crate::lifecycle::{Case, Effect, Input};
+use crate::telemetry::trace::{self, Stage};
+
+use super::crash;
+
+pub mod announce;
+pub mod calls;
+pub mod collect;
+pub mod commands;
+pub mod hold;
+pub mod segments;
+pub mod slots;
+
+use announce::Announcer;
+use collect::{Collector, InHand};
+use commands::Commands;
+use hold::Holder;
+use segments::Segments;
+
+use super::deliveries::Parts;
+
+/// Performs effects, each by the service that it belongs to.
+pub struct Performer {
+    pub commands: Commands,
+    pub collector: Collector,
+    pub deliveries: Arc<Parts>,
+    pub holder: Holder,
+    pub segments: Segments,
+    pub announcer: Announcer,
+}
+
+impl Performer {
+    /// Performs `effect`. `None`: the worker is shutting down, and left the effect undone.
+    pub async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
+        crash::step(Box::pin(self.act(case, effect, hand))).await
+    }
+
+    // Each future is boxed, because a thread's stack must hold what is moved.
+    async fn act(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
+        let (deliveries, collector) = (&self.deliveries, &self.collector);
+        match effect {
+            Effect::Command => Box::pin(self.commands.command(&case.entry)).await,
+            Effect::Control { what, n } => Box::pin(self.commands.control(&case.entry, what, n)).await,
+            Effect::LookForChannel { n } => Box::pin(self.commands.look_for_channel(&case.entry, n)).await,
+            Effect::Probe { n, attempt, node, path } => Box::pin(collector.probe(case, n, attempt, &node, &path)).await,
+            Effect::Collect { attempt, node, path } => {
+                let collecting = Box::pin(collector.collect(case, attempt, &node, &path, hand));
+                trace::within(Stage::Collect, trace::current(), collecting).await
+            }
+            Effect::Answer(answer) => {
+                let answering = Box::pin(collector.answer(case, answer, hand.take()));
+                Some(Input::Answered(answering.await))
+            }
+            Effect::Tidy { n, node, path } => Box::pin(collector.tidy(case, n, &node, &path)).await,
+            Effect::Decide => Box::pin(deliveries.decide(case)).await,
+            Effect::Document { attempt, destination } => {
+                Some(Box::pin(deliveries.document(case, attempt, destination)).await)
+            }
+            Effect::Deliver { attempt, destination } => {
+                let delivering = Box::pin(deliveries.deliver(case, attempt, destination, hand.as_ref()));
+                Some(trace::within(Stage::Delivery, trace::current(), delivering).await)
+            }
+            Effect::Complete { attempt, destination } => {
+                Some(Box::pin(deliveries.complete(case, attempt, destination)).await)
+            }
+            Effect::ReadBack { n } => Some(Box::pin(deliveries.read_back(case, n)).await),
+            Effect::Amend { n } => Some(Box::pin(deliveries.amend(case, n)).await),
+            Effect::Mark { n, cause } => Some(Box::pin(deliveries.mark(case, n, cause)).await),
+            Effect::Hold => Some(Box::pin(self.holder.put(case, hand.as_ref())).await),
+            Effect::Unhold => Some(Box::pin(self.holder.remove(case)).await),
+            Effect::Continue => Box::pin(self.segments.hand_on(case)).await,
+            Effect::Separate { name } => Box::pin(self.segments.separate(case, name)).await,
+            Effect::Announce(announcement) => Box::pin(self.announcer.announce(case, announcement)).await,
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Commands to a call's control process, and queries to ecallmgr about channels.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tracing::warn;
+
+use crate::amqp::{Consumers, PublishError, Publisher, Requests};
+use crate::entry::Entry;
+use crate::kazoo::address::Address;
+use crate::kazoo::channel::{self, ChannelState, Status, StatusReply};
+use crate::kazoo::dialplan::{self, Control, Trigger};
+use crate::kazoo::outgoing::Outgoing;
+use crate::recording::order::Order;
+use crate::telemetry::events::CommandSent;
+use crate::telemetry::trace::{self, Stage};
+
+use crate::flow::common::Common;
+use crate::flow::memory::{OpenRecordings, Pass, RateLimit};
+
+/// Time limit for ecallmgrs to answer a channel query. Kazoo itself gives them this long.
+const CHANNEL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Sends commands to calls, and queries channels.
+pub struct Calls {
+    pub common: Arc<Common>,
+    pub publisher: Publisher,
+    /// Has the queue for replies.
+    pub consumers: Consumers,
+    pub requests: Requests,
+    /// No queue of Kazoo's gets more than it has room for.
+    pub rate_limit: RateLimit,
+    pub memory: Arc<OpenRecordings>,
+}
+
+impl Calls {
+    /// Sends the start command of an order, with the call's present id.
+    ///
+    /// # Errors
+    /// As `Publisher::publish`; unroutable means that the call's control queue is gone.
+    pub async fn send_start(&self, order: &Order, call_id: &str, trigger: Trigger) -> Result<(), PublishError> {
+        let Some(message) = order.command(&self.common.sender, call_id, trigger) else {
+            return Ok(());
+        };
+        self.set_follow(order, call_id).await;
+        let _pass = self.keep_pace(&message.routing_key).await;
+        self.send(call_id, order.media_id.as_str(), "start", &message).await
+    }
+
+    /// Stops, masks or unmasks the recording into `file_name`.
+    ///
+    /// # Errors
+    /// As `Publisher::publish`.
+    pub async fn send_control(
+        &self,
+        to: &Address,
+        call_id: &str,
+        media_id: &str,
+        file_name: &str,
+        what: Control,
+    ) -> Result<(), PublishError> {
+        let msg_id = uuid::Uuid::new_v4().simple().to_string();
+        let message = dialplan::control(&self.common.sender, to, &msg_id, call_id, file_name, what);
+        let _pass = self.keep_pace(to.queue()).await;
+        self.send(call_id, media_id, what.name(), &message).await
+    }
+
+    async fn send(
+        &self,
+        call_id: &str,
+        media_id: &str,
+        command: &'static str,
+        message: &Outgoing,
+    ) -> Result<(), PublishError> {
+        let publishing = self.publisher.publish(message);
+        let sent = trace::within(Stage::Command, trace::current(), publishing).await;
+        let unroutable = sent.as_ref().is_err_and(PublishError::is_unroutable);
+        let why = sent.as_ref().err().map(ToString::to_string);
+        CommandSent {
+            call_id,
+            media_id,
+            command,
+            result: why.as_deref().map_or(Ok(()), Err),
+            unroutable,
+        }
+        .emit();
+        sent
+    }
+
+    /// Sets the call's channel to what the order says, unless that is the switch's default. The recording begins whatever the result is.
+    async fn set_follow(&self, order: &Order, call_id: &str) {
+        let Some(follow) = order.command.as_ref().map(|command| command.follow_transfer) else {
+            return;
+        };
+        // False is always sent, because another action of the call may have set its channel to true. True is sent only if the channel may
+        // have false.
+        let may_be_false = !self.common.config.kazoo.follow_transfers || self.memory.is_unfollowing(&order.call_id);
+        if follow && !may_be_false {
+            return;
+        }
+        let Some(message) = order.follow_transfer(&self.common.sender, call_id) else {
+            return;
+        };
+        let _pass = self.keep_pace(&message.routing_key).await;
+        let media_id = order.media_id.as_str();
+        if let Err(error) = self.send(call_id, media_id, "set", &message).await {
+            warn!(
+                event = "follow_transfer_not_set",
+                call_id,
+                media_id,
+                follow,
+                %error,
+                "follow_transfer not set on the channel"
+            );
+        }
+    }
+
+    /// A delayed start never fires on a channel that is answered, or bridged, already. Then a plain start with the same name and id
+    /// follows. The switch ignores the second of the two.
+    pub async fn start_if_so_already(&self, order: &Order, call_id: &str) {
+        let Some(state) = self.channel_state(call_id).await else {
+            return;
+        };
+        // Meanwhile the recording may have begun after all, be over already, or be unwanted. Then this start would begin another recording.
+        let waits = |entry: Entry| !has_begun(&entry) && entry.stop_asked_at().is_none();
+        if !self.memory.entry(order.key).is_some_and(waits) {
+            return;
+        }
+        let so = match order.command.as_ref().map(|command| command.trigger) {
+            Some(Trigger::Answer) => state.answered,
+            Some(Trigger::Bridge) => state.answered && state.other_leg_call_id.is_some(),
+            _ => false,
+        };
+        if so && let Err(error) = self.send_start(order, call_id, Trigger::Now).await {
+            warn!(event = "late_start_not_sent", call_id, %error, "start for an answered call not published");
+        }
+    }
+
+    /// Whether any leg of a conversation is alive; `None` when no ecallmgr could be asked, or answered.
+    pub async fn converses(&self, interaction: &str) -> Option<bool> {
+        let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
+        let msg_id = uuid::Uuid::new_v4().simple().to_string();
+        let request = channel::interactions_request(&self.common.sender, &msg_id, &reply_to);
+        let mut replies = self.requests.expect(&msg_id);
+        self.publisher.publish(&request).await.ok()?;
+        let end = Instant::now() + CHANNEL_PATIENCE;
+        let mut answered = false;
+        while let Ok(Some(reply)) = timeout_at(end, replies.next()).await {
+            match channel::interactions(&reply) {
+                Ok(living) if living.contains(interaction) => return Some(true),
+                Ok(_) => answered = true,
+                Err(_) => {}
+            }
+        }
+        answered.then_some(false)
+    }
+
+    /// Whether a channel is alive; `None` when no ecallmgr could be asked, or answered.
+    pub async fn is_alive(&self, call_id: &str) -> Option<bool> {
+        self.seen(call_id, CHANNEL_PATIENCE).await
+    }
+
+    /// Whether an ecallmgr says within that time that a channel is gone, and no ecallmgr says that it is alive.
+    pub async fn is_gone(&self, call_id: &str, patience: Duration) -> bool {
+        self.seen(call_id, patience).await == Some(false)
+    }
+
+    async fn seen(&self, call_id: &str, patience: Duration) -> Option<bool> {
+        let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
+        let msg_id = uuid::Uuid::new_v4().simple().to_string();
+        let request = channel::status_request(&self.common.sender, &msg_id, &reply_to, call_id)?;
+        let mut replies = self.requests.expect(&msg_id);
+        self.publisher.publish(&request).await.ok()?;
+        let end = Instant::now() + patience;
+        let mut gone = false;
+        while let Ok(Some(reply)) = timeout_at(end, replies.next()).await {
+            match StatusReply::of(&reply) {
+                Ok(StatusReply {
+                    status: Status::Active, ..
+                }) => return Some(true),
+                Ok(StatusReply {
+                    status: Status::Terminated,
+                    ..
+                }) => gone = true,
+                Err(_) => {}
+            }
+        }
+        gone.then_some(false)
+    }
+
+    /// The state of a channel, from the ecallmgr that knows it; `None` when no ecallmgr does.
+    pub async fn channel_state(&self, call_id: &str) -> Option<ChannelState> {
+        let reply_to = self.consumers.reply_queue(CHANNEL_PATIENCE).await?;
+        let msg_id = uuid::Uuid::new_v4().simple().to_string();
+        let request = channel::answered_request(&self.common.sender, &msg_id, &reply_to, call_id);
+        let mut replies = self.requests.expect(&msg_id);
+        self.publisher.publish(&request).await.ok()?;
+        let end = Instant::now() + CHANNEL_PATIENCE;
+        while let Ok(Some(reply)) = timeout_at(end, replies.next()).await {
+            if let Ok(Some(state)) = channel::channel_state(&reply, call_id) {
+                return Some(state);
+            }
+        }
+        None
+    }
+
+    /// Waits until a message may go to a queue of Kazoo's. The caller must keep the returned value until the message is there.
+    pub async fn keep_pace(&self, queue: &str) -> Pass {
+        self.rate_limit.keep(queue, || self.publisher.depth(queue)).await
+    }
+
+    /// The same without waiting: `None` when there is no room at once.
+    pub fn pass_at_once(&self, queue: &str) -> Option<Pass> {
+        self.rate_limit.at_once(queue)
+    }
+
+    /// Messages that wait until `queue` has room.
+    pub fn waiting_for(&self, queue: &str) -> usize {
+        self.rate_limit.waiting(queue)
+    }
+}
+
+/// Whether the switch reported the recording at all: its start event may have been lost.
+pub(super) fn has_begun(entry: &Entry) -> bool {
+    entry.started().is_some() || entry.ended().is_some()
+}

@@ -1,0 +1,334 @@
+//! ③ Collect: the worker asks the switch for its file, and the switch uploads the file to our ingest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::entry::cause::{Cause, Outcome};
+use crate::entry::fact::{CollectFailure, What};
+use crate::entry::{Entry, TIDIES};
+use crate::ingest::Upload;
+use crate::recording::audio::Audio;
+use crate::recording::digest::Digests;
+use crate::recording::order::Order;
+use crate::telemetry::events::{AudioSuspect, CollectEnded, CollectPutOff};
+
+use super::slots::{Crowded, Slots};
+use crate::flow::common::Common;
+use crate::flow::deliveries::Parts;
+use crate::flow::in_flight::InFlight;
+
+mod fetch;
+mod predecessors;
+mod quiescence;
+
+use fetch::Fetched;
+pub use fetch::Fetcher;
+use predecessors::Kept;
+pub use predecessors::Predecessors;
+use quiescence::Look;
+pub use quiescence::Quiescence;
+
+use crate::lifecycle::{Answer, Case, Input};
+
+/// First delay of a recording that found too many other recordings waiting for its switch. The delay doubles each time, a few times.
+const PUT_OFF: Duration = Duration::from_secs(20);
+
+/// The result of a collect whose file must be complete.
+enum Whole {
+    Brought(Box<(Fetched, Look, OwnedSemaphorePermit)>),
+    /// The file was collected twice, and differed.
+    Grows,
+}
+
+/// Whether the end was presumed because the file was unchanged, and the file has other bytes now.
+fn is_other_than_probed(entry: &Entry, audio: &Audio) -> bool {
+    let since = entry.latest_start().map(|told| told.at);
+    let probe = entry
+        .probes()
+        .next()
+        .filter(|probe| since.is_none_or(|since| probe.at >= since));
+    entry.told_end().is_none() && probe.is_some_and(|probe| probe.md5 != audio.written().md5)
+}
+
+/// An upload in flight, and the switch's slot that it holds.
+pub struct InHand {
+    pub upload: Upload,
+    /// The state of the call before this file was asked for.
+    look: Look,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// Brings files from the switches, and lets the switches delete them.
+pub struct Collector {
+    pub common: Arc<Common>,
+    pub fetcher: Fetcher,
+    pub quiescence: Quiescence,
+    pub predecessors: Predecessors,
+    /// Know whether the audio is at its destination already.
+    pub deliveries: Arc<Parts>,
+    pub in_flight: InFlight,
+    /// Slots for uploads from each switch: every upload holds a thread of a live media server.
+    pub switches: Slots,
+}
+
+impl Collector {
+    /// Asks the switch for the file, and waits for the result.
+    pub(super) async fn collect(
+        &self,
+        case: &Case,
+        attempt: u32,
+        node: &str,
+        path: &str,
+        hand: &mut Option<InHand>,
+    ) -> Option<Input> {
+        let order = case.entry.order()?;
+        if let Some(input) = self.deliveries.in_vain(case, attempt).await {
+            return Some(input);
+        }
+        if let Some(later) = self.put_off(case, node) {
+            return Some(later);
+        }
+        let (result, look, slot) = match self.whole(case, order, node, path).await? {
+            Whole::Brought(brought) => *brought,
+            Whole::Grows => {
+                let before = case.entry.postponed().count();
+                return Some(self.common.postponed_by_schedule(
+                    case,
+                    before,
+                    "the switch records into the file".into(),
+                ));
+            }
+        };
+        let told = result
+            .as_ref()
+            .map(|upload| upload.audio.size)
+            .map_err(|(_, why)| why.as_str());
+        CollectEnded {
+            call_id: &order.call_id,
+            media_id: order.media_id.as_str(),
+            switch: node,
+            result: told,
+        }
+        .emit();
+        match result {
+            Ok(upload) if is_other_than_probed(&case.entry, &upload.audio) => {
+                // The end was presumed because the file was unchanged. Since then it has changed.
+                upload.answer(Answer::Keep);
+                let before = case.entry.postponed().count();
+                Some(self.common.postponed_by_schedule(
+                    case,
+                    before,
+                    "the file is not what it was when its end was presumed".into(),
+                ))
+            }
+            Ok(upload) if self.predecessors.is_kept_before(case, &upload.audio.digests).await => {
+                // The recording that has this audio also releases the file.
+                upload.answer(Answer::Keep);
+                Some(predecessors::already_kept())
+            }
+            Ok(upload) => {
+                let audio = upload.audio.clone();
+                for finding in &audio.findings {
+                    AudioSuspect {
+                        call_id: &order.call_id,
+                        media_id: order.media_id.as_str(),
+                        finding: finding.name(),
+                        size: audio.size,
+                    }
+                    .emit();
+                }
+                *hand = Some(InHand {
+                    upload,
+                    look,
+                    _slot: slot,
+                });
+                Some(Input::Received(audio))
+            }
+            Err((CollectFailure::Missing, why)) => Some(self.missing(case, order, attempt, why).await),
+            Err((failure, why)) => Some(Input::Fact(What::CollectFailed { attempt, failure, why })),
+        }
+    }
+
+    /// Asks for the file until it is certainly complete: at once, unless the switch may be recording into it again. `None`: the worker is
+    /// shutting down.
+    async fn whole(&self, case: &Case, order: &Order, node: &str, path: &str) -> Option<Whole> {
+        let mut before: Option<Digests> = None;
+        loop {
+            let look = self
+                .common
+                .unless_stopped(self.quiescence.look_at_ended_call(&case.entry))
+                .await?;
+            let slot = self.slot_of(node).await?;
+            let look = self.quiescence.renewed(&case.entry, look).await;
+            let result = self
+                .common
+                .unless_stopped(self.fetcher.fetch(case, order, node, path))
+                .await?;
+            let brought = match &result {
+                Ok(upload) => Some(upload.audio.digests.clone()),
+                Err(_) => None,
+            };
+            let is_open = |upload: &Upload| look.awaits(&case.entry, &upload.audio);
+            let open = result.as_ref().is_ok_and(is_open);
+            let same = brought.is_none() || before == brought && !open;
+            let still = match &result {
+                Ok(upload) => self.quiescence.is_still(&case.entry, &look, &upload.audio).await,
+                Err(_) => true,
+            };
+            if same || still {
+                return Some(Whole::Brought(Box::new((result, look, slot))));
+            }
+            if let Ok(upload) = result {
+                upload.answer(Answer::Keep);
+            }
+            if before.is_some() {
+                return Some(Whole::Grows);
+            }
+            before = brought;
+            drop(slot);
+            self.common
+                .unless_stopped(tokio::time::sleep(self.quiescence.until_it_has_grown()))
+                .await?;
+        }
+    }
+
+    /// Waits for a slot of the switch. A task that waits for one is not busy: neither the sweep nor the recordings of other switches wait
+    /// for it.
+    async fn slot_of(&self, switch: &str) -> Option<OwnedSemaphorePermit> {
+        let _idle = self.in_flight.idle();
+        self.common.unless_stopped(self.switches.slot(switch)).await?
+    }
+
+    /// If enough recordings wait for a slot of the switch already, further ones wait in the ledger: a switch's backlog must not fill the
+    /// memory.
+    fn put_off(&self, case: &Case, switch: &str) -> Option<Input> {
+        let crowded = self.switches.crowded(switch);
+        if crowded == Crowded::No {
+            return None;
+        }
+        CollectPutOff {
+            call_id: &case.entry.call_id,
+            switch,
+            first: crowded == Crowded::Newly,
+        }
+        .emit();
+        // The delay grows with the waiting time, and has a jitter.
+        let before = u32::try_from(case.entry.postponed().count()).unwrap_or(u32::MAX);
+        let pause = PUT_OFF * 2u32.saturating_pow(before.min(4));
+        let until = self.common.now().plus(pause.mul_f64(0.75 + fastrand::f64() * 0.5));
+        Some(self.common.postponed(case, until, format!("{switch} is busy")))
+    }
+
+    /// Reads the file, and leaves it on the switch. Two equal probes prove an end that no event reported.
+    pub(super) async fn probe(&self, case: &Case, n: u32, attempt: u32, node: &str, path: &str) -> Option<Input> {
+        let order = case.entry.order()?;
+        if let Some(later) = self.put_off(case, node) {
+            return Some(later);
+        }
+        let _slot = self.slot_of(node).await?;
+        let result = self
+            .common
+            .unless_stopped(self.fetcher.fetch(case, order, node, path))
+            .await?;
+        Some(match result {
+            Ok(upload) => {
+                let audio = &upload.audio;
+                let (size, md5) = (audio.size, audio.written().md5.clone());
+                let open = audio.seems_open(order.format);
+                upload.answer(Answer::Keep);
+                Input::Fact(What::Probed { n, size, md5, open })
+            }
+            Err((CollectFailure::Missing, why)) => self.missing(case, order, attempt, why).await,
+            Err((failure, why)) => Input::Fact(What::CollectFailed { attempt, failure, why }),
+        })
+    }
+
+    /// The switch has no such file. Two cases are checked before the file counts as missing. Another worker may have stored it, and the
+    /// switch deleted it. Or the recording before contains all of it.
+    async fn missing(&self, case: &Case, order: &Order, attempt: u32, why: String) -> Input {
+        let (failure, why) = match self.deliveries.stored_already(case, order).await {
+            Ok(Some(delivered)) => return Input::Fact(delivered),
+            Ok(None) => match self.predecessors.kept_before(case).await {
+                Kept::All => return predecessors::already_kept(),
+                Kept::Lost => return predecessors::lost(),
+                Kept::Unknown => (CollectFailure::Missing, why),
+            },
+            Err(error) => (
+                CollectFailure::Broken,
+                format!("{why}; and the database does not tell whether it is stored: {error}"),
+            ),
+        };
+        Input::Fact(What::CollectFailed { attempt, failure, why })
+    }
+
+    /// Asks once more for a file that was never released. Only audio that is safe already is released. Anything else in the file, such as a
+    /// recording that began anew, stays.
+    pub(super) async fn tidy(&self, case: &Case, n: u32, node: &str, path: &str) -> Option<Input> {
+        let order = case.entry.order()?;
+        if let Some(later) = self.put_off(case, node) {
+            return Some(later);
+        }
+        let _slot = self.slot_of(node).await?;
+        let look = self.quiescence.look_at_call(&case.entry).await;
+        let result = self
+            .common
+            .unless_stopped(self.fetcher.fetch(case, order, node, path))
+            .await?;
+        let short = case.entry.outcome() == Some((Outcome::Discarded, Cause::TooShort));
+        let seen = case.entry.audio().map(|audio| &audio.digests);
+        let may_go = |there: &Digests| case.entry.is_safe(there) || short && seen == Some(there);
+        let left = match result {
+            Ok(upload) if !self.quiescence.is_still(&case.entry, &look, &upload.audio).await => {
+                upload.answer(Answer::Keep);
+                Some("the switch may be recording into it".to_owned())
+            }
+            Ok(upload) if may_go(&upload.audio.digests) => {
+                self.fetcher.ingest.remember_safe(order.key, upload.audio.written());
+                (!upload.answer(Answer::Release)).then(|| "the switch waited no longer for its answer".to_owned())
+            }
+            Ok(upload) => {
+                upload.answer(Answer::Keep);
+                if let Some(told) = case.entry.untold_start() {
+                    // The switch recorded into the file again, and no event reported it. That becomes a recording of its own.
+                    return Some(Input::Fact(What::Started(Box::new(told))));
+                }
+                Some("what is there now is not what is safe".to_owned())
+            }
+            Err((CollectFailure::Missing, _)) => None,
+            Err((_, why)) => Some(why),
+        };
+        if let (Some(why), true) = (&left, case.entry.tidied().count() + 1 >= TIDIES) {
+            tracing::warn!(event = "file_left_on_switch",
+                call_id = order.call_id,
+                media_id = %order.media_id,
+                switch = node,
+                why,
+                "recording stored, file left on the switch"
+            );
+        }
+        Some(Input::Fact(What::Tidied { n, left }))
+    }
+
+    /// Answers the switch for its upload: the point of no return. Exactly this audio must be safe, whatever else is known of the recording.
+    pub async fn answer(&self, case: &Case, answer: Answer, hand: Option<InHand>) -> Answer {
+        let Some(held) = hand else { return answer };
+        let (entry, audio) = (&case.entry, &held.upload.audio);
+        let safe = entry.is_safe(&audio.digests) || entry.is_unwanted();
+        let answer = match answer {
+            Answer::Release if safe && self.quiescence.is_still(entry, &held.look, audio).await => Answer::Release,
+            _ => Answer::Keep,
+        };
+        if answer == Answer::Release {
+            self.fetcher.ingest.remember_safe(case.entry.key, audio.written());
+        }
+        if held.upload.answer(answer) {
+            answer
+        } else {
+            // The switch has given up, or got the answer to keep its file. The audio is safe, and a worker asks for the file once more to
+            // release it.
+            Answer::Keep
+        }
+    }
+}

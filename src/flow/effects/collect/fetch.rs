@@ -1,0 +1,111 @@
+//! Asks a switch for a file, and receives the upload.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::amqp::{Consumers, Publisher, Requests};
+use crate::entry::fact::CollectFailure;
+use crate::ingest::{Ingest, Progress, Upload, Wanted};
+use crate::kazoo::switch::{self, SendHttpReply};
+use crate::lifecycle::Case;
+use crate::recording::order::Order;
+use crate::telemetry::events::NoEcallmgr;
+
+use crate::flow::common::{AGAIN, Common};
+
+/// What a switch uploaded, or why it did not.
+pub(super) type Fetched = Result<Upload, (CollectFailure, String)>;
+
+/// Asks switches for files.
+pub struct Fetcher {
+    pub common: Arc<Common>,
+    pub ingest: Ingest,
+    pub publisher: Publisher,
+    /// Has the queue for replies.
+    pub consumers: Consumers,
+    pub requests: Requests,
+}
+
+impl Fetcher {
+    /// The result is what our ingest received, never what the reply says.
+    pub(super) async fn fetch(&self, case: &Case, order: &Order, node: &str, path: &str) -> Fetched {
+        if !self.ingest.spool().has_room(0) {
+            return Err((CollectFailure::NotNow, "the spool's disk has too little room".into()));
+        }
+        let limits = &self.common.config.flow;
+        let wanted = Wanted {
+            key: order.key,
+            media_id: order.media_id.clone(),
+            format: order.format,
+            told_ms: case.entry.told_ms(),
+        };
+        let mut expected = self.ingest.expect(wanted);
+        let reply_to = self
+            .consumers
+            .reply_queue(self.common.config.amqp.publish_timeout)
+            .await
+            .ok_or((CollectFailure::NotNow, "there is no AMQP session".to_owned()))?;
+        let msg_id = uuid::Uuid::new_v4().simple().to_string();
+        let request = switch::send_http(&self.common.sender, &msg_id, &reply_to, node, path, &expected.url)
+            .map_err(|error| (CollectFailure::Broken, error.to_string()))?;
+        let mut replies = self.requests.expect(&msg_id);
+        self.publisher.publish(&request).await.map_err(|error| {
+            (
+                CollectFailure::Unreachable,
+                if error.is_unroutable() {
+                    NoEcallmgr { switch: node }.emit();
+                    "no ecallmgr serves the switch".to_owned()
+                } else {
+                    error.to_string()
+                },
+            )
+        })?;
+        let mut progress = expected.progress();
+        let mut patience = Instant::now() + limits.upload_start_timeout;
+        let mut said = None;
+        loop {
+            let receiving = matches!(*progress.borrow_and_update(), Progress::Receiving(_));
+            tokio::select! {
+                upload = expected.upload() => match upload {
+                    Some(upload) => return Ok(upload),
+                    None => return Err((CollectFailure::Broken, "the upload was lost".into())),
+                },
+                changed = progress.changed() => {
+                    if changed.is_err() {
+                        return Err((CollectFailure::Broken, "the upload was lost".into()));
+                    }
+                    if let Progress::Failed(error) = &*progress.borrow() {
+                        // The switch's reply must still come, and an upload of another zone may come too.
+                        said = Some((CollectFailure::Broken, error.to_string()));
+                        patience = Instant::now() + limits.upload_start_timeout.min(AGAIN);
+                    }
+                }
+                reply = replies.next() => {
+                    let reply = reply.and_then(|envelope| SendHttpReply::of(&envelope).ok());
+                    let failure = match &reply {
+                        Some(reply) if reply.says_file_missing() => CollectFailure::Missing,
+                        _ => CollectFailure::Broken,
+                    };
+                    let why = match reply {
+                        Some(SendHttpReply { success: true, .. }) => "the switch says success, but uploaded nothing".to_owned(),
+                        Some(reply) => format!("the switch says: {}", reply.error.unwrap_or_else(|| "error".into())),
+                        None => "the reply cannot be read".to_owned(),
+                    };
+                    if said.is_none() || failure == CollectFailure::Missing {
+                        said = Some((failure, why));
+                    }
+                    // A PUT that is under way decides, whatever the reply says. Without a PUT the attempt ends here.
+                    patience = patience.min(Instant::now() + Duration::from_millis(200));
+                }
+                () = tokio::time::sleep_until(patience), if !receiving => {
+                    return Err(said.unwrap_or((
+                        CollectFailure::Unreachable,
+                        format!("the switch did not begin to upload within {:?}", limits.upload_start_timeout),
+                    )));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The queues that a worker consumes: bytes in, facts out.
+
+use std::sync::Arc;
+
+use crate::amqp::Requests;
+
+pub mod actions;
+pub mod answers;
+pub mod call_events;
+pub mod control_actions;
+pub mod dead_letters;
+pub mod journal;
+pub mod notices;
+pub mod panic_guard;
+pub mod peers;
+pub mod record_events;
+pub mod request;
+pub mod starts;
+
+/// The handlers of the queues: see `worker::queues`.
+pub struct Inbox {
+    pub actions: actions::Actions,
+    pub controls: Arc<control_actions::Controls>,
+    pub answers: Arc<answers::Answers>,
+    pub record_events: record_events::RecordEvents,
+    pub journal: journal::JournalMessages,
+    pub notices: notices::Notices,
+    /// Requests that wait for replies.
+    pub requests: Requests,
+    pub guard: panic_guard::PanicGuard,
+}

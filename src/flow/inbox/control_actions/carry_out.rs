@@ -1,0 +1,246 @@
+//! Sends a stop, mask or unmask to the switch, writes it down, and follows it up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::warn;
+
+use crate::entry::Entry;
+use crate::entry::fact::{BEFORE_ANY_START, Fact, Route, What};
+use crate::flow::common::Common;
+use crate::flow::drivers::Drivers;
+use crate::flow::effects::calls::Calls;
+use crate::flow::inbox::request::Request;
+use crate::flow::journal::Journal;
+use crate::flow::memory::{Open, OpenRecordings};
+use crate::flow::peer_notices::PeerNotices;
+use crate::kazoo::dialplan::Control;
+use crate::kazoo::time::Moment;
+use crate::ledger::{Ledger, address};
+use crate::lifecycle::Input;
+use crate::recording::controls::Why;
+
+use super::at_once::AtOnce;
+use super::find::Found;
+
+/// Time limit for the ledger to load a recording's order.
+const KNOWLEDGE: Duration = Duration::from_secs(1);
+
+/// Carries controls out.
+pub struct Carrier {
+    pub common: Arc<Common>,
+    pub calls: Arc<Calls>,
+    pub at_once: AtOnce,
+    pub memory: Arc<OpenRecordings>,
+    pub ledger: Ledger,
+    pub journal: Arc<Journal>,
+    pub notices: Arc<PeerNotices>,
+    pub drivers: Arc<Drivers>,
+}
+
+impl Carrier {
+    /// Sends the command to the switch, and writes it down, while the action is answered. Returns the recording's id, and whether the action
+    /// is answered and durable.
+    pub(super) async fn carry_out(
+        &self,
+        request: &Request<'_>,
+        found: Found,
+        what: Control,
+        answering: impl Future<Output = bool>,
+    ) -> (String, bool) {
+        let kind = match found {
+            Found::Between(_) => Meant::Next,
+            _ => Meant::Running,
+        };
+        let (open, has_moved) = match found {
+            Found::Here(open) | Found::Between(open) => (open, false),
+            Found::Moved(open) => (open, true),
+            Found::Done { media_id, unwritten } => {
+                // A repeat must not reach a recording that began since, nor undo what was asked since.
+                let answered = answering.await;
+                let written = match unwritten {
+                    Some((open, facts)) => self.write_down(request, &open, facts).await,
+                    None => true,
+                };
+                return (media_id, answered && written);
+            }
+        };
+        let mut facts = self.tell_switch(request, &open, what, kind).await;
+        if has_moved && what != Control::Stop {
+            // A stop shows by itself whether it was obeyed. A mask never does.
+            let moved = What::NotObeyed {
+                action: request.action.msg_id.clone().unwrap_or_default(),
+                what,
+                why: Why::Moved,
+            };
+            facts.extend(self.stamped(&[moved]));
+        }
+        let is_first = what == Control::Stop && !request.doubtful && !has_moved && kind == Meant::Running;
+        let asked = facts.first().cloned();
+        // Side by side: the answer waits for nothing, and a worker that dies before its answer is out has told the others.
+        let (answered, mut durable) = tokio::join!(answering, self.write_down(request, &open, facts));
+        let mut media_id = open.media_id.clone();
+        if let Some(asked) = asked.filter(|_| is_first)
+            && let Some(others) = self.at_once.the_one_before(request, &open, &asked).await
+        {
+            durable &= self
+                .write_down(request, &others, self.tell_switch(request, &others, what, kind).await)
+                .await;
+            media_id = others.media_id;
+        }
+        (media_id, answered && durable)
+    }
+
+    /// Sends the command. Returns the facts that must be written.
+    async fn tell_switch(&self, request: &Request<'_>, open: &Open, what: Control, meant: Meant) -> Vec<Fact> {
+        let action = request.action;
+        let known = self.memory.entry(open.key);
+        // Of the first look this is not asked: the clocks of two callflow nodes may differ.
+        let late = request.at.filter(|_| request.doubtful);
+        let overtaken =
+            what != Control::Stop && late.is_some_and(|at| known.as_ref().is_some_and(|entry| entry.is_overtaken(at)));
+        let sending = self
+            .calls
+            .send_control(&action.control, &action.call_id, &open.media_id, &open.file_name, what);
+        let is_sent = if overtaken {
+            warn!(
+                event = "control_overtaken",
+                call_id = action.call_id,
+                media_id = open.media_id,
+                action = what.name(),
+                "control overtaken by a later action, not sent"
+            );
+            false
+        } else {
+            meant == Meant::Running && sending.await.is_ok()
+        };
+        if what == Control::Stop {
+            self.memory.stopping(open.key);
+            self.notices.stopping(open);
+        }
+        // The action's id distinguishes its repeats from another action.
+        let id = action.msg_id.clone().unwrap_or_default();
+        if !id.is_empty() {
+            self.memory.done(&id, open.key, &open.media_id);
+        }
+        let route = Some(Route {
+            control: action.control.to_string(),
+            call_id: action.call_id.clone(),
+        });
+        let on = what == Control::Mask;
+        let asked = match what {
+            Control::Stop => What::StopAsked {
+                action: id.clone(),
+                route,
+            },
+            Control::Mask | Control::Unmask => What::MaskAsked {
+                action: id.clone(),
+                on,
+                asked: asked_after(request, known.as_ref()),
+                route,
+            },
+        };
+        let start = known.as_ref().and_then(Entry::newest_start);
+        // A worker that knows the recording only by a notice knows of no start. Then the command is repeated rather than taken for obeyed.
+        let known_start = Some(known.as_ref().and_then(Entry::newest_start).unwrap_or(BEFORE_ANY_START));
+        let delivered = match what {
+            Control::Stop => What::StopSent { n: 1, start },
+            Control::Mask | Control::Unmask => What::Masked {
+                action: id,
+                on,
+                n: 0,
+                start: known_start,
+            },
+        };
+        let facts = if is_sent { vec![asked, delivered] } else { vec![asked] };
+        // At once: the end may be on its way already, and its handler starts from what is remembered.
+        let stamped = self.stamped(&facts);
+        self.memory.hear(open.key, &open.call_id, &stamped);
+        stamped
+    }
+
+    fn stamped(&self, facts: &[What]) -> Vec<Fact> {
+        facts.iter().map(|what| self.common.fact(what.clone())).collect()
+    }
+
+    /// Writes down what was asked and sent, notifies the other workers, and follows it up.
+    async fn write_down(&self, request: &Request<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
+        let action = request.action;
+        let mut entry = self
+            .memory
+            .entry(open.key)
+            .unwrap_or_else(|| Entry::new(open.key, &open.call_id));
+        if entry.order().is_none() {
+            // Only the notice of another worker is known. This fact also says which month of the ledger has the rest.
+            entry.add(Fact {
+                at: open.asked_at,
+                by: self.common.policy.worker.clone(),
+                what: What::HeardOf {
+                    media_id: open.media_id.clone(),
+                },
+            });
+        }
+        // Operators are alerted of what the driver learns, so the driver must not know these facts before.
+        let mut unheeded = Entry::new(open.key, &open.call_id);
+        for fact in &stamped {
+            unheeded.add(fact.clone());
+            if !matches!(fact.what, What::NotObeyed { .. }) {
+                entry.add(fact.clone());
+            }
+        }
+        self.memory.remember(&entry);
+        if entry.order().is_none()
+            && self.ledger.is_up()
+            && let Ok(Ok(Some(record))) = tokio::time::timeout(KNOWLEDGE, self.ledger.load(&address(&entry))).await
+        {
+            entry = record.entry.merge(entry);
+        }
+        let is_known = entry.order().is_some();
+        // The worker that writes the recording's document must know this. If this worker does not know the order, a worker that knows it
+        // follows the action up.
+        self.notices.controlled(&entry, &stamped, !is_known);
+        let durable = self.journal.write(&entry.clone().merge(unheeded.clone())).await;
+        if is_known {
+            // The task that has the recording in flight gets the facts with their times. Without such a task the action is followed up from
+            // here.
+            self.drivers.go_on(entry, Input::Known(Box::new(unheeded)));
+        } else {
+            warn!(
+                event = "control_of_unknown_order",
+                call_id = action.call_id,
+                media_id = open.media_id,
+                durable,
+                "order of the controlled recording unknown"
+            );
+        }
+        durable
+    }
+
+    /// No recording of ours is known. The call names another recorder's recording, and Kazoo's own action would stop that one.
+    pub(super) async fn stranger(&self, request: &Request<'_>, name: &str, what: Control) {
+        let action = request.action;
+        // The event of the command reports what came of it.
+        let _ = self
+            .calls
+            .send_control(&action.control, &action.call_id, "", name, what)
+            .await;
+    }
+}
+
+/// Which recording an action is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meant {
+    Running,
+    /// The recording that the next bridge begins: no command is sent before.
+    Next,
+}
+
+/// When a mask or unmask was sent, by its sender's clock. A fresh one is the newest, though the clock of its callflow node may be behind the
+/// clock of the node that sent the one before.
+fn asked_after(request: &Request<'_>, known: Option<&Entry>) -> Option<Moment> {
+    let before = known.and_then(Entry::newest_mask_asked).filter(|_| !request.doubtful);
+    match (request.at, before) {
+        (Some(at), Some(before)) if before >= at => Some(before.plus(Duration::from_micros(1))),
+        (at, _) => at,
+    }
+}

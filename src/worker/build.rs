@@ -1,0 +1,393 @@
+//! The composition of the flow: which service gets what.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::amqp::{Consumers, Publisher, Requests, Room};
+use crate::couch::Couch;
+use crate::destination::hold::Hold;
+use crate::destination::http::Http;
+use crate::destination::modb;
+use crate::destination::servers::Servers;
+use crate::destination::targets::{Pauses, Targets};
+use crate::flow::common::Common;
+use crate::flow::deliveries::Parts;
+use crate::flow::drivers::Drivers;
+use crate::flow::effects::Performer;
+use crate::flow::effects::announce::Announcer;
+use crate::flow::effects::calls::Calls;
+use crate::flow::effects::collect::{Collector, Fetcher, Predecessors, Quiescence};
+use crate::flow::effects::commands::Commands;
+use crate::flow::effects::hold::Holder;
+use crate::flow::effects::segments::Segments;
+use crate::flow::effects::slots::Slots;
+use crate::flow::heartbeat::Heartbeat;
+use crate::flow::in_flight::InFlight;
+use crate::flow::inbox::Inbox;
+use crate::flow::inbox::actions::Actions;
+use crate::flow::inbox::answers::Answers;
+use crate::flow::inbox::call_events::CallEvents;
+use crate::flow::inbox::control_actions::{AtOnce, Carrier, Controls, Finder};
+use crate::flow::inbox::dead_letters::Returns;
+use crate::flow::inbox::journal::JournalMessages;
+use crate::flow::inbox::notices::Notices;
+use crate::flow::inbox::panic_guard::PanicGuard;
+use crate::flow::inbox::peers::PeerMessages;
+use crate::flow::inbox::record_events::RecordEvents;
+use crate::flow::inbox::request::ActionReader;
+use crate::flow::inbox::starts::Starts;
+use crate::flow::journal::Journal;
+use crate::flow::memory::{Alerts, CallIds, OpenRecordings, Peers, RateLimit};
+use crate::flow::peer_notices::{Outbox, PeerNotices};
+use crate::flow::reconcile::Reconcile;
+use crate::flow::retention::Retention;
+use crate::flow::sweep::Sweep;
+use crate::ingest::Ingest;
+use crate::ledger::Ledger;
+use crate::recording::carry::Seal;
+use crate::system_config::{Accounts, SystemConfig};
+
+/// What is outside this process, by the clients that speak to it.
+pub(super) struct Outside {
+    pub publisher: Publisher,
+    pub consumers: Consumers,
+    pub couch: Couch,
+    pub ledger: Ledger,
+    pub hold: Hold,
+    pub ingest: Ingest,
+    pub system_config: SystemConfig,
+    /// Uploads to users' URLs, and to servers that the operator named.
+    pub http: (Http, Http),
+}
+
+/// What this process remembers. It is shared by many services.
+struct Shared {
+    memory: Arc<OpenRecordings>,
+    call_ids: Arc<CallIds>,
+    peers: Arc<Peers>,
+    in_flight: InFlight,
+    requests: Requests,
+    /// The memory limit for decoding messages.
+    room: Arc<Room>,
+    seal: Arc<Seal>,
+    accounts: Accounts,
+}
+
+/// What works in the background.
+pub(super) struct Background {
+    pub sweep: Arc<Sweep<Drivers>>,
+    pub reconcile: Arc<Reconcile>,
+    pub retention: Arc<Retention>,
+    pub heartbeat: Arc<Heartbeat>,
+    pub notices: Arc<PeerNotices>,
+}
+
+/// The flow of a worker.
+pub(super) struct Flow {
+    pub inbox: Inbox,
+    pub background: Background,
+    pub in_flight: InFlight,
+    pub targets: Arc<Targets>,
+}
+
+/// Builds the flow.
+pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> Flow {
+    let shared = Shared {
+        memory: Arc::default(),
+        call_ids: Arc::default(),
+        peers: Arc::new(Peers::new(&common.policy.worker)),
+        in_flight: InFlight::default(),
+        requests: Requests::default(),
+        room: Arc::default(),
+        seal: Arc::new(Seal::new(secret)),
+        accounts: Accounts::new(outside.couch.clone()),
+    };
+    let calls = Arc::new(Calls {
+        common: Arc::clone(common),
+        publisher: outside.publisher.clone(),
+        consumers: outside.consumers.clone(),
+        requests: shared.requests.clone(),
+        rate_limit: RateLimit::new(common.config.flow.pace_per_second),
+        memory: Arc::clone(&shared.memory),
+    });
+    let journal = Arc::new(Journal {
+        common: Arc::clone(common),
+        ledger: outside.ledger.clone(),
+        publisher: outside.publisher.clone(),
+    });
+    let notices = Arc::new(PeerNotices {
+        common: Arc::clone(common),
+        publisher: outside.publisher.clone(),
+        memory: Arc::clone(&shared.memory),
+        in_flight: shared.in_flight.clone(),
+        outbox: Outbox::default(),
+    });
+    let deliveries = deliveries(common, outside, &shared, &journal);
+    let targets = Arc::clone(&deliveries.targets);
+    let drivers = Arc::new(Drivers {
+        common: Arc::clone(common),
+        performer: performer(common, outside, &shared, (&calls, &journal, deliveries)),
+        ledger: outside.ledger.clone(),
+        in_flight: shared.in_flight.clone(),
+        memory: Arc::clone(&shared.memory),
+        alerts: Alerts::new(
+            common.config.kazoo.system_alerts,
+            &outside.publisher,
+            &common.sender,
+            &common.tasks,
+        ),
+    });
+    let background = background(common, outside, &shared, (&calls, &notices, &drivers));
+    let inbox = inbox(common, outside, &shared, (calls, journal, notices, drivers));
+    Flow {
+        inbox,
+        background,
+        in_flight: shared.in_flight,
+        targets,
+    }
+}
+
+fn deliveries(common: &Arc<Common>, outside: &Outside, shared: &Shared, journal: &Arc<Journal>) -> Arc<Parts> {
+    let config = &common.config;
+    let pauses = Pauses {
+        first: config.destination.first_pause,
+        longest: config.destination.longest_pause,
+    };
+    Arc::new(Parts {
+        common: Arc::clone(common),
+        publisher: outside.publisher.clone(),
+        couch: outside.couch.clone(),
+        system_config: outside.system_config.clone(),
+        ledger: outside.ledger.clone(),
+        journal: Arc::clone(journal),
+        hold: outside.hold.clone(),
+        hosts: Slots::new(config.destination.per_host),
+        outward: Slots::new(config.ingest.per_switch.saturating_sub(1).max(1)),
+        shares: Slots::new((config.ingest.per_switch / 2).max(1)),
+        users: outside.http.0.clone(),
+        cluster: outside.http.1.clone(),
+        accounts: shared.accounts.clone(),
+        servers: Servers::new(config.couchdb.clone()),
+        targets: Arc::new(Targets::new(common.clock.clone(), pauses)),
+        whole: modb::Whole::default(),
+    })
+}
+
+fn performer(
+    common: &Arc<Common>,
+    outside: &Outside,
+    shared: &Shared,
+    (calls, journal, deliveries): (&Arc<Calls>, &Arc<Journal>, Arc<Parts>),
+) -> Performer {
+    Performer {
+        commands: Commands {
+            common: Arc::clone(common),
+            calls: Arc::clone(calls),
+            call_ids: Arc::clone(&shared.call_ids),
+            ledger: outside.ledger.clone(),
+            memory: Arc::clone(&shared.memory),
+            in_flight: shared.in_flight.clone(),
+        },
+        collector: Collector {
+            common: Arc::clone(common),
+            fetcher: Fetcher {
+                common: Arc::clone(common),
+                ingest: outside.ingest.clone(),
+                publisher: outside.publisher.clone(),
+                consumers: outside.consumers.clone(),
+                requests: shared.requests.clone(),
+            },
+            quiescence: Quiescence {
+                common: Arc::clone(common),
+                calls: Arc::clone(calls),
+                call_ids: Arc::clone(&shared.call_ids),
+            },
+            predecessors: Predecessors {
+                ledger: outside.ledger.clone(),
+            },
+            deliveries: Arc::clone(&deliveries),
+            in_flight: shared.in_flight.clone(),
+            switches: Slots::new(common.config.ingest.per_switch),
+        },
+        holder: Holder {
+            common: Arc::clone(common),
+            hold: outside.hold.clone(),
+        },
+        segments: Segments {
+            common: Arc::clone(common),
+            journal: Arc::clone(journal),
+            memory: Arc::clone(&shared.memory),
+            in_flight: shared.in_flight.clone(),
+        },
+        announcer: Announcer {
+            common: Arc::clone(common),
+            publisher: outside.publisher.clone(),
+        },
+        deliveries,
+    }
+}
+
+fn background(
+    common: &Arc<Common>,
+    outside: &Outside,
+    shared: &Shared,
+    (calls, notices, drivers): (&Arc<Calls>, &Arc<PeerNotices>, &Arc<Drivers>),
+) -> Background {
+    let sweep = Arc::new(Sweep {
+        common: Arc::clone(common),
+        ledger: outside.ledger.clone(),
+        memory: Arc::clone(&shared.memory),
+        in_flight: shared.in_flight.clone(),
+        peers: Arc::clone(&shared.peers),
+        drivers: Arc::clone(drivers),
+    });
+    Background {
+        reconcile: Arc::new(Reconcile {
+            common: Arc::clone(common),
+            consumers: outside.consumers.clone(),
+            ledger: outside.ledger.clone(),
+            calls: Arc::clone(calls),
+            sweep: Arc::clone(&sweep),
+        }),
+        sweep,
+        retention: Arc::new(Retention {
+            common: Arc::clone(common),
+            ledger: outside.ledger.clone(),
+            hold: outside.hold.clone(),
+        }),
+        heartbeat: Arc::new(Heartbeat {
+            common: Arc::clone(common),
+            notices: Arc::clone(notices),
+            in_flight: shared.in_flight.clone(),
+        }),
+        notices: Arc::clone(notices),
+    }
+}
+
+type Services = (Arc<Calls>, Arc<Journal>, Arc<PeerNotices>, Arc<Drivers>);
+
+fn inbox(common: &Arc<Common>, outside: &Outside, shared: &Shared, services: Services) -> Inbox {
+    let returns = Arc::new(Returns {
+        common: Arc::clone(common),
+        publisher: outside.publisher.clone(),
+    });
+    let reader = Arc::new(ActionReader {
+        common: Arc::clone(common),
+        seal: Arc::clone(&shared.seal),
+        system_config: outside.system_config.clone(),
+        room: Arc::clone(&shared.room),
+    });
+    let answers = Arc::new(Answers {
+        common: Arc::clone(common),
+        calls: Arc::clone(&services.0),
+        publisher: outside.publisher.clone(),
+        call_ids: Arc::clone(&shared.call_ids),
+        returns: Arc::clone(&returns),
+        room: Arc::clone(&shared.room),
+    });
+    let controls = Arc::new(Controls {
+        common: Arc::clone(common),
+        reader: Arc::clone(&reader),
+        carrier: carrier(common, outside, shared, &services),
+        finder: finder(outside, shared, &services),
+        journal: Arc::clone(&services.1),
+        answers: Arc::clone(&answers),
+        returns: Arc::clone(&returns),
+        begun: Instant::now(),
+    });
+    let notices = messages(common, outside, shared, &services);
+    let (calls, journal, peer_notices, drivers) = services;
+    Inbox {
+        actions: Actions {
+            common: Arc::clone(common),
+            reader,
+            starts: Starts {
+                common: Arc::clone(common),
+                calls,
+                answers: Arc::clone(&answers),
+                memory: Arc::clone(&shared.memory),
+                ledger: outside.ledger.clone(),
+                journal,
+                notices: Arc::clone(&peer_notices),
+                drivers: Arc::clone(&drivers),
+            },
+            controls: Arc::clone(&controls),
+            answers: Arc::clone(&answers),
+            returns: Arc::clone(&returns),
+            memory: Arc::clone(&shared.memory),
+        },
+        controls,
+        record_events: RecordEvents {
+            common: Arc::clone(common),
+            seal: Arc::clone(&shared.seal),
+            memory: Arc::clone(&shared.memory),
+            ledger: outside.ledger.clone(),
+            notices: peer_notices,
+            drivers,
+            returns: Arc::clone(&returns),
+            room: Arc::clone(&shared.room),
+        },
+        journal: JournalMessages {
+            common: Arc::clone(common),
+            ledger: outside.ledger.clone(),
+            returns: Arc::clone(&returns),
+            room: Arc::clone(&shared.room),
+        },
+        notices,
+        requests: shared.requests.clone(),
+        guard: PanicGuard {
+            answers: Arc::clone(&answers),
+            returns,
+            room: Arc::clone(&shared.room),
+        },
+        answers,
+    }
+}
+
+fn finder(outside: &Outside, shared: &Shared, (calls, journal, ..): &Services) -> Arc<Finder> {
+    Arc::new(Finder {
+        memory: Arc::clone(&shared.memory),
+        ledger: outside.ledger.clone(),
+        journal: Arc::clone(journal),
+        calls: Arc::clone(calls),
+        call_ids: Arc::clone(&shared.call_ids),
+    })
+}
+
+fn carrier(common: &Arc<Common>, outside: &Outside, shared: &Shared, services: &Services) -> Carrier {
+    let (calls, journal, notices, drivers) = services;
+    Carrier {
+        common: Arc::clone(common),
+        calls: Arc::clone(calls),
+        at_once: AtOnce {
+            finder: finder(outside, shared, services),
+        },
+        memory: Arc::clone(&shared.memory),
+        ledger: outside.ledger.clone(),
+        journal: Arc::clone(journal),
+        notices: Arc::clone(notices),
+        drivers: Arc::clone(drivers),
+    }
+}
+
+fn messages(common: &Arc<Common>, outside: &Outside, shared: &Shared, services: &Services) -> Notices {
+    let (_, _, notices, drivers) = services;
+    Notices {
+        call_events: CallEvents {
+            common: Arc::clone(common),
+            memory: Arc::clone(&shared.memory),
+            call_ids: Arc::clone(&shared.call_ids),
+            drivers: Arc::clone(drivers),
+            ledger: outside.ledger.clone(),
+        },
+        peers: PeerMessages {
+            memory: Arc::clone(&shared.memory),
+            peers: Arc::clone(&shared.peers),
+            notices: Arc::clone(notices),
+            drivers: Arc::clone(drivers),
+        },
+        accounts: shared.accounts.clone(),
+        system_config: outside.system_config.clone(),
+    }
+}
