@@ -119,8 +119,21 @@ pub(super) fn presumed_end(entry: &Entry, now: Moment, policy: &Policy) -> Optio
         .unwrap_or(before.at);
     Some(Told {
         at: at.max(started.at),
+        ..unreported_end(entry, started)
+    })
+}
+
+/// An end that no event reported: what the start told, on the leg that the recording was on at last. What a start tells of lengths and
+/// causes is left from the recording before it.
+pub(super) fn unreported_end(entry: &Entry, started: &Told) -> Told {
+    let carrier = entry.carried_by();
+    let other_leg_call_id = started.other_leg_call_id.clone().filter(|_| !carrier.moved);
+    Told {
+        call_id: carrier.call_id,
+        other_leg_call_id,
         length_ms: None,
         completion_cause: None,
+        hung_up: None,
         ..started.clone()
-    })
+    }
 }

@@ -9,7 +9,7 @@ use crate::kazoo::dialplan::{Control, Trigger};
 use crate::kazoo::time::Moment;
 use crate::recording::ending::Told;
 
-use super::evidence::{gone_for_good, is_over_limit, limit, presumed_end, probe};
+use super::evidence::{gone_for_good, is_over_limit, limit, presumed_end, probe, unreported_end};
 use super::schedule::{earliest, wait_or};
 use super::{Effect, Next, Policy, guess, source};
 
@@ -70,13 +70,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     }
     if source(entry).is_none() && gone_for_good(entry, policy) {
         // The recording is over, and no event named its switch: there is no switch to ask.
-        // What a start tells of lengths and causes is left from the recording before it.
-        let end = Told {
-            length_ms: None,
-            completion_cause: None,
-            hung_up: None,
-            ..entry.latest_start()?.clone()
-        };
+        let end = unreported_end(entry, entry.latest_start()?);
         return Some(What::PresumedEnded(Box::new(end)));
     }
     if let Some(end) = presumed_end(entry, now, policy) {

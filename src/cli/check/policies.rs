@@ -226,8 +226,14 @@ struct Api {
 impl Api {
     fn of(config: &Config, uri: &SecretString, vhost: &str) -> Result<Self, String> {
         let broker = config::broker(uri.expose_secret()).map_err(|error| error.to_string())?;
+        let login = broker.authority.userinfo;
+        let (mut user, mut password) = (login.username, login.password);
         let base = match &config.amqp.management_url {
-            Some(url) => url.clone(),
+            Some(url) => {
+                let (base, own) = split_login(url.clone());
+                (user, password) = own.unwrap_or((user, password));
+                base
+            }
             None => {
                 let host = match broker.authority.host.contains(':') {
                     true => format!("[{}]", broker.authority.host),
@@ -243,8 +249,8 @@ impl Api {
         Ok(Self {
             client: client.map_err(|error| error.to_string())?,
             base,
-            user: broker.authority.userinfo.username,
-            password: SecretString::from(broker.authority.userinfo.password),
+            user,
+            password: SecretString::from(password),
         })
     }
 
@@ -275,9 +281,34 @@ impl Api {
     }
 }
 
+/// A URL without its credentials, and the credentials if it has a user name. The URL is shown; the credentials are not.
+fn split_login(mut url: Url) -> (Url, Option<(String, String)>) {
+    let decoded = |text: &str| {
+        percent_encoding::percent_decode_str(text)
+            .decode_utf8_lossy()
+            .into_owned()
+    };
+    let login =
+        (!url.username().is_empty()).then(|| (decoded(url.username()), decoded(url.password().unwrap_or_default())));
+    // Both succeed for a URL with a host, and `config` takes no other one.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    (url, login)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_credentials_of_the_management_url_are_used_and_never_shown() {
+        let url = Url::parse("https://monitor:p%40ss:w@rabbit.example.com:15671/prefix").unwrap();
+        let (shown, login) = split_login(url);
+        assert_eq!(shown.as_str(), "https://rabbit.example.com:15671/prefix");
+        assert_eq!(login, Some(("monitor".to_owned(), "p@ss:w".to_owned())));
+        let plain = Url::parse("http://rabbit:15672").unwrap();
+        assert_eq!(split_login(plain.clone()), (plain, None));
+    }
 
     fn object(value: Value) -> Map<String, Value> {
         value.as_object().cloned().unwrap()

@@ -118,6 +118,24 @@ fn the_file_of_a_switch_that_was_killed_is_taken_when_it_rested_long_and_its_cal
 }
 
 #[test]
+fn a_presumed_end_is_on_the_leg_that_the_recording_had_moved_to() {
+    let mut case = started(order());
+    let moved = Leg {
+        call_id: "call".into(),
+        event: LegEvent::Transferor,
+        other: Some("other-leg".into()),
+        control: None,
+        was_answered: None,
+        stamp: Some(after(5).unix_micros()),
+    };
+    next(&mut case, Input::Fact(What::Leg(Box::new(moved))), after(5), &policy());
+    live(&mut case, 5, 7_200, false, |_| ("a", true));
+    let ended = case.entry.ended().unwrap();
+    assert_eq!(ended.call_id, "other-leg");
+    assert_eq!(ended.other_leg_call_id, None, "it is not known whom that leg had then");
+}
+
+#[test]
 fn an_open_file_that_grows_or_whose_call_is_found_again_is_left() {
     let mut case = started(order());
     // The file is written now and then, as if its leg is on hold now and then.
