@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use thiserror::Error;
-use tokio_util::io::ReaderStream;
 
 use crate::couch::{ByteStream, CouchError};
 use crate::entry::fact::{DeliveryFailure, Holding};
+use crate::hold::Hold;
 use crate::ingest::SpoolFile;
 
 use self::http::{Failure, SendError};
@@ -16,7 +15,6 @@ use self::http::{Failure, SendError};
 pub mod bigcouch;
 pub mod decide;
 pub mod guard;
-pub mod hold;
 pub mod http;
 pub mod modb;
 pub mod pending;
@@ -24,8 +22,6 @@ pub mod proxy;
 pub mod servers;
 pub mod targets;
 pub mod url;
-
-use hold::Hold;
 
 /// Why a delivery failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -151,9 +147,6 @@ enum Place {
     Hold(Box<(Hold, Holding)>),
 }
 
-/// Bytes per read from the disk.
-const CHUNK: usize = 64 << 10;
-
 impl Source {
     pub fn spooled(file: SpoolFile) -> Self {
         Self(Place::Spool(file))
@@ -170,17 +163,7 @@ impl Source {
     pub async fn open(&self) -> Result<ByteStream, DeliveryError> {
         let failed = |error: String| DeliveryError::Source(Arc::from(error));
         match &self.0 {
-            Place::Spool(spooled) => {
-                let file = tokio::fs::File::open(spooled.path())
-                    .await
-                    .map_err(|error| failed(error.to_string()))?;
-                // The stream holds the file, so that it is not removed.
-                let keep = spooled.clone();
-                let stream = ReaderStream::with_capacity(file, CHUNK).inspect(move |_| {
-                    let _ = &keep;
-                });
-                Ok(stream.boxed())
-            }
+            Place::Spool(spooled) => spooled.open().await.map_err(|error| failed(error.to_string())),
             Place::Hold(held) => {
                 let (hold, holding) = held.as_ref();
                 hold.open(holding).await.map_err(|error| failed(error.to_string()))

@@ -13,6 +13,7 @@ const HOUSE: &[&[&str]] = &[
     &["admin"],
     &["flow"],
     &["destination"],
+    &["hold"],
     &["ingest", "ledger", "system_config"],
     &["amqp", "couch"],
     &["lifecycle"],

@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use crate::amqp::{Consumers, Publisher, Requests, Room};
 use crate::couch::Couch;
-use crate::destination::hold::Hold;
 use crate::destination::http::Http;
 use crate::destination::modb;
 use crate::destination::servers::Servers;
@@ -43,6 +42,7 @@ use crate::flow::peer_notices::{Outbox, PeerNotices};
 use crate::flow::reconcile::Reconcile;
 use crate::flow::retention::Retention;
 use crate::flow::sweep::Sweep;
+use crate::hold::Hold;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
 use crate::recording::carry::Seal;
