@@ -15,7 +15,7 @@ use crate::admin::{self, Instruments, Readiness, Watched};
 use crate::amqp::{Brokers, Consumers, Delivery, Publisher};
 use crate::config::Config;
 use crate::couch::{self, Couch, CouchError};
-use crate::destination::http::{Http, NoClient};
+use crate::destination::url::http::{Http, NoClient};
 use crate::flow::common::{Common, Tasks};
 use crate::flow::heartbeat::Heartbeat;
 use crate::flow::in_flight::InFlight;

@@ -2,7 +2,7 @@
 //! Then the document gets a further revision.
 
 use crate::destination::DeliveryError;
-use crate::destination::pending;
+use crate::destination::pending_document;
 use crate::entry::fact::{Delivery, What};
 use crate::kazoo::change::{self, Change, DocumentChange};
 use crate::recording::document::DOCUMENT_TYPE;
@@ -61,9 +61,10 @@ impl Parts {
         let entry = &case.entry;
         let couch = self.documents(case, delivery.destination).await?;
         let document = &delivery.document;
-        let placed = pending::find(&couch, &document.database, &document.id, entry.key).await?;
+        let placed = pending_document::find(&couch, &document.database, &document.id, entry.key).await?;
         let placed = placed.ok_or_else(|| DeliveryError::Corrupt("its document is gone".into()))?;
-        let Some(amended) = pending::amend(&couch, &placed, &entry.controls(), self.common.now()).await? else {
+        let Some(amended) = pending_document::amend(&couch, &placed, &entry.controls(), self.common.now()).await?
+        else {
             return Ok(());
         };
         if !delivery.destination.is_documented_here() {

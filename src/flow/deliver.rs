@@ -5,9 +5,11 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::couch::Couch;
-use crate::destination::http::Upload;
-use crate::destination::pending::{self, Placed};
-use crate::destination::{DeliveryError, Fault, Source, bigcouch, proxy};
+use crate::destination::couchdb_write;
+use crate::destination::pending_document::{self, Placed};
+use crate::destination::storage_plan::proxy;
+use crate::destination::url::http::Upload;
+use crate::destination::{DeliveryError, Fault, Source};
 use crate::entry::cause::Cause;
 use crate::entry::fact::{Delivery, DeliveryFailure, Destination, Document, What};
 use crate::recording::audio::Audio;
@@ -102,7 +104,7 @@ impl Parts {
         match &way.by {
             By::Database { couch, create } => {
                 let ids = ids_with_other(order, &audio);
-                let job = bigcouch::Job {
+                let job = couchdb_write::Job {
                     audio: &audio,
                     source: &source,
                     ids: &ids,
@@ -111,10 +113,10 @@ impl Parts {
                     failures: failures_there(case, destination),
                     create_database: *create,
                 };
-                let mut put = bigcouch::put(couch, &job).await;
+                let mut put = couchdb_write::put(couch, &job).await;
                 if let (Destination::Account, Err(DeliveryError::NoDatabase(database))) = (destination, &put) {
                     self.create_missing(case, database).await?;
-                    put = bigcouch::put(couch, &job).await;
+                    put = couchdb_write::put(couch, &job).await;
                 }
                 let stored = put?;
                 if destination == Destination::Account {
@@ -172,7 +174,7 @@ impl Parts {
                     source: &source,
                 };
                 proxy::store(couch, &self.cluster, proxy, &job).await?;
-                let noted = pending::note(
+                let noted = pending_document::note(
                     couch,
                     &placed,
                     &self.subject(case, destination, &audio)?(&placed.id),
@@ -218,7 +220,7 @@ impl Parts {
                 length: audio.size,
             };
             let subject = self.subject(case, destination, &audio)?(&placed.id);
-            pending::complete(&couch, &placed, &subject, &at, &complete(&audio, attempt)).await
+            pending_document::complete(&couch, &placed, &subject, &at, &complete(&audio, attempt)).await
         };
         match in_time(self.common.config.destination.send_timeout, completed).await {
             Ok(placed) => Input::Fact(delivered(destination, placed)),
@@ -239,7 +241,7 @@ impl Parts {
                 attempts: case.entry.next_attempt() - 1,
                 cause: Some(cause.name()),
             };
-            pending::park(
+            pending_document::park(
                 &couch,
                 &placed,
                 &self.subject(case, destination, &audio)?(&placed.id),
@@ -263,7 +265,7 @@ impl Parts {
     ) -> Result<Placed, DeliveryError> {
         let order = order(case)?;
         if let Some(known) = case.entry.documented()
-            && let Some(placed) = pending::find(couch, &known.database, &known.id, order.key).await?
+            && let Some(placed) = pending_document::find(couch, &known.database, &known.id, order.key).await?
             && !placed.has_other(audio)
         {
             return Ok(placed);
@@ -277,16 +279,16 @@ impl Parts {
             cause: None,
         };
         let subject = self.subject(case, destination, audio)?;
-        let mut created = pending::create(couch, ids, &subject, &progress).await;
+        let mut created = pending_document::create(couch, ids, &subject, &progress).await;
         if let Err(DeliveryError::NoDatabase(database)) = &created
             // On another server this worker does not know what creates the databases.
             && couch.is_same_server(&self.couch)
         {
             self.create_missing(case, database).await?;
-            created = pending::create(couch, ids, &subject, &progress).await;
+            created = pending_document::create(couch, ids, &subject, &progress).await;
         }
         let placed = match created {
-            Err(DeliveryError::Recording(_)) => pending::create(couch, other, &subject, &progress).await?,
+            Err(DeliveryError::Recording(_)) => pending_document::create(couch, other, &subject, &progress).await?,
             created => created?,
         };
         if couch.is_same_server(&self.couch) {

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use crate::amqp::Publisher;
 use crate::couch::Couch;
-use crate::destination::decide::{Decision, Ending, Undecided, decide};
-use crate::destination::http::Http;
-use crate::destination::modb;
+use crate::destination::choose::{Decision, Undecided, choose};
+use crate::destination::circuit_breaker::CircuitBreakers;
+use crate::destination::couchdb_write::missing_month::Whole;
 use crate::destination::servers::Servers;
-use crate::destination::targets::Targets;
+use crate::destination::url::http::Http;
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
-use crate::entry::fact::{Destination, What};
+use crate::entry::fact::What;
 use crate::hold::Hold;
 use crate::ledger::{Ledger, address};
 use crate::lifecycle::{Case, Input};
@@ -45,8 +45,8 @@ pub struct Parts {
     pub cluster: Http,
     pub accounts: Accounts,
     pub servers: Servers,
-    pub targets: Arc<Targets>,
-    pub whole: modb::Whole,
+    pub targets: Arc<CircuitBreakers>,
+    pub whole: Whole,
 }
 
 /// Time limit for the ledger's answer to what it knows of an order.
@@ -82,21 +82,17 @@ impl Parts {
             Url::None => self.accounts.plan(account_id).await,
             Url::Given(_) | Url::Lost => Plan::None,
         };
-        let destination = match decide(&order, media.as_ref(), &plan) {
-            Ok(Decision::Account) => Destination::Account,
-            Ok(Decision::ThirdParty(_)) => Destination::ThirdParty,
-            Ok(Decision::StoragePlan(_)) => Destination::StoragePlan,
-            // A URL that cannot be served is refused when it is tried: its audio is kept by then.
-            Ok(Decision::Url(_) | Decision::Conclude(Ending::UnusableUrl(_) | Ending::UrlLost)) => Destination::Url,
+        let destination = match choose(&order, media.as_ref(), &plan) {
+            Ok(Decision::To(destination)) => destination,
             // The file on the switch is released, so the copy in the hold is the only one. Only an operator may discard it.
             // So it may be where no worker wrote the release down.
-            Ok(Decision::Conclude(Ending::StoringDisabled)) if entry.held().is_some() => {
+            Ok(Decision::Discard) if entry.held().is_some() => {
                 return Some(Input::Fact(What::Parked {
                     n: entry.next_rest(),
                     cause: Cause::Undecided,
                 }));
             }
-            Ok(Decision::Conclude(Ending::StoringDisabled)) => {
+            Ok(Decision::Discard) => {
                 return Some(Input::Fact(What::Concluded {
                     outcome: Outcome::Discarded,
                     cause: Cause::StoringDisabled,
@@ -106,7 +102,8 @@ impl Parts {
         };
         // Kazoo would not count an attempt while our own database is down.
         let attempts = match (destination, &media) {
-            (Destination::Account, _) | (_, None) => None,
+            (_, None) => None,
+            (destination, _) if destination.is_own() => None,
             (_, Some(media)) => self.accounts.storage_retry_times(account_id, media).await,
         };
         Some(Input::Fact(What::Decided {

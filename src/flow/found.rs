@@ -1,6 +1,6 @@
 //! Facts about what was found at a destination, or delivered there.
 
-use crate::destination::pending::Placed;
+use crate::destination::pending_document::Placed;
 use crate::entry::fact::{Delivery, Destination, Document, What};
 use crate::recording::audio::Audio;
 

@@ -1,9 +1,9 @@
 //! Existing-document checks and read-backs: is a recording stored already, is it still there, does its account have a database at all.
 
 use crate::couch::CouchError;
-use crate::destination::bigcouch::{self, Kept};
-use crate::destination::modb::{self, Account, Created, Step};
-use crate::destination::{DeliveryError, Failed, pending};
+use crate::destination::couchdb_write::missing_month::{self, Account, Created, Step};
+use crate::destination::couchdb_write::{self, Kept};
+use crate::destination::{DeliveryError, Failed, pending_document};
 use crate::entry::LOOKS;
 use crate::entry::fact::{Delivery, DeliveryFailure, Destination, Document, What};
 use crate::recording::audio::Finding;
@@ -61,8 +61,8 @@ impl Parts {
         for id in ids {
             let database = names::modb(account_id, id.month());
             if destination.documents_first() {
-                let placed = pending::find(&couch, &database, &id, order.key).await?;
-                let Some(placed) = placed.filter(pending::Placed::is_complete) else {
+                let placed = pending_document::find(&couch, &database, &id, order.key).await?;
+                let Some(placed) = placed.filter(pending_document::Placed::is_complete) else {
                     continue;
                 };
                 match placed.proven(&order.media_name) {
@@ -71,7 +71,7 @@ impl Parts {
                 }
                 continue;
             }
-            let kept = match bigcouch::find(&couch, &database, &id, order.key, &order.media_name).await {
+            let kept = match couchdb_write::find(&couch, &database, &id, order.key, &order.media_name).await {
                 // The document is then under the next id, as the month of its first one has no database.
                 Err(error @ DeliveryError::NoDatabase(_)) => {
                     missing = Some(error);
@@ -123,9 +123,9 @@ impl Parts {
     /// Reads back a delivery that a server with too few copies took.
     pub(super) async fn read_back(&self, case: &Case, n: u32) -> Input {
         let (why, unanswered, deleted) = match self.look_at(case).await {
-            Ok(bigcouch::ReadBack::Whole { .. }) => (None, false, false),
-            Ok(bigcouch::ReadBack::Deleted) => (None, false, true),
-            Ok(bigcouch::ReadBack::Lost(why)) => (Some(why), false, false),
+            Ok(couchdb_write::ReadBack::Whole { .. }) => (None, false, false),
+            Ok(couchdb_write::ReadBack::Deleted) => (None, false, true),
+            Ok(couchdb_write::ReadBack::Lost(why)) => (Some(why), false, false),
             // That is no read-back: whether the copy is there is not known.
             Err(error) => (Some(error.to_string()), true, false),
         };
@@ -146,7 +146,7 @@ impl Parts {
         })
     }
 
-    async fn look_at(&self, case: &Case) -> Result<bigcouch::ReadBack, DeliveryError> {
+    async fn look_at(&self, case: &Case) -> Result<couchdb_write::ReadBack, DeliveryError> {
         let entry = &case.entry;
         let unknown = || DeliveryError::Target("the stored document is unknown".into());
         let delivery = entry.delivery().ok_or_else(unknown)?;
@@ -154,7 +154,7 @@ impl Parts {
         let couch = self.documents(case, delivery.destination).await?;
         let document = &delivery.document;
         let name = entry.order().map_or("", |order| order.media_name.as_str());
-        bigcouch::read_back(&couch, &document.database, &document.id, entry.key, (name, audio)).await
+        couchdb_write::read_back(&couch, &document.database, &document.id, entry.key, (name, audio)).await
     }
 
     /// Whether a collect of the file would be in vain now. Returns what must be noted then.
@@ -211,15 +211,17 @@ impl Parts {
         });
         let since = since.map_or(now, |fact| fact.at);
         let unclear = |error: CouchError| DeliveryError::Target(error.to_string());
-        let account: Account = modb::account(&self.couch, account_id).await.map_err(unclear)?;
-        match modb::step(account, month, since, now, &self.common.config.destination) {
+        let account: Account = missing_month::account(&self.couch, account_id).await.map_err(unclear)?;
+        match missing_month::step(account, month, since, now, &self.common.config.destination) {
             Step::NoSuchAccount => Err(DeliveryError::Never(Failed::new(
                 DeliveryFailure::NoAccount,
                 format!("the account {account_id} does not exist, or is deleted"),
             ))),
             Step::Wait { .. } => Err(missing()),
             Step::Create => {
-                let created = modb::create(&self.couch, account_id, month).await.map_err(unclear)?;
+                let created = missing_month::create(&self.couch, account_id, month)
+                    .await
+                    .map_err(unclear)?;
                 self.announce_database(created, order).await
             }
         }
@@ -235,7 +237,7 @@ impl Parts {
         // An older database had its views long ago.
         let month = id
             .map(|id| id.month())
-            .filter(|month| modb::is_about(*month, self.common.now()));
+            .filter(|month| missing_month::is_about(*month, self.common.now()));
         let (Some(month), true) = (month, self.common.config.destination.create_databases) else {
             return Ok(());
         };
@@ -243,7 +245,10 @@ impl Parts {
             return Ok(());
         }
         let unclear = |error: CouchError| DeliveryError::NoDatabase(format!("{database}, with its views: {error}"));
-        if let Some(created) = modb::complete(&self.couch, account_id, month).await.map_err(unclear)? {
+        if let Some(created) = missing_month::complete(&self.couch, account_id, month)
+            .await
+            .map_err(unclear)?
+        {
             self.announce_database(created, order).await?;
         }
         self.whole.remember(database);

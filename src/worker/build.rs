@@ -6,10 +6,10 @@ use tokio::time::Instant;
 
 use crate::amqp::{Consumers, Publisher, Requests, Room};
 use crate::couch::Couch;
-use crate::destination::http::Http;
-use crate::destination::modb;
+use crate::destination::circuit_breaker::{CircuitBreakers, Pauses};
+use crate::destination::couchdb_write::missing_month::Whole;
 use crate::destination::servers::Servers;
-use crate::destination::targets::{Pauses, Targets};
+use crate::destination::url::http::Http;
 use crate::flow::common::Common;
 use crate::flow::deliveries::Parts;
 use crate::flow::drivers::Drivers;
@@ -88,7 +88,7 @@ pub(super) struct Flow {
     pub inbox: Inbox,
     pub background: Background,
     pub in_flight: InFlight,
-    pub targets: Arc<Targets>,
+    pub targets: Arc<CircuitBreakers>,
 }
 
 /// Builds the flow.
@@ -169,8 +169,8 @@ fn deliveries(common: &Arc<Common>, outside: &Outside, shared: &Shared, journal:
         cluster: outside.http.1.clone(),
         accounts: shared.accounts.clone(),
         servers: Servers::new(config.couchdb.clone()),
-        targets: Arc::new(Targets::new(common.clock.clone(), pauses)),
-        whole: modb::Whole::default(),
+        targets: Arc::new(CircuitBreakers::new(common.clock.clone(), pauses)),
+        whole: Whole::default(),
     })
 }
 

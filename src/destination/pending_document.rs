@@ -12,7 +12,7 @@ use crate::recording::identity::{Key, MediaId};
 use crate::recording::progress::{Elsewhere, Progress, State, completed, edited};
 
 use super::DeliveryError;
-use super::bigcouch::{is_of, rev, told_audio};
+use super::couchdb_write::{is_of, rev, told_audio};
 
 /// An existing document.
 #[derive(Debug, Clone, PartialEq)]

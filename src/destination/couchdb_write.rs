@@ -2,7 +2,7 @@
 //! back afterwards.
 //!
 //! The normal route is the single-request write, which is create-only. Old servers have faults with it, so there is also the
-//! attachment-first write: see `second`. A document of another recording is never overwritten. A document of this recording with other
+//! attachment-first write: see `attachment_first`. A document of another recording is never overwritten. A document of this recording with other
 //! audio is not overwritten either: the new audio gets another id. A document that was meant for this very audio, and lacks it, is written
 //! again. A request without an answer is looked up before it counts as failed.
 
@@ -17,12 +17,13 @@ use crate::recording::progress::Progress;
 
 use super::{DeliveryError, Source};
 
-mod found;
-mod second;
+mod attachment_first;
+mod existing;
+pub mod missing_month;
 
-use found::{Found, look_up};
-pub use found::{Kept, ReadBack, find, read_back};
-pub(super) use found::{is_of, rev, told_audio};
+use existing::{Found, look_up};
+pub use existing::{Kept, ReadBack, find, read_back};
+pub(super) use existing::{is_of, rev, told_audio};
 
 /// The route for document and audio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,7 +176,7 @@ where
 impl Place<'_> {
     async fn put(&self, road: Road) -> Result<Put, DeliveryError> {
         match road {
-            Road::Second => second::put(self).await,
+            Road::Second => attachment_first::put(self).await,
             Road::First => self.put_together().await,
         }
     }
@@ -185,7 +186,7 @@ impl Place<'_> {
     async fn put_together(&self) -> Result<Put, DeliveryError> {
         match self.look_up().await? {
             Found::Nothing => {}
-            _ => return second::put(self).await,
+            _ => return attachment_first::put(self).await,
         }
         let document = self.document.clone();
         let sent = self
@@ -218,13 +219,13 @@ impl Place<'_> {
             Found::Deleted(why) => Err(DeliveryError::Recording(why)),
             Found::Nothing => match failed {
                 // These errors may come from the server's multipart parser, and not from the recording.
-                Some(CouchError::Refused { .. }) => second::put(self).await,
+                Some(CouchError::Refused { .. }) => attachment_first::put(self).await,
                 Some(error) => Err(self.told(error).await),
                 None => Err(DeliveryError::Corrupt("the document is missing".into())),
             },
             // The server mangled the audio. The upload is not repeated without end.
             Found::Incomplete { why, whole: false, .. } if failed.is_none() => Err(DeliveryError::Corrupt(why)),
-            Found::Incomplete { .. } => second::put(self).await,
+            Found::Incomplete { .. } => attachment_first::put(self).await,
         }
     }
 

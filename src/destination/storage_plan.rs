@@ -1,0 +1,3 @@
+//! Storage plans of accounts.
+
+pub mod proxy;
