@@ -1,7 +1,106 @@
-//! Users' URLs.
+//! The user's URL. The audio goes there, the document into the account's database.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use crate::couch::Couch;
+use crate::entry::Entry;
+use crate::entry::fact::{DeliveryFailure, Destination as Kind, What};
+use crate::recording::order;
+
+use super::couchdb_write::months::Months;
+use super::pending_document::{find_or_create, search};
+use super::{Attempt, DeliveryError, Destination, Failed, Home, Means, Route, Search};
 
 pub mod guard;
 pub mod http;
 mod target;
 
+use http::{Http, Upload};
 pub use target::{Target, Unusable};
+
+/// Uploads to users' URLs. May touch: the URL of the action, through the SSRF filter, and the document in the account's database.
+pub struct UserUrl {
+    home: Home,
+    months: Arc<Months>,
+    users: Http,
+}
+
+impl UserUrl {
+    pub fn new(means: &Means) -> Self {
+        Self {
+            home: means.home.clone(),
+            months: Arc::clone(&means.months),
+            users: means.users.clone(),
+        }
+    }
+
+    async fn upload(&self, route: &Route, attempt: &Attempt<'_>) -> Result<What, DeliveryError> {
+        let parcel = &attempt.parcel;
+        let (order, target) = (parcel.order, route.url.as_ref().ok_or_else(lost)?);
+        let placed = find_or_create(&route.couch, parcel, &self.months).await?;
+        if placed.proven(&order.media_name).is_some() {
+            return Ok(What::delivered(placed.delivery(Kind::Url)));
+        }
+        let extension = order.format.extension();
+        let target = target.of_recording(&placed.document, parcel.account_id, extension, attempt.own);
+        let upload = Upload {
+            source: &attempt.source,
+            length: parcel.audio.size,
+            content_type: order.format.content_type(),
+            method: order.method,
+            // Two recordings can get the same id. This is never the key of the one that had it first.
+            key: &placed.idempotency_key(),
+        };
+        let sent = self.users.send(&target, &upload).await?;
+        Ok(What::Uploaded {
+            url: sent.to.expose().to_string(),
+            sha256: Some(parcel.audio.digests.sha256.clone()),
+        })
+    }
+}
+
+impl Destination for UserUrl {
+    fn kind(&self) -> Kind {
+        Kind::Url
+    }
+
+    fn resolve<'a>(&'a self, entry: &'a Entry) -> BoxFuture<'a, Result<Route, DeliveryError>> {
+        Box::pin(async {
+            let target = match entry.order().map(|order| &order.url) {
+                Some(order::Url::Given(given)) => Target::parse(given)
+                    .map_err(|error| DeliveryError::Never(Failed::new(DeliveryFailure::Unusable, error)))?,
+                _ => return Err(lost()),
+            };
+            Ok(Route {
+                host: target.host(),
+                couch: self.home.couch.clone(),
+                url: Some(target),
+                proxy: None,
+            })
+        })
+    }
+
+    fn documents<'a>(&'a self, _: &'a Entry) -> BoxFuture<'a, Result<Couch, DeliveryError>> {
+        Box::pin(async { Ok(self.home.couch.clone()) })
+    }
+
+    fn find<'a>(&'a self, sought: &'a Search<'a>) -> BoxFuture<'a, Result<Option<What>, DeliveryError>> {
+        Box::pin(search(&self.home.couch, Kind::Url, sought))
+    }
+
+    fn send<'a>(&'a self, route: &'a Route, attempt: &'a Attempt<'a>) -> BoxFuture<'a, Result<What, DeliveryError>> {
+        Box::pin(self.upload(route, attempt))
+    }
+
+    /// The action names the URL, so no change of the configuration leads elsewhere.
+    fn elsewhere(&self) -> Vec<Kind> {
+        Vec::new()
+    }
+}
+
+fn lost() -> DeliveryError {
+    let why = "the action's url is not known any more";
+    DeliveryError::Never(Failed::new(DeliveryFailure::Lost, why))
+}
