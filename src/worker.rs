@@ -36,6 +36,7 @@ use crate::telemetry::events::ProxiesIgnored;
 use crate::telemetry::{Pulses, survive, survive_for_ever};
 
 mod build;
+mod deliveries;
 mod labels;
 pub mod name;
 mod queues;
