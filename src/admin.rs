@@ -18,9 +18,9 @@ use tokio_util::task::TaskTracker;
 use crate::amqp::{Consumers, Publisher};
 use crate::config;
 use crate::couch::Couch;
-use crate::destination::hold::Hold;
-use crate::destination::targets::Targets;
+use crate::destination::circuit_breaker::CircuitBreakers;
 use crate::flow::common::Common;
+use crate::hold::Hold;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
 use crate::telemetry::{LogLevel, Pulses, survive};
@@ -51,7 +51,7 @@ pub struct Watched {
     pub ingest: Ingest,
     pub ledger: Ledger,
     pub hold: Hold,
-    pub targets: Arc<Targets>,
+    pub targets: Arc<CircuitBreakers>,
 }
 
 /// Asks whether the worker can do its work.

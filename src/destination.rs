@@ -1,190 +1,210 @@
 //! The destinations of audio, and the check that it arrived.
+//!
+//! A destination is one implementation of the trait `Destination`, in a file or folder of its own, and one line in the registry below.
+//! What decisions depend on is its `Description`, a row of a table in the room `entry`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use thiserror::Error;
-use tokio_util::io::ReaderStream;
+use futures_util::future::BoxFuture;
 
-use crate::couch::{ByteStream, CouchError};
-use crate::entry::fact::{DeliveryFailure, Holding};
-use crate::ingest::SpoolFile;
+use crate::couch::Couch;
+use crate::entry::Entry;
+use crate::entry::fact::{Description, Destination as Kind, What};
+use crate::kazoo::time::Moment;
+use crate::recording::order::Order;
+use crate::system_config::{Accounts, Proxy, SystemConfig};
 
-use self::http::{Failure, SendError};
+mod account;
+mod error;
+mod ids;
+mod parcel;
+mod source;
+mod third_party;
 
-pub mod bigcouch;
-pub mod decide;
-pub mod guard;
-pub mod hold;
-pub mod http;
-pub mod modb;
-pub mod pending;
-pub mod proxy;
+pub mod choose;
+pub mod circuit_breaker;
+pub mod couchdb_write;
+pub mod pending_document;
 pub mod servers;
-pub mod targets;
+pub mod storage_plan;
 pub mod url;
 
-use hold::Hold;
+use couchdb_write::months::Months;
+use servers::Servers;
+use url::Target;
+use url::http::Http;
 
-/// Why a delivery failed.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum DeliveryError {
-    /// The target will not accept this recording, now or later.
-    #[error("the target refuses this recording: {0}")]
-    Recording(String),
-    /// Target unavailable.
-    #[error("target unavailable: {0}")]
-    Target(String),
-    /// The audio at the target differs from the audio that was sent.
-    #[error("what arrived is not what was sent: {0}")]
-    Corrupt(String),
-    /// Our own copy cannot be read.
-    #[error("the spooled file cannot be read: {0}")]
-    Source(Arc<str>),
-    /// The monthly database does not exist.
-    #[error("the database {0} does not exist")]
-    NoDatabase(String),
-    /// An HTTP server did not accept the audio.
-    #[error("{0}")]
-    Http(SendError),
-    /// There is no destination, and another attempt would fail the same way.
-    #[error("{0}")]
-    Never(Failed),
+pub use error::{DeliveryError, Failed, Fault};
+pub use parcel::{Attempt, Parcel, Search};
+pub use source::Source;
+
+registry! {
+    account: Account => account::Account,
+    third_party: ThirdParty => third_party::ThirdParty,
+    url: Url => url::UserUrl,
+    storage_plan: StoragePlan => storage_plan::StoragePlan,
 }
 
-/// A failure that would repeat at each attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{why}")]
-pub struct Failed {
-    pub kind: DeliveryFailure,
-    pub why: String,
+/// A destination of audio.
+pub trait Destination: Send + Sync {
+    fn kind(&self) -> Kind;
+
+    /// What decisions, metrics and people need to know of it.
+    fn describe(&self) -> &'static Description {
+        self.kind().describe()
+    }
+
+    /// The route of one attempt. It is looked up at each attempt, so that a changed configuration takes effect at once.
+    ///
+    /// Fails with what the configuration lacks, or does not say any more.
+    fn resolve<'a>(&'a self, entry: &'a Entry) -> BoxFuture<'a, Result<Route, DeliveryError>>;
+
+    /// The server that has the document of a recording which goes here. Fails as `resolve`.
+    fn documents<'a>(&'a self, entry: &'a Entry) -> BoxFuture<'a, Result<Couch, DeliveryError>>;
+
+    /// The delivery that an earlier attempt, or another worker, has made here already.
+    fn find<'a>(&'a self, search: &'a Search<'a>) -> BoxFuture<'a, Result<Option<What>, DeliveryError>>;
+
+    /// Delivers the audio. Harmless when it is done twice.
+    fn send<'a>(&'a self, route: &'a Route, attempt: &'a Attempt<'a>) -> BoxFuture<'a, Result<What, DeliveryError>>;
+
+    /// Whether what an earlier attempt lacked here is there now, or can be made. It is asked before a file is collected.
+    fn is_ready<'a>(&'a self, entry: &'a Entry) -> BoxFuture<'a, Result<(), DeliveryError>> {
+        let _ = entry;
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Other destinations where an earlier attempt may have stored the recording, when the configuration was another one.
+    fn elsewhere(&self) -> Vec<Kind> {
+        let others = Kind::ALL.into_iter().filter(|kind| *kind != self.kind());
+        // The document of any other destination is in the ledger before its audio is there.
+        others.filter(|kind| !kind.documents_first()).collect()
+    }
 }
 
-impl Failed {
-    pub fn new(kind: DeliveryFailure, why: impl ToString) -> Self {
+/// The route of one attempt. It holds clients, and touches nothing by itself.
+pub struct Route {
+    /// The host and port that failures are attributed to.
+    pub host: String,
+    /// The server with the recording's document.
+    pub couch: Couch,
+    /// The user's URL. Other recordings of the call may have the same one.
+    pub url: Option<Target>,
+    /// Kazoo's store proxy, which knows the storage plan's handler.
+    pub proxy: Option<Proxy>,
+}
+
+/// What destinations are built from. Each takes the parts that it may touch.
+pub struct Means {
+    /// The cluster's own database.
+    pub home: Home,
+    /// Accounts' monthly databases there.
+    pub months: Arc<Months>,
+    pub system_config: SystemConfig,
+    pub accounts: Accounts,
+    /// Databases outside of the cluster.
+    pub servers: Servers,
+    /// Uploads to users' URLs, through the SSRF filter.
+    pub users: Http,
+    /// Uploads to servers that the operator named.
+    pub cluster: Http,
+}
+
+/// The cluster's own database.
+#[derive(Clone)]
+pub struct Home {
+    pub couch: Couch,
+    /// Its host and port, which failures are attributed to.
+    pub host: String,
+}
+
+impl Home {
+    /// The database that `url` names.
+    pub fn new(couch: Couch, url: &::url::Url) -> Self {
         Self {
-            kind,
-            why: why.to_string(),
+            couch,
+            host: authority(url),
         }
     }
 }
 
-/// The cause of a failure, which decides the next step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// The target will not accept this recording, now or later. The recording is parked, and its audio is kept.
-    Recording,
-    /// The target. Attempts follow the retry schedule. The target's circuit breaker opens when different recordings fail alike.
-    Target,
-    /// The account's monthly database is missing: see `modb`.
-    Database,
-    /// Our own copy is missing. The switch, or the hold, has another.
-    Source,
-}
-
-impl DeliveryError {
-    pub fn fault(&self) -> Fault {
-        match self {
-            Self::Recording(_) | Self::Never(_) => Fault::Recording,
-            Self::Http(error) if error.is_for_ever() => Fault::Recording,
-            Self::NoDatabase(_) => Fault::Database,
-            Self::Source(_) => Fault::Source,
-            Self::Target(_) | Self::Corrupt(_) | Self::Http(_) => Fault::Target,
-        }
+impl Destinations {
+    /// The host and port of the cluster's own database.
+    pub fn home(&self) -> &str {
+        &self.home.host
     }
 
-    /// How long the target asks to wait, in its `Retry-After`.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Http(error) => error.retry_after,
-            _ => None,
-        }
-    }
-}
-
-impl From<SendError> for DeliveryError {
-    fn from(error: SendError) -> Self {
-        match error.kind {
-            Failure::Source(why) => Self::Source(why),
-            _ => Self::Http(error),
-        }
-    }
-}
-
-impl DeliveryError {
-    /// The failure as the retry schedule classifies it.
-    pub fn failure(&self) -> DeliveryFailure {
-        match (self, self.fault()) {
-            (Self::Never(failed), _) => failed.kind,
-            (_, Fault::Recording) => DeliveryFailure::Refused,
-            (_, Fault::Target) => DeliveryFailure::Target,
-            (_, Fault::Database) => DeliveryFailure::Database,
-            (_, Fault::Source) => DeliveryFailure::Source,
-        }
-    }
-}
-
-impl From<CouchError> for DeliveryError {
-    fn from(error: CouchError) -> Self {
-        match error {
-            CouchError::DatabaseMissing(database) => Self::NoDatabase(database),
-            CouchError::Body(why) => Self::Source(Arc::from(why)),
-            CouchError::Refused {
-                status: 400 | 413 | 415,
-                ..
-            } => Self::Recording(error.to_string()),
-            // A document rule of the database.
-            CouchError::Forbidden { .. } => Self::Recording(error.to_string()),
-            other => Self::Target(other.to_string()),
-        }
-    }
-}
-
-/// Audio that a delivery can read from the beginning any number of times.
-#[derive(Clone)]
-pub struct Source(Place);
-
-#[derive(Clone)]
-enum Place {
-    Spool(SpoolFile),
-    Hold(Box<(Hold, Holding)>),
-}
-
-/// Bytes per read from the disk.
-const CHUNK: usize = 64 << 10;
-
-impl Source {
-    pub fn spooled(file: SpoolFile) -> Self {
-        Self(Place::Spool(file))
+    /// The destination of a recording. Before it is decided, a document can only be one of the cluster's.
+    pub fn of_document(&self, entry: &Entry) -> &dyn Destination {
+        self.of(entry.destination().unwrap_or(Kind::Url))
     }
 
-    pub fn held(hold: Hold, holding: Holding) -> Self {
-        Self(Place::Hold(Box::new((hold, holding))))
-    }
-
-    /// The audio as a stream from the beginning.
+    /// The delivery that an earlier attempt, or another worker, has made already, wherever the recording went then.
     ///
     /// # Errors
-    /// When it cannot be opened any more.
-    pub async fn open(&self) -> Result<ByteStream, DeliveryError> {
-        let failed = |error: String| DeliveryError::Source(Arc::from(error));
-        match &self.0 {
-            Place::Spool(spooled) => {
-                let file = tokio::fs::File::open(spooled.path())
-                    .await
-                    .map_err(|error| failed(error.to_string()))?;
-                // The stream holds the file, so that it is not removed.
-                let keep = spooled.clone();
-                let stream = ReaderStream::with_capacity(file, CHUNK).inspect(move |_| {
-                    let _ = &keep;
-                });
-                Ok(stream.boxed())
-            }
-            Place::Hold(held) => {
-                let (hold, holding) = held.as_ref();
-                hold.open(holding).await.map_err(|error| failed(error.to_string()))
+    /// When a server that must be asked does not answer, or has a damaged copy.
+    pub async fn find(&self, entry: &Entry, order: &Order, now: Moment) -> Result<Option<What>, DeliveryError> {
+        let Some(account_id) = entry.account_id() else {
+            return Ok(None);
+        };
+        let search = Search {
+            entry,
+            order,
+            account_id,
+            now,
+        };
+        let decided = self.of(entry.destination().unwrap_or(Kind::Account));
+        if let Some(found) = decided.find(&search).await? {
+            return Ok(Some(found));
+        }
+        // A worker may have stored it there, and crashed before it could note that.
+        for other in decided.elsewhere() {
+            match self.of(other).find(&search).await {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(error) if other.is_own() => return Err(error),
+                Err(error) => {
+                    tracing::debug!(event = "third_party_unreadable", call_id = order.call_id, %error, "third-party server unreadable");
+                }
             }
         }
+        Ok(None)
     }
 }
+
+/// Host and port, without credentials.
+fn authority(url: &::url::Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// All destinations, one a line: field, kind, type. Touches what they may touch.
+macro_rules! registry {
+    ($($field:ident: $kind:ident => $type:ty),+ $(,)?) => {
+        /// All destinations. Each says itself what it may touch.
+        pub struct Destinations {
+            home: Home,
+            $($field: $type),+
+        }
+
+        impl Destinations {
+            pub fn new(means: &Means) -> Self {
+                Self {
+                    home: means.home.clone(),
+                    $($field: <$type>::new(means)),+
+                }
+            }
+
+            /// The destination of a kind.
+            pub fn of(&self, kind: Kind) -> &dyn Destination {
+                match kind {
+                    $(Kind::$kind => &self.$field),+
+                }
+            }
+        }
+    };
+}
+use registry;

@@ -335,10 +335,7 @@ impl Entry {
     /// the audio is known.
     pub fn outcome(&self) -> Option<(Outcome, Cause)> {
         if let Some(delivery) = self.delivery() {
-            let outcome = match delivery.destination {
-                Destination::Url => Outcome::Delivered,
-                _ => Outcome::Stored,
-            };
+            let outcome = delivery.destination.describe().outcome;
             let suspect = self.judged_audio().is_some_and(|audio| audio.is_suspect());
             let cause = match suspect {
                 true => Cause::SuspectAudio,

@@ -2,7 +2,7 @@
 //!
 //! The rooms of the flow, from top to bottom: what begins work (`inbox`, `sweep`, `reconcile`, `retention`, `heartbeat`), what drives a
 //! recording (`drivers`), what is done to the world (`effects`, `deliveries`), and what these build on (`driver`, `journal`, `peer_notices`,
-//! `in_flight`, `memory`, `common`). Every effect is harmless when it is done twice. A worker can be killed before or after any effect, and
+//! `in_flight`, `memory`, `slots`, `common`). Every effect is harmless when it is done twice. A worker can be killed before or after any effect, and
 //! another worker resumes the recording.
 
 pub mod inbox;
@@ -18,15 +18,6 @@ pub mod effects;
 
 pub mod deliveries;
 
-mod amend;
-mod deliver;
-mod found;
-mod ids;
-mod proof;
-mod share;
-mod siblings;
-mod way;
-
 pub mod driver;
 pub mod journal;
 pub mod peer_notices;
@@ -35,3 +26,4 @@ pub mod common;
 mod crash;
 pub mod in_flight;
 pub mod memory;
+pub mod slots;

@@ -22,6 +22,9 @@ pub mod worker;
 pub mod flow;
 
 pub mod destination;
+
+pub mod hold;
+
 pub mod ingest;
 pub mod ledger;
 pub mod system_config;

@@ -13,6 +13,7 @@ const HOUSE: &[&[&str]] = &[
     &["admin"],
     &["flow"],
     &["destination"],
+    &["hold"],
     &["ingest", "ledger", "system_config"],
     &["amqp", "couch"],
     &["lifecycle"],
@@ -29,8 +30,8 @@ const PURE: &[&str] = &["lifecycle", "entry", "recording", "kazoo"];
 const PURE_FILES: &[&str] = &[
     "config/ini.rs",
     "config/kazoo_ini.rs",
-    "destination/decide.rs",
-    "destination/url.rs",
+    "destination/choose.rs",
+    "destination/url/target.rs",
     "system_config/media.rs",
     "system_config/proxy.rs",
     "system_config/storage.rs",

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::entry::Entry;
-use crate::entry::fact::{CollectFailure, Destination, Fact, What};
+use crate::entry::fact::{CollectFailure, Fact, What};
 use crate::entry::legs::Leg;
 use crate::kazoo::leg::LegEvent;
 use crate::kazoo::time::Moment;
@@ -199,7 +199,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
             told.completion_cause.as_deref().unwrap_or("no cause given")
         ),
         What::PresumedEnded(_) => "end presumed: no event reported the end, and the file does not grow".into(),
-        What::Decided { destination, .. } => format!("destination chosen: {}", place_name(*destination)),
+        What::Decided { destination, .. } => format!("destination chosen: {}", destination.describe().words),
         What::Postponed { until, why, .. } => format!("next attempt not before {}: {why}", until.rfc3339()),
         What::Looked { deleted: true, .. } => "read-back: document deleted by a user since".into(),
         What::Looked { why: None, .. } => "read-back: document and audio complete".into(),
@@ -248,12 +248,12 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         } => {
             format!(
                 "attempt {attempt}: delivery to {} failed: {why}",
-                place_name(*destination)
+                destination.describe().words
             )
         }
         What::Delivered(delivery) => format!(
             "delivered to {}: {} in {}, rev {}{}",
-            place_name(delivery.destination),
+            delivery.destination.describe().words,
             delivery.document.id,
             delivery.document.database,
             short(&delivery.document.rev),
@@ -284,15 +284,6 @@ fn leg_words(leg: &Leg) -> String {
         LegEvent::Replaced | LegEvent::Direct => format!("leg {leg_id} is replaced by {other}"),
         LegEvent::Gone => format!("leg {leg_id} is gone"),
         LegEvent::Action => format!("an action ran on leg {leg_id}"),
-    }
-}
-
-fn place_name(destination: Destination) -> &'static str {
-    match destination {
-        Destination::Account => "the account's monthly database",
-        Destination::ThirdParty => "the third party's database",
-        Destination::Url => "the user's url",
-        Destination::StoragePlan => "the account's storage plan",
     }
 }
 

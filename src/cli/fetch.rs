@@ -12,8 +12,8 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::config::Config;
 use crate::couch::Couch;
-use crate::destination::hold::Hold;
 use crate::entry::Entry;
+use crate::hold::Hold;
 use crate::recording::digest::hex;
 
 use super::explain;

@@ -15,6 +15,7 @@ use crate::recording::order::Order;
 
 use super::cause::{Cause, Outcome};
 use super::legs::Leg;
+pub use super::places::{Description, Destination};
 
 /// Something that happened, when it happened, and which worker saw it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -257,20 +258,6 @@ impl DeliveryFailure {
             Self::Target | Self::Source | Self::Database => None,
         }
     }
-}
-
-/// Where audio can go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Destination {
-    /// The account's own monthly database.
-    Account,
-    /// The other cluster that `third_party_bigcouch_host` names.
-    ThirdParty,
-    /// The user's URL.
-    Url,
-    /// What the account's storage plan names, through Kazoo's store proxy.
-    StoragePlan,
 }
 
 /// Where the command of an action goes: the call's control process at that time, and the call's id there.

@@ -1,147 +1,95 @@
-//! Decides where audio goes, and brings it there.
+//! Decides where audio goes, and brings it there. No file here knows a destination by name: what differs is in the room `destination`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::amqp::Publisher;
-use crate::couch::Couch;
-use crate::destination::decide::{Decision, Ending, Undecided, decide};
-use crate::destination::hold::Hold;
-use crate::destination::http::Http;
-use crate::destination::modb;
-use crate::destination::servers::Servers;
-use crate::destination::targets::Targets;
-use crate::entry::Entry;
-use crate::entry::cause::{Cause, Outcome};
+use tokio::time::Instant;
+
+use crate::destination::DeliveryError;
 use crate::entry::fact::{Destination, What};
-use crate::ledger::{Ledger, address};
 use crate::lifecycle::{Case, Input};
-use crate::recording::order::Url;
-use crate::system_config::{Accounts, Plan, SystemConfig};
+use crate::recording::audio::Audio;
+use crate::telemetry::events::DeliveryEnded;
 
-use super::common::Common;
-use super::effects::slots::Slots;
-use super::journal::Journal;
+mod choose;
+mod deliver;
+mod documents;
+mod names;
+mod proof;
+mod shares;
 
-/// What deliveries work with.
-pub struct Parts {
-    pub common: Arc<Common>,
-    pub publisher: Publisher,
-    pub couch: Couch,
-    pub system_config: SystemConfig,
-    pub ledger: Ledger,
-    pub journal: Arc<Journal>,
-    pub hold: Hold,
-    /// Slots for uploads to each host.
-    pub hosts: Slots,
-    /// Slots for uploads of a switch that go on to a host other than the cluster's own database while the switch waits. `outward` limits
-    /// all of them, and `shares` those for one host, or one account. What exceeds a limit goes into the hold, so that no slow host takes
-    /// all slots of a switch.
-    pub outward: Slots,
-    pub shares: Slots,
-    /// Uploads to users' URLs, through the SSRF filter.
-    pub users: Http,
-    /// Uploads to servers that the operator named.
-    pub cluster: Http,
-    pub accounts: Accounts,
-    pub servers: Servers,
-    pub targets: Arc<Targets>,
-    pub whole: modb::Whole,
+pub use choose::Chooser;
+pub use deliver::Deliverer;
+pub use documents::Documents;
+pub use names::Names;
+pub use proof::Proof;
+pub use shares::Shares;
+
+/// The services that bring audio to its destination. Each says itself what it may touch.
+pub struct Deliveries {
+    pub chooser: Chooser,
+    pub deliverer: Deliverer,
+    pub documents: Documents,
+    pub proof: Arc<Proof>,
 }
 
-/// Time limit for the ledger's answer to what it knows of an order.
-const KNOWLEDGE: Duration = Duration::from_secs(3);
+/// The result of `what`, if it comes within `limit`.
+async fn in_time<T>(limit: Duration, what: impl Future<Output = Result<T, DeliveryError>>) -> Result<T, DeliveryError> {
+    let done = tokio::time::timeout(limit, what).await;
+    done.unwrap_or_else(|_| Err(DeliveryError::Target(format!("not through within {limit:?}"))))
+}
 
-/// How often the ledger is asked again for an order that it does not know, before its settings count as lost.
-const LOOKS_FOR_ORDER: usize = 3;
-
-impl Parts {
-    /// Decides where the audio goes, from the configuration as it is now.
-    pub(super) async fn decide(&self, case: &Case) -> Option<Input> {
-        let entry = &case.entry;
-        let mut order = entry.order()?.clone();
-        let account_id = entry.account_id().unwrap_or_default();
-        let n = entry.next_number("retried");
-        if order.url == Url::Lost {
-            match self.known_order(case).await {
-                Ok(Some(known)) => return Some(known),
-                // The worker that began the recording writes its order within moments, or the order is on its way in the journal.
-                Ok(None) if n == 1 && entry.postponed().count() < LOOKS_FOR_ORDER => {
-                    return Some(self.undecided(case, &Undecided::Ledger));
-                }
-                Ok(None) => {}
-                Err(undecided) => return Some(self.undecided(case, &undecided)),
-            }
-        }
-        if n > 1 && order.url == Url::Lost {
-            // An operator who knows that the URL is lost retried the recording. It goes where it would have gone without a URL.
-            order.url = Url::None;
-        }
-        let media = self.system_config.current();
-        let plan = match order.url {
-            Url::None => self.accounts.plan(account_id).await,
-            Url::Given(_) | Url::Lost => Plan::None,
-        };
-        let destination = match decide(&order, media.as_ref(), &plan) {
-            Ok(Decision::Account) => Destination::Account,
-            Ok(Decision::ThirdParty(_)) => Destination::ThirdParty,
-            Ok(Decision::StoragePlan(_)) => Destination::StoragePlan,
-            // A URL that cannot be served is refused when it is tried: its audio is kept by then.
-            Ok(Decision::Url(_) | Decision::Conclude(Ending::UnusableUrl(_) | Ending::UrlLost)) => Destination::Url,
-            // The file on the switch is released, so the copy in the hold is the only one. Only an operator may discard it.
-            // So it may be where no worker wrote the release down.
-            Ok(Decision::Conclude(Ending::StoringDisabled)) if entry.held().is_some() => {
-                return Some(Input::Fact(What::Parked {
-                    n: entry.next_rest(),
-                    cause: Cause::Undecided,
-                }));
-            }
-            Ok(Decision::Conclude(Ending::StoringDisabled)) => {
-                return Some(Input::Fact(What::Concluded {
-                    outcome: Outcome::Discarded,
-                    cause: Cause::StoringDisabled,
-                }));
-            }
-            Err(undecided) => return Some(self.undecided(case, &undecided)),
-        };
-        // Kazoo would not count an attempt while our own database is down.
-        let attempts = match (destination, &media) {
-            (Destination::Account, _) | (_, None) => None,
-            (_, Some(media)) => self.accounts.storage_retry_times(account_id, media).await,
-        };
-        Some(Input::Fact(What::Decided {
-            n,
-            destination,
-            attempts,
-        }))
+/// The audio as a worker received it last, else as the hold has it.
+fn seen(case: &Case) -> Result<Audio, DeliveryError> {
+    let held = case.entry.held();
+    let audio = case.entry.judged_audio();
+    let same = |audio: &Audio| held.is_none_or(|held| held.digests == audio.digests);
+    if let Some(audio) = audio.filter(same) {
+        return Ok(audio);
     }
+    let unseen = || DeliveryError::Source(Arc::from("the audio was never here"));
+    held.map(|holding| Audio {
+        size: holding.size,
+        digests: holding.digests.clone(),
+        duration_ms: None,
+        findings: Vec::new(),
+        as_written: None,
+    })
+    .ok_or_else(unseen)
+}
 
-    /// What the ledger knows of a recording whose order is uncertain here, if the ledger's order is better. The worker that began the
-    /// recording may have written it since.
-    async fn known_order(&self, case: &Case) -> Result<Option<Input>, Undecided> {
-        let address = address(&case.entry);
-        let known = tokio::time::timeout(KNOWLEDGE, self.ledger.load(&address)).await;
-        let Ok(Ok(record)) = known else {
-            return Err(Undecided::Ledger);
-        };
-        let known = record.map(|record| record.entry);
-        let is_better = |known: &Entry| {
-            let all = case.entry.clone().merge(known.clone());
-            all.order().is_some_and(|order| order.url != Url::Lost)
-        };
-        Ok(known.filter(is_better).map(|known| Input::Known(Box::new(known))))
-    }
+/// Reports a failed attempt, and returns it as the entry has it.
+fn failed(
+    case: &Case,
+    attempt: u32,
+    (destination, host): (Destination, &str),
+    error: &DeliveryError,
+    begun: Instant,
+) -> Input {
+    ended(case, (destination, host), Err(&error.to_string()), begun);
+    Input::Fact(failure(attempt, destination, error))
+}
 
-    /// A setting that is unknown is not replaced by its default. The default could throw the recording away, or put it where it must not
-    /// go.
-    fn undecided(&self, case: &Case, why: &Undecided) -> Input {
-        tracing::warn!(event = "destination_undecided", call_id = case.entry.call_id, %why, "destination undecided, retrying");
-        let before = case.entry.postponed().count();
-        self.common.postponed_by_schedule(case, before, why.to_string())
+/// A failed attempt, as the entry has it.
+fn failure(attempt: u32, destination: Destination, error: &DeliveryError) -> What {
+    What::DeliveryFailed {
+        attempt,
+        destination,
+        failure: error.failure(),
+        why: error.to_string(),
+        retry_after_s: error.retry_after().map(|after| after.as_secs()),
     }
+}
 
-    /// The cluster's own database answers again.
-    pub fn home_is_back(&self) {
-        self.targets.delivered(&self.home().host);
+/// Reports how an attempt ended.
+fn ended(case: &Case, (destination, host): (Destination, &str), result: Result<(), &str>, begun: Instant) {
+    DeliveryEnded {
+        call_id: &case.entry.call_id,
+        media_id: case.entry.order().map_or("", |order| order.media_id.as_str()),
+        destination: destination.name(),
+        host,
+        result,
+        took: begun.elapsed(),
     }
+    .emit();
 }

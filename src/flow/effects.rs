@@ -1,7 +1,5 @@
 //! Performs one effect, and returns what came of it.
 
-use std::sync::Arc;
-
 use crate::lifecycle::{Case, Effect, Input};
 use crate::telemetry::trace::{self, Stage};
 
@@ -13,7 +11,6 @@ pub mod collect;
 pub mod commands;
 pub mod hold;
 pub mod segments;
-pub mod slots;
 
 use announce::Announcer;
 use collect::{Collector, InHand};
@@ -21,13 +18,13 @@ use commands::Commands;
 use hold::Holder;
 use segments::Segments;
 
-use super::deliveries::Parts;
+use super::deliveries::Deliveries;
 
 /// Performs effects, each by the service that it belongs to.
 pub struct Performer {
     pub commands: Commands,
     pub collector: Collector,
-    pub deliveries: Arc<Parts>,
+    pub deliveries: Deliveries,
     pub holder: Holder,
     pub segments: Segments,
     pub announcer: Announcer,
@@ -56,20 +53,21 @@ impl Performer {
                 Some(Input::Answered(answering.await))
             }
             Effect::Tidy { n, node, path } => Box::pin(collector.tidy(case, n, &node, &path)).await,
-            Effect::Decide => Box::pin(deliveries.decide(case)).await,
+            Effect::Decide => Box::pin(deliveries.chooser.decide(case)).await,
             Effect::Document { attempt, destination } => {
-                Some(Box::pin(deliveries.document(case, attempt, destination)).await)
+                Some(Box::pin(deliveries.documents.document(case, attempt, destination)).await)
             }
             Effect::Deliver { attempt, destination } => {
-                let delivering = Box::pin(deliveries.deliver(case, attempt, destination, hand.as_ref()));
+                let upload = hand.as_ref().map(|hand| &hand.upload);
+                let delivering = Box::pin(deliveries.deliverer.deliver(case, attempt, destination, upload));
                 Some(trace::within(Stage::Delivery, trace::current(), delivering).await)
             }
             Effect::Complete { attempt, destination } => {
-                Some(Box::pin(deliveries.complete(case, attempt, destination)).await)
+                Some(Box::pin(deliveries.documents.complete(case, attempt, destination)).await)
             }
-            Effect::ReadBack { n } => Some(Box::pin(deliveries.read_back(case, n)).await),
-            Effect::Amend { n } => Some(Box::pin(deliveries.amend(case, n)).await),
-            Effect::Mark { n, cause } => Some(Box::pin(deliveries.mark(case, n, cause)).await),
+            Effect::ReadBack { n } => Some(Box::pin(deliveries.proof.read_back(case, n)).await),
+            Effect::Amend { n } => Some(Box::pin(deliveries.documents.amend(case, n)).await),
+            Effect::Mark { n, cause } => Some(Box::pin(deliveries.documents.mark(case, n, cause)).await),
             Effect::Hold => Some(Box::pin(self.holder.put(case, hand.as_ref())).await),
             Effect::Unhold => Some(Box::pin(self.holder.remove(case)).await),
             Effect::Continue => Box::pin(self.segments.hand_on(case)).await,

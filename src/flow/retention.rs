@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use crate::destination::hold::{Hold, HoldError};
 use crate::entry::Entry;
+use crate::hold::{Hold, HoldError};
 use crate::ledger::{Address, Ledger, retention};
 
 use super::common::Common;

@@ -36,7 +36,7 @@ impl Resume for Drivers {
     }
 
     fn ledger_is_back(&self) {
-        self.performer.deliveries.home_is_back();
+        self.performer.deliveries.proof.home_is_back();
     }
 }
 

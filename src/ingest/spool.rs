@@ -6,7 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::StreamExt as _;
+use tokio_util::io::ReaderStream;
 use tracing::warn;
+
+use crate::couch::ByteStream;
+
+/// Bytes per read from the disk.
+const CHUNK: usize = 64 << 10;
 
 /// A folder that only this worker uses, locked for as long as the value lives.
 #[derive(Debug)]
@@ -165,6 +172,20 @@ struct Remove(PathBuf);
 impl SpoolFile {
     pub fn path(&self) -> &Path {
         &self.path.0
+    }
+
+    /// The audio as a stream from the beginning, any number of times.
+    ///
+    /// # Errors
+    /// When the file cannot be opened any more.
+    pub async fn open(&self) -> io::Result<ByteStream> {
+        let file = tokio::fs::File::open(self.path()).await?;
+        // The stream holds the file, so that it is not removed.
+        let keep = self.clone();
+        let stream = ReaderStream::with_capacity(file, CHUNK).inspect(move |_| {
+            let _ = &keep;
+        });
+        Ok(stream.boxed())
     }
 }
 

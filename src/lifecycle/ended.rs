@@ -77,8 +77,7 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
     let worn_out = |last: Option<&What>| match (decided, last) {
         (None, _) => Cause::Undecided,
         (_, Some(What::CollectFailed { .. })) => Cause::NotCollected,
-        (Some((Destination::StoragePlan, _)), _) => Cause::NoStoreProxy,
-        _ => Cause::Unreachable,
+        (Some((destination, _)), _) => destination.describe().worn_out,
     };
     let last = || entry.failures().next_back().map(|fact| &fact.what);
     let attempts = policy.attempts(decided.and_then(|(_, attempts)| attempts));

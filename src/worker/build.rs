@@ -6,13 +6,10 @@ use tokio::time::Instant;
 
 use crate::amqp::{Consumers, Publisher, Requests, Room};
 use crate::couch::Couch;
-use crate::destination::hold::Hold;
-use crate::destination::http::Http;
-use crate::destination::modb;
-use crate::destination::servers::Servers;
-use crate::destination::targets::{Pauses, Targets};
+use crate::destination::circuit_breaker::CircuitBreakers;
+use crate::destination::url::http::Http;
 use crate::flow::common::Common;
-use crate::flow::deliveries::Parts;
+use crate::flow::deliveries::Deliveries;
 use crate::flow::drivers::Drivers;
 use crate::flow::effects::Performer;
 use crate::flow::effects::announce::Announcer;
@@ -21,7 +18,6 @@ use crate::flow::effects::collect::{Collector, Fetcher, Predecessors, Quiescence
 use crate::flow::effects::commands::Commands;
 use crate::flow::effects::hold::Holder;
 use crate::flow::effects::segments::Segments;
-use crate::flow::effects::slots::Slots;
 use crate::flow::heartbeat::Heartbeat;
 use crate::flow::in_flight::InFlight;
 use crate::flow::inbox::Inbox;
@@ -42,11 +38,15 @@ use crate::flow::memory::{Alerts, CallIds, OpenRecordings, Peers, RateLimit};
 use crate::flow::peer_notices::{Outbox, PeerNotices};
 use crate::flow::reconcile::Reconcile;
 use crate::flow::retention::Retention;
+use crate::flow::slots::Slots;
 use crate::flow::sweep::Sweep;
+use crate::hold::Hold;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
 use crate::recording::carry::Seal;
 use crate::system_config::{Accounts, SystemConfig};
+
+use super::deliveries::deliveries;
 
 /// What is outside this process, by the clients that speak to it.
 pub(super) struct Outside {
@@ -88,7 +88,7 @@ pub(super) struct Flow {
     pub inbox: Inbox,
     pub background: Background,
     pub in_flight: InFlight,
-    pub targets: Arc<Targets>,
+    pub targets: Arc<CircuitBreakers>,
 }
 
 /// Builds the flow.
@@ -123,8 +123,8 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> F
         in_flight: shared.in_flight.clone(),
         outbox: Outbox::default(),
     });
-    let deliveries = deliveries(common, outside, &shared, &journal);
-    let targets = Arc::clone(&deliveries.targets);
+    let deliveries = deliveries(common, outside, &shared.accounts, &journal);
+    let targets = Arc::clone(&deliveries.deliverer.breakers);
     let drivers = Arc::new(Drivers {
         common: Arc::clone(common),
         performer: performer(common, outside, &shared, (&calls, &journal, deliveries)),
@@ -148,37 +148,11 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> F
     }
 }
 
-fn deliveries(common: &Arc<Common>, outside: &Outside, shared: &Shared, journal: &Arc<Journal>) -> Arc<Parts> {
-    let config = &common.config;
-    let pauses = Pauses {
-        first: config.destination.first_pause,
-        longest: config.destination.longest_pause,
-    };
-    Arc::new(Parts {
-        common: Arc::clone(common),
-        publisher: outside.publisher.clone(),
-        couch: outside.couch.clone(),
-        system_config: outside.system_config.clone(),
-        ledger: outside.ledger.clone(),
-        journal: Arc::clone(journal),
-        hold: outside.hold.clone(),
-        hosts: Slots::new(config.destination.per_host),
-        outward: Slots::new(config.ingest.per_switch.saturating_sub(1).max(1)),
-        shares: Slots::new((config.ingest.per_switch / 2).max(1)),
-        users: outside.http.0.clone(),
-        cluster: outside.http.1.clone(),
-        accounts: shared.accounts.clone(),
-        servers: Servers::new(config.couchdb.clone()),
-        targets: Arc::new(Targets::new(common.clock.clone(), pauses)),
-        whole: modb::Whole::default(),
-    })
-}
-
 fn performer(
     common: &Arc<Common>,
     outside: &Outside,
     shared: &Shared,
-    (calls, journal, deliveries): (&Arc<Calls>, &Arc<Journal>, Arc<Parts>),
+    (calls, journal, deliveries): (&Arc<Calls>, &Arc<Journal>, Deliveries),
 ) -> Performer {
     Performer {
         commands: Commands {
@@ -206,7 +180,7 @@ fn performer(
             predecessors: Predecessors {
                 ledger: outside.ledger.clone(),
             },
-            deliveries: Arc::clone(&deliveries),
+            proof: Arc::clone(&deliveries.proof),
             in_flight: shared.in_flight.clone(),
             switches: Slots::new(common.config.ingest.per_switch),
         },

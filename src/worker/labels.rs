@@ -1,8 +1,8 @@
 //! The values that the labels of metrics can have, collected from the modules that define them.
 
-use crate::destination::hold::HoldError;
 use crate::entry::cause::Outcome;
 use crate::entry::fact::{Announcement, Destination};
+use crate::hold::HoldError;
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::names::Exchange;
 use crate::recording::audio::Finding;

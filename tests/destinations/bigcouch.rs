@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use kz_record_call::couch::{Couch, Server};
 use kz_record_call::destination::DeliveryError;
-use kz_record_call::destination::bigcouch::{self, Kept, ReadBack, Road};
+use kz_record_call::destination::couchdb_write::{self, Kept, ReadBack, Road};
 use serde_json::json;
 
 use crate::promises;
@@ -83,7 +83,7 @@ async fn a_recording_that_is_delivered_twice_is_stored_once(couchdb: Arc<Couchdb
             "{way:?}: {first:?} {second:?}"
         );
         ensure!(second.road.is_none(), "{way:?}: it was there already");
-        let found = bigcouch::find(
+        let found = couchdb_write::find(
             &case.couch,
             &first.database,
             &first.id,
@@ -266,7 +266,7 @@ async fn fewer_copies_than_the_quorum_are_marked_and_read_back(couchdb: Arc<Couc
         case.front.rule(|_, _| Fault::Pass);
         let key = recording.order.key;
         let read_back = || {
-            bigcouch::read_back(
+            couchdb_write::read_back(
                 &case.couch,
                 &stored.database,
                 &stored.id,

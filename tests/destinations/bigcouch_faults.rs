@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use kz_record_call::couch::Couch;
 use kz_record_call::destination::DeliveryError;
-use kz_record_call::destination::bigcouch::{Job, Road, put};
+use kz_record_call::destination::couchdb_write::{Job, Road, put};
 
 use crate::promises;
 use crate::support::{Case, Couchdb, Fault, Front, Recording, TestResult, WAYS, World, machine, whole_settings};

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use kz_record_call::destination::guard::{Kind, Refused};
-use kz_record_call::destination::http::{Failure, Http};
+use kz_record_call::destination::url::guard::{Kind, Refused};
+use kz_record_call::destination::url::http::{Failure, Http};
 use kz_record_call::kazoo::time::Clock;
 
 use crate::promises;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use kz_record_call::destination::http::Failure;
+use kz_record_call::destination::url::http::Failure;
 use kz_record_call::recording::settings::Method;
 
 use crate::promises;

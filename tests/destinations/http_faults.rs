@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use kz_record_call::destination::DeliveryError;
-use kz_record_call::destination::http::{Failure, Http};
+use kz_record_call::destination::url::http::{Failure, Http};
 use kz_record_call::kazoo::time::Clock;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use kz_record_call::destination::bigcouch::{self, Job, Road};
+use kz_record_call::destination::couchdb_write::{self, Job, Road};
 use kz_record_call::destination::url::Target;
 use kz_record_call::destination::{DeliveryError, Source};
 use kz_record_call::ingest::{Ingest, Spool, Wanted};
@@ -243,7 +243,7 @@ async fn one(task: &Value) -> anyhow::Result<()> {
             failures: 0,
             create_database: false,
         };
-        let stored = bigcouch::put(&world.couch(), &job).await?;
+        let stored = couchdb_write::put(&world.couch(), &job).await?;
         let road: Road = stored.road.context("it was there")?;
         println!("road {road:?}");
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use kz_record_call::couch::Couch;
-use kz_record_call::destination::modb::{self, Account};
+use kz_record_call::destination::couchdb_write::missing_month::{self, Account};
 use kz_record_call::kazoo::envelope::Sender;
 use kz_record_call::kazoo::time::Month;
 use serde_json::json;
@@ -65,7 +65,7 @@ async fn a_created_database_has_kazoos_views_and_lists_the_recording(couchdb: Ar
         let (case, recording) = (Case::of(World::empty(&couchdb), way).await?, Recording::of(1000));
         seed(&case.world, true).await?;
         ensure!(case.put(&recording).await.is_err(), "it is missing");
-        let created = modb::create(&case.couch, ACCOUNT, november()).await?;
+        let created = missing_month::create(&case.couch, ACCOUNT, november()).await?;
         let sender = Sender {
             node: "kz_record_call@rec1".into(),
         };
@@ -108,7 +108,7 @@ async fn views_are_found_without_kazoos_view_of_views(couchdb: Arc<Couchdb>) -> 
     // Page after page.
     let filler: Vec<_> = (0..1200).map(|n| json!({"_id": format!("filler-{n:04}")})).collect();
     world.couch().create_all("system_data", &filler).await?;
-    let created = modb::create(&world.couch(), ACCOUNT, november()).await?;
+    let created = missing_month::create(&world.couch(), ACCOUNT, november()).await?;
     let created = created.finish(&world.couch()).await?;
     ensure!(created.views == 3, "{created:?}");
     world.finish().await
@@ -117,11 +117,15 @@ async fn views_are_found_without_kazoos_view_of_views(couchdb: Arc<Couchdb>) -> 
 async fn a_database_without_views_is_never_made(couchdb: Arc<Couchdb>) -> TestResult {
     let world = World::empty(&couchdb);
     world.seed().await?;
-    let error = modb::create(&world.couch(), ACCOUNT, november()).await.err();
+    let error = missing_month::create(&world.couch(), ACCOUNT, november()).await.err();
     let error = error.context("created")?;
     ensure!(error.to_string().contains("no views"), "{error}");
     world.delete_database("system_data").await?;
-    ensure!(modb::create(&world.couch(), ACCOUNT, november()).await.is_err());
+    ensure!(
+        missing_month::create(&world.couch(), ACCOUNT, november())
+            .await
+            .is_err()
+    );
     ensure!(
         !world.databases().await?.iter().any(|name| name.starts_with("account/")),
         "it was made"
@@ -137,7 +141,7 @@ async fn eight_workers_at_once_create_it_once_and_announce_it_once(couchdb: Arc<
         node: "kz_record_call@rec1".into(),
     };
     let make = async || {
-        let created = modb::create(&couch, ACCOUNT, november()).await?;
+        let created = missing_month::create(&couch, ACCOUNT, november()).await?;
         let announced = created.notice(&sender, "5a0f").is_some();
         anyhow::Ok((created.finish(&couch).await?.by_us, announced))
     };
@@ -164,11 +168,11 @@ async fn what_was_interrupted_is_completed(couchdb: Arc<Couchdb>) -> TestResult 
         }
     });
     let couch = Couch::new(&world.config(&front.url))?;
-    ensure!(modb::create(&couch, ACCOUNT, november()).await.is_err());
-    let created = modb::create(&world.couch(), ACCOUNT, november()).await?;
+    ensure!(missing_month::create(&couch, ACCOUNT, november()).await.is_err());
+    let created = missing_month::create(&world.couch(), ACCOUNT, november()).await?;
     let created = created.finish(&world.couch()).await?;
     ensure!(!created.by_us && created.views == 3, "{created:?}");
-    let again = modb::create(&world.couch(), ACCOUNT, november()).await?;
+    let again = missing_month::create(&world.couch(), ACCOUNT, november()).await?;
     ensure!(again.finish(&world.couch()).await?.views == 0);
     world.finish().await
 }
@@ -234,8 +238,8 @@ async fn a_month_gets_its_views_and_its_notice_whatever_answer_goes_wrong_and_wh
         let mut announced = 0;
         match trouble {
             Trouble::KilledAtOnce => world.create_database(&recording.database()).await?,
-            Trouble::KilledBeforeTheLast => drop(modb::create(&couch, ACCOUNT, november()).await?),
-            _ => match modb::create(&couch, ACCOUNT, november()).await {
+            Trouble::KilledBeforeTheLast => drop(missing_month::create(&couch, ACCOUNT, november()).await?),
+            _ => match missing_month::create(&couch, ACCOUNT, november()).await {
                 Ok(created) => {
                     ensure!(at_once, "{trouble:?}");
                     announced += usize::from(created.notice(&sender, "5a0f").is_some());
@@ -246,7 +250,7 @@ async fn a_month_gets_its_views_and_its_notice_whatever_answer_goes_wrong_and_wh
         }
         // Another worker stores something there.
         let other = world.couch();
-        let left = modb::complete(&other, ACCOUNT, november()).await?;
+        let left = missing_month::complete(&other, ACCOUNT, november()).await?;
         ensure!(left.is_some() != at_once, "{trouble:?}: {left:?}");
         if let Some(created) = left {
             announced += usize::from(created.notice(&sender, "5a0f").is_some());
@@ -258,7 +262,7 @@ async fn a_month_gets_its_views_and_its_notice_whatever_answer_goes_wrong_and_wh
         }
         ensure!(announced == 1, "{trouble:?}: announced {announced} times");
         ensure!(
-            modb::complete(&other, ACCOUNT, november()).await?.is_none(),
+            missing_month::complete(&other, ACCOUNT, november()).await?.is_none(),
             "{trouble:?}: done again and again"
         );
         world.finish().await?;
@@ -270,7 +274,11 @@ async fn a_database_that_kazoo_made_is_left_as_it_is(couchdb: Arc<Couchdb>) -> T
     let recording = Recording::of(1000);
     let world = World::with_database_of(&couchdb, &recording).await?;
     seed(&world, true).await?;
-    ensure!(modb::complete(&world.couch(), ACCOUNT, november()).await?.is_none());
+    ensure!(
+        missing_month::complete(&world.couch(), ACCOUNT, november())
+            .await?
+            .is_none()
+    );
     ensure!(
         world.get(&recording.database(), "_design/cdrs").await?.is_none(),
         "it was written to"
@@ -283,13 +291,13 @@ async fn accounts_that_are_gone_are_known_and_a_server_without_accounts_says_not
 ) -> TestResult {
     let world = World::empty(&couchdb);
     let couch = world.couch();
-    ensure!(modb::account(&couch, ACCOUNT).await.is_err(), "nobody knows");
+    ensure!(missing_month::account(&couch, ACCOUNT).await.is_err(), "nobody knows");
     seed(&world, true).await?;
-    ensure!(modb::account(&couch, ACCOUNT).await? == Account::There);
-    ensure!(modb::account(&couch, &"0".repeat(32)).await? == Account::Gone);
+    ensure!(missing_month::account(&couch, ACCOUNT).await? == Account::There);
+    ensure!(missing_month::account(&couch, &"0".repeat(32)).await? == Account::Gone);
     world
         .edit("accounts", ACCOUNT, |account| account["pvt_deleted"] = json!(true))
         .await?;
-    ensure!(modb::account(&couch, ACCOUNT).await? == Account::Gone);
+    ensure!(missing_month::account(&couch, ACCOUNT).await? == Account::Gone);
     world.finish().await
 }

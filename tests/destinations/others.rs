@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use kz_record_call::destination::DeliveryError;
-use kz_record_call::destination::bigcouch::{self, Kept};
+use kz_record_call::destination::couchdb_write::{self, Kept};
 use serde_json::{Value, json};
 
 use crate::promises;
@@ -113,16 +113,16 @@ async fn a_recording_that_a_user_deleted_stays_deleted_and_is_told(couchdb: Arc<
         }
         ensure!(case.world.document(&recording).await? == before, "{way:?}");
         ensure!(case.world.listed(&database).await?.is_empty(), "{way:?}: visible again");
-        let found = bigcouch::find(&case.couch, &database, recording.id(), recording.order.key, NAME).await?;
+        let found = couchdb_write::find(&case.couch, &database, recording.id(), recording.order.key, NAME).await?;
         ensure!(matches!(found, Kept::Whole { deleted: true, .. }), "{way:?}: {found:?}");
-        let look = bigcouch::read_back(
+        let look = couchdb_write::read_back(
             &case.couch,
             &database,
             recording.id(),
             recording.order.key,
             (NAME, &recording.audio),
         );
-        ensure!(look.await? == bigcouch::ReadBack::Deleted, "{way:?}");
+        ensure!(look.await? == couchdb_write::ReadBack::Deleted, "{way:?}");
         case.finish().await?;
     }
     Ok(())
@@ -166,7 +166,7 @@ async fn audio_that_a_server_mangled_does_not_count_as_found(couchdb: Arc<Couchd
             case.put(&recording).await?;
             let (database, id) = (recording.database(), recording.id().as_str());
             case.world.edit(&database, id, change).await?;
-            let found = bigcouch::find(&case.couch, &database, recording.id(), recording.order.key, NAME).await?;
+            let found = couchdb_write::find(&case.couch, &database, recording.id(), recording.order.key, NAME).await?;
             ensure!(matches!(found, Kept::Damaged(_)), "{way:?} {what}: {found:?}");
             case.finish().await?;
         }
@@ -181,7 +181,7 @@ async fn what_is_found_is_known_in_full(couchdb: Arc<Couchdb>) -> TestResult {
         case.put(&recording).await?;
         transcribe(&case, &recording).await?;
         let database = recording.database();
-        let found = bigcouch::find(&case.couch, &database, recording.id(), recording.order.key, NAME).await?;
+        let found = couchdb_write::find(&case.couch, &database, recording.id(), recording.order.key, NAME).await?;
         let Kept::Whole { audio, deleted, .. } = found else {
             anyhow::bail!("{way:?}: {found:?}");
         };

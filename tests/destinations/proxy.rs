@@ -9,9 +9,9 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kz_record_call::destination::http::Http;
-use kz_record_call::destination::pending::{self, Placed};
-use kz_record_call::destination::proxy::{self, Job, Kept};
+use kz_record_call::destination::pending_document::{self, Placed};
+use kz_record_call::destination::storage_plan::proxy::{self, Job, Kept};
+use kz_record_call::destination::url::http::Http;
 use kz_record_call::destination::{DeliveryError, Fault};
 use kz_record_call::kazoo::term::Term;
 use kz_record_call::kazoo::time::Clock;
@@ -71,7 +71,7 @@ impl Played {
         };
         let couch = world.couch();
         let subject = |id| recording.subject(id, "storage_plan");
-        let placed = pending::create(&couch, &recording.ids, subject, &pending).await?;
+        let placed = pending_document::create(&couch, &recording.ids, subject, &pending).await?;
         let state = Arc::new(Mutex::new(Behind { world, does, asked: 0 }));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
@@ -205,7 +205,7 @@ async fn the_handler_gets_the_audio_and_the_document_says_where_it_is(couchdb: A
         cause: Some("complete"),
     };
     let subject = played.recording.subject(&played.placed.id, "storage_plan");
-    pending::note(&world.couch(), &played.placed, &subject, &complete).await?;
+    pending_document::note(&world.couch(), &played.placed, &subject, &complete).await?;
     let document = world.document(&played.recording).await?;
     check_schema(&document)?;
     ensure!(document["pvt_recording"]["state"] == "complete");

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use kz_record_call::destination::http::Failure;
 use kz_record_call::destination::url::Target;
+use kz_record_call::destination::url::http::Failure;
 use serde_json::{Map, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -158,7 +158,7 @@ async fn a_signed_url_goes_out_as_it_was_given(_: Arc<Couchdb>) -> TestResult {
     for path in SIGNED {
         let target = Target::parse(&server.url(path))?.of_recording(&document(), "a", "mp3", None);
         let recording = Recording::of(10);
-        let upload = kz_record_call::destination::http::Upload {
+        let upload = kz_record_call::destination::url::http::Upload {
             source: &recording.source,
             length: 10,
             content_type: "audio/mpeg",

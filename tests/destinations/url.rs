@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use kz_record_call::couch::Couch;
 use kz_record_call::destination::DeliveryError;
-use kz_record_call::destination::pending::{self, Placed};
+use kz_record_call::destination::pending_document::{self, Placed};
 use kz_record_call::destination::url::Target;
 use kz_record_call::kazoo::time::Moment;
 use kz_record_call::recording::document::Subject;
@@ -46,7 +46,7 @@ fn to(url: String, size: usize) -> Recording {
 }
 
 async fn place(couch: &Couch, recording: &Recording) -> Result<Placed, DeliveryError> {
-    pending::create(couch, &recording.ids, |id| recording.subject(id, "url"), &PENDING).await
+    pending_document::create(couch, &recording.ids, |id| recording.subject(id, "url"), &PENDING).await
 }
 
 /// What is known of it when its document is edited.
@@ -76,7 +76,7 @@ async fn deliver(couch: &Couch, recording: &Recording, placed: &Placed, method: 
         attempts: 1,
         cause: Some("complete"),
     };
-    Ok(pending::complete(couch, placed, &later(recording, placed), &at, &progress).await?)
+    Ok(pending_document::complete(couch, placed, &later(recording, placed), &at, &progress).await?)
 }
 
 async fn the_document_comes_first_and_is_completed_when_the_audio_is_there(couchdb: Arc<Couchdb>) -> TestResult {
@@ -94,7 +94,7 @@ async fn the_document_comes_first_and_is_completed_when_the_audio_is_there(couch
         ensure!(before["url"] == server.url("/in/"), "{before:#}");
         ensure!(!placed.is_complete());
         let done = deliver(&couch, &recording, &placed, method).await?;
-        let found = pending::find(&couch, &placed.database, &placed.id, placed.key).await?;
+        let found = pending_document::find(&couch, &placed.database, &placed.id, placed.key).await?;
         let found = found.context("not found")?;
         ensure!(found.is_complete() && found.rev == done.rev && found.created == placed.created);
         // A worker that comes later finds it done.
@@ -201,7 +201,7 @@ async fn another_recordings_document_is_left_alone(couchdb: Arc<Couchdb>) -> Tes
         id: others.ids[0].clone(),
         ..placed
     };
-    let error = pending::note(&couch, &stranger, &later(&recording, &stranger), &PENDING)
+    let error = pending_document::note(&couch, &stranger, &later(&recording, &stranger), &PENDING)
         .await
         .err()
         .context("edited")?;
@@ -231,7 +231,7 @@ async fn a_document_that_is_gone_is_told(couchdb: Arc<Couchdb>) -> TestResult {
     let couch = world.couch();
     let placed = place(&couch, &recording).await?;
     world.delete(&recording.database(), recording.id().as_str()).await?;
-    let error = pending::note(&couch, &placed, &later(&recording, &placed), &PENDING)
+    let error = pending_document::note(&couch, &placed, &later(&recording, &placed), &PENDING)
         .await
         .err()
         .context("edited")?;
@@ -249,7 +249,7 @@ async fn a_parked_recording_says_why_in_its_document(couchdb: Arc<Couchdb>) -> T
         attempts: 12,
         cause: Some("url_refuses"),
     };
-    pending::park(&couch, &placed, &later(&recording, &placed), &parked).await?;
+    pending_document::park(&couch, &placed, &later(&recording, &placed), &parked).await?;
     let document = world.document(&recording).await?;
     check_schema(&document)?;
     ensure!(document["pvt_recording"]["state"] == "parked" && document["pvt_recording"]["cause"] == "url_refuses");
@@ -269,7 +269,7 @@ async fn a_worker_that_gives_up_leaves_a_document_alone_that_another_completed(c
         attempts: 1,
         cause: Some("unreachable"),
     };
-    let left = pending::park(&couch, &placed, &later(&recording, &placed), &parked).await?;
+    let left = pending_document::park(&couch, &placed, &later(&recording, &placed), &parked).await?;
     ensure!(left.rev == done.rev && left.is_complete(), "{left:?}");
     let document = world.document(&recording).await?;
     ensure!(document["_rev"] == done.rev && document["pvt_recording"]["state"] == "complete");

@@ -4,7 +4,7 @@ use crate::entry::Entry;
 use crate::entry::cause::Cause;
 use crate::entry::fact::Destination;
 
-use super::{place_name, without_secrets};
+use super::without_secrets;
 
 /// Each place that has the audio, and what the audio is.
 pub fn places(entry: &Entry) -> Vec<String> {
@@ -20,7 +20,7 @@ pub fn places(entry: &Entry) -> Vec<String> {
             ),
             _ => format!(
                 "{}: document {} in {}",
-                place_name(delivery.destination),
+                delivery.destination.describe().words,
                 document.id,
                 document.database
             ),

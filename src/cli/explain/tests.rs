@@ -1,7 +1,7 @@
 use super::*;
 use crate::entry::cause::Cause;
 use crate::entry::cause::Outcome;
-use crate::entry::fact::{DeliveryFailure, Document, Holding};
+use crate::entry::fact::{DeliveryFailure, Destination, Document, Holding};
 use crate::kazoo::call::Parties;
 use crate::recording::digest::Digests;
 use crate::recording::ending::Told;

@@ -14,10 +14,10 @@ use crate::recording::digest::Digests;
 use crate::recording::order::Order;
 use crate::telemetry::events::{AudioSuspect, CollectEnded, CollectPutOff};
 
-use super::slots::{Crowded, Slots};
 use crate::flow::common::Common;
-use crate::flow::deliveries::Parts;
+use crate::flow::deliveries::Proof;
 use crate::flow::in_flight::InFlight;
+use crate::flow::slots::{Crowded, Slots};
 
 mod fetch;
 mod predecessors;
@@ -66,8 +66,8 @@ pub struct Collector {
     pub fetcher: Fetcher,
     pub quiescence: Quiescence,
     pub predecessors: Predecessors,
-    /// Know whether the audio is at its destination already.
-    pub deliveries: Arc<Parts>,
+    /// Knows whether the audio is at its destination already.
+    pub proof: Arc<Proof>,
     pub in_flight: InFlight,
     /// Slots for uploads from each switch: every upload holds a thread of a live media server.
     pub switches: Slots,
@@ -84,7 +84,7 @@ impl Collector {
         hand: &mut Option<InHand>,
     ) -> Option<Input> {
         let order = case.entry.order()?;
-        if let Some(input) = self.deliveries.in_vain(case, attempt).await {
+        if let Some(input) = self.proof.in_vain(case, attempt).await {
             return Some(input);
         }
         if let Some(later) = self.put_off(case, node) {
@@ -248,7 +248,7 @@ impl Collector {
     /// The switch has no such file. Two cases are checked before the file counts as missing. Another worker may have stored it, and the
     /// switch deleted it. Or the recording before contains all of it.
     async fn missing(&self, case: &Case, order: &Order, attempt: u32, why: String) -> Input {
-        let (failure, why) = match self.deliveries.stored_already(case, order).await {
+        let (failure, why) = match self.proof.stored_already(case, order).await {
             Ok(Some(delivered)) => return Input::Fact(delivered),
             Ok(None) => match self.predecessors.kept_before(case).await {
                 Kept::All => return predecessors::already_kept(),

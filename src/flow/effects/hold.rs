@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::destination::Source;
-use crate::destination::hold::Hold;
 use crate::entry::fact::What;
+use crate::hold::Hold;
 use crate::ledger::address;
 use crate::lifecycle::{Case, Input};
 use crate::telemetry::events::HoldRefused;
@@ -22,10 +21,10 @@ impl Holder {
     /// Puts the audio of an upload into the hold.
     pub async fn put(&self, case: &Case, hand: Option<&InHand>) -> Input {
         let Some(hand) = hand else { return Input::HoldRefused };
-        let (audio, source) = (&hand.upload.audio, Source::spooled(hand.upload.file.clone()));
+        let (audio, file) = (&hand.upload.audio, &hand.upload.file);
         match self
             .hold
-            .put(&address(&case.entry), self.common.now(), audio, &source)
+            .put(&address(&case.entry), self.common.now(), audio, file)
             .await
         {
             Ok(holding) => Input::Fact(What::Held {

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use kz_record_call::destination::Source;
-use kz_record_call::ingest::Spool;
+use kz_record_call::ingest::{Spool, SpoolFile};
 use kz_record_call::kazoo::envelope::Envelope;
 use kz_record_call::kazoo::event::RecordEvent;
 use kz_record_call::kazoo::time::Moment;
@@ -27,6 +27,8 @@ pub struct Recording {
     pub told: Told,
     pub audio: Audio,
     pub source: Source,
+    /// What `source` reads.
+    pub file: SpoolFile,
     pub bytes: Vec<u8>,
     pub ids: Vec<MediaId>,
     dir: PathBuf,
@@ -96,7 +98,8 @@ impl Recording {
                 findings: vec![],
                 as_written: None,
             },
-            source: Source::spooled(spooled),
+            source: Source::spooled(spooled.clone()),
+            file: spooled,
             bytes,
             ids,
             dir,

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use kz_record_call::destination::guard::Guard;
-use kz_record_call::destination::guard::resolve::{Answer, Lookup};
-use kz_record_call::destination::http::{Http, SendError, Sent, Upload};
 use kz_record_call::destination::url::Target;
+use kz_record_call::destination::url::guard::Guard;
+use kz_record_call::destination::url::guard::resolve::{Answer, Lookup};
+use kz_record_call::destination::url::http::{Http, SendError, Sent, Upload};
 use kz_record_call::kazoo::time::Clock;
 use kz_record_call::recording::settings::Method;
 

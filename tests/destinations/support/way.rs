@@ -2,7 +2,7 @@
 
 use kz_record_call::couch::{Couch, Server};
 use kz_record_call::destination::DeliveryError;
-use kz_record_call::destination::bigcouch::{self, Job, Road, Stored};
+use kz_record_call::destination::couchdb_write::{self, Job, Road, Stored};
 use kz_record_call::recording::progress::{Progress, State};
 
 use super::{Couchdb, Front, Recording, World};
@@ -92,7 +92,7 @@ impl Case {
             failures,
             create_database: self.way.third_party,
         };
-        bigcouch::put(&self.couch, &job).await
+        couchdb_write::put(&self.couch, &job).await
     }
 
     pub async fn finish(self) -> anyhow::Result<()> {

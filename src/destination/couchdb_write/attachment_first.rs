@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::couch::CouchError;
 
-use super::found::Found;
+use super::existing::Found;
 use super::{DeliveryError, Place, Put, Road};
 
 /// Steps that may fail because other workers write the same recording.

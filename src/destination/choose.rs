@@ -7,37 +7,18 @@
 
 use thiserror::Error;
 
-use crate::couch::{NoServer, Server};
-use crate::recording::order::{self, Order};
-use crate::system_config::{Media, Plan, Storage, ThirdParty};
-
-use super::url::{Target, Unusable};
+use crate::couch::NoServer;
+use crate::entry::fact::Destination;
+use crate::recording::order::{Order, Url};
+use crate::system_config::{Media, Plan, ThirdParty};
 
 /// Where a recording goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// The account's own monthly database.
-    Account,
-    /// A database of the same name on another server. Nothing is stored in the cluster.
-    ThirdParty(Server),
-    /// The audio goes to the user's URL, the document into the account's database.
-    Url(Target),
-    /// As the account's storage plan says.
-    StoragePlan(Storage),
-    /// Nowhere.
-    Conclude(Ending),
-}
-
-/// Why a recording goes nowhere.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Ending {
-    #[error("store_recordings is off")]
-    StoringDisabled,
-    #[error("the action's url cannot be used: {0}")]
-    UnusableUrl(Unusable),
-    /// The URL was too long for the recording context, and no other copy of it is left.
-    #[error("the action's url is not known any more")]
-    UrlLost,
+    /// To that destination. The route is looked up at each attempt.
+    To(Destination),
+    /// Nowhere: `store_recordings` is off.
+    Discard,
 }
 
 /// What the decision waits for.
@@ -58,29 +39,24 @@ pub enum Undecided {
 ///
 /// # Errors
 /// What an operator or the database must provide first.
-pub fn decide(order: &Order, media: Option<&Media>, plan: &Plan) -> Result<Decision, Undecided> {
+pub fn choose(order: &Order, media: Option<&Media>, plan: &Plan) -> Result<Decision, Undecided> {
     match &order.url {
-        order::Url::Given(given) => {
-            return Ok(match Target::parse(given) {
-                Ok(target) => Decision::Url(target),
-                Err(error) => Decision::Conclude(Ending::UnusableUrl(error)),
-            });
-        }
-        order::Url::Lost => return Ok(Decision::Conclude(Ending::UrlLost)),
-        order::Url::None => {}
+        // A URL that cannot be used is refused when it is tried: its audio is kept by then.
+        Url::Given(_) | Url::Lost => return Ok(Decision::To(Destination::Url)),
+        Url::None => {}
     }
     match plan {
-        Plan::Stored(storage) => return Ok(Decision::StoragePlan(storage.clone())),
+        Plan::Stored(_) => return Ok(Decision::To(Destination::StoragePlan)),
         Plan::Unknown => return Err(Undecided::Plan),
         Plan::None => {}
     }
     let media = media.ok_or(Undecided::Media)?;
     if !media.store_recordings {
-        return Ok(Decision::Conclude(Ending::StoringDisabled));
+        return Ok(Decision::Discard);
     }
     match &media.third_party {
-        ThirdParty::NotSet => Ok(Decision::Account),
-        ThirdParty::Server(server) => Ok(Decision::ThirdParty(server.clone())),
+        ThirdParty::NotSet => Ok(Decision::To(Destination::Account)),
+        ThirdParty::Server(_) => Ok(Decision::To(Destination::ThirdParty)),
         ThirdParty::Unusable(error) => Err(Undecided::ThirdParty(*error)),
     }
 }
@@ -94,10 +70,11 @@ mod tests {
     use crate::recording::format::Format;
     use crate::recording::identity::{Key, MediaId};
     use crate::recording::settings::Method;
+    use crate::system_config::Storage;
 
     use super::*;
 
-    fn order(url: order::Url) -> Order {
+    fn order(url: Url) -> Order {
         let key = Key::of("call", "action");
         let now = Moment::from_unix_seconds(1_795_386_262);
         Order {
@@ -127,23 +104,21 @@ mod tests {
 
     #[test]
     fn every_row_of_the_table() {
-        let server = Server::parse("rec.example.com", 5984).unwrap();
         let storage = Storage {
             handler: Some("s3".into()),
             connection: None,
         };
         let plan = || Plan::Stored(storage.clone());
-        let given = |url: &str| order::Url::Given(url.to_owned());
-        let none = || order::Url::None;
+        let given = |url: &str| Url::Given(url.to_owned());
+        let none = || Url::None;
         let on = || media(json!({"store_recordings": true}));
         let off = || media(json!({"store_recordings": false}));
         let third = || media(json!({"store_recordings": true, "third_party_bigcouch_host": "rec.example.com"}));
         let third_off = || media(json!({"store_recordings": false, "third_party_bigcouch_host": "rec.example.com"}));
         let nonsense = || media(json!({"store_recordings": true, "third_party_bigcouch_host": "http://rec/path"}));
-        let target = || Ok(Decision::Url(Target::parse("https://h/in").unwrap()));
-        let ends = |ending| Ok(Decision::Conclude(ending));
-        let disabled = || ends(Ending::StoringDisabled);
-        let unusable = |error| ends(Ending::UnusableUrl(error));
+        let to = |destination| Ok(Decision::To(destination));
+        let target = || to(Destination::Url);
+        let disabled = || Ok(Decision::Discard);
         let no_server = Undecided::ThirdParty(NoServer::HasPath);
         let rows = [
             // A URL wins over everything else.
@@ -165,43 +140,25 @@ mod tests {
                 Plan::None,
                 target(),
             ),
-            (
-                "no scheme of ours",
-                given("ftp://h/in"),
-                on(),
-                plan(),
-                unusable(Unusable::Scheme("ftp".into())),
-            ),
-            (
-                "no url at all",
-                given("nonsense"),
-                on(),
-                Plan::None,
-                unusable(Unusable::NotAUrl),
-            ),
-            ("url forgotten", order::Url::Lost, on(), plan(), ends(Ending::UrlLost)),
+            ("no scheme of ours", given("ftp://h/in"), on(), plan(), target()),
+            ("no url at all", given("nonsense"), on(), Plan::None, target()),
+            ("url forgotten", Url::Lost, on(), plan(), target()),
             // Next is the storage plan, independent of store_recordings.
-            ("plan", none(), on(), plan(), Ok(Decision::StoragePlan(storage.clone()))),
-            (
-                "plan, storing off",
-                none(),
-                off(),
-                plan(),
-                Ok(Decision::StoragePlan(storage.clone())),
-            ),
+            ("plan", none(), on(), plan(), to(Destination::StoragePlan)),
+            ("plan, storing off", none(), off(), plan(), to(Destination::StoragePlan)),
             (
                 "plan, third party",
                 none(),
                 third(),
                 plan(),
-                Ok(Decision::StoragePlan(storage.clone())),
+                to(Destination::StoragePlan),
             ),
             (
                 "plan, media unknown",
                 none(),
                 None,
                 plan(),
-                Ok(Decision::StoragePlan(storage.clone())),
+                to(Destination::StoragePlan),
             ),
             ("plan unknown", none(), off(), Plan::Unknown, Err(Undecided::Plan)),
             // Next is the ending without a destination.
@@ -210,29 +167,23 @@ mod tests {
             ("off, third party", none(), third_off(), Plan::None, disabled()),
             ("media unknown", none(), None, Plan::None, Err(Undecided::Media)),
             // Next is the third party, and last the account.
-            (
-                "third party",
-                none(),
-                third(),
-                Plan::None,
-                Ok(Decision::ThirdParty(server)),
-            ),
+            ("third party", none(), third(), Plan::None, to(Destination::ThirdParty)),
             ("third party nonsense", none(), nonsense(), Plan::None, Err(no_server)),
-            ("account", none(), on(), Plan::None, Ok(Decision::Account)),
+            ("account", none(), on(), Plan::None, to(Destination::Account)),
         ];
         for (what, url, media, plan, decision) in rows {
-            assert_eq!(decide(&order(url), media.as_ref(), &plan), decision, "{what}");
+            assert_eq!(choose(&order(url), media.as_ref(), &plan), decision, "{what}");
         }
     }
 
     #[test]
     fn no_decision_tells_a_password() {
-        let order = order(order::Url::Given("https://user:hunter2@h/in?token=hunter2".into()));
-        let decision = decide(&order, None, &Plan::None);
+        let order = order(Url::Given("https://user:hunter2@h/in?token=hunter2".into()));
+        let decision = choose(&order, None, &Plan::None);
         assert!(!format!("{decision:?}").contains("hunter2"));
         let media = media(json!({"store_recordings": true, "third_party_bigcouch_host": "http://u:hunter2@rec"}));
-        let order = super::tests::order(order::Url::None);
-        let decision = decide(&order, media.as_ref(), &Plan::None);
+        let order = super::tests::order(Url::None);
+        let decision = choose(&order, media.as_ref(), &Plan::None);
         assert!(!format!("{decision:?}").contains("hunter2"));
     }
 }

@@ -4,15 +4,18 @@
 use serde_json::{Map, Value};
 
 use crate::couch::{Couch, CouchError, Present};
+use crate::entry::fact::{Delivery, Destination as Kind, Document, What};
 use crate::kazoo::time::Moment;
 use crate::recording::audio::Audio;
 use crate::recording::controls::Controls;
 use crate::recording::document::Subject;
 use crate::recording::identity::{Key, MediaId};
+use crate::recording::names;
 use crate::recording::progress::{Elsewhere, Progress, State, completed, edited};
 
-use super::DeliveryError;
-use super::bigcouch::{is_of, rev, told_audio};
+use super::couchdb_write::months::Months;
+use super::couchdb_write::{is_of, rev, told_audio};
+use super::{DeliveryError, Parcel, Search};
 
 /// An existing document.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +47,31 @@ impl Placed {
             key,
             document,
         })
+    }
+
+    /// The document, as a fact.
+    pub fn document(self) -> Document {
+        Document {
+            id: self.id,
+            database: self.database,
+            rev: self.rev,
+            created: self.created,
+        }
+    }
+
+    /// The delivery that the document describes, as a fact.
+    pub fn delivery(self, to: Kind) -> Delivery {
+        Delivery {
+            destination: to,
+            sha256: self.sha256(),
+            deleted: self.is_deleted(),
+            controls: Some(self.controls()),
+            document: self.document(),
+            below_quorum: false,
+            audio: None,
+            edit_told: false,
+            again: 0,
+        }
     }
 
     /// Fingerprint of the stops and masks that the document lists.
@@ -103,6 +131,70 @@ impl Placed {
 fn is_complete(document: &Map<String, Value>) -> bool {
     let state = document.get("pvt_recording").and_then(|private| private.get("state"));
     state.and_then(Value::as_str) == Some(State::Complete.name())
+}
+
+/// Finds the document, or creates it.
+///
+/// # Errors
+/// As `create`.
+pub async fn find_or_create(couch: &Couch, parcel: &Parcel<'_>, months: &Months) -> Result<Placed, DeliveryError> {
+    if let Some(known) = parcel.entry.documented()
+        && let Some(placed) = find(couch, &known.database, &known.id, parcel.order.key).await?
+        && !placed.has_other(&parcel.audio)
+    {
+        return Ok(placed);
+    }
+    // The last id is used only when the other ids are taken: the database of a month may be created meanwhile.
+    let all = parcel.ids();
+    let (ids, other) = all.split_at(all.len().saturating_sub(1));
+    let progress = Progress {
+        state: State::Pending,
+        attempts: 0,
+        cause: None,
+    };
+    let subject = |id| parcel.subject(id);
+    // On another server this worker does not know what creates the databases.
+    let is_home = months.are_on(couch);
+    let mut created = create(couch, ids, subject, &progress).await;
+    if let (Err(DeliveryError::NoDatabase(database)), true) = (&created, is_home) {
+        months.create(parcel.entry, database).await?;
+        created = create(couch, ids, subject, &progress).await;
+    }
+    let placed = match created {
+        Err(DeliveryError::Recording(_)) => create(couch, other, subject, &progress).await?,
+        created => created?,
+    };
+    if is_home {
+        months.complete_views(parcel.entry, &placed.database).await?;
+    }
+    Ok(placed)
+}
+
+/// Looks for the completed document of a recording, under its possible ids.
+///
+/// # Errors
+/// When the database does not answer, or a document does not prove its audio.
+pub async fn search(couch: &Couch, to: Kind, sought: &Search<'_>) -> Result<Option<What>, DeliveryError> {
+    let mut is_damaged = false;
+    for id in sought.ids() {
+        let database = names::modb(sought.account_id, id.month());
+        let placed = find(couch, &database, &id, sought.order.key).await?;
+        let Some(placed) = placed.filter(Placed::is_complete) else {
+            continue;
+        };
+        if let Some(audio) = placed.proven(&sought.order.media_name) {
+            let mut delivery = placed.delivery(to);
+            delivery.audio = Some(audio);
+            return Ok(Some(What::delivered(delivery)));
+        }
+        is_damaged = true;
+    }
+    if is_damaged {
+        // A damaged copy counts as not stored.
+        let why = "the document does not tell the same length of the audio twice";
+        return Err(DeliveryError::Corrupt(why.into()));
+    }
+    Ok(None)
 }
 
 /// Attempts of an edit that conflicts with the edits of other workers.

@@ -3,21 +3,19 @@
 //! Kazoo names the file by its call alone (`media_recording:handler_fields_for_protocol`). A server that stores by path would replace one
 //! recording of a call by the next. So only the first recording has Kazoo's name.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::destination::url::Target;
 use crate::entry::Entry;
 use crate::entry::cause::Outcome;
 use crate::entry::fact::What;
+use crate::flow::journal::{self, Journal};
 use crate::kazoo::time::Month;
-use crate::ledger::{Holder, address};
+use crate::ledger::{Holder, Ledger, address};
 use crate::lifecycle::Case;
 use crate::recording::order::{Order, Url};
 use crate::recording::settings::Method;
-
-use super::deliveries::Parts;
-use super::journal;
-use super::way::{By, Way};
 
 /// Digits of the recording's key in its file's name.
 const OF_THE_KEY: usize = 8;
@@ -39,11 +37,17 @@ pub(super) enum Nameless {
     Replaces,
 }
 
-impl Parts {
+/// Names of files at users' URLs. May touch: the ledger, where names are claimed, and the depth of the journal.
+pub struct Names {
+    pub ledger: Ledger,
+    pub journal: Arc<Journal>,
+}
+
+impl Names {
     /// What tells the recording's file from the files of the call's other recordings at the same URL. `None` for the first one, and for
     /// every other destination.
-    pub(super) async fn name_of_its_own(&self, case: &Case, way: &Way) -> Result<Option<String>, Nameless> {
-        let (By::Url(target), Some(order)) = (&way.by, case.entry.order()) else {
+    pub(super) async fn of_its_own(&self, case: &Case, url: Option<&Target>) -> Result<Option<String>, Nameless> {
+        let (Some(target), Some(order)) = (url, case.entry.order()) else {
             return Ok(None);
         };
         let naming = async {

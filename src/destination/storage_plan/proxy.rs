@@ -15,10 +15,10 @@ use crate::recording::names;
 use crate::recording::settings::Method;
 use crate::system_config::Proxy;
 
-use super::http::{Http, Upload};
-use super::pending::{Placed, look};
-use super::url::Target;
-use super::{DeliveryError, Source};
+use super::super::pending_document::{Placed, look};
+use super::super::url::Target;
+use super::super::url::http::{Http, Upload};
+use super::super::{DeliveryError, Source};
 
 /// RFC 3986's unreserved characters stay unescaped.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -101,7 +101,7 @@ pub fn target(proxy: &Proxy, database: &str, id: &str, name: &str) -> Result<Tar
 
 /// Where the document says that the audio is, if the audio is complete.
 fn kept(document: &Value, job: &Job<'_>) -> Option<Kept> {
-    let rev = super::bigcouch::rev(document);
+    let rev = super::super::couchdb_write::rev(document);
     let of_name = |attachments: &str| document.get(attachments).and_then(|all| all.get(job.name));
     let length = |stub: &Value| stub.get("length").and_then(Value::as_u64);
     let inside = of_name("_attachments").filter(|stub| {

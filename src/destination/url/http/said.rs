@@ -3,7 +3,7 @@
 use hyper::header::HeaderMap;
 use url::Url;
 
-use super::super::url::unescaped;
+use super::super::target::unescaped;
 
 /// Bytes of the reason that are kept.
 const LONGEST: usize = 200;

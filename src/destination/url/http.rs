@@ -19,10 +19,10 @@ use crate::couch::{Silent, Watch};
 use crate::kazoo::time::{Clock, Moment};
 use crate::recording::settings::Method;
 
+use super::super::{DeliveryError, Source};
 use super::guard::resolve::{Lookup, System};
 use super::guard::{Guard, Refused};
-use super::url::{Target, unescaped};
-use super::{DeliveryError, Source};
+use super::target::{Target, unescaped};
 
 mod passed;
 mod said;

@@ -19,7 +19,7 @@ const MOST: usize = 1024;
 const REMEMBERED: u32 = 12;
 
 /// The circuit breakers of all targets.
-pub struct Targets {
+pub struct CircuitBreakers {
     clock: Clock,
     pauses: Pauses,
     known: Mutex<HashMap<String, Target>>,
@@ -51,7 +51,7 @@ struct Pause {
     probing: bool,
 }
 
-impl Targets {
+impl CircuitBreakers {
     pub fn new(clock: Clock, pauses: Pauses) -> Self {
         Self {
             clock,
@@ -198,9 +198,9 @@ mod tests {
         longest: Duration::from_secs(300),
     };
 
-    fn targets() -> (Targets, Clock) {
+    fn targets() -> (CircuitBreakers, Clock) {
         let clock = Clock::fixed(Moment::from_unix_seconds(1_795_386_262));
-        (Targets::new(clock.clone(), PAUSES), clock)
+        (CircuitBreakers::new(clock.clone(), PAUSES), clock)
     }
 
     fn later(clock: &Clock, seconds: u64) {

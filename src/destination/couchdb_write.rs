@@ -2,7 +2,7 @@
 //! back afterwards.
 //!
 //! The normal route is the single-request write, which is create-only. Old servers have faults with it, so there is also the
-//! attachment-first write: see `second`. A document of another recording is never overwritten. A document of this recording with other
+//! attachment-first write: see `attachment_first`. A document of another recording is never overwritten. A document of this recording with other
 //! audio is not overwritten either: the new audio gets another id. A document that was meant for this very audio, and lacks it, is written
 //! again. A request without an answer is looked up before it counts as failed.
 
@@ -17,12 +17,16 @@ use crate::recording::progress::Progress;
 
 use super::{DeliveryError, Source};
 
-mod found;
-mod second;
+mod attachment_first;
+pub mod delivery;
+mod existing;
+pub mod missing_month;
+pub mod months;
+mod one_request;
 
-use found::{Found, look_up};
-pub use found::{Kept, ReadBack, find, read_back};
-pub(super) use found::{is_of, rev, told_audio};
+use existing::{Found, look_up};
+pub use existing::{Kept, ReadBack, find, read_back};
+pub(super) use existing::{is_of, rev, told_audio};
 
 /// The route for document and audio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,56 +179,8 @@ where
 impl Place<'_> {
     async fn put(&self, road: Road) -> Result<Put, DeliveryError> {
         match road {
-            Road::Second => second::put(self).await,
-            Road::First => self.put_together().await,
-        }
-    }
-
-    /// Single-request write, for a recording without a document. If a document exists, the attachment-first write resumes from it, and
-    /// keeps the fields that other programs wrote there.
-    async fn put_together(&self) -> Result<Put, DeliveryError> {
-        match self.look_up().await? {
-            Found::Nothing => {}
-            _ => return second::put(self).await,
-        }
-        let document = self.document.clone();
-        let sent = self
-            .couch
-            .create_with_attachment(self.database, self.id.as_str(), document, self.attachment().await?)
-            .await;
-        let (below_quorum, failed) = match sent {
-            Ok(saved) => (saved.below_quorum, None),
-            // The server may have stored it all the same. Only the existing-document check can show that.
-            Err(
-                error @ (CouchError::Conflict
-                | CouchError::NoAnswer(_)
-                | CouchError::Failed { .. }
-                | CouchError::Refused {
-                    status: 400 | 413 | 415,
-                    ..
-                }),
-            ) => (false, Some(error)),
-            Err(error) => return Err(self.told(error).await),
-        };
-        match self.look_up().await? {
-            Found::Ours { rev, deleted } if failed.is_none() => Ok(Put::Stored {
-                rev,
-                below_quorum,
-                road: Some(Road::First),
-                deleted,
-            }),
-            Found::Ours { rev, deleted } => self.found(rev, deleted).await,
-            Found::Taken => Ok(Put::Taken),
-            Found::Deleted(why) => Err(DeliveryError::Recording(why)),
-            Found::Nothing => match failed {
-                // These errors may come from the server's multipart parser, and not from the recording.
-                Some(CouchError::Refused { .. }) => second::put(self).await,
-                Some(error) => Err(self.told(error).await),
-                None => Err(DeliveryError::Corrupt("the document is missing".into())),
-            },
-            // The server mangled the audio. The upload is not repeated without end.
-            Found::Incomplete { why, whole: false, .. } if failed.is_none() => Err(DeliveryError::Corrupt(why)),
-            Found::Incomplete { .. } => second::put(self).await,
+            Road::Second => attachment_first::put(self).await,
+            Road::First => one_request::put(self).await,
         }
     }
 

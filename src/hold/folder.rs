@@ -6,17 +6,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::fs;
 use tokio::io::AsyncWriteExt as _;
+use tokio_util::io::ReaderStream;
 
+use crate::couch::ByteStream;
 use crate::entry::fact::Holding;
 use crate::kazoo::time::{Moment, Month};
 use crate::ledger::Address;
 use crate::recording::digest::Hasher;
 
-use super::super::Source;
-use super::{HoldError, Old};
+use super::{HoldError, Item, Mark, Old, Page, Store};
+
+/// Bytes per read from the disk.
+const CHUNK: usize = 256 << 10;
 
 /// Suffix of files that are being written.
 const PART: &str = ".part-";
@@ -27,13 +32,55 @@ const OWNER: &str = ".owner";
 /// No upload takes this long. An older partial file belongs to a worker that was killed.
 const ABANDONED: Duration = Duration::from_secs(2 * 86_400);
 
+/// The folder. Touches no file outside of it.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub const fn new(folder: PathBuf) -> Self {
+        Self(folder)
+    }
+}
+
+impl Store for Folder {
+    fn put<'a>(&'a self, item: &'a Item<'a>) -> BoxFuture<'a, Result<Holding, HoldError>> {
+        Box::pin(put(&self.0, item))
+    }
+
+    fn open<'a>(&'a self, holding: &'a Holding) -> BoxFuture<'a, Result<ByteStream, HoldError>> {
+        Box::pin(async move {
+            let file = fs::File::open(file(&self.0, &holding.name)?).await?;
+            Ok(ReaderStream::with_capacity(file, CHUNK).boxed())
+        })
+    }
+
+    fn remove<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), HoldError>> {
+        Box::pin(remove(&self.0, name))
+    }
+
+    fn older(&self, now: Moment, _: Option<Mark>) -> BoxFuture<'_, Result<Page, HoldError>> {
+        Box::pin(async move { Ok((older(&self.0, &now.day().to_string()).await?, None)) })
+    }
+
+    fn prepare(&self, _: Moment, _: Moment) -> BoxFuture<'_, Result<(), HoldError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn tidy(&self, _: Moment) -> BoxFuture<'_, Result<(), HoldError>> {
+        Box::pin(tidy(&self.0))
+    }
+
+    fn bytes(&self) -> BoxFuture<'_, Result<u64, HoldError>> {
+        Box::pin(bytes(&self.0))
+    }
+}
+
 /// The file name of audio.
-pub(super) fn name(of: &Address, sha256: &str) -> String {
+fn name(of: &Address, sha256: &str) -> String {
     format!("{}-{}.audio", of.key, sha256.get(..16).unwrap_or_default())
 }
 
 /// The path of a file name. Names come from the ledger, and must not lead out of the folder.
-pub(super) fn file(folder: &Path, name: &str) -> Result<PathBuf, HoldError> {
+fn file(folder: &Path, name: &str) -> Result<PathBuf, HoldError> {
     if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
         return Err(HoldError::Folder(std::io::Error::from(ErrorKind::InvalidInput)));
     }
@@ -41,13 +88,9 @@ pub(super) fn file(folder: &Path, name: &str) -> Result<PathBuf, HoldError> {
 }
 
 /// Writes audio atomically: the file exists whole or not at all. Content and name are on the disk when this returns.
-pub(super) async fn put(
-    folder: &Path,
-    of: &Address,
-    now: Moment,
-    source: &Source,
-    holding: &Holding,
-) -> Result<(), HoldError> {
+async fn put(folder: &Path, item: &Item<'_>) -> Result<Holding, HoldError> {
+    let (of, now) = (item.of, item.now);
+    let holding = item.holding(folder.display().to_string(), name(of, &item.audio.digests.sha256));
     if let Err(error) = fs::metadata(folder).await
         && error.kind() == ErrorKind::NotFound
     {
@@ -66,7 +109,7 @@ pub(super) async fn put(
     })
     .await?;
     let audio = async |file: &mut fs::File| {
-        let (mut stream, mut hasher) = (source.open().await?, Hasher::default());
+        let (mut stream, mut hasher) = (item.open().await?, Hasher::default());
         while let Some(chunk) = stream.next().await {
             let chunk = chunk?;
             hasher.update(&chunk);
@@ -80,7 +123,8 @@ pub(super) async fn put(
     };
     // The name contains the digest. The replaced file has the same content, or was damaged.
     write(&file(folder, &holding.name)?, audio).await?;
-    sync(folder).await
+    sync(folder).await?;
+    Ok(holding)
 }
 
 async fn write(
@@ -109,7 +153,7 @@ async fn sync(folder: &Path) -> Result<(), HoldError> {
 }
 
 /// Removes exactly that audio. A missing file is no error.
-pub(super) async fn remove(folder: &Path, name: &str) -> Result<(), HoldError> {
+async fn remove(folder: &Path, name: &str) -> Result<(), HoldError> {
     for name in [name.to_owned(), format!("{name}{OWNER}")] {
         match fs::remove_file(file(folder, &name)?).await {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
@@ -120,7 +164,7 @@ pub(super) async fn remove(folder: &Path, name: &str) -> Result<(), HoldError> {
 }
 
 /// The audio held since before `today`, with its recordings.
-pub(super) async fn older(folder: &Path, today: &str) -> Result<Vec<Old>, HoldError> {
+async fn older(folder: &Path, today: &str) -> Result<Vec<Old>, HoldError> {
     let mut all = Vec::new();
     for (name, _) in files(folder).await? {
         let Some(audio) = name.strip_suffix(OWNER) else {
@@ -146,7 +190,7 @@ pub(super) async fn older(folder: &Path, today: &str) -> Result<Vec<Old>, HoldEr
 }
 
 /// Bytes of held audio. Partial files do not count.
-pub(super) async fn bytes(folder: &Path) -> Result<u64, HoldError> {
+async fn bytes(folder: &Path) -> Result<u64, HoldError> {
     let files = files(folder).await?;
     Ok(files
         .iter()
@@ -156,7 +200,7 @@ pub(super) async fn bytes(folder: &Path) -> Result<u64, HoldError> {
 }
 
 /// Removes partial files of workers that were killed.
-pub(super) async fn tidy(folder: &Path) -> Result<(), HoldError> {
+async fn tidy(folder: &Path) -> Result<(), HoldError> {
     for (name, meta) in files(folder).await? {
         let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
         if name.contains(PART) && age.is_some_and(|age| age > ABANDONED) {

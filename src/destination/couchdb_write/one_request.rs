@@ -1,0 +1,54 @@
+//! Single-request write: one `multipart/related` request. No document without its audio ever exists.
+
+use crate::couch::CouchError;
+
+use super::existing::Found;
+use super::{DeliveryError, Place, Put, Road, attachment_first};
+
+/// Single-request write, for a recording without a document. If a document exists, the attachment-first write resumes from it, and
+/// keeps the fields that other programs wrote there.
+pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
+    match place.look_up().await? {
+        Found::Nothing => {}
+        _ => return attachment_first::put(place).await,
+    }
+    let document = place.document.clone();
+    let sent = place
+        .couch
+        .create_with_attachment(place.database, place.id.as_str(), document, place.attachment().await?)
+        .await;
+    let (below_quorum, failed) = match sent {
+        Ok(saved) => (saved.below_quorum, None),
+        // The server may have stored it all the same. Only the existing-document check can show that.
+        Err(
+            error @ (CouchError::Conflict
+            | CouchError::NoAnswer(_)
+            | CouchError::Failed { .. }
+            | CouchError::Refused {
+                status: 400 | 413 | 415,
+                ..
+            }),
+        ) => (false, Some(error)),
+        Err(error) => return Err(place.told(error).await),
+    };
+    match place.look_up().await? {
+        Found::Ours { rev, deleted } if failed.is_none() => Ok(Put::Stored {
+            rev,
+            below_quorum,
+            road: Some(Road::First),
+            deleted,
+        }),
+        Found::Ours { rev, deleted } => place.found(rev, deleted).await,
+        Found::Taken => Ok(Put::Taken),
+        Found::Deleted(why) => Err(DeliveryError::Recording(why)),
+        Found::Nothing => match failed {
+            // These errors may come from the server's multipart parser, and not from the recording.
+            Some(CouchError::Refused { .. }) => attachment_first::put(place).await,
+            Some(error) => Err(place.told(error).await),
+            None => Err(DeliveryError::Corrupt("the document is missing".into())),
+        },
+        // The server mangled the audio. The upload is not repeated without end.
+        Found::Incomplete { why, whole: false, .. } if failed.is_none() => Err(DeliveryError::Corrupt(why)),
+        Found::Incomplete { .. } => attachment_first::put(place).await,
+    }
+}

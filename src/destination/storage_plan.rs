@@ -1,0 +1,137 @@
+//! The place that the account's storage plan names, through Kazoo's store proxy. A plan without a handler names a database.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use crate::couch::Couch;
+use crate::entry::Entry;
+use crate::entry::fact::{DeliveryFailure, Destination as Kind, What};
+use crate::system_config::{Accounts, Plan, Storage, SystemConfig};
+
+use super::couchdb_write::delivery::deliver;
+use super::couchdb_write::months::Months;
+use super::pending_document::{find_or_create, note, search};
+use super::servers::Servers;
+use super::url::http::Http;
+use super::{Attempt, DeliveryError, Destination, Failed, Home, Means, Route, Search, authority};
+
+pub mod proxy;
+
+/// Stores as the account's storage plan says. May touch: the plan's server, Kazoo's store proxy, and the document, wherever the plan has it.
+pub struct StoragePlan {
+    home: Home,
+    months: Arc<Months>,
+    system_config: SystemConfig,
+    accounts: Accounts,
+    servers: Servers,
+    cluster: Http,
+}
+
+impl StoragePlan {
+    pub fn new(means: &Means) -> Self {
+        Self {
+            home: means.home.clone(),
+            months: Arc::clone(&means.months),
+            system_config: means.system_config.clone(),
+            accounts: means.accounts.clone(),
+            servers: means.servers.clone(),
+            cluster: means.cluster.clone(),
+        }
+    }
+
+    async fn storage(&self, entry: &Entry) -> Result<Storage, DeliveryError> {
+        let account_id = entry.account_id().unwrap_or_default();
+        let nowhere = |why: &str| DeliveryError::Target(why.to_owned());
+        match self.accounts.plan(account_id).await {
+            Plan::Stored(storage) => Ok(storage),
+            Plan::None => Err(nowhere("the account has no storage plan any more")),
+            Plan::Unknown => Err(nowhere("the account's storage plan cannot be read")),
+        }
+    }
+
+    /// The server where a storage plan keeps the documents of recordings.
+    fn connected(&self, storage: &Storage) -> Result<Couch, DeliveryError> {
+        let Some(connection) = &storage.connection else {
+            return Ok(self.home.couch.clone());
+        };
+        match &connection.server {
+            Some(server) => Ok(self.servers.client(server)?),
+            None => Err(DeliveryError::Target(format!(
+                "the storage plan does not tell where its connection {} leads",
+                connection.tag
+            ))),
+        }
+    }
+
+    async fn route(&self, entry: &Entry) -> Result<Route, DeliveryError> {
+        let storage = self.storage(entry).await?;
+        let couch = self.connected(&storage)?;
+        if storage.handler.is_none() {
+            let server = storage.connection.and_then(|connection| connection.server);
+            return Ok(Route {
+                host: server.map_or_else(|| self.home.host.clone(), |server| authority(&server.url)),
+                couch,
+                url: None,
+                proxy: None,
+            });
+        }
+        let unread = || DeliveryError::Target("system_config/media could not be read yet".into());
+        let proxy = self.system_config.current().ok_or_else(unread)?.proxy;
+        let Some(base) = &proxy.base else {
+            let why = "system_config/media does not say where a store proxy is (proxy_hostname)";
+            return Err(DeliveryError::Never(Failed::new(DeliveryFailure::NoProxy, why)));
+        };
+        Ok(Route {
+            host: authority(base),
+            couch,
+            url: None,
+            proxy: Some(proxy),
+        })
+    }
+
+    async fn store(&self, route: &Route, attempt: &Attempt<'_>) -> Result<What, DeliveryError> {
+        let (couch, parcel) = (&route.couch, &attempt.parcel);
+        let Some(proxy) = &route.proxy else {
+            return Ok(What::delivered(deliver(couch, attempt, false).await?));
+        };
+        let placed = find_or_create(couch, parcel, &self.months).await?;
+        let job = proxy::Job {
+            placed: &placed,
+            name: &parcel.order.media_name,
+            content_type: parcel.order.format.content_type(),
+            audio: &parcel.audio,
+            source: &attempt.source,
+        };
+        proxy::store(couch, &self.cluster, proxy, &job).await?;
+        let noted = note(couch, &placed, &parcel.subject(&placed.id), &attempt.progress()).await?;
+        let mut delivery = noted.delivery(Kind::StoragePlan);
+        delivery.edit_told = true;
+        Ok(What::delivered(delivery))
+    }
+}
+
+impl Destination for StoragePlan {
+    fn kind(&self) -> Kind {
+        Kind::StoragePlan
+    }
+
+    fn resolve<'a>(&'a self, entry: &'a Entry) -> BoxFuture<'a, Result<Route, DeliveryError>> {
+        Box::pin(self.route(entry))
+    }
+
+    fn documents<'a>(&'a self, entry: &'a Entry) -> BoxFuture<'a, Result<Couch, DeliveryError>> {
+        Box::pin(async { self.connected(&self.storage(entry).await?) })
+    }
+
+    fn find<'a>(&'a self, sought: &'a Search<'a>) -> BoxFuture<'a, Result<Option<What>, DeliveryError>> {
+        Box::pin(async {
+            let couch = self.documents(sought.entry).await?;
+            search(&couch, Kind::StoragePlan, sought).await
+        })
+    }
+
+    fn send<'a>(&'a self, route: &'a Route, attempt: &'a Attempt<'a>) -> BoxFuture<'a, Result<What, DeliveryError>> {
+        Box::pin(self.store(route, attempt))
+    }
+}

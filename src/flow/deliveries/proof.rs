@@ -1,0 +1,93 @@
+//! Existing-document checks and read-backs: is a recording stored already, is it still there, would a collect of its file be in vain.
+
+use std::sync::Arc;
+
+use crate::destination::circuit_breaker::CircuitBreakers;
+use crate::destination::couchdb_write::{self, ReadBack};
+use crate::destination::{DeliveryError, Destinations};
+use crate::entry::LOOKS;
+use crate::entry::fact::What;
+use crate::flow::common::Common;
+use crate::lifecycle::{Case, Input};
+use crate::recording::order::Order;
+use crate::telemetry::events::ReadBackFailed;
+
+use super::failure;
+
+/// Looks for recordings at their destinations. May touch: documents there, to read them, and a monthly database that is missing.
+pub struct Proof {
+    pub common: Arc<Common>,
+    pub destinations: Arc<Destinations>,
+    pub breakers: Arc<CircuitBreakers>,
+}
+
+impl Proof {
+    /// The delivery that an earlier attempt, or another worker, has made already.
+    ///
+    /// # Errors
+    /// When it is not known whether there is one, or its copy is damaged.
+    pub async fn stored_already(&self, case: &Case, order: &Order) -> Result<Option<What>, DeliveryError> {
+        self.destinations.find(&case.entry, order, self.common.now()).await
+    }
+
+    /// Reads back a delivery that a server with too few copies took.
+    pub async fn read_back(&self, case: &Case, n: u32) -> Input {
+        let (why, unanswered, deleted) = match self.look_at(case).await {
+            Ok(ReadBack::Whole { .. }) => (None, false, false),
+            Ok(ReadBack::Deleted) => (None, false, true),
+            Ok(ReadBack::Lost(why)) => (Some(why), false, false),
+            // That is no read-back: whether the copy is there is not known.
+            Err(error) => (Some(error.to_string()), true, false),
+        };
+        if let Some(why) = &why {
+            ReadBackFailed {
+                call_id: &case.entry.call_id,
+                media_id: case.entry.order().map_or("", |order| order.media_id.as_str()),
+                why,
+                last: !unanswered && case.entry.looks().count() + 1 == LOOKS,
+            }
+            .emit();
+        }
+        Input::Fact(What::Looked {
+            n,
+            why,
+            unanswered,
+            deleted,
+        })
+    }
+
+    async fn look_at(&self, case: &Case) -> Result<ReadBack, DeliveryError> {
+        let entry = &case.entry;
+        let unknown = || DeliveryError::Target("the stored document is unknown".into());
+        let delivery = entry.delivery().ok_or_else(unknown)?;
+        let audio = entry.audio().ok_or_else(unknown)?;
+        let couch = self.destinations.of(delivery.destination).documents(entry).await?;
+        let document = &delivery.document;
+        let name = entry.order().map_or("", |order| order.media_name.as_str());
+        couchdb_write::read_back(&couch, &document.database, &document.id, entry.key, (name, audio)).await
+    }
+
+    /// Whether a collect of the file would be in vain now. Returns what must be noted then.
+    pub async fn in_vain(&self, case: &Case, attempt: u32) -> Option<Input> {
+        let entry = &case.entry;
+        // Other audio can wait in the hold.
+        let destination = entry.destination().filter(|to| !to.is_held())?;
+        let to = self.destinations.of(destination);
+        let error = match to.resolve(entry).await {
+            Ok(route) => {
+                if let Some(until) = self.breakers.rests(&route.host) {
+                    let why = format!("{} takes nothing now", route.host);
+                    return Some(self.common.postponed(case, until, why));
+                }
+                to.is_ready(entry).await.err()?
+            }
+            Err(error) => error,
+        };
+        Some(Input::Fact(failure(attempt, destination, &error)))
+    }
+
+    /// The cluster's own database answers again.
+    pub fn home_is_back(&self) {
+        self.breakers.delivered(self.destinations.home());
+    }
+}

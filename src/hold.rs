@@ -1,0 +1,230 @@
+//! The hold stores audio while its destination is unavailable: in databases, or in a folder that all workers share. A place of the hold is
+//! one implementation of `Store`. `tests/destinations/hold.rs` has the contract that each of them keeps.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use secrecy::ExposeSecret as _;
+use thiserror::Error;
+
+use crate::config::{self, HoldKind};
+use crate::couch::{ByteStream, Couch, CouchError, Server};
+use crate::entry::fact::Holding;
+use crate::ingest::SpoolFile;
+use crate::kazoo::time::Moment;
+use crate::ledger::Address;
+use crate::recording::audio::Audio;
+
+mod couch;
+mod folder;
+mod nowhere;
+
+/// Why the hold failed.
+#[derive(Debug, Error)]
+pub enum HoldError {
+    #[error("there is no hold")]
+    None,
+    #[error("the hold is full: {held} of {max} bytes, and {size} more do not fit")]
+    Full { held: u64, max: u64, size: u64 },
+    #[error(transparent)]
+    Database(#[from] CouchError),
+    #[error("the spooled file cannot be read: {0}")]
+    Source(std::io::Error),
+    #[error("the hold's folder: {0}")]
+    Folder(#[from] std::io::Error),
+    #[error("what is held is not what was put in")]
+    Corrupt,
+    /// A 202: the only copy may be on a node that fails later.
+    #[error("the hold's database has fewer copies than its quorum")]
+    FewCopies,
+}
+
+impl HoldError {
+    /// The kinds of refusals, for the metric.
+    pub const REASONS: [&str; 6] = ["full", "none", "database", "folder", "source", "corrupt"];
+
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Full { .. } => "full",
+            Self::Database(_) | Self::FewCopies => "database",
+            Self::Source(_) => "source",
+            Self::Folder(_) => "folder",
+            Self::Corrupt => "corrupt",
+        }
+    }
+}
+
+/// One held recording: its address, its place, its name.
+pub type Old = (Address, String, String);
+
+/// Where the next page starts: a place, and the last name of the page before.
+pub type Mark = (String, Option<String>);
+
+/// Held recordings, and where the next page starts, if there is one.
+pub type Page = (Vec<Old>, Option<Mark>);
+
+/// Audio that is to be held. Touches the spooled file only to read it.
+pub struct Item<'a> {
+    pub of: &'a Address,
+    pub now: Moment,
+    pub audio: &'a Audio,
+    pub file: &'a SpoolFile,
+}
+
+impl Item<'_> {
+    async fn open(&self) -> Result<ByteStream, HoldError> {
+        self.file.open().await.map_err(HoldError::Source)
+    }
+
+    fn holding(&self, place: String, name: String) -> Holding {
+        Holding {
+            place,
+            name,
+            size: self.audio.size,
+            digests: self.audio.digests.clone(),
+        }
+    }
+}
+
+/// A place that keeps held audio. The name of held audio contains the audio's digest: storing audio twice gives one copy, and other audio
+/// of the same recording is stored beside it.
+pub trait Store: Send + Sync {
+    /// Whether audio can be stored here at all.
+    fn is_there(&self) -> bool {
+        true
+    }
+
+    /// Stores the audio completely, or fails.
+    fn put<'a>(&'a self, item: &'a Item<'a>) -> BoxFuture<'a, Result<Holding, HoldError>>;
+
+    /// The audio from its beginning.
+    fn open<'a>(&'a self, holding: &'a Holding) -> BoxFuture<'a, Result<ByteStream, HoldError>>;
+
+    /// Removes exactly that audio. Missing audio is no error.
+    fn remove<'a>(&'a self, place: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), HoldError>>;
+
+    /// One page of the audio held since before the day of `now`.
+    fn older(&self, now: Moment, after: Option<Mark>) -> BoxFuture<'_, Result<Page, HoldError>>;
+
+    /// Makes ready for the day of `next`, if the store is in use.
+    fn prepare(&self, now: Moment, next: Moment) -> BoxFuture<'_, Result<(), HoldError>>;
+
+    /// Frees the disk of what no audio needs any more.
+    fn tidy(&self, now: Moment) -> BoxFuture<'_, Result<(), HoldError>>;
+
+    /// Bytes of held audio.
+    fn bytes(&self) -> BoxFuture<'_, Result<u64, HoldError>>;
+}
+
+/// The hold, in its configured place. Touches its store, and no more bytes of it than the limit. Cheap to clone.
+#[derive(Clone)]
+pub struct Hold {
+    store: Arc<dyn Store>,
+    max_bytes: u64,
+}
+
+impl Hold {
+    /// The configured hold. `cluster` is the database server, unless the configuration names another one.
+    ///
+    /// # Errors
+    /// When the client of the other server cannot be built.
+    pub fn new(config: &config::Hold, couchdb: &config::Couchdb, cluster: &Couch) -> Result<Self, CouchError> {
+        let store: Arc<dyn Store> = match (config.kind, &config.url) {
+            (HoldKind::None, _) => Arc::new(nowhere::Nowhere),
+            (HoldKind::Folder, _) => Arc::new(folder::Folder::new(config.folder.clone())),
+            (HoldKind::Couchdb, None) => Arc::new(couch::Databases::new(cluster.clone())),
+            (HoldKind::Couchdb, Some(url)) => {
+                let server = Server::parse(url.expose_secret(), 5984)
+                    .map_err(|error| CouchError::NoAnswer(format!("hold.url: {error}")))?;
+                Arc::new(couch::Databases::new(Couch::elsewhere(&server, couchdb)?))
+            }
+        };
+        Ok(Self {
+            store,
+            max_bytes: config.max_bytes,
+        })
+    }
+
+    pub fn is_there(&self) -> bool {
+        self.store.is_there()
+    }
+
+    /// The most bytes that the hold accepts.
+    pub const fn max_bytes(&self) -> u64 {
+        self.max_bytes
+    }
+
+    /// Stores audio in the hold. Storing it twice gives one copy. Other audio of the same recording is stored beside it.
+    ///
+    /// # Errors
+    /// When the audio is not completely stored.
+    pub async fn put(&self, of: &Address, now: Moment, audio: &Audio, file: &SpoolFile) -> Result<Holding, HoldError> {
+        let held = self.bytes().await?;
+        if held.saturating_add(audio.size) > self.max_bytes {
+            return Err(HoldError::Full {
+                held,
+                max: self.max_bytes,
+                size: audio.size,
+            });
+        }
+        self.store.put(&Item { of, now, audio, file }).await
+    }
+
+    /// The audio from its beginning.
+    ///
+    /// # Errors
+    /// When the audio is unavailable.
+    pub async fn open(&self, holding: &Holding) -> Result<ByteStream, HoldError> {
+        self.store.open(holding).await
+    }
+
+    /// Removes the audio from the hold. Missing audio is no error.
+    ///
+    /// # Errors
+    /// When the audio may still exist.
+    pub async fn remove(&self, holding: &Holding) -> Result<(), HoldError> {
+        self.remove_named(&holding.place, &holding.name).await
+    }
+
+    /// Removes audio by its place and name.
+    ///
+    /// # Errors
+    /// As `remove`.
+    pub async fn remove_named(&self, place: &str, name: &str) -> Result<(), HoldError> {
+        self.store.remove(place, name).await
+    }
+
+    /// Creates the next day's database ahead, if the hold is in use. At midnight many tasks and workers would create it at the same moment,
+    /// and can make two on different nodes of the cluster: audio in the one is lost when the nodes agree on the other.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn prepare(&self, now: Moment, next: Moment) -> Result<(), HoldError> {
+        self.store.prepare(now, next).await
+    }
+
+    /// Drops the empty databases of past days, which frees the disk. In a folder, removes partial files of workers that were killed.
+    ///
+    /// # Errors
+    /// When the database, or the folder, does not answer.
+    pub async fn drop_empty_days(&self, now: Moment) -> Result<(), HoldError> {
+        self.store.tidy(now).await
+    }
+
+    /// One page of the audio held since before today, with its recordings. Also where the next page starts, if there is one.
+    ///
+    /// # Errors
+    /// When the database, or the folder, does not answer.
+    pub async fn older(&self, now: Moment, after: Option<Mark>) -> Result<Page, HoldError> {
+        self.store.older(now, after).await
+    }
+
+    /// Bytes in the hold now.
+    ///
+    /// # Errors
+    /// When the database, or the folder, does not answer.
+    pub async fn bytes(&self) -> Result<u64, HoldError> {
+        self.store.bytes().await
+    }
+}

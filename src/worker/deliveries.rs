@@ -1,0 +1,74 @@
+//! The composition of deliveries: which service gets what.
+
+use std::sync::Arc;
+
+use crate::destination::circuit_breaker::{CircuitBreakers, Pauses};
+use crate::destination::couchdb_write::months::Months;
+use crate::destination::servers::Servers;
+use crate::destination::{Destinations, Home, Means};
+use crate::flow::common::Common;
+use crate::flow::deliveries::{Chooser, Deliverer, Deliveries, Documents, Names, Proof, Shares};
+use crate::flow::journal::Journal;
+use crate::system_config::Accounts;
+
+use super::build::Outside;
+
+/// Builds the services that bring audio to its destination.
+pub(super) fn deliveries(
+    common: &Arc<Common>,
+    outside: &Outside,
+    accounts: &Accounts,
+    journal: &Arc<Journal>,
+) -> Deliveries {
+    let config = &common.config;
+    let pauses = Pauses {
+        first: config.destination.first_pause,
+        longest: config.destination.longest_pause,
+    };
+    let months = Arc::new(Months::new(
+        outside.couch.clone(),
+        (outside.publisher.clone(), common.sender.clone()),
+        common.clock.clone(),
+        config.destination.clone(),
+    ));
+    let destinations = Arc::new(Destinations::new(&Means {
+        home: Home::new(outside.couch.clone(), &config.couchdb.url),
+        months: Arc::clone(&months),
+        system_config: outside.system_config.clone(),
+        accounts: accounts.clone(),
+        servers: Servers::new(config.couchdb.clone()),
+        users: outside.http.0.clone(),
+        cluster: outside.http.1.clone(),
+    }));
+    let breakers = Arc::new(CircuitBreakers::new(common.clock.clone(), pauses));
+    Deliveries {
+        chooser: Chooser {
+            common: Arc::clone(common),
+            ledger: outside.ledger.clone(),
+            system_config: outside.system_config.clone(),
+            accounts: accounts.clone(),
+        },
+        deliverer: Deliverer {
+            common: Arc::clone(common),
+            destinations: Arc::clone(&destinations),
+            breakers: Arc::clone(&breakers),
+            hold: outside.hold.clone(),
+            shares: Shares::new(config),
+            names: Names {
+                ledger: outside.ledger.clone(),
+                journal: Arc::clone(journal),
+            },
+        },
+        documents: Documents {
+            common: Arc::clone(common),
+            destinations: Arc::clone(&destinations),
+            months,
+            publisher: outside.publisher.clone(),
+        },
+        proof: Arc::new(Proof {
+            common: Arc::clone(common),
+            destinations,
+            breakers,
+        }),
+    }
+}
