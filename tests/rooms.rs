@@ -172,6 +172,210 @@ fn no_task_is_spawned_bare() {
     assert!(bare.is_empty(), "{}", bare.join("\n"));
 }
 
+/// The inner rooms of `flow`, from top to bottom. A file of one imports only from those below, and from files of its own.
+const FLOW: &[&[&str]] = &[
+    &["inbox", "reconcile"],
+    &["heartbeat", "retention", "sweep"],
+    &["drivers"],
+    &["effects"],
+    &["deliveries"],
+    &["driver", "journal", "peer_notices"],
+    &["in_flight", "memory", "slots"],
+    &["common", "crash"],
+];
+
+/// The inner room that a file of `flow` belongs to; `None` for the file that lists them.
+fn inner_room(file: &str) -> Option<&str> {
+    file.strip_prefix("flow/")?.split(['/', '.']).next()
+}
+
+/// What a file of `flow` imports from `flow`, as paths from there.
+fn flow_imports(file: &str, code: &str) -> Vec<String> {
+    let own = file
+        .trim_start_matches("flow/")
+        .trim_end_matches(".rs")
+        .replace('/', "::");
+    let mut imports = Vec::new();
+    for line in code.split(';').filter(|statement| statement.contains("use ")) {
+        let path = line
+            .rsplit("use ")
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect::<String>();
+        let absolute = if let Some(rest) = path.strip_prefix("crate::flow::") {
+            rest.to_owned()
+        } else if path.starts_with("super::") {
+            let mut base: Vec<&str> = own.split("::").collect();
+            let mut rest = path.as_str();
+            while let Some(shorter) = rest.strip_prefix("super::") {
+                base.pop();
+                rest = shorter;
+            }
+            base.push(rest);
+            base.join("::")
+        } else {
+            continue;
+        };
+        // `a::{b, c::d}` is `a::b` and `a::c::d`.
+        match absolute.split_once('{') {
+            Some((base, list)) => imports.extend(
+                list.trim_end_matches('}')
+                    .split(',')
+                    .map(|name| format!("{base}{name}")),
+            ),
+            None => imports.push(absolute),
+        }
+    }
+    imports
+}
+
+#[test]
+fn the_inner_rooms_of_the_flow_import_downwards() {
+    let inner = |room: &str| FLOW.iter().position(|level| level.contains(&room));
+    let mut breaks = Vec::new();
+    for (file, text) in files() {
+        let Some(room) = inner_room(&file) else { continue };
+        let Some(from) = inner(room) else {
+            breaks.push(format!("{file} is in no inner room"));
+            continue;
+        };
+        for import in flow_imports(&file, &code(&text)) {
+            let to = import.split("::").next().unwrap();
+            if to != room && inner(to).is_some_and(|to| to <= from) {
+                breaks.push(format!("{file} imports {import}"));
+            }
+        }
+    }
+    assert!(breaks.is_empty(), "{}", breaks.join("\n"));
+}
+
+/// A service is a field of those that call it, so its file is imported by theirs: a circle of calls would be a circle of imports.
+#[test]
+fn no_files_of_the_flow_form_a_circle() {
+    let all = files();
+    let names: Vec<String> = all.keys().filter(|file| inner_room(file).is_some()).cloned().collect();
+    let module = |file: &str| {
+        file.trim_start_matches("flow/")
+            .trim_end_matches(".rs")
+            .replace('/', "::")
+    };
+    let imports_of = |file: &String| -> Vec<String> {
+        let mut found = Vec::new();
+        for import in flow_imports(file, &code(&all[file])) {
+            // The longest module that the path begins with is the file that is meant.
+            let meant = names.iter().filter(|name| {
+                let module = module(name);
+                import == module || import.starts_with(&format!("{module}::"))
+            });
+            if let Some(meant) = meant.max_by_key(|name| name.len()).filter(|meant| *meant != file) {
+                found.push(meant.clone());
+            }
+        }
+        found
+    };
+    let graph: BTreeMap<&String, Vec<String>> = names.iter().map(|file| (file, imports_of(file))).collect();
+    // Files that import nothing that is left are taken away, until only circles are left.
+    let mut left: Vec<&String> = names.iter().collect();
+    loop {
+        let before = left.len();
+        let rest = left.clone();
+        left.retain(|file| graph[*file].iter().any(|to| rest.contains(&to)));
+        if left.len() == before {
+            break;
+        }
+    }
+    let shown: Vec<String> = left
+        .iter()
+        .map(|file| {
+            let to = graph[*file].iter().filter(|to| left.contains(to));
+            format!("{file} imports {}", to.cloned().collect::<Vec<_>>().join(", "))
+        })
+        .collect();
+    assert!(left.is_empty(), "in or above a circle:\n{}", shown.join("\n"));
+}
+
+/// Types whose methods may stand in more files: values with many questions about them, and clients with many requests. Each file has one
+/// topic, and none of them calls up.
+const MANY_FILES: &[&str] = &["couch::Couch", "entry::Entry", "ledger::Store", "recording::Subject"];
+
+/// The types of a file that have methods of their own there.
+fn with_methods(code: &str) -> impl Iterator<Item = String> {
+    let mut blocks = code.lines().filter_map(|line| line.trim_start().strip_prefix("impl"));
+    std::iter::from_fn(move || {
+        blocks.find_map(|block| {
+            if block.contains(" for ") {
+                return None;
+            }
+            // Generic parameters come before the name.
+            let name = match block.strip_prefix('<') {
+                Some(generic) => generic.split_once("> ")?.1,
+                None => block.strip_prefix(' ')?,
+            };
+            let name: String = name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            (!name.is_empty()).then_some(name)
+        })
+    })
+}
+
+#[test]
+fn the_methods_of_a_type_stand_in_at_most_two_files() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (file, text) in files() {
+        let mut names: Vec<String> = with_methods(&code(&text)).collect();
+        names.sort();
+        names.dedup();
+        for name in names {
+            let type_name = format!("{}::{name}", room_of(&file));
+            places.entry(type_name).or_default().push(file.clone());
+        }
+    }
+    let many: Vec<String> = places
+        .iter()
+        .filter(|(name, files)| files.len() > 2 && !MANY_FILES.contains(&name.as_str()))
+        .map(|(name, files)| format!("{name}: {}", files.join(", ")))
+        .collect();
+    assert!(many.is_empty(), "{}", many.join("\n"));
+    for name in MANY_FILES {
+        let files = places.get(*name).map_or(0, Vec::len);
+        assert!(
+            files > 2,
+            "{name} needs no exception: its methods stand in {files} files"
+        );
+    }
+}
+
+/// A service's fields say what it may touch. Many fields say nothing.
+#[test]
+fn services_have_few_fields() {
+    let mut large = Vec::new();
+    for (file, text) in files() {
+        if inner_room(&file).is_none() && room_of(&file) != "destination" {
+            continue;
+        }
+        for part in code(&text).split("pub struct ").skip(1) {
+            let name: String = part.chars().take_while(|c| c.is_alphanumeric()).collect();
+            let Some((_, body)) = part.split_once('{') else {
+                continue;
+            };
+            let fields = body.split("\n}").next().unwrap().lines();
+            let fields = fields
+                .filter(|line| line.starts_with("    ") && line.contains(": ") && line.ends_with(','))
+                .count();
+            let most = if name == "Common" { 5 } else { 8 };
+            // What is sent to other workers, and what is remembered, is no service.
+            if fields > most && !part.starts_with("Open {") && body.split("\n}").next().unwrap().contains("Arc<Common>")
+            {
+                large.push(format!("{file}: {name} has {fields} fields"));
+            }
+            if name == "Common" && fields > most {
+                large.push(format!("{file}: {name} has {fields} fields"));
+            }
+        }
+    }
+    assert!(large.is_empty(), "{}", large.join("\n"));
+}
+
 #[test]
 fn files_stay_small_enough_to_be_read() {
     let long: Vec<String> = files()
