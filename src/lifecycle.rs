@@ -32,12 +32,23 @@ const MOST_FOLLOW: usize = 256;
 /// Applies what happened, and returns what must be done next.
 pub fn step(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Next {
     let doubt = input == Input::Doubt;
+    // In release builds nothing of this is computed.
+    let was = (cfg!(debug_assertions) && !matches!(input, Input::Known(_))).then(|| State::of(&case.entry));
     take(case, input, now, policy);
     for _ in 0..MOST_FOLLOW {
         let Some(what) = follows(case, now, policy) else { break };
         if !add(&mut case.entry, what, now, policy) {
             break;
         }
+    }
+    if let Some(was) = was {
+        let is = State::of(&case.entry);
+        debug_assert!(
+            is == was || was.next().contains(&is),
+            "{} after {}",
+            is.name(),
+            was.name()
+        );
     }
     if doubt
         && case.entry.is_open()

@@ -1,5 +1,5 @@
 //! Compares the pages with the code: numbers, links, metrics, alerts, settings, commands, scripts,
-//! queues, and the links to schemas. With `UPDATE_DOCS=1`: writes `docs/configuration.md`.
+//! queues, states, and the links to schemas. With `UPDATE_DOCS=1`: writes `docs/configuration.md`, and the states' diagram.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +13,7 @@ use kz_record_call::config::{Config, DEFAULTS, Layers};
 use kz_record_call::entry::LOOKS;
 use kz_record_call::entry::cause::Outcome;
 use kz_record_call::kazoo::names::Exchange;
+use kz_record_call::lifecycle::STATES;
 use kz_record_call::recording::{names, settings};
 use kz_record_call::telemetry::events::METRICS;
 use kz_record_call::worker;
@@ -699,6 +700,46 @@ fn the_page_of_all_settings_is_made_from_them() {
         made == written,
         "docs/configuration.md is not what config/default.toml says: UPDATE_DOCS=1 cargo test --test docs"
     );
+}
+
+/// The diagram of the states is made from the table of the code.
+#[test]
+fn the_diagram_of_the_states_is_the_table_of_the_code() {
+    const BEGIN: &str = "```mermaid\nstateDiagram-v2\n";
+    let page = read("docs/architecture.md");
+    let (before, rest) = page.split_once(BEGIN).unwrap();
+    let (_, after) = rest.split_once("```").unwrap();
+    let mut diagram = String::from("    [*] --> asked\n");
+    for state in STATES {
+        for next in state.next() {
+            let _ = writeln!(diagram, "    {} --> {}", state.name(), next.name());
+        }
+    }
+    let made = format!("{before}{BEGIN}{diagram}```{after}");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(root().join("docs/architecture.md"), &made).unwrap();
+    } else {
+        assert!(
+            made == page,
+            "the diagram in docs/architecture.md differs: UPDATE_DOCS=1 cargo test --test docs"
+        );
+    }
+}
+
+/// Files of the sources that pages name.
+#[test]
+fn the_source_files_that_pages_name_exist() {
+    let mut missing = Vec::new();
+    for page in ["docs/architecture.md", "CONTRIBUTING.md"] {
+        let text = read(page);
+        for name in text.split('`').skip(1).step_by(2).filter(|name| name.ends_with(".rs")) {
+            let places = ["", "src/"].map(|base| root().join(base).join(name));
+            if !name.contains([' ', '*', '<']) && !places.iter().any(|place| place.is_file()) {
+                missing.push(format!("{page}: {name}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
 /// Numbers that pages tell and the code has.

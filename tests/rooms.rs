@@ -191,6 +191,10 @@ fn inner_room(file: &str) -> Option<&str> {
 
 /// What a file of `flow` imports from `flow`, as paths from there.
 fn flow_imports(file: &str, code: &str) -> Vec<String> {
+    let children: Vec<&str> = code
+        .lines()
+        .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
+        .collect();
     let own = file
         .trim_start_matches("flow/")
         .trim_end_matches(".rs")
@@ -214,6 +218,8 @@ fn flow_imports(file: &str, code: &str) -> Vec<String> {
             }
             base.push(rest);
             base.join("::")
+        } else if path.split("::").next().is_some_and(|first| children.contains(&first)) {
+            format!("{own}::{path}")
         } else {
             continue;
         };

@@ -37,7 +37,47 @@ pub const STATES: [State; 12] = [
     Asked, Recording, Ended, Held, Parked, Announcing, Unverified, Closing, Stored, Delivered, Discarded, Failed,
 ];
 
+/// The states that one step leads to from each state. What other workers wrote can lead further at once.
+const NEXT: [(State, &[State]); 12] = [
+    (Asked, &[Recording, Ended, Parked, Announcing]),
+    (Recording, &[Ended, Parked, Announcing]),
+    // A switch that begins again under a name whose end was told records again.
+    (Ended, &[Recording, Held, Parked, Announcing]),
+    (Held, &[Recording, Ended, Parked, Announcing]),
+    // An operator, or a late event, resumes it.
+    (Parked, &[Recording, Ended, Held, Announcing]),
+    // A copy that is lost is delivered again.
+    (
+        Announcing,
+        &[
+            Recording, Ended, Held, Parked, Unverified, Closing, Stored, Delivered, Discarded, Failed,
+        ],
+    ),
+    (
+        Unverified,
+        &[Ended, Held, Parked, Announcing, Closing, Stored, Delivered],
+    ),
+    (
+        Closing,
+        &[
+            Recording, Ended, Held, Parked, Announcing, Unverified, Stored, Delivered, Discarded, Failed,
+        ],
+    ),
+    // A late event of another part, a file that is there again, or controls that became known.
+    (Stored, &[Recording, Ended, Announcing, Unverified, Closing]),
+    (Delivered, &[Recording, Ended, Announcing, Unverified, Closing]),
+    (Discarded, &[Recording, Ended, Announcing, Closing]),
+    (Failed, &[Recording, Ended, Announcing, Closing]),
+];
+
 impl State {
+    /// The states that one step can lead to.
+    pub fn next(self) -> &'static [Self] {
+        NEXT.iter()
+            .find(|(state, _)| *state == self)
+            .map_or(&[], |(_, next)| next)
+    }
+
     pub fn of(entry: &Entry) -> Self {
         match entry.outcome() {
             Some((outcome, _)) if entry.is_closed() => Self::closed(outcome),
