@@ -189,7 +189,7 @@ fn inner_room(file: &str) -> Option<&str> {
     file.strip_prefix("flow/")?.split(['/', '.']).next()
 }
 
-/// What a file of `flow` imports from `flow`, as paths from there.
+/// What a file of `flow` imports from `flow`, as paths from there. What it hands out of its own folder is no import.
 fn flow_imports(file: &str, code: &str) -> Vec<String> {
     let children: Vec<&str> = code
         .lines()
@@ -218,7 +218,7 @@ fn flow_imports(file: &str, code: &str) -> Vec<String> {
             }
             base.push(rest);
             base.join("::")
-        } else if path.split("::").next().is_some_and(|first| children.contains(&first)) {
+        } else if !line.contains("pub use ") && path.split("::").next().is_some_and(|first| children.contains(&first)) {
             format!("{own}::{path}")
         } else {
             continue;

@@ -21,7 +21,6 @@ use super::in_flight::Mailbox;
 
 mod survive;
 
-use survive::Left;
 pub use survive::survive;
 
 /// What a driver does to the world. Every effect is harmless when it is performed twice.
@@ -92,6 +91,15 @@ impl Host<'_> {
 
 /// Delay between two tries of what must succeed.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// What a driver that panics leaves behind.
+#[derive(Debug)]
+struct Left {
+    /// The entry after the last successful step.
+    entry: Entry,
+    /// The input that is being applied.
+    taking: Option<Input>,
+}
 
 /// Drives the recording from `input` until nothing must be done now, or the worker shuts down.
 async fn drive<E: Effects, L: EntryStore>(

@@ -13,16 +13,7 @@ use crate::flow::in_flight::Mailbox;
 use crate::lifecycle::Input;
 use crate::telemetry::words;
 
-use super::{Effects, EntryStore, Host, NO_RETURN, drive};
-
-/// What a driver that panics leaves behind.
-#[derive(Debug)]
-pub(super) struct Left {
-    /// The entry after the last successful step.
-    pub entry: Entry,
-    /// The input that is being applied.
-    pub taking: Option<Input>,
-}
+use super::{Effects, EntryStore, Host, Left, NO_RETURN, drive};
 
 /// Drives the recording. A panic is noted, with all inputs that arrived meanwhile, and the lease is given up. A recording that panics again
 /// and again is postponed for longer and longer, and parked in the end.
