@@ -2,11 +2,12 @@
 # make test   the whole suite
 # make chaos  hundreds of recordings while everything breaks; docker/chaos.sh --help
 # make load   how many actions a worker answers in a second on this machine
+# make bench  workers under load, beside what this machine allows: a table with ratios; see docs/performance.md
 # make fuzz   what comes by the broker, fuzzed for FUZZ_SECONDS (60) a target; see fuzz/README.md
 #
-# The first four set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
+# The first five set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
 
-.PHONY: help demo test chaos load fuzz up down setup check fmt clean
+.PHONY: help demo test chaos load bench fuzz up down setup check fmt clean
 
 CARGO ?= cargo
 
@@ -27,6 +28,10 @@ chaos:
 # One worker, a broker and a database, and what they answer in a second.
 load:
 	@docker/load.sh
+
+# Takes about a quarter of an hour. BENCH_SCALE=0.1 makes everything smaller.
+bench:
+	@docker/bench.sh
 
 fuzz:
 	@fuzz/run.sh

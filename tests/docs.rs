@@ -427,6 +427,7 @@ fn every_setting_that_is_named_exists() {
         "docker/compose.yml",
         "docker/demo.sh",
         "docker/load.sh",
+        "docker/bench.sh",
         "packaging/debian/environment",
         "packaging/systemd/kz-record-call.service",
         "packaging/systemd/kz-record-call@.service",

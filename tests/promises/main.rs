@@ -22,6 +22,7 @@ mod simulator {
 }
 
 mod actions;
+mod bench;
 mod bridges;
 mod broker_alarms;
 mod check;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         traces::TESTS,
         told::TESTS,
         broker_alarms::TESTS,
+        bench::TESTS,
     ];
     for list in lists {
         tests.extend_from_slice(list);

@@ -7,7 +7,7 @@ mod sim;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
-use sim::{couch, demo, load, wire::Clock};
+use sim::{bench, couch, demo, load, wire::Clock};
 
 /// Plays the cluster around kz-record-call: callflow, ecallmgr and a FreeSWITCH that really uploads.
 ///
@@ -26,6 +26,11 @@ enum Command {
     Demo(DemoArgs),
     /// Measure how many actions a running worker answers in a second, and how fast.
     Load(LoadArgs),
+    /// Measure workers under load, beside what the same machine allows; starts the workers, on a broker without other clients.
+    Bench(BenchArgs),
+    /// Run the limit loop of a measurement: answer, write one document each, and nothing else.
+    #[command(hide = true)]
+    Limit(LimitArgs),
     /// Create the databases and documents that a Kazoo cluster has before a worker comes.
     Seed(CouchArgs),
 }
@@ -114,11 +119,109 @@ struct LoadArgs {
     patience: u64,
 }
 
+#[derive(clap::Args)]
+struct BenchArgs {
+    /// RabbitMQ; the path is the virtual host. Its queues kz_record_call.* are removed.
+    #[arg(
+        long,
+        env = "AMQP_URI",
+        default_value = "amqp://guest:guest@127.0.0.1:5672/%2f",
+        hide_env_values = true
+    )]
+    amqp_uri: String,
+    /// CouchDB, with credentials if it wants any. Databases are made and removed whose names begin with bench-.
+    #[arg(
+        long,
+        env = "COUCHDB_URL",
+        default_value = "http://127.0.0.1:5984",
+        hide_env_values = true
+    )]
+    couchdb_url: String,
+    /// The account on whose calls the recordings are made: 32 hex digits.
+    #[arg(long, default_value = "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4")]
+    account: String,
+    /// The worker's program [default: kz-record-call beside this program].
+    #[arg(long)]
+    worker: Option<PathBuf>,
+    /// A folder for spools and audio [default: a temporary folder].
+    #[arg(long)]
+    scratch: Option<PathBuf>,
+    /// The first process of RabbitMQ, whose CPU time is then reported.
+    #[arg(long)]
+    rabbitmq_pid: Option<u32>,
+    /// The first process of CouchDB, whose CPU time is then reported.
+    #[arg(long)]
+    couchdb_pid: Option<u32>,
+    /// What to measure.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = bench::Part::ALL)]
+    parts: Vec<bench::Part>,
+    /// Multiplies all the counts below, and the bytes of the long recording.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Actions of one measurement.
+    #[arg(long, default_value_t = 5_000)]
+    actions: u64,
+    /// Actions that wait for their results at once, one measurement each.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 50, 200, 1_000])]
+    windows: Vec<usize>,
+    /// Recordings of 20 KB; half as many of 320 KB, and a tenth of 3 MB.
+    #[arg(long, default_value_t = 1_000)]
+    recordings: u64,
+    /// Recordings at once.
+    #[arg(long, default_value_t = 32)]
+    at_once: usize,
+    /// Bytes of the one long recording. Three hours of stereo by default.
+    #[arg(long, default_value_t = 345_600_044)]
+    long_bytes: u64,
+    /// Starts that no switch confirms.
+    #[arg(long, default_value_t = 10_000)]
+    storm: u64,
+    /// Recordings that end while the database is away.
+    #[arg(long, default_value_t = 10_000)]
+    catch_up: u64,
+    /// Recordings that stay open.
+    #[arg(long, default_value_t = 10_000)]
+    open: u64,
+    /// Seconds for which a steady state is watched.
+    #[arg(long, default_value_t = 30.0)]
+    seconds: f64,
+    /// What the report says of the run, such as the commit.
+    #[arg(long, default_value = "")]
+    label: String,
+    /// Write the results into this file, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Seconds to wait for an answer.
+    #[arg(long, default_value_t = 120)]
+    patience: u64,
+}
+
+#[derive(clap::Args)]
+struct LimitArgs {
+    /// RabbitMQ; the path is the virtual host.
+    #[arg(long)]
+    amqp_uri: String,
+    /// The quorum queue; several loops share it.
+    #[arg(long)]
+    queue: String,
+    /// The routing key of the actions.
+    #[arg(long)]
+    key: String,
+    /// The database of the documents.
+    #[arg(long)]
+    database_url: String,
+    /// A file with what each document has besides its id.
+    #[arg(long)]
+    template: PathBuf,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(args) => run_demo(args).await,
         Command::Load(args) => run_load(args).await,
+        Command::Bench(args) => run_bench(args).await,
+        Command::Limit(args) => run_limit(args).await,
         Command::Seed(args) => run_seed(args).await,
     };
     match outcome {
@@ -158,6 +261,52 @@ async fn run_load(args: LoadArgs) -> anyhow::Result<bool> {
         window: args.window.max(1),
         bare: args.bare,
         patience: Duration::from_secs(args.patience),
+    })
+    .await
+}
+
+async fn run_bench(args: BenchArgs) -> anyhow::Result<bool> {
+    let beside = std::env::current_exe()?.with_file_name("kz-record-call");
+    let own = format!("kazoo-sim-bench-{}", std::process::id());
+    let sizes = bench::Sizes {
+        actions: args.actions,
+        windows: args.windows,
+        recordings: args.recordings,
+        at_once: args.at_once.max(1),
+        long_bytes: args.long_bytes,
+        storm: args.storm,
+        catch_up: args.catch_up,
+        open: args.open,
+        seconds: args.seconds,
+    };
+    bench::run(bench::BenchOptions {
+        amqp_uri: args.amqp_uri,
+        couchdb_url: args.couchdb_url.trim_end_matches('/').to_owned(),
+        account: args.account,
+        worker: args.worker.unwrap_or(beside),
+        scratch: args.scratch.unwrap_or_else(std::env::temp_dir).join(own),
+        rabbitmq_pid: args.rabbitmq_pid,
+        couchdb_pid: args.couchdb_pid,
+        parts: args.parts,
+        sizes: sizes.scaled(args.scale),
+        scale: args.scale,
+        label: args.label,
+        json: args.json,
+        patience: Duration::from_secs(args.patience),
+    })
+    .await
+}
+
+async fn run_limit(args: LimitArgs) -> anyhow::Result<bool> {
+    let template = serde_json::from_slice(&std::fs::read(&args.template)?)?;
+    bench::limit::run(bench::limit::LimitOptions {
+        amqp_uri: args.amqp_uri,
+        queue: args.queue,
+        key: args.key,
+        documents: Some(bench::limit::Documents {
+            database_url: args.database_url,
+            template,
+        }),
     })
     .await
 }

@@ -33,6 +33,7 @@
 
 pub mod amqp;
 pub mod audio;
+pub mod bench;
 pub mod call;
 pub mod callflow;
 pub mod check;
