@@ -1,12 +1,12 @@
 //! The ledger's databases: their names, views, and reads.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use tracing::{debug, warn};
 
-use crate::couch::{Couch, CouchError, Pages, Range, Row, ViewRow};
+use crate::couch::{CouchError, Documents, Pages, Range, Row, ViewRow};
 use crate::kazoo::time::{Clock, Moment, Month};
 use crate::lifecycle::Policy;
 
@@ -25,7 +25,7 @@ const DESIGN: &str = "kz_record_call";
 pub const LOOKUP: &str = "kz_record_call_lookup";
 
 pub struct Store {
-    pub(super) couch: Couch,
+    pub(super) couch: Arc<dyn Documents>,
     /// Computes timers for entries that are merged here. No worker would resume an entry without a timer.
     pub(super) policy: Policy,
     pub(super) clock: Clock,
@@ -85,7 +85,7 @@ fn designs() -> [(&'static str, Value); 3] {
 }
 
 impl Store {
-    pub fn new(couch: Couch, clock: Clock, policy: Policy) -> Self {
+    pub fn new(couch: Arc<dyn Documents>, clock: Clock, policy: Policy) -> Self {
         Self {
             couch,
             policy,
@@ -346,7 +346,7 @@ impl Store {
             to: json!(zone),
             descending: false,
         });
-        let rows = match pages.all(&self.couch, &database(month)).await {
+        let rows = match pages.all(&*self.couch, &database(month)).await {
             Ok(rows) => rows,
             Err(error) => self.missing(error).await.map(|()| Vec::new())?,
         };
