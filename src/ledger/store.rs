@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tracing::{debug, warn};
 
 use crate::couch::{CouchError, Documents, Pages, Range, Row, ViewRow};
+use crate::faults::{Fault, is_back};
 use crate::kazoo::time::{Clock, Moment, Month};
 use crate::lifecycle::Policy;
 
@@ -198,6 +199,9 @@ impl Store {
                     event = "ledger_conflict_unread",
                     id, rev, "conflicting revision unreadable, left in place"
                 );
+                if is_back(Fault::UnreadDeleted) {
+                    merged.push(rev);
+                }
                 continue;
             };
             record = record.merge(other);
@@ -212,7 +216,8 @@ impl Store {
     /// Writes the union of conflicting revisions, and then deletes the merged revisions. A crash in between loses nothing. Another worker
     /// may do the same and be first. Then this call changes nothing, and the next read merges what is left.
     async fn replace(&self, name: &str, id: &str, record: &mut Record, merged: &[&str]) -> Result<(), CouchError> {
-        let document = record.document(id, due(&record.entry, self.clock.now(), &self.policy));
+        let due = due(&record.entry, self.clock.now(), &self.policy).filter(|_| !is_back(Fault::MergeWithoutDue));
+        let document = record.document(id, due);
         let rows = self.couch.bulk_docs(name, &[document]).await?;
         let [Row::Saved { rev, below_quorum }] = &rows[..] else {
             return Ok(());
@@ -369,6 +374,7 @@ impl Store {
             .lease
             .as_ref()
             .is_some_and(|held| held.holds(lease.stamped) && held.by != lease.by && !is_gone(&held.by))
+            && !is_back(Fault::LeasesIgnored)
         {
             return Ok(None);
         }
