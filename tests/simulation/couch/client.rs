@@ -146,6 +146,13 @@ impl Client {
             if (!cluster.nodes[node].knows || copies.len() < QUORUM) && !trusting {
                 return no_answer("too few nodes, or the node does not know the others yet");
             }
+            let among = |name: &str| copies.iter().find_map(|copy| cluster.nodes[*copy].databases.get(name));
+            if let Some(there) = among(database) {
+                // The nodes that have it refuse a second one, and this node learns of it.
+                let copy = there.clone();
+                cluster.nodes[node].databases.insert(database.to_owned(), copy);
+                return Ok(false);
+            }
             cluster.births += 1;
             let birth = cluster.births;
             for copy in copies.into_iter().chain([node]) {
