@@ -44,6 +44,7 @@ impl Services {
         let call = world.switch.lock().unwrap().calls[&root].clone();
         // An ecallmgr that is away says nothing: the call may be bridged.
         match () {
+            () if world.trouble().unlearned[world.asked[&root].switch] => Call::Over,
             () if world.trouble().cut[world.asked[&root].switch] || call.bridged => Call::Bridged,
             () if call.alive => Call::Apart,
             () => Call::Over,

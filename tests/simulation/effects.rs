@@ -143,6 +143,9 @@ impl Services {
         let (world, root) = (&self.0.world, self.0.world.root(key));
         let at = world.asked[&root].switch;
         let call = world.switch.lock().unwrap().calls[&root].clone();
+        if world.trouble().unlearned[at] {
+            return false;
+        }
         world.trouble().cut[at] || call.alive || call.other_alive && call.other_known
     }
 

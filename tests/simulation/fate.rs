@@ -35,7 +35,7 @@ impl World {
             return tokio::time::sleep(ROUGH).await;
         }
         let agents = [
-            tokio::spawn(Arc::clone(self).operate()),
+            tokio::spawn(Arc::clone(self).operate(None)),
             tokio::spawn(Arc::clone(self).note_as_the_next_version()),
         ];
         let begun = tokio::time::Instant::now();
@@ -81,8 +81,9 @@ impl World {
 
     /// Something breaks, for a while.
     fn break_something(self: &Arc<Self>) {
-        let kind = self.rng(|rng| rng.u32(..19));
+        let kind = self.rng(|rng| rng.u32(..20));
         let lasts = self.between(2_000, if self.chance(150) { 5_400_000 } else { 400_000 });
+        let lasts = if kind == 18 { lasts.min(Duration::from_secs(90)) } else { lasts };
         let node = self.rng(|rng| rng.usize(..NODES));
         let at = node % 2;
         let name = match kind {
@@ -103,6 +104,7 @@ impl World {
             15 => "the broker raises an alarm",
             16 => "confirms are lost",
             17 => "events are lost",
+            18 => "an ecallmgr has just started",
             _ => return self.kill_a_switch(at, lasts),
         };
         self.note(crate::world::WORLD, || format!("{name}, for {} s", lasts.as_secs()));
@@ -140,6 +142,7 @@ impl World {
             15 => trouble.alarm = on,
             16 => trouble.confirms_lost = on,
             17 => trouble.events_lost = on,
+            18 => trouble.unlearned[at] = on,
             _ => {}
         });
     }
@@ -174,8 +177,14 @@ impl World {
         });
     }
 
+    /// An operator moves on what is parked, once more and for the last time.
+    pub async fn move_on(self: &Arc<Self>) {
+        let moving = Arc::clone(self).operate(Some(Duration::from_secs(60)));
+        let _ = tokio::time::timeout(Duration::from_secs(110), moving).await;
+    }
+
     /// An operator moves on what is parked, or throws it away, from a host whose clock differs.
-    async fn operate(self: Arc<Self>) {
+    async fn operate(self: Arc<Self>, pause: Option<Duration>) {
         let clock = self.clock(OPERATOR);
         let couch = Client {
             world: Arc::clone(&self),
@@ -185,7 +194,7 @@ impl World {
         let (ledger, writing) = Ledger::over(Arc::new(couch), clock.clone(), &policy, CancellationToken::new());
         let desk = async {
             loop {
-                tokio::time::sleep(self.between(60_000, 900_000)).await;
+                tokio::time::sleep(pause.unwrap_or_else(|| self.between(60_000, 900_000))).await;
                 let filter = Filter {
                     state: Some(State::Parked),
                     limit: 10,
@@ -196,7 +205,7 @@ impl World {
                     if entry.parked().is_none() || entry.outcome().is_some() {
                         continue;
                     }
-                    let discards = self.chance(60);
+                    let discards = self.mishap(60);
                     let what = match discards {
                         true => What::Concluded {
                             outcome: Outcome::Discarded,

@@ -26,8 +26,6 @@ pub enum Fault {
     OpenFilesReleased,
     /// An action is acknowledged before ledger or journal have its start.
     AcknowledgedEarly,
-    /// An event is acknowledged before the ledger has it.
-    EventAcknowledgedEarly,
     /// The answer to the switch asks for no digest.
     DigestsIgnored,
 }
@@ -75,7 +73,6 @@ pub const ALL: &[(&str, &str, Any)] = &[
     ("B12", "a sweep drops what it was told meanwhile", Any::World(Fault::MailboxDropped)),
     ("hold", "a file is released while its leg is on hold", Any::World(Fault::OpenFilesReleased)),
     ("ack of a start", "an action is acknowledged before the ledger has it", Any::World(Fault::AcknowledgedEarly)),
-    ("ack of an event", "an event is acknowledged before the ledger has it", Any::World(Fault::EventAcknowledgedEarly)),
     ("digests", "a file is released without a comparison of digests", Any::World(Fault::DigestsIgnored)),
     ("leases", "a sweep ignores leases", Any::Of(Product::LeasesIgnored)),
     ("merge", "a merge drops the copies in the hold", Any::Of(Product::MergeDropsHeld)),

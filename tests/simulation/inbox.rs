@@ -23,8 +23,8 @@ pub async fn handle(worker: Arc<Worker>, delivery: Delivery) {
         Body::Start(key) => worker.start(key, &delivery).await,
         Body::Stop(key) => worker.control(key, &delivery, true).await,
         Body::Mask(key) => worker.control(key, &delivery, false).await,
-        Body::Started(told, key) => worker.event(key, What::Started(told), &delivery).await,
-        Body::Ended(told, key) => worker.event(key, What::Ended(told), &delivery).await,
+        Body::Started(told, key) => worker.event(key, What::Started(told)).await,
+        Body::Ended(told, key) => worker.event(key, What::Ended(told)).await,
         Body::Journalled(entry) => {
             let noting = async { worker.ledger.note(&entry, None, BUDGET).await.noted().await };
             tokio::time::timeout(PATIENCE, noting).await == Ok(Noted::Durable)
@@ -134,7 +134,7 @@ impl Worker {
     }
 
     /// A start, or an end.
-    async fn event(self: &Arc<Self>, key: Key, what: What, delivery: &Delivery) -> bool {
+    async fn event(self: &Arc<Self>, key: Key, what: What) -> bool {
         if let What::Started(_) = &what {
             let _ = self.hands.tell(key, Input::Fact(what.clone()));
         }
@@ -155,10 +155,6 @@ impl Worker {
             let _ = self.hands.tell(key, Input::Fact(what));
         } else if ended || entry.stop_asked_at().is_some() || entry.is_masked() || entry.is_to_be_continued() {
             self.go_on(entry, Input::Fact(what));
-        }
-        if is_back(Fault::EventAcknowledgedEarly) {
-            self.world.broker.ack(delivery);
-            return true;
         }
         tokio::time::timeout(PATIENCE, receipt.noted()).await == Ok(Noted::Durable)
     }

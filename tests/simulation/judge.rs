@@ -10,6 +10,9 @@ use crate::places::Copy;
 use crate::switch::Content;
 use crate::world::World;
 
+/// The seconds after its end within which a recording must be at its destination, if nothing goes wrong.
+const SOON: u64 = 240;
+
 /// By then everything must have come to rest.
 const REST: u64 = 40 * 3600;
 
@@ -55,7 +58,30 @@ impl World {
                 self.judge_one(*key, *root)?;
             }
         }
+        self.judge_calm()?;
         self.judge_versions()
+    }
+
+    /// Where nothing goes wrong, everything arrives once, and soon.
+    fn judge_calm(&self) -> Result<(), String> {
+        if !self.calm {
+            return Ok(());
+        }
+        let places = self.places.lock().unwrap();
+        for (key, n) in &places.deliveries {
+            if *n > 1 && !self.trouble().couch_slow {
+                return Err(format!("{key} was delivered {n} times, and nothing went wrong"));
+            }
+        }
+        let ended = self.ended.lock().unwrap();
+        for (key, announced) in &places.announced {
+            let Some((at, _)) = announced.iter().rfind(|(_, what)| !what.starts_with("doc_")) else { continue };
+            let took = ended.get(key).map(|ended| at.since(*ended).as_secs()).unwrap_or_default();
+            if took > SOON {
+                return Err(format!("{key} took {took} s, and nothing went wrong"));
+            }
+        }
+        Ok(())
     }
 
     fn families(&self) -> BTreeMap<Key, BTreeSet<Key>> {
@@ -126,6 +152,9 @@ impl World {
                 if !(never || short || by_operator || key != root) {
                     return Err(format!("{key} is thrown away"));
                 }
+            }
+            Some("parked") if key == root && was_recorded && !asked.refused && !asked.poisoned => {
+                return Err(format!("{key} is parked, though nothing is wrong any more"));
             }
             Some("parked") if key == root && was_recorded => {
                 let on_switch = self.switch.lock().unwrap().files[&root].there;

@@ -57,6 +57,9 @@ pub fn live(seed: u64, fault: Option<Any>) -> Lived {
         let living = AssertUnwindSafe(async {
             world.live().await;
             world.rest().await?;
+            // What is parked because of the troubles must go out now.
+            world.move_on().await;
+            world.rest().await?;
             world.judge()
         });
         let verdict = futures_util::FutureExt::catch_unwind(living).await;

@@ -223,6 +223,7 @@ impl World {
             let part = file.parts.len() as u32;
             file.ms(part, now)
         };
+        self.ended.lock().unwrap().insert(key, now);
         self.note(WORLD, || format!("the switch ends {key} after {length} ms"));
         self.report(key, Some(length));
     }
@@ -279,7 +280,7 @@ impl World {
             };
             (file.content(self.now()), switch.lives[at])
         };
-        let takes = if self.chance(100) { self.between(1000, 20_000) } else { self.between(50, 800) };
+        let takes = if self.chance(100) { self.between(1000, 60_000) } else { self.between(50, 800) };
         tokio::time::sleep(takes).await;
         let is_cut = self.switch.lock().unwrap().lives[at] != life;
         if is_cut || self.mishap(50) {

@@ -39,6 +39,8 @@ pub struct Trouble {
     pub cut: [bool; 2],
     /// This switch cannot open files.
     pub unopened: [bool; 2],
+    /// The ecallmgr of this switch has just started, and knows no call yet.
+    pub unlearned: [bool; 2],
     /// Uploads of this switch meet a firewall.
     pub no_uploads: [bool; 2],
     pub target_down: bool,
@@ -76,6 +78,8 @@ pub struct World {
     pub newer: Mutex<BTreeMap<Key, u32>>,
     pub counts: Mutex<BTreeMap<&'static str, u32>>,
     pub discarded: Mutex<BTreeSet<Key>>,
+    /// When the switch last ended each recording.
+    pub ended: Mutex<BTreeMap<Key, Moment>>,
 }
 
 thread_local! {
@@ -131,6 +135,7 @@ impl World {
             newer: Mutex::default(),
             counts: Mutex::default(),
             discarded: Mutex::default(),
+            ended: Mutex::default(),
             rng: Mutex::new(rng),
         })
     }
