@@ -4,6 +4,8 @@
 //! long logs are removed. So two versions of an entry, written by two workers that did not see each other's, merge to their union. Pure: no
 //! I/O, no clock.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::kazoo::time::Moment;
@@ -47,6 +49,8 @@ pub struct Probe<'a> {
     pub md5: &'a str,
     /// The file's format showed that its writer had not closed it.
     pub open: bool,
+    /// The worker that read the file, by whose clock `at` is.
+    pub by: &'a str,
 }
 
 impl Probe<'_> {
@@ -204,6 +208,34 @@ impl Entry {
         looks.take_while(|(_, alive)| !alive).last().map(|(at, _)| at)
     }
 
+    /// The last channel queries that found the channel gone, with the worker that made each, the newest first. In the order of their
+    /// numbers, because two workers' clocks may differ.
+    fn gone_looks(&self) -> Vec<(&str, Moment)> {
+        let mut looks: Vec<(u32, &Fact, bool)> = self
+            .facts
+            .iter()
+            .filter_map(|fact| match fact.what {
+                What::ChannelSeen { n, alive } => Some((n, fact, alive)),
+                _ => None,
+            })
+            .collect();
+        looks.sort_by_key(|(n, fact, _)| std::cmp::Reverse((*n, fact.at)));
+        let gone = looks.into_iter().take_while(|(.., alive)| !alive);
+        gone.map(|(_, fact, _)| (fact.by.as_str(), fact.at)).collect()
+    }
+
+    /// Since when every channel query of this worker found the channel gone.
+    pub fn gone_since_by(&self, worker: &str) -> Option<Moment> {
+        let own = self.gone_looks().into_iter().filter(|(by, _)| *by == worker);
+        own.map(|(_, at)| at).min()
+    }
+
+    /// For how long every channel query found the channel gone, by the clock of one worker. Two workers' clocks may differ by more than any
+    /// time that counts here.
+    pub fn gone_for(&self) -> Duration {
+        longest(&self.gone_looks())
+    }
+
     /// The number of the next channel query, probe, or other counted fact of this kind.
     pub fn next_number(&self, kind: &str) -> u32 {
         let numbers = self.facts.iter().filter(|fact| fact.what.kind() == kind);
@@ -232,6 +264,7 @@ impl Entry {
                 size: *size,
                 md5,
                 open: *open,
+                by: &fact.by,
             }),
             _ => None,
         })
@@ -445,6 +478,15 @@ impl Entry {
         };
         self.order().and_then(|order| order.account_id.as_deref()).or_else(told)
     }
+}
+
+/// The longest time between two of these moments of one worker.
+pub fn longest(seen: &[(&str, Moment)]) -> Duration {
+    let pairs = seen.iter().flat_map(|(by, at)| {
+        let own = seen.iter().filter(move |(other, _)| other == by);
+        own.map(move |(_, before)| at.since(*before))
+    });
+    pairs.max().unwrap_or_default()
 }
 
 fn collected(what: &What) -> Option<&Audio> {

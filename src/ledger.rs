@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::couch::{Couch, CouchError};
+use crate::couch::{Couch, CouchError, Documents};
 use crate::entry::Entry;
 use crate::entry::fact::What;
 use crate::kazoo::time::{Clock, Moment, Month};
@@ -133,18 +133,30 @@ impl Ledger {
         (tasks, pulses): (&TaskTracker, &Pulses),
         stop: CancellationToken,
     ) -> Self {
+        let (ledger, writing) = Self::over(Arc::new(couch), clock, policy, stop);
+        tasks.spawn(pulses.beat("ledger", writing));
+        ledger
+    }
+
+    /// A ledger over any database server, and its writer, which the caller must poll.
+    pub fn over(
+        couch: Arc<dyn Documents>,
+        clock: Clock,
+        policy: &Policy,
+        stop: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (notes, receiver) = mpsc::channel(WAITING);
         let (up_sender, up) = watch::channel(true);
         let store = Arc::new(Store::new(couch, clock.clone(), policy.clone()));
         let writer = Writer::new(Arc::clone(&store), receiver, up_sender);
-        tasks.spawn(pulses.beat("ledger", writer.run(stop)));
-        Self {
+        let ledger = Self {
             notes,
             store,
             up,
             clock,
             worker: policy.worker.as_str().into(),
-        }
+        };
+        (ledger, writer.run(stop))
     }
 
     /// Whether the last request to the database succeeded.

@@ -40,4 +40,5 @@ pub mod recording;
 pub mod kazoo;
 
 pub mod config;
+pub mod faults;
 pub mod telemetry;

@@ -22,6 +22,7 @@ const HOUSE: &[&[&str]] = &[
     &["kazoo"],
     &["telemetry"],
     &["config"],
+    &["faults"],
 ];
 
 /// Rooms that do no I/O: what they must not name.

@@ -133,23 +133,8 @@ impl Couch {
         }
     }
 
-    /// The documents with ids from `from` to `to`, both included, read page by page.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn id_range(&self, database: &str, from: &str, to: &str) -> Result<Vec<Value>, CouchError> {
-        let (mut all, mut after) = (Vec::new(), None);
-        loop {
-            let (page, last) = self.id_page(database, (from, after.as_deref()), to).await?;
-            all.extend(page);
-            match last {
-                Some(last) => after = Some(last),
-                None => return Ok(all),
-            }
-        }
-    }
-
-    /// One page of such documents, from the id `from` or after the id `after`. Also the last id of the page, if more documents may follow.
+    /// One page of the documents with ids from `from`, or after the id `after`, to `to`. Also the last id of the page, if more documents may
+    /// follow.
     ///
     /// # Errors
     /// When the database does not answer.

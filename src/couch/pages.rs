@@ -2,8 +2,7 @@
 
 use serde_json::Value;
 
-use super::client::Couch;
-use super::{CouchError, ViewRow};
+use super::{CouchError, Documents, ViewRow};
 
 /// Rows per answer.
 const PAGE: usize = 1000;
@@ -41,7 +40,7 @@ impl Pages {
     ///
     /// # Errors
     /// When the database does not answer. The next call reads the same page.
-    pub async fn next(&mut self, couch: &Couch, database: &str) -> Result<Vec<ViewRow>, CouchError> {
+    pub async fn next(&mut self, couch: &dyn Documents, database: &str) -> Result<Vec<ViewRow>, CouchError> {
         if self.over {
             return Ok(Vec::new());
         }
@@ -69,7 +68,7 @@ impl Pages {
     ///
     /// # Errors
     /// As `next`.
-    pub async fn all(mut self, couch: &Couch, database: &str) -> Result<Vec<ViewRow>, CouchError> {
+    pub async fn all(mut self, couch: &dyn Documents, database: &str) -> Result<Vec<ViewRow>, CouchError> {
         let mut all = Vec::new();
         while !self.over {
             all.extend(self.next(couch, database).await?);

@@ -1,12 +1,13 @@
 //! What an entry says of the attempts to deliver its audio.
 
+use crate::faults::{self, is_back};
 use crate::kazoo::time::Moment;
 use crate::recording::digest::Digests;
 use crate::recording::order::Order;
 
 use super::cause::{Cause, Outcome};
 use super::fact::{Destination, Fact, Since, What};
-use super::{Entry, TIDIES};
+use super::{Entry, LOOKS, TIDIES};
 
 impl Entry {
     /// Where the audio goes, as decided when the recording ended, or when an operator last retried it.
@@ -74,7 +75,8 @@ impl Entry {
     /// found it, nothing proves that a copy exists.
     pub fn is_unverified(&self) -> bool {
         let below = self.delivery().is_some_and(|delivery| delivery.below_quorum);
-        below && !self.looks().any(|there| there)
+        let is_over = || self.looks().count() >= LOOKS && is_back(faults::Fault::LooksEnd);
+        below && !self.looks().any(|there| there) && !is_over()
     }
 
     /// Whether the last read-back did not find the delivery, and no worker has delivered it again since.
@@ -187,6 +189,9 @@ impl Entry {
     /// worker's.
     fn counts(retried: Option<&Fact>, fact: &Fact) -> bool {
         let Some(retried) = retried else { return true };
+        if is_back(faults::Fault::RetryByTime) {
+            return fact.at > retried.at;
+        }
         let since = match (&retried.what, &fact.what) {
             (What::Retried { since: Some(since), .. }, What::Postponed { .. }) => since.postponed,
             (What::Retried { since: Some(since), .. }, What::Panicked { .. }) => since.panicked,

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::faults::{self, is_back};
 use crate::recording::identity::Key;
 
 use super::Entry;
@@ -114,7 +115,8 @@ impl Entry {
     /// The union of two versions of the same entry. Commutative, associative and idempotent.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
-        self.facts.extend(other.facts);
+        let dropped = |fact: &Fact| fact.what.kind() == "held" && is_back(faults::Fault::MergeDropsHeld);
+        self.facts.extend(other.facts.into_iter().filter(|fact| !dropped(fact)));
         self.opaque.extend(other.opaque);
         self.normalise();
         self

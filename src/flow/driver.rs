@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::entry::Entry;
 use crate::entry::fact::{Announcement, Destination};
+use crate::faults::{Fault, is_back};
 use crate::kazoo::time::{Clock, Moment};
 use crate::ledger::{Address, Lease, Noted, Receipt, address};
 use crate::lifecycle::{Answer, Case, Effect, Hand, Input, Next, Policy, step};
@@ -238,6 +239,7 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
     /// audio without this worker knowing.
     fn is_bad_news(&self, effect: &Effect) -> bool {
         match effect {
+            _ if is_back(Fault::BadNewsUnasked) => false,
             Effect::Announce(Announcement::Outcome(_)) => self.case.entry.delivery().is_none(),
             Effect::Continue => true,
             _ => false,
@@ -293,7 +295,7 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
             // Another worker may have received the end of one of its parts.
             self.learn_now().await;
         }
-        if self.end() == end {
+        if self.end() == end || is_back(Fault::EndNotCompared) {
             return self.step(Input::Received(audio)).await;
         }
         if let Some(upload) = hand.take() {
@@ -337,7 +339,7 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
             Effect::Announce(Announcement::Outcome(_)) => elsewhere,
             _ => false,
         };
-        if !lets_go || plain {
+        if !lets_go || plain || is_back(Fault::AlwaysSafe) {
             return Some(effect);
         }
         let receipt = self.ledger.note(entry, self.lease.clone(), Duration::ZERO).await;

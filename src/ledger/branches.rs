@@ -62,7 +62,9 @@ impl Seen {
         self.of(month, |checked| {
             checked.again.retain(|_, left| *left > 0);
             checked.again.values_mut().for_each(|left| *left -= 1);
-            checked.again.keys().cloned().collect()
+            let mut ids: Vec<String> = checked.again.keys().cloned().collect();
+            ids.sort_unstable();
+            ids
         })
     }
 

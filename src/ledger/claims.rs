@@ -125,7 +125,11 @@ mod tests {
             }
         })
         .await;
-        let store = Store::new(couch, Clock::fixed(Moment::from_unix_seconds(1_795_386_400)), policy());
+        let store = Store::new(
+            std::sync::Arc::new(couch),
+            Clock::fixed(Moment::from_unix_seconds(1_795_386_400)),
+            policy(),
+        );
         store.claim("x", &address("mine"), &[address("mine").month], from).await
     }
 

@@ -72,7 +72,7 @@ impl Rows {
         if !self.next.is_empty() || self.over {
             return Ok(());
         }
-        match self.pages.next(&store.couch, &super::database(month)).await {
+        match self.pages.next(&*store.couch, &super::database(month)).await {
             Ok(rows) => {
                 self.over = rows.is_empty();
                 self.next = rows.into();
@@ -298,7 +298,7 @@ mod tests {
 
     fn store(couch: crate::couch::Couch) -> Arc<Store> {
         Arc::new(Store::new(
-            couch,
+            Arc::new(couch),
             crate::kazoo::time::Clock::system(),
             crate::ledger::testing::policy(),
         ))

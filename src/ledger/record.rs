@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::entry::Entry;
+use crate::faults::{Fault, is_back};
 use crate::kazoo::time::{Moment, Month};
 use crate::lifecycle::State;
 use crate::recording::digest::hex;
@@ -102,7 +103,8 @@ impl Record {
             "call_id": document.get("call_id")?,
             "facts": document.get("facts")?,
         }))
-        .ok()?;
+        .ok()
+        .filter(|entry: &Entry| entry.of_other_versions() == 0 || !is_back(Fault::OthersUnreadable))?;
         let lease = document
             .get("lease")
             .and_then(|lease| serde_json::from_value(lease.clone()).ok());

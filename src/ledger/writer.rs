@@ -251,6 +251,7 @@ impl Writer {
         let (mut is_late, mut open) = (false, true);
         let rows = loop {
             tokio::select! {
+                biased;
                 rows = &mut sending => break rows,
                 note = self.notes.recv(), if open => match note {
                     Some(note) => self.take(note),

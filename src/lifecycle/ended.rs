@@ -3,6 +3,7 @@
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{CollectFailure, DeliveryFailure, Destination, Fact, What};
+use crate::faults::{Fault, is_back};
 use crate::kazoo::time::Moment;
 use crate::recording::audio::Audio;
 use crate::recording::ending::Told;
@@ -59,6 +60,9 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
             )
         })
         .count();
+    if missing >= SHORT_IS_GONE && is_back(Fault::MissingIsGone) {
+        return conclude(Outcome::Failed, Cause::FileGone);
+    }
     if missing >= SHORT_IS_GONE && told_short {
         // Switches that enforce the minimum themselves delete files that are shorter.
         return conclude(Outcome::Discarded, Cause::TooShort);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::entry::{Entry, Probe};
+use crate::entry::{Entry, Probe, longest};
 use crate::kazoo::time::Moment;
 use crate::recording::ending::Told;
 
@@ -34,10 +34,7 @@ pub(super) fn limit(entry: &Entry, policy: &Policy) -> Option<Moment> {
 
 /// Whether the channel has been gone for the grace time, according to at least two channel queries.
 pub(super) fn gone_for_good(entry: &Entry, policy: &Policy) -> bool {
-    let (Some(since), Some((last, false))) = (entry.gone_since(), entry.channel_seen()) else {
-        return false;
-    };
-    last.since(since) >= policy.grace
+    entry.gone_for() >= policy.grace
 }
 
 /// Whether its time limit has passed. That proves nothing, because the limit does not run while the recorded leg is on hold.
@@ -97,9 +94,12 @@ pub(super) fn presumed_end(entry: &Entry, now: Moment, policy: &Policy) -> Optio
     let started = entry.latest_start()?;
     let probes: Vec<Probe<'_>> = entry.probes().take_while(|probe| probe.at >= started.at).collect();
     let (last, before) = (probes.first()?, probes.get(1)?);
-    let first = probes.iter().take_while(|probe| probe.saw_same_as(last)).last()?;
+    let same: Vec<&Probe<'_>> = probes.iter().take_while(|probe| probe.saw_same_as(last)).collect();
+    let first = same.last()?;
+    // One worker must have seen both. Between two workers whose clocks differ, moments can look like a quarter of an hour.
+    let seen: Vec<(&str, Moment)> = same.iter().map(|probe| (probe.by, probe.at)).collect();
     // A tolerance for clocks that count in other steps than ours.
-    let rested = |long: Duration| last.at.since(first.at) >= long.mul_f64(0.9);
+    let rested = |long: Duration| longest(&seen) >= long.mul_f64(0.9);
     let gone = gone_for_good(entry, policy);
     let proved = if last.open || first.open {
         gone && rested((policy.grace * OPEN_RESTS).max(policy.probe_gap))

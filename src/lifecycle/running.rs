@@ -160,7 +160,10 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     let started = entry.latest_start().map_or(order.asked_at, |told| told.at);
     let next_look = match looked {
         Some((at, true)) => at.plus(policy.check_interval),
-        Some((at, false)) => entry.gone_since().unwrap_or(at).plus(policy.grace).max(at),
+        // This worker's own queries alone show how long the channel has been gone, because two workers' clocks may differ.
+        Some((_, false)) => entry
+            .gone_since_by(&policy.worker)
+            .map_or(now, |since| since.plus(policy.grace)),
         None => started.plus(policy.check_interval),
     };
     if next_look <= now {

@@ -1,284 +1,332 @@
-//! The effects, on a switch and targets that live in memory.
+//! What a driver does to the world.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::entry::fact::{
-    Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Holding, What,
+    Announcement, Delivery, DeliveryFailure, Destination, Document, Holding, What,
 };
-use kz_record_call::lifecycle::{Answer, Effect, Input};
-use kz_record_call::recording::audio::Audio;
-use kz_record_call::recording::digest::Digests;
+use kz_record_call::flow::driver::Effects;
+use kz_record_call::kazoo::dialplan::Control;
+use kz_record_call::lifecycle::{Answer, Case, Effect, Input};
 use kz_record_call::recording::identity::{Key, MediaId};
 
-use crate::world::*;
+use crate::broker::Unconfirmed;
+use crate::collect::InHand;
+use crate::faults::{Fault, is_back};
+use crate::switch::Content;
+use crate::worker::Worker;
+use crate::world::BEGIN;
 
-impl World {
-    pub fn perform(&mut self, entry: &Entry, effect: &Effect, hand: &mut Option<Content>) -> Input {
-        let key = entry.key;
-        let root = self.root(key);
-        let destination = self.orders[&root].1;
-        let collect_failed = |attempt, failure| {
-            Input::Fact(What::CollectFailed {
-                attempt,
-                failure,
-                why: "x".into(),
-            })
-        };
-        match effect {
-            Effect::Command => {
-                self.command(key);
-                Input::Fact(What::Commanded)
-            }
-            Effect::Control { n, .. } => Input::Fact(What::StopSent {
-                n: *n,
-                start: entry.newest_start(),
-            }),
+pub struct Services(pub Arc<Worker>);
+
+impl Effects for Services {
+    type Upload = InHand;
+
+    async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
+        let (entry, world) = (&case.entry, &self.0.world);
+        tokio::time::sleep(world.between(1, 40)).await;
+        let input = match effect {
+            Effect::Command => self.command(entry).await,
+            Effect::Control { what, n } => self.control(entry, what, n).await,
             Effect::LookForChannel { n } => {
-                let lives = |file: &File| file.alive || file.running;
-                let alive = self.switch_down || self.files.get(&root).is_some_and(lives);
-                Input::Fact(What::ChannelSeen { n: *n, alive })
+                let alive = self.is_alive(entry.key);
+                Input::Fact(What::ChannelSeen { n, alive })
             }
-            Effect::Decide if self.chance(150) => self.postponed(entry),
-            Effect::Decide => Input::Fact(What::Decided {
-                n: entry.next_number("retried"),
-                destination,
-                attempts: None,
-            }),
-            Effect::Probe { attempt, .. } | Effect::Collect { attempt, .. } if self.switch_down => {
-                collect_failed(*attempt, CollectFailure::Unreachable)
-            }
-            Effect::Probe { attempt, .. } | Effect::Collect { attempt, .. } if self.chance(80) => {
-                collect_failed(*attempt, CollectFailure::Broken)
-            }
-            Effect::Probe { n, attempt, .. } => match self.looked_at(root) {
-                Some(content) => Input::Fact(What::Probed {
-                    n: *n,
-                    size: size_of(&content),
-                    md5: format!("{content:?}"),
-                    open: false,
-                }),
-                None => self.missing(entry, *attempt),
-            },
-            // It grows while it is looked at.
-            Effect::Collect { .. } if self.is_written(root) => self.postponed(entry),
-            Effect::Collect { attempt, .. } => match self.there(root) {
-                Some(content) => {
-                    *hand = Some(content.clone());
-                    Input::Received(self.audio(content))
-                }
-                None => self.missing(entry, *attempt),
-            },
-            Effect::Tidy { n, .. } => {
-                let left = if self.switch_down || self.is_written(root) || self.chance(80) {
-                    Some("not now".to_owned())
-                } else {
-                    let there = self.there(root).map(|content| self.audio(content).digests);
-                    let short = entry.outcome() == Some((Outcome::Discarded, Cause::TooShort));
-                    let seen = entry.audio().map(|audio| audio.digests.clone());
-                    match there {
-                        Some(there) if entry.is_safe(&there) || short && seen == Some(there.clone()) => {
-                            self.release(entry);
-                            None
-                        }
-                        Some(_) => match entry.untold_start() {
-                            Some(told) => return Input::Fact(What::Started(Box::new(told))),
-                            None => Some("another one".to_owned()),
-                        },
-                        None => None,
-                    }
-                };
-                Input::Fact(What::Tidied { n: *n, left })
-            }
+            Effect::Decide => self.decide(entry).await,
+            Effect::Probe { n, attempt, .. } => self.probe(entry, n, attempt).await,
+            Effect::Collect { attempt, .. } => self.collect(entry, attempt, hand).await,
+            Effect::Tidy { n, .. } => self.tidy(entry, n).await,
             Effect::Separate { name } => {
-                let separated = entry.separated(name, self.now, "w").unwrap();
-                if !self.write(0, &separated, None) {
-                    return Input::Due;
-                }
-                self.roots.insert(separated.key, key);
-                self.write(1, &separated, None);
-                Input::Fact(What::Separated { name: name.clone() })
+                let separated = entry.separated(&name, self.0.now(), &self.0.policy.worker)?;
+                self.begin(entry.key, &separated).await;
+                Input::Fact(What::Separated { name })
             }
             Effect::Continue => {
-                let (continuation, told) = entry.continuation(self.now, "w").unwrap();
-                // Durable, or not done.
-                if !self.write(0, &continuation, None) {
-                    return Input::Due;
+                let (continuation, told) = entry.continuation(self.0.now(), &self.0.policy.worker)?;
+                self.begin(entry.key, &continuation).await;
+                for fact in continuation.facts() {
+                    if !matches!(fact.what, What::Asked(_) | What::Commanded) {
+                        let _ = self.0.hands.tell(continuation.key, Input::Fact(fact.what.clone()));
+                    }
                 }
-                self.roots.insert(continuation.key, key);
-                self.write(1, &continuation, None);
                 Input::Fact(What::Continued { told })
             }
             Effect::Document { attempt, destination } => {
-                if self.store_down {
-                    return Self::failed(*attempt, *destination, DeliveryFailure::Target);
-                }
-                self.documents.insert(key, 1);
-                Input::Fact(What::Documented(Self::document(key)))
-            }
-            Effect::Deliver { attempt, destination } => {
-                let held = || entry.held().and_then(|holding| self.held.get(&holding.name)).cloned();
-                let content = hand.clone().or_else(held);
-                if self.refuses.contains(&key) {
-                    return Self::failed(*attempt, *destination, DeliveryFailure::Refused);
-                }
-                let down = if *destination == Destination::Account {
-                    self.store_down
+                if world.trouble().target_down {
+                    failed(attempt, destination, DeliveryFailure::Target)
                 } else {
-                    self.target_down
-                };
-                if self.chance(50) {
-                    return self.postponed(entry);
+                    world.places.lock().unwrap().documents.insert(entry.key);
+                    Input::Fact(What::Documented(document(entry.key)))
                 }
-                let Some(content) = content.filter(|_| !down) else {
-                    return Self::failed(*attempt, *destination, DeliveryFailure::Target);
-                };
-                let sha256 = Some(format!("{content:?}"));
-                let there = self.delivered.entry(key).or_default();
-                if !there.contains(&content) {
-                    there.push(content);
-                }
-                if destination.documents_first() {
-                    return Input::Fact(What::Uploaded {
-                        url: "https://h/".into(),
-                        sha256,
-                    });
-                }
-                self.documents.insert(key, 1);
-                let below = self.chance(100);
-                Self::done_with(key, *destination, sha256, below)
             }
-            Effect::ReadBack { n } => {
-                let why = (self.store_down || self.chance(100)).then(|| "not there".to_owned());
-                Input::Fact(What::Looked {
-                    n: *n,
-                    why,
-                    unanswered: self.store_down,
-                    deleted: false,
-                })
-            }
-            Effect::Amend { n } => Input::Fact(What::Amended {
-                n: *n,
-                controls: entry.controls().fingerprint(),
-                unsaid: None,
-            }),
-            Effect::Mark { n, .. } => Input::Fact(What::Marked { n: *n }),
+            Effect::Deliver { attempt, destination } => self.deliver(entry, attempt, destination, hand.as_ref()).await,
             Effect::Complete { attempt, destination } => {
-                if self.store_down {
-                    return Self::failed(*attempt, *destination, DeliveryFailure::Target);
+                if world.trouble().target_down {
+                    failed(attempt, destination, DeliveryFailure::Target)
+                } else {
+                    let stored = world.places.lock().unwrap().found(entry.key, world.now()).cloned();
+                    match stored {
+                        Some(stored) => self.delivered(entry, destination, &stored.content, false),
+                        None => failed(attempt, destination, DeliveryFailure::Target),
+                    }
                 }
-                self.done(key, *destination)
             }
-            Effect::Hold => {
-                if self.hold_down {
-                    return Input::HoldRefused;
-                }
-                let Some(content) = hand.clone() else {
-                    return Input::HoldRefused;
-                };
-                let name = format!("{root} {content:?}");
-                self.held.insert(name.clone(), content.clone());
-                let Audio { digests, size, .. } = self.audio(content);
-                Input::Fact(What::Held {
-                    n: entry.next_hold(),
-                    holding: Holding {
-                        place: "hold".into(),
-                        name,
-                        size,
-                        digests,
-                    },
-                })
+            Effect::ReadBack { n } => self.read_back(entry, n),
+            Effect::Amend { n } => {
+                self.say(entry);
+                let controls = entry.controls().fingerprint();
+                Input::Fact(What::Amended { n, controls, unsaid: None })
             }
+            Effect::Mark { n, .. } => Input::Fact(What::Marked { n }),
+            Effect::Hold => self.hold(entry, hand.as_ref()).await,
             Effect::Unhold => {
-                self.held.remove(&entry.held().unwrap().name);
-                Input::Fact(What::Unheld {
-                    n: entry.next_number("held") - 1,
-                })
+                let name = entry.held()?.name.clone();
+                world.places.lock().unwrap().held.remove(&name);
+                let n = entry.next_number("held") - 1;
+                Input::Fact(What::Unheld { n })
             }
-            Effect::Answer(answer) => {
-                let Some(content) = hand.take() else {
-                    return Input::Answered(*answer);
-                };
-                // As the worker does: exactly this audio must be safe, and nothing be written into its file.
-                let digests = self.audio(content).digests;
-                let safe = entry.is_safe(&digests) || entry.is_unwanted();
-                if *answer == Answer::Keep || !safe || self.is_written(root) {
-                    return Input::Answered(Answer::Keep);
-                }
-                self.release(entry);
-                Input::Answered(Answer::Release)
-            }
-            Effect::Announce(announcement) => {
-                if let Announcement::Outcome(outcome) = announcement {
-                    self.announced.entry(key).or_default().insert(outcome.name());
-                }
-                Input::Fact(entry.announced(*announcement))
-            }
+            Effect::Answer(answer) => self.answer(entry, answer, hand).await,
+            Effect::Announce(announcement) => self.announce(entry, announcement).await,
+        };
+        Some(input)
+    }
+
+    fn keep(&self, upload: InHand) {
+        let world = Arc::clone(&self.0.world);
+        tokio::spawn(async move { world.answer(upload.upload, false).await });
+    }
+
+    fn panicked(&self, entry: &Entry, _: &str) {
+        self.0.note(|| format!("notes its panic at {}", entry.key));
+    }
+
+    fn stepped(&self, _: &Entry, after: &Entry) {
+        if after.is_open() {
+            self.0.remember(after);
+        } else if after.is_closed() {
+            self.0.forget(after.key);
+        }
+    }
+}
+
+impl Services {
+    async fn command(&self, entry: &Entry) -> Input {
+        match self.0.send_start(entry.key).await {
+            Ok(()) => Input::Fact(What::Commanded),
+            Err(Unconfirmed::Unroutable) => Input::Fact(What::CommandLost { why: "x".into() }),
+            Err(Unconfirmed::Late) => Input::Due,
         }
     }
 
-    pub fn audio(&mut self, content: Content) -> Audio {
-        let (digest, size) = (format!("{content:?}"), size_of(&content));
-        self.seen.insert(digest.clone(), content);
-        Audio {
-            size,
-            digests: Digests {
-                md5: digest.clone(),
-                sha256: digest,
-            },
-            duration_ms: Some(size),
-            findings: vec![],
-            as_written: None,
+    async fn control(&self, entry: &Entry, what: Control, n: u32) -> Input {
+        let action = entry.mask_to_send().map(|(action, ..)| action.to_owned()).unwrap_or_default();
+        let start = entry.newest_start();
+        let on = what == Control::Mask;
+        let sent = self.0.send_control(entry.key, what == Control::Stop).await;
+        match (what, sent) {
+            (Control::Stop, Ok(()) | Err(Unconfirmed::Unroutable)) => Input::Fact(What::StopSent { n, start }),
+            (_, Ok(())) => Input::Fact(What::Masked { action, on, n, start }),
+            (_, Err(Unconfirmed::Unroutable)) => Input::Fact(What::NotObeyed {
+                action,
+                what,
+                why: kz_record_call::recording::controls::Why::Undelivered,
+            }),
+            (_, Err(Unconfirmed::Late)) => Input::Due,
         }
     }
 
-    pub fn document(key: Key) -> Document {
-        Document {
-            id: MediaId::derived(key, BEGIN),
-            database: "db".into(),
-            rev: "1-a".into(),
-            created: BEGIN,
+    /// Whether a leg that is known lives, as ecallmgrs say.
+    fn is_alive(&self, key: Key) -> bool {
+        let (world, root) = (&self.0.world, self.0.world.root(key));
+        let at = world.asked[&root].switch;
+        let call = world.switch.lock().unwrap().calls[&root].clone();
+        if world.trouble().unlearned[at] {
+            return false;
         }
+        world.trouble().cut[at] || call.alive || call.other_alive && call.other_known
     }
 
-    pub fn failed(attempt: u32, destination: Destination, failure: DeliveryFailure) -> Input {
-        let why = "x".into();
-        Input::Fact(What::DeliveryFailed {
-            attempt,
-            destination,
-            failure,
-            why,
-            retry_after_s: None,
+    async fn decide(&self, entry: &Entry) -> Input {
+        let world = &self.0.world;
+        // The settings are in CouchDB, too.
+        let node = {
+            let cluster = world.cluster();
+            let side = world.side(self.0.n);
+            let there: Vec<bool> = cluster.nodes.iter().filter(|node| node.up && node.side == side).map(|node| node.knows).collect();
+            drop(cluster);
+            world.pick(&there)
+        };
+        match node {
+            Some(true) => {}
+            Some(false) if is_back(Fault::MissingDatabaseTrusted) => {
+                return Input::Fact(What::Concluded {
+                    outcome: Outcome::Discarded,
+                    cause: Cause::StoringDisabled,
+                });
+            }
+            _ => return self.postponed(entry, Duration::from_secs(10)),
+        }
+        Input::Fact(What::Decided {
+            n: entry.next_number("retried"),
+            destination: world.asked[&world.root(entry.key)].destination,
+            attempts: None,
         })
     }
 
-    pub fn postponed(&self, entry: &Entry) -> Input {
+    pub fn postponed(&self, entry: &Entry, pause: Duration) -> Input {
         Input::Fact(What::Postponed {
             n: entry.next_number("postponed"),
-            until: self.now.plus(Duration::from_secs(10)),
+            until: self.0.now().plus(pause),
             why: "x".into(),
         })
     }
 
-    /// What the document tells that is there.
-    pub fn done(&self, key: Key, destination: Destination) -> Input {
-        let first = self.delivered.get(&key).and_then(|all| all.first());
-        Self::done_with(key, destination, first.map(|content| format!("{content:?}")), false)
+    /// A new entry, durable.
+    async fn begin(&self, from: Key, entry: &Entry) {
+        self.0.world.roots.lock().unwrap().insert(entry.key, from);
+        while !self.0.write(entry).await {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        if entry.is_open() {
+            self.0.remember(entry);
+        }
     }
 
-    pub fn done_with(key: Key, destination: Destination, sha256: Option<String>, below_quorum: bool) -> Input {
-        let document = Self::document(key);
+    async fn deliver(&self, entry: &Entry, attempt: u32, destination: Destination, hand: Option<&InHand>) -> Input {
+        let world = &self.0.world;
+        let held = || {
+            let name = &entry.held()?.name;
+            world.places.lock().unwrap().held.get(name).cloned()
+        };
+        let Some(content) = hand.map(|hand| hand.upload.content.clone()).or_else(held) else {
+            return failed(attempt, destination, DeliveryFailure::Source);
+        };
+        tokio::time::sleep(world.between(20, 1500)).await;
+        if world.asked[&world.root(entry.key)].refused {
+            return failed(attempt, destination, DeliveryFailure::Refused);
+        }
+        if world.trouble().target_down {
+            return failed(attempt, destination, DeliveryFailure::Target);
+        }
+        if world.trouble().target_slow && destination == Destination::Url {
+            tokio::time::sleep(Duration::from_secs(120)).await;
+            return failed(attempt, destination, DeliveryFailure::Target);
+        }
+        if world.mishap(40) {
+            return self.postponed(entry, Duration::from_secs(10));
+        }
+        let below = world.store(entry.key, destination, &content);
+        if world.mishap(40) {
+            // Its answer is lost.
+            return failed(attempt, destination, DeliveryFailure::Target);
+        }
+        if destination.documents_first() {
+            let sha256 = Some(content.audio().digests.sha256);
+            return Input::Fact(What::Uploaded { url: "https://h/".into(), sha256 });
+        }
+        self.delivered(entry, destination, &content, below)
+    }
+
+    pub fn delivered(&self, entry: &Entry, destination: Destination, content: &Content, below_quorum: bool) -> Input {
+        self.say(entry);
         Input::Fact(What::delivered(Delivery {
             destination,
-            document,
-            sha256,
+            document: document(entry.key),
+            sha256: Some(content.audio().digests.sha256),
             below_quorum,
             audio: None,
             deleted: false,
             edit_told: false,
-            controls: None,
+            controls: Some(entry.controls().fingerprint()),
             again: 0,
         }))
     }
+
+    /// The document says what is known of masks.
+    fn say(&self, entry: &Entry) {
+        let masked = entry.controls().masks.last().is_some_and(|(_, on)| *on);
+        self.0.world.places.lock().unwrap().masked.insert(entry.key, masked);
+    }
+
+    fn read_back(&self, entry: &Entry, n: u32) -> Input {
+        let world = &self.0.world;
+        let unanswered = world.trouble().target_down;
+        let there = world.places.lock().unwrap().found(entry.key, world.now()).is_some();
+        let why = (unanswered || !there).then(|| "not there".to_owned());
+        Input::Fact(What::Looked { n, why, unanswered, deleted: false })
+    }
+
+    async fn hold(&self, entry: &Entry, hand: Option<&InHand>) -> Input {
+        let world = &self.0.world;
+        let Some(hand) = hand.filter(|_| !world.trouble().hold_down) else {
+            return Input::HoldRefused;
+        };
+        tokio::time::sleep(world.between(10, 300)).await;
+        let (content, audio) = (hand.upload.content.clone(), hand.upload.content.audio());
+        let root = world.root(entry.key);
+        let name = match is_back(Fault::HoldOverwrites) {
+            true => format!("{root}"),
+            false => format!("{root} {}", audio.digests.sha256),
+        };
+        world.places.lock().unwrap().held.insert(name.clone(), content);
+        Input::Fact(What::Held {
+            n: entry.next_hold(),
+            holding: Holding {
+                place: "hold".into(),
+                name,
+                size: audio.size,
+                digests: audio.digests,
+            },
+        })
+    }
+
+    /// The point of no return: exactly this audio must be safe, and nothing be written into its file.
+    async fn answer(&self, entry: &Entry, answer: Answer, hand: &mut Option<InHand>) -> Input {
+        let Some(held) = hand.take() else {
+            return Input::Answered(answer);
+        };
+        let digests = held.upload.content.audio().digests;
+        let safe = entry.is_safe(&digests) || entry.is_unwanted() || is_back(Fault::DigestsIgnored);
+        let release = answer == Answer::Release && safe && self.is_still(entry, &held).await;
+        let heard = self.0.world.answer(held.upload, release).await;
+        Input::Answered(if release && heard { Answer::Release } else { Answer::Keep })
+    }
+
+    async fn announce(&self, entry: &Entry, announcement: Announcement) -> Input {
+        let world = &self.0.world;
+        let what = match announcement {
+            Announcement::Outcome(outcome) => outcome.name(),
+            other => other.name(),
+        };
+        let done = || {
+            world.announce(entry.key, what);
+            true
+        };
+        match world.confirmed(done).await {
+            Ok(()) => Input::Fact(entry.announced(announcement)),
+            Err(_) => Input::Due,
+        }
+    }
+}
+
+fn document(key: Key) -> Document {
+    Document {
+        id: MediaId::derived(key, BEGIN),
+        database: "db".into(),
+        rev: "1-a".into(),
+        created: BEGIN,
+    }
+}
+
+fn failed(attempt: u32, destination: Destination, failure: DeliveryFailure) -> Input {
+    Input::Fact(What::DeliveryFailed {
+        attempt,
+        destination,
+        failure,
+        why: "x".into(),
+        retry_after_s: None,
+    })
 }

@@ -1,97 +1,207 @@
-//! The judge: knows only what was asked, what the switch has, and what the targets have.
+//! The judge: knows what was asked, what the switch wrote, and what arrived. Of the ledger it knows only whether work is left in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
-use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::recording::identity::Key;
 
-use crate::world::*;
+use crate::places::Copy;
+use crate::switch::Content;
+use crate::world::World;
+
+/// The seconds after its end within which a recording must be at its destination, if nothing goes wrong.
+const SOON: u64 = 240;
+
+/// By then everything must have come to rest.
+const REST: u64 = 40 * 3600;
 
 impl World {
-    /// Knows only what was asked, what the switch has, and what the targets have; the ledger's word must agree.
-    pub fn judge(&self) {
-        for root in self.orders.keys() {
-            let family: Vec<Key> = self
-                .orders
-                .keys()
-                .chain(self.roots.keys())
-                .copied()
-                .filter(|key| self.root(*key) == *root)
-                .collect();
-            let mut safe: BTreeMap<u32, u64> = BTreeMap::new();
-            for key in &family {
-                self.judge_one(*key, *root);
-                let delivered = self.delivered.get(key).into_iter().flatten();
-                for (part, size) in delivered.chain(self.held_of(*root)).flatten() {
-                    let known = safe.entry(*part).or_default();
-                    *known = (*known).max(*size);
-                }
-            }
-            let Some(file) = self.files.get(root) else { continue };
-            for (part, size) in file.content.iter().filter(|_| file.there) {
-                let known = safe.entry(*part).or_default();
-                *known = (*known).max(*size);
-            }
-            // What was too short to be kept may be gone.
-            let short = family.iter().any(|key| {
-                let entry = self.store[0][key].entry.as_ref().unwrap();
-                entry.outcome() == Some((Outcome::Discarded, Cause::TooShort))
-            });
-            if !short {
-                assert_eq!(safe, file.recorded, "not all of {root} is somewhere");
+    /// Waits until nothing is left to do. The error is what is left.
+    pub async fn rest(self: &Arc<Self>) -> Result<(), String> {
+        for _ in 0..REST / 120 {
+            tokio::time::sleep(Duration::from_secs(120)).await;
+            if self.left().is_none() {
+                return Ok(());
             }
         }
+        Err(format!("it does not come to rest: {}", self.left().unwrap_or_default()))
     }
 
-    pub fn judge_one(&self, key: Key, root: Key) {
-        let entry = self.store[0][&key].entry.as_ref().unwrap();
-        let file = self.files.get(&root);
-        let newer = self.newer.get(&key).copied().unwrap_or(0).min(32);
-        assert_eq!(
-            entry.of_other_versions(),
-            newer as usize,
-            "what a newer version wrote is lost: {key}"
-        );
-        let told = self.announced.get(&key).cloned().unwrap_or_default();
-        assert!(!told.is_empty(), "nobody was told of {key}");
-        assert!(self.documents.get(&key).copied().unwrap_or(0) <= 1);
-        let on_switch = file.is_some_and(|file| file.there);
-        match (entry.outcome(), entry.parked()) {
-            (Some((Outcome::Stored | Outcome::Delivered, _)), _) => {
-                // Or beside what it goes on from, by a worker that knew nothing of it.
-                let mut family = self.delivered.iter().filter(|(other, _)| self.root(**other) == root);
-                let beside = key != root && family.any(|(_, contents)| contents.len() > 1);
-                assert!(beside || self.delivered.contains_key(&key), "it is not there: {key}");
-                assert!(entry.held().is_none(), "the hold is not emptied: {key}");
-                // Nothing is left behind that nobody needs, unless the switch could not be reached for long.
-                let tidied = entry.tidied().count();
-                let delivered = self.delivered.get(&key).cloned().unwrap_or_default();
-                let left = on_switch && delivered.contains(&self.there(root).unwrap());
-                assert!(!left || tidied >= 6, "the file of {key} is left on the switch");
-            }
-            (Some((Outcome::Discarded, Cause::TooShort)), _) => {
-                let order = &self.orders[&root].0;
-                assert!(order.min_sec > 0, "{key}");
-            }
-            (None, Some(_)) => {
-                let tried = entry.failures().count() + entry.postponed().count() + entry.panics().count();
-                assert!(tried > 0, "moved on, and parked again without an attempt: {key}");
-                let held = entry
-                    .held()
-                    .is_some_and(|holding| self.held.contains_key(&holding.name));
-                let kept = held || on_switch || self.delivered.contains_key(&key);
-                // Of a part, the family tells: two workers that knew nothing of each other may both have brought it.
-                assert!(kept || key != root, "parked, and its audio is nowhere: {key}");
-            }
-            // A part that another worker, which knew nothing of it, stored with its recording: its audio is accounted for there.
-            (Some((Outcome::Failed, Cause::FileGone)), _) if key != root => {}
-            (Some((Outcome::Failed, cause)), _) => {
-                assert!(
-                    file.is_none(),
-                    "a recording that was made is given up as {cause}: {key}"
-                );
-            }
-            other => panic!("{key} ended as {other:?}"),
+    /// What is left to do.
+    fn left(&self) -> Option<String> {
+        if !self.broker.is_empty() {
+            return Some(self.broker.left());
         }
+        let workers = self.workers.lock().unwrap().clone();
+        if workers.iter().flatten().any(|worker| worker.hands.count() > 0) {
+            return Some("a worker drives something".to_owned());
+        }
+        let entries = self.cluster().everything();
+        for (id, document) in entries.iter().filter(|(id, _)| id.starts_with('c')) {
+            let Some((_, body)) = document.winner() else { continue };
+            let state = body["state"].as_str().unwrap_or("?");
+            let is_final = matches!(state, "stored" | "delivered" | "discarded" | "failed");
+            if !(is_final || state == "parked" && body.get("due").is_none()) {
+                return Some(format!("{id} is {state}, due {:?}", body.get("due")));
+            }
+        }
+        None
     }
+
+    /// The verdict.
+    pub fn judge(&self) -> Result<(), String> {
+        let families = self.families();
+        for (root, family) in &families {
+            self.judge_family(*root, family)?;
+            for key in family {
+                self.judge_one(*key, *root)?;
+            }
+        }
+        self.judge_calm()?;
+        self.judge_versions()
+    }
+
+    /// Where nothing goes wrong, everything arrives once, and soon.
+    fn judge_calm(&self) -> Result<(), String> {
+        if !self.calm {
+            return Ok(());
+        }
+        let places = self.places.lock().unwrap();
+        for (key, n) in &places.deliveries {
+            if *n > 1 && !self.trouble().couch_slow {
+                return Err(format!("{key} was delivered {n} times, and nothing went wrong"));
+            }
+        }
+        let ended = self.ended.lock().unwrap();
+        for (key, announced) in &places.announced {
+            let Some((at, _)) = announced.iter().rfind(|(_, what)| !what.starts_with("doc_")) else { continue };
+            let took = ended.get(key).map(|ended| at.since(*ended).as_secs()).unwrap_or_default();
+            if took > SOON {
+                return Err(format!("{key} took {took} s, and nothing went wrong"));
+            }
+        }
+        Ok(())
+    }
+
+    fn families(&self) -> BTreeMap<Key, BTreeSet<Key>> {
+        let mut families: BTreeMap<Key, BTreeSet<Key>> = BTreeMap::new();
+        let parts = self.roots.lock().unwrap().clone();
+        for key in self.asked.keys().chain(parts.keys()) {
+            families.entry(self.root(*key)).or_default().insert(*key);
+        }
+        families
+    }
+
+    fn last_word(&self, key: Key) -> Option<&'static str> {
+        let places = self.places.lock().unwrap();
+        let outcomes = places.announced.get(&key)?.iter().filter(|(_, what)| !what.starts_with("doc_"));
+        outcomes.last().map(|(_, what)| *what)
+    }
+
+    /// Whether all that was recorded is somewhere, and at its destination if nothing is parked.
+    fn judge_family(&self, root: Key, family: &BTreeSet<Key>) -> Result<(), String> {
+        let words: Vec<Option<&str>> = family.iter().map(|key| self.last_word(*key)).collect();
+        let may_lack = self.asked[&root].order.min_sec > 0 && words.contains(&Some("discarded"))
+            || self.discarded.lock().unwrap().contains(&root);
+        let switch = self.switch.lock().unwrap();
+        let Some(file) = switch.files.get(&root).filter(|_| !may_lack) else {
+            return Ok(());
+        };
+        let recorded = file.recorded(self.now());
+        let on_switch = file.there.then(|| file.content(self.now()));
+        drop(switch);
+        let places = self.places.lock().unwrap();
+        let arrived = family.iter().flat_map(|key| places.stored.get(key)).flatten();
+        let arrived: Vec<&Content> = arrived.filter(|stored| stored.copy != Copy::Lost).map(|stored| &stored.content).collect();
+        let name = root.to_string();
+        let held = places.held.iter().filter(|(held, _)| held.starts_with(&name)).map(|(_, content)| content);
+        let anywhere = sum(arrived.iter().copied().chain(held).chain(&on_switch));
+        if anywhere != recorded {
+            return Err(format!("audio of {root} is lost: recorded {recorded:?}, kept {anywhere:?}"));
+        }
+        let settled = words.iter().all(|word| matches!(word, Some("stored" | "delivered" | "failed" | "discarded")));
+        let there = sum(arrived.iter().copied());
+        if settled && there != recorded {
+            return Err(format!("{root} is settled, recorded {recorded:?}, arrived {there:?}"));
+        }
+        Ok(())
+    }
+
+    fn judge_one(&self, key: Key, root: Key) -> Result<(), String> {
+        let asked = &self.asked[&root];
+        let was_recorded = self.switch.lock().unwrap().files.contains_key(&root);
+        let places = self.places.lock().unwrap();
+        let is_there = places.found(key, self.now()).is_some();
+        let family_has = places.stored.keys().any(|other| self.root(*other) == root);
+        let held = places.held.keys().filter(|name| name.starts_with(&root.to_string())).count();
+        drop(places);
+        let word = self.last_word(key);
+        match word {
+            None => return Err(format!("nobody was told of {key}")),
+            Some("stored" | "delivered") if !is_there && !(key != root && family_has) => {
+                return Err(format!("{key} is announced as stored, and is not there"));
+            }
+            Some("failed") if was_recorded && key == root => {
+                return Err(format!("{key} was recorded, and is given up"));
+            }
+            Some("discarded") => {
+                let never = asked.bridges > 0 && !was_recorded;
+                let short = asked.order.min_sec > 0;
+                let by_operator = self.discarded.lock().unwrap().contains(&root);
+                if !(never || short || by_operator || key != root) {
+                    return Err(format!("{key} is thrown away"));
+                }
+            }
+            Some("parked") if key == root && was_recorded && !asked.refused && !asked.poisoned => {
+                return Err(format!("{key} is parked, though nothing is wrong any more"));
+            }
+            Some("parked") if key == root && was_recorded => {
+                let on_switch = self.switch.lock().unwrap().files[&root].there;
+                if held == 0 && !on_switch && !family_has {
+                    return Err(format!("{key} is parked, and its audio is nowhere"));
+                }
+            }
+            _ => {}
+        }
+        self.judge_mask(key, root)
+    }
+
+    /// A document must not say that audio is masked which is not.
+    fn judge_mask(&self, key: Key, root: Key) -> Result<(), String> {
+        let says = self.places.lock().unwrap().masked.get(&key).copied().unwrap_or(false);
+        let switch = self.switch.lock().unwrap();
+        let was_masked = switch.files.get(&root).is_some_and(|file| !file.masks.is_empty());
+        if says && !was_masked {
+            return Err(format!("the document of {key} says that it is masked, and it is not"));
+        }
+        Ok(())
+    }
+
+    /// What a newer version wrote is still there.
+    fn judge_versions(&self) -> Result<(), String> {
+        let newer = self.newer.lock().unwrap().clone();
+        let entries = self.cluster().everything();
+        for document in entries.values() {
+            let Some((_, body)) = document.winner() else { continue };
+            let Some(key) = body["key"].as_str().and_then(|key| key.parse::<Key>().ok()) else { continue };
+            let facts = body["facts"].as_array().into_iter().flatten();
+            let there = facts.filter(|fact| fact["fact"] == "of_the_next_version").count();
+            let wrote = newer.get(&key).copied().unwrap_or(0).min(32) as usize;
+            if there < wrote {
+                return Err(format!("{key} has {there} facts of a newer version, which wrote {wrote}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The most that is known of each part.
+fn sum<'a>(contents: impl Iterator<Item = &'a Content>) -> BTreeMap<u32, u64> {
+    let mut all: BTreeMap<u32, u64> = BTreeMap::new();
+    for (part, ms) in contents.flat_map(|content| &content.parts) {
+        let known = all.entry(*part).or_default();
+        *known = (*known).max(*ms);
+    }
+    all
 }

@@ -9,6 +9,7 @@ use futures_util::FutureExt as _;
 use crate::entry::Entry;
 use crate::entry::cause::Cause;
 use crate::entry::fact::{Fact, What};
+use crate::faults::{self, is_back};
 use crate::flow::in_flight::Mailbox;
 use crate::lifecycle::Input;
 use crate::telemetry::words;
@@ -31,6 +32,9 @@ pub async fn survive<E: Effects, L: EntryStore>(
     let Err(panic) = AssertUnwindSafe(driving).catch_unwind().await else {
         return;
     };
+    if is_back(faults::Fault::PanicUnnoticed) {
+        return;
+    }
     let Left { mut entry, taking } = left.into_inner().unwrap_or_else(PoisonError::into_inner);
     let why = words(&*panic).to_owned();
     effects.panicked(&entry, &why);

@@ -1,3 +1,4 @@
+use crate::couch::Couch;
 use crate::entry::fact::What;
 use crate::ledger::testing::{Log, document, entry, found, policy, server, welcome};
 
@@ -6,7 +7,7 @@ use super::*;
 const NOW: Moment = Moment::from_unix_seconds(1_795_386_400);
 
 fn store(couch: Couch) -> Store {
-    Store::new(couch, Clock::fixed(NOW), policy())
+    Store::new(Arc::new(couch), Clock::fixed(NOW), policy())
 }
 
 fn here() -> Address {

@@ -72,7 +72,7 @@ async fn writer() -> (Writer, mpsc::Sender<Note>, watch::Receiver<bool>) {
 }
 
 fn writer_of(couch: Couch, notes: mpsc::Receiver<Note>, up: watch::Sender<bool>) -> Writer {
-    let store = Arc::new(Store::new(couch, Clock::system(), testing::policy()));
+    let store = Arc::new(Store::new(Arc::new(couch), Clock::system(), testing::policy()));
     Writer::new(store, notes, up)
 }
 

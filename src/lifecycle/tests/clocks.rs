@@ -133,3 +133,36 @@ fn what_only_a_newer_version_can_judge_is_left_to_it() {
     assert_eq!(effects, [Next::Wait(NOW.plus(policy().check_interval))]);
     assert_eq!(case.entry.outcome(), None);
 }
+
+/// Worker "w2" has a clock that is half an hour ahead. It reads an unfinished file some seconds after worker "w", and finds it unchanged.
+#[test]
+fn two_workers_whose_clocks_differ_prove_no_end() {
+    let mut case = started(order());
+    let seen = |n: u32, by: &str, at: u64, case: &mut Case| {
+        let facts = [
+            What::ChannelSeen { n, alive: false },
+            What::Probed {
+                n,
+                size: 4096,
+                md5: "1".into(),
+                open: true,
+            },
+        ];
+        for what in facts {
+            case.entry.add(Fact {
+                at: after(at),
+                by: by.into(),
+                what,
+            });
+        }
+    };
+    seen(1, "w", 400, &mut case);
+    seen(2, "w2", 404 + 1800, &mut case);
+    seen(3, "w2", 408 + 1800, &mut case);
+    next(&mut case, Input::Due, after(412), &policy());
+    assert!(case.entry.ended().is_none());
+    // One worker sees it unchanged for a quarter of an hour.
+    seen(4, "w", 400 + 900, &mut case);
+    next(&mut case, Input::Due, after(400 + 901), &policy());
+    assert!(case.entry.ended().is_some());
+}

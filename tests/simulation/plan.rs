@@ -1,0 +1,102 @@
+//! What is asked for, and what the calls will do.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kz_record_call::entry::fact::Destination;
+use kz_record_call::kazoo::call::Parties;
+use kz_record_call::kazoo::dialplan::Trigger;
+use kz_record_call::recording::format::Format;
+use kz_record_call::recording::identity::{Key, MediaId};
+use kz_record_call::recording::order::{Command, Order, Url};
+use kz_record_call::recording::settings::Method;
+
+use crate::world::BEGIN;
+
+/// One recording that a callflow asks for, and its call.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    pub order: Order,
+    pub destination: Destination,
+    pub switch: usize,
+    pub begins: Duration,
+    /// The target refuses it.
+    pub refused: bool,
+    /// The program panics at it, always.
+    pub poisoned: bool,
+    /// A callflow stops it before its call ends.
+    pub stopped: bool,
+    /// A callflow masks it.
+    pub masked: bool,
+    /// How often its call is bridged.
+    pub bridges: u32,
+    pub moves: bool,
+    pub holds: bool,
+}
+
+impl Asked {
+    pub fn all(rng: &mut fastrand::Rng, calm: bool) -> BTreeMap<Key, Self> {
+        let count = if rng.u8(..20) == 0 { 10 } else { 4 };
+        (0..count).map(|n| Self::one(n, rng, calm)).map(|asked| (asked.order.key, asked)).collect()
+    }
+
+    fn one(n: u64, rng: &mut fastrand::Rng, calm: bool) -> Self {
+        let key = Key::of(&format!("call {n}"), "action");
+        let trigger = if rng.u8(..3) == 0 { Trigger::Bridge } else { Trigger::Now };
+        let min_sec = if rng.u8(..) < 30 { 3 } else { 0 };
+        let mut chance = |per_cent: u8| rng.u8(..100) < per_cent;
+        let (refused, poisoned) = (chance(5) && !calm, chance(3) && !calm);
+        let (stopped, masked, moves, holds) = (chance(15), chance(15), chance(20), chance(40));
+        let again = chance(50);
+        let bridges = if trigger == Trigger::Bridge && again { rng.u32(2..4) } else { 1 };
+        let format = if rng.bool() { Format::Mp3 } else { Format::Wav };
+        Self {
+            order: order(key, n, (min_sec, trigger, format)),
+            destination: Destination::ALL[rng.usize(..4)],
+            switch: rng.usize(..2),
+            begins: Duration::from_millis(rng.u64(..600_000)),
+            refused,
+            poisoned,
+            stopped: stopped && bridges == 1,
+            masked,
+            bridges,
+            moves: moves && bridges == 1,
+            holds,
+        }
+    }
+}
+
+fn order(key: Key, n: u64, (min_sec, trigger, format): (u32, Trigger, Format)) -> Order {
+    let extension = if format == Format::Mp3 { "mp3" } else { "wav" };
+    Order {
+        key,
+        media_id: MediaId::derived(key, BEGIN),
+        call_id: format!("call {n}"),
+        account_id: Some("4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4".into()),
+        zone: "local".into(),
+        file_name: format!("{key}.{extension}"),
+        media_name: format!("{key}.{extension}"),
+        format,
+        origin: "callflow : x".into(),
+        method: Method::Put,
+        url: Url::None,
+        min_sec,
+        asked_at: BEGIN,
+        parties: Parties::default(),
+        continues: None,
+        trace: None,
+        command: Some(Command {
+            control: "q".into(),
+            fetch_id: None,
+            trigger,
+            time_limit: 600,
+            follow_transfer: true,
+            sample_rate: None,
+            silence: None,
+            stereo: true,
+            carry: "c".into(),
+            node: Some("freeswitch@fs1".into()),
+            path: format!("/tmp/{key}.{extension}"),
+        }),
+    }
+}
