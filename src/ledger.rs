@@ -321,19 +321,17 @@ impl Ledger {
         self.store.mend().await.map_err(LedgerError::Down)
     }
 
-    /// Leases a recording to this worker. `None` when another live worker has the lease, or the entry is missing.
-    ///
-    /// # Errors
-    /// When the ledger does not answer.
+    /// Leases recordings to this worker, with few requests for all of them. `None` for a recording that another live worker has leased, and
+    /// for a missing entry. An error where the ledger did not answer; then the lease may be written or not.
     pub async fn take(
         &self,
-        address: &Address,
+        addresses: &[Address],
         duration: Duration,
         is_gone: &(dyn Fn(&str) -> bool + Sync),
-    ) -> Result<Option<Record>, LedgerError> {
+    ) -> Vec<Result<Option<Record>, LedgerError>> {
         let lease = self.lease(duration);
-        let taken = self.store.take(address, lease, is_gone).await;
-        taken.map_err(LedgerError::Down)
+        let taken = self.store.take(addresses, &lease, is_gone).await;
+        taken.into_iter().map(|one| one.map_err(LedgerError::Down)).collect()
     }
 
     /// Each entry of this zone that is open and not parked.

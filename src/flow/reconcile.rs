@@ -17,8 +17,9 @@ use super::sweep::Sweep;
 /// Delays between two queries whether an ecallmgr answers.
 const ANSWER_PAUSES_S: [u64; 10] = [1, 1, 2, 2, 4, 8, 15, 30, 60, 60];
 
-/// Delay between two recordings of a reconcile.
-const RECONCILE_STEP: Duration = Duration::from_millis(20);
+/// Recordings that are reconciled together, and the delay after them: each one's call is queried.
+const TOGETHER: usize = 16;
+const RECONCILE_STEP: Duration = Duration::from_millis(320);
 
 /// Reconciles open recordings.
 pub struct Reconcile {
@@ -68,11 +69,12 @@ impl Reconcile {
                 epoch,
                 "reconciling open recordings"
             );
-            for address in open {
+            for some in open.chunks(TOGETHER) {
                 if self.common.stop().is_cancelled() {
                     return;
                 }
-                self.sweep.take(&address, None, Input::Doubt, false).await;
+                let wanted = some.iter().map(|address| (address.clone(), None));
+                self.sweep.take(wanted.collect(), &Input::Doubt, false).await;
                 tokio::time::sleep(RECONCILE_STEP).await;
             }
         }

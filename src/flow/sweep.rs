@@ -21,6 +21,9 @@ use crate::lifecycle::Input;
 const TAKE: usize = 64;
 const IN_FLIGHT: usize = 512;
 
+/// Delay before the next sweep where the last one did not take all that was due.
+const NEXT: Duration = Duration::from_millis(100);
+
 /// Drives the recordings that a sweep takes.
 pub trait Resume: Send + Sync + 'static {
     /// Drives a recording that is in flight now.
@@ -56,11 +59,13 @@ impl<D: Resume> Sweep<D> {
     pub async fn run(self: Arc<Self>) {
         // Events that came while the ledger was down wait in their queue, and are read only now.
         let mut behind_until: Option<Instant> = None;
-        let (mut was_up, mut was_full) = (true, false);
+        let (mut was_up, mut was_full, mut has_more) = (true, false, false);
         loop {
             // Jitter, so that the workers do not sweep at the same time.
             let poll = self.common.config.ledger.poll;
+            let poll = if has_more { poll.min(NEXT) } else { poll };
             let pause = poll.mul_f64(0.75 + fastrand::f64() * 0.5);
+            has_more = false;
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.common.stop().cancelled() => return,
@@ -86,6 +91,7 @@ impl<D: Resume> Sweep<D> {
                 Ok(due) => {
                     let (count, room) = (due.len(), TAKE.min(IN_FLIGHT - in_flight));
                     let taken = self.take_some(due, room, behind).await;
+                    has_more = count > room && taken > 0;
                     SweepEnded { due: count, taken }.emit();
                 }
                 Err(error) => debug!(event = "sweep_failed", %error, "due recordings not read"),
@@ -123,54 +129,48 @@ impl<D: Resume> Sweep<D> {
     /// Takes some of them, at most as many as there is `room` for.
     async fn take_some(self: &Arc<Self>, mut found: Vec<(Address, Record)>, room: usize, behind: bool) -> usize {
         fastrand::shuffle(&mut found);
-        let mut taken = 0;
-        for (address, record) in found.into_iter().take(room) {
-            taken += usize::from(self.take(&address, Some(record.entry), Input::Due, behind).await);
-        }
-        taken
+        let wanted = found.into_iter().take(room);
+        let wanted = wanted.map(|(address, record)| (address, Some(record.entry)));
+        self.take(wanted.collect(), &Input::Due, behind).await
     }
 
-    /// Takes a recording, if no other worker has it. While events are `behind`, a recording of which nothing was heard yet is not taken. `seen`
-    /// is the entry as it was found.
-    pub(super) async fn take(
-        self: &Arc<Self>,
-        address: &Address,
-        seen: Option<Entry>,
-        input: Input,
-        behind: bool,
-    ) -> bool {
-        let seen = seen.map(|entry| self.known(entry));
+    /// Takes recordings, each unless another worker has it. While events are `behind`, a recording of which nothing was heard yet is not
+    /// taken. Each comes with the entry as it was found, if it was read. Returns how many were taken.
+    pub async fn take(self: &Arc<Self>, wanted: Vec<(Address, Option<Entry>)>, input: &Input, behind: bool) -> usize {
         let is_silent = |entry: &Entry| entry.started().is_none() && entry.ended().is_none();
-        if behind && seen.as_ref().is_none_or(is_silent) {
-            // Before its lease is taken: otherwise an uncommanded start would wait until the lease expires.
-            return false;
+        let (mut addresses, mut waiting) = (Vec::new(), Vec::new());
+        for (address, seen) in wanted {
+            let seen = seen.map(|entry| self.known(entry));
+            if behind && seen.as_ref().is_none_or(is_silent) {
+                // Before its lease is taken: otherwise an uncommanded start would wait until the lease expires.
+                continue;
+            }
+            if let Some(mailbox) = self.in_flight.take(address.key) {
+                addresses.push(address);
+                waiting.push((seen, mailbox));
+            }
         }
-        let Some(mailbox) = self.in_flight.take(address.key) else {
-            return false;
-        };
         let is_gone = |worker: &str| self.peers.is_gone(worker);
-        let taken = self
-            .ledger
-            .take(address, self.common.config.ledger.lease, &is_gone)
-            .await;
-        match taken {
-            Ok(Some(record)) => {
-                self.drivers.begin(self.known(record.entry), input, mailbox);
-                true
-            }
-            Ok(None) => {
-                self.leave(address, seen, mailbox);
-                false
-            }
-            Err(error) => {
-                debug!(event = "lease_not_taken", %error, "lease not taken");
-                if let Some(entry) = &seen {
-                    self.give_back(entry.clone());
+        let lease = self.common.config.ledger.lease;
+        let results = self.ledger.take(&addresses, lease, &is_gone).await;
+        let mut taken = 0;
+        for ((address, (seen, mailbox)), result) in addresses.iter().zip(waiting).zip(results) {
+            match result {
+                Ok(Some(record)) => {
+                    self.drivers.begin(self.known(record.entry), input.clone(), mailbox);
+                    taken += 1;
                 }
-                self.leave(address, seen, mailbox);
-                false
+                Ok(None) => self.leave(address, seen, mailbox),
+                Err(error) => {
+                    debug!(event = "lease_not_taken", %error, "lease not taken");
+                    if let Some(entry) = &seen {
+                        self.give_back(entry.clone());
+                    }
+                    self.leave(address, seen, mailbox);
+                }
             }
         }
+        taken
     }
 
     /// The lease may be written although its answer was lost. Then no worker would have the recording in flight until the lease expires.

@@ -120,7 +120,11 @@ impl Worker {
         };
         if let Ok(Ok(Some(record))) = known {
             let is_whole = record.entry.order().is_some_and(|order| order.command.is_some());
-            let known = if is_whole { record.entry } else { record.entry.merge(entry) };
+            let known = if is_whole {
+                record.entry
+            } else {
+                record.entry.merge(entry)
+            };
             self.remember(&known);
             let durable = is_whole || self.write(&known).await;
             if !known.is_commanded() {
@@ -196,10 +200,15 @@ impl Worker {
                 let found = tokio::time::timeout(KNOWLEDGE, self.ledger.load(&address(&own))).await;
                 match found {
                     Ok(Ok(Some(record))) => self.completed(record.entry),
-                    Ok(Ok(None)) if !world.broker.has(Queue::Journal) && delivery.message.returns > 5 => return answered,
+                    Ok(Ok(None)) if !world.broker.has(Queue::Journal) && delivery.message.returns > 5 => {
+                        return answered;
+                    }
                     _ if is_back(Fault::StopInMemory) => {
                         // Only the notice to the other workers has it.
-                        let fact = self.fact(What::StopAsked { action: "stop".into(), route: None });
+                        let fact = self.fact(What::StopAsked {
+                            action: "stop".into(),
+                            route: None,
+                        });
                         self.heard_of(key, &[fact]);
                         return answered;
                     }
@@ -215,13 +224,26 @@ impl Worker {
         });
         let start = entry.newest_start();
         let mut facts = vec![self.fact(match stop {
-            true => What::StopAsked { action: action.clone(), route },
-            false => What::MaskAsked { action: action.clone(), on: true, asked: Some(self.now()), route },
+            true => What::StopAsked {
+                action: action.clone(),
+                route,
+            },
+            false => What::MaskAsked {
+                action: action.clone(),
+                on: true,
+                asked: Some(self.now()),
+                route,
+            },
         })];
         if sent {
             facts.push(self.fact(match stop {
                 true => What::StopSent { n: 1, start },
-                false => What::Masked { action, on: true, n: 0, start: Some(start.unwrap_or(BEFORE_ANY_START)) },
+                false => What::Masked {
+                    action,
+                    on: true,
+                    n: 0,
+                    start: Some(start.unwrap_or(BEFORE_ANY_START)),
+                },
             }));
         }
         self.note(|| format!("{} {key}: {sent}", if stop { "stops" } else { "masks" }));

@@ -29,7 +29,11 @@ pub async fn run(worker: Arc<Worker>) {
             behind_until = Some(Instant::now() + worker.policy.start_timeout);
         }
         was_up = is_up;
-        let busy = if is_back(Fault::WaitingCounts) { worker.hands.count() } else { worker.hands.busy() };
+        let busy = if is_back(Fault::WaitingCounts) {
+            worker.hands.count()
+        } else {
+            worker.hands.busy()
+        };
         if !is_up || busy >= IN_FLIGHT {
             continue;
         }
@@ -60,9 +64,12 @@ async fn take(worker: &Arc<Worker>, address: &Address, seen: Option<Entry>, inpu
     if behind && seen.as_ref().is_none_or(is_silent) {
         return;
     }
-    let Some(mailbox) = worker.hands.take(address.key) else { return };
+    let Some(mailbox) = worker.hands.take(address.key) else {
+        return;
+    };
     let is_gone = |name: &str| worker.is_gone(name);
-    match worker.ledger.take(address, LEASE, &is_gone).await {
+    let taken = worker.ledger.take(std::slice::from_ref(address), LEASE, &is_gone).await;
+    match taken.into_iter().next().unwrap() {
         Ok(Some(record)) => {
             worker.note(|| format!("takes up {}", address.key));
             worker.drive(worker.completed(record.entry), input, mailbox);
@@ -81,7 +88,12 @@ fn give_back(worker: &Arc<Worker>, entry: Entry) {
     let giver = Arc::clone(worker);
     worker.spawn(async move {
         let lease = Some(giver.ledger.no_lease());
-        giver.ledger.note(&entry, lease, Duration::ZERO).await.within(LEASE).await;
+        giver
+            .ledger
+            .note(&entry, lease, Duration::ZERO)
+            .await
+            .within(LEASE)
+            .await;
     });
 }
 

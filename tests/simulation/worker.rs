@@ -117,11 +117,17 @@ impl Worker {
 
     /// SIGKILL.
     pub fn kill(&self) {
-        let Some(mut tasks) = self.tasks.lock().unwrap().take() else { return };
+        let Some(mut tasks) = self.tasks.lock().unwrap().take() else {
+            return;
+        };
         tasks.abort_all();
         tokio::spawn(async move { while tasks.join_next().await.is_some() {} });
         self.world.workers.lock().unwrap()[self.n] = None;
-        self.world.dead.lock().unwrap().insert(self.name.clone(), self.world.now());
+        self.world
+            .dead
+            .lock()
+            .unwrap()
+            .insert(self.name.clone(), self.world.now());
         self.world.broker.lose(&self.name);
         self.world.note(self.n, || format!("{} is killed", self.name));
         self.world.count("kills");
@@ -152,7 +158,9 @@ impl Worker {
     pub fn gone(&self) -> Vec<String> {
         let dead: Vec<String> = self.world.dead.lock().unwrap().keys().cloned().collect();
         let forgotten = &self.memory.lock().unwrap().forgotten;
-        dead.into_iter().filter(|name| self.is_gone(name) && !forgotten.contains(name)).collect()
+        dead.into_iter()
+            .filter(|name| self.is_gone(name) && !forgotten.contains(name))
+            .collect()
     }
 
     /// A worker that is gone had nothing more.
@@ -235,7 +243,9 @@ impl Worker {
     /// Passes an input to the task that has the recording, or begins to drive it.
     pub fn go_on(self: &Arc<Self>, entry: Entry, input: Input) {
         let key = entry.key;
-        let Err(input) = self.hands.tell(key, input) else { return };
+        let Err(input) = self.hands.tell(key, input) else {
+            return;
+        };
         if let Some(mailbox) = self.hands.take(key) {
             self.drive(entry, input, mailbox);
         }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use crate::couch::Couch;
 use crate::entry::fact::What;
 use crate::ledger::testing::{Log, document, entry, found, policy, server, welcome};
@@ -176,11 +178,8 @@ async fn a_lease_of_a_worker_that_is_gone_is_taken_over() {
             until: NOW.plus(std::time::Duration::from_secs(300)),
             stamped: NOW,
         };
-        let got = store(couch)
-            .take(&here(), lease, &|worker| worker == gone)
-            .await
-            .unwrap();
-        assert_eq!(got.is_some(), taken, "{gone}");
+        let got = store(couch).take(&[here()], &lease, &|worker| worker == gone).await;
+        assert_eq!(got[0].as_ref().unwrap().is_some(), taken, "{gone}");
     }
 }
 
@@ -244,4 +243,53 @@ async fn merged_after(refusals: u32) {
         log.iter()
             .any(|(first, _)| first.starts_with("DELETE") && first.contains("rev=2-a"))
     );
+}
+
+#[tokio::test]
+async fn many_leases_are_taken_with_one_read_and_one_write() {
+    // The first entry is free. The second one has a live worker's lease. The third one is missing. The fourth one was written meanwhile.
+    let mut leased = document(&[What::Commanded], "2-b");
+    leased["lease"] = json!({"by": "another", "until": NOW.plus(Duration::from_secs(60)), "stamped": NOW});
+    let rows = [
+        document(&[What::Commanded], "2-a"),
+        leased,
+        Value::Null,
+        document(&[What::Commanded], "2-d"),
+    ];
+    let (couch, log) = server(move |first, _| {
+        if first.contains("_all_docs") {
+            let rows: Vec<Value> = rows
+                .iter()
+                .map(|doc| match doc {
+                    Value::Null => json!({"key": "x", "error": "not_found"}),
+                    doc => json!({"id": "x", "key": "x", "value": {"rev": doc["_rev"]}, "doc": doc}),
+                })
+                .collect();
+            ("200 OK", json!({"total_rows": 4, "offset": 0, "rows": rows}))
+        } else if first.contains("_bulk_docs") {
+            let conflict = json!({"id": "x", "error": "conflict", "reason": "Document update conflict."});
+            ("201 Created", json!([saved(), conflict]))
+        } else {
+            welcome()
+        }
+    })
+    .await;
+    let addresses: Vec<Address> = ["a", "b", "c", "d"]
+        .map(|action| crate::ledger::address(&entry(action, 1_795_386_262, &[What::Commanded])))
+        .to_vec();
+    let lease = Lease {
+        by: "me".into(),
+        until: NOW.plus(Duration::from_secs(300)),
+        stamped: NOW,
+    };
+    let taken = store(couch).take(&addresses, &lease, &|_| false).await;
+    let taken: Vec<bool> = taken.into_iter().map(|one| one.unwrap().is_some()).collect();
+    assert_eq!(taken, [true, false, false, false]);
+    let log = log.lock().unwrap();
+    let requests = |what: &str| log.iter().filter(|(first, _)| first.contains(what)).count();
+    assert_eq!((requests("_all_docs"), requests("_bulk_docs")), (1, 1));
+    let written = log.iter().find(|(first, _)| first.contains("_bulk_docs")).unwrap();
+    let written: Value = serde_json::from_str(&written.1).unwrap();
+    assert_eq!(written["docs"].as_array().unwrap().len(), 2, "{written}");
+    assert_eq!(written["docs"][0]["lease"]["by"], "me");
 }
