@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::entry::Entry;
-use crate::entry::fact::{Announcement, Destination};
+use crate::entry::fact::Announcement;
 use crate::faults::{Fault, is_back};
 use crate::kazoo::time::{Clock, Moment};
 use crate::ledger::{Address, Lease, Noted, Receipt, address};
@@ -325,15 +325,15 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
     /// know it before. If the destination can say it too, the worker does not wait. `None`: the worker is shutting down.
     async fn safe(&self, effect: Effect) -> Option<Effect> {
         let entry = &self.case.entry;
-        // A third party may be removed from the settings, and then no worker can check there. A name that is recorded again at every bridge
-        // is another case: the next worker must know which audio was released.
+        // A server outside of the cluster may be removed from the settings, and then no worker can check there. A name that is recorded
+        // again at every bridge is another case: the next worker must know which audio was released.
         let once = || entry.order().is_some_and(|order| !order.may_begin_again());
         let plain = entry
             .delivery()
-            .is_some_and(|delivery| delivery.destination == Destination::Account && !delivery.below_quorum && once());
+            .is_some_and(|delivery| delivery.destination.is_own() && !delivery.below_quorum && once());
         let elsewhere = entry
             .delivery()
-            .is_some_and(|delivery| delivery.destination == Destination::ThirdParty);
+            .is_some_and(|delivery| !delivery.destination.is_documented_here());
         let lets_go = match effect {
             Effect::Answer(Answer::Release) | Effect::Tidy { .. } => true,
             Effect::Announce(Announcement::Outcome(_)) => elsewhere,
