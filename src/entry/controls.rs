@@ -23,6 +23,9 @@ const MOST_UNMASKS: usize = 4;
 /// The clocks of two workers differ by less than this. If they may differ by more, a mask is sent once more, which is harmless.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
 
+/// A recording that runs on for longer after a stop has been told while it ran.
+const LATE_END: Duration = Duration::from_secs(120);
+
 /// Where a recording was when a command arrived.
 enum Place {
     /// The recording had not begun.
@@ -176,8 +179,49 @@ impl Entry {
         })
     }
 
-    /// A mask or unmask that is known by now to have had no effect, and was not reported yet.
+    /// A stop, mask or unmask that is known by now to have had no effect, and was not reported yet.
     pub fn unheeded(&self) -> Option<What> {
+        self.unheeded_mask().or_else(|| self.unheeded_stop())
+    }
+
+    /// A stop that the switch did not obey, of a recording that has ended by itself. While it runs, `StopUnconfirmed` tells it.
+    fn unheeded_stop(&self) -> Option<What> {
+        let end = self.told_end()?;
+        let is_told = |what: &What| match what {
+            What::NotObeyed { what, .. } => *what == Control::Stop,
+            what => *what == What::StopUnconfirmed,
+        };
+        if self.has(is_told) {
+            return None;
+        }
+        let newest = self.newest_start();
+        let sent = self.facts.iter().find(|fact| match fact.what {
+            What::StopSent { start, .. } => start == newest,
+            _ => false,
+        })?;
+        let why = match self.place(sent) {
+            Place::Elsewhere(why @ (Why::Moved | Why::PerhapsMoved)) => why,
+            Place::Here => {
+                // A stop ends a recording at once. Clocks that differ by much more than this are no evidence.
+                let ended = self.by_our_clock(end.stamp?);
+                let went_on = (ended > sent.at).then(|| ended.since(sent.at));
+                went_on.filter(|on| (CLOCKS_DIFFER..=LATE_END).contains(on))?;
+                Why::Unconfirmed
+            }
+            _ => return None,
+        };
+        let action = self.facts.iter().find_map(|fact| match &fact.what {
+            What::StopAsked { action, .. } => Some(action.clone()),
+            _ => None,
+        })?;
+        Some(What::NotObeyed {
+            action,
+            what: Control::Stop,
+            why,
+        })
+    }
+
+    fn unheeded_mask(&self) -> Option<What> {
         let mut asked = self.facts.iter().filter_map(|fact| match &fact.what {
             What::MaskAsked { action, on, .. } => Some((fact, action, *on)),
             _ => None,
@@ -202,7 +246,7 @@ impl Entry {
                 return None;
             }
             // Sent again, because its sender knew of no start, and too late by then. The first command had met the recording.
-            if why == Why::Ended && self.sent(action).any(|sent| self.met_the_latest_part(sent)) {
+            if self.sent(action).any(|sent| self.met_the_latest_part(sent)) {
                 return None;
             }
             Some(What::NotObeyed {
@@ -289,7 +333,11 @@ impl Entry {
                     }
                 }
                 What::NotObeyed { action, what, why } if !self.is_void(*why) => {
-                    let at = self.asked(action).unwrap_or(fact.at);
+                    let asked = match what {
+                        Control::Stop => self.stop_asked_at(),
+                        Control::Mask | Control::Unmask => self.asked(action),
+                    };
+                    let at = asked.unwrap_or(fact.at);
                     controls.not_obeyed.push(NotObeyed {
                         at,
                         what: *what,
@@ -304,6 +352,7 @@ impl Entry {
                 _ => {}
             }
         }
+        controls.not_obeyed.sort_by_key(|one| one.at);
         controls
     }
 

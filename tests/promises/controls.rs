@@ -13,6 +13,8 @@ use crate::support::{Mode, Proxy, SOON, Services, TestResult, Worker, World};
 promises![
     a_stop_of_which_only_the_ledger_knows_waits_for_the_ledger,
     a_mask_of_which_only_the_ledger_knows_waits_for_the_ledger,
+    a_stop_that_finds_its_recording_over_is_told,
+    a_mask_that_finds_its_recording_over_is_told,
     a_stop_that_comes_again_leaves_the_next_recording_alone,
     a_stop_without_a_recording_is_answered_and_told,
     a_stop_finds_the_one_before_where_the_end_of_the_newest_was_missed,
@@ -71,6 +73,51 @@ async fn a_stop_of_which_only_the_ledger_knows_waits_for_the_ledger(services: Ar
 
 async fn a_mask_of_which_only_the_ledger_knows_waits_for_the_ledger(services: Arc<Services>) -> TestResult {
     acted_on_by_a_stranger(&services, "mask").await
+}
+
+/// A worker that remembers nothing and has no ledger gets the action. The recording ends before the ledger is there again.
+async fn acted_on_too_late(services: &Services, action: &str) -> anyhow::Result<()> {
+    let world = World::new(services).await?;
+    let mut first = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world.state(&call.id(), "recording", SOON).await?;
+    first.terminate(SOON).await?;
+    let (proxy, (key, url)) = world.database_proxy().await?;
+    proxy.set(Mode::Refuse);
+    let second = world.start_worker(&[(key, &url)])?;
+    call.execute(json!({"action": action})).await?.continued(SOON).await?;
+    second.logged("an action that waits", waits, SOON).await?;
+    // Well after the action, by any clock.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    call.hangup("NORMAL_CLEARING").await;
+    call.wait_recording_ended(SOON).await?;
+    proxy.set(Mode::Pass);
+    let not_obeyed = |line: &Value| line["event"] == "control_not_obeyed" && line["control"] == action;
+    let told = second.logged("that it was not obeyed", not_obeyed, SOON).await?;
+    ensure!(told["why"] == "ended", "{told:#}");
+    let said = async {
+        loop {
+            let document = world.stored(&recording).await?.document;
+            if document["pvt_recording"]["not_obeyed"][0]["why"] == "ended" {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(SOON, said)
+        .await
+        .context("no document tells it")??;
+    world.finish().await
+}
+
+async fn a_stop_that_finds_its_recording_over_is_told(services: Arc<Services>) -> TestResult {
+    acted_on_too_late(&services, "stop").await
+}
+
+async fn a_mask_that_finds_its_recording_over_is_told(services: Arc<Services>) -> TestResult {
+    acted_on_too_late(&services, "mask").await
 }
 
 async fn a_stop_that_comes_again_leaves_the_next_recording_alone(services: Arc<Services>) -> TestResult {

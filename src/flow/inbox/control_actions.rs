@@ -149,22 +149,31 @@ impl Controls {
                 let (media_id, done) = Box::pin(self.carrier.carry_out(request, *found, what, async { true })).await;
                 (media_id, answered && done)
             }
-            Look::None => {
-                self.none_of_ours(request, what).await;
-                (String::new(), answered)
-            }
-            Look::Untold(why) => {
-                let waits = self.returns.pass_on(delivery, CONTROLS, &why).await;
-                ControlWaits {
-                    call_id: &request.action.call_id,
-                    action: what.name(),
-                    why: &why,
-                    result: waits.as_ref().copied().map_err(ToString::to_string),
-                }
-                .emit();
-                (String::new(), answered && waits.is_ok())
-            }
+            Look::None => match self.none_of_ours(request, what).await {
+                Ok(()) => (String::new(), answered),
+                Err(why) => (
+                    String::new(),
+                    answered && self.wait(request, what, delivery, &why).await,
+                ),
+            },
+            Look::Untold(why) => (
+                String::new(),
+                answered && self.wait(request, what, delivery, &why).await,
+            ),
         }
+    }
+
+    /// Has an action wait in a queue of its own. `false` when the broker did not take it.
+    async fn wait(&self, request: &Request<'_>, what: Control, delivery: &Delivery, why: &str) -> bool {
+        let waits = self.returns.pass_on(delivery, CONTROLS, why).await;
+        ControlWaits {
+            call_id: &request.action.call_id,
+            action: what.name(),
+            why,
+            result: waits.as_ref().copied().map_err(ToString::to_string),
+        }
+        .emit();
+        waits.is_ok()
     }
 
     /// Searches what all workers remember, after each of these delays in milliseconds.
@@ -178,10 +187,16 @@ impl Controls {
         Look::None
     }
 
-    /// No recording of ours runs on the call. The action is for another recorder's recording, or for none.
-    async fn none_of_ours(&self, request: &Request<'_>, what: Control) {
+    /// No recording of ours runs on the call. The action is for one that has ended while the action waited, for another recorder's
+    /// recording, or for none. `Err`: that is not known yet, and why.
+    async fn none_of_ours(&self, request: &Request<'_>, what: Control) -> Result<(), String> {
+        if let Some(open) = self.finder.ended_since(request).await? {
+            let written = self.carrier.too_late(request, &open, what).await;
+            return written.then_some(()).ok_or_else(|| "not written".to_owned());
+        }
         if let Some(name) = self.finder.stranger(request) {
-            return self.carrier.stranger(request, name, what).await;
+            self.carrier.stranger(request, name, what).await;
+            return Ok(());
         }
         warn!(
             event = "no_recording_of_call",
@@ -189,6 +204,7 @@ impl Controls {
             action = what.name(),
             "no recording of this call, nothing sent"
         );
+        Ok(())
     }
 
     /// Handles an action that waited for the ledger, and is answered.
@@ -229,8 +245,7 @@ impl Controls {
         let done = match look {
             Look::Found(found) => Box::pin(self.carry_out(&request, *found, what)).await.1,
             Look::None if delivery.returns() >= ENOUGH && !self.journal.has_more().await => {
-                self.none_of_ours(&request, what).await;
-                true
+                self.none_of_ours(&request, what).await.is_ok()
             }
             Look::None | Look::Untold(_) => false,
         };

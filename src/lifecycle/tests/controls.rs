@@ -147,6 +147,57 @@ fn a_mask_of_a_recording_that_moved_unheard_is_not_told_as_done() {
 }
 
 #[test]
+fn a_mask_that_was_obeyed_before_a_move_is_not_told_as_moved_because_it_was_sent_again() {
+    let mut case = started(order());
+    at(&mut case, 5, asked("a", true));
+    at(&mut case, 5, sent("a", true, 0));
+    at(&mut case, 20, moved());
+    // A worker that had not heard of the start sends it once more.
+    at(&mut case, 21, sent("a", true, 1));
+    let controls = case.entry.controls();
+    assert_eq!((controls.masks, controls.not_obeyed), (vec![(after(5), true)], vec![]));
+}
+
+/// A stop at the fifth second, after `before`, and the end that the switch reports.
+fn stopped(before: Option<Input>, end_of: &str, second: u64) -> Vec<NotObeyed> {
+    let mut case = started(order());
+    if let Some(before) = before {
+        at(&mut case, 20, before);
+    }
+    let (action, start) = ("stop".to_owned(), case.entry.newest_start());
+    at(&mut case, 25, Input::Fact(What::StopAsked { action, route: None }));
+    at(&mut case, 25, Input::Fact(What::StopSent { n: 1, start }));
+    let mut end = told(5000);
+    end.call_id = end_of.into();
+    end.stamp = Some(after(second).unix_micros());
+    at(&mut case, second, Input::Fact(What::Ended(end)));
+    let told = case
+        .entry
+        .facts()
+        .iter()
+        .filter(|fact| fact.what.kind() == "not_obeyed")
+        .count();
+    let not_obeyed = case.entry.controls().not_obeyed;
+    assert_eq!(told, not_obeyed.len(), "it is told once");
+    not_obeyed
+}
+
+#[test]
+fn a_stop_that_was_not_obeyed_is_told_though_the_call_ends_soon_after() {
+    let of_stop = |why| {
+        vec![NotObeyed {
+            at: after(25),
+            what: Control::Stop,
+            why,
+        }]
+    };
+    assert_eq!(stopped(None, "call", 25), [], "obeyed at once");
+    assert_eq!(stopped(None, "call", 28), [], "clocks may differ by so much");
+    assert_eq!(stopped(None, "call", 31), of_stop(Why::Unconfirmed));
+    assert_eq!(stopped(Some(moved()), "other", 26), of_stop(Why::Moved));
+}
+
+#[test]
 fn a_mask_just_before_the_hang_up_is_told_as_done() {
     let mut case = started(order());
     at(&mut case, 5, asked("a", true));

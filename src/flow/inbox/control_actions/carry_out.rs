@@ -91,6 +91,34 @@ impl Carrier {
         (media_id, answered && durable)
     }
 
+    /// Writes down that an action came to nothing: the recording that it was for has ended since. Operators are alerted, and the document
+    /// tells it. `false` when that is not durable.
+    pub(super) async fn too_late(&self, request: &Request<'_>, open: &Open, what: Control) -> bool {
+        let action = request.action.msg_id.clone().unwrap_or_default();
+        let route = Some(Route {
+            control: request.action.control.to_string(),
+            call_id: request.action.call_id.clone(),
+        });
+        let asked = match what {
+            Control::Stop => What::StopAsked {
+                action: action.clone(),
+                route,
+            },
+            Control::Mask | Control::Unmask => What::MaskAsked {
+                action: action.clone(),
+                on: what == Control::Mask,
+                asked: request.at,
+                route,
+            },
+        };
+        if !action.is_empty() {
+            self.memory.done(&action, open.key, &open.media_id);
+        }
+        let why = Why::Ended;
+        let facts = self.stamped(&[asked, What::NotObeyed { action, what, why }]);
+        self.write_down(request, open, facts).await
+    }
+
     /// Sends the command. Returns the facts that must be written.
     async fn tell_switch(&self, request: &Request<'_>, open: &Open, what: Control, meant: Meant) -> Vec<Fact> {
         let action = request.action;

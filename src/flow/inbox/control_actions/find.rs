@@ -29,6 +29,9 @@ const STALE: usize = 4;
 /// What is taken out of the journal is in the ledger within that, as a rule.
 const BEING_WRITTEN: Duration = Duration::from_millis(150);
 
+/// An action that is sent this long before an end may have met it: the clocks of two hosts differ.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
+
 /// What an action is for.
 #[derive(Debug)]
 pub(super) enum Found {
@@ -255,6 +258,22 @@ impl Finder {
         let newest = newest.filter(|newest| newest.entry.stop_asked_at().is_none());
         let open = newest.and_then(|newest| Open::of(&newest.entry));
         open.map_or(Look::None, |open| Look::Found(Box::new(Found::Between(open))))
+    }
+
+    /// The recording that ran when the action was sent, and has ended since. `Err`: the ledger did not answer, and why.
+    pub(super) async fn ended_since(&self, request: &Request<'_>) -> Result<Option<Open>, String> {
+        let Some(at) = request.at else { return Ok(None) };
+        let records = self.told(self.in_ledger(request)).await?;
+        let entries = records.into_iter().map(|record| self.memory.completed(record.entry));
+        let ran = |entry: &Entry| {
+            let told = entry.told_end().and_then(|told| told.stamp);
+            let ended = told.map(|stamp| entry.by_our_clock(stamp)).or_else(|| entry.ended_at());
+            ended.is_some_and(|ended| at.plus(ON_ITS_WAY) < ended)
+                && entry.stop_asked_at().is_none()
+                && asked_at(entry) <= Some(at)
+        };
+        let newest = entries.filter(ran).max_by_key(asked_at);
+        Ok(newest.and_then(|entry| Open::of(&entry)))
     }
 
     /// What the ledger has of the action's call, under its own id or an earlier one.
