@@ -99,11 +99,17 @@ impl Broker {
 
     fn try_take(&self, world: &World, owner: &str, queue: Queue) -> Option<Delivery> {
         let mut inner = self.inner.lock().unwrap();
-        let has = inner.unacked.values().filter(|(by, message)| by == owner && message.queue == queue).count();
+        let has = inner
+            .unacked
+            .values()
+            .filter(|(by, message)| by == owner && message.queue == queue)
+            .count();
         if has >= PREFETCH {
             return None;
         }
-        let ready: Vec<usize> = (0..inner.ready.len()).filter(|n| inner.ready[*n].queue == queue).collect();
+        let ready: Vec<usize> = (0..inner.ready.len())
+            .filter(|n| inner.ready[*n].queue == queue)
+            .collect();
         let nth = world.pick(&ready)?;
         let message = inner.ready.swap_remove(nth);
         inner.tags += 1;
@@ -128,7 +134,12 @@ impl Broker {
     /// A session is over: what it has not acknowledged comes again.
     pub fn lose(&self, owner: &str) {
         let mut inner = self.inner.lock().unwrap();
-        let lost: Vec<u64> = inner.unacked.iter().filter(|(_, (by, _))| by == owner).map(|(tag, _)| *tag).collect();
+        let lost: Vec<u64> = inner
+            .unacked
+            .iter()
+            .filter(|(_, (by, _))| by == owner)
+            .map(|(tag, _)| *tag)
+            .collect();
         for tag in lost {
             let (_, mut message) = inner.unacked.remove(&tag).unwrap();
             message.redelivered = true;
@@ -145,7 +156,11 @@ impl Broker {
 
     pub fn has(&self, queue: Queue) -> bool {
         let inner = self.inner.lock().unwrap();
-        inner.ready.iter().chain(inner.unacked.values().map(|(_, message)| message)).any(|message| message.queue == queue)
+        inner
+            .ready
+            .iter()
+            .chain(inner.unacked.values().map(|(_, message)| message))
+            .any(|message| message.queue == queue)
     }
 
     pub fn left(&self) -> String {

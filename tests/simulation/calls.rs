@@ -24,7 +24,11 @@ impl World {
         let skew = self.switch.lock().unwrap().skews[asked.switch];
         let at = self.now().unix_micros() + skew;
         let told = Box::new(Told {
-            call_id: if moved { "leg b".into() } else { asked.order.call_id.clone() },
+            call_id: if moved {
+                "leg b".into()
+            } else {
+                asked.order.call_id.clone()
+            },
             at: Moment::from_unix_micros(at / 1_000_000 * 1_000_000),
             // The switch's stamps count in steps of 20 ms.
             stamp: Some(at / 20_000 * 20_000),
@@ -96,13 +100,22 @@ impl World {
                 (call.moved, call.alive, call.bridged) = (true, false, false);
                 (call.other_alive, call.other_known) = (true, known);
             });
-            self.note(WORLD, || format!("{key} moves to another leg, which is {}", if known { "known" } else { "unknown" }));
+            self.note(WORLD, || {
+                format!(
+                    "{key} moves to another leg, which is {}",
+                    if known { "known" } else { "unknown" }
+                )
+            });
         }
         if asked.holds && !is_over() {
             self.hold(key, true);
             // On a leg that nobody knows, a file that rests for a quarter of an hour counts as one that its switch left: see docs/limits.md.
             let call = self.switch.lock().unwrap().calls[&key].clone();
-            let longest = if call.moved && !call.other_known { 600_000 } else { 1_500_000 };
+            let longest = if call.moved && !call.other_known {
+                600_000
+            } else {
+                1_500_000
+            };
             tokio::time::sleep(self.between(5_000, longest)).await;
             if is_over() {
                 return;

@@ -61,7 +61,9 @@ impl Services {
 
     fn awaits(&self, entry: &Entry, look: Look, upload: &Upload) -> bool {
         let lives = matches!(look.call, Some(Call::Apart | Call::Bridged));
-        lives && upload.content.audio().seems_open(upload.content.format) && !is_back(Fault::OpenFilesReleased)
+        lives
+            && upload.content.audio().seems_open(upload.content.format)
+            && !is_back(Fault::OpenFilesReleased)
             && entry.order().is_some()
     }
 
@@ -90,7 +92,12 @@ impl Services {
         }
     }
 
-    async fn slot<'a>(&self, world: &World, entry: &Entry, slots: &'a [tokio::sync::Semaphore; 2]) -> SemaphorePermit<'a> {
+    async fn slot<'a>(
+        &self,
+        world: &World,
+        entry: &Entry,
+        slots: &'a [tokio::sync::Semaphore; 2],
+    ) -> SemaphorePermit<'a> {
         let _idle = self.0.hands.idle();
         let at = world.asked[&world.root(entry.key)].switch;
         slots[at].acquire().await.unwrap()
@@ -162,7 +169,10 @@ impl Services {
         let destination = world.asked[&world.root(entry.key)].destination;
         let (stored, down) = {
             let places = world.places.lock().unwrap();
-            (places.found(entry.key, world.now()).cloned(), world.trouble().target_down)
+            (
+                places.found(entry.key, world.now()).cloned(),
+                world.trouble().target_down,
+            )
         };
         let failure = match stored {
             _ if down => CollectFailure::Broken,
@@ -209,6 +219,8 @@ impl Services {
 fn is_other_than_probed(entry: &Entry, digests: &Digests) -> bool {
     let since = entry.latest_start().map(|told| told.at);
     let mut probes = entry.probes();
-    let probe = probes.next().filter(|probe| since.is_none_or(|since| probe.at >= since));
+    let probe = probes
+        .next()
+        .filter(|probe| since.is_none_or(|since| probe.at >= since));
     entry.told_end().is_none() && probe.is_some_and(|probe| probe.md5 != digests.md5)
 }

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::cause::{Cause, Outcome};
-use kz_record_call::entry::fact::{
-    Announcement, Delivery, DeliveryFailure, Destination, Document, Holding, What,
-};
+use kz_record_call::entry::fact::{Announcement, Delivery, DeliveryFailure, Destination, Document, Holding, What};
 use kz_record_call::flow::driver::Effects;
 use kz_record_call::kazoo::dialplan::Control;
 use kz_record_call::lifecycle::{Answer, Case, Effect, Input};
@@ -78,7 +76,11 @@ impl Effects for Services {
             Effect::Amend { n } => {
                 self.say(entry);
                 let controls = entry.controls().fingerprint();
-                Input::Fact(What::Amended { n, controls, unsaid: None })
+                Input::Fact(What::Amended {
+                    n,
+                    controls,
+                    unsaid: None,
+                })
             }
             Effect::Mark { n, .. } => Input::Fact(What::Marked { n }),
             Effect::Hold => self.hold(entry, hand.as_ref()).await,
@@ -105,9 +107,9 @@ impl Effects for Services {
 
     fn stepped(&self, _: &Entry, after: &Entry) {
         if after.is_open() {
-            self.0.remember(after);
+            self.0.memory.remember(after);
         } else if after.is_closed() {
-            self.0.forget(after.key);
+            self.0.memory.close(after.key);
         }
     }
 }
@@ -122,7 +124,10 @@ impl Services {
     }
 
     async fn control(&self, entry: &Entry, what: Control, n: u32) -> Input {
-        let action = entry.mask_to_send().map(|(action, ..)| action.to_owned()).unwrap_or_default();
+        let action = entry
+            .mask_to_send()
+            .map(|(action, ..)| action.to_owned())
+            .unwrap_or_default();
         let start = entry.newest_start();
         let on = what == Control::Mask;
         let sent = self.0.send_control(entry.key, what == Control::Stop).await;
@@ -155,7 +160,12 @@ impl Services {
         let node = {
             let cluster = world.cluster();
             let side = world.side(self.0.n);
-            let there: Vec<bool> = cluster.nodes.iter().filter(|node| node.up && node.side == side).map(|node| node.knows).collect();
+            let there: Vec<bool> = cluster
+                .nodes
+                .iter()
+                .filter(|node| node.up && node.side == side)
+                .map(|node| node.knows)
+                .collect();
             drop(cluster);
             world.pick(&there)
         };
@@ -191,7 +201,7 @@ impl Services {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         if entry.is_open() {
-            self.0.remember(entry);
+            self.0.memory.remember(entry);
         }
     }
 
@@ -225,7 +235,10 @@ impl Services {
         }
         if destination.documents_first() {
             let sha256 = Some(content.audio().digests.sha256);
-            return Input::Fact(What::Uploaded { url: "https://h/".into(), sha256 });
+            return Input::Fact(What::Uploaded {
+                url: "https://h/".into(),
+                sha256,
+            });
         }
         self.delivered(entry, destination, &content, below)
     }
@@ -256,7 +269,12 @@ impl Services {
         let unanswered = world.trouble().target_down;
         let there = world.places.lock().unwrap().found(entry.key, world.now()).is_some();
         let why = (unanswered || !there).then(|| "not there".to_owned());
-        Input::Fact(What::Looked { n, why, unanswered, deleted: false })
+        Input::Fact(What::Looked {
+            n,
+            why,
+            unanswered,
+            deleted: false,
+        })
     }
 
     async fn hold(&self, entry: &Entry, hand: Option<&InHand>) -> Input {
@@ -292,7 +310,11 @@ impl Services {
         let safe = entry.is_safe(&digests) || entry.is_unwanted() || is_back(Fault::DigestsIgnored);
         let release = answer == Answer::Release && safe && self.is_still(entry, &held).await;
         let heard = self.0.world.answer(held.upload, release).await;
-        Input::Answered(if release && heard { Answer::Release } else { Answer::Keep })
+        Input::Answered(if release && heard {
+            Answer::Release
+        } else {
+            Answer::Keep
+        })
     }
 
     async fn announce(&self, entry: &Entry, announcement: Announcement) -> Input {

@@ -83,7 +83,11 @@ impl World {
     fn break_something(self: &Arc<Self>) {
         let kind = self.rng(|rng| rng.u32(..20));
         let lasts = self.between(2_000, if self.chance(150) { 5_400_000 } else { 400_000 });
-        let lasts = if kind == 18 { lasts.min(Duration::from_secs(90)) } else { lasts };
+        let lasts = if kind == 18 {
+            lasts.min(Duration::from_secs(90))
+        } else {
+            lasts
+        };
         let node = self.rng(|rng| rng.usize(..NODES));
         let at = node % 2;
         let name = match kind {
@@ -222,7 +226,13 @@ impl World {
                     let noted = ledger.note(&entry, lease, Duration::ZERO).await;
                     noted.within(Duration::from_secs(15)).await;
                     self.count("moved on");
-                    self.note(OPERATOR, || format!("moves on {}{}", entry.key, if discards { ", and discards it" } else { "" }));
+                    self.note(OPERATOR, || {
+                        format!(
+                            "moves on {}{}",
+                            entry.key,
+                            if discards { ", and discards it" } else { "" }
+                        )
+                    });
                 }
             }
         };
@@ -237,9 +247,13 @@ impl World {
         };
         loop {
             tokio::time::sleep(self.between(60_000, 900_000)).await;
-            let Ok(months) = couch.databases(kz_record_call::ledger::PREFIX).await else { continue };
+            let Ok(months) = couch.databases(kz_record_call::ledger::PREFIX).await else {
+                continue;
+            };
             let Some(month) = self.pick(&months) else { continue };
-            let Ok((entries, _)) = couch.id_page(&month, ("c", None), "d").await else { continue };
+            let Ok((entries, _)) = couch.id_page(&month, ("c", None), "d").await else {
+                continue;
+            };
             let Some(mut entry) = self.pick(&entries) else { continue };
             let key = entry["key"].as_str().unwrap().parse().unwrap();
             let n = self.newer.lock().unwrap().get(&key).copied().unwrap_or(0) + 1;

@@ -14,14 +14,10 @@ pub enum Fault {
     MissingDatabaseTrusted,
     /// A copy in the hold has its recording's name alone.
     HoldOverwrites,
-    /// Recordings that wait for a slot of their switch count as work of the sweep.
-    WaitingCounts,
     /// A mask counts as sent whether the broker took it or not.
     MaskPresumed,
     /// A stop that finds no ledger is known to memories alone.
     StopInMemory,
-    /// A sweep that does not get a recording drops what it was told meanwhile.
-    MailboxDropped,
     /// A file that its writer did not close may be deleted.
     OpenFilesReleased,
     /// An action is acknowledged before ledger or journal have its start.
@@ -57,26 +53,97 @@ pub fn put(fault: Option<Any>) {
 
 /// All of them: the review's number or a name, what it is, and the fault.
 pub const ALL: &[(&str, &str, Any)] = &[
-    ("A1", "an action that cannot be answered is never given back", Any::World(Fault::ActionForgotten)),
-    ("A2", "a file that cannot be opened three times counts as gone", Any::Of(Product::MissingIsGone)),
-    ("A3", "the hold is emptied after six read-backs that found nothing", Any::Of(Product::LooksEnd)),
-    ("A4", "a panic on a recording is noted nowhere", Any::Of(Product::PanicUnnoticed)),
-    ("A5", "a node that does not know the databases is believed", Any::World(Fault::MissingDatabaseTrusted)),
-    ("A6", "a merge of conflicts writes no timer", Any::Of(Product::MergeWithoutDue)),
-    ("A7", "a conflict that could not be read is deleted", Any::Of(Product::UnreadDeleted)),
-    ("A8", "other audio replaces what is held", Any::World(Fault::HoldOverwrites)),
-    ("B2", "recordings that wait for their switch stop the sweep", Any::World(Fault::WaitingCounts)),
-    ("B5", "a mask that was not delivered is documented", Any::World(Fault::MaskPresumed)),
-    ("B6", "a stop without a ledger is known to memories alone", Any::World(Fault::StopInMemory)),
+    (
+        "A1",
+        "an action that cannot be answered is never given back",
+        Any::World(Fault::ActionForgotten),
+    ),
+    (
+        "A2",
+        "a file that cannot be opened three times counts as gone",
+        Any::Of(Product::MissingIsGone),
+    ),
+    (
+        "A3",
+        "the hold is emptied after six read-backs that found nothing",
+        Any::Of(Product::LooksEnd),
+    ),
+    (
+        "A4",
+        "a panic on a recording is noted nowhere",
+        Any::Of(Product::PanicUnnoticed),
+    ),
+    (
+        "A5",
+        "a node that does not know the databases is believed",
+        Any::World(Fault::MissingDatabaseTrusted),
+    ),
+    (
+        "A6",
+        "a merge of conflicts writes no timer",
+        Any::Of(Product::MergeWithoutDue),
+    ),
+    (
+        "A7",
+        "a conflict that could not be read is deleted",
+        Any::Of(Product::UnreadDeleted),
+    ),
+    (
+        "A8",
+        "other audio replaces what is held",
+        Any::World(Fault::HoldOverwrites),
+    ),
+    (
+        "B5",
+        "a mask that was not delivered is documented",
+        Any::World(Fault::MaskPresumed),
+    ),
+    (
+        "B6",
+        "a stop without a ledger is known to memories alone",
+        Any::World(Fault::StopInMemory),
+    ),
     ("B7", "a retry counts by time", Any::Of(Product::RetryByTime)),
-    ("B9", "an entry with a fact of another version is unreadable", Any::Of(Product::OthersUnreadable)),
-    ("B12", "a sweep drops what it was told meanwhile", Any::World(Fault::MailboxDropped)),
-    ("hold", "a file is released while its leg is on hold", Any::World(Fault::OpenFilesReleased)),
-    ("ack of a start", "an action is acknowledged before the ledger has it", Any::World(Fault::AcknowledgedEarly)),
-    ("digests", "a file is released without a comparison of digests", Any::World(Fault::DigestsIgnored)),
+    (
+        "B9",
+        "an entry with a fact of another version is unreadable",
+        Any::Of(Product::OthersUnreadable),
+    ),
+    (
+        "B12",
+        "a sweep drops what it was told meanwhile",
+        Any::Of(Product::MailboxDropped),
+    ),
+    (
+        "hold",
+        "a file is released while its leg is on hold",
+        Any::World(Fault::OpenFilesReleased),
+    ),
+    (
+        "ack of a start",
+        "an action is acknowledged before the ledger has it",
+        Any::World(Fault::AcknowledgedEarly),
+    ),
+    (
+        "digests",
+        "a file is released without a comparison of digests",
+        Any::World(Fault::DigestsIgnored),
+    ),
     ("leases", "a sweep ignores leases", Any::Of(Product::LeasesIgnored)),
-    ("merge", "a merge drops the copies in the hold", Any::Of(Product::MergeDropsHeld)),
+    (
+        "merge",
+        "a merge drops the copies in the hold",
+        Any::Of(Product::MergeDropsHeld),
+    ),
     ("safe", "every file may be deleted", Any::Of(Product::AlwaysSafe)),
-    ("end", "an end that comes during the upload is not noticed", Any::Of(Product::EndNotCompared)),
-    ("bad news", "bad news is told without a question to the ledger", Any::Of(Product::BadNewsUnasked)),
+    (
+        "end",
+        "an end that comes during the upload is not noticed",
+        Any::Of(Product::EndNotCompared),
+    ),
+    (
+        "bad news",
+        "bad news is told without a question to the ledger",
+        Any::Of(Product::BadNewsUnasked),
+    ),
 ];

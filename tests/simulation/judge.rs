@@ -75,8 +75,13 @@ impl World {
         }
         let ended = self.ended.lock().unwrap();
         for (key, announced) in &places.announced {
-            let Some((at, _)) = announced.iter().rfind(|(_, what)| !what.starts_with("doc_")) else { continue };
-            let took = ended.get(key).map(|ended| at.since(*ended).as_secs()).unwrap_or_default();
+            let Some((at, _)) = announced.iter().rfind(|(_, what)| !what.starts_with("doc_")) else {
+                continue;
+            };
+            let took = ended
+                .get(key)
+                .map(|ended| at.since(*ended).as_secs())
+                .unwrap_or_default();
             if took > SOON {
                 return Err(format!("{key} took {took} s, and nothing went wrong"));
             }
@@ -95,7 +100,11 @@ impl World {
 
     fn last_word(&self, key: Key) -> Option<&'static str> {
         let places = self.places.lock().unwrap();
-        let outcomes = places.announced.get(&key)?.iter().filter(|(_, what)| !what.starts_with("doc_"));
+        let outcomes = places
+            .announced
+            .get(&key)?
+            .iter()
+            .filter(|(_, what)| !what.starts_with("doc_"));
         outcomes.last().map(|(_, what)| *what)
     }
 
@@ -113,14 +122,25 @@ impl World {
         drop(switch);
         let places = self.places.lock().unwrap();
         let arrived = family.iter().flat_map(|key| places.stored.get(key)).flatten();
-        let arrived: Vec<&Content> = arrived.filter(|stored| stored.copy != Copy::Lost).map(|stored| &stored.content).collect();
+        let arrived: Vec<&Content> = arrived
+            .filter(|stored| stored.copy != Copy::Lost)
+            .map(|stored| &stored.content)
+            .collect();
         let name = root.to_string();
-        let held = places.held.iter().filter(|(held, _)| held.starts_with(&name)).map(|(_, content)| content);
+        let held = places
+            .held
+            .iter()
+            .filter(|(held, _)| held.starts_with(&name))
+            .map(|(_, content)| content);
         let anywhere = sum(arrived.iter().copied().chain(held).chain(&on_switch));
         if anywhere != recorded {
-            return Err(format!("audio of {root} is lost: recorded {recorded:?}, kept {anywhere:?}"));
+            return Err(format!(
+                "audio of {root} is lost: recorded {recorded:?}, kept {anywhere:?}"
+            ));
         }
-        let settled = words.iter().all(|word| matches!(word, Some("stored" | "delivered" | "failed" | "discarded")));
+        let settled = words
+            .iter()
+            .all(|word| matches!(word, Some("stored" | "delivered" | "failed" | "discarded")));
         let there = sum(arrived.iter().copied());
         if settled && there != recorded {
             return Err(format!("{root} is settled, recorded {recorded:?}, arrived {there:?}"));
@@ -134,7 +154,11 @@ impl World {
         let places = self.places.lock().unwrap();
         let is_there = places.found(key, self.now()).is_some();
         let family_has = places.stored.keys().any(|other| self.root(*other) == root);
-        let held = places.held.keys().filter(|name| name.starts_with(&root.to_string())).count();
+        let held = places
+            .held
+            .keys()
+            .filter(|name| name.starts_with(&root.to_string()))
+            .count();
         drop(places);
         let word = self.last_word(key);
         match word {
@@ -184,12 +208,16 @@ impl World {
         let entries = self.cluster().everything();
         for document in entries.values() {
             let Some((_, body)) = document.winner() else { continue };
-            let Some(key) = body["key"].as_str().and_then(|key| key.parse::<Key>().ok()) else { continue };
+            let Some(key) = body["key"].as_str().and_then(|key| key.parse::<Key>().ok()) else {
+                continue;
+            };
             let facts = body["facts"].as_array().into_iter().flatten();
             let there = facts.filter(|fact| fact["fact"] == "of_the_next_version").count();
             let wrote = newer.get(&key).copied().unwrap_or(0).min(32) as usize;
             if there < wrote {
-                return Err(format!("{key} has {there} facts of a newer version, which wrote {wrote}"));
+                return Err(format!(
+                    "{key} has {there} facts of a newer version, which wrote {wrote}"
+                ));
             }
         }
         Ok(())

@@ -63,9 +63,18 @@ pub fn live(seed: u64, fault: Option<Any>) -> Lived {
             world.judge()
         });
         let verdict = futures_util::FutureExt::catch_unwind(living).await;
-        let verdict = verdict.unwrap_or_else(|panic| Err(format!("the simulation panics: {:?}", panic.downcast_ref::<String>())));
+        let verdict =
+            verdict.unwrap_or_else(|panic| Err(format!("the simulation panics: {:?}", panic.downcast_ref::<String>())));
         let mut counts = world.counts.lock().unwrap().clone();
-        for word in world.places.lock().unwrap().announced.values().flatten().map(|(_, what)| *what) {
+        for word in world
+            .places
+            .lock()
+            .unwrap()
+            .announced
+            .values()
+            .flatten()
+            .map(|(_, what)| *what)
+        {
             *counts.entry(word).or_default() += 1;
         }
         Lived {
@@ -79,30 +88,35 @@ pub fn live(seed: u64, fault: Option<Any>) -> Lived {
 }
 
 /// Lives these seeds on all cores. Returns what was counted, and the lowest seed that fails.
-pub fn live_all(seeds: std::ops::Range<u64>, fault: Option<Any>) -> (BTreeMap<&'static str, u32>, Option<(u64, Lived)>) {
+pub fn live_all(
+    seeds: std::ops::Range<u64>,
+    fault: Option<Any>,
+) -> (BTreeMap<&'static str, u32>, Option<(u64, Lived)>) {
     let (next, counts) = (AtomicU64::new(seeds.start), Mutex::new(BTreeMap::new()));
     let failed: Mutex<Option<(u64, Lived)>> = Mutex::new(None);
     let goes_on = std::env::var("SIMULATION_GO_ON").is_ok();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
         for _ in 0..cores {
-            scope.spawn(|| loop {
-                let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= seeds.end || failed.lock().unwrap().is_some() && !goes_on {
-                    return;
-                }
-                let lived = live(seed, fault);
-                for (what, n) in &lived.counts {
-                    *counts.lock().unwrap().entry(*what).or_default() += n;
-                }
-                if let Err(why) = lived.verdict.as_ref()
-                    && goes_on
-                {
-                    eprintln!("seed {seed}: {why}");
-                }
-                let mut failed = failed.lock().unwrap();
-                if lived.verdict.is_err() && failed.as_ref().is_none_or(|(first, _)| seed < *first) {
-                    *failed = Some((seed, lived));
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end || failed.lock().unwrap().is_some() && !goes_on {
+                        return;
+                    }
+                    let lived = live(seed, fault);
+                    for (what, n) in &lived.counts {
+                        *counts.lock().unwrap().entry(*what).or_default() += n;
+                    }
+                    if let Err(why) = lived.verdict.as_ref()
+                        && goes_on
+                    {
+                        eprintln!("seed {seed}: {why}");
+                    }
+                    let mut failed = failed.lock().unwrap();
+                    if lived.verdict.is_err() && failed.as_ref().is_none_or(|(first, _)| seed < *first) {
+                        *failed = Some((seed, lived));
+                    }
                 }
             });
         }
@@ -136,7 +150,10 @@ fn no_life_of_a_recording_loses_it() {
     eprintln!("{count} seeds in {:?}: {counts:?}", begun.elapsed());
     if count >= 100 {
         for what in strength::MUST_HAPPEN {
-            assert!(counts.get(what).is_some_and(|n| *n >= 5), "too little of {what:?} happened: {counts:?}");
+            assert!(
+                counts.get(what).is_some_and(|n| *n >= 5),
+                "too little of {what:?} happened: {counts:?}"
+            );
         }
     }
 }

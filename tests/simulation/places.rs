@@ -70,7 +70,11 @@ impl World {
             // A write of what is there already changes nothing; of what is lost, it is new.
             Some(stored) if stored.copy == Copy::Safe => return false,
             Some(stored) => (stored.copy, stored.destination) = (copy, destination),
-            None => all.push(Stored { content: content.clone(), destination, copy }),
+            None => all.push(Stored {
+                content: content.clone(),
+                destination,
+                copy,
+            }),
         }
         if copy != Copy::Safe {
             drop(places);

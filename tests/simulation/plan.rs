@@ -37,18 +37,29 @@ pub struct Asked {
 impl Asked {
     pub fn all(rng: &mut fastrand::Rng, calm: bool) -> BTreeMap<Key, Self> {
         let count = if rng.u8(..20) == 0 { 10 } else { 4 };
-        (0..count).map(|n| Self::one(n, rng, calm)).map(|asked| (asked.order.key, asked)).collect()
+        (0..count)
+            .map(|n| Self::one(n, rng, calm))
+            .map(|asked| (asked.order.key, asked))
+            .collect()
     }
 
     fn one(n: u64, rng: &mut fastrand::Rng, calm: bool) -> Self {
         let key = Key::of(&format!("call {n}"), "action");
-        let trigger = if rng.u8(..3) == 0 { Trigger::Bridge } else { Trigger::Now };
+        let trigger = if rng.u8(..3) == 0 {
+            Trigger::Bridge
+        } else {
+            Trigger::Now
+        };
         let min_sec = if rng.u8(..) < 30 { 3 } else { 0 };
         let mut chance = |per_cent: u8| rng.u8(..100) < per_cent;
         let (refused, poisoned) = (chance(5) && !calm, chance(3) && !calm);
         let (stopped, masked, moves, holds) = (chance(15), chance(15), chance(20), chance(40));
         let again = chance(50);
-        let bridges = if trigger == Trigger::Bridge && again { rng.u32(2..4) } else { 1 };
+        let bridges = if trigger == Trigger::Bridge && again {
+            rng.u32(2..4)
+        } else {
+            1
+        };
         let format = if rng.bool() { Format::Mp3 } else { Format::Wav };
         Self {
             order: order(key, n, (min_sec, trigger, format)),

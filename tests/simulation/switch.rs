@@ -73,7 +73,9 @@ pub struct File {
 impl File {
     fn ms(&self, part: u32, now: Moment) -> u64 {
         let part = &self.parts[&part];
-        let more = part.since.map_or(0, |since| u64::try_from(now.since(since).as_millis()).unwrap());
+        let more = part
+            .since
+            .map_or(0, |since| u64::try_from(now.since(since).as_millis()).unwrap());
         part.ms + more
     }
 
@@ -145,7 +147,13 @@ impl Switch {
             files: BTreeMap::new(),
             calls: asked.keys().map(|key| (*key, Call::default())).collect(),
             lives: [0; 2],
-            skews: std::array::from_fn(|_| if rng.bool() { rng.i64(-3600..3600) * 1_000_000 } else { 0 }),
+            skews: std::array::from_fn(|_| {
+                if rng.bool() {
+                    rng.i64(-3600..3600) * 1_000_000
+                } else {
+                    0
+                }
+            }),
         }
     }
 }
@@ -274,20 +282,32 @@ impl World {
         }
         let (content, life) = {
             let switch = self.switch.lock().unwrap();
-            let file = switch.files.get(&root).filter(|file| file.there && !self.trouble().unopened[at]);
+            let file = switch
+                .files
+                .get(&root)
+                .filter(|file| file.there && !self.trouble().unopened[at]);
             let Some(file) = file else {
                 return fail(CollectFailure::Missing, "error opening file");
             };
             (file.content(self.now()), switch.lives[at])
         };
-        let takes = if self.chance(100) { self.between(1000, 60_000) } else { self.between(50, 800) };
+        let takes = if self.chance(100) {
+            self.between(1000, 60_000)
+        } else {
+            self.between(50, 800)
+        };
         tokio::time::sleep(takes).await;
         let is_cut = self.switch.lock().unwrap().lives[at] != life;
         if is_cut || self.mishap(50) {
             return fail(CollectFailure::Broken, "the upload broke off");
         }
         self.count("uploads");
-        Ok(Upload { root, content, at, life })
+        Ok(Upload {
+            root,
+            content,
+            at,
+            life,
+        })
     }
 
     /// The switch gets a 2xx, or not. `false`: it waited no longer.

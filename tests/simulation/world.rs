@@ -105,10 +105,23 @@ impl World {
         fastrand::seed(seed);
         let calm = seed.is_multiple_of(4);
         let begun = Instant::now();
-        let skews: Vec<i64> = (0..HOSTS).map(|_| if rng.bool() { rng.i64(-3_600..3_600) * 1_000_000 } else { 0 }).collect();
+        let skews: Vec<i64> = (0..HOSTS)
+            .map(|_| {
+                if rng.bool() {
+                    rng.i64(-3_600..3_600) * 1_000_000
+                } else {
+                    0
+                }
+            })
+            .collect();
         let clocks: Vec<Clock> = skews.iter().map(|skew| Clock::fixed(shifted(BEGIN, *skew))).collect();
         CLOCKS.with_borrow_mut(|all| {
-            *all = clocks.iter().cloned().zip(&skews).map(|(clock, skew)| (clock, *skew, begun)).collect();
+            *all = clocks
+                .iter()
+                .cloned()
+                .zip(&skews)
+                .map(|(clock, skew)| (clock, *skew, begun))
+                .collect();
         });
         let asked = Asked::all(&mut rng, calm);
         let switch = Switch::of(&asked, &mut rng);
@@ -197,7 +210,9 @@ impl World {
 
     /// Cuts one node and some hosts off from the others; `None` joins them again.
     pub fn part(&self, node: Option<usize>) {
-        let hosts: Vec<u8> = (0..HOSTS).map(|_| u8::from(node.is_some() && self.chance(400))).collect();
+        let hosts: Vec<u8> = (0..HOSTS)
+            .map(|_| u8::from(node.is_some() && self.chance(400)))
+            .collect();
         self.sides.lock().unwrap().copy_from_slice(&hosts);
         let mut cluster = self.cluster();
         for (n, of) in cluster.nodes.iter_mut().enumerate() {

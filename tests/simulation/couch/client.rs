@@ -42,7 +42,9 @@ impl Client {
         let side = world.side(self.host);
         let there: Vec<usize> = {
             let cluster = world.cluster();
-            (0..cluster.nodes.len()).filter(|n| cluster.nodes[*n].up && cluster.nodes[*n].side == side).collect()
+            (0..cluster.nodes.len())
+                .filter(|n| cluster.nodes[*n].up && cluster.nodes[*n].side == side)
+                .collect()
         };
         let Some(node) = world.pick(&there) else {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -81,9 +83,19 @@ impl Client {
     }
 
     fn fits(&self, documents: &[Option<Value>]) -> Asked<()> {
-        let Some(limit) = self.world.trouble().answer_limit else { return Ok(()) };
-        let size: usize = documents.iter().flatten().map(|document| document.to_string().len()).sum();
-        if size > limit { no_answer("the answer is too long") } else { Ok(()) }
+        let Some(limit) = self.world.trouble().answer_limit else {
+            return Ok(());
+        };
+        let size: usize = documents
+            .iter()
+            .flatten()
+            .map(|document| document.to_string().len())
+            .sum();
+        if size > limit {
+            no_answer("the answer is too long")
+        } else {
+            Ok(())
+        }
     }
 
     /// One document on each copy, one copy after the other.
@@ -96,7 +108,9 @@ impl Client {
             for copy in world.shuffled(copies) {
                 tokio::time::sleep(world.between(0, 8)).await;
                 let mut cluster = world.cluster();
-                let Some(copy) = cluster.nodes[copy].databases.get_mut(&name) else { continue };
+                let Some(copy) = cluster.nodes[copy].databases.get_mut(&name) else {
+                    continue;
+                };
                 for ((id, edit), (taken, refused, rev)) in edits.iter().zip(&mut all) {
                     match copy.documents.entry(id.clone()).or_default().edit(edit) {
                         Some(made) => {
@@ -112,7 +126,9 @@ impl Client {
             }
             all
         });
-        let Ok(all) = written.await else { return no_answer("cut") };
+        let Ok(all) = written.await else {
+            return no_answer("cut");
+        };
         let row = |(taken, refused, rev): (usize, usize, Option<Rev>)| match rev {
             Some(rev) if taken >= QUORUM || refused == 0 => Row::Saved {
                 rev: rev.to_string(),
@@ -129,7 +145,9 @@ impl Client {
         let cluster = self.world.cluster();
         let asked = self.world.shuffled(copies).into_iter().take(QUORUM);
         let found = asked.filter_map(|copy| cluster.nodes[copy].databases.get(database)?.documents.get(id));
-        Ok(found.max_by_key(|document| document.winner().map(|(rev, _)| rev)).and_then(super::tree::Document::read))
+        Ok(found
+            .max_by_key(|document| document.winner().map(|(rev, _)| rev))
+            .and_then(super::tree::Document::read))
     }
 
     async fn create(&self, database: &str) -> Asked<bool> {
@@ -170,7 +188,9 @@ impl Client {
     async fn rows(&self, database: &str, view: &str, query: &[(&str, &str)]) -> Asked<Vec<ViewRow>> {
         let (_, copies) = self.ask(database).await?;
         let query = Query::read(query);
-        let Some(copy) = self.world.pick(&copies) else { return no_answer("no copy") };
+        let Some(copy) = self.world.pick(&copies) else {
+            return no_answer("no copy");
+        };
         let mut rows = Vec::new();
         {
             let cluster = self.world.cluster();
@@ -224,7 +244,10 @@ impl Documents for Client {
             let names: Vec<String> = {
                 let cluster = self.world.cluster();
                 let node = &cluster.nodes[node];
-                let names = node.databases.keys().filter(|name| node.knows && name.starts_with(start));
+                let names = node
+                    .databases
+                    .keys()
+                    .filter(|name| node.knows && name.starts_with(start));
                 names.cloned().collect()
             };
             self.answered(names).await
@@ -252,7 +275,10 @@ impl Documents for Client {
     fn bulk_docs<'a>(&'a self, database: &'a str, documents: &'a [Value]) -> Answer<'a, Vec<Row>> {
         Box::pin(async move {
             let id = |document: &Value| document["_id"].as_str().unwrap().to_owned();
-            let edits = documents.iter().map(|document| (id(document), Edit::of(document))).collect();
+            let edits = documents
+                .iter()
+                .map(|document| (id(document), Edit::of(document)))
+                .collect();
             self.write(database, edits).await
         })
     }
@@ -295,10 +321,14 @@ impl Documents for Client {
     fn id_page<'a>(&'a self, database: &'a str, from: (&'a str, Option<&'a str>), to: &'a str) -> Answer<'a, IdPage> {
         Box::pin(async move {
             let (_, copies) = self.ask(database).await?;
-            let Some(copy) = self.world.pick(&copies) else { return no_answer("no copy") };
+            let Some(copy) = self.world.pick(&copies) else {
+                return no_answer("no copy");
+            };
             let page = {
                 let cluster = self.world.cluster();
-                let documents = cluster.nodes[copy].databases[database].documents.range(from.0.to_owned()..=to.to_owned());
+                let documents = cluster.nodes[copy].databases[database]
+                    .documents
+                    .range(from.0.to_owned()..=to.to_owned());
                 documents.filter_map(|(_, document)| document.read()).collect()
             };
             self.answered((page, None)).await
@@ -328,7 +358,9 @@ impl Documents for Client {
     fn branched<'a>(&'a self, database: &'a str, since: &'a str, limit: usize) -> Answer<'a, Branched> {
         Box::pin(async move {
             let (_, copies) = self.ask(database).await?;
-            let Some(copy) = self.world.pick(&copies) else { return no_answer("no copy") };
+            let Some(copy) = self.world.pick(&copies) else {
+                return no_answer("no copy");
+            };
             let branched = {
                 let cluster = self.world.cluster();
                 let database = &cluster.nodes[copy].databases[database];
@@ -337,11 +369,21 @@ impl Documents for Client {
                 let since = since.and_then(|(_, at)| at.parse::<u64>().ok()).unwrap_or(0);
                 let changes: Vec<(&u64, &String)> = database.changes.range(since + 1..).take(limit).collect();
                 let last = changes.last().map_or(since, |(at, _)| **at);
-                let of_several = |id: &&String| database.documents.get(*id).is_some_and(super::tree::Document::is_branched);
+                let of_several = |id: &&String| {
+                    database
+                        .documents
+                        .get(*id)
+                        .is_some_and(super::tree::Document::is_branched)
+                };
                 Branched {
                     since: format!("{copy}-{last}"),
                     is_all: changes.len() < limit,
-                    ids: changes.into_iter().map(|(_, id)| id).filter(of_several).cloned().collect(),
+                    ids: changes
+                        .into_iter()
+                        .map(|(_, id)| id)
+                        .filter(of_several)
+                        .cloned()
+                        .collect(),
                 }
             };
             self.answered(branched).await

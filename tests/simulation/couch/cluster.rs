@@ -82,7 +82,11 @@ impl Cluster {
 
     /// Internal replication, between the nodes that reach each other.
     pub fn replicate(&mut self) {
-        let names: BTreeSet<String> = self.nodes.iter().flat_map(|node| node.databases.keys().cloned()).collect();
+        let names: BTreeSet<String> = self
+            .nodes
+            .iter()
+            .flat_map(|node| node.databases.keys().cloned())
+            .collect();
         let mut whole = true;
         for side in [0, 1] {
             let there: Vec<usize> = (0..NODES)
@@ -91,18 +95,31 @@ impl Cluster {
             whole &= there.is_empty() || there.len() == NODES;
             for name in &names {
                 // Of two databases of one name, one is dropped with all its documents.
-                let births = there.iter().filter_map(|n| self.nodes[*n].databases.get(name)).map(|database| database.birth);
+                let births = there
+                    .iter()
+                    .filter_map(|n| self.nodes[*n].databases.get(name))
+                    .map(|database| database.birth);
                 let Some(birth) = births.max() else { continue };
-                let mut union = Database { birth, ..Database::default() };
+                let mut union = Database {
+                    birth,
+                    ..Database::default()
+                };
                 for n in &there {
-                    if let Some(database) = self.nodes[*n].databases.get(name).filter(|database| database.birth == birth) {
+                    if let Some(database) = self.nodes[*n]
+                        .databases
+                        .get(name)
+                        .filter(|database| database.birth == birth)
+                    {
                         union.replicate(database);
                     }
                 }
                 for n in &there {
                     let copy = self.nodes[*n].databases.entry(name.clone()).or_default();
                     if copy.birth != birth {
-                        *copy = Database { birth, ..Database::default() };
+                        *copy = Database {
+                            birth,
+                            ..Database::default()
+                        };
                     }
                     copy.replicate(&union);
                 }

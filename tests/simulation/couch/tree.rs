@@ -77,7 +77,9 @@ impl Document {
     /// The revision that readers get: a living one before a deleted one, then the longest history, then the greatest digest.
     pub fn winner(&self) -> Option<(Rev, &Arc<Value>)> {
         let living = self.leaves.iter().filter(|(_, leaf)| !leaf.deleted);
-        living.max_by_key(|(rev, _)| **rev).map(|(rev, leaf)| (*rev, &leaf.body))
+        living
+            .max_by_key(|(rev, _)| **rev)
+            .map(|(rev, leaf)| (*rev, &leaf.body))
     }
 
     pub fn is_branched(&self) -> bool {
@@ -93,7 +95,10 @@ impl Document {
     pub fn read(&self) -> Option<Value> {
         let (rev, body) = self.winner()?;
         let mut document = shown(rev, body);
-        let others = self.leaves.iter().filter(|(other, leaf)| !leaf.deleted && **other != rev);
+        let others = self
+            .leaves
+            .iter()
+            .filter(|(other, leaf)| !leaf.deleted && **other != rev);
         let others: Vec<String> = others.map(|(rev, _)| rev.to_string()).collect();
         if !others.is_empty() {
             document["_conflicts"] = json!(others);

@@ -9,7 +9,10 @@ pub fn keys(view: &str, doc: &Value) -> Vec<Value> {
     let text = |name: &str| doc.get(name).filter(|value| value.is_string());
     let open = doc.get("open") == Some(&Value::Bool(true));
     match view {
-        "due" => doc.get("due").filter(|due| due.is_number()).map(|due| json!([doc["zone"], due])),
+        "due" => doc
+            .get("due")
+            .filter(|due| due.is_number())
+            .map(|due| json!([doc["zone"], due])),
         "open" if open => text("zone").cloned(),
         "fetch" if open => text("fetch_id").cloned(),
         "interaction" if open => text("interaction").cloned(),
@@ -74,6 +77,7 @@ impl Query {
             true => (&self.to, &self.from),
             false => (&self.from, &self.to),
         };
-        low.as_ref().is_none_or(|low| order(low, key).is_le()) && high.as_ref().is_none_or(|high| order(key, high).is_le())
+        low.as_ref().is_none_or(|low| order(low, key).is_le())
+            && high.as_ref().is_none_or(|high| order(key, high).is_le())
     }
 }
