@@ -19,7 +19,7 @@ pub const ZONE: &str = "local";
 static CONFIG: LazyLock<Config> = LazyLock::new(|| {
     let environment = [("KZ_RECORD_CALL__COUCHDB__URL".to_owned(), "http://h:1".to_owned())];
     let mut config = Config::of(Layers::load(None, environment.into_iter()).unwrap()).unwrap();
-    config.ledger.poll = Duration::from_secs(18);
+    config.ledger.poll = Duration::from_secs(40);
     config.ledger.lease = LEASE;
     config.kazoo.zone = ZONE.to_owned();
     config
@@ -100,6 +100,6 @@ async fn beat(worker: Arc<Worker>) {
         if !worker.world.trouble().alarm {
             names.iter().for_each(|name| worker.peers.heard(name));
         }
-        tokio::time::sleep(Duration::from_secs(10)).await;
+        tokio::time::sleep(Duration::from_secs(14)).await;
     }
 }
