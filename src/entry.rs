@@ -4,8 +4,6 @@
 //! long logs are removed. So two versions of an entry, written by two workers that did not see each other's, merge to their union. Pure: no
 //! I/O, no clock.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 use crate::kazoo::time::Moment;
@@ -21,10 +19,13 @@ mod clock;
 mod controls;
 pub mod fact;
 pub mod legs;
+mod observed;
 pub mod parts;
 mod places;
 mod stray;
 mod union;
+
+pub use observed::{Probe, longest};
 
 use cause::{Cause, Outcome};
 use fact::{Announcement, Delivery, Destination, Document, Fact, Holding, What};
@@ -39,25 +40,6 @@ pub struct Entry {
     facts: Vec<Fact>,
     /// Facts of other program versions that this version cannot read completely.
     opaque: Vec<union::Opaque>,
-}
-
-/// A probe: a worker read the file on its switch, and left it there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Probe<'a> {
-    pub at: Moment,
-    pub size: u64,
-    pub md5: &'a str,
-    /// The file's format showed that its writer had not closed it.
-    pub open: bool,
-    /// The worker that read the file, by whose clock `at` is.
-    pub by: &'a str,
-}
-
-impl Probe<'_> {
-    /// Whether both probes saw the same bytes.
-    pub fn saw_same_as(&self, other: &Self) -> bool {
-        (self.size, self.md5) == (other.size, other.md5)
-    }
 }
 
 /// Read-backs of a delivery that a server with too few copies took. After these an operator must check it.
@@ -191,51 +173,6 @@ impl Entry {
         )
     }
 
-    /// The last channel query: when it was, and whether the channel was alive.
-    pub fn channel_seen(&self) -> Option<(Moment, bool)> {
-        self.facts.iter().rev().find_map(|fact| match fact.what {
-            What::ChannelSeen { alive, .. } => Some((fact.at, alive)),
-            _ => None,
-        })
-    }
-
-    /// Since when every channel query found the channel gone.
-    pub fn gone_since(&self) -> Option<Moment> {
-        let looks = self.facts.iter().rev().filter_map(|fact| match fact.what {
-            What::ChannelSeen { alive, .. } => Some((fact.at, alive)),
-            _ => None,
-        });
-        looks.take_while(|(_, alive)| !alive).last().map(|(at, _)| at)
-    }
-
-    /// The last channel queries that found the channel gone, with the worker that made each, the newest first. In the order of their
-    /// numbers, because two workers' clocks may differ.
-    fn gone_looks(&self) -> Vec<(&str, Moment)> {
-        let mut looks: Vec<(u32, &Fact, bool)> = self
-            .facts
-            .iter()
-            .filter_map(|fact| match fact.what {
-                What::ChannelSeen { n, alive } => Some((n, fact, alive)),
-                _ => None,
-            })
-            .collect();
-        looks.sort_by_key(|(n, fact, _)| std::cmp::Reverse((*n, fact.at)));
-        let gone = looks.into_iter().take_while(|(.., alive)| !alive);
-        gone.map(|(_, fact, _)| (fact.by.as_str(), fact.at)).collect()
-    }
-
-    /// Since when every channel query of this worker found the channel gone.
-    pub fn gone_since_by(&self, worker: &str) -> Option<Moment> {
-        let own = self.gone_looks().into_iter().filter(|(by, _)| *by == worker);
-        own.map(|(_, at)| at).min()
-    }
-
-    /// For how long every channel query found the channel gone, by the clock of one worker. Two workers' clocks may differ by more than any
-    /// time that counts here.
-    pub fn gone_for(&self) -> Duration {
-        longest(&self.gone_looks())
-    }
-
     /// The number of the next channel query, probe, or other counted fact of this kind.
     pub fn next_number(&self, kind: &str) -> u32 {
         let numbers = self.facts.iter().filter(|fact| fact.what.kind() == kind);
@@ -254,20 +191,6 @@ impl Entry {
     /// The number of a retry that ends the present parking, if the recording is parked.
     pub fn next_retry(&self) -> u32 {
         (self.next_number("parked") - 1).max(self.next_number("retried"))
-    }
-
-    /// The probes, the newest first.
-    pub fn probes(&self) -> impl Iterator<Item = Probe<'_>> {
-        self.facts.iter().rev().filter_map(|fact| match &fact.what {
-            What::Probed { size, md5, open, .. } => Some(Probe {
-                at: fact.at,
-                size: *size,
-                md5,
-                open: *open,
-                by: &fact.by,
-            }),
-            _ => None,
-        })
     }
 
     /// The audio that is safe (delivered or held), else the audio that a worker received last.
@@ -478,15 +401,6 @@ impl Entry {
         };
         self.order().and_then(|order| order.account_id.as_deref()).or_else(told)
     }
-}
-
-/// The longest time between two of these moments of one worker.
-pub fn longest(seen: &[(&str, Moment)]) -> Duration {
-    let pairs = seen.iter().flat_map(|(by, at)| {
-        let own = seen.iter().filter(move |(other, _)| other == by);
-        own.map(move |(_, before)| at.since(*before))
-    });
-    pairs.max().unwrap_or_default()
 }
 
 fn collected(what: &What) -> Option<&Audio> {

@@ -20,6 +20,8 @@ pub enum Fault {
     OthersUnreadable,
     /// The union of two versions lacks one kind of fact.
     MergeDropsHeld,
+    /// A sweep that does not get a recording drops what it was told meanwhile.
+    MailboxDropped,
     /// A lease of another worker is ignored.
     LeasesIgnored,
     /// The switch may always delete its file.

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::entry::Entry;
+use crate::faults::{Fault, is_back};
 use crate::ledger::{Address, Ledger, Record};
 use crate::telemetry::events::{SweepEnded, SweepFull, WorkerGone};
 
@@ -192,7 +193,9 @@ impl<D: Resume> Sweep<D> {
 
     /// Lets go of a recording that was not taken. Inputs that arrived meanwhile went to this task alone, so it drives the recording with them.
     fn leave(self: &Arc<Self>, address: &Address, seen: Option<Entry>, mut mailbox: Mailbox) {
-        let Some(input) = mailbox.let_go() else { return };
+        let Some(input) = mailbox.let_go().filter(|_| !is_back(Fault::MailboxDropped)) else {
+            return;
+        };
         match seen.or_else(|| self.memory.entry(address.key)) {
             Some(entry) => self.drivers.begin(self.known(entry), input, mailbox),
             None => {

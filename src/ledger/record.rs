@@ -155,7 +155,8 @@ impl Record {
         let order = entry.order();
         let leased = self.lease.as_ref().filter(|lease| !lease.by.is_empty());
         // The timer of a leased entry is due when the lease expires, or later.
-        let due = due.map(|due| leased.map_or(due, |lease| due.max(lease.until)));
+        let delaying = leased.filter(|_| !is_back(Fault::LeasesIgnored));
+        let due = due.map(|due| delaying.map_or(due, |lease| due.max(lease.until)));
         let outcome = entry.outcome();
         let mut document = json!({
             "_id": id,

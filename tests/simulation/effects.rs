@@ -107,9 +107,9 @@ impl Effects for Services {
 
     fn stepped(&self, _: &Entry, after: &Entry) {
         if after.is_open() {
-            self.0.remember(after);
+            self.0.memory.remember(after);
         } else if after.is_closed() {
-            self.0.forget(after.key);
+            self.0.memory.close(after.key);
         }
     }
 }
@@ -201,7 +201,7 @@ impl Services {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         if entry.is_open() {
-            self.0.remember(entry);
+            self.0.memory.remember(entry);
         }
     }
 

@@ -14,14 +14,10 @@ pub enum Fault {
     MissingDatabaseTrusted,
     /// A copy in the hold has its recording's name alone.
     HoldOverwrites,
-    /// Recordings that wait for a slot of their switch count as work of the sweep.
-    WaitingCounts,
     /// A mask counts as sent whether the broker took it or not.
     MaskPresumed,
     /// A stop that finds no ledger is known to memories alone.
     StopInMemory,
-    /// A sweep that does not get a recording drops what it was told meanwhile.
-    MailboxDropped,
     /// A file that its writer did not close may be deleted.
     OpenFilesReleased,
     /// An action is acknowledged before ledger or journal have its start.
@@ -98,11 +94,6 @@ pub const ALL: &[(&str, &str, Any)] = &[
         Any::World(Fault::HoldOverwrites),
     ),
     (
-        "B2",
-        "recordings that wait for their switch stop the sweep",
-        Any::World(Fault::WaitingCounts),
-    ),
-    (
         "B5",
         "a mask that was not delivered is documented",
         Any::World(Fault::MaskPresumed),
@@ -121,7 +112,7 @@ pub const ALL: &[(&str, &str, Any)] = &[
     (
         "B12",
         "a sweep drops what it was told meanwhile",
-        Any::World(Fault::MailboxDropped),
+        Any::Of(Product::MailboxDropped),
     ),
     (
         "hold",

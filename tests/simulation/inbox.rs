@@ -64,16 +64,16 @@ impl Worker {
         let order = world.asked[&key].order.clone();
         let trigger = order.command.as_ref().map_or(Trigger::Now, |command| command.trigger);
         let is_whole = |entry: &Entry| entry.order().is_some_and(|order| order.command.is_some());
-        if let Some(entry) = self.remembered(key).filter(is_whole) {
+        if let Some(entry) = self.memory.entry(key).filter(is_whole) {
             let answered = world.result(key).await;
             return self.write(&entry).await && answered;
         }
-        let mut entry = self.completed(Entry::of_order(order, &self.policy.worker));
+        let mut entry = self.memory.completed(Entry::of_order(order, &self.policy.worker));
         if delivery.message.redelivered {
             let answered = world.result(key).await;
             return self.start_in_doubt(entry).await && answered;
         }
-        self.remember(&entry);
+        self.memory.remember(&entry);
         let sent = self.send_start(key).await;
         let answered = world.result(key).await;
         match sent {
@@ -85,7 +85,7 @@ impl Worker {
             Err(Unconfirmed::Late) => {}
         }
         self.note(|| format!("starts {key}: {sent:?}, {trigger:?}"));
-        self.remember(&entry);
+        self.memory.remember(&entry);
         let durable = self.write(&entry).await;
         if !entry.is_commanded() {
             self.go_on(entry, Input::Due);
@@ -111,7 +111,7 @@ impl Worker {
     }
 
     async fn start_in_doubt(self: &Arc<Self>, mut entry: Entry) -> bool {
-        if let Some(heard) = self.remembered(entry.key) {
+        if let Some(heard) = self.memory.entry(entry.key) {
             entry = entry.merge(heard);
         }
         let known = match self.ledger.is_up() {
@@ -125,7 +125,7 @@ impl Worker {
             } else {
                 record.entry.merge(entry)
             };
-            self.remember(&known);
+            self.memory.remember(&known);
             let durable = is_whole || self.write(&known).await;
             if !known.is_commanded() {
                 self.go_on(known, Input::Due);
@@ -148,7 +148,7 @@ impl Worker {
         let fact = self.fact(what.clone());
         let again = entry.add(fact.clone()) && !ended && known;
         self.note(|| format!("hears that {key} {}", if ended { "ended" } else { "started" }));
-        self.remember(&entry);
+        self.memory.remember(&entry);
         let lease = (ended && surely).then(|| self.ledger.lease(LEASE));
         let receipt = self.ledger.note(&entry, lease, LINGER).await;
         if again {
@@ -166,7 +166,7 @@ impl Worker {
     /// What is known of a recording, and whether that is enough to act on.
     async fn known(&self, key: Key) -> (Entry, bool) {
         let order = self.world.asked[&key].order.clone();
-        let remembered = self.remembered(key).filter(|entry| entry.order().is_some());
+        let remembered = self.memory.entry(key).filter(|entry| entry.order().is_some());
         let (entry, surely) = match remembered {
             Some(entry) if !entry.order().unwrap().may_begin_again() => (entry, true),
             remembered => {
@@ -186,20 +186,22 @@ impl Worker {
                 }
             }
         };
-        (self.completed(entry), surely)
+        (self.memory.completed(entry), surely)
     }
 
     /// A stop, or a mask, of the call's recording.
     async fn control(self: &Arc<Self>, key: Key, delivery: &Delivery, stop: bool) -> bool {
         let world = &self.world;
         let answered = world.result(key).await;
-        let entry = match self.remembered(key) {
+        let entry = match self.memory.entry(key) {
             Some(entry) => entry,
             None => {
-                let own = self.completed(Entry::of_order(world.asked[&key].order.clone(), "w"));
+                let own = self
+                    .memory
+                    .completed(Entry::of_order(world.asked[&key].order.clone(), "w"));
                 let found = tokio::time::timeout(KNOWLEDGE, self.ledger.load(&address(&own))).await;
                 match found {
-                    Ok(Ok(Some(record))) => self.completed(record.entry),
+                    Ok(Ok(Some(record))) => self.memory.completed(record.entry),
                     Ok(Ok(None)) if !world.broker.has(Queue::Journal) && delivery.message.returns > 5 => {
                         return answered;
                     }
@@ -252,7 +254,7 @@ impl Worker {
         let mut entry = entry;
         facts.into_iter().for_each(|fact| _ = entry.add(fact));
         let durable = self.write(&entry).await;
-        self.go_on(self.completed(entry), Input::Due);
+        self.go_on(self.memory.completed(entry), Input::Due);
         answered && durable
     }
 

@@ -14,7 +14,7 @@ use crate::world::World;
 const SOON: u64 = 240;
 
 /// By then everything must have come to rest.
-const REST: u64 = 40 * 3600;
+const REST: u64 = 16 * 3600;
 
 impl World {
     /// Waits until nothing is left to do. The error is what is left.

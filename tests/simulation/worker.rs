@@ -1,6 +1,5 @@
 //! A worker: what it remembers, what it consumes, what it takes up.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,7 +7,8 @@ use std::time::Duration;
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
 use kz_record_call::flow::driver::{Host, survive};
-use kz_record_call::flow::hands::{Hands, Mailbox};
+use kz_record_call::flow::in_flight::{InFlight, Mailbox};
+use kz_record_call::flow::memory::{OpenRecordings, Peers};
 use kz_record_call::kazoo::time::{Clock, Moment};
 use kz_record_call::ledger::Ledger;
 use kz_record_call::lifecycle::{Input, Policy};
@@ -45,17 +45,6 @@ pub fn policy(worker: String) -> Policy {
     }
 }
 
-/// What a worker remembers, and promises nothing about.
-#[derive(Debug, Default)]
-struct Memory {
-    entries: BTreeMap<Key, Entry>,
-    restarts: BTreeMap<Key, Fact>,
-    /// What was asked of recordings that began elsewhere.
-    asked: BTreeMap<Key, Vec<Fact>>,
-    /// Workers that are gone, and have nothing any more.
-    forgotten: BTreeSet<String>,
-}
-
 pub struct Worker {
     pub world: Arc<World>,
     pub n: usize,
@@ -63,10 +52,11 @@ pub struct Worker {
     pub policy: Policy,
     pub clock: Clock,
     pub ledger: Ledger,
-    pub hands: Hands,
+    pub hands: InFlight,
     pub stop: CancellationToken,
     pub slots: [Semaphore; 2],
-    memory: Mutex<Memory>,
+    pub memory: Arc<OpenRecordings>,
+    pub peers: Arc<Peers>,
     tasks: Mutex<Option<JoinSet<()>>>,
     /// Sessions with the broker.
     pub session: watch::Sender<u32>,
@@ -82,6 +72,7 @@ impl Worker {
         };
         let stop = CancellationToken::new();
         let (ledger, writing) = Ledger::over(Arc::new(couch), clock.clone(), &policy, stop.clone());
+        let peers = Arc::new(Peers::new(&name));
         let worker = Arc::new(Self {
             world: Arc::clone(world),
             n,
@@ -89,10 +80,11 @@ impl Worker {
             policy,
             clock,
             ledger,
-            hands: Hands::default(),
+            hands: InFlight::default(),
             stop,
             slots: std::array::from_fn(|_| Semaphore::new(SLOTS)),
-            memory: Mutex::default(),
+            memory: Arc::default(),
+            peers,
             tasks: Mutex::new(Some(JoinSet::new())),
             session: watch::channel(1).0,
         });
@@ -102,9 +94,7 @@ impl Worker {
         for queue in QUEUES {
             worker.spawn(Arc::clone(&worker).consume(queue));
         }
-        worker.spawn(crate::sweep::run(Arc::clone(&worker)));
-        worker.spawn(crate::sweep::reconcile(Arc::clone(&worker)));
-        worker.spawn(crate::sweep::mend(Arc::clone(&worker)));
+        crate::sweep::begin(&worker);
     }
 
     /// A task that ends with the worker.
@@ -149,25 +139,6 @@ impl Worker {
         self.world.note(self.n, what);
     }
 
-    /// Whether no other worker has heard of that one for long.
-    pub fn is_gone(&self, name: &str) -> bool {
-        let died = self.world.dead.lock().unwrap().get(name).copied();
-        died.is_some_and(|at| self.world.now().since(at) > Duration::from_secs(30))
-    }
-
-    pub fn gone(&self) -> Vec<String> {
-        let dead: Vec<String> = self.world.dead.lock().unwrap().keys().cloned().collect();
-        let forgotten = &self.memory.lock().unwrap().forgotten;
-        dead.into_iter()
-            .filter(|name| self.is_gone(name) && !forgotten.contains(name))
-            .collect()
-    }
-
-    /// A worker that is gone had nothing more.
-    pub fn forget_worker(&self, name: &str) {
-        self.memory.lock().unwrap().forgotten.insert(name.to_owned());
-    }
-
     async fn consume(self: Arc<Self>, queue: crate::broker::Queue) {
         loop {
             let delivery = self.world.broker.take(&self.world, &self.name, queue).await;
@@ -187,57 +158,18 @@ impl Worker {
     pub fn began_again(&self, key: Key, fact: &Fact) {
         let mut member = key;
         for _ in 0..6 {
-            self.memory.lock().unwrap().restarts.insert(member, fact.clone());
+            self.memory.began_again(member, fact.clone());
             let _ = self.hands.tell(member, Input::Fact(fact.what.clone()));
             member = member.continuation();
         }
     }
 
     pub fn heard_of(&self, key: Key, facts: &[Fact]) {
-        let mut memory = self.memory.lock().unwrap();
-        match memory.entries.get_mut(&key) {
-            Some(entry) => facts.iter().for_each(|fact| _ = entry.add(fact.clone())),
-            None => memory.asked.entry(key).or_default().extend(facts.iter().cloned()),
-        }
-        drop(memory);
+        let call_id = &self.world.asked[&self.world.root(key)].order.call_id;
+        self.memory.hear(key, call_id, facts);
         for fact in facts {
             let _ = self.hands.tell(key, Input::Fact(fact.what.clone()));
         }
-    }
-
-    pub fn remember(&self, entry: &Entry) {
-        let mut memory = self.memory.lock().unwrap();
-        let all = match memory.entries.remove(&entry.key) {
-            Some(known) => known.merge(entry.clone()),
-            None => entry.clone(),
-        };
-        memory.entries.insert(entry.key, all);
-    }
-
-    pub fn remembered(&self, key: Key) -> Option<Entry> {
-        self.memory.lock().unwrap().entries.get(&key).cloned()
-    }
-
-    pub fn forget(&self, key: Key) {
-        self.memory.lock().unwrap().entries.remove(&key);
-    }
-
-    /// What the ledger has, with what this worker heard and the ledger may not have yet.
-    pub fn completed(&self, entry: Entry) -> Entry {
-        let memory = self.memory.lock().unwrap();
-        let mut entry = match memory.entries.get(&entry.key) {
-            Some(known) => entry.merge(known.clone()),
-            None => entry,
-        };
-        for fact in memory.asked.get(&entry.key).into_iter().flatten() {
-            entry.add(fact.clone());
-        }
-        if let Some(started) = memory.restarts.get(&entry.key)
-            && !matches!(&started.what, What::Started(told) if entry.is_of_one_before(told))
-        {
-            entry.add(started.clone());
-        }
-        entry
     }
 
     /// Passes an input to the task that has the recording, or begins to drive it.

@@ -84,7 +84,9 @@ impl Peers {
         }
         let is_gone = |heard: &Instant| now.duration_since(since.max(*heard)) > GONE;
         let gone = heard.others.iter().filter(|(_, last)| is_gone(last));
-        gone.map(|(worker, _)| worker.clone()).collect()
+        let mut gone: Vec<String> = gone.map(|(worker, _)| worker.clone()).collect();
+        gone.sort_unstable();
+        gone
     }
 
     /// The worker left no leases any more.
