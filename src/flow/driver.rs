@@ -335,15 +335,17 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
             .delivery()
             .is_some_and(|delivery| !delivery.destination.is_documented_here());
         let lets_go = match effect {
-            Effect::Answer(Answer::Release) | Effect::Tidy { .. } => true,
+            Effect::Answer(Answer::Release) | Effect::Tidy { .. } | Effect::Unhold => true,
             Effect::Announce(Announcement::Outcome(_)) => elsewhere,
             _ => false,
         };
+        // A worker that finds neither the copy in the hold nor this delivery can only park the recording.
+        let plain = plain && effect != Effect::Unhold;
         if !lets_go || plain || is_back(Fault::AlwaysSafe) {
             return Some(effect);
         }
         let receipt = self.ledger.note(entry, self.lease.clone(), Duration::ZERO).await;
-        if let Effect::Tidy { .. } | Effect::Announce(_) = effect {
+        if let Effect::Tidy { .. } | Effect::Unhold | Effect::Announce(_) = effect {
             // No switch waits for this effect, so there is no time limit.
             let durable = tokio::select! {
                 biased;

@@ -16,7 +16,7 @@ use crate::worker::{Worker, policy};
 use crate::world::{NEXT_VERSION, OPERATOR, Trouble, WORKERS, World};
 
 /// How long things go wrong.
-const ROUGH: Duration = Duration::from_secs(5400);
+const ROUGH: Duration = Duration::from_secs(4200);
 
 impl World {
     /// Begins everything, and lets things go wrong until they are over.

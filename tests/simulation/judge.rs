@@ -19,8 +19,8 @@ const REST: u64 = 16 * 3600;
 impl World {
     /// Waits until nothing is left to do. The error is what is left.
     pub async fn rest(self: &Arc<Self>) -> Result<(), String> {
-        for _ in 0..REST / 120 {
-            tokio::time::sleep(Duration::from_secs(120)).await;
+        for _ in 0..REST / 300 {
+            tokio::time::sleep(Duration::from_secs(300)).await;
             if self.left().is_none() {
                 return Ok(());
             }
