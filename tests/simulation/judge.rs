@@ -11,7 +11,7 @@ use crate::switch::Content;
 use crate::world::World;
 
 /// The seconds after its end within which a recording must be at its destination, if nothing goes wrong.
-const SOON: u64 = 240;
+const SOON: u64 = 600;
 
 /// By then everything must have come to rest.
 const REST: u64 = 16 * 3600;

@@ -106,7 +106,13 @@ impl World {
         let calm = seed.is_multiple_of(4);
         let begun = Instant::now();
         // A lease says little to a worker whose clock differs by more than the lease: then work is done twice, and later.
-        let mut skew = || if rng.bool() { rng.i64(-3_600..3_600) * 1_000_000 } else { 0 };
+        let mut skew = || {
+            if rng.bool() {
+                rng.i64(-3_600..3_600) * 1_000_000
+            } else {
+                0
+            }
+        };
         let skews: Vec<i64> = (0..HOSTS).map(|_| if calm { 0 } else { skew() }).collect();
         let clocks: Vec<Clock> = skews.iter().map(|skew| Clock::fixed(shifted(BEGIN, *skew))).collect();
         CLOCKS.with_borrow_mut(|all| {
