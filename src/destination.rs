@@ -11,7 +11,7 @@ use crate::couch::Couch;
 use crate::entry::Entry;
 use crate::entry::fact::{Description, Destination as Kind, What};
 use crate::kazoo::time::Moment;
-use crate::recording::order::Order;
+use crate::recording::order::{Order, Url};
 use crate::system_config::{Accounts, Proxy, SystemConfig};
 
 mod account;
@@ -153,7 +153,12 @@ impl Destinations {
             account_id,
             now,
         };
-        let decided = self.of(entry.destination().unwrap_or(Kind::Account));
+        // A worker may have decided it, and delivered, and its notes may not have reached this worker.
+        let presumed = match order.url {
+            Url::Given(_) => Kind::Url,
+            Url::None | Url::Lost => Kind::Account,
+        };
+        let decided = self.of(entry.destination().unwrap_or(presumed));
         if let Some(found) = decided.find(&search).await? {
             return Ok(Some(found));
         }
