@@ -182,7 +182,7 @@ pub const METRICS: &[(&str, &str)] = &[
     ),
     (
         "kz_record_call_controls_not_obeyed_total",
-        "Masks and unmasks that the switch did not obey, by control.",
+        "Stops, masks and unmasks that the switch did not obey, by control. A stop counts here when its recording is over.",
     ),
     ("kz_record_call_ledger_up", "1 while the ledger takes what is written."),
     (

@@ -295,7 +295,7 @@ pub struct ControlNotObeyed<'a> {
     pub call_id: &'a str,
     pub account_id: &'a str,
     pub media_id: &'a str,
-    /// `mask` or `unmask`.
+    /// `stop`, `mask` or `unmask`.
     pub control: &'static str,
     pub why: &'static str,
 }

@@ -108,7 +108,7 @@ fn plain() {
     counter!("kz_record_call_recordings_ended_total").absolute(0);
     counter!("kz_record_call_recordings_continued_total").absolute(0);
     counter!("kz_record_call_stops_unconfirmed_total").absolute(0);
-    for control in ["mask", "unmask"] {
+    for control in ["stop", "mask", "unmask"] {
         counter!("kz_record_call_controls_not_obeyed_total", "control" => control).absolute(0);
     }
     counter!("kz_record_call_upload_bytes_total").absolute(0);
