@@ -100,12 +100,12 @@ impl World {
 
     fn last_word(&self, key: Key) -> Option<&'static str> {
         let places = self.places.lock().unwrap();
-        let outcomes = places
+        let mut outcomes = places
             .announced
             .get(&key)?
             .iter()
             .filter(|(_, what)| !what.starts_with("doc_"));
-        outcomes.last().map(|(_, what)| *what)
+        outcomes.next_back().map(|(_, what)| *what)
     }
 
     /// Whether all that was recorded is somewhere, and at its destination if nothing is parked.
@@ -163,7 +163,7 @@ impl World {
         let word = self.last_word(key);
         match word {
             None => return Err(format!("nobody was told of {key}")),
-            Some("stored" | "delivered") if !is_there && !(key != root && family_has) => {
+            Some("stored" | "delivered") if !(is_there || key != root && family_has) => {
                 return Err(format!("{key} is announced as stored, and is not there"));
             }
             Some("failed") if was_recorded && key == root => {

@@ -44,13 +44,13 @@ pub struct Places {
 impl Places {
     /// The audio of a recording that a reader finds now.
     pub fn found(&self, key: Key, now: Moment) -> Option<&Stored> {
-        let all = self.stored.get(&key).into_iter().flatten();
+        let mut all = self.stored.get(&key).into_iter().flatten();
         let is_there = |stored: &&Stored| match stored.copy {
             Copy::Safe => true,
             Copy::Away(until) => until <= now,
             Copy::Lost => false,
         };
-        all.filter(is_there).next()
+        all.find(is_there)
     }
 }
 
