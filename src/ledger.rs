@@ -25,6 +25,7 @@ mod branches;
 mod claims;
 mod counts;
 mod due;
+mod leases;
 mod lookup;
 mod months;
 mod readable;

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use crate::couch::Couch;
 use crate::entry::fact::What;
+use crate::ledger::record::Lease;
 use crate::ledger::testing::{Log, document, entry, found, policy, server, welcome};
 
 use super::*;
