@@ -309,7 +309,7 @@ mod tests {
         let outbox = Outbox::default();
         assert!(outbox.put(News::Opened(order(0))));
         for n in 1..=MOST {
-            assert!(!outbox.put(News::Closed(order(n))), "somebody sends already");
+            assert!(!outbox.put(News::Closed(order(n))), "a task sends already");
         }
         assert_eq!(outbox.take().len(), MOST);
         assert_eq!(outbox.take(), [News::Closed(order(MOST))]);
