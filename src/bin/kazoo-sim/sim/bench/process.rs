@@ -190,8 +190,8 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
-        let stat = parse("7 (a ) b) S 3 1 1 0 -1 4194304 1 2 3 4 150 50 10 20 20 0 1 0 5").unwrap();
-        assert_eq!((stat.parent, stat.own, stat.children), (3, 2.0, 0.3));
+        let stat = parse("7 (a ) b) S 3 1 1 0 -1 4194304 1 2 3 4 150 50 25 50 20 0 1 0 5").unwrap();
+        assert_eq!((stat.parent, stat.own, stat.children), (3, 2.0, 0.75));
     }
 
     #[test]
