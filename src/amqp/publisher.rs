@@ -1,8 +1,7 @@
 //! Publishing, each message confirmed by the broker.
 //!
-//! Each channel has at most one message in flight. lapin attaches a returned message to whichever confirmation comes next, so with one
-//! message in flight the returned message is certain. The returned `message_id` is compared as well. A pool of channels provides
-//! concurrency.
+//! Each channel has the messages of at most one caller in flight. lapin attaches a returned message to whichever confirmation comes next,
+//! so a returned message belongs to that caller, and its `message_id` says which one it is. A pool of channels provides concurrency.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
@@ -74,6 +73,17 @@ impl PublishError {
             Self::TimedOut(_) | Self::Blocked(_) => false,
         }
     }
+}
+
+/// A message as the broker gets it.
+struct Encoded<'a> {
+    exchange: &'static str,
+    key: ShortString,
+    mandatory: bool,
+    body: Cow<'a, [u8]>,
+    /// The property `message_id`.
+    id: String,
+    properties: BasicProperties,
 }
 
 /// Publishes messages; cheap to clone.
@@ -152,7 +162,38 @@ impl Publisher {
     /// `Unroutable` when the message is mandatory and no queue takes it. After any other error the broker may have the message or not.
     /// Publish again only what is harmless when it arrives twice.
     pub async fn publish(&self, message: &Outgoing) -> Result<(), PublishError> {
-        let body = message.body.to_string();
+        let mut results = self.publish_all(&[message]).await;
+        results.pop().unwrap_or(Err(PublishError::Refused))
+    }
+
+    /// Publishes messages in their order, and waits until the broker has confirmed all of them. One result for each message. The messages
+    /// share a channel and one round trip, so this is cheaper than to publish one after the other. The broker routes them in their order.
+    pub async fn publish_all(&self, messages: &[&Outgoing]) -> Vec<Result<(), PublishError>> {
+        let encoded: Vec<Result<Encoded, PublishError>> = messages.iter().map(|message| self.encode(message)).collect();
+        let sent: Vec<&Encoded> = encoded.iter().flatten().collect();
+        let mut results = self.raw(&sent).await.into_iter();
+        let results = encoded.iter().map(|encoded| match encoded {
+            Ok(_) => results.next().unwrap_or(Err(PublishError::Refused)),
+            Err(_) => Err(PublishError::TooLong),
+        });
+        let results: Vec<Result<(), PublishError>> = results.collect();
+        for (message, result) in messages.iter().zip(&results) {
+            Published {
+                exchange: message.exchange.name(),
+                result: match result {
+                    Ok(()) => "confirmed",
+                    Err(error) if error.is_unroutable() => "unroutable",
+                    Err(_) => "failed",
+                },
+            }
+            .emit();
+        }
+        results
+    }
+
+    /// # Errors
+    /// A name is too long for the protocol.
+    fn encode(&self, message: &Outgoing) -> Result<Encoded<'_>, PublishError> {
         let id = property_id(message.body.get("Msg-ID").and_then(Value::as_str).unwrap_or_default());
         let mut properties = BasicProperties::default()
             .with_content_type(CONTENT_TYPE.into())
@@ -176,27 +217,14 @@ impl Publisher {
             }
             properties = properties.with_headers(table);
         }
-        let exchange = message.exchange.name();
-        let result = self
-            .raw(
-                exchange,
-                &message.routing_key,
-                message.mandatory,
-                body.as_bytes(),
-                &id,
-                properties,
-            )
-            .await;
-        Published {
-            exchange,
-            result: match &result {
-                Ok(()) => "confirmed",
-                Err(error) if error.is_unroutable() => "unroutable",
-                Err(_) => "failed",
-            },
-        }
-        .emit();
-        result
+        Ok(Encoded {
+            exchange: message.exchange.name(),
+            key: short(&message.routing_key)?,
+            mandatory: message.mandatory,
+            body: message.body.to_string().into_bytes().into(),
+            id: id.into_owned(),
+            properties,
+        })
     }
 
     /// Puts one of our own messages into one of our own queues. The message is persistent.
@@ -209,8 +237,8 @@ impl Publisher {
             .with_content_type(CONTENT_TYPE.into())
             .with_message_id(short(&id)?)
             .with_delivery_mode(2);
-        self.raw("", queue, true, body.to_string().as_bytes(), &id, properties)
-            .await
+        let body = body.to_string().into_bytes().into();
+        self.to_queue(queue, body, id.into_owned(), properties).await
     }
 
     /// Number of ready messages in another client's queue. `None` when the number is unavailable.
@@ -231,7 +259,7 @@ impl Publisher {
     pub async fn pass_on(&self, delivery: &Delivery, queue: &str, reason: &str) -> Result<(), PublishError> {
         let id = uuid::Uuid::new_v4().simple().to_string();
         let properties = letters::properties(delivery, reason).with_message_id(short(&id)?);
-        self.raw("", queue, true, delivery.body(), &id, properties).await
+        self.to_queue(queue, delivery.body().into(), id, properties).await
     }
 
     /// Declares one of our own queues if it is missing. Returns whether it was missing.
@@ -245,40 +273,61 @@ impl Publisher {
         Ok(topology::restore(&live.connection, spec).await? == Restored::Missing)
     }
 
-    async fn raw(
+    /// Puts a message into one of our own queues.
+    async fn to_queue(
         &self,
-        exchange: &str,
-        key: &str,
-        mandatory: bool,
-        body: &[u8],
-        id: &str,
+        queue: &str,
+        body: Cow<'_, [u8]>,
+        id: String,
         properties: BasicProperties,
     ) -> Result<(), PublishError> {
-        let limit = self.0.limit;
-        let publishing = self.on_a_channel(exchange, key, mandatory, body, id, properties);
-        match tokio::time::timeout(limit, publishing).await {
-            Ok(result) => result,
-            Err(_) => {
-                if let Some(reason) = self.alarm() {
-                    return Err(PublishError::Blocked(reason));
-                }
-                // The channel was dropped with the future. The connection may be dead without an error.
-                self.0.lost.notify_one();
-                Err(PublishError::TimedOut(limit))
-            }
-        }
+        let message = Encoded {
+            exchange: "",
+            key: short(queue)?,
+            mandatory: true,
+            body,
+            id,
+            properties,
+        };
+        self.raw(&[&message]).await.pop().unwrap_or(Err(PublishError::Refused))
     }
 
+    /// Publishes messages, with one result for each.
+    async fn raw(&self, messages: &[&Encoded<'_>]) -> Vec<Result<(), PublishError>> {
+        if messages.is_empty() {
+            return Vec::new();
+        }
+        let limit = self.0.limit;
+        let mut confirmed = Vec::with_capacity(messages.len());
+        let publishing = self.on_a_channel(messages, &mut confirmed);
+        let error = match tokio::time::timeout(limit, publishing).await {
+            Ok(Ok(())) => return confirmed,
+            Ok(Err(error)) => Some(error),
+            // The channel was dropped with the future.
+            Err(_) => None,
+        };
+        let blocked = if error.is_none() { self.alarm() } else { None };
+        if error.is_none() && blocked.is_none() {
+            // The connection may be dead without an error.
+            self.0.lost.notify_one();
+        }
+        let failed = || match (&error, &blocked) {
+            (Some(error), _) => PublishError::Amqp(error.clone()),
+            (None, Some(reason)) => PublishError::Blocked(reason.clone()),
+            (None, None) => PublishError::TimedOut(limit),
+        };
+        // What was confirmed before the fault is confirmed.
+        let missing = messages.len().saturating_sub(confirmed.len());
+        confirmed.extend(std::iter::repeat_with(|| Err(failed())).take(missing));
+        confirmed
+    }
+
+    /// Publishes messages on a channel that has no other messages in flight, so a returned message is one of these.
     async fn on_a_channel(
         &self,
-        exchange: &str,
-        key: &str,
-        mandatory: bool,
-        body: &[u8],
-        id: &str,
-        properties: BasicProperties,
-    ) -> Result<(), PublishError> {
-        let routing_key = short(key)?;
+        messages: &[&Encoded<'_>],
+        confirmed: &mut Vec<Result<(), PublishError>>,
+    ) -> Result<(), AmqpError> {
         // A message written to a blocked connection stays in the connection's buffer. Each retry would then send one more copy.
         let mut alarm = self.0.blocked.clone();
         let _ = alarm.wait_for(Option::is_none).await;
@@ -289,55 +338,64 @@ impl Publisher {
             .await
             .map_err(|_| AmqpError::Ended("publishing is over"))?;
         let (epoch, channel) = self.channel().await?;
-        let options = BasicPublishOptions {
-            mandatory,
-            ..BasicPublishOptions::default()
+        let broken = |source| {
+            self.0.lost.notify_one();
+            AmqpError::Broker {
+                what: "publishing",
+                source,
+            }
         };
-        let published = async {
-            channel
-                .basic_publish(exchange.into(), routing_key, options, body, properties)
-                .await?
-                .await
-        };
-        match published.await {
-            Ok(Confirmation::Ack(None)) => {
-                self.put_back(epoch, channel);
-                Ok(())
-            }
-            Ok(Confirmation::Ack(Some(returned))) => {
-                let theirs = returned.properties.message_id().as_ref().map_or("", |id| id.as_str());
-                if theirs == id {
-                    self.put_back(epoch, channel);
-                    Err(PublishError::Unroutable(returned.reply_text.as_str().to_owned()))
-                } else {
-                    // This cannot happen with one message in flight, so the channel is not reused.
-                    Err(AmqpError::Ended("a returned message was not ours").into())
-                }
-            }
-            Ok(_) => {
-                self.put_back(epoch, channel);
-                Err(PublishError::Refused)
-            }
-            Err(source) => {
-                self.0.lost.notify_one();
-                Err(AmqpError::Broker {
-                    what: "publishing",
-                    source,
-                }
-                .into())
-            }
+        let mut waiting = Vec::with_capacity(messages.len());
+        for message in messages {
+            let options = BasicPublishOptions {
+                mandatory: message.mandatory,
+                ..BasicPublishOptions::default()
+            };
+            let publishing = channel.basic_publish(
+                message.exchange.into(),
+                message.key.clone(),
+                options,
+                &message.body,
+                message.properties.clone(),
+            );
+            waiting.push(publishing.await.map_err(broken)?);
         }
+        let mut returned = Vec::new();
+        for confirm in waiting {
+            let (result, message) = match confirm.await.map_err(broken)? {
+                Confirmation::Ack(message) => (Ok(()), message),
+                Confirmation::Nack(message) => (Err(PublishError::Refused), message),
+                Confirmation::NotRequested => (Err(PublishError::Refused), None),
+            };
+            confirmed.push(result);
+            returned.extend(message);
+        }
+        // lapin attaches a returned message to whichever confirmation comes next.
+        for message in returned {
+            let theirs = message.properties.message_id().as_ref().map_or("", |id| id.as_str());
+            let is_it = |nth: &usize| messages[*nth].id == theirs && messages[*nth].key == message.routing_key;
+            // Both answers to one action have the same id and go to the same queue.
+            let is_new = |nth: &usize| !confirmed[*nth].as_ref().is_err_and(PublishError::is_unroutable);
+            let Some(nth) = (0..messages.len()).filter(is_it).find(is_new) else {
+                // This cannot happen with the messages of one caller in flight, so the channel is not reused.
+                confirmed.clear();
+                return Err(AmqpError::Ended("a returned message was not ours"));
+            };
+            confirmed[nth] = Err(PublishError::Unroutable(message.reply_text.as_str().to_owned()));
+        }
+        self.put_back(epoch, channel);
+        Ok(())
     }
 
     /// An idle channel of the present connection, or a new one.
-    async fn channel(&self) -> Result<(u64, Channel), PublishError> {
+    async fn channel(&self) -> Result<(u64, Channel), AmqpError> {
         let mut watching = self.0.connection.clone();
         let live = match watching.wait_for(Option::is_some).await {
             Ok(live) => live.clone(),
             Err(_) => None,
         };
         let Some(Live { epoch, connection }) = live else {
-            return Err(AmqpError::Ended("publishing is over").into());
+            return Err(AmqpError::Ended("publishing is over"));
         };
         let idle = self.0.idle.lock().ok().and_then(|mut idle| {
             idle.retain(|(of, channel)| *of == epoch && channel.status().connected());

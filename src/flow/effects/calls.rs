@@ -9,6 +9,7 @@ use tracing::warn;
 use crate::amqp::{Consumers, PublishError, Publisher, Requests};
 use crate::entry::Entry;
 use crate::kazoo::address::Address;
+use crate::kazoo::call::shown;
 use crate::kazoo::channel::{self, ChannelState, Status, StatusReply};
 use crate::kazoo::dialplan::{self, Control, Trigger};
 use crate::kazoo::outgoing::Outgoing;
@@ -35,17 +36,68 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Sends the start command of an order, with the call's present id.
+    /// Sends the start command of an order, with the call's present id, and `first` before it. All of it shares one round trip.
     ///
     /// # Errors
     /// As `Publisher::publish`; unroutable means that the call's control queue is gone.
-    pub async fn send_start(&self, order: &Order, call_id: &str, trigger: Trigger) -> Result<(), PublishError> {
-        let Some(message) = order.command(&self.common.sender, call_id, trigger) else {
+    pub async fn send_start(
+        &self,
+        order: &Order,
+        call_id: &str,
+        trigger: Trigger,
+        mut first: Option<First>,
+    ) -> Result<(), PublishError> {
+        let Some(command) = order.command(&self.common.sender, call_id, trigger) else {
+            self.send_first(first).await;
             return Ok(());
         };
-        self.set_follow(order, call_id).await;
-        let _pass = self.keep_pace(&message.routing_key).await;
-        self.send(call_id, order.media_id.as_str(), "start", &message).await
+        let follow = self.follow(order, call_id);
+        let mut passes = Vec::new();
+        for message in follow.iter().chain([&command]) {
+            let at_once = self.pass_at_once(&message.routing_key);
+            passes.push(match at_once {
+                Some(pass) => pass,
+                None => {
+                    // The queue may have no room for a while, and `first` does not wait for it.
+                    self.send_first(first.take()).await;
+                    self.keep_pace(&message.routing_key).await
+                }
+            });
+        }
+        let before = first.as_ref().map(|first| &first.message);
+        let messages: Vec<&Outgoing> = before.into_iter().chain(&follow).chain([&command]).collect();
+        let publishing = self.publisher.publish_all(&messages);
+        let mut results = trace::within(Stage::Command, trace::current(), publishing).await;
+        let sent = results.pop().unwrap_or(Err(PublishError::Refused));
+        let media_id = order.media_id.as_str();
+        if follow.is_some()
+            && let Some(set) = results.pop()
+        {
+            report(call_id, media_id, "set", &set);
+            if let Err(error) = set {
+                warn!(
+                    event = "follow_transfer_not_set",
+                    call_id,
+                    media_id,
+                    follow = order.command.as_ref().is_some_and(|command| command.follow_transfer),
+                    %error,
+                    "follow_transfer not set on the channel"
+                );
+            }
+        }
+        if let (Some(first), Some(told)) = (first, results.pop()) {
+            first.end(&told);
+        }
+        report(call_id, media_id, "start", &sent);
+        sent
+    }
+
+    /// Sends a message that cannot wait for what was to follow it.
+    pub async fn send_first(&self, first: Option<First>) {
+        if let Some(first) = first {
+            let sent = self.publisher.publish(&first.message).await;
+            first.end(&sent);
+        }
     }
 
     /// Stops, masks or unmasks the recording into `file_name`.
@@ -75,45 +127,21 @@ impl Calls {
     ) -> Result<(), PublishError> {
         let publishing = self.publisher.publish(message);
         let sent = trace::within(Stage::Command, trace::current(), publishing).await;
-        let unroutable = sent.as_ref().is_err_and(PublishError::is_unroutable);
-        let why = sent.as_ref().err().map(ToString::to_string);
-        CommandSent {
-            call_id,
-            media_id,
-            command,
-            result: why.as_deref().map_or(Ok(()), Err),
-            unroutable,
-        }
-        .emit();
+        report(call_id, media_id, command, &sent);
         sent
     }
 
-    /// Sets the call's channel to what the order says, unless that is the switch's default. The recording begins whatever the result is.
-    async fn set_follow(&self, order: &Order, call_id: &str) {
-        let Some(follow) = order.command.as_ref().map(|command| command.follow_transfer) else {
-            return;
-        };
+    /// What sets the call's channel to what the order says, unless that is the switch's default. The recording begins whatever becomes
+    /// of it.
+    fn follow(&self, order: &Order, call_id: &str) -> Option<Outgoing> {
+        let follow = order.command.as_ref().map(|command| command.follow_transfer)?;
         // False is always sent, because another action of the call may have set its channel to true. True is sent only if the channel may
         // have false.
         let may_be_false = !self.common.config.kazoo.follow_transfers || self.memory.is_unfollowing(&order.call_id);
         if follow && !may_be_false {
-            return;
+            return None;
         }
-        let Some(message) = order.follow_transfer(&self.common.sender, call_id) else {
-            return;
-        };
-        let _pass = self.keep_pace(&message.routing_key).await;
-        let media_id = order.media_id.as_str();
-        if let Err(error) = self.send(call_id, media_id, "set", &message).await {
-            warn!(
-                event = "follow_transfer_not_set",
-                call_id,
-                media_id,
-                follow,
-                %error,
-                "follow_transfer not set on the channel"
-            );
-        }
+        order.follow_transfer(&self.common.sender, call_id)
     }
 
     /// A delayed start never fires on a channel that is answered, or bridged, already. Then a plain start with the same name and id
@@ -132,7 +160,7 @@ impl Calls {
             Some(Trigger::Bridge) => state.answered && state.other_leg_call_id.is_some(),
             _ => false,
         };
-        if so && let Err(error) = self.send_start(order, call_id, Trigger::Now).await {
+        if so && let Err(error) = self.send_start(order, call_id, Trigger::Now, None).await {
             warn!(event = "late_start_not_sent", call_id, %error, "start for an answered call not published");
         }
     }
@@ -219,6 +247,38 @@ impl Calls {
     pub fn waiting_for(&self, queue: &str) -> usize {
         self.rate_limit.waiting(queue)
     }
+}
+
+/// A message that goes out before a command, in the same round trip.
+pub struct First {
+    pub message: Outgoing,
+    /// Its place in its queue.
+    pub pass: Pass,
+    pub call_id: String,
+}
+
+impl First {
+    /// Reports what became of it.
+    pub fn end(self, sent: &Result<(), PublishError>) {
+        let Err(error) = sent else { return };
+        warn!(event = "accepted_not_published", call_id = shown(&self.call_id), %error, "action.accepted not published");
+        if error.is_unroutable() {
+            self.pass.give_back();
+        }
+    }
+}
+
+fn report(call_id: &str, media_id: &str, command: &'static str, sent: &Result<(), PublishError>) {
+    let unroutable = sent.as_ref().is_err_and(PublishError::is_unroutable);
+    let why = sent.as_ref().err().map(ToString::to_string);
+    CommandSent {
+        call_id,
+        media_id,
+        command,
+        result: why.as_deref().map_or(Ok(()), Err),
+        unroutable,
+    }
+    .emit();
 }
 
 /// Whether the switch reported the recording at all: its start event may have been lost.

@@ -52,7 +52,7 @@ impl Commands {
         }
         let trigger = order.command.as_ref().map_or(Trigger::Now, |command| command.trigger);
         let call_id = self.call_ids.current(&order.call_id);
-        match self.calls.send_start(order, &call_id, trigger).await {
+        match self.calls.send_start(order, &call_id, trigger, None).await {
             Ok(()) => {
                 self.delayed(entry, &call_id).await;
                 Some(Input::Fact(What::Commanded))

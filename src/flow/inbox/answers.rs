@@ -19,7 +19,7 @@ use crate::telemetry::trace;
 
 use crate::flow::common::Common;
 use crate::flow::crash;
-use crate::flow::effects::calls::Calls;
+use crate::flow::effects::calls::{Calls, First};
 use crate::flow::memory::{CallIds, Pass};
 
 use super::dead_letters::Returns;
@@ -119,6 +119,22 @@ impl Answers {
         }
     }
 
+    /// `action.accepted`, for a caller that sends it together with what follows. `None` where there is no room for it at once.
+    pub fn acceptance(&self, reply_to: Option<&ReplyTo>) -> Option<First> {
+        let to = reply_to?;
+        // Callflow only logs it, and what counts is the result. So it never waits.
+        if self.publisher.alarm().is_some() {
+            return None;
+        }
+        let pass = self.calls.pass_at_once(to.address.queue())?;
+        let message = action::accepted(&self.common.sender, &self.call_ids.address(to));
+        Some(First {
+            message,
+            pass,
+            call_id: to.call_id.clone(),
+        })
+    }
+
     /// Sends `action.result`, likewise; `false` when it could not be delivered.
     pub async fn result_of_request(self: &Arc<Self>, reply_to: Option<&ReplyTo>) -> bool {
         match reply_to {
@@ -135,21 +151,11 @@ impl Answers {
 
     /// Callflow only logs `action.accepted`, and what counts is the result. Without room at once it is left out.
     pub async fn accept(&self, to: &ReplyTo) {
-        if self.publisher.alarm().is_some() {
-            return;
-        }
-        let Some(pass) = self.calls.pass_at_once(to.address.queue()) else {
+        let Some(first) = self.acceptance(Some(to)) else {
             return;
         };
-        let message = action::accepted(&self.common.sender, &self.call_ids.address(to));
-        match timeout(ACCEPTED_PATIENCE, self.publisher.publish(&message)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                if error.is_unroutable() {
-                    pass.give_back();
-                }
-                warn!(event = "accepted_not_published", call_id = shown(&to.call_id), %error, "action.accepted not published")
-            }
+        match timeout(ACCEPTED_PATIENCE, self.publisher.publish(&first.message)).await {
+            Ok(sent) => first.end(&sent),
             Err(_) => warn!(
                 event = "accepted_not_published",
                 call_id = shown(&to.call_id),

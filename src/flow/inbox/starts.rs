@@ -60,10 +60,12 @@ impl Starts {
         // Before the command goes out, because its error may arrive before its confirmation.
         self.memory.remember(&entry);
         self.notices.opened(&entry);
-        self.answers.accept_request(request.reply_to).await;
         let begun = Instant::now();
+        let mut first = self.answers.acceptance(request.reply_to);
         let sent = loop {
-            let sending = self.calls.send_start(order, &request.action.call_id, trigger);
+            let sending = self
+                .calls
+                .send_start(order, &request.action.call_id, trigger, first.take());
             match crash::step(sending).await {
                 // The result waits for the end of the alarm too. It must not come first, because the call would continue before it is
                 // recorded.
