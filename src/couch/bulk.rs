@@ -4,6 +4,7 @@ use couch_rs::document::AllDocsResponse;
 use couch_rs::types::view::RawViewCollection;
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -53,8 +54,9 @@ impl Couch {
     /// # Errors
     /// When the server refused the whole request, or there is no answer.
     pub async fn bulk_docs(&self, database: &str, documents: &[Value]) -> Result<Vec<Row>, CouchError> {
-        let body = json!({ "docs": documents });
-        let (status, rows) = self.posted(database, &["_bulk_docs"], &[], &body).await?;
+        let body = serde_json::to_string(&Documents { docs: documents })
+            .map_err(|error| CouchError::NoAnswer(format!("the documents cannot be written: {error}")))?;
+        let (status, rows) = self.posted(database, &["_bulk_docs"], &[], body).await?;
         let rows = rows
             .as_array()
             .ok_or_else(|| CouchError::NoAnswer("_bulk_docs gave no rows".into()))?;
@@ -300,7 +302,7 @@ impl Couch {
         query: &[(&str, &str)],
         body: &Value,
     ) -> Result<Value, CouchError> {
-        Ok(self.posted(database, path, query, body).await?.1)
+        Ok(self.posted(database, path, query, body.to_string()).await?.1)
     }
 
     /// The same, with the status.
@@ -309,15 +311,21 @@ impl Couch {
         database: &str,
         path: &[&str],
         query: &[(&str, &str)],
-        body: &Value,
+        body: String,
     ) -> Result<(u16, Value), CouchError> {
         let request = self
             .request(Method::POST, database, path)
             .query(query)
             .header(CONTENT_TYPE, "application/json")
-            .body(body.to_string());
+            .body(body);
         self.ask(request, database).await
     }
+}
+
+/// The body of a `_bulk_docs` request.
+#[derive(Serialize)]
+struct Documents<'a> {
+    docs: &'a [Value],
 }
 
 fn parsed<T: DeserializeOwned>(answer: Value) -> Result<T, CouchError> {
