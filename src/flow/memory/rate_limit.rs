@@ -1,14 +1,15 @@
 //! A rate limit for each queue of Kazoo's. These queues hold 100 messages and drop the oldest without an error, so we must not send faster
 //! than the queue is read.
 //!
-//! Each query of a queue's length says how many more messages may go into it. The next query follows when those are used up. If a queue's
-//! length cannot be queried, messages go out at a fixed rate.
+//! Each query of a queue's length says how many more messages may go into it. The next query follows when half of those are used up, so
+//! that messages need not wait for its answer. If a queue's length cannot be queried, messages go out at a fixed rate.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Messages that may go to a queue before its first query.
@@ -43,11 +44,41 @@ struct Address {
     under_way: AtomicU32,
     /// Messages that no queue took, since the last query began.
     given_back: AtomicU32,
+    /// A query ahead of time is in flight.
+    asking: AtomicBool,
+    /// The result of such a query.
+    seen: Mutex<Option<Seen>>,
+    /// Such a query ended.
+    asked: Notify,
+}
+
+/// What a query ahead of time said, and what was known when it began.
+#[derive(Debug)]
+struct Seen {
+    depth: u32,
+    under_way: u32,
+    let_through: u32,
 }
 
 impl Address {
     fn take_back(&self, room: &mut Room) {
+        if let Some(seen) = self.seen.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // What was let through since counts as if it were in the queue.
+            let since = room.let_through.wrapping_sub(seen.let_through);
+            let taken = seen.depth.saturating_add(seen.under_way).saturating_add(since);
+            room.left = room.left.max(ROOM.saturating_sub(taken));
+        }
         room.left += self.given_back.swap(0, Ordering::AcqRel);
+    }
+}
+
+/// A query ahead of time, until it ends or is given up.
+struct Asking<'a>(&'a Address);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.asking.store(false, Ordering::Release);
+        self.0.asked.notify_waiters();
     }
 }
 
@@ -57,6 +88,19 @@ struct Room {
     left: u32,
     /// Since when no query has found any room.
     full_since: Option<Instant>,
+    /// Messages that were let through, with overflow.
+    let_through: u32,
+    /// With no more than this left, a query ahead of time begins. 0 before the first query, and when a query had no answer.
+    ahead_at: u32,
+}
+
+impl Room {
+    /// Lets one message through, and returns how many are under way with it.
+    fn let_through(&mut self, address: &Address) -> u32 {
+        self.left = self.left.saturating_sub(1);
+        self.let_through = self.let_through.wrapping_add(1);
+        address.under_way.fetch_add(1, Ordering::AcqRel) + 1
+    }
 }
 
 /// Counts a message that waits, as long as this value lives.
@@ -116,35 +160,58 @@ impl RateLimit {
         let mut is_unsure = false;
         address.take_back(&mut room);
         while room.left == 0 {
+            let asked = address.asked.notified();
+            if address.asking.load(Ordering::Acquire) {
+                asked.await;
+                address.take_back(&mut room);
+                if room.left > 0 {
+                    break;
+                }
+            }
             // Read before the query: a message that is confirmed meanwhile counts twice rather than not at all.
             let under_way = address.under_way.load(Ordering::Acquire);
             // Without room for what is in flight alone, a query says nothing new.
             let depth = if under_way < ROOM { depth().await } else { Some(0) };
             match depth {
                 Some(depth) if depth.saturating_add(under_way) < ROOM => {
-                    *room = Room {
-                        left: ROOM - depth - under_way,
-                        full_since: None,
-                    }
+                    room.left = ROOM - depth - under_way;
+                    room.full_since = None;
+                    room.ahead_at = ROOM / 2;
                 }
                 Some(_) if room.full_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE => {
                     is_unsure = true;
+                    room.ahead_at = 0;
                     tokio::time::sleep(AGAIN).await;
                 }
                 // The queue has no reader, or its length is unknown.
                 Some(_) | None => {
                     is_unsure = true;
+                    room.ahead_at = 0;
                     tokio::time::sleep(self.step).await;
                     room.left = 1;
                 }
             }
             address.take_back(&mut room);
         }
-        room.left -= 1;
+        let under_way = room.let_through(&address);
+        let begins = room.left <= room.ahead_at && !address.asking.swap(true, Ordering::AcqRel);
+        let let_through = room.let_through;
         drop(room);
         drop(waiting);
-        address.under_way.fetch_add(1, Ordering::AcqRel);
-        Pass { address, is_unsure }
+        let pass = Pass { address, is_unsure };
+        if begins {
+            let asking = Asking(&pass.address);
+            if let Some(depth) = depth().await {
+                let seen = Seen {
+                    depth,
+                    under_way,
+                    let_through,
+                };
+                *pass.address.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+            }
+            drop(asking);
+        }
+        pass
     }
 
     /// Lets a message through if there is room for it now, without a query.
@@ -153,9 +220,11 @@ impl RateLimit {
         {
             let mut room = address.room.try_lock().ok()?;
             address.take_back(&mut room);
-            room.left = room.left.checked_sub(1)?;
+            if room.left == 0 {
+                return None;
+            }
+            room.let_through(&address);
         }
-        address.under_way.fetch_add(1, Ordering::AcqRel);
         Some(Pass {
             address,
             is_unsure: false,
@@ -177,10 +246,15 @@ impl RateLimit {
                 room: tokio::sync::Mutex::new(Room {
                     left: UNSEEN,
                     full_since: None,
+                    let_through: 0,
+                    ahead_at: 0,
                 }),
                 waiting: AtomicUsize::new(0),
                 under_way: AtomicU32::new(0),
                 given_back: AtomicU32::new(0),
+                asking: AtomicBool::new(false),
+                seen: Mutex::default(),
+                asked: Notify::new(),
             })
         });
         Arc::clone(address)
@@ -264,7 +338,8 @@ mod tests {
             returning.take().into_iter().for_each(Pass::give_back);
             Some(0)
         };
-        for _ in 0..ROOM {
+        // With half of the room left, the next query would begin.
+        for _ in 1..ROOM / 2 {
             // What is let through stays in flight.
             std::mem::forget(pace.keep("q", all_come_back).await);
         }
