@@ -2,6 +2,7 @@
 //! confirmed messages. They are moved into the ledger when the ledger is back.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::amqp::Publisher;
@@ -24,22 +25,42 @@ pub const JOURNAL: &str = "kz_record_call.journal";
 pub const OLDEST: Duration = Duration::from_secs(62 * 86_400);
 pub const AHEAD: Duration = Duration::from_secs(86_400);
 
+/// Batch delay of starts. Their calls have their answers already, and only the acknowledgement of the action waits.
+const TOGETHER: Duration = Duration::from_millis(25);
+
+/// How many quarters of the prefetched actions may wait for a slow ledger.
+const QUARTERS: usize = 3;
+
 /// Writes entries to durable storage.
 pub struct Journal {
     pub common: Arc<Common>,
     pub ledger: Ledger,
     pub publisher: Publisher,
+    /// Entries that wait for the ledger.
+    pub waiting: AtomicUsize,
+}
+
+/// Counts an entry that waits, as long as this value lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Journal {
     /// Writes what is known of a recording to durable storage: the ledger, else the journal. `false` when neither took it.
     pub async fn write(&self, entry: &Entry) -> bool {
-        let budget = self.common.config.ledger.budget;
-        if self.ledger.is_up() {
-            let noted = async { self.ledger.note(entry, None, Duration::ZERO).await.durable().await };
-            if tokio::time::timeout(budget, noted).await.unwrap_or(false) {
-                return true;
-            }
+        if self.ledger.is_up() && self.in_ledger(entry).await {
+            return true;
         }
         let Ok(body) = serde_json::to_value(entry) else {
             return false;
@@ -54,6 +75,28 @@ impl Journal {
         }
         .emit();
         written.is_ok()
+    }
+
+    /// Writes the entry into the ledger. `false` when the ledger is down, or slow while too many entries wait for it already: those that
+    /// wait take the room of new actions. As long as there is room, a second copy in the journal would only be more work for a host that
+    /// has too much of it.
+    async fn in_ledger(&self, entry: &Entry) -> bool {
+        let _waiting = Waiting::new(&self.waiting);
+        let budget = self.common.config.ledger.budget;
+        let most = usize::from(self.common.config.amqp.prefetch_actions) * QUARTERS / 4;
+        let mut up = self.ledger.watch();
+        let noting = async { self.ledger.note(entry, None, TOGETHER).await.durable().await };
+        tokio::pin!(noting);
+        loop {
+            tokio::select! {
+                biased;
+                durable = &mut noting => return durable,
+                _ = up.wait_for(|up| !*up) => return false,
+                () = tokio::time::sleep(budget) => if self.waiting.load(Ordering::Acquire) > most {
+                    return false;
+                },
+            }
+        }
     }
 
     /// Whether starts wait in the journal that the ledger does not know yet, as far as the broker reports.

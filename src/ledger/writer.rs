@@ -37,6 +37,9 @@ pub struct Note {
 /// Documents in one request.
 const BATCH: usize = 200;
 
+/// What is due within this time goes into the present request too. Each request costs the database several times as much as a document.
+const SOON: Duration = Duration::from_millis(50);
+
 /// Interval between attempts while the database is down.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -179,12 +182,16 @@ impl Writer {
     async fn write(&mut self) {
         let now = Instant::now();
         // The entry that has waited longest decides the month, so that no month and no entry waits for ever.
-        let ripe = self.pending.iter().filter(|(_, pending)| pending.deadline <= now);
+        let ripe = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.deadline <= now + SOON);
         let mut ripe: Vec<(Instant, Month, String)> = ripe
             .map(|(id, pending)| (pending.deadline, pending.month, id.clone()))
             .collect();
         ripe.sort_unstable();
-        let Some(month) = ripe.first().map(|(_, month, _)| *month) else {
+        let first = ripe.first().filter(|(deadline, ..)| *deadline <= now);
+        let Some(month) = first.map(|(_, month, _)| *month) else {
             if self.resting.is_some() {
                 self.look().await;
             }

@@ -1,6 +1,7 @@
 //! The composition of the flow: which service gets what.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use tokio::time::Instant;
 
@@ -115,6 +116,7 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> F
         common: Arc::clone(common),
         ledger: outside.ledger.clone(),
         publisher: outside.publisher.clone(),
+        waiting: AtomicUsize::new(0),
     });
     let notices = Arc::new(PeerNotices {
         common: Arc::clone(common),
