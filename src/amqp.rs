@@ -32,7 +32,7 @@ pub use topology::{Binding, QueueKind, QueueSpec};
 pub use turn::{Note, Turn};
 
 /// An error of an awaited lapin call.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 pub enum AmqpError {
     #[error("{what} took longer than {limit:?}")]
     TimedOut { what: &'static str, limit: Duration },

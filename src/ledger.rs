@@ -296,6 +296,11 @@ impl Ledger {
             .map_err(LedgerError::Down)
     }
 
+    /// Updates the views that are queried seldom, so that a query that a call waits for need not do it.
+    pub async fn update_views(&self) {
+        self.store.update_views(&self.recent()).await;
+    }
+
     /// Entries of this zone that are leased by `worker`, at most `limit` per month.
     ///
     /// # Errors

@@ -25,6 +25,10 @@ const IN_FLIGHT: usize = 512;
 /// Delay before the next sweep where the last one did not take all that was due.
 const NEXT: Duration = Duration::from_millis(100);
 
+/// The query for what is due takes at most one part in this many of the time, and the interval grows at most by this factor. A query
+/// updates the view, which costs the database most while most is written.
+const SHARE: u32 = 10;
+
 /// Drives the recordings that a sweep takes.
 pub trait Resume: Send + Sync + 'static {
     /// Drives a recording that is in flight now.
@@ -61,10 +65,15 @@ impl<D: Resume> Sweep<D> {
         // Events that came while the ledger was down wait in their queue, and are read only now.
         let mut behind_until: Option<Instant> = None;
         let (mut was_up, mut was_full, mut has_more) = (true, false, false);
+        let (mut took, mut updated) = (Duration::ZERO, Instant::now());
         loop {
-            // Jitter, so that the workers do not sweep at the same time.
             let poll = self.common.config.ledger.poll;
-            let poll = if has_more { poll.min(NEXT) } else { poll };
+            let longest = poll * SHARE;
+            let poll = match has_more {
+                true => poll.min(NEXT),
+                false => (took * SHARE).clamp(poll, longest),
+            };
+            // Jitter, so that the workers do not sweep at the same time.
             let pause = poll.mul_f64(0.75 + fastrand::f64() * 0.5);
             has_more = false;
             tokio::select! {
@@ -88,7 +97,14 @@ impl<D: Resume> Sweep<D> {
                 continue;
             }
             let behind = behind_until.is_some_and(|until| Instant::now() < until);
-            match self.ledger.due(&self.common.config.kazoo.zone, TAKE * 2).await {
+            let begun = Instant::now();
+            if updated.elapsed() > longest {
+                self.ledger.update_views().await;
+                updated = Instant::now();
+            }
+            let due = self.ledger.due(&self.common.config.kazoo.zone, TAKE * 2).await;
+            took = begun.elapsed();
+            match due {
                 Ok(due) => {
                     let (count, room) = (due.len(), TAKE.min(IN_FLIGHT - in_flight));
                     let taken = self.take_some(due, room, behind).await;

@@ -109,7 +109,9 @@ impl Store {
         self.couch.create_database(&name).await?;
         for (design, views) in designs() {
             let id = format!("_design/{design}");
-            let wanted = json!({"language": "javascript", "views": views});
+            // CouchDB would otherwise update each index in the background after each write. An index that is updated when it is queried
+            // takes only the last of the revisions that an entry had since the last query.
+            let wanted = json!({"language": "javascript", "views": views, "autoupdate": false});
             match self.couch.put_design(&name, design, &wanted).await {
                 Ok(()) => {}
                 Err(CouchError::Conflict) => self.renew(&name, design, &id, wanted).await?,
@@ -135,7 +137,11 @@ impl Store {
         else {
             return Ok(());
         };
-        if present.get("views") == wanted.get("views") {
+        // A worker of an older version replaces a design document only if its views differ.
+        if ["views", "autoupdate"]
+            .iter()
+            .all(|field| present.get(field) == wanted.get(field))
+        {
             return Ok(());
         }
         if let Some(map) = wanted.as_object_mut() {
@@ -263,6 +269,14 @@ impl Store {
 
     pub async fn of_interaction(&self, months: &[Month], interaction: &str) -> Result<Vec<Record>, CouchError> {
         self.of_key(months, LEGS, "interaction", interaction).await
+    }
+
+    /// Updates the view of `of_interaction`.
+    pub async fn update_views(&self, months: &[Month]) {
+        for month in months {
+            // An error is seen by the next query too, which reports it.
+            let _ = self.rows(*month, LEGS, "interaction", &[("limit", "0")]).await;
+        }
     }
 
     async fn of_key(&self, months: &[Month], design: &str, view: &str, key: &str) -> Result<Vec<Record>, CouchError> {
