@@ -30,6 +30,10 @@ pub enum Fault {
     EndNotCompared,
     /// Bad news is announced without a question to the ledger.
     BadNewsUnasked,
+    /// A file that its writer did not close may be deleted.
+    OpenFilesReleased,
+    /// The answer to the switch compares no digests.
+    DigestsIgnored,
 }
 
 #[cfg(feature = "faults")]

@@ -265,7 +265,7 @@ impl World {
         }
     }
 
-    fn me(&self) -> Arc<Self> {
+    pub fn me(&self) -> Arc<Self> {
         self.myself.upgrade().unwrap()
     }
 }

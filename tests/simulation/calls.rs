@@ -25,14 +25,14 @@ impl World {
         let at = self.now().unix_micros() + skew;
         let told = Box::new(Told {
             call_id: if moved {
-                "leg b".into()
+                asked.other_leg()
             } else {
                 asked.order.call_id.clone()
             },
             at: Moment::from_unix_micros(at / 1_000_000 * 1_000_000),
             // The switch's stamps count in steps of 20 ms.
             stamp: Some(at / 20_000 * 20_000),
-            node: Some("freeswitch@fs1".into()),
+            node: Some(crate::plan::node(asked.switch)),
             path: asked.order.command.as_ref().map(|command| command.path.clone()),
             length_ms: length,
             completion_cause: length.map(|_| "success-silence-none".into()),

@@ -18,12 +18,8 @@ pub enum Fault {
     MaskPresumed,
     /// A stop that finds no ledger is known to memories alone.
     StopInMemory,
-    /// A file that its writer did not close may be deleted.
-    OpenFilesReleased,
     /// An action is acknowledged before ledger or journal have its start.
     AcknowledgedEarly,
-    /// The answer to the switch asks for no digest.
-    DigestsIgnored,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -117,7 +113,7 @@ pub const ALL: &[(&str, &str, Any)] = &[
     (
         "hold",
         "a file is released while its leg is on hold",
-        Any::World(Fault::OpenFilesReleased),
+        Any::Of(Product::OpenFilesReleased),
     ),
     (
         "ack of a start",
@@ -127,7 +123,7 @@ pub const ALL: &[(&str, &str, Any)] = &[
     (
         "digests",
         "a file is released without a comparison of digests",
-        Any::World(Fault::DigestsIgnored),
+        Any::Of(Product::DigestsIgnored),
     ),
     ("leases", "a sweep ignores leases", Any::Of(Product::LeasesIgnored)),
     (

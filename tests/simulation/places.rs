@@ -32,6 +32,8 @@ pub struct Places {
     pub stored: BTreeMap<Key, Vec<Stored>>,
     /// Documents that came before their audio.
     pub documents: BTreeSet<Key>,
+    /// Those of them that say that their audio arrived at its URL, and which audio.
+    pub completed: BTreeMap<Key, Content>,
     /// What the document says of masks.
     pub masked: BTreeMap<Key, bool>,
     /// Copies in the hold, by name.

@@ -4,6 +4,7 @@
 //! upload has what was in the file when it began. Its status alone decides: after a 2xx the file is gone, whatever is still written to it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kz_record_call::entry::fact::CollectFailure;
@@ -159,10 +160,11 @@ impl Switch {
 }
 
 /// An upload whose switch waits for an answer.
-#[derive(Debug)]
 pub struct Upload {
     pub root: Key,
     pub content: Content,
+    pub audio: Audio,
+    pub world: Arc<World>,
     at: usize,
     life: u32,
 }
@@ -304,32 +306,45 @@ impl World {
         self.count("uploads");
         Ok(Upload {
             root,
+            audio: content.audio(),
             content,
+            world: self.me(),
             at,
             life,
         })
     }
 
-    /// The switch gets a 2xx, or not. `false`: it waited no longer.
-    pub async fn answer(&self, upload: Upload, release: bool) -> bool {
-        tokio::time::sleep(self.between(1, 60)).await;
-        let mut switch = self.switch.lock().unwrap();
-        if switch.lives[upload.at] != upload.life || self.mishap(20) {
+    /// The switch gets a 2xx, or not. `false`: it waits no longer.
+    pub fn answer(&self, upload: &Upload, release: bool) -> bool {
+        let is_cut = self.switch.lock().unwrap().lives[upload.at] != upload.life;
+        if is_cut || self.mishap(20) {
             return false;
         }
         if release && !self.mishap(20) {
-            let file = switch.files.get_mut(&upload.root).unwrap();
-            let running = file.running;
-            file.there = false;
-            file.on_disk.clear();
-            file.killed = false;
-            let root = upload.root;
-            self.note(WORLD, || {
-                let still = if running { ", which it is still writing" } else { "" };
-                format!("the switch deletes the file of {root}{still}")
+            let (world, pause) = (self.me(), self.between(1, 60));
+            let (root, at, life) = (upload.root, upload.at, upload.life);
+            tokio::spawn(async move {
+                tokio::time::sleep(pause).await;
+                world.delete(root, at, life);
             });
         }
         true
+    }
+
+    fn delete(&self, root: Key, at: usize, life: u32) {
+        let mut switch = self.switch.lock().unwrap();
+        if switch.lives[at] != life {
+            return;
+        }
+        let file = switch.files.get_mut(&root).unwrap();
+        let running = file.running;
+        file.there = false;
+        file.on_disk.clear();
+        file.killed = false;
+        self.note(WORLD, || {
+            let still = if running { ", which it is still writing" } else { "" };
+            format!("the switch deletes the file of {root}{still}")
+        });
     }
 }
 

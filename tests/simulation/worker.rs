@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
+use kz_record_call::flow::common::Common;
 use kz_record_call::flow::driver::{Host, survive};
 use kz_record_call::flow::in_flight::{InFlight, Mailbox};
 use kz_record_call::flow::memory::{OpenRecordings, Peers};
@@ -13,19 +14,18 @@ use kz_record_call::kazoo::time::{Clock, Moment};
 use kz_record_call::ledger::Ledger;
 use kz_record_call::lifecycle::{Input, Policy};
 use kz_record_call::recording::identity::Key;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Notice, QUEUES};
+use crate::collect::Collects;
 use crate::couch::Client;
 use crate::gate::Gate;
 use crate::world::World;
 
 pub const LEASE: Duration = Duration::from_secs(300);
 pub const LINGER: Duration = Duration::from_secs(1);
-/// Uploads at once, of one switch.
-const SLOTS: usize = 2;
 
 pub fn policy(worker: String) -> Policy {
     Policy {
@@ -54,7 +54,8 @@ pub struct Worker {
     pub ledger: Ledger,
     pub hands: InFlight,
     pub stop: CancellationToken,
-    pub slots: [Semaphore; 2],
+    pub common: Arc<Common>,
+    pub collector: Collects,
     pub memory: Arc<OpenRecordings>,
     pub peers: Arc<Peers>,
     tasks: Mutex<Option<JoinSet<()>>>,
@@ -73,6 +74,9 @@ impl Worker {
         let stop = CancellationToken::new();
         let (ledger, writing) = Ledger::over(Arc::new(couch), clock.clone(), &policy, stop.clone());
         let peers = Arc::new(Peers::new(&name));
+        let common = crate::sweep::common(n, &clock, &policy, &stop);
+        let hands = InFlight::default();
+        let collector = crate::collect::collector(world, n, &common, &ledger, &hands);
         let worker = Arc::new(Self {
             world: Arc::clone(world),
             n,
@@ -80,9 +84,10 @@ impl Worker {
             policy,
             clock,
             ledger,
-            hands: InFlight::default(),
+            hands,
             stop,
-            slots: std::array::from_fn(|_| Semaphore::new(SLOTS)),
+            common,
+            collector,
             memory: Arc::default(),
             peers,
             tasks: Mutex::new(Some(JoinSet::new())),

@@ -204,6 +204,17 @@ impl World {
         self.cluster.lock().unwrap()
     }
 
+    /// Whether the node of CouchDB that answers a host knows the databases; `None`: no node answers.
+    pub fn home_answers(&self, host: usize) -> Option<bool> {
+        let side = self.side(host);
+        let there: Vec<bool> = {
+            let cluster = self.cluster();
+            let there = cluster.nodes.iter().filter(|node| node.up && node.side == side);
+            there.map(|node| node.knows).collect()
+        };
+        self.pick(&there)
+    }
+
     pub fn side(&self, host: usize) -> u8 {
         self.sides.lock().unwrap()[host]
     }
