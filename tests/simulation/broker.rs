@@ -221,6 +221,11 @@ impl World {
         if taken.is_err() {
             return Err(Unconfirmed::Late);
         }
+        if self.mishap(25) {
+            // The connection was lost before the broker had it.
+            tokio::time::sleep(CONFIRM).await;
+            return Err(Unconfirmed::Late);
+        }
         if !done() {
             return Err(Unconfirmed::Unroutable);
         }
