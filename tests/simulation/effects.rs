@@ -49,21 +49,15 @@ impl Effects for Services {
                 self.0.collector.tidy(&case, n, &node, &path).await?
             }
             Effect::Separate { name } => {
-                let separated = entry.separated(&name, self.0.now(), &self.0.policy.worker);
-                let separated = separated.ok_or(Interrupted::Baseless)?;
-                self.begin(entry.key, &separated).await;
-                Input::Fact(What::Separated { name })
+                if let Some(separated) = entry.separated(&name, self.0.now(), &self.0.policy.worker) {
+                    world.roots.lock().unwrap().insert(separated.key, entry.key);
+                }
+                self.0.segments.separate(case, name).await?
             }
             Effect::Continue => {
-                let continuation = entry.continuation(self.0.now(), &self.0.policy.worker);
-                let (continuation, told) = continuation.ok_or(Interrupted::Baseless)?;
-                self.begin(entry.key, &continuation).await;
-                for fact in continuation.facts() {
-                    if !matches!(fact.what, What::Asked(_) | What::Commanded) {
-                        let _ = self.0.hands.tell(continuation.key, Input::Fact(fact.what.clone()));
-                    }
-                }
-                Input::Fact(What::Continued { told })
+                let part = entry.key.continuation();
+                world.roots.lock().unwrap().insert(part, entry.key);
+                self.0.segments.hand_on(case).await?
             }
             Effect::Document { attempt, destination } => {
                 if world.trouble().target_down {
@@ -200,17 +194,6 @@ impl Services {
             until: self.0.now().plus(pause),
             why: "x".into(),
         })
-    }
-
-    /// A new entry, durable.
-    async fn begin(&self, from: Key, entry: &Entry) {
-        self.0.world.roots.lock().unwrap().insert(entry.key, from);
-        while !self.0.write(entry).await {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        if entry.is_open() {
-            self.0.memory.remember(entry);
-        }
     }
 
     async fn deliver(&self, entry: &Entry, attempt: u32, destination: Destination, hand: Option<&Hand>) -> Input {

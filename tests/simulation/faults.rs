@@ -18,8 +18,6 @@ pub enum Fault {
     MaskPresumed,
     /// A stop that finds no ledger is known to memories alone.
     StopInMemory,
-    /// An action is acknowledged before ledger or journal have its start.
-    AcknowledgedEarly,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -118,7 +116,7 @@ pub const ALL: &[(&str, &str, Any)] = &[
     (
         "ack of a start",
         "an action is acknowledged before the ledger has it",
-        Any::World(Fault::AcknowledgedEarly),
+        Any::Of(Product::AcknowledgedEarly),
     ),
     (
         "digests",

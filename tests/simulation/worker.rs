@@ -8,7 +8,9 @@ use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
 use kz_record_call::flow::common::Common;
 use kz_record_call::flow::driver::{Host, survive};
+use kz_record_call::flow::effects::segments::Segments;
 use kz_record_call::flow::in_flight::{InFlight, Mailbox};
+use kz_record_call::flow::journal::Journal;
 use kz_record_call::flow::memory::{OpenRecordings, Peers};
 use kz_record_call::kazoo::time::{Clock, Moment};
 use kz_record_call::ledger::Ledger;
@@ -18,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{Notice, QUEUES};
+use crate::broker::{Confirming, Notice, QUEUES};
 use crate::collect::Collects;
 use crate::couch::Client;
 use crate::gate::Gate;
@@ -56,6 +58,8 @@ pub struct Worker {
     pub stop: CancellationToken,
     pub common: Arc<Common>,
     pub collector: Collects,
+    pub journal: Arc<Journal<Confirming>>,
+    pub segments: Segments<Confirming>,
     pub memory: Arc<OpenRecordings>,
     pub peers: Arc<Peers>,
     tasks: Mutex<Option<JoinSet<()>>>,
@@ -76,6 +80,12 @@ impl Worker {
         let peers = Arc::new(Peers::new(&name));
         let common = crate::sweep::common(n, &clock, &policy, &stop);
         let hands = InFlight::default();
+        let memory: Arc<OpenRecordings> = Arc::default();
+        let journal = Arc::new(Journal {
+            common: Arc::clone(&common),
+            ledger: ledger.clone(),
+            publisher: Confirming(Arc::clone(world)),
+        });
         let collector = crate::collect::collector(world, n, &common, &ledger, &hands);
         let worker = Arc::new(Self {
             world: Arc::clone(world),
@@ -84,11 +94,18 @@ impl Worker {
             policy,
             clock,
             ledger,
-            hands,
             stop,
-            common,
             collector,
-            memory: Arc::default(),
+            segments: Segments {
+                common: Arc::clone(&common),
+                journal: Arc::clone(&journal),
+                memory: Arc::clone(&memory),
+                in_flight: hands.clone(),
+            },
+            journal,
+            memory,
+            common,
+            hands,
             peers,
             tasks: Mutex::new(Some(JoinSet::new())),
             session: watch::channel(1).0,
