@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kz_record_call::entry::TIDIES;
 use kz_record_call::recording::identity::Key;
 
 use crate::places::Copy;
@@ -88,7 +89,7 @@ impl World {
                 .get(key)
                 .map(|ended| at.since(*ended).as_secs())
                 .unwrap_or_default();
-            let may_wait = self.asked[&self.root(*key)].order.may_begin_again() || self.trouble().couch_slow;
+            let may_wait = self.trouble().couch_slow;
             if took > if may_wait { AFTER_A_LEASE } else { SOON } {
                 return Err(format!("{key} took {took} s, and nothing went wrong"));
             }
@@ -148,11 +149,39 @@ impl World {
         let settled = words
             .iter()
             .all(|word| matches!(word, Some("stored" | "delivered" | "failed" | "discarded")));
+        let stored = words.iter().all(|word| matches!(word, Some("stored" | "delivered")));
+        let file = self
+            .switch
+            .lock()
+            .unwrap()
+            .files
+            .get(&root)
+            .map(|file| (file.there, file.undeleted));
+        if stored && file == Some((true, false)) && !self.is_said_to_stay(family) {
+            return Err(format!(
+                "the file of {root} stays on its switch, and no operator hears of it"
+            ));
+        }
         let there = sum(arrived.iter().copied());
         if settled && there != recorded {
             return Err(format!("{root} is settled, recorded {recorded:?}, arrived {there:?}"));
         }
         Ok(())
+    }
+
+    /// Whether a worker asked often enough for the file of one of these, and then reported that it stays.
+    fn is_said_to_stay(&self, family: &BTreeSet<Key>) -> bool {
+        let entries = self.cluster().everything();
+        let bodies = entries.values().filter_map(|document| Some(document.winner()?.1));
+        let mut theirs = bodies.filter(|body| {
+            let key = body["key"].as_str().and_then(|key| key.parse().ok());
+            key.is_some_and(|key| family.contains(&key))
+        });
+        theirs.any(|body| {
+            let facts = body["facts"].as_array().into_iter().flatten();
+            let tidied: Vec<_> = facts.filter(|fact| fact["fact"] == "tidied").collect();
+            tidied.len() >= TIDIES && tidied.iter().all(|fact| fact["of"]["left"].is_string())
+        })
     }
 
     fn judge_one(&self, key: Key, root: Key) -> Result<(), String> {

@@ -68,6 +68,8 @@ pub struct File {
     pub there: bool,
     pub running: bool,
     killed: bool,
+    /// The switch was told to delete it, and did not.
+    pub undeleted: bool,
     pub masks: Vec<(Moment, bool)>,
 }
 
@@ -199,6 +201,7 @@ impl World {
                 there: false,
                 running: false,
                 killed: false,
+                undeleted: false,
                 masks: Vec::new(),
             });
             if file.running {
@@ -211,7 +214,7 @@ impl World {
             let since = (!on_hold).then_some(now);
             file.parts.insert(part, Part { ms: 0, since });
             file.on_disk.push(part);
-            (file.there, file.running) = (true, true);
+            (file.there, file.running, file.undeleted) = (true, true, false);
             self.note(WORLD, || format!("the switch records {key}, part {part}"));
             if part > 1 {
                 self.count("began again");
@@ -320,7 +323,10 @@ impl World {
         if is_cut || self.mishap(20) {
             return false;
         }
-        if release && !self.mishap(20) {
+        if release && self.mishap(20) {
+            let mut switch = self.switch.lock().unwrap();
+            switch.files.get_mut(&upload.root).unwrap().undeleted = true;
+        } else if release {
             let (world, pause) = (self.me(), self.between(1, 60));
             let (root, at, life) = (upload.root, upload.at, upload.life);
             tokio::spawn(async move {

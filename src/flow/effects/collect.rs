@@ -7,7 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{CollectFailure, What};
-use crate::entry::{Entry, TIDIES};
+use crate::entry::{Entry, MISSES_PROVE, TIDIES};
 use crate::faults::{Fault, is_back};
 use crate::ingest::Upload;
 use crate::recording::audio::Audio;
@@ -289,6 +289,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
         let may_go = |there: &Digests| {
             case.entry.is_safe(there) || short && seen == Some(there) || is_back(Fault::DigestsIgnored)
         };
+        let mut missing = false;
         let left = match result {
             Ok(upload) if !self.quiescence.is_still(&case.entry, &look, upload.audio()).await => {
                 upload.answer(Answer::Keep);
@@ -306,7 +307,10 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
                 }
                 Some("what is there now is not what is safe".to_owned())
             }
-            Err((CollectFailure::Missing, _)) => None,
+            Err((CollectFailure::Missing, why)) => {
+                missing = true;
+                (case.entry.misses() + 1 < MISSES_PROVE).then_some(why)
+            }
             Err((_, why)) => Some(why),
         };
         if let (Some(why), true) = (&left, case.entry.tidied().count() + 1 >= TIDIES) {
@@ -318,7 +322,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
                 "recording stored, file left on the switch"
             );
         }
-        Ok(Input::Fact(What::Tidied { n, left }))
+        Ok(Input::Fact(What::Tidied { n, left, missing }))
     }
 
     /// Answers the switch for its upload: the point of no return. Exactly this audio must be safe, whatever else is known of the recording.
