@@ -17,8 +17,13 @@ impl World {
     pub fn report(&self, key: Key, length: Option<u64>) {
         if self.trouble().events_lost && self.chance(300) {
             self.count("events lost");
+            let parts = self.switch.lock().unwrap().files[&key].parts();
+            if length.is_none() && parts == 1 {
+                self.unheard.lock().unwrap().insert(key);
+            }
             return self.note(WORLD, || format!("no event of that reaches a queue: {key}"));
         }
+        self.unheard.lock().unwrap().remove(&key);
         let asked = &self.asked[&key];
         let moved = self.switch.lock().unwrap().calls[&key].moved;
         let skew = self.switch.lock().unwrap().skews[asked.switch];

@@ -137,7 +137,7 @@ pub const ALL: &[(&str, &str, Any)] = &[
     ),
     (
         "bad news",
-        "bad news is told without a question to the ledger",
+        "bad news is announced without a question to the ledger",
         Any::Of(Product::BadNewsUnasked),
     ),
 ];

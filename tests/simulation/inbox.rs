@@ -33,6 +33,12 @@ pub async fn handle(worker: Arc<Worker>, delivery: Delivery) {
         }
     };
     if done {
+        let control = match delivery.message.body {
+            Body::Stop(key) => Some((key, true)),
+            Body::Mask(key) => Some((key, false)),
+            _ => None,
+        };
+        worker.world.acknowledged.lock().unwrap().extend(control);
         worker.world.broker.ack(&delivery);
     } else if delivery.message.queue == Queue::Actions {
         worker.world.undone(&delivery);
@@ -186,6 +192,7 @@ impl Worker {
                 match found {
                     Ok(Ok(Some(record))) => self.memory.completed(record.entry),
                     Ok(Ok(None)) if !world.broker.has(Queue::Journal) && delivery.message.returns > 5 => {
+                        world.unfound.lock().unwrap().insert((key, stop));
                         return answered;
                     }
                     _ if is_back(Fault::StopInMemory) => {

@@ -66,6 +66,7 @@ impl World {
             }
         }
         self.judge_calm()?;
+        self.judge_controls()?;
         self.judge_versions()
     }
 
@@ -157,16 +158,27 @@ impl World {
             .files
             .get(&root)
             .map(|file| (file.there, file.undeleted));
-        if stored && file == Some((true, false)) && !self.is_said_to_stay(family) {
+        let may_be_gone = self.unopened.lock().unwrap()[self.asked[&root].switch].1;
+        if stored && file == Some((true, false)) && !may_be_gone && !self.is_said_to_stay(family) {
             return Err(format!(
                 "the file of {root} stays on its switch, and no operator hears of it"
             ));
         }
         let there = sum(arrived.iter().copied());
+        if self.may_be_given_up(root) {
+            return Ok(());
+        }
         if settled && there != recorded {
             return Err(format!("{root} is settled, recorded {recorded:?}, arrived {there:?}"));
         }
         Ok(())
+    }
+
+    /// Whether no event told of a recording, and its switch could not open files: a worker asks once for the file of a recording of which it
+    /// heard nothing. See docs/limits.md.
+    fn may_be_given_up(&self, root: Key) -> bool {
+        let opens_nothing = self.unopened.lock().unwrap()[self.asked[&root].switch].0;
+        opens_nothing && self.unheard.lock().unwrap().contains(&root)
     }
 
     /// Whether a worker asked often enough for the file of one of these, and then reported that it stays.
@@ -202,14 +214,14 @@ impl World {
             Some("stored" | "delivered") if !(is_there || key != root && family_has) => {
                 return Err(format!("{key} is announced as stored, and is not there"));
             }
-            Some("failed") if was_recorded && key == root => {
+            Some("failed") if was_recorded && key == root && !self.may_be_given_up(root) => {
                 return Err(format!("{key} was recorded, and is given up"));
             }
             Some("discarded") => {
                 let never = asked.bridges > 0 && !was_recorded;
                 let short = asked.order.min_sec > 0;
                 let by_operator = self.discarded.lock().unwrap().contains(&root);
-                if !(never || short || by_operator || key != root) {
+                if !(never || short || by_operator || key != root || self.may_be_given_up(root)) {
                     return Err(format!("{key} is thrown away"));
                 }
             }
@@ -234,6 +246,33 @@ impl World {
         let was_masked = switch.files.get(&root).is_some_and(|file| !file.masks.is_empty());
         if says && !was_masked {
             return Err(format!("the document of {key} says that it is masked, and it is not"));
+        }
+        Ok(())
+    }
+
+    /// A stop or mask that was acknowledged is durable.
+    fn judge_controls(&self) -> Result<(), String> {
+        let entries = self.cluster().everything();
+        let known: BTreeSet<(String, bool)> = entries
+            .values()
+            .filter_map(|document| Some(document.winner()?.1))
+            .flat_map(|body| {
+                let key = body["key"].as_str().unwrap_or_default().to_owned();
+                let facts = body["facts"].as_array().into_iter().flatten();
+                let kinds = facts.filter_map(|fact| fact["fact"].as_str());
+                let controls = kinds.filter(|kind| matches!(*kind, "stop_asked" | "mask_asked"));
+                let stops: Vec<bool> = controls.map(|kind| kind == "stop_asked").collect();
+                stops.into_iter().map(move |stop| (key.clone(), stop))
+            })
+            .collect();
+        let unfound = self.unfound.lock().unwrap();
+        for (key, stop) in self.acknowledged.lock().unwrap().difference(&unfound) {
+            if !known.contains(&(key.to_string(), *stop)) {
+                let what = if *stop { "stop" } else { "mask" };
+                return Err(format!(
+                    "a {what} of {key} was acknowledged, and the ledger does not know it"
+                ));
+            }
         }
         Ok(())
     }

@@ -82,6 +82,10 @@ impl File {
         part.ms + more
     }
 
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
     fn step(&self) -> u64 {
         if self.format == Format::Mp3 { 2048 } else { 20 }
     }

@@ -32,12 +32,13 @@ pub const LINGER: Duration = Duration::from_secs(1);
 pub fn policy(worker: String) -> Policy {
     Policy {
         worker,
-        retry: [5, 30, 120, 600, 1800].map(Duration::from_secs).to_vec(),
+        // Shorter than a worker's default, so that recordings are parked while things still go wrong.
+        retry: [5, 30, 120, 300].map(Duration::from_secs).to_vec(),
         jitter: 20,
-        max_attempts: 12,
+        max_attempts: 8,
         hold: true,
         hold_pause: Duration::from_secs(60),
-        looks: [60, 300, 900, 3600].map(Duration::from_secs).to_vec(),
+        looks: [60, 120, 240].map(Duration::from_secs).to_vec(),
         start_timeout: Duration::from_secs(30),
         check_interval: Duration::from_secs(300),
         grace: Duration::from_secs(60),
