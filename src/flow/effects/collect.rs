@@ -117,6 +117,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
         match result {
             Ok(upload) if is_other_than_probed(&case.entry, upload.audio()) => {
                 // The end was presumed because the file was unchanged. Since then it has changed.
+                self.note_closed(case, order, upload.audio());
                 upload.answer(Answer::Keep);
                 let before = case.entry.postponed().count();
                 Ok(self.common.postponed_by_schedule(
@@ -151,6 +152,21 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
             Err((CollectFailure::Missing, why)) => Ok(self.missing(case, order, attempt, why).await),
             Err((failure, why)) => Ok(Input::Fact(What::CollectFailed { attempt, failure, why })),
         }
+    }
+
+    /// A file that its writer has closed since its end was presumed is another file from now on. The next collect is compared with it: otherwise
+    /// no attempt, and no operator's retry, could ever deliver it.
+    fn note_closed(&self, case: &Case, order: &Order, audio: &Audio) {
+        if audio.seems_open(order.format) {
+            return;
+        }
+        let probed = What::Probed {
+            n: case.entry.next_number("probed"),
+            size: audio.size,
+            md5: audio.written().md5.clone(),
+            open: false,
+        };
+        let _ = self.in_flight.tell(case.entry.key, Input::Fact(probed));
     }
 
     /// Asks for the file until it is certainly complete: at once, unless the switch may be recording into it again.
