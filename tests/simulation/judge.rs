@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kz_record_call::entry::TIDIES;
 use kz_record_call::recording::identity::Key;
+use serde_json::Value;
 
 use crate::places::Copy;
 use crate::switch::Content;
@@ -174,6 +175,15 @@ impl World {
         Ok(())
     }
 
+    /// Whether the ledger says that a recording is at its destination.
+    fn is_known_as_stored(&self, key: Key) -> bool {
+        let entries = self.cluster().everything();
+        let mut bodies = entries.values().filter_map(|document| Some(document.winner()?.1));
+        let is_its = |body: &&Arc<Value>| body["key"].as_str() == Some(&key.to_string());
+        let state = bodies.find(is_its).and_then(|body| body["state"].as_str());
+        matches!(state, Some("stored" | "delivered"))
+    }
+
     /// Whether no event told of a recording, and its switch could not open files: a worker asks once for the file of a recording of which it
     /// heard nothing. See docs/limits.md.
     fn may_be_given_up(&self, root: Key) -> bool {
@@ -225,6 +235,8 @@ impl World {
                     return Err(format!("{key} is thrown away"));
                 }
             }
+            // Each side of a partition announces what it knows, and their words come in any order.
+            Some("parked") if is_there && self.is_known_as_stored(key) => {}
             Some("parked") if key == root && was_recorded && !asked.refused && !asked.poisoned => {
                 return Err(format!("{key} is parked, though nothing is wrong any more"));
             }
