@@ -76,6 +76,9 @@ pub trait Destination: Send + Sync {
 
     /// Other destinations where an earlier attempt may have stored the recording, when the configuration was another one.
     fn elsewhere(&self) -> Vec<Kind> {
+        if !self.describe().is_configured {
+            return Vec::new();
+        }
         let others = Kind::ALL.into_iter().filter(|kind| *kind != self.kind());
         // The document of any other destination is in the ledger before its audio is there.
         others.filter(|kind| !kind.documents_first()).collect()
@@ -138,43 +141,54 @@ impl Destinations {
     pub fn of_document(&self, entry: &Entry) -> &dyn Destination {
         self.of(entry.destination().unwrap_or(Kind::Url))
     }
+}
 
-    /// The delivery that an earlier attempt, or another worker, has made already, wherever the recording went then.
-    ///
-    /// # Errors
-    /// When a server that must be asked does not answer, or has a damaged copy.
-    pub async fn find(&self, entry: &Entry, order: &Order, now: Moment) -> Result<Option<What>, DeliveryError> {
-        let Some(account_id) = entry.account_id() else {
-            return Ok(None);
-        };
-        let search = Search {
-            entry,
-            order,
-            account_id,
-            now,
-        };
-        // A worker may have decided it, and delivered, and its notes may not have reached this worker.
-        let presumed = match order.url {
-            Url::Given(_) => Kind::Url,
-            Url::None | Url::Lost => Kind::Account,
-        };
-        let decided = self.of(entry.destination().unwrap_or(presumed));
-        if let Some(found) = decided.find(&search).await? {
-            return Ok(Some(found));
-        }
-        // A worker may have stored it there, and crashed before it could note that.
-        for other in decided.elsewhere() {
-            match self.of(other).find(&search).await {
-                Ok(None) => {}
-                Ok(found) => return Ok(found),
-                Err(error) if other.is_own() => return Err(error),
-                Err(error) => {
-                    tracing::debug!(event = "third_party_unreadable", call_id = order.call_id, %error, "third-party server unreadable");
-                }
+/// The destinations by their kind.
+pub trait Registry: Sync {
+    /// The destination of a kind.
+    fn of(&self, kind: Kind) -> &dyn Destination;
+}
+
+/// The delivery that an earlier attempt, or another worker, has made already, wherever the recording went then.
+///
+/// # Errors
+/// When a server that must be asked does not answer, or has a damaged copy.
+pub async fn find(
+    all: &impl Registry,
+    entry: &Entry,
+    order: &Order,
+    now: Moment,
+) -> Result<Option<What>, DeliveryError> {
+    let Some(account_id) = entry.account_id() else {
+        return Ok(None);
+    };
+    let search = Search {
+        entry,
+        order,
+        account_id,
+        now,
+    };
+    // A worker may have decided it, and delivered, and its notes may not have reached this worker.
+    let presumed = match order.url {
+        Url::Given(_) => Kind::Url,
+        Url::None | Url::Lost => Kind::Account,
+    };
+    let decided = all.of(entry.destination().unwrap_or(presumed));
+    if let Some(found) = decided.find(&search).await? {
+        return Ok(Some(found));
+    }
+    // A worker may have stored it there, and crashed before it could note that.
+    for other in decided.elsewhere() {
+        match all.of(other).find(&search).await {
+            Ok(None) => {}
+            Ok(found) => return Ok(found),
+            Err(error) if other.is_own() => return Err(error),
+            Err(error) => {
+                tracing::debug!(event = "third_party_unreadable", call_id = order.call_id, %error, "third-party server unreadable");
             }
         }
-        Ok(None)
     }
+    Ok(None)
 }
 
 /// Host and port, without credentials.
@@ -202,9 +216,10 @@ macro_rules! registry {
                     $($field: <$type>::new(means)),+
                 }
             }
+        }
 
-            /// The destination of a kind.
-            pub fn of(&self, kind: Kind) -> &dyn Destination {
+        impl Registry for Destinations {
+            fn of(&self, kind: Kind) -> &dyn Destination {
                 match kind {
                     $(Kind::$kind => &self.$field),+
                 }

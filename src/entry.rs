@@ -49,6 +49,10 @@ pub const LOOKS: usize = 6;
 /// it.
 pub const TIDIES: usize = 6;
 
+/// How often in a row a switch must say that it cannot open such a file. The switch says the same while it has no descriptors left, or its disk
+/// does not answer.
+pub const MISSES_PROVE: usize = 4;
+
 impl Entry {
     pub fn new(key: Key, call_id: &str) -> Self {
         Self {

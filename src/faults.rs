@@ -30,6 +30,12 @@ pub enum Fault {
     EndNotCompared,
     /// Bad news is announced without a question to the ledger.
     BadNewsUnasked,
+    /// A start counts as durable before ledger or journal have it.
+    AcknowledgedEarly,
+    /// A file that its writer did not close may be deleted.
+    OpenFilesReleased,
+    /// The answer to the switch compares no digests.
+    DigestsIgnored,
 }
 
 #[cfg(feature = "faults")]

@@ -290,10 +290,15 @@ fn every_fact() -> Vec<What> {
         What::CauseAnnounced { cause: Cause::TooShort },
         What::Unheld { n: 1 },
         What::Released { n: 1 },
-        What::Tidied { n: 1, left: None },
+        What::Tidied {
+            n: 1,
+            left: None,
+            missing: false,
+        },
         What::Tidied {
             n: 2,
             left: Some("why".into()),
+            missing: true,
         },
         What::Separated { name: "name".into() },
         What::Continued { told: 2 },

@@ -93,11 +93,6 @@ impl Destination for UserUrl {
     fn send<'a>(&'a self, route: &'a Route, attempt: &'a Attempt<'a>) -> BoxFuture<'a, Result<What, DeliveryError>> {
         Box::pin(self.upload(route, attempt))
     }
-
-    /// The action names the URL, so no change of the configuration leads elsewhere.
-    fn elsewhere(&self) -> Vec<Kind> {
-        Vec::new()
-    }
 }
 
 fn lost() -> DeliveryError {

@@ -179,6 +179,17 @@ impl Entry {
             .map(|fact| fact.at)
     }
 
+    /// How often in a row, up to now, the switch could not open a file that should be gone.
+    pub fn misses(&self) -> usize {
+        let since = self.facts.iter().rev();
+        let since = since.take_while(|fact| !matches!(fact.what, What::Collected(_)));
+        let asked = since.filter_map(|fact| match fact.what {
+            What::Tidied { missing, .. } => Some(missing),
+            _ => None,
+        });
+        asked.take_while(|missing| *missing).count()
+    }
+
     /// The operator's last retry.
     fn retried(&self) -> Option<&Fact> {
         let retries = self.facts.iter().filter(|fact| fact.what.kind() == "retried");
@@ -261,5 +272,55 @@ impl Entry {
             _ => None,
         });
         rests.max_by_key(|(n, _)| *n).map(|(_, cause)| cause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::recording::audio::Audio;
+    use crate::recording::identity::Key;
+
+    use super::*;
+
+    #[test]
+    fn requests_for_a_file_that_should_be_gone_prove_it_only_in_a_row() {
+        let collected = |size| {
+            What::Collected(Audio {
+                size,
+                digests: Digests {
+                    md5: "1".into(),
+                    sha256: "1".into(),
+                },
+                duration_ms: None,
+                findings: Vec::new(),
+                as_written: None,
+            })
+        };
+        let tidied = |n, missing: bool| What::Tidied {
+            n,
+            left: Some("why".into()),
+            missing,
+        };
+        let misses = |facts: &[What]| {
+            let mut entry = Entry::new(Key::of("call", "action"), "call");
+            for (second, what) in (1_795_386_300..).zip(facts) {
+                entry.add(Fact {
+                    at: Moment::from_unix_seconds(second),
+                    by: "w".into(),
+                    what: what.clone(),
+                });
+            }
+            entry.misses()
+        };
+        assert_eq!(misses(&[collected(1)]), 0);
+        assert_eq!(misses(&[collected(1), tidied(1, true), tidied(2, true)]), 2);
+        let answered = [collected(1), tidied(1, true), tidied(2, false), tidied(3, true)];
+        assert_eq!(
+            misses(&answered),
+            1,
+            "the switch had the file meanwhile, or did not answer"
+        );
+        let again = [collected(1), tidied(1, true), collected(2), tidied(2, true)];
+        assert_eq!(misses(&again), 1, "it is another file since");
     }
 }

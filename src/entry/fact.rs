@@ -189,6 +189,9 @@ pub enum What {
         n: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         left: Option<String>,
+        /// The switch could not open the file.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        missing: bool,
     },
     /// Misattributed audio in the hold was split off into a recording of its own. A worker that did not know the other facts had put it
     /// there.

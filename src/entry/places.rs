@@ -35,6 +35,9 @@ pub struct Description {
     pub documents_first: bool,
     /// Whether the document is in this cluster, so that the cluster's caches and webhooks must be notified.
     pub is_documented_here: bool,
+    /// Whether the configuration chooses it. Then an earlier attempt may have gone elsewhere, when the configuration was another one. A URL
+    /// is named by the action.
+    pub is_configured: bool,
     /// Whether audio that cannot be delivered now goes into the hold. The account's own database needs no hold: while it is down, the
     /// file stays on the switch.
     pub is_held: bool,
@@ -48,6 +51,7 @@ const ACCOUNT: Description = Description {
     is_own: true,
     documents_first: false,
     is_documented_here: true,
+    is_configured: true,
     is_held: false,
 };
 
@@ -59,6 +63,7 @@ const THIRD_PARTY: Description = Description {
     is_own: false,
     documents_first: false,
     is_documented_here: false,
+    is_configured: true,
     is_held: true,
 };
 
@@ -70,6 +75,7 @@ const URL: Description = Description {
     is_own: false,
     documents_first: true,
     is_documented_here: true,
+    is_configured: false,
     is_held: true,
 };
 
@@ -81,6 +87,7 @@ const STORAGE_PLAN: Description = Description {
     is_own: false,
     documents_first: true,
     is_documented_here: true,
+    is_configured: true,
     is_held: true,
 };
 

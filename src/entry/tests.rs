@@ -200,7 +200,11 @@ fn what(kind: usize, n: u32, on: bool) -> What {
         "cause_announced" => What::CauseAnnounced { cause: Cause::TooShort },
         "unheld" => What::Unheld { n },
         "released" => What::Released { n },
-        "tidied" => What::Tidied { n, left: on.then(why) },
+        "tidied" => What::Tidied {
+            n,
+            left: on.then(why),
+            missing: n.is_multiple_of(3),
+        },
         "separated" => What::Separated {
             name: (n % 3).to_string(),
         },

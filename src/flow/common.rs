@@ -18,6 +18,15 @@ pub const AGAIN: Duration = Duration::from_secs(1);
 /// Postponed recordings resume within this time of each other, so that they do not all resume at once.
 const SPREAD: Duration = Duration::from_secs(2);
 
+/// Why an effect was left undone. The driver gives the recording back, and a worker resumes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interrupted {
+    /// The worker is shutting down.
+    ShuttingDown,
+    /// The entry lacks what the effect is about, such as an order. No decision asks for such an effect.
+    Baseless,
+}
+
 /// What every service of the flow shares.
 pub struct Common {
     pub config: Config,
@@ -71,16 +80,22 @@ impl Common {
         }
     }
 
-    /// Delay before something that must succeed is tried again; `None` when the worker is shutting down.
-    pub async fn rest(&self) -> Option<()> {
+    /// Delay before something that must succeed is tried again.
+    ///
+    /// # Errors
+    /// When the worker is shutting down.
+    pub async fn rest(&self) -> Result<(), Interrupted> {
         self.unless_stopped(tokio::time::sleep(AGAIN)).await
     }
 
-    /// The result of `what`; `None` when the worker is shutting down.
-    pub async fn unless_stopped<T>(&self, what: impl Future<Output = T>) -> Option<T> {
+    /// The result of `what`.
+    ///
+    /// # Errors
+    /// When the worker is shutting down.
+    pub async fn unless_stopped<T>(&self, what: impl Future<Output = T>) -> Result<T, Interrupted> {
         tokio::select! {
-            done = what => Some(done),
-            () = self.stop().cancelled() => None,
+            done = what => Ok(done),
+            () = self.stop().cancelled() => Err(Interrupted::ShuttingDown),
         }
     }
 

@@ -22,7 +22,7 @@ pub use choose::Chooser;
 pub use deliver::Deliverer;
 pub use documents::Documents;
 pub use names::Names;
-pub use proof::Proof;
+pub use proof::{Proof, Proofs};
 pub use shares::Shares;
 
 /// The services that bring audio to its destination. Each says itself what it may touch.

@@ -18,6 +18,7 @@ use crate::lifecycle::{Answer, Case, Effect, Hand, Input, Next, Policy, step};
 use crate::recording::audio::Audio;
 use crate::recording::ending::Told;
 
+use super::common::Interrupted;
 use super::in_flight::Mailbox;
 
 mod survive;
@@ -29,13 +30,13 @@ pub trait Effects: Sync {
     /// An upload whose switch waits for an answer.
     type Upload: Send;
 
-    /// Performs an effect, and returns what came of it. `None`: the worker is shutting down, and left the effect undone.
+    /// Performs an effect, and returns what came of it, unless it was left undone.
     fn perform(
         &self,
         case: &Case,
         effect: Effect,
         hand: &mut Option<Self::Upload>,
-    ) -> impl Future<Output = Option<Input>> + Send;
+    ) -> impl Future<Output = Result<Input, Interrupted>> + Send;
 
     /// Answers an upload: the switch must keep its file.
     fn keep(&self, upload: Self::Upload);
@@ -80,12 +81,12 @@ impl Host<'_> {
         self.clock.now()
     }
 
-    /// Waits before another try. `None`: the worker is shutting down.
-    async fn rest(&self) -> Option<()> {
+    /// Waits before another try, unless the worker is shutting down.
+    async fn rest(&self) -> Result<(), Interrupted> {
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => None,
-            () = tokio::time::sleep(AGAIN) => Some(()),
+            () = self.stop.cancelled() => Err(Interrupted::ShuttingDown),
+            () = tokio::time::sleep(AGAIN) => Ok(()),
         }
     }
 }
@@ -140,12 +141,12 @@ async fn drive<E: Effects, L: EntryStore>(
             Next::Do(effect) => {
                 if driver.is_bad_news(&effect) {
                     match driver.learn().await {
-                        Some(Next::Do(news)) if news == effect => {}
-                        Some(news) => {
+                        Ok(Next::Do(news)) if news == effect => {}
+                        Ok(news) => {
                             next = news;
                             continue;
                         }
-                        None => {
+                        Err(_) => {
                             driver.give_back().await;
                             return;
                         }
@@ -168,19 +169,19 @@ async fn drive<E: Effects, L: EntryStore>(
                 let end = driver.end();
                 let lets_go = effect == Effect::Answer(Answer::Release);
                 let input = match driver.safe(effect).await {
-                    Some(_) if lets_go && driver.heard(mailbox).await => {
+                    Ok(_) if lets_go && driver.heard(mailbox).await => {
                         next = driver.step(Input::Due).await;
                         continue;
                     }
-                    Some(effect) => driver.perform(effect, &mut hand).await,
-                    None => None,
+                    Ok(effect) => driver.perform(effect, &mut hand).await,
+                    Err(interrupted) => Err(interrupted),
                 };
                 match input {
-                    Some(Input::Received(audio)) => {
+                    Ok(Input::Received(audio)) => {
                         next = driver.receive(audio, end, mailbox, &mut hand).await;
                     }
-                    Some(input) => next = driver.step(input).await,
-                    None => {
+                    Ok(input) => next = driver.step(input).await,
+                    Err(_) => {
                         driver.give_back().await;
                         return;
                     }
@@ -246,11 +247,11 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
         }
     }
 
-    /// Merges what the ledger knows. `None`: the worker is shutting down.
-    async fn learn(&mut self) -> Option<Next> {
+    /// Merges what the ledger knows, unless the worker is shutting down.
+    async fn learn(&mut self) -> Result<Next, Interrupted> {
         loop {
             if let Some(next) = self.learn_now().await {
-                return Some(next);
+                return Ok(next);
             }
             self.host.rest().await?;
         }
@@ -305,7 +306,7 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
     }
 
     /// Performs `effect`. Meanwhile it renews the lease, so that other workers see that the recording is in flight.
-    async fn perform(&self, effect: Effect, hand: &mut Option<E::Upload>) -> Option<Input> {
+    async fn perform(&self, effect: Effect, hand: &mut Option<E::Upload>) -> Result<Input, Interrupted> {
         let Host { lease, linger, .. } = self.host;
         // Boxed, because this future is the largest of all, and a thread's stack must hold what is moved.
         let mut performed = Box::pin(self.effects.perform(&self.case, effect, hand));
@@ -322,8 +323,8 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
     }
 
     /// The switch's deletion of its file is the point of no return. If only the ledger can say what became of the audio, the ledger must
-    /// know it before. If the destination can say it too, the worker does not wait. `None`: the worker is shutting down.
-    async fn safe(&self, effect: Effect) -> Option<Effect> {
+    /// know it before. If the destination can say it too, the worker does not wait.
+    async fn safe(&self, effect: Effect) -> Result<Effect, Interrupted> {
         let entry = &self.case.entry;
         // A server outside of the cluster may be removed from the settings, and then no worker can check there. A name that is recorded
         // again at every bridge is another case: the next worker must know which audio was released.
@@ -342,7 +343,7 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
         // A worker that finds neither the copy in the hold nor this delivery can only park the recording.
         let plain = plain && effect != Effect::Unhold;
         if !lets_go || plain || is_back(Fault::AlwaysSafe) {
-            return Some(effect);
+            return Ok(effect);
         }
         let receipt = self.ledger.note(entry, self.lease.clone(), Duration::ZERO).await;
         if let Effect::Tidy { .. } | Effect::Unhold | Effect::Announce(_) = effect {
@@ -352,12 +353,16 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
                 durable = receipt.durable() => durable,
                 () = self.host.stop.cancelled() => false,
             };
-            return durable.then_some(effect);
+            return if durable {
+                Ok(effect)
+            } else {
+                Err(Interrupted::ShuttingDown)
+            };
         }
         if receipt.within(NO_RETURN).await {
-            Some(effect)
+            Ok(effect)
         } else {
-            Some(Effect::Answer(Answer::Keep))
+            Ok(Effect::Answer(Answer::Keep))
         }
     }
 
@@ -382,7 +387,7 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
                 Noted::Durable | Noted::TooLarge(_) => return true,
                 Noted::Not => linger = Duration::ZERO,
             }
-            if self.host.rest().await.is_none() {
+            if self.host.rest().await.is_err() {
                 return false;
             }
         }

@@ -14,7 +14,7 @@ use crate::telemetry::events::{
 };
 use crate::telemetry::trace::{self, Stage, Trace};
 
-use super::common::Common;
+use super::common::{Common, Interrupted};
 use super::driver::{self, Effects, EntryStore, Host};
 use super::effects::Performer;
 use super::effects::collect::InHand;
@@ -154,7 +154,7 @@ pub fn trace_of(entry: &Entry) -> Option<Trace> {
 impl Effects for Drivers {
     type Upload = InHand;
 
-    async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
+    async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Result<Input, Interrupted> {
         self.performer.perform(case, effect, hand).await
     }
 

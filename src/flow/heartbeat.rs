@@ -35,7 +35,7 @@ impl Heartbeat {
                 }
                 tokio::time::sleep(AT_THE_END).await;
             } else {
-                self.common.unless_stopped(tokio::time::sleep(BEAT)).await;
+                let _ = self.common.unless_stopped(tokio::time::sleep(BEAT)).await;
             }
         }
     }

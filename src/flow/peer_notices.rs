@@ -147,7 +147,7 @@ impl PeerNotices {
 
     /// Publishes notices about credentials, until the worker ends.
     pub async fn share_credentials(&self, mut news: mpsc::Receiver<couch::News>) {
-        while let Some(Some(news)) = self.common.unless_stopped(news.recv()).await {
+        while let Ok(Some(news)) = self.common.unless_stopped(news.recv()).await {
             let body = json!({"Mark": news.mark, "Accepted": news.accepted, "Instance": *INSTANCE});
             self.send("credentials", body).await;
         }

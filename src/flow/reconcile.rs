@@ -53,7 +53,7 @@ impl Reconcile {
                     Ok(open) => break open,
                     Err(error) => debug!(event = "reconcile_waits", %error, "open recordings not read, retrying"),
                 }
-                if self.common.rest().await.is_none() {
+                if self.common.rest().await.is_err() {
                     return;
                 }
             };

@@ -197,7 +197,7 @@ impl<D: Resume> Sweep<D> {
             let lease = Some(sweep.ledger.no_lease());
             let receipt = sweep.ledger.note(&entry, lease, Duration::ZERO).await;
             let written = receipt.within(sweep.common.config.ledger.lease);
-            sweep.common.unless_stopped(written).await;
+            let _ = sweep.common.unless_stopped(written).await;
         };
         self.common.tasks.spawn("give_back", giving);
     }
@@ -233,7 +233,7 @@ impl<D: Resume> Sweep<D> {
                 Ok(record) => return record.map(|record| record.entry),
                 Err(error) => debug!(event = "input_waits", %error, "input waits for the ledger"),
             }
-            self.common.rest().await?;
+            self.common.rest().await.ok()?;
         }
     }
 }

@@ -86,10 +86,12 @@ impl Lease {
         !self.by.is_empty() && self.until > now
     }
 
-    /// The lease that was written later.
+    /// The lease that was written later. Of two that were written in the same microsecond, no lease counts: a worker that lets a recording
+    /// go at once would otherwise keep it from all workers until its lease expires.
     pub fn later(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        let place = |lease: &Self| (lease.stamped, lease.by.is_empty(), lease.until, lease.by.clone());
         match (one, other) {
-            (Some(one), Some(other)) => Some(if one.stamped >= other.stamped { one } else { other }),
+            (Some(one), Some(other)) => Some(if place(&one) >= place(&other) { one } else { other }),
             (one, other) => one.or(other),
         }
     }
@@ -227,6 +229,10 @@ mod tests {
             Lease::later(Some(lease("", 3)), Some(lease("b", 2))),
             Some(lease("", 3))
         );
+        let (taken, given_up) = (Some(lease("a", 1)), Some(lease("", 1)));
+        for (one, other) in [(&taken, &given_up), (&given_up, &taken)] {
+            assert_eq!(Lease::later(one.clone(), other.clone()), given_up, "in either order");
+        }
         assert!(lease("a", 1).holds(Moment::from_unix_seconds(99)));
         assert!(!lease("a", 1).holds(Moment::from_unix_seconds(100)));
         assert!(!lease("", 1).holds(Moment::from_unix_seconds(99)));

@@ -15,7 +15,7 @@ use crate::flow::drivers::Drivers;
 use crate::flow::effects::Performer;
 use crate::flow::effects::announce::Announcer;
 use crate::flow::effects::calls::Calls;
-use crate::flow::effects::collect::{Collector, Fetcher, Predecessors, Quiescence};
+use crate::flow::effects::collect::{Collector, Ecallmgrs, Fetcher, Predecessors, Quiescence};
 use crate::flow::effects::commands::Commands;
 use crate::flow::effects::hold::Holder;
 use crate::flow::effects::segments::Segments;
@@ -167,7 +167,7 @@ fn performer(
         },
         collector: Collector {
             common: Arc::clone(common),
-            fetcher: Fetcher {
+            files: Fetcher {
                 common: Arc::clone(common),
                 ingest: outside.ingest.clone(),
                 publisher: outside.publisher.clone(),
@@ -176,8 +176,10 @@ fn performer(
             },
             quiescence: Quiescence {
                 common: Arc::clone(common),
-                calls: Arc::clone(calls),
-                call_ids: Arc::clone(&shared.call_ids),
+                channels: Ecallmgrs {
+                    calls: Arc::clone(calls),
+                    call_ids: Arc::clone(&shared.call_ids),
+                },
             },
             predecessors: Predecessors {
                 ledger: outside.ledger.clone(),

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kz_record_call::entry::Entry;
+use kz_record_call::amqp::PublishError;
 use kz_record_call::entry::fact::Fact;
+use kz_record_call::flow::journal::{JOURNAL, Queues};
 use kz_record_call::recording::ending::Told;
 use kz_record_call::recording::identity::Key;
+use serde_json::Value;
 use tokio::sync::Notify;
 
 use crate::faults::{Fault, is_back};
@@ -29,7 +31,7 @@ pub enum Body {
     Mask(Key),
     Started(Box<Told>, Key),
     Ended(Box<Told>, Key),
-    Journalled(Box<Entry>),
+    Journalled(Value),
 }
 
 #[derive(Debug, Clone)]
@@ -83,6 +85,26 @@ pub enum Unconfirmed {
     Unroutable,
     /// No confirm came.
     Late,
+}
+
+/// The broker as a worker publishes into its queues.
+pub struct Confirming(pub Arc<World>);
+
+impl Queues for Confirming {
+    async fn enqueue(&self, queue: &str, _: &str, body: &Value) -> Result<(), PublishError> {
+        assert_eq!(queue, JOURNAL);
+        let (world, body) = (Arc::clone(&self.0), Body::Journalled(body.clone()));
+        let put = || {
+            world.publish(Queue::Journal, body);
+            true
+        };
+        let confirmed = self.0.confirmed(put).await;
+        confirmed.map_err(|_| PublishError::TimedOut(CONFIRM))
+    }
+
+    async fn depth(&self, _: &str) -> Option<u32> {
+        Some(u32::from(self.0.broker.has(Queue::Journal)))
+    }
 }
 
 impl Broker {
@@ -156,11 +178,8 @@ impl Broker {
 
     pub fn has(&self, queue: Queue) -> bool {
         let inner = self.inner.lock().unwrap();
-        inner
-            .ready
-            .iter()
-            .chain(inner.unacked.values().map(|(_, message)| message))
-            .any(|message| message.queue == queue)
+        let unacked = inner.unacked.values().map(|(_, message)| message);
+        inner.ready.iter().chain(unacked).any(|message| message.queue == queue)
     }
 
     pub fn left(&self) -> String {
@@ -221,6 +240,11 @@ impl World {
         if taken.is_err() {
             return Err(Unconfirmed::Late);
         }
+        if self.mishap(25) {
+            // The connection was lost before the broker had it.
+            tokio::time::sleep(CONFIRM).await;
+            return Err(Unconfirmed::Late);
+        }
         if !done() {
             return Err(Unconfirmed::Unroutable);
         }
@@ -265,7 +289,7 @@ impl World {
         }
     }
 
-    fn me(&self) -> Arc<Self> {
+    pub fn me(&self) -> Arc<Self> {
         self.myself.upgrade().unwrap()
     }
 }

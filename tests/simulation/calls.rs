@@ -17,22 +17,27 @@ impl World {
     pub fn report(&self, key: Key, length: Option<u64>) {
         if self.trouble().events_lost && self.chance(300) {
             self.count("events lost");
+            let parts = self.switch.lock().unwrap().files[&key].parts();
+            if length.is_none() && parts == 1 {
+                self.unheard.lock().unwrap().insert(key);
+            }
             return self.note(WORLD, || format!("no event of that reaches a queue: {key}"));
         }
+        self.unheard.lock().unwrap().remove(&key);
         let asked = &self.asked[&key];
         let moved = self.switch.lock().unwrap().calls[&key].moved;
         let skew = self.switch.lock().unwrap().skews[asked.switch];
         let at = self.now().unix_micros() + skew;
         let told = Box::new(Told {
             call_id: if moved {
-                "leg b".into()
+                asked.other_leg()
             } else {
                 asked.order.call_id.clone()
             },
             at: Moment::from_unix_micros(at / 1_000_000 * 1_000_000),
             // The switch's stamps count in steps of 20 ms.
             stamp: Some(at / 20_000 * 20_000),
-            node: Some("freeswitch@fs1".into()),
+            node: Some(crate::plan::node(asked.switch)),
             path: asked.order.command.as_ref().map(|command| command.path.clone()),
             length_ms: length,
             completion_cause: length.map(|_| "success-silence-none".into()),

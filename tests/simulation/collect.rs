@@ -1,226 +1,247 @@
-//! How a worker gets a file from a switch, as `flow/collect.rs` and `flow/still.rs` do.
+//! What the production collector reaches in the simulated world: files of switches, ecallmgrs, and destinations where it looks for audio.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use kz_record_call::couch::Couch;
+use kz_record_call::destination::{
+    Attempt, DeliveryError, Destination, Registry, Route, Search, find as find_delivery,
+};
 use kz_record_call::entry::Entry;
-use kz_record_call::entry::cause::{Cause, Outcome};
-use kz_record_call::entry::fact::{CollectFailure, What};
-use kz_record_call::lifecycle::Input;
+use kz_record_call::entry::fact::{Delivery, Destination as Kind, What};
+use kz_record_call::entry::legs::Leg;
+use kz_record_call::flow::common::Common;
+use kz_record_call::flow::deliveries::Proofs;
+use kz_record_call::flow::effects::collect::{
+    CallState, Channels, Collector, Fetched, Files, InHand, Predecessors, Quiescence, Received,
+};
+use kz_record_call::flow::in_flight::InFlight;
+use kz_record_call::flow::slots::Slots;
+use kz_record_call::kazoo::leg::LegEvent;
+use kz_record_call::kazoo::time::Clock;
+use kz_record_call::ledger::Ledger;
+use kz_record_call::lifecycle::{Answer, Case, Input};
+use kz_record_call::recording::audio::Audio;
 use kz_record_call::recording::digest::Digests;
-use tokio::sync::SemaphorePermit;
-use tokio::time::Instant;
+use kz_record_call::recording::identity::Key;
+use kz_record_call::recording::order::Order;
 
-use crate::effects::Services;
-use crate::faults::{Fault, is_back};
+use crate::effects::{Services, document};
 use crate::switch::Upload;
 use crate::world::World;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Call {
-    Over,
-    Apart,
-    Bridged,
-}
-
-/// The call before its file was asked for.
-#[derive(Debug, Clone, Copy)]
-pub struct Look {
-    at: Instant,
-    call: Option<Call>,
-}
+/// Uploads at once, of one switch.
+const SLOTS: usize = 2;
 
 /// An upload in flight.
-pub struct InHand {
-    pub upload: Upload,
-    look: Look,
+pub type Hand = InHand<Upload>;
+
+/// The collector of a worker, in this world.
+pub type Collects = Collector<Switches, Ecallmgrs, Places>;
+
+/// The collector of a worker on this host.
+pub fn collector(
+    world: &Arc<World>,
+    host: usize,
+    common: &Arc<Common>,
+    ledger: &Ledger,
+    in_flight: &InFlight,
+) -> Collects {
+    Collector {
+        common: Arc::clone(common),
+        files: Switches(Arc::clone(world)),
+        quiescence: Quiescence {
+            common: Arc::clone(common),
+            channels: Ecallmgrs(Arc::clone(world)),
+        },
+        predecessors: Predecessors { ledger: ledger.clone() },
+        proof: Arc::new(Places::new(world, host, &common.clock)),
+        in_flight: in_flight.clone(),
+        switches: Slots::new(SLOTS),
+    }
 }
 
-type Fetched = Result<Upload, (CollectFailure, String)>;
+pub struct Switches(Arc<World>);
 
-impl Services {
-    fn call(&self, entry: &Entry) -> Call {
-        let (world, root) = (&self.0.world, self.0.world.root(entry.key));
+impl Files for Switches {
+    type Upload = Upload;
+
+    async fn fetch(&self, case: &Case, _: &Order, _: &str, _: &str) -> Fetched<Upload> {
+        self.0.upload(self.0.root(case.entry.key)).await
+    }
+
+    fn remember_safe(&self, _: Key, _: &Digests) {}
+}
+
+impl Received for Upload {
+    fn audio(&self) -> &Audio {
+        &self.audio
+    }
+
+    fn answer(self, answer: Answer) -> bool {
+        self.world.answer(&self, answer == Answer::Release)
+    }
+}
+
+pub struct Ecallmgrs(Arc<World>);
+
+impl Channels for Ecallmgrs {
+    async fn call(&self, order: &Order) -> CallState {
+        let world = &self.0;
+        tokio::time::sleep(world.between(1, 100)).await;
+        let root = world.root(order.key);
         let call = world.switch.lock().unwrap().calls[&root].clone();
+        let at = world.asked[&root].switch;
         // An ecallmgr that is away says nothing: the call may be bridged.
         match () {
-            () if world.trouble().unlearned[world.asked[&root].switch] => Call::Over,
-            () if world.trouble().cut[world.asked[&root].switch] || call.bridged => Call::Bridged,
-            () if call.alive => Call::Apart,
-            () => Call::Over,
+            () if world.trouble().unlearned[at] => CallState::Over,
+            () if world.trouble().cut[at] || call.bridged => CallState::Bridged,
+            () if call.alive => CallState::Apart,
+            () => CallState::Over,
         }
     }
 
-    fn look(&self, entry: &Entry) -> Look {
-        let again = entry.order().is_some_and(|order| order.may_begin_again());
-        Look {
-            at: Instant::now(),
-            call: again.then(|| self.call(entry)),
-        }
-    }
-
-    fn awaits(&self, entry: &Entry, look: Look, upload: &Upload) -> bool {
-        let lives = matches!(look.call, Some(Call::Apart | Call::Bridged));
-        lives
-            && upload.content.audio().seems_open(upload.content.format)
-            && !is_back(Fault::OpenFilesReleased)
-            && entry.order().is_some()
-    }
-
-    fn lives_elsewhere(&self, entry: &Entry) -> bool {
-        let (world, root) = (&self.0.world, self.0.world.root(entry.key));
-        let call = world.switch.lock().unwrap().calls[&root].clone();
-        call.other_alive && call.other_known
-    }
-
-    /// Whether nothing can have been appended to the file since it was asked for.
-    pub async fn is_still(&self, entry: &Entry, hand: &InHand) -> bool {
-        self.still(entry, hand.look, &hand.upload).await
-    }
-
-    async fn still(&self, entry: &Entry, look: Look, upload: &Upload) -> bool {
-        if self.awaits(entry, look, upload) {
-            return false;
-        }
-        tokio::time::sleep(self.0.world.between(1, 100)).await;
-        let open = upload.content.audio().seems_open(upload.content.format);
-        match look.call {
-            None => true,
-            Some(Call::Over) => self.call(entry) == Call::Over && !(open && self.lives_elsewhere(entry)),
-            Some(Call::Bridged) => false,
-            Some(Call::Apart) => self.call(entry) != Call::Bridged && look.at.elapsed() < Duration::from_secs(1),
-        }
-    }
-
-    async fn slot<'a>(
-        &self,
-        world: &World,
-        entry: &Entry,
-        slots: &'a [tokio::sync::Semaphore; 2],
-    ) -> SemaphorePermit<'a> {
-        let _idle = self.0.hands.idle();
-        let at = world.asked[&world.root(entry.key)].switch;
-        slots[at].acquire().await.unwrap()
-    }
-
-    async fn fetch(&self, entry: &Entry) -> Fetched {
-        let world = &self.0.world;
-        world.upload(world.root(entry.key)).await
-    }
-
-    fn let_it_be(&self, upload: Upload) {
-        let world = Arc::clone(&self.0.world);
-        tokio::spawn(async move { world.answer(upload, false).await });
-    }
-
-    pub async fn collect(&self, entry: &Entry, attempt: u32, hand: &mut Option<InHand>) -> Input {
-        let worker = Arc::clone(&self.0);
-        let mut before: Option<Digests> = None;
-        loop {
-            let slot = self.slot(&worker.world, entry, &worker.slots).await;
-            let look = self.look(entry);
-            let fetched = self.fetch(entry).await;
-            drop(slot);
-            let upload = match fetched {
-                Ok(upload) => upload,
-                Err((CollectFailure::Missing, why)) => return self.missing(entry, attempt, why),
-                Err((failure, why)) => return Input::Fact(What::CollectFailed { attempt, failure, why }),
-            };
-            let audio = upload.content.audio();
-            let open = self.awaits(entry, look, &upload);
-            let same = before.as_ref() == Some(&audio.digests) && !open;
-            if !same && !self.still(entry, look, &upload).await {
-                self.let_it_be(upload);
-                if before.is_some() {
-                    return self.postponed(entry, Duration::from_secs(30));
-                }
-                before = Some(audio.digests);
-                tokio::time::sleep(Duration::from_secs(5)).await;
-                continue;
-            }
-            if is_other_than_probed(entry, &audio.digests) {
-                self.let_it_be(upload);
-                return self.postponed(entry, Duration::from_secs(30));
-            }
-            *hand = Some(InHand { upload, look });
-            return Input::Received(audio);
-        }
-    }
-
-    pub async fn probe(&self, entry: &Entry, n: u32, attempt: u32) -> Input {
-        let worker = Arc::clone(&self.0);
-        let _slot = self.slot(&worker.world, entry, &worker.slots).await;
-        match self.fetch(entry).await {
-            Ok(upload) => {
-                let audio = upload.content.audio();
-                let open = audio.seems_open(upload.content.format) && !is_back(Fault::OpenFilesReleased);
-                self.let_it_be(upload);
-                let (size, md5) = (audio.size, audio.digests.md5);
-                Input::Fact(What::Probed { n, size, md5, open })
-            }
-            Err((CollectFailure::Missing, why)) => self.missing(entry, attempt, why),
-            Err((failure, why)) => Input::Fact(What::CollectFailed { attempt, failure, why }),
-        }
-    }
-
-    /// What is missing is looked for at its destination.
-    fn missing(&self, entry: &Entry, attempt: u32, why: String) -> Input {
-        let world = &self.0.world;
-        let destination = world.asked[&world.root(entry.key)].destination;
-        let (stored, down) = {
-            let places = world.places.lock().unwrap();
-            (
-                places.found(entry.key, world.now()).cloned(),
-                world.trouble().target_down,
-            )
+    async fn is_gone(&self, leg: &str) -> bool {
+        let world = &self.0;
+        tokio::time::sleep(world.between(1, 100)).await;
+        let mut all = world.asked.iter();
+        let Some((key, asked)) = all.find(|(_, asked)| asked.other_leg() == leg) else {
+            return true;
         };
-        let failure = match stored {
-            _ if down => CollectFailure::Broken,
-            Some(stored) if !destination.documents_first() => {
-                return self.delivered(entry, destination, &stored.content, false);
-            }
-            _ => CollectFailure::Missing,
-        };
-        Input::Fact(What::CollectFailed { attempt, failure, why })
-    }
-
-    pub async fn tidy(&self, entry: &Entry, n: u32) -> Input {
-        let worker = Arc::clone(&self.0);
-        let _slot = self.slot(&worker.world, entry, &worker.slots).await;
-        let look = self.look(entry);
-        let short = entry.outcome() == Some((Outcome::Discarded, Cause::TooShort));
-        let seen = entry.audio().map(|audio| audio.digests.clone());
-        let left = match self.fetch(entry).await {
-            Err((CollectFailure::Missing, _)) => None,
-            Err((_, why)) => Some(why),
-            Ok(upload) => {
-                let digests = upload.content.audio().digests;
-                let safe = entry.is_safe(&digests) || short && seen == Some(digests) || is_back(Fault::DigestsIgnored);
-                if !self.still(entry, look, &upload).await {
-                    self.let_it_be(upload);
-                    Some("the switch may be recording into it".to_owned())
-                } else if safe {
-                    let heard = self.0.world.answer(upload, true).await;
-                    (!heard).then(|| "the switch waited no longer".to_owned())
-                } else {
-                    self.let_it_be(upload);
-                    if let Some(told) = entry.untold_start() {
-                        return Input::Fact(What::Started(Box::new(told)));
-                    }
-                    Some("other audio".to_owned())
-                }
-            }
-        };
-        Input::Fact(What::Tidied { n, left })
+        let lives = world.switch.lock().unwrap().calls[key].other_alive;
+        let trouble = world.trouble();
+        trouble.unlearned[asked.switch] || !trouble.cut[asked.switch] && !lives
     }
 }
 
-/// The end was presumed because the file was the same, and now it is another.
-fn is_other_than_probed(entry: &Entry, digests: &Digests) -> bool {
-    let since = entry.latest_start().map(|told| told.at);
-    let mut probes = entry.probes();
-    let probe = probes
-        .next()
-        .filter(|probe| since.is_none_or(|since| probe.at >= since));
-    entry.told_end().is_none() && probe.is_some_and(|probe| probe.md5 != digests.md5)
+impl Services {
+    /// The case, with the leg that events told workers of.
+    pub fn with_legs(&self, case: &Case) -> Case {
+        let (world, mut case) = (&self.0.world, case.clone());
+        let root = world.root(case.entry.key);
+        let call = world.switch.lock().unwrap().calls[&root].clone();
+        if call.moved && call.other_known {
+            let asked = &world.asked[&root];
+            let leg = Leg {
+                call_id: asked.order.call_id.clone(),
+                event: LegEvent::Replaced,
+                other: Some(asked.other_leg()),
+                control: None,
+                was_answered: None,
+                stamp: None,
+            };
+            case.entry.add(self.0.fact(What::Leg(Box::new(leg))));
+        }
+        case
+    }
+}
+
+/// The destinations, as a worker that looks for audio finds them.
+pub struct Places {
+    world: Arc<World>,
+    clock: Clock,
+    each: Vec<Place>,
+}
+
+impl Places {
+    fn new(world: &Arc<World>, host: usize, clock: &Clock) -> Self {
+        let place = |kind| Place {
+            world: Arc::clone(world),
+            host,
+            kind,
+        };
+        Self {
+            world: Arc::clone(world),
+            clock: clock.clone(),
+            each: Kind::ALL.into_iter().map(place).collect(),
+        }
+    }
+}
+
+impl Registry for Places {
+    fn of(&self, kind: Kind) -> &dyn Destination {
+        self.each.iter().find(|place| place.kind == kind).unwrap()
+    }
+}
+
+impl Proofs for Places {
+    async fn stored_already(&self, case: &Case, order: &Order) -> Result<Option<What>, DeliveryError> {
+        tokio::time::sleep(self.world.between(1, 60)).await;
+        find_delivery(self, &case.entry, order, self.clock.now()).await
+    }
+
+    async fn in_vain(&self, _: &Case, _: u32) -> Option<Input> {
+        None
+    }
+}
+
+/// One destination, seen from one host.
+struct Place {
+    world: Arc<World>,
+    host: usize,
+    kind: Kind,
+}
+
+impl Place {
+    fn look(&self, key: Key) -> Result<Option<What>, DeliveryError> {
+        let world = &self.world;
+        let answers = match self.kind.documents_first() {
+            true => world.home_answers(self.host) == Some(true),
+            false => !world.trouble().target_down,
+        };
+        if !answers {
+            return Err(DeliveryError::Target("it does not answer".into()));
+        }
+        let places = world.places.lock().unwrap();
+        let found = match self.kind {
+            // The document says so only when it was completed.
+            Kind::Url => places.completed.get(&key),
+            kind => {
+                let found = places.found(key, world.now());
+                found
+                    .filter(|stored| stored.destination == kind)
+                    .map(|stored| &stored.content)
+            }
+        };
+        Ok(found.map(|content| {
+            let audio = content.audio();
+            What::delivered(Delivery {
+                destination: self.kind,
+                document: document(key),
+                sha256: Some(audio.digests.sha256.clone()),
+                below_quorum: false,
+                audio: Some(audio),
+                deleted: false,
+                edit_told: false,
+                controls: Some(String::new()),
+                again: 0,
+            })
+        }))
+    }
+}
+
+fn unasked<T>() -> Result<T, DeliveryError> {
+    Err(DeliveryError::Target("only looks are simulated here".into()))
+}
+
+impl Destination for Place {
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn resolve<'a>(&'a self, _: &'a Entry) -> BoxFuture<'a, Result<Route, DeliveryError>> {
+        Box::pin(async { unasked() })
+    }
+
+    fn documents<'a>(&'a self, _: &'a Entry) -> BoxFuture<'a, Result<Couch, DeliveryError>> {
+        Box::pin(async { unasked() })
+    }
+
+    fn find<'a>(&'a self, search: &'a Search<'a>) -> BoxFuture<'a, Result<Option<What>, DeliveryError>> {
+        Box::pin(async { self.look(search.entry.key) })
+    }
+
+    fn send<'a>(&'a self, _: &'a Route, _: &'a Attempt<'a>) -> BoxFuture<'a, Result<What, DeliveryError>> {
+        Box::pin(async { unasked() })
+    }
 }

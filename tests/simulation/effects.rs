@@ -6,13 +6,15 @@ use std::time::Duration;
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::entry::fact::{Announcement, Delivery, DeliveryFailure, Destination, Document, Holding, What};
+use kz_record_call::flow::common::Interrupted;
 use kz_record_call::flow::driver::Effects;
+use kz_record_call::flow::effects::collect::Received as _;
 use kz_record_call::kazoo::dialplan::Control;
 use kz_record_call::lifecycle::{Answer, Case, Effect, Input};
 use kz_record_call::recording::identity::{Key, MediaId};
 
 use crate::broker::Unconfirmed;
-use crate::collect::InHand;
+use crate::collect::Hand;
 use crate::faults::{Fault, is_back};
 use crate::switch::Content;
 use crate::worker::Worker;
@@ -21,9 +23,9 @@ use crate::world::BEGIN;
 pub struct Services(pub Arc<Worker>);
 
 impl Effects for Services {
-    type Upload = InHand;
+    type Upload = Hand;
 
-    async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<InHand>) -> Option<Input> {
+    async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<Hand>) -> Result<Input, Interrupted> {
         let (entry, world) = (&case.entry, &self.0.world);
         tokio::time::sleep(world.between(1, 40)).await;
         let input = match effect {
@@ -34,23 +36,28 @@ impl Effects for Services {
                 Input::Fact(What::ChannelSeen { n, alive })
             }
             Effect::Decide => self.decide(entry).await,
-            Effect::Probe { n, attempt, .. } => self.probe(entry, n, attempt).await,
-            Effect::Collect { attempt, .. } => self.collect(entry, attempt, hand).await,
-            Effect::Tidy { n, .. } => self.tidy(entry, n).await,
+            Effect::Probe { n, attempt, node, path } => {
+                let case = self.with_legs(case);
+                self.0.collector.probe(&case, n, attempt, &node, &path).await?
+            }
+            Effect::Collect { attempt, node, path } => {
+                let case = self.with_legs(case);
+                self.0.collector.collect(&case, attempt, &node, &path, hand).await?
+            }
+            Effect::Tidy { n, node, path } => {
+                let case = self.with_legs(case);
+                self.0.collector.tidy(&case, n, &node, &path).await?
+            }
             Effect::Separate { name } => {
-                let separated = entry.separated(&name, self.0.now(), &self.0.policy.worker)?;
-                self.begin(entry.key, &separated).await;
-                Input::Fact(What::Separated { name })
+                if let Some(separated) = entry.separated(&name, self.0.now(), &self.0.policy.worker) {
+                    world.roots.lock().unwrap().insert(separated.key, entry.key);
+                }
+                self.0.segments.separate(case, name).await?
             }
             Effect::Continue => {
-                let (continuation, told) = entry.continuation(self.0.now(), &self.0.policy.worker)?;
-                self.begin(entry.key, &continuation).await;
-                for fact in continuation.facts() {
-                    if !matches!(fact.what, What::Asked(_) | What::Commanded) {
-                        let _ = self.0.hands.tell(continuation.key, Input::Fact(fact.what.clone()));
-                    }
-                }
-                Input::Fact(What::Continued { told })
+                let part = entry.key.continuation();
+                world.roots.lock().unwrap().insert(part, entry.key);
+                self.0.segments.hand_on(case).await?
             }
             Effect::Document { attempt, destination } => {
                 if world.trouble().target_down {
@@ -67,7 +74,12 @@ impl Effects for Services {
                 } else {
                     let stored = world.places.lock().unwrap().found(entry.key, world.now()).cloned();
                     match stored {
-                        Some(stored) => self.delivered(entry, destination, &stored.content, false),
+                        Some(stored) => {
+                            let mut places = world.places.lock().unwrap();
+                            places.completed.insert(entry.key, stored.content.clone());
+                            drop(places);
+                            self.delivered(entry, destination, &stored.content, false)
+                        }
                         None => failed(attempt, destination, DeliveryFailure::Target),
                     }
                 }
@@ -85,20 +97,22 @@ impl Effects for Services {
             Effect::Mark { n, .. } => Input::Fact(What::Marked { n }),
             Effect::Hold => self.hold(entry, hand.as_ref()).await,
             Effect::Unhold => {
-                let name = entry.held()?.name.clone();
+                let name = entry.held().ok_or(Interrupted::Baseless)?.name.clone();
                 world.places.lock().unwrap().held.remove(&name);
                 let n = entry.next_number("held") - 1;
                 Input::Fact(What::Unheld { n })
             }
-            Effect::Answer(answer) => self.answer(entry, answer, hand).await,
+            Effect::Answer(answer) => {
+                let (case, hand) = (self.with_legs(case), hand.take());
+                Input::Answered(self.0.collector.answer(&case, answer, hand).await)
+            }
             Effect::Announce(announcement) => self.announce(entry, announcement).await,
         };
-        Some(input)
+        Ok(input)
     }
 
-    fn keep(&self, upload: InHand) {
-        let world = Arc::clone(&self.0.world);
-        tokio::spawn(async move { world.answer(upload.upload, false).await });
+    fn keep(&self, upload: Hand) {
+        upload.upload.answer(Answer::Keep);
     }
 
     fn panicked(&self, entry: &Entry, _: &str) {
@@ -157,19 +171,7 @@ impl Services {
     async fn decide(&self, entry: &Entry) -> Input {
         let world = &self.0.world;
         // The settings are in CouchDB, too.
-        let node = {
-            let cluster = world.cluster();
-            let side = world.side(self.0.n);
-            let there: Vec<bool> = cluster
-                .nodes
-                .iter()
-                .filter(|node| node.up && node.side == side)
-                .map(|node| node.knows)
-                .collect();
-            drop(cluster);
-            world.pick(&there)
-        };
-        match node {
+        match world.home_answers(self.0.n) {
             Some(true) => {}
             Some(false) if is_back(Fault::MissingDatabaseTrusted) => {
                 return Input::Fact(What::Concluded {
@@ -194,18 +196,7 @@ impl Services {
         })
     }
 
-    /// A new entry, durable.
-    async fn begin(&self, from: Key, entry: &Entry) {
-        self.0.world.roots.lock().unwrap().insert(entry.key, from);
-        while !self.0.write(entry).await {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        if entry.is_open() {
-            self.0.memory.remember(entry);
-        }
-    }
-
-    async fn deliver(&self, entry: &Entry, attempt: u32, destination: Destination, hand: Option<&InHand>) -> Input {
+    async fn deliver(&self, entry: &Entry, attempt: u32, destination: Destination, hand: Option<&Hand>) -> Input {
         let world = &self.0.world;
         let held = || {
             let name = &entry.held()?.name;
@@ -228,12 +219,19 @@ impl Services {
         if world.mishap(40) {
             return self.postponed(entry, Duration::from_secs(10));
         }
+        if destination == Destination::Url {
+            let completed = world.places.lock().unwrap().completed.get(&entry.key).cloned();
+            if completed.is_some_and(|completed| completed == content) {
+                // Its document says that it arrived.
+                return self.delivered(entry, destination, &content, false);
+            }
+        }
         let below = world.store(entry.key, destination, &content);
         if world.mishap(40) {
             // Its answer is lost.
             return failed(attempt, destination, DeliveryFailure::Target);
         }
-        if destination.documents_first() {
+        if destination == Destination::Url {
             let sha256 = Some(content.audio().digests.sha256);
             return Input::Fact(What::Uploaded {
                 url: "https://h/".into(),
@@ -252,7 +250,7 @@ impl Services {
             below_quorum,
             audio: None,
             deleted: false,
-            edit_told: false,
+            edit_told: destination == Destination::StoragePlan,
             controls: Some(entry.controls().fingerprint()),
             again: 0,
         }))
@@ -277,13 +275,13 @@ impl Services {
         })
     }
 
-    async fn hold(&self, entry: &Entry, hand: Option<&InHand>) -> Input {
+    async fn hold(&self, entry: &Entry, hand: Option<&Hand>) -> Input {
         let world = &self.0.world;
         let Some(hand) = hand.filter(|_| !world.trouble().hold_down) else {
             return Input::HoldRefused;
         };
         tokio::time::sleep(world.between(10, 300)).await;
-        let (content, audio) = (hand.upload.content.clone(), hand.upload.content.audio());
+        let (content, audio) = (hand.upload.content.clone(), hand.upload.audio.clone());
         let root = world.root(entry.key);
         let name = match is_back(Fault::HoldOverwrites) {
             true => format!("{root}"),
@@ -298,22 +296,6 @@ impl Services {
                 size: audio.size,
                 digests: audio.digests,
             },
-        })
-    }
-
-    /// The point of no return: exactly this audio must be safe, and nothing be written into its file.
-    async fn answer(&self, entry: &Entry, answer: Answer, hand: &mut Option<InHand>) -> Input {
-        let Some(held) = hand.take() else {
-            return Input::Answered(answer);
-        };
-        let digests = held.upload.content.audio().digests;
-        let safe = entry.is_safe(&digests) || entry.is_unwanted() || is_back(Fault::DigestsIgnored);
-        let release = answer == Answer::Release && safe && self.is_still(entry, &held).await;
-        let heard = self.0.world.answer(held.upload, release).await;
-        Input::Answered(if release && heard {
-            Answer::Release
-        } else {
-            Answer::Keep
         })
     }
 
@@ -334,7 +316,7 @@ impl Services {
     }
 }
 
-fn document(key: Key) -> Document {
+pub fn document(key: Key) -> Document {
     Document {
         id: MediaId::derived(key, BEGIN),
         database: "db".into(),

@@ -15,6 +15,9 @@ use crate::couch::{Client, NODES};
 use crate::worker::{Worker, policy};
 use crate::world::{NEXT_VERSION, OPERATOR, Trouble, WORKERS, World};
 
+/// A file that cannot be opened for so long counts as gone: the first delays of the workers' schedule.
+const GONE_AFTER: Duration = Duration::from_secs(5 + 30 + 120);
+
 /// How long things go wrong.
 const ROUGH: Duration = Duration::from_secs(4200);
 
@@ -81,12 +84,13 @@ impl World {
 
     /// Something breaks, for a while.
     fn break_something(self: &Arc<Self>) {
-        let kind = self.rng(|rng| rng.u32(..20));
+        let kind = self.rng(|rng| rng.u32(..21));
         let lasts = self.between(2_000, if self.chance(150) { 5_400_000 } else { 400_000 });
-        let lasts = if kind == 18 {
-            lasts.min(Duration::from_secs(90))
-        } else {
-            lasts
+        let lasts = match kind {
+            18 => lasts.min(Duration::from_secs(90)),
+            // Long enough for several read-backs.
+            19 => lasts.max(Duration::from_secs(1500)),
+            _ => lasts,
         };
         let node = self.rng(|rng| rng.usize(..NODES));
         let at = node % 2;
@@ -109,9 +113,15 @@ impl World {
             16 => "confirms are lost",
             17 => "events are lost",
             18 => "an ecallmgr has just started",
+            19 => "the databases have too few nodes",
             _ => return self.kill_a_switch(at, lasts),
         };
         self.note(crate::world::WORLD, || format!("{name}, for {} s", lasts.as_secs()));
+        if kind == 10 {
+            let is_long = lasts > GONE_AFTER || self.trouble().unopened[at];
+            let (ever, long) = &mut self.unopened.lock().unwrap()[at];
+            (*ever, *long) = (true, *long || is_long);
+        }
         self.toggle(kind, node, true);
         let world = Arc::clone(self);
         tokio::spawn(async move {
@@ -147,6 +157,7 @@ impl World {
             16 => trouble.confirms_lost = on,
             17 => trouble.events_lost = on,
             18 => trouble.unlearned[at] = on,
+            19 => trouble.thin = on,
             _ => {}
         });
     }

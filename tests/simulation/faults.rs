@@ -18,12 +18,6 @@ pub enum Fault {
     MaskPresumed,
     /// A stop that finds no ledger is known to memories alone.
     StopInMemory,
-    /// A file that its writer did not close may be deleted.
-    OpenFilesReleased,
-    /// An action is acknowledged before ledger or journal have its start.
-    AcknowledgedEarly,
-    /// The answer to the switch asks for no digest.
-    DigestsIgnored,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -117,17 +111,17 @@ pub const ALL: &[(&str, &str, Any)] = &[
     (
         "hold",
         "a file is released while its leg is on hold",
-        Any::World(Fault::OpenFilesReleased),
+        Any::Of(Product::OpenFilesReleased),
     ),
     (
         "ack of a start",
         "an action is acknowledged before the ledger has it",
-        Any::World(Fault::AcknowledgedEarly),
+        Any::Of(Product::AcknowledgedEarly),
     ),
     (
         "digests",
         "a file is released without a comparison of digests",
-        Any::World(Fault::DigestsIgnored),
+        Any::Of(Product::DigestsIgnored),
     ),
     ("leases", "a sweep ignores leases", Any::Of(Product::LeasesIgnored)),
     (
@@ -143,7 +137,7 @@ pub const ALL: &[(&str, &str, Any)] = &[
     ),
     (
         "bad news",
-        "bad news is told without a question to the ledger",
+        "bad news is announced without a question to the ledger",
         Any::Of(Product::BadNewsUnasked),
     ),
 ];

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kz_record_call::entry::Entry;
+use kz_record_call::flow::common::Interrupted;
 use kz_record_call::flow::driver::{Effects, EntryStore};
 use kz_record_call::ledger::{Address, Lease, Receipt};
 use kz_record_call::lifecycle::{Case, Effect, Input};
@@ -37,7 +38,7 @@ impl<T> Gate<T> {
 impl<E: Effects> Effects for Gate<E> {
     type Upload = E::Upload;
 
-    async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<E::Upload>) -> Option<Input> {
+    async fn perform(&self, case: &Case, effect: Effect, hand: &mut Option<E::Upload>) -> Result<Input, Interrupted> {
         let world = &self.worker.world;
         let (name, key) = (format!("{effect:?}"), case.entry.key);
         let name: String = name.chars().take(60).collect();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{BEFORE_ANY_START, Route, What};
+use kz_record_call::flow::journal::read;
 use kz_record_call::kazoo::dialplan::Trigger;
 use kz_record_call::ledger::{Noted, address};
 use kz_record_call::lifecycle::Input;
@@ -25,12 +26,19 @@ pub async fn handle(worker: Arc<Worker>, delivery: Delivery) {
         Body::Mask(key) => worker.control(key, &delivery, false).await,
         Body::Started(told, key) => worker.event(key, What::Started(told)).await,
         Body::Ended(told, key) => worker.event(key, What::Ended(told)).await,
-        Body::Journalled(entry) => {
+        Body::Journalled(body) => {
+            let entry = read(body.to_string().as_bytes(), worker.now()).unwrap();
             let noting = async { worker.ledger.note(&entry, None, BUDGET).await.noted().await };
             tokio::time::timeout(PATIENCE, noting).await == Ok(Noted::Durable)
         }
     };
     if done {
+        let control = match delivery.message.body {
+            Body::Stop(key) => Some((key, true)),
+            Body::Mask(key) => Some((key, false)),
+            _ => None,
+        };
+        worker.world.acknowledged.lock().unwrap().extend(control);
         worker.world.broker.ack(&delivery);
     } else if delivery.message.queue == Queue::Actions {
         worker.world.undone(&delivery);
@@ -40,25 +48,6 @@ pub async fn handle(worker: Arc<Worker>, delivery: Delivery) {
 }
 
 impl Worker {
-    /// Into the ledger, else into the journal.
-    pub async fn write(&self, entry: &Entry) -> bool {
-        if self.ledger.is_up() {
-            let noting = async { self.ledger.note(entry, None, Duration::ZERO).await.durable().await };
-            if tokio::time::timeout(BUDGET, noting).await.unwrap_or(false) {
-                return true;
-            }
-        }
-        if is_back(Fault::AcknowledgedEarly) {
-            return true;
-        }
-        let body = Body::Journalled(Box::new(entry.clone()));
-        let put = || {
-            self.world.publish(Queue::Journal, body);
-            true
-        };
-        self.world.confirmed(put).await.is_ok()
-    }
-
     async fn start(self: &Arc<Self>, key: Key, delivery: &Delivery) -> bool {
         let world = &self.world;
         let order = world.asked[&key].order.clone();
@@ -66,7 +55,7 @@ impl Worker {
         let is_whole = |entry: &Entry| entry.order().is_some_and(|order| order.command.is_some());
         if let Some(entry) = self.memory.entry(key).filter(is_whole) {
             let answered = world.result(key).await;
-            return self.write(&entry).await && answered;
+            return self.journal.write(&entry).await && answered;
         }
         let mut entry = self.memory.completed(Entry::of_order(order, &self.policy.worker));
         if delivery.message.redelivered {
@@ -86,7 +75,7 @@ impl Worker {
         }
         self.note(|| format!("starts {key}: {sent:?}, {trigger:?}"));
         self.memory.remember(&entry);
-        let durable = self.write(&entry).await;
+        let durable = self.journal.write(&entry).await;
         if !entry.is_commanded() {
             self.go_on(entry, Input::Due);
         }
@@ -126,13 +115,13 @@ impl Worker {
                 record.entry.merge(entry)
             };
             self.memory.remember(&known);
-            let durable = is_whole || self.write(&known).await;
+            let durable = is_whole || self.journal.write(&known).await;
             if !known.is_commanded() {
                 self.go_on(known, Input::Due);
             }
             return durable;
         }
-        let durable = self.write(&entry).await;
+        let durable = self.journal.write(&entry).await;
         self.go_on(entry, Input::Due);
         durable
     }
@@ -203,6 +192,7 @@ impl Worker {
                 match found {
                     Ok(Ok(Some(record))) => self.memory.completed(record.entry),
                     Ok(Ok(None)) if !world.broker.has(Queue::Journal) && delivery.message.returns > 5 => {
+                        world.unfound.lock().unwrap().insert((key, stop));
                         return answered;
                     }
                     _ if is_back(Fault::StopInMemory) => {
@@ -253,7 +243,7 @@ impl Worker {
         world.notify(self.n, &Notice::Asked(key, facts.clone()));
         let mut entry = entry;
         facts.into_iter().for_each(|fact| _ = entry.add(fact));
-        let durable = self.write(&entry).await;
+        let durable = self.journal.write(&entry).await;
         self.go_on(self.memory.completed(entry), Input::Due);
         answered && durable
     }

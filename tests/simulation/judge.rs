@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kz_record_call::entry::TIDIES;
 use kz_record_call::recording::identity::Key;
+use serde_json::Value;
 
 use crate::places::Copy;
 use crate::switch::Content;
@@ -27,7 +29,11 @@ impl World {
                 return Ok(());
             }
         }
-        Err(format!("it does not come to rest: {}", self.left().unwrap_or_default()))
+        match self.left() {
+            // Its copy is lost, and another recording has the audio: a worker reads it back every hour.
+            Some(left) if !left.contains("is unverified") => Err(format!("it does not come to rest: {left}")),
+            _ => Ok(()),
+        }
     }
 
     /// What is left to do.
@@ -61,6 +67,7 @@ impl World {
             }
         }
         self.judge_calm()?;
+        self.judge_controls()?;
         self.judge_versions()
     }
 
@@ -84,7 +91,7 @@ impl World {
                 .get(key)
                 .map(|ended| at.since(*ended).as_secs())
                 .unwrap_or_default();
-            let may_wait = self.asked[&self.root(*key)].order.may_begin_again() || self.trouble().couch_slow;
+            let may_wait = self.trouble().couch_slow;
             if took > if may_wait { AFTER_A_LEASE } else { SOON } {
                 return Err(format!("{key} took {took} s, and nothing went wrong"));
             }
@@ -144,11 +151,59 @@ impl World {
         let settled = words
             .iter()
             .all(|word| matches!(word, Some("stored" | "delivered" | "failed" | "discarded")));
+        let stored = words.iter().all(|word| matches!(word, Some("stored" | "delivered")));
+        let file = self
+            .switch
+            .lock()
+            .unwrap()
+            .files
+            .get(&root)
+            .map(|file| (file.there, file.undeleted));
+        let may_be_gone = self.unopened.lock().unwrap()[self.asked[&root].switch].1;
+        if stored && file == Some((true, false)) && !may_be_gone && !self.is_said_to_stay(family) {
+            return Err(format!(
+                "the file of {root} stays on its switch, and no operator hears of it"
+            ));
+        }
         let there = sum(arrived.iter().copied());
+        if self.may_be_given_up(root) {
+            return Ok(());
+        }
         if settled && there != recorded {
             return Err(format!("{root} is settled, recorded {recorded:?}, arrived {there:?}"));
         }
         Ok(())
+    }
+
+    /// Whether the ledger says that a recording is at its destination.
+    fn is_known_as_stored(&self, key: Key) -> bool {
+        let entries = self.cluster().everything();
+        let mut bodies = entries.values().filter_map(|document| Some(document.winner()?.1));
+        let is_its = |body: &&Arc<Value>| body["key"].as_str() == Some(&key.to_string());
+        let state = bodies.find(is_its).and_then(|body| body["state"].as_str());
+        matches!(state, Some("stored" | "delivered"))
+    }
+
+    /// Whether no event told of a recording, and its switch could not open files: a worker asks once for the file of a recording of which it
+    /// heard nothing. See docs/limits.md.
+    fn may_be_given_up(&self, root: Key) -> bool {
+        let opens_nothing = self.unopened.lock().unwrap()[self.asked[&root].switch].0;
+        opens_nothing && self.unheard.lock().unwrap().contains(&root)
+    }
+
+    /// Whether a worker asked often enough for the file of one of these, and then reported that it stays.
+    fn is_said_to_stay(&self, family: &BTreeSet<Key>) -> bool {
+        let entries = self.cluster().everything();
+        let bodies = entries.values().filter_map(|document| Some(document.winner()?.1));
+        let mut theirs = bodies.filter(|body| {
+            let key = body["key"].as_str().and_then(|key| key.parse().ok());
+            key.is_some_and(|key| family.contains(&key))
+        });
+        theirs.any(|body| {
+            let facts = body["facts"].as_array().into_iter().flatten();
+            let tidied: Vec<_> = facts.filter(|fact| fact["fact"] == "tidied").collect();
+            tidied.len() >= TIDIES && tidied.iter().all(|fact| fact["of"]["left"].is_string())
+        })
     }
 
     fn judge_one(&self, key: Key, root: Key) -> Result<(), String> {
@@ -169,17 +224,19 @@ impl World {
             Some("stored" | "delivered") if !(is_there || key != root && family_has) => {
                 return Err(format!("{key} is announced as stored, and is not there"));
             }
-            Some("failed") if was_recorded && key == root => {
+            Some("failed") if was_recorded && key == root && !self.may_be_given_up(root) => {
                 return Err(format!("{key} was recorded, and is given up"));
             }
             Some("discarded") => {
                 let never = asked.bridges > 0 && !was_recorded;
                 let short = asked.order.min_sec > 0;
                 let by_operator = self.discarded.lock().unwrap().contains(&root);
-                if !(never || short || by_operator || key != root) {
+                if !(never || short || by_operator || key != root || self.may_be_given_up(root)) {
                     return Err(format!("{key} is thrown away"));
                 }
             }
+            // Each side of a partition announces what it knows, and their words come in any order.
+            Some("parked") if is_there && self.is_known_as_stored(key) => {}
             Some("parked") if key == root && was_recorded && !asked.refused && !asked.poisoned => {
                 return Err(format!("{key} is parked, though nothing is wrong any more"));
             }
@@ -201,6 +258,33 @@ impl World {
         let was_masked = switch.files.get(&root).is_some_and(|file| !file.masks.is_empty());
         if says && !was_masked {
             return Err(format!("the document of {key} says that it is masked, and it is not"));
+        }
+        Ok(())
+    }
+
+    /// A stop or mask that was acknowledged is durable.
+    fn judge_controls(&self) -> Result<(), String> {
+        let entries = self.cluster().everything();
+        let known: BTreeSet<(String, bool)> = entries
+            .values()
+            .filter_map(|document| Some(document.winner()?.1))
+            .flat_map(|body| {
+                let key = body["key"].as_str().unwrap_or_default().to_owned();
+                let facts = body["facts"].as_array().into_iter().flatten();
+                let kinds = facts.filter_map(|fact| fact["fact"].as_str());
+                let controls = kinds.filter(|kind| matches!(*kind, "stop_asked" | "mask_asked"));
+                let stops: Vec<bool> = controls.map(|kind| kind == "stop_asked").collect();
+                stops.into_iter().map(move |stop| (key.clone(), stop))
+            })
+            .collect();
+        let unfound = self.unfound.lock().unwrap();
+        for (key, stop) in self.acknowledged.lock().unwrap().difference(&unfound) {
+            if !known.contains(&(key.to_string(), *stop)) {
+                let what = if *stop { "stop" } else { "mask" };
+                return Err(format!(
+                    "a {what} of {key} was acknowledged, and the ledger does not know it"
+                ));
+            }
         }
         Ok(())
     }

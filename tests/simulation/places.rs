@@ -32,6 +32,8 @@ pub struct Places {
     pub stored: BTreeMap<Key, Vec<Stored>>,
     /// Documents that came before their audio.
     pub documents: BTreeSet<Key>,
+    /// Those of them that say that their audio arrived at its URL, and which audio.
+    pub completed: BTreeMap<Key, Content>,
     /// What the document says of masks.
     pub masked: BTreeMap<Key, bool>,
     /// Copies in the hold, by name.
@@ -58,7 +60,7 @@ impl World {
     /// Audio arrives at its destination. `true`: its server had too few copies.
     pub fn store(&self, key: Key, destination: Destination, content: &Content) -> bool {
         let here = matches!(destination, Destination::Account | Destination::ThirdParty);
-        let copy = match here && self.mishap(120) {
+        let copy = match here && (self.trouble().thin || self.mishap(120)) {
             true if self.chance(400) => Copy::Lost,
             true => Copy::Away(self.now().plus(self.between(60_000, 4 * 3_600_000))),
             false => Copy::Safe,

@@ -35,6 +35,11 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// The leg that a transfer moves its recording to.
+    pub fn other_leg(&self) -> String {
+        format!("{}, leg b", self.order.call_id)
+    }
+
     pub fn all(rng: &mut fastrand::Rng, calm: bool) -> BTreeMap<Key, Self> {
         let count = if rng.u8(..20) == 0 { 10 } else { 4 };
         (0..count)
@@ -61,10 +66,18 @@ impl Asked {
             1
         };
         let format = if rng.bool() { Format::Mp3 } else { Format::Wav };
+        let (destination, switch) = (Destination::ALL[rng.usize(..4)], rng.usize(..2));
+        let url = match destination {
+            Destination::Url => Url::Given("https://h/".into()),
+            _ => Url::None,
+        };
         Self {
-            order: order(key, n, (min_sec, trigger, format)),
-            destination: Destination::ALL[rng.usize(..4)],
-            switch: rng.usize(..2),
+            order: Order {
+                url,
+                ..order(key, n, node(switch), (min_sec, trigger, format))
+            },
+            destination,
+            switch,
             begins: Duration::from_millis(rng.u64(..600_000)),
             refused,
             poisoned,
@@ -77,7 +90,12 @@ impl Asked {
     }
 }
 
-fn order(key: Key, n: u64, (min_sec, trigger, format): (u32, Trigger, Format)) -> Order {
+/// The name of a switch.
+pub fn node(switch: usize) -> String {
+    format!("freeswitch@fs{switch}")
+}
+
+fn order(key: Key, n: u64, node: String, (min_sec, trigger, format): (u32, Trigger, Format)) -> Order {
     let extension = if format == Format::Mp3 { "mp3" } else { "wav" };
     Order {
         key,
@@ -106,7 +124,7 @@ fn order(key: Key, n: u64, (min_sec, trigger, format): (u32, Trigger, Format)) -
             silence: None,
             stereo: true,
             carry: "c".into(),
-            node: Some("freeswitch@fs1".into()),
+            node: Some(node),
             path: format!("/tmp/{key}.{extension}"),
         }),
     }

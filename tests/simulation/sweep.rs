@@ -9,7 +9,9 @@ use kz_record_call::flow::common::{Common, Tasks};
 use kz_record_call::flow::in_flight::Mailbox;
 use kz_record_call::flow::sweep::{Resume, Sweep};
 use kz_record_call::kazoo::envelope::Sender;
-use kz_record_call::lifecycle::Input;
+use kz_record_call::kazoo::time::Clock;
+use kz_record_call::lifecycle::{Input, Policy};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::worker::{LEASE, Worker};
@@ -26,14 +28,14 @@ static CONFIG: LazyLock<Config> = LazyLock::new(|| {
 });
 
 /// What every service of a worker shares.
-pub fn common(worker: &Worker) -> Arc<Common> {
-    let node = format!("kz_record_call@{}", worker.n);
+pub fn common(host: usize, clock: &Clock, policy: &Policy, stop: &CancellationToken) -> Arc<Common> {
+    let node = format!("kz_record_call@{host}");
     Arc::new(Common {
         config: CONFIG.clone(),
         sender: Sender { node },
-        clock: worker.clock.clone(),
-        policy: worker.policy.clone(),
-        tasks: Tasks::new(TaskTracker::new(), worker.stop.clone()),
+        clock: clock.clone(),
+        policy: policy.clone(),
+        tasks: Tasks::new(TaskTracker::new(), stop.clone()),
     })
 }
 
@@ -49,7 +51,7 @@ impl Resume for Worker {
 /// Begins to sweep, to reconcile, and to merge what a parted cluster wrote twice.
 pub fn begin(worker: &Arc<Worker>) {
     let sweep = Arc::new(Sweep {
-        common: common(worker),
+        common: Arc::clone(&worker.common),
         ledger: worker.ledger.clone(),
         memory: Arc::clone(&worker.memory),
         in_flight: worker.hands.clone(),

@@ -4,6 +4,7 @@
 //! upload has what was in the file when it began. Its status alone decides: after a 2xx the file is gone, whatever is still written to it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kz_record_call::entry::fact::CollectFailure;
@@ -67,6 +68,8 @@ pub struct File {
     pub there: bool,
     pub running: bool,
     killed: bool,
+    /// The switch was told to delete it, and did not.
+    pub undeleted: bool,
     pub masks: Vec<(Moment, bool)>,
 }
 
@@ -77,6 +80,10 @@ impl File {
             .since
             .map_or(0, |since| u64::try_from(now.since(since).as_millis()).unwrap());
         part.ms + more
+    }
+
+    pub fn parts(&self) -> usize {
+        self.parts.len()
     }
 
     fn step(&self) -> u64 {
@@ -159,10 +166,11 @@ impl Switch {
 }
 
 /// An upload whose switch waits for an answer.
-#[derive(Debug)]
 pub struct Upload {
     pub root: Key,
     pub content: Content,
+    pub audio: Audio,
+    pub world: Arc<World>,
     at: usize,
     life: u32,
 }
@@ -197,6 +205,7 @@ impl World {
                 there: false,
                 running: false,
                 killed: false,
+                undeleted: false,
                 masks: Vec::new(),
             });
             if file.running {
@@ -209,7 +218,7 @@ impl World {
             let since = (!on_hold).then_some(now);
             file.parts.insert(part, Part { ms: 0, since });
             file.on_disk.push(part);
-            (file.there, file.running) = (true, true);
+            (file.there, file.running, file.undeleted) = (true, true, false);
             self.note(WORLD, || format!("the switch records {key}, part {part}"));
             if part > 1 {
                 self.count("began again");
@@ -304,32 +313,48 @@ impl World {
         self.count("uploads");
         Ok(Upload {
             root,
+            audio: content.audio(),
             content,
+            world: self.me(),
             at,
             life,
         })
     }
 
-    /// The switch gets a 2xx, or not. `false`: it waited no longer.
-    pub async fn answer(&self, upload: Upload, release: bool) -> bool {
-        tokio::time::sleep(self.between(1, 60)).await;
-        let mut switch = self.switch.lock().unwrap();
-        if switch.lives[upload.at] != upload.life || self.mishap(20) {
+    /// The switch gets a 2xx, or not. `false`: it waits no longer.
+    pub fn answer(&self, upload: &Upload, release: bool) -> bool {
+        let is_cut = self.switch.lock().unwrap().lives[upload.at] != upload.life;
+        if is_cut || self.mishap(20) {
             return false;
         }
-        if release && !self.mishap(20) {
-            let file = switch.files.get_mut(&upload.root).unwrap();
-            let running = file.running;
-            file.there = false;
-            file.on_disk.clear();
-            file.killed = false;
-            let root = upload.root;
-            self.note(WORLD, || {
-                let still = if running { ", which it is still writing" } else { "" };
-                format!("the switch deletes the file of {root}{still}")
+        if release && self.mishap(20) {
+            let mut switch = self.switch.lock().unwrap();
+            switch.files.get_mut(&upload.root).unwrap().undeleted = true;
+        } else if release {
+            let (world, pause) = (self.me(), self.between(1, 60));
+            let (root, at, life) = (upload.root, upload.at, upload.life);
+            tokio::spawn(async move {
+                tokio::time::sleep(pause).await;
+                world.delete(root, at, life);
             });
         }
         true
+    }
+
+    fn delete(&self, root: Key, at: usize, life: u32) {
+        let mut switch = self.switch.lock().unwrap();
+        if switch.lives[at] != life {
+            return;
+        }
+        let file = switch.files.get_mut(&root).unwrap();
+        let running = file.running;
+        file.there = false;
+        file.on_disk.clear();
+        file.killed = false;
+        self.note(WORLD, || {
+            let still = if running { ", which it is still writing" } else { "" };
+            format!("the switch deletes the file of {root}{still}")
+        });
     }
 }
 

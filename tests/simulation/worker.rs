@@ -6,36 +6,39 @@ use std::time::Duration;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
+use kz_record_call::flow::common::Common;
 use kz_record_call::flow::driver::{Host, survive};
+use kz_record_call::flow::effects::segments::Segments;
 use kz_record_call::flow::in_flight::{InFlight, Mailbox};
+use kz_record_call::flow::journal::Journal;
 use kz_record_call::flow::memory::{OpenRecordings, Peers};
 use kz_record_call::kazoo::time::{Clock, Moment};
 use kz_record_call::ledger::Ledger;
 use kz_record_call::lifecycle::{Input, Policy};
 use kz_record_call::recording::identity::Key;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{Notice, QUEUES};
+use crate::broker::{Confirming, Notice, QUEUES};
+use crate::collect::Collects;
 use crate::couch::Client;
 use crate::gate::Gate;
 use crate::world::World;
 
 pub const LEASE: Duration = Duration::from_secs(300);
 pub const LINGER: Duration = Duration::from_secs(1);
-/// Uploads at once, of one switch.
-const SLOTS: usize = 2;
 
 pub fn policy(worker: String) -> Policy {
     Policy {
         worker,
-        retry: [5, 30, 120, 600, 1800].map(Duration::from_secs).to_vec(),
+        // Shorter than a worker's default, so that recordings are parked while things still go wrong.
+        retry: [5, 30, 120, 300].map(Duration::from_secs).to_vec(),
         jitter: 20,
-        max_attempts: 12,
+        max_attempts: 8,
         hold: true,
         hold_pause: Duration::from_secs(60),
-        looks: [60, 300, 900, 3600].map(Duration::from_secs).to_vec(),
+        looks: [60, 120, 240].map(Duration::from_secs).to_vec(),
         start_timeout: Duration::from_secs(30),
         check_interval: Duration::from_secs(300),
         grace: Duration::from_secs(60),
@@ -54,7 +57,10 @@ pub struct Worker {
     pub ledger: Ledger,
     pub hands: InFlight,
     pub stop: CancellationToken,
-    pub slots: [Semaphore; 2],
+    pub common: Arc<Common>,
+    pub collector: Collects,
+    pub journal: Arc<Journal<Confirming>>,
+    pub segments: Segments<Confirming>,
     pub memory: Arc<OpenRecordings>,
     pub peers: Arc<Peers>,
     tasks: Mutex<Option<JoinSet<()>>>,
@@ -73,6 +79,16 @@ impl Worker {
         let stop = CancellationToken::new();
         let (ledger, writing) = Ledger::over(Arc::new(couch), clock.clone(), &policy, stop.clone());
         let peers = Arc::new(Peers::new(&name));
+        let common = crate::sweep::common(n, &clock, &policy, &stop);
+        let hands = InFlight::default();
+        let memory: Arc<OpenRecordings> = Arc::default();
+        let journal = Arc::new(Journal {
+            common: Arc::clone(&common),
+            ledger: ledger.clone(),
+            publisher: Confirming(Arc::clone(world)),
+            waiting: std::sync::atomic::AtomicUsize::new(0),
+        });
+        let collector = crate::collect::collector(world, n, &common, &ledger, &hands);
         let worker = Arc::new(Self {
             world: Arc::clone(world),
             n,
@@ -80,10 +96,18 @@ impl Worker {
             policy,
             clock,
             ledger,
-            hands: InFlight::default(),
             stop,
-            slots: std::array::from_fn(|_| Semaphore::new(SLOTS)),
-            memory: Arc::default(),
+            collector,
+            segments: Segments {
+                common: Arc::clone(&common),
+                journal: Arc::clone(&journal),
+                memory: Arc::clone(&memory),
+                in_flight: hands.clone(),
+            },
+            journal,
+            memory,
+            common,
+            hands,
             peers,
             tasks: Mutex::new(Some(JoinSet::new())),
             session: watch::channel(1).0,

@@ -46,6 +46,8 @@ pub struct Trouble {
     pub target_down: bool,
     pub target_slow: bool,
     pub hold_down: bool,
+    /// The databases of recordings have too few nodes.
+    pub thin: bool,
     pub alarm: bool,
     pub confirms_lost: bool,
     pub events_lost: bool,
@@ -78,6 +80,14 @@ pub struct World {
     pub newer: Mutex<BTreeMap<Key, u32>>,
     pub counts: Mutex<BTreeMap<&'static str, u32>>,
     pub discarded: Mutex<BTreeSet<Key>>,
+    /// Stops, and masks (`false`), of which a worker said that there is no recording.
+    pub unfound: Mutex<BTreeSet<(Key, bool)>>,
+    /// Stops, and masks (`false`), that a worker acknowledged.
+    pub acknowledged: Mutex<BTreeSet<(Key, bool)>>,
+    /// Whether each switch ever could open no file, and for longer than a worker asks before a file counts as gone: see docs/limits.md.
+    pub unopened: Mutex<[(bool, bool); 2]>,
+    /// Recordings whose first events were all lost: a worker knows them by their action alone.
+    pub unheard: Mutex<BTreeSet<Key>>,
     /// When the switch last ended each recording.
     pub ended: Mutex<BTreeMap<Key, Moment>>,
 }
@@ -148,6 +158,10 @@ impl World {
             newer: Mutex::default(),
             counts: Mutex::default(),
             discarded: Mutex::default(),
+            unfound: Mutex::default(),
+            acknowledged: Mutex::default(),
+            unopened: Mutex::default(),
+            unheard: Mutex::default(),
             ended: Mutex::default(),
             rng: Mutex::new(rng),
         })
@@ -202,6 +216,17 @@ impl World {
 
     pub fn cluster(&self) -> MutexGuard<'_, Cluster> {
         self.cluster.lock().unwrap()
+    }
+
+    /// Whether the node of CouchDB that answers a host knows the databases; `None`: no node answers.
+    pub fn home_answers(&self, host: usize) -> Option<bool> {
+        let side = self.side(host);
+        let there: Vec<bool> = {
+            let cluster = self.cluster();
+            let there = cluster.nodes.iter().filter(|node| node.up && node.side == side);
+            there.map(|node| node.knows).collect()
+        };
+        self.pick(&there)
     }
 
     pub fn side(&self, host: usize) -> u8 {

@@ -72,7 +72,11 @@ fn a_file_that_the_switch_deleted_or_never_had_is_not_said_to_be_there() {
     let discarded = concluded(Outcome::Discarded, Cause::DiscardedByOperator);
     for facts in [
         vec![What::Released { n: 1 }],
-        vec![What::Tidied { n: 1, left: None }],
+        vec![What::Tidied {
+            n: 1,
+            left: None,
+            missing: false,
+        }],
         vec![held(), What::Released { n: 1 }, discarded, What::Unheld { n: 1 }],
     ] {
         let places = places(&ended(facts));
@@ -88,6 +92,7 @@ fn a_file_that_the_switch_deleted_or_never_had_is_not_said_to_be_there() {
     let left = What::Tidied {
         n: 1,
         left: Some("no answer".into()),
+        missing: false,
     };
     assert!(places(&ended(vec![left]))[0].starts_with("on the switch"));
 }

@@ -7,7 +7,7 @@ use crate::destination::choose::{Decision, Undecided, choose};
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::What;
-use crate::flow::common::Common;
+use crate::flow::common::{Common, Interrupted};
 use crate::ledger::{Ledger, address};
 use crate::lifecycle::{Case, Input};
 use crate::recording::order::Url;
@@ -29,20 +29,23 @@ pub struct Chooser {
 
 impl Chooser {
     /// Decides where the audio goes, from the configuration as it is now.
-    pub async fn decide(&self, case: &Case) -> Option<Input> {
+    ///
+    /// # Errors
+    /// When the entry has no order.
+    pub async fn decide(&self, case: &Case) -> Result<Input, Interrupted> {
         let entry = &case.entry;
-        let mut order = entry.order()?.clone();
+        let mut order = entry.order().ok_or(Interrupted::Baseless)?.clone();
         let account_id = entry.account_id().unwrap_or_default();
         let n = entry.next_number("retried");
         if order.url == Url::Lost {
             match self.known_order(case).await {
-                Ok(Some(known)) => return Some(known),
+                Ok(Some(known)) => return Ok(known),
                 // The worker that began the recording writes its order within moments, or the order is on its way in the journal.
                 Ok(None) if n == 1 && entry.postponed().count() < LOOKS_FOR_ORDER => {
-                    return Some(self.undecided(case, &Undecided::Ledger));
+                    return Ok(self.undecided(case, &Undecided::Ledger));
                 }
                 Ok(None) => {}
-                Err(undecided) => return Some(self.undecided(case, &undecided)),
+                Err(undecided) => return Ok(self.undecided(case, &undecided)),
             }
         }
         if n > 1 && order.url == Url::Lost {
@@ -59,18 +62,18 @@ impl Chooser {
             // The file on the switch is released, so the copy in the hold is the only one. Only an operator may discard it.
             // So it may be where no worker wrote the release down.
             Ok(Decision::Discard) if entry.held().is_some() => {
-                return Some(Input::Fact(What::Parked {
+                return Ok(Input::Fact(What::Parked {
                     n: entry.next_rest(),
                     cause: Cause::Undecided,
                 }));
             }
             Ok(Decision::Discard) => {
-                return Some(Input::Fact(What::Concluded {
+                return Ok(Input::Fact(What::Concluded {
                     outcome: Outcome::Discarded,
                     cause: Cause::StoringDisabled,
                 }));
             }
-            Err(undecided) => return Some(self.undecided(case, &undecided)),
+            Err(undecided) => return Ok(self.undecided(case, &undecided)),
         };
         // Kazoo would not count an attempt while our own database is down.
         let attempts = match (destination, &media) {
@@ -78,7 +81,7 @@ impl Chooser {
             (destination, _) if destination.is_own() => None,
             (_, Some(media)) => self.accounts.storage_retry_times(account_id, media).await,
         };
-        Some(Input::Fact(What::Decided {
+        Ok(Input::Fact(What::Decided {
             n,
             destination,
             attempts,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::destination::circuit_breaker::CircuitBreakers;
-use crate::destination::{Attempt, DeliveryError, Destinations, Fault, Parcel, Route, Source};
+use crate::destination::{Attempt, DeliveryError, Destinations, Fault, Parcel, Registry, Route, Source};
 use crate::entry::fact::{Destination, What};
 use crate::flow::common::Common;
 use crate::hold::Hold;

@@ -9,7 +9,7 @@ use crate::amqp::Publisher;
 use crate::couch::Couch;
 use crate::destination::couchdb_write::months::Months;
 use crate::destination::pending_document::{self, Placed, find_or_create};
-use crate::destination::{DeliveryError, Destinations, Parcel};
+use crate::destination::{DeliveryError, Destinations, Parcel, Registry};
 use crate::entry::cause::Cause;
 use crate::entry::fact::{Delivery, Destination, What};
 use crate::flow::common::Common;

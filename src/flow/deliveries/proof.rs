@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::destination::circuit_breaker::CircuitBreakers;
 use crate::destination::couchdb_write::{self, ReadBack};
-use crate::destination::{DeliveryError, Destinations};
+use crate::destination::{DeliveryError, Destinations, Registry, find};
 use crate::entry::LOOKS;
 use crate::entry::fact::What;
 use crate::flow::common::Common;
@@ -21,15 +21,22 @@ pub struct Proof {
     pub breakers: Arc<CircuitBreakers>,
 }
 
-impl Proof {
+/// What a collector asks before and after it asks a switch.
+pub trait Proofs: Send + Sync {
     /// The delivery that an earlier attempt, or another worker, has made already.
     ///
-    /// # Errors
-    /// When it is not known whether there is one, or its copy is damaged.
-    pub async fn stored_already(&self, case: &Case, order: &Order) -> Result<Option<What>, DeliveryError> {
-        self.destinations.find(&case.entry, order, self.common.now()).await
-    }
+    /// Fails when it is not known whether there is one, or its copy is damaged.
+    fn stored_already(
+        &self,
+        case: &Case,
+        order: &Order,
+    ) -> impl Future<Output = Result<Option<What>, DeliveryError>> + Send;
 
+    /// Whether a collect of the file would be in vain now. Returns what must be noted then.
+    fn in_vain(&self, case: &Case, attempt: u32) -> impl Future<Output = Option<Input>> + Send;
+}
+
+impl Proof {
     /// Reads back a delivery that a server with too few copies took.
     pub async fn read_back(&self, case: &Case, n: u32) -> Input {
         let (why, unanswered, deleted) = match self.look_at(case).await {
@@ -67,8 +74,7 @@ impl Proof {
         couchdb_write::read_back(&couch, &document.database, &document.id, entry.key, (name, audio)).await
     }
 
-    /// Whether a collect of the file would be in vain now. Returns what must be noted then.
-    pub async fn in_vain(&self, case: &Case, attempt: u32) -> Option<Input> {
+    async fn is_in_vain(&self, case: &Case, attempt: u32) -> Option<Input> {
         let entry = &case.entry;
         // Other audio can wait in the hold.
         let destination = entry.destination().filter(|to| !to.is_held())?;
@@ -89,5 +95,15 @@ impl Proof {
     /// The cluster's own database answers again.
     pub fn home_is_back(&self) {
         self.breakers.delivered(self.destinations.home());
+    }
+}
+
+impl Proofs for Proof {
+    async fn stored_already(&self, case: &Case, order: &Order) -> Result<Option<What>, DeliveryError> {
+        find(&*self.destinations, &case.entry, order, self.common.now()).await
+    }
+
+    async fn in_vain(&self, case: &Case, attempt: u32) -> Option<Input> {
+        self.is_in_vain(case, attempt).await
     }
 }

@@ -15,7 +15,7 @@ use crate::recording::document::DOCUMENT_TYPE;
 use crate::recording::names;
 use crate::telemetry::events::Announced;
 
-use crate::flow::common::Common;
+use crate::flow::common::{Common, Interrupted};
 use crate::lifecycle::{Case, Input};
 
 /// Publishes notices.
@@ -26,9 +26,9 @@ pub struct Announcer {
 
 impl Announcer {
     /// Publishes a notice until the broker has confirmed it.
-    pub(super) async fn announce(&self, case: &Case, announcement: Announcement) -> Option<Input> {
+    pub(super) async fn announce(&self, case: &Case, announcement: Announcement) -> Result<Input, Interrupted> {
         let Some(message) = self.notice(case, announcement) else {
-            return Some(Input::Fact(case.entry.announced(announcement)));
+            return Ok(Input::Fact(case.entry.announced(announcement)));
         };
         loop {
             match self.publisher.publish(&message).await {
@@ -39,7 +39,7 @@ impl Announcer {
                         kind: announcement.name(),
                     }
                     .emit();
-                    return Some(Input::Fact(case.entry.announced(announcement)));
+                    return Ok(Input::Fact(case.entry.announced(announcement)));
                 }
                 Err(error) => {
                     tracing::warn!(event = "notification_not_published", call_id = case.entry.call_id, %error, "notification not published, retrying")

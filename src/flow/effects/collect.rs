@@ -7,15 +7,16 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{CollectFailure, What};
-use crate::entry::{Entry, TIDIES};
+use crate::entry::{Entry, MISSES_PROVE, TIDIES};
+use crate::faults::{Fault, is_back};
 use crate::ingest::Upload;
 use crate::recording::audio::Audio;
 use crate::recording::digest::Digests;
 use crate::recording::order::Order;
 use crate::telemetry::events::{AudioSuspect, CollectEnded, CollectPutOff};
 
-use crate::flow::common::Common;
-use crate::flow::deliveries::Proof;
+use crate::flow::common::{Common, Interrupted};
+use crate::flow::deliveries::Proofs;
 use crate::flow::in_flight::InFlight;
 use crate::flow::slots::{Crowded, Slots};
 
@@ -23,12 +24,11 @@ mod fetch;
 mod predecessors;
 mod quiescence;
 
-use fetch::Fetched;
-pub use fetch::Fetcher;
+pub use fetch::{Fetched, Fetcher, Files, Received};
 use predecessors::Kept;
 pub use predecessors::Predecessors;
 use quiescence::Look;
-pub use quiescence::Quiescence;
+pub use quiescence::{CallState, Channels, Ecallmgrs, Quiescence};
 
 use crate::lifecycle::{Answer, Case, Input};
 
@@ -36,8 +36,8 @@ use crate::lifecycle::{Answer, Case, Input};
 const PUT_OFF: Duration = Duration::from_secs(20);
 
 /// The result of a collect whose file must be complete.
-enum Whole {
-    Brought(Box<(Fetched, Look, OwnedSemaphorePermit)>),
+enum Whole<U> {
+    Brought(Box<(Fetched<U>, Look, OwnedSemaphorePermit)>),
     /// The file was collected twice, and differed.
     Grows,
 }
@@ -53,57 +53,59 @@ fn is_other_than_probed(entry: &Entry, audio: &Audio) -> bool {
 }
 
 /// An upload in flight, and the switch's slot that it holds.
-pub struct InHand {
-    pub upload: Upload,
+pub struct InHand<U = Upload> {
+    pub upload: U,
     /// The state of the call before this file was asked for.
     look: Look,
     _slot: OwnedSemaphorePermit,
 }
 
-/// Brings files from the switches, and lets the switches delete them.
-pub struct Collector {
+/// Brings files from the switches, and lets the switches delete them. The worker gives it RabbitMQ, its ingest and the destinations;
+/// `tests/simulation` gives it simulated ones.
+pub struct Collector<F, C, P> {
     pub common: Arc<Common>,
-    pub fetcher: Fetcher,
-    pub quiescence: Quiescence,
+    pub files: F,
+    pub quiescence: Quiescence<C>,
     pub predecessors: Predecessors,
     /// Knows whether the audio is at its destination already.
-    pub proof: Arc<Proof>,
+    pub proof: Arc<P>,
     pub in_flight: InFlight,
     /// Slots for uploads from each switch: every upload holds a thread of a live media server.
     pub switches: Slots,
 }
 
-impl Collector {
+impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
     /// Asks the switch for the file, and waits for the result.
-    pub(super) async fn collect(
+    ///
+    /// # Errors
+    /// When the worker is shutting down.
+    pub async fn collect(
         &self,
         case: &Case,
         attempt: u32,
         node: &str,
         path: &str,
-        hand: &mut Option<InHand>,
-    ) -> Option<Input> {
-        let order = case.entry.order()?;
+        hand: &mut Option<InHand<F::Upload>>,
+    ) -> Result<Input, Interrupted> {
+        let order = case.entry.order().ok_or(Interrupted::Baseless)?;
         if let Some(input) = self.proof.in_vain(case, attempt).await {
-            return Some(input);
+            return Ok(input);
         }
         if let Some(later) = self.put_off(case, node) {
-            return Some(later);
+            return Ok(later);
         }
         let (result, look, slot) = match self.whole(case, order, node, path).await? {
             Whole::Brought(brought) => *brought,
             Whole::Grows => {
                 let before = case.entry.postponed().count();
-                return Some(self.common.postponed_by_schedule(
-                    case,
-                    before,
-                    "the switch records into the file".into(),
-                ));
+                return Ok(self
+                    .common
+                    .postponed_by_schedule(case, before, "the switch records into the file".into()));
             }
         };
         let told = result
             .as_ref()
-            .map(|upload| upload.audio.size)
+            .map(|upload| upload.audio().size)
             .map_err(|(_, why)| why.as_str());
         CollectEnded {
             call_id: &order.call_id,
@@ -113,23 +115,24 @@ impl Collector {
         }
         .emit();
         match result {
-            Ok(upload) if is_other_than_probed(&case.entry, &upload.audio) => {
+            Ok(upload) if is_other_than_probed(&case.entry, upload.audio()) => {
                 // The end was presumed because the file was unchanged. Since then it has changed.
+                self.note_closed(case, order, upload.audio());
                 upload.answer(Answer::Keep);
                 let before = case.entry.postponed().count();
-                Some(self.common.postponed_by_schedule(
+                Ok(self.common.postponed_by_schedule(
                     case,
                     before,
                     "the file is not what it was when its end was presumed".into(),
                 ))
             }
-            Ok(upload) if self.predecessors.is_kept_before(case, &upload.audio.digests).await => {
+            Ok(upload) if self.predecessors.is_kept_before(case, &upload.audio().digests).await => {
                 // The recording that has this audio also releases the file.
                 upload.answer(Answer::Keep);
-                Some(predecessors::already_kept())
+                Ok(predecessors::already_kept())
             }
             Ok(upload) => {
-                let audio = upload.audio.clone();
+                let audio = upload.audio().clone();
                 for finding in &audio.findings {
                     AudioSuspect {
                         call_id: &order.call_id,
@@ -144,16 +147,30 @@ impl Collector {
                     look,
                     _slot: slot,
                 });
-                Some(Input::Received(audio))
+                Ok(Input::Received(audio))
             }
-            Err((CollectFailure::Missing, why)) => Some(self.missing(case, order, attempt, why).await),
-            Err((failure, why)) => Some(Input::Fact(What::CollectFailed { attempt, failure, why })),
+            Err((CollectFailure::Missing, why)) => Ok(self.missing(case, order, attempt, why).await),
+            Err((failure, why)) => Ok(Input::Fact(What::CollectFailed { attempt, failure, why })),
         }
     }
 
-    /// Asks for the file until it is certainly complete: at once, unless the switch may be recording into it again. `None`: the worker is
-    /// shutting down.
-    async fn whole(&self, case: &Case, order: &Order, node: &str, path: &str) -> Option<Whole> {
+    /// A file that its writer has closed since its end was presumed is another file from now on. The next collect is compared with it: otherwise
+    /// no attempt, and no operator's retry, could ever deliver it.
+    fn note_closed(&self, case: &Case, order: &Order, audio: &Audio) {
+        if audio.seems_open(order.format) {
+            return;
+        }
+        let probed = What::Probed {
+            n: case.entry.next_number("probed"),
+            size: audio.size,
+            md5: audio.written().md5.clone(),
+            open: false,
+        };
+        let _ = self.in_flight.tell(case.entry.key, Input::Fact(probed));
+    }
+
+    /// Asks for the file until it is certainly complete: at once, unless the switch may be recording into it again.
+    async fn whole(&self, case: &Case, order: &Order, node: &str, path: &str) -> Result<Whole<F::Upload>, Interrupted> {
         let mut before: Option<Digests> = None;
         loop {
             let look = self
@@ -164,27 +181,27 @@ impl Collector {
             let look = self.quiescence.renewed(&case.entry, look).await;
             let result = self
                 .common
-                .unless_stopped(self.fetcher.fetch(case, order, node, path))
+                .unless_stopped(self.files.fetch(case, order, node, path))
                 .await?;
             let brought = match &result {
-                Ok(upload) => Some(upload.audio.digests.clone()),
+                Ok(upload) => Some(upload.audio().digests.clone()),
                 Err(_) => None,
             };
-            let is_open = |upload: &Upload| look.awaits(&case.entry, &upload.audio);
+            let is_open = |upload: &F::Upload| look.awaits(&case.entry, upload.audio());
             let open = result.as_ref().is_ok_and(is_open);
             let same = brought.is_none() || before == brought && !open;
             let still = match &result {
-                Ok(upload) => self.quiescence.is_still(&case.entry, &look, &upload.audio).await,
+                Ok(upload) => self.quiescence.is_still(&case.entry, &look, upload.audio()).await,
                 Err(_) => true,
             };
             if same || still {
-                return Some(Whole::Brought(Box::new((result, look, slot))));
+                return Ok(Whole::Brought(Box::new((result, look, slot))));
             }
             if let Ok(upload) = result {
                 upload.answer(Answer::Keep);
             }
             if before.is_some() {
-                return Some(Whole::Grows);
+                return Ok(Whole::Grows);
             }
             before = brought;
             drop(slot);
@@ -196,9 +213,10 @@ impl Collector {
 
     /// Waits for a slot of the switch. A task that waits for one is not busy: neither the sweep nor the recordings of other switches wait
     /// for it.
-    async fn slot_of(&self, switch: &str) -> Option<OwnedSemaphorePermit> {
+    async fn slot_of(&self, switch: &str) -> Result<OwnedSemaphorePermit, Interrupted> {
         let _idle = self.in_flight.idle();
-        self.common.unless_stopped(self.switches.slot(switch)).await?
+        let slot = self.common.unless_stopped(self.switches.slot(switch)).await?;
+        slot.ok_or(Interrupted::ShuttingDown)
     }
 
     /// If enough recordings wait for a slot of the switch already, further ones wait in the ledger: a switch's backlog must not fill the
@@ -222,21 +240,24 @@ impl Collector {
     }
 
     /// Reads the file, and leaves it on the switch. Two equal probes prove an end that no event reported.
-    pub(super) async fn probe(&self, case: &Case, n: u32, attempt: u32, node: &str, path: &str) -> Option<Input> {
-        let order = case.entry.order()?;
+    ///
+    /// # Errors
+    /// When the worker is shutting down.
+    pub async fn probe(&self, case: &Case, n: u32, attempt: u32, node: &str, path: &str) -> Result<Input, Interrupted> {
+        let order = case.entry.order().ok_or(Interrupted::Baseless)?;
         if let Some(later) = self.put_off(case, node) {
-            return Some(later);
+            return Ok(later);
         }
         let _slot = self.slot_of(node).await?;
         let result = self
             .common
-            .unless_stopped(self.fetcher.fetch(case, order, node, path))
+            .unless_stopped(self.files.fetch(case, order, node, path))
             .await?;
-        Some(match result {
+        Ok(match result {
             Ok(upload) => {
-                let audio = &upload.audio;
+                let audio = upload.audio();
                 let (size, md5) = (audio.size, audio.written().md5.clone());
-                let open = audio.seems_open(order.format);
+                let open = audio.seems_open(order.format) && !is_back(Fault::OpenFilesReleased);
                 upload.answer(Answer::Keep);
                 Input::Fact(What::Probed { n, size, md5, open })
             }
@@ -265,38 +286,47 @@ impl Collector {
 
     /// Asks once more for a file that was never released. Only audio that is safe already is released. Anything else in the file, such as a
     /// recording that began anew, stays.
-    pub(super) async fn tidy(&self, case: &Case, n: u32, node: &str, path: &str) -> Option<Input> {
-        let order = case.entry.order()?;
+    ///
+    /// # Errors
+    /// When the worker is shutting down.
+    pub async fn tidy(&self, case: &Case, n: u32, node: &str, path: &str) -> Result<Input, Interrupted> {
+        let order = case.entry.order().ok_or(Interrupted::Baseless)?;
         if let Some(later) = self.put_off(case, node) {
-            return Some(later);
+            return Ok(later);
         }
         let _slot = self.slot_of(node).await?;
         let look = self.quiescence.look_at_call(&case.entry).await;
         let result = self
             .common
-            .unless_stopped(self.fetcher.fetch(case, order, node, path))
+            .unless_stopped(self.files.fetch(case, order, node, path))
             .await?;
         let short = case.entry.outcome() == Some((Outcome::Discarded, Cause::TooShort));
         let seen = case.entry.audio().map(|audio| &audio.digests);
-        let may_go = |there: &Digests| case.entry.is_safe(there) || short && seen == Some(there);
+        let may_go = |there: &Digests| {
+            case.entry.is_safe(there) || short && seen == Some(there) || is_back(Fault::DigestsIgnored)
+        };
+        let mut missing = false;
         let left = match result {
-            Ok(upload) if !self.quiescence.is_still(&case.entry, &look, &upload.audio).await => {
+            Ok(upload) if !self.quiescence.is_still(&case.entry, &look, upload.audio()).await => {
                 upload.answer(Answer::Keep);
                 Some("the switch may be recording into it".to_owned())
             }
-            Ok(upload) if may_go(&upload.audio.digests) => {
-                self.fetcher.ingest.remember_safe(order.key, upload.audio.written());
+            Ok(upload) if may_go(&upload.audio().digests) => {
+                self.files.remember_safe(order.key, upload.audio().written());
                 (!upload.answer(Answer::Release)).then(|| "the switch waited no longer for its answer".to_owned())
             }
             Ok(upload) => {
                 upload.answer(Answer::Keep);
                 if let Some(told) = case.entry.untold_start() {
                     // The switch recorded into the file again, and no event reported it. That becomes a recording of its own.
-                    return Some(Input::Fact(What::Started(Box::new(told))));
+                    return Ok(Input::Fact(What::Started(Box::new(told))));
                 }
                 Some("what is there now is not what is safe".to_owned())
             }
-            Err((CollectFailure::Missing, _)) => None,
+            Err((CollectFailure::Missing, why)) => {
+                missing = true;
+                (case.entry.misses() + 1 < MISSES_PROVE).then_some(why)
+            }
             Err((_, why)) => Some(why),
         };
         if let (Some(why), true) = (&left, case.entry.tidied().count() + 1 >= TIDIES) {
@@ -308,20 +338,20 @@ impl Collector {
                 "recording stored, file left on the switch"
             );
         }
-        Some(Input::Fact(What::Tidied { n, left }))
+        Ok(Input::Fact(What::Tidied { n, left, missing }))
     }
 
     /// Answers the switch for its upload: the point of no return. Exactly this audio must be safe, whatever else is known of the recording.
-    pub async fn answer(&self, case: &Case, answer: Answer, hand: Option<InHand>) -> Answer {
+    pub async fn answer(&self, case: &Case, answer: Answer, hand: Option<InHand<F::Upload>>) -> Answer {
         let Some(held) = hand else { return answer };
-        let (entry, audio) = (&case.entry, &held.upload.audio);
-        let safe = entry.is_safe(&audio.digests) || entry.is_unwanted();
+        let (entry, audio) = (&case.entry, held.upload.audio());
+        let safe = entry.is_safe(&audio.digests) || entry.is_unwanted() || is_back(Fault::DigestsIgnored);
         let answer = match answer {
             Answer::Release if safe && self.quiescence.is_still(entry, &held.look, audio).await => Answer::Release,
             _ => Answer::Keep,
         };
         if answer == Answer::Release {
-            self.fetcher.ingest.remember_safe(case.entry.key, audio.written());
+            self.files.remember_safe(case.entry.key, audio.written());
         }
         if held.upload.answer(answer) {
             answer

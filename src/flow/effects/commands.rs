@@ -13,7 +13,7 @@ use crate::recording::controls::Why;
 use crate::recording::order::Order;
 
 use super::calls::{Calls, has_begun};
-use crate::flow::common::Common;
+use crate::flow::common::{Common, Interrupted};
 use crate::flow::in_flight::InFlight;
 use crate::flow::memory::{CallIds, OpenRecordings};
 use crate::lifecycle::Input;
@@ -33,19 +33,19 @@ pub struct Commands {
 
 impl Commands {
     /// Sends the start command of an entry that was left uncommanded.
-    pub(super) async fn command(&self, entry: &Entry) -> Option<Input> {
-        let order = entry.order()?;
+    pub(super) async fn command(&self, entry: &Entry) -> Result<Input, Interrupted> {
+        let order = entry.order().ok_or(Interrupted::Baseless)?;
         // A stop of it was carried out, or its end was heard, while this worker waited for the broker, or for its turn: it is not to begin any
         // more. What tells that is on its way into the ledger.
         let registry = &self.memory;
         let known = registry.entry(entry.key);
         if let Some(stopped) = known.filter(|known| known.stop_asked_at().is_some() && entry.stop_asked_at().is_none())
         {
-            return Some(Input::Known(Box::new(stopped)));
+            return Ok(Input::Known(Box::new(stopped)));
         }
         if entry.stop_asked_at().is_none() && (registry.is_stopping(entry.key) || registry.was_closed(entry.key)) {
             self.common.rest().await?;
-            return Some(match self.ledger.load(&address(entry)).await {
+            return Ok(match self.ledger.load(&address(entry)).await {
                 Ok(Some(record)) => Input::Known(Box::new(record.entry)),
                 _ => Input::Due,
             });
@@ -55,14 +55,14 @@ impl Commands {
         match self.calls.send_start(order, &call_id, trigger, None).await {
             Ok(()) => {
                 self.delayed(entry, &call_id).await;
-                Some(Input::Fact(What::Commanded))
+                Ok(Input::Fact(What::Commanded))
             }
             // Once more in a moment: an ecallmgr that lost its connection declares its queues again.
             Err(error) if error.is_unroutable() && entry.has_lost_command() => self.back_soon().await,
-            Err(error) if error.is_unroutable() => Some(Input::Fact(What::CommandLost { why: error.to_string() })),
+            Err(error) if error.is_unroutable() => Ok(Input::Fact(What::CommandLost { why: error.to_string() })),
             Err(_) => {
                 self.common.rest().await?;
-                Some(Input::Due)
+                Ok(Input::Due)
             }
         }
     }
@@ -79,8 +79,8 @@ impl Commands {
     }
 
     /// Sends the n-th command that stops, masks or unmasks a running recording.
-    pub(super) async fn control(&self, entry: &Entry, what: Control, n: u32) -> Option<Input> {
-        let order = entry.order()?;
+    pub(super) async fn control(&self, entry: &Entry, what: Control, n: u32) -> Result<Input, Interrupted> {
+        let order = entry.order().ok_or(Interrupted::Baseless)?;
         let action = entry.mask_to_send().map(|(action, ..)| action.to_owned());
         let start = entry.newest_start();
         let delivered = |n| match what {
@@ -102,33 +102,33 @@ impl Commands {
             },
         };
         let Some((to, call_id)) = self.controlled_at(entry, order) else {
-            return Some(Input::Fact(lost(n)));
+            return Ok(Input::Fact(lost(n)));
         };
         match self
             .calls
             .send_control(&to, &call_id, order.media_id.as_str(), &order.file_name, what)
             .await
         {
-            Ok(()) => Some(Input::Fact(delivered(n))),
+            Ok(()) => Ok(Input::Fact(delivered(n))),
             // A stop is repeated anyway, and counted.
             Err(error)
                 if error.is_unroutable() && what != Control::Stop && self.may_be_back(entry, action.as_deref()) =>
             {
                 self.back_soon().await
             }
-            Err(error) if error.is_unroutable() => Some(Input::Fact(lost(n))),
+            Err(error) if error.is_unroutable() => Ok(Input::Fact(lost(n))),
             Err(_) => {
                 self.common.rest().await?;
-                Some(Input::Due)
+                Ok(Input::Due)
             }
         }
     }
 
-    /// Waits until a control process that lost its connection may be back. `None`: the worker is going down.
-    async fn back_soon(&self) -> Option<Input> {
+    /// Waits until a control process that lost its connection may be back.
+    async fn back_soon(&self) -> Result<Input, Interrupted> {
         tokio::select! {
-            () = tokio::time::sleep(BACK_SOON) => Some(Input::Due),
-            () = self.common.stop().cancelled() => None,
+            () = tokio::time::sleep(BACK_SOON) => Ok(Input::Due),
+            () = self.common.stop().cancelled() => Err(Interrupted::ShuttingDown),
         }
     }
 
@@ -154,7 +154,7 @@ impl Commands {
     /// Whether the recording's call is alive. Any leg that the recording is on, or may be on, counts. If all known legs are gone, another
     /// leg of the same conversation counts, because a recording goes from leg to leg without an event. Silence of every ecallmgr proves
     /// nothing.
-    pub(super) async fn look_for_channel(&self, entry: &Entry, n: u32) -> Option<Input> {
+    pub(super) async fn look_for_channel(&self, entry: &Entry, n: u32) -> Result<Input, Interrupted> {
         let entry = self.memory.complete(entry.clone());
         self.note_legs(&entry);
         // A channel may have another id by now.
@@ -175,13 +175,13 @@ impl Commands {
             if seen.is_some() && entry.is_commanded() && *leg == self.call_ids.current(&entry.call_id) {
                 self.delayed(&entry, leg).await;
             }
-            return Some(Input::Fact(What::ChannelSeen { n, alive: true }));
+            return Ok(Input::Fact(What::ChannelSeen { n, alive: true }));
         }
         let alive = match entry.interaction() {
             Some(interaction) => self.calls.converses(interaction).await.unwrap_or(true),
             None => false,
         };
-        Some(Input::Fact(What::ChannelSeen { n, alive }))
+        Ok(Input::Fact(What::ChannelSeen { n, alive }))
     }
 
     /// What this worker learned of the legs goes into the ledger with this channel query. No other write contains it.

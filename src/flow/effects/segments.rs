@@ -2,29 +2,34 @@
 
 use std::sync::Arc;
 
+use crate::amqp::Publisher;
 use crate::entry::Entry;
 use crate::entry::fact::What;
 use crate::telemetry::events::RecordingContinued;
 
-use crate::flow::common::Common;
+use crate::flow::common::{Common, Interrupted};
 use crate::flow::in_flight::InFlight;
-use crate::flow::journal::Journal;
+use crate::flow::journal::{Journal, Queues};
 use crate::flow::memory::{Open, OpenRecordings};
 use crate::lifecycle::{Case, Input};
 
 /// Begins the recordings that follow from another one.
-pub struct Segments {
+pub struct Segments<Q = Publisher> {
     pub common: Arc<Common>,
-    pub journal: Arc<Journal>,
+    pub journal: Arc<Journal<Q>>,
     pub memory: Arc<OpenRecordings>,
     pub in_flight: InFlight,
 }
 
-impl Segments {
+impl<Q: Queues> Segments<Q> {
     /// Hands on the events of a recording's continuation. It is done when they are durable, and the sweep resumes the continuation from
     /// there.
-    pub(super) async fn hand_on(&self, case: &Case) -> Option<Input> {
-        let (continuation, told) = case.entry.continuation(self.common.now(), &self.common.policy.worker)?;
+    ///
+    /// # Errors
+    /// When the worker is shutting down.
+    pub async fn hand_on(&self, case: &Case) -> Result<Input, Interrupted> {
+        let continuation = case.entry.continuation(self.common.now(), &self.common.policy.worker);
+        let (continuation, told) = continuation.ok_or(Interrupted::Baseless)?;
         self.begin(&continuation).await?;
         for fact in continuation.facts() {
             // The continuation may be in flight here already, with fewer facts.
@@ -50,23 +55,27 @@ impl Segments {
             }
             .emit();
         }
-        Some(Input::Fact(What::Continued { told }))
+        Ok(Input::Fact(What::Continued { told }))
     }
 
     /// Splits misattributed audio in the hold off into a recording of its own.
-    pub(super) async fn separate(&self, case: &Case, name: String) -> Option<Input> {
+    ///
+    /// # Errors
+    /// When the worker is shutting down.
+    pub async fn separate(&self, case: &Case, name: String) -> Result<Input, Interrupted> {
         let separated = case
             .entry
-            .separated(&name, self.common.now(), &self.common.policy.worker)?;
+            .separated(&name, self.common.now(), &self.common.policy.worker)
+            .ok_or(Interrupted::Baseless)?;
         self.begin(&separated).await?;
-        Some(Input::Fact(What::Separated { name }))
+        Ok(Input::Fact(What::Separated { name }))
     }
 
     /// Writes a new entry into the ledger, or into the journal.
-    async fn begin(&self, entry: &Entry) -> Option<()> {
+    async fn begin(&self, entry: &Entry) -> Result<(), Interrupted> {
         while !self.journal.write(entry).await {
             self.common.rest().await?;
         }
-        Some(())
+        Ok(())
     }
 }

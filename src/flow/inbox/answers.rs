@@ -245,7 +245,7 @@ impl Answers {
     fn once_more(self: &Arc<Self>, to: &ReplyTo) {
         let (answers, to) = (Arc::clone(self), to.clone());
         let repeating = async move {
-            answers.common.unless_stopped(tokio::time::sleep(ONCE_MORE)).await;
+            let _ = answers.common.unless_stopped(tokio::time::sleep(ONCE_MORE)).await;
             let _pass = answers.calls.keep_pace(to.address.queue()).await;
             // The first one was confirmed. This one is needed if the queue dropped the first.
             let message = action::continues(&answers.common.sender, &answers.call_ids.address(&to));

@@ -60,7 +60,7 @@ impl Returns {
     pub async fn put_back(&self, queue: &'static str, delivery: Delivery) {
         DeliveryReturned { queue }.emit();
         let pause = pause(delivery.returns());
-        self.common.unless_stopped(tokio::time::sleep(pause)).await;
+        let _ = self.common.unless_stopped(tokio::time::sleep(pause)).await;
         delivery.give_back().await;
     }
 

@@ -38,7 +38,11 @@ fn lived_out(mut case: Case, mut now: Moment) -> Case {
                 n: case.entry.next_number("held") - 1,
             },
             Some(Next::Do(Effect::ReadBack { n })) => looked(*n, None),
-            Some(Next::Do(Effect::Tidy { n, .. })) => What::Tidied { n: *n, left: None },
+            Some(Next::Do(Effect::Tidy { n, .. })) => What::Tidied {
+                n: *n,
+                left: None,
+                missing: false,
+            },
             Some(Next::Do(Effect::Command)) => What::Commanded,
             _ => continue,
         };

@@ -300,7 +300,7 @@ impl Documents for Client {
             let found = {
                 let cluster = self.world.cluster();
                 // One copy answers, and may not have it yet.
-                let copy = self.world.pick(&copies);
+                let copy = self.world.pick(&copies).filter(|_| !self.world.mishap(100));
                 let copy = copy.and_then(|copy| cluster.nodes[copy].databases.get(database));
                 copy.and_then(|copy| copy.documents.get(id)?.revision(Rev::read(rev)?))
             };

@@ -26,9 +26,17 @@ impl Database {
         self.changes.insert(self.sequence, id.to_owned());
     }
 
+    /// Whether another copy has the same documents.
+    fn is_same(&self, other: &Self) -> bool {
+        let equal = |((id, own), (theirs, other)): ((&String, &Document), (&String, &Document))| {
+            id == theirs && own.is_same(other)
+        };
+        self.documents.len() == other.documents.len() && self.documents.iter().zip(&other.documents).all(equal)
+    }
+
     fn replicate(&mut self, other: &Self) {
         for (id, theirs) in &other.documents {
-            if self.documents.get(id) == Some(theirs) {
+            if self.documents.get(id).is_some_and(|own| own.is_same(theirs)) {
                 continue;
             }
             if self.documents.entry(id.clone()).or_default().replicate(theirs) {
@@ -100,18 +108,17 @@ impl Cluster {
                     .filter_map(|n| self.nodes[*n].databases.get(name))
                     .map(|database| database.birth);
                 let Some(birth) = births.max() else { continue };
+                let copies = there.iter().filter_map(|n| self.nodes[*n].databases.get(name));
+                let copies: Vec<&Database> = copies.filter(|database| database.birth == birth).collect();
+                if copies.len() == there.len() && copies.iter().all(|copy| copy.is_same(copies[0])) {
+                    continue;
+                }
                 let mut union = Database {
                     birth,
                     ..Database::default()
                 };
-                for n in &there {
-                    if let Some(database) = self.nodes[*n]
-                        .databases
-                        .get(name)
-                        .filter(|database| database.birth == birth)
-                    {
-                        union.replicate(database);
-                    }
+                for copy in copies {
+                    union.replicate(copy);
                 }
                 for n in &there {
                     let copy = self.nodes[*n].databases.entry(name.clone()).or_default();

@@ -59,14 +59,14 @@ impl Edit {
     }
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 struct Leaf {
     deleted: bool,
     body: Arc<Value>,
 }
 
 /// A document with all its branches.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Document {
     leaves: BTreeMap<Rev, Leaf>,
     /// Revisions that have a successor.
@@ -80,6 +80,11 @@ impl Document {
         living
             .max_by_key(|(rev, _)| **rev)
             .map(|(rev, leaf)| (*rev, &leaf.body))
+    }
+
+    /// Whether another copy has the same revisions. A revision is named after its content.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.inner.len() == other.inner.len() && self.leaves.keys().eq(other.leaves.keys()) && self.inner == other.inner
     }
 
     pub fn is_branched(&self) -> bool {

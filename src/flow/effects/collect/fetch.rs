@@ -9,14 +9,52 @@ use crate::amqp::{Consumers, Publisher, Requests};
 use crate::entry::fact::CollectFailure;
 use crate::ingest::{Ingest, Progress, Upload, Wanted};
 use crate::kazoo::switch::{self, SendHttpReply};
-use crate::lifecycle::Case;
+use crate::lifecycle::{Answer, Case};
+use crate::recording::audio::Audio;
+use crate::recording::digest::Digests;
+use crate::recording::identity::Key;
 use crate::recording::order::Order;
 use crate::telemetry::events::NoEcallmgr;
 
 use crate::flow::common::{AGAIN, Common};
 
 /// What a switch uploaded, or why it did not.
-pub(super) type Fetched = Result<Upload, (CollectFailure, String)>;
+pub type Fetched<U> = Result<U, (CollectFailure, String)>;
+
+/// The files of the switches.
+pub trait Files: Send + Sync {
+    type Upload: Received;
+
+    /// Asks a switch for a file, and receives it.
+    fn fetch(
+        &self,
+        case: &Case,
+        order: &Order,
+        node: &str,
+        path: &str,
+    ) -> impl Future<Output = Fetched<Self::Upload>> + Send;
+
+    /// This audio of a recording is safe: a switch that uploads exactly this audio once more may delete its file.
+    fn remember_safe(&self, key: Key, written: &Digests);
+}
+
+/// A file that was received, and whose switch waits for the answer.
+pub trait Received: Send + Sync {
+    fn audio(&self) -> &Audio;
+
+    /// Answers the switch. `false`: it waits no longer.
+    fn answer(self, answer: Answer) -> bool;
+}
+
+impl Received for Upload {
+    fn audio(&self) -> &Audio {
+        &self.audio
+    }
+
+    fn answer(self, answer: Answer) -> bool {
+        Self::answer(self, answer)
+    }
+}
 
 /// Asks switches for files.
 pub struct Fetcher {
@@ -28,9 +66,11 @@ pub struct Fetcher {
     pub requests: Requests,
 }
 
-impl Fetcher {
+impl Files for Fetcher {
+    type Upload = Upload;
+
     /// The result is what our ingest received, never what the reply says.
-    pub(super) async fn fetch(&self, case: &Case, order: &Order, node: &str, path: &str) -> Fetched {
+    async fn fetch(&self, case: &Case, order: &Order, node: &str, path: &str) -> Fetched<Upload> {
         if !self.ingest.spool().has_room(0) {
             return Err((CollectFailure::NotNow, "the spool's disk has too little room".into()));
         }
@@ -107,5 +147,8 @@ impl Fetcher {
                 }
             }
         }
+    }
+    fn remember_safe(&self, key: Key, written: &Digests) {
+        self.ingest.remember_safe(key, written);
     }
 }

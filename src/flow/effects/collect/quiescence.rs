@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use crate::entry::Entry;
+use crate::faults::{Fault, is_back};
 use crate::kazoo::channel::ChannelState;
 use crate::recording::audio::Audio;
 use crate::recording::order::Order;
@@ -28,46 +29,76 @@ const GROWS_WITHIN: Duration = Duration::from_secs(5);
 const HANGS_UP_WITHIN: u32 = 5;
 const MOMENT: Duration = Duration::from_millis(200);
 
+/// The state of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Call {
+pub enum CallState {
     /// An ecallmgr says that the call does not exist, and no ecallmgr knows it.
     Over,
+    /// It is not bridged.
     Apart,
+    /// It is bridged, or no ecallmgr answers.
     Bridged,
+}
+
+/// What ecallmgrs say of channels.
+pub trait Channels: Send + Sync {
+    /// The state of an order's call.
+    fn call(&self, order: &Order) -> impl Future<Output = CallState> + Send;
+
+    /// Whether an ecallmgr says that a leg is gone, and no ecallmgr says that it is alive.
+    fn is_gone(&self, leg: &str) -> impl Future<Output = bool> + Send;
+}
+
+/// Asks the ecallmgrs.
+pub struct Ecallmgrs {
+    pub calls: Arc<Calls>,
+    pub call_ids: Arc<CallIds>,
+}
+
+impl Channels for Ecallmgrs {
+    async fn call(&self, order: &Order) -> CallState {
+        let call_id = self.call_ids.current(&order.call_id);
+        let knowing = timeout(PATIENCE, self.calls.channel_state(&call_id));
+        let (known, gone) = tokio::join!(knowing, self.calls.is_gone(&call_id, PATIENCE));
+        judged(known.ok().flatten(), gone)
+    }
+
+    async fn is_gone(&self, leg: &str) -> bool {
+        self.calls.is_gone(leg, PATIENCE).await
+    }
 }
 
 /// The state of a call before its file was asked for.
 pub struct Look {
     at: Instant,
     /// `None`: the switch appends nothing to this recording's file.
-    call: Option<Call>,
+    call: Option<CallState>,
 }
 
 impl Look {
     /// Whether too much may have happened since.
     fn is_old(&self) -> bool {
-        self.call == Some(Call::Apart) && self.at.elapsed() > MOMENT
+        self.call == Some(CallState::Apart) && self.at.elapsed() > MOMENT
     }
 
     /// Whether such a file can be judged to be complete only when its call is over.
     pub(super) fn awaits(&self, entry: &Entry, audio: &Audio) -> bool {
-        let lives = matches!(self.call, Some(Call::Apart | Call::Bridged));
-        lives && entry.order().is_some_and(|order| audio.seems_open(order.format))
+        let lives = matches!(self.call, Some(CallState::Apart | CallState::Bridged));
+        !is_back(Fault::OpenFilesReleased) && lives && entry.order().is_some_and(|order| audio.seems_open(order.format))
     }
 }
 
 /// Finds out whether the switch may still write a file.
-pub struct Quiescence {
+pub struct Quiescence<C> {
     pub common: Arc<Common>,
-    pub calls: Arc<Calls>,
-    pub call_ids: Arc<CallIds>,
+    pub channels: C,
 }
 
-impl Quiescence {
+impl<C: Channels> Quiescence<C> {
     /// Queries the call before its file is asked for.
     pub(super) async fn look_at_call(&self, entry: &Entry) -> Look {
         let call = match entry.order().filter(|order| order.may_begin_again()) {
-            Some(order) => Some(self.call(order).await),
+            Some(order) => Some(self.channels.call(order).await),
             None => None,
         };
         Look {
@@ -89,7 +120,7 @@ impl Quiescence {
     pub(super) async fn look_at_ended_call(&self, entry: &Entry) -> Look {
         for _ in 0..HANGS_UP_WITHIN {
             let look = self.look_at_call(entry).await;
-            if look.call != Some(Call::Bridged) {
+            if look.call != Some(CallState::Bridged) {
                 return look;
             }
             tokio::time::sleep(MOMENT).await;
@@ -106,19 +137,21 @@ impl Quiescence {
         match (look.call, entry.order()) {
             (None, _) | (_, None) => true,
             // `look` was one answer, a while ago. An ecallmgr that has just started says so of calls that it has not learned of yet.
-            (Some(Call::Over), Some(order)) => {
-                self.call(order).await == Call::Over
+            (Some(CallState::Over), Some(order)) => {
+                self.channels.call(order).await == CallState::Over
                     && !(audio.seems_open(order.format) && self.lives_elsewhere(entry).await)
             }
-            (Some(Call::Bridged), _) => false,
-            (Some(Call::Apart), Some(order)) => self.call(order).await != Call::Bridged && look.at.elapsed() < SHORT,
+            (Some(CallState::Bridged), _) => false,
+            (Some(CallState::Apart), Some(order)) => {
+                self.channels.call(order).await != CallState::Bridged && look.at.elapsed() < SHORT
+            }
         }
     }
 
     /// Whether another leg is alive that the recording may be on.
     async fn lives_elsewhere(&self, entry: &Entry) -> bool {
         for leg in entry.living_legs() {
-            if leg != entry.call_id && !self.calls.is_gone(leg, PATIENCE).await {
+            if leg != entry.call_id && !self.channels.is_gone(leg).await {
                 return true;
             }
         }
@@ -129,23 +162,16 @@ impl Quiescence {
     pub(super) fn until_it_has_grown(&self) -> Duration {
         self.common.policy.probe_gap.min(GROWS_WITHIN)
     }
-
-    async fn call(&self, order: &Order) -> Call {
-        let call_id = self.call_ids.current(&order.call_id);
-        let knowing = timeout(PATIENCE, self.calls.channel_state(&call_id));
-        let (known, gone) = tokio::join!(knowing, self.calls.is_gone(&call_id, PATIENCE));
-        judged(known.ok().flatten(), gone)
-    }
 }
 
 /// `known`: the state of the call, if an ecallmgr answered in time. `gone`: an ecallmgr said that the call does not exist.
-fn judged(known: Option<ChannelState>, gone: bool) -> Call {
+fn judged(known: Option<ChannelState>, gone: bool) -> CallState {
     match known {
-        Some(state) if state.answered && state.other_leg_call_id.is_some() => Call::Bridged,
-        Some(_) => Call::Apart,
-        None if gone => Call::Over,
+        Some(state) if state.answered && state.other_leg_call_id.is_some() => CallState::Bridged,
+        Some(_) => CallState::Apart,
+        None if gone => CallState::Over,
         // No ecallmgr answers. The call may be bridged, and the switch may be writing its file.
-        None => Call::Bridged,
+        None => CallState::Bridged,
     }
 }
 
@@ -164,19 +190,19 @@ mod tests {
         };
         assert_eq!(
             judged(None, false),
-            Call::Bridged,
+            CallState::Bridged,
             "silence tells nothing: its file may be written"
         );
-        assert_eq!(judged(None, true), Call::Over);
-        assert_eq!(judged(known(true, Some("b")), false), Call::Bridged);
+        assert_eq!(judged(None, true), CallState::Over);
+        assert_eq!(judged(known(true, Some("b")), false), CallState::Bridged);
         assert_eq!(
             judged(known(false, Some("b")), false),
-            Call::Apart,
+            CallState::Apart,
             "not answered: nothing is recorded yet"
         );
         assert_eq!(
             judged(known(true, None), true),
-            Call::Apart,
+            CallState::Apart,
             "one ecallmgr knows it, whatever another says"
         );
     }
