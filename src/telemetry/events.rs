@@ -8,6 +8,7 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 mod action;
 mod destination;
 mod gauges;
+mod outage;
 mod recording;
 mod survival;
 mod transport;
