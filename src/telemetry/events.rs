@@ -61,6 +61,10 @@ pub const METRICS: &[(&str, &str)] = &[
     ("kz_record_call_upload_bytes_total", "Bytes of audio received."),
     ("kz_record_call_uploads_in_progress", "Uploads under way now."),
     (
+        "kz_record_call_uploads_turned_away_total",
+        "Uploads and connections of switches that a limit turned away, by limit: uploads, connections.",
+    ),
+    (
         "kz_record_call_findings_total",
         "Things found wrong with audio, by finding.",
     ),
