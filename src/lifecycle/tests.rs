@@ -20,6 +20,7 @@ mod ended;
 mod endings;
 mod holds;
 mod limbo;
+mod masks;
 mod resting;
 mod running;
 
