@@ -103,12 +103,9 @@ impl Entry {
 
     /// Why a stop was not confirmed: no command of it reached a queue, or the switch did not obey.
     pub fn why_not_stopped(&self) -> Why {
-        let sent = || {
-            self.facts
-                .iter()
-                .filter(|fact| matches!(fact.what, What::StopSent { .. }))
-        };
-        match sent().count() > 0 && sent().all(|fact| self.is_stop_returned(&fact.what)) {
+        let is_stop = |fact: &&Fact| matches!(fact.what, What::StopSent { .. });
+        let mut sent = self.facts.iter().filter(is_stop);
+        match sent.all(|fact| self.is_stop_returned(&fact.what)) {
             true => Why::Undelivered,
             false => Why::Unconfirmed,
         }
