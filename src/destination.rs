@@ -168,12 +168,7 @@ pub async fn find(
         account_id,
         now,
     };
-    // A worker may have decided it, and delivered, and its notes may not have reached this worker.
-    let presumed = match order.url {
-        Url::Given(_) => Kind::Url,
-        Url::None | Url::Lost => Kind::Account,
-    };
-    let decided = all.of(entry.destination().unwrap_or(presumed));
+    let decided = all.of(entry.destination().unwrap_or_else(|| presumed(order)));
     if let Some(found) = decided.find(&search).await? {
         return Ok(Some(found));
     }
@@ -189,6 +184,14 @@ pub async fn find(
         }
     }
     Ok(None)
+}
+
+/// Where a recording went, if a worker decided that and delivered, and its notes have not reached this worker.
+const fn presumed(order: &Order) -> Kind {
+    match order.url {
+        Url::Given(_) => Kind::Url,
+        Url::None | Url::Lost => Kind::Account,
+    }
 }
 
 /// Host and port, without credentials.
@@ -228,3 +231,21 @@ macro_rules! registry {
     };
 }
 use registry;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another worker's document of a URL has no attachment: a search of the account's recordings does not count it as stored.
+    #[test]
+    fn an_undecided_recording_with_a_url_is_searched_for_as_one_of_a_url() {
+        let of = |url| {
+            let mut order = crate::lifecycle::tests::order();
+            order.url = url;
+            presumed(&order)
+        };
+        assert_eq!(of(Url::Given("https://example.com/in/".into())), Kind::Url);
+        assert_eq!(of(Url::None), Kind::Account);
+        assert_eq!(of(Url::Lost), Kind::Account);
+    }
+}

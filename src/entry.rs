@@ -19,6 +19,7 @@ mod clock;
 mod controls;
 pub mod fact;
 pub mod legs;
+mod obeyed;
 mod observed;
 pub mod parts;
 mod places;

@@ -75,6 +75,13 @@ impl SystemConfig {
         self.state.borrow().clone()
     }
 
+    /// Waits until the database was read once, at most for this time.
+    pub async fn known_within(&self, limit: Duration) {
+        let mut state = self.state.clone();
+        let known = async { drop(state.wait_for(Option::is_some).await) };
+        let _ = tokio::time::timeout(limit, known).await;
+    }
+
     /// The settings for a recording's plan. Kazoo's own defaults until the database was read once.
     pub fn defaults(&self) -> Defaults {
         self.state
@@ -204,6 +211,23 @@ mod tests {
         asked(&log, 3).await;
         assert_eq!(config.current().map(|media| media.store_recordings), Some(false));
         assert_eq!(Accounts::new(couch).plan(ACCOUNT).await, Plan::None);
+        stop.cancel();
+    }
+
+    /// A start that the broker delivers again must not be planned with other settings than before: its file would have another name.
+    #[tokio::test]
+    async fn settings_that_are_being_read_are_waited_for() {
+        let missing = || (404, serde_json::json!({"error": "not_found", "reason": "missing"}));
+        let (couch, _) = testing::couch(move |_| missing()).await;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let poll = Duration::from_secs(60);
+        let config = SystemConfig::start(couch, "local".into(), poll, &tasks, stop.clone());
+        config.known_within(Duration::from_secs(30)).await;
+        assert!(config.current().is_some());
+        let (unknown, _) = testing::couch(|_| testing::no_database()).await;
+        let config = SystemConfig::start(unknown, "local".into(), poll, &tasks, stop.clone());
+        config.known_within(Duration::from_millis(100)).await;
+        assert_eq!(config.current(), None, "but not for ever");
         stop.cancel();
     }
 }

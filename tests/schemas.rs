@@ -190,6 +190,26 @@ fn every_fact() -> Vec<What> {
             n: 1,
             start: None,
         },
+        What::Intended {
+            action: "id".into(),
+            on: true,
+            asked: Some(at(1)),
+        },
+        What::Intended {
+            action: "id".into(),
+            on: false,
+            asked: None,
+        },
+        What::Returned {
+            what: Control::Stop,
+            action: String::new(),
+            n: 1,
+        },
+        What::Returned {
+            what: Control::Mask,
+            action: "id".into(),
+            n: 0,
+        },
         What::Amended {
             n: 1,
             controls: "0123456789ab".into(),

@@ -174,14 +174,25 @@ fn words(entry: &Entry, fact: &Fact) -> String {
             told.path.as_deref().unwrap_or("unknown file")
         ),
         What::StopAsked { .. } => "stop requested by a callflow".into(),
+        What::StopSent { n, .. } if entry.is_stop_returned(&fact.what) => format!("stop command {n} not delivered"),
         What::StopSent { n, .. } => format!("stop command {n} delivered to the broker"),
+        What::Returned { what, n, .. } => match n {
+            0 => format!("{} command returned by the broker: no queue takes it", what.name()),
+            n => format!("{} command {n} returned by the broker: no queue takes it", what.name()),
+        },
+        What::Intended { on: true, .. } => "mask command about to be sent".into(),
+        What::Intended { on: false, .. } => "unmask command about to be sent".into(),
         What::StopUnconfirmed => "stop not confirmed by the switch".into(),
         What::HeardOf { .. } => "reported by another worker".into(),
         What::MaskAsked { on: true, .. } => "mask requested by a callflow".into(),
         What::MaskAsked { on: false, .. } => "unmask requested by a callflow".into(),
         What::Masked { on: true, .. } => "mask command delivered to the broker".into(),
         What::Masked { on: false, .. } => "unmask command delivered to the broker".into(),
-        What::NotObeyed { what, why, .. } => format!("the switch did not {}: {}", what.name(), why.meaning()),
+        What::NotObeyed { what, why, .. } => format!(
+            "{} had no effect, as far as is known: {}",
+            what.name(),
+            why.meaning(*what)
+        ),
         What::Amended { unsaid: None, .. } => "stops and masks added to the document".into(),
         What::Amended { unsaid: Some(why), .. } => {
             format!("stops and masks not added to the document: {why}")

@@ -65,6 +65,8 @@ impl<'a> Parcel<'a> {
             account_id: self.account_id,
             started: self.entry.started(),
             ended: self.ended,
+            presumed: self.entry.told_end().is_none(),
+            first_peer: self.entry.first_peer(),
             told_ms: self.entry.told_ms(),
             audio: Some(&self.audio),
             destination: self.to.name(),

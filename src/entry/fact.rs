@@ -52,7 +52,8 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         route: Option<Route>,
     },
-    /// The broker has the n-th stop command. `start`: the newest start that its sender knew, in the switch's order.
+    /// The n-th stop command was sent. `start`: the newest start that its sender knew, in the switch's order. The broker has the command, unless
+    /// `Returned` says otherwise.
     StopSent {
         n: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,6 +82,23 @@ pub enum What {
     },
     /// The mask or unmask of an action had no effect, as far as is known.
     NotObeyed { action: String, what: Control, why: Why },
+    /// A worker is about to send the command of an action that masks (`on`) or unmasks. Without `MaskAsked` of the same action the worker was
+    /// killed before it noted the result: the switch has the command, or not. Earlier versions ignore this fact.
+    Intended {
+        action: String,
+        on: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asked: Option<Moment>,
+    },
+    /// The broker returned the n-th stop command, or a command of this action that masks or unmasks: no queue takes it. Earlier versions ignore
+    /// this fact.
+    Returned {
+        what: Control,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        action: String,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        n: u32,
+    },
     /// The document contains what became known of stops and masks after it was written. With `unsaid` it does not, for that reason, and
     /// never will.
     Amended {
@@ -404,6 +422,8 @@ impl What {
         "mask_asked",
         "masked",
         "not_obeyed",
+        "intended",
+        "returned",
         "amended",
         "channel_seen",
         "leg",
@@ -451,6 +471,8 @@ impl What {
             Self::MaskAsked { .. } => "mask_asked",
             Self::Masked { .. } => "masked",
             Self::NotObeyed { .. } => "not_obeyed",
+            Self::Intended { .. } => "intended",
+            Self::Returned { .. } => "returned",
             Self::Amended { .. } => "amended",
             Self::ChannelSeen { .. } => "channel_seen",
             Self::Leg(_) => "leg",

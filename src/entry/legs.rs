@@ -112,6 +112,21 @@ impl Entry {
         legs
     }
 
+    /// The leg that the recorded leg was bridged with first after the recording began. Of the bridge before its start, the start tells.
+    pub fn first_peer(&self) -> Option<&str> {
+        let started = self.started()?;
+        let (began, since) = (started.call_id.as_str(), started.stamp?);
+        let legs = self.legs().into_iter();
+        let bridged = legs.filter(|(_, leg)| leg.event == LegEvent::Bridged && leg.stamp >= Some(since));
+        let peers = bridged.map(|(_, leg)| (leg.call_id.as_str(), leg.other.as_deref()));
+        let mut of_it = peers.filter_map(|(leg, other)| match other {
+            Some(other) if leg == began => Some(other),
+            Some(other) if other == began => Some(leg),
+            _ => None,
+        });
+        of_it.next()
+    }
+
     /// The ids of all legs that the recording is on, or may be on, each once. Legs that are known to be gone are left out.
     pub fn living_legs(&self) -> Vec<&str> {
         let mut ids: Vec<&str> = vec![&self.call_id];
@@ -257,6 +272,29 @@ mod tests {
             leg(9, "endpoint", LegEvent::Transferor, Some("c")),
         ]);
         assert_eq!(direct.carried_by().call_id, "c");
+    }
+
+    #[test]
+    fn the_first_peer_is_the_one_at_the_first_bridge_after_the_start() {
+        let mut entry = entry([
+            leg(-5, "a", LegEvent::Bridged, Some("before")),
+            leg(5, "b", LegEvent::Bridged, Some("a")),
+            leg(9, "a", LegEvent::Bridged, Some("c")),
+        ]);
+        assert_eq!(entry.first_peer(), None, "a start without a stamp tells no order");
+        let mut told = Told::presumed("a", at(0), "fs", "/tmp/a.wav");
+        told.stamp = Some(at(0).unix_micros());
+        entry.facts.clear();
+        for (second, what) in [
+            (0, What::Started(Box::new(told))),
+            leg(-5, "a", LegEvent::Bridged, Some("before")),
+            leg(5, "b", LegEvent::Bridged, Some("a")),
+            leg(9, "a", LegEvent::Bridged, Some("c")),
+        ] {
+            let (at, by) = (at(second), "w".to_owned());
+            entry.add(Fact { at, by, what });
+        }
+        assert_eq!(entry.first_peer(), Some("b"));
     }
 
     #[test]

@@ -96,6 +96,16 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             what: [Control::Stop, Control::Mask][usize::from(on)],
             why: Why::ALL[n as usize % Why::ALL.len()],
         },
+        "intended" => What::Intended {
+            action: why(),
+            on,
+            asked: None,
+        },
+        "returned" => What::Returned {
+            what: [Control::Stop, Control::Mask][usize::from(on)],
+            action: why(),
+            n,
+        },
         "amended" => What::Amended {
             n,
             controls: why(),

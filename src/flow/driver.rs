@@ -400,3 +400,6 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
         receipt.within(Duration::from_secs(2)).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

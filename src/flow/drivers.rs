@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
-use crate::entry::fact::What;
+use crate::entry::fact::{Fact, What};
 use crate::kazoo::dialplan::Control;
 use crate::ledger::{Address, Lease, Ledger, Receipt};
-use crate::recording::controls::Why;
 use crate::telemetry::events::{
     ControlNotObeyed, RecordingClosed, RecordingParked, RecordingsInHand, StopUnconfirmed, TaskPanicked,
 };
@@ -91,6 +90,9 @@ impl Drivers {
         let call_id = &entry.call_id;
         let account_id = entry.account_id().unwrap_or("");
         let media_id = entry.order().map_or("", |order| order.media_id.as_str());
+        // Every worker that learns of a fault logs it. The worker that noted it alerts the operators, so that they get one mail.
+        let worker = &self.common.policy.worker;
+        let noted = |is: fn(&What) -> bool| noted_by(worker, before, entry).any(|fact| is(&fact.what));
         let alarmed = |entry: &Entry| entry.facts().iter().any(|fact| fact.what == What::StopUnconfirmed);
         if alarmed(entry) && !alarmed(before) {
             StopUnconfirmed {
@@ -99,8 +101,10 @@ impl Drivers {
                 media_id,
             }
             .emit();
-            self.alerts
-                .raise(entry, Kind::NotObeyed(Control::Stop, Why::Unconfirmed));
+            if noted(|what| *what == What::StopUnconfirmed) {
+                let kind = Kind::NotObeyed(Control::Stop, entry.why_not_stopped());
+                self.alerts.raise(entry, kind);
+            }
         }
         for fact in entry.facts().iter().filter(|fact| !before.facts().contains(fact)) {
             if let What::NotObeyed { what, why, .. } = fact.what {
@@ -112,7 +116,9 @@ impl Drivers {
                     why: why.name(),
                 }
                 .emit();
-                self.alerts.raise(entry, Kind::NotObeyed(what, why));
+                if fact.by == *worker {
+                    self.alerts.raise(entry, Kind::NotObeyed(what, why));
+                }
             }
         }
         if let (Some(cause), None) = (entry.parked(), before.parked()) {
@@ -123,7 +129,9 @@ impl Drivers {
                 cause: cause.name(),
             }
             .emit();
-            self.alerts.raise(entry, Kind::Ended(Outcome::Parked, cause));
+            if noted(|what| matches!(what, What::Parked { .. })) {
+                self.alerts.raise(entry, Kind::Ended(Outcome::Parked, cause));
+            }
         }
         if let (true, false, Some((outcome, cause))) = (entry.is_closed(), before.is_closed(), entry.outcome()) {
             self.memory.close(entry.key);
@@ -139,7 +147,7 @@ impl Drivers {
                 alarming: is_alarming(outcome, cause),
             }
             .emit();
-            if is_alarming(outcome, cause) {
+            if is_alarming(outcome, cause) && noted(|_| true) {
                 self.alerts.raise(entry, Kind::Ended(outcome, cause));
             }
         }
@@ -210,6 +218,12 @@ fn is_alarming(outcome: Outcome, cause: Cause) -> bool {
     outcome == Outcome::Failed && cause != Cause::CallGone
 }
 
+/// The facts of a step that a worker noted itself.
+fn noted_by<'a>(worker: &'a str, before: &'a Entry, after: &'a Entry) -> impl Iterator<Item = &'a Fact> {
+    let news = after.facts().iter().filter(|fact| !before.facts().contains(fact));
+    news.filter(move |fact| fact.by == worker)
+}
+
 /// A recording that is counted while this worker has it in flight.
 struct Counted;
 
@@ -223,5 +237,35 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         RecordingsInHand { by: -1 }.emit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::recording::controls::Why;
+
+    use super::*;
+
+    /// Two workers that have one recording in flight hear of each other's facts.
+    #[test]
+    fn the_worker_that_notes_a_fault_alerts_the_operators_and_no_other_does() {
+        let before = Entry::of_order(crate::lifecycle::tests::order(), "w");
+        let mut after = before.clone();
+        after.add(Fact {
+            at: crate::lifecycle::tests::order().asked_at,
+            by: "w".into(),
+            what: What::NotObeyed {
+                action: "a".into(),
+                what: Control::Mask,
+                why: Why::Moved,
+            },
+        });
+        let kinds = |worker| {
+            let news = noted_by(worker, &before, &after);
+            news.map(|fact| fact.what.kind()).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds("w"), ["not_obeyed"]);
+        assert_eq!(kinds("v"), [""; 0]);
+        assert_eq!(noted_by("w", &after, &after).count(), 0);
     }
 }

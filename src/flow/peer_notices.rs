@@ -83,6 +83,8 @@ impl PeerNotices {
     /// Notifies all workers of what was asked and sent of a stop, a mask or an unmask. The worker that gets the recording's end writes its
     /// document. `orphan`: this worker does not know the order, and another worker must follow it up.
     pub fn controlled(self: &Arc<Self>, entry: &Entry, facts: &[Fact], orphan: bool) {
+        // An earlier version ignores a message with a fact that it does not know. The ledger has those.
+        let facts: Vec<&Fact> = facts.iter().filter(|fact| is_control(fact)).collect();
         let body = json!({ "Key": entry.key, "Call-ID": entry.call_id, "Facts": facts, "Orphan": orphan });
         self.send_soon("controlled", body);
     }
@@ -206,17 +208,19 @@ pub fn control_of(envelope: &Envelope) -> Option<(Key, String, Vec<Fact>)> {
     let call_id = envelope.body.get("Call-ID")?.as_str()?.to_owned();
     check_ids(&[("Call-ID", Some(&call_id))]).ok()?;
     let facts: Vec<Fact> = Vec::deserialize(envelope.body.get("Facts")?).ok()?;
-    let is_one = |fact: &Fact| {
-        matches!(
-            fact.what,
-            What::StopAsked { .. }
-                | What::StopSent { .. }
-                | What::MaskAsked { .. }
-                | What::Masked { .. }
-                | What::NotObeyed { .. }
-        )
-    };
-    (facts.len() <= MOST_CONTROLS && facts.iter().all(is_one)).then_some((key, call_id, facts))
+    (facts.len() <= MOST_CONTROLS && facts.iter().all(is_control)).then_some((key, call_id, facts))
+}
+
+/// Whether a `controlled` message may have this fact.
+fn is_control(fact: &Fact) -> bool {
+    matches!(
+        fact.what,
+        What::StopAsked { .. }
+            | What::StopSent { .. }
+            | What::MaskAsked { .. }
+            | What::Masked { .. }
+            | What::NotObeyed { .. }
+    )
 }
 
 /// The largest number of facts that one action on a running recording adds.

@@ -27,7 +27,7 @@ use crate::kazoo::time::Clock;
 use crate::recording::carry::derive_key;
 use crate::recording::digest::{Digests, Hasher};
 use crate::recording::identity::Key;
-use crate::telemetry::events::{UploadAnswered, UploadsInProgress};
+use crate::telemetry::events::{UploadAnswered, UploadTurnedAway, UploadsInProgress};
 use crate::telemetry::{survive, survive_for_ever};
 
 use super::connections::Connections;
@@ -154,6 +154,8 @@ impl Ingest {
             match accepted {
                 Ok((stream, peer)) => {
                     let Some(place) = connections.enter() else {
+                        let limit = UploadTurnedAway::CONNECTIONS;
+                        UploadTurnedAway { limit }.emit();
                         debug!(event = "upload_connection_closed", %peer, "connection closed: limit reached");
                         continue;
                     };
@@ -198,6 +200,8 @@ impl Ingest {
         };
         let media_id = slot.wanted.media_id.to_string();
         let Ok(_permit) = inner.uploads.try_acquire() else {
+            let limit = UploadTurnedAway::UPLOADS;
+            UploadTurnedAway { limit }.emit();
             return Outcome::refused(StatusCode::SERVICE_UNAVAILABLE, "too many uploads at once").of(media_id);
         };
         let length = match content_length(&request) {

@@ -20,6 +20,7 @@ mod ended;
 mod endings;
 mod holds;
 mod limbo;
+mod masks;
 mod resting;
 mod running;
 
@@ -29,7 +30,7 @@ fn after(seconds: u64) -> Moment {
     NOW.plus(Duration::from_secs(seconds))
 }
 
-fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     Policy {
         worker: "w".into(),
         retry: vec![Duration::from_secs(5), Duration::from_secs(30)],
@@ -87,7 +88,7 @@ fn path() -> String {
     format!("/tmp/{}", order().file_name)
 }
 
-fn told(length_ms: u64) -> Box<Told> {
+pub(crate) fn told(length_ms: u64) -> Box<Told> {
     Box::new(Told {
         call_id: "call".into(),
         at: NOW,
@@ -104,7 +105,7 @@ fn told(length_ms: u64) -> Box<Told> {
     })
 }
 
-fn audio(duration_ms: u64) -> Audio {
+pub(crate) fn audio(duration_ms: u64) -> Audio {
     Audio {
         size: 7,
         digests: Digests {

@@ -28,6 +28,10 @@ pub struct Subject<'a> {
     pub account_id: &'a str,
     pub started: Option<&'a Told>,
     pub ended: &'a Told,
+    /// No event reported the end.
+    pub presumed: bool,
+    /// The leg that the recorded leg was bridged with first, if the start named none.
+    pub first_peer: Option<&'a str>,
     /// Milliseconds that the switch reported, summed over all stretches in the audio.
     pub told_ms: Option<u64>,
     pub audio: Option<&'a Audio>,
@@ -172,6 +176,9 @@ impl Subject<'_> {
         }
         if let Some(map) = private.as_object_mut() {
             self.controls.write(map);
+            if self.presumed {
+                map.insert("end_presumed".into(), json!(true));
+            }
             if self.order.ends_by_silence(self.ended) {
                 map.insert("ended_by".into(), json!("silence"));
             }

@@ -8,6 +8,7 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 mod action;
 mod destination;
 mod gauges;
+mod outage;
 mod recording;
 mod survival;
 mod transport;
@@ -59,6 +60,10 @@ pub const METRICS: &[(&str, &str)] = &[
     ("kz_record_call_uploads_total", "Uploads received, by HTTP status."),
     ("kz_record_call_upload_bytes_total", "Bytes of audio received."),
     ("kz_record_call_uploads_in_progress", "Uploads under way now."),
+    (
+        "kz_record_call_uploads_turned_away_total",
+        "Uploads and connections of switches that a limit turned away, by limit: uploads, connections.",
+    ),
     (
         "kz_record_call_findings_total",
         "Things found wrong with audio, by finding.",

@@ -107,6 +107,7 @@ impl Cluster {
         options.files_grow = true;
         options.account_id = PLAIN.into();
         options.clock = clock;
+        options.seed = plan.seed;
         options.recordings = Some(recordings.clone());
         let settings = [
             ("AMQP__URI", servers.workers_amqp()?),

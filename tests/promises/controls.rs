@@ -23,6 +23,8 @@ promises![
     a_stop_is_followed_up_though_its_worker_died_while_the_ledger_was_away,
     an_answer_waits_until_its_callflow_node_is_back,
     two_stops_that_come_at_once_end_two_recordings,
+    a_mask_whose_worker_was_killed_while_it_sent_it_is_told,
+    a_mask_whose_worker_was_killed_and_whose_recording_ended_is_told,
 ];
 
 fn waits(line: &Value) -> bool {
@@ -375,4 +377,82 @@ async fn two_stops_that_come_at_once_end_two_recordings(services: Arc<Services>)
         call.hangup("NORMAL_CLEARING").await;
     }
     world.finish().await
+}
+
+/// A worker is killed when the switch has its mask, and before it noted that. The recording ends before another worker gets the action, or
+/// runs on. Returns the private part of the document.
+async fn killed_while_it_masks(services: &Services, ended: bool) -> anyhow::Result<Value> {
+    let world = World::new(services).await?;
+    // A worker that takes an action over answers it when it is carried out already.
+    world.kazoo.tolerate("order");
+    let mut first = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world.state(&call.id(), "recording", SOON).await?;
+    first.terminate(SOON).await?;
+    // Its steps: it accepts the action, and sends the command.
+    let mut second = world.worker_with(&[("KZ_RECORD_CALL_TEST_CRASH", "after:2")]).await?;
+    let mask = call.execute(json!({"action": "mask"})).await?;
+    second.exited().await?;
+    let masked = |state: &crate::simulator::sim::State| (state.recordings().first()?.masks > 0).then_some(());
+    world.kazoo.wait_for("the mask", SOON, masked).await?;
+    if ended {
+        call.hangup("NORMAL_CLEARING").await;
+        call.wait_recording_ended(SOON).await?;
+    }
+    let third = world.worker_with(&[("KAZOO__SYSTEM_ALERTS", "true")]).await?;
+    if ended {
+        let told = |line: &Value| line["event"] == "control_not_obeyed" && line["why"] == "unconfirmed";
+        third.logged("that it is not known", told, SOON).await?;
+    } else {
+        mask.continued(SOON).await?;
+        let facts = async {
+            loop {
+                let entry = world.entry(&call.id()).await?.unwrap_or_default();
+                let mut facts = entry["facts"].as_array().into_iter().flatten();
+                if facts.any(|fact| fact["fact"] == "masked") {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(SOON, facts).await.context("not sent again")??;
+        call.hangup("NORMAL_CLEARING").await;
+    }
+    let said = async {
+        loop {
+            let document = world.stored(&recording).await?.document;
+            let private = &document["pvt_recording"];
+            if private["masks"].is_array() || private["not_obeyed"].is_array() {
+                return anyhow::Ok(private.clone());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let private = tokio::time::timeout(SOON, said)
+        .await
+        .context("no document tells it")??;
+    world.finish().await?;
+    Ok(private)
+}
+
+async fn a_mask_whose_worker_was_killed_while_it_sent_it_is_told(services: Arc<Services>) -> TestResult {
+    let private = killed_while_it_masks(&services, false).await?;
+    let mask = &private["masks"][0];
+    let (perhaps, at) = (mask["perhaps_at"].as_str(), mask["at"].as_str());
+    ensure!(
+        mask["masked"] == true && perhaps.is_some() && perhaps < at,
+        "{private:#}"
+    );
+    ensure!(private["not_obeyed"].is_null(), "{private:#}");
+    Ok(())
+}
+
+async fn a_mask_whose_worker_was_killed_and_whose_recording_ended_is_told(services: Arc<Services>) -> TestResult {
+    let private = killed_while_it_masks(&services, true).await?;
+    let told = &private["not_obeyed"][0];
+    ensure!(told["action"] == "mask" && told["why"] == "unconfirmed", "{private:#}");
+    ensure!(private["masks"].is_null(), "{private:#}");
+    Ok(())
 }

@@ -258,7 +258,7 @@ impl Services {
 
     /// The document says what is known of masks.
     fn say(&self, entry: &Entry) {
-        let masked = entry.controls().masks.last().is_some_and(|(_, on)| *on);
+        let masked = entry.controls().masks.last().is_some_and(|mask| mask.on);
         self.0.world.places.lock().unwrap().masked.insert(entry.key, masked);
     }
 

@@ -298,6 +298,8 @@ fn split_login(mut url: Url) -> (Url, Option<(String, String)>) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
 
     #[test]
@@ -308,6 +310,56 @@ mod tests {
         assert_eq!(login, Some(("monitor".to_owned(), "p@ss:w".to_owned())));
         let plain = Url::parse("http://rabbit:15672").unwrap();
         assert_eq!(split_login(plain.clone()), (plain, None));
+    }
+
+    /// One request of the API, as a server gets it.
+    async fn request_with(management_url: &str) -> (Vec<String>, Result<Option<Value>, String>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = listener.local_addr().unwrap().to_string();
+        let mut config = Config::of(crate::config::Layers::load(None, std::iter::empty()).unwrap()).unwrap();
+        let url = management_url.replace("SERVER", &server);
+        config.amqp.management_url = Some(Url::parse(&url).unwrap());
+        let uri = SecretString::from("amqp://worker:of-the-broker@127.0.0.1:5672");
+        let api = Api::of(&config, &uri, "/").unwrap();
+        assert!(!api.base.as_str().contains('@'), "{}", api.base);
+        let serving = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap();
+            head.lines().map(str::to_owned).collect()
+        };
+        let (head, answer): (Vec<String>, _) = tokio::join!(serving, api.get(&["policies", "/"]));
+        (head, answer)
+    }
+
+    #[tokio::test]
+    async fn the_management_api_gets_the_credentials_in_one_header_and_no_error_names_them() {
+        use base64::Engine as _;
+        for (url, login) in [
+            ("http://monitor:p%40ss@SERVER/prefix", "monitor:p@ss"),
+            ("http://SERVER/prefix", "worker:of-the-broker"),
+        ] {
+            let (head, answer) = request_with(url).await;
+            assert!(head[0].starts_with("GET /prefix/api/policies/%2F HTTP/"), "{head:?}");
+            let logins: Vec<&str> = head
+                .iter()
+                .filter_map(|line| line.split_once(": "))
+                .filter_map(|(name, value)| name.eq_ignore_ascii_case("authorization").then_some(value))
+                .collect();
+            let encoded = base64::engine::general_purpose::STANDARD.encode(login);
+            assert_eq!(logins, [format!("Basic {encoded}")], "{url}");
+            // The server went away without an answer.
+            let why = answer.unwrap_err();
+            assert!(
+                !["p@ss", "p%40ss", "of-the-broker", &encoded]
+                    .iter()
+                    .any(|secret| why.contains(secret)),
+                "{why}"
+            );
+        }
     }
 
     fn object(value: Value) -> Map<String, Value> {

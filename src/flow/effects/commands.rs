@@ -92,17 +92,20 @@ impl Commands {
                 start,
             },
         };
-        let lost = |n| match what {
-            // A control queue that is gone takes no stop, now or later. The stop counts as sent, so that the alarm comes.
-            Control::Stop => What::StopSent { n, start },
-            Control::Mask | Control::Unmask => What::NotObeyed {
-                action: action.clone().unwrap_or_default(),
-                what,
-                why: Why::Undelivered,
-            },
+        let lost = || {
+            let action = action.clone().unwrap_or_default();
+            match what {
+                // A control queue that is gone takes no stop, now or later. The stop counts as sent, so that the alarm comes.
+                Control::Stop => self.returned_stop(entry, n, start),
+                Control::Mask | Control::Unmask => Input::Fact(What::NotObeyed {
+                    action,
+                    what,
+                    why: Why::Undelivered,
+                }),
+            }
         };
         let Some((to, call_id)) = self.controlled_at(entry, order) else {
-            return Ok(Input::Fact(lost(n)));
+            return Ok(lost());
         };
         match self
             .calls
@@ -114,14 +117,29 @@ impl Commands {
             Err(error)
                 if error.is_unroutable() && what != Control::Stop && self.may_be_back(entry, action.as_deref()) =>
             {
-                self.back_soon().await
+                let action = action.unwrap_or_default();
+                if entry.is_returned(&action) {
+                    return self.back_soon().await;
+                }
+                // Another action may overtake this one before a queue takes it. Then this fact tells why it came to nothing.
+                Ok(Input::Fact(What::Returned { what, action, n: 0 }))
             }
-            Err(error) if error.is_unroutable() => Ok(Input::Fact(lost(n))),
+            Err(error) if error.is_unroutable() => Ok(lost()),
             Err(_) => {
                 self.common.rest().await?;
                 Ok(Input::Due)
             }
         }
+    }
+
+    /// A stop command that no queue took: it counts as sent, and not as delivered.
+    fn returned_stop(&self, entry: &Entry, n: u32, start: Option<i64>) -> Input {
+        let mut news = Entry::new(entry.key, &entry.call_id);
+        let (what, action) = (Control::Stop, String::new());
+        for what in [What::Returned { what, action, n }, What::StopSent { n, start }] {
+            news.add(self.common.fact(what));
+        }
+        Input::Known(Box::new(news))
     }
 
     /// Waits until a control process that lost its connection may be back.

@@ -18,6 +18,7 @@ use crate::flow::common::Common;
 use crate::flow::journal::{self, Journal};
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::message_time;
+use crate::recording::controls::Why;
 use crate::recording::plan::Plan;
 use crate::telemetry::events::ControlWaits;
 use crate::telemetry::trace::{self, Stage};
@@ -29,6 +30,7 @@ use super::request::{ActionReader, Request};
 mod at_once;
 mod carry_out;
 mod find;
+mod interrupted;
 
 pub use at_once::AtOnce;
 pub use carry_out::Carrier;
@@ -191,7 +193,7 @@ impl Controls {
     /// recording, or for none. `Err`: that is not known yet, and why.
     async fn none_of_ours(&self, request: &Request<'_>, what: Control) -> Result<(), String> {
         if let Some(open) = self.finder.ended_since(request).await? {
-            let written = self.carrier.too_late(request, &open, what).await;
+            let written = self.carrier.too_late(request, &open, what, Why::Ended).await;
             return written.then_some(()).ok_or_else(|| "not written".to_owned());
         }
         if let Some(name) = self.finder.stranger(request) {

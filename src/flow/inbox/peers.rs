@@ -77,7 +77,12 @@ impl PeerMessages {
         // With the times at which it happened, because a move may have come since.
         let mut news = Entry::new(key, call_id);
         for fact in facts {
-            news.add(fact.clone());
+            let mut fact = fact.clone();
+            if orphan && matches!(fact.what, What::NotObeyed { .. }) {
+                // The worker that notes it alerts the operators, and the sender of an orphan cannot.
+                fact.by.clone_from(&self.drivers.common.policy.worker);
+            }
+            news.add(fact);
         }
         let told = Input::Known(Box::new(news));
         match entry {

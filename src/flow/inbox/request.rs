@@ -1,6 +1,7 @@
 //! Reads an action: where its answer goes, and what it asks for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -17,6 +18,9 @@ use crate::telemetry::trace;
 
 /// The name of the actions' queue in logs and metrics.
 pub const QUEUE: &str = "actions";
+
+/// How long an action that the broker delivers again waits for `system_config/media`, at a worker that has just started.
+const SETTINGS: Duration = Duration::from_secs(3);
 
 /// An action that was read.
 #[derive(Clone, Copy)]
@@ -61,6 +65,11 @@ impl ActionReader {
     /// # Errors
     /// When it is no message at all.
     pub async fn read(&self, delivery: &Delivery) -> Result<Read, MessageError> {
+        if delivery.redelivered() {
+            // The worker that had it before may have read the settings, and commanded a file of another format. That file must not get a
+            // second one beside it.
+            self.system_config.known_within(SETTINGS).await;
+        }
         let _room = self.room.of(delivery).await;
         delivery.envelope().map(|envelope| self.ask(delivery, &envelope))
     }

@@ -160,7 +160,7 @@ impl Kind {
     const fn meaning(self) -> &'static str {
         match self {
             Self::Ended(_, cause) => cause.meaning(),
-            Self::NotObeyed(_, why) => why.meaning(),
+            Self::NotObeyed(what, why) => why.meaning(what),
         }
     }
 

@@ -38,9 +38,16 @@ impl Subject<'_> {
 
     /// Whether the recorded leg is known to have had another peer at the end than at the start.
     fn has_other_peer(&self) -> bool {
-        let at_start = self.started.and_then(|told| told.other_leg_call_id.as_ref());
-        let at_end = self.ended.other_leg_call_id.as_ref();
-        at_start.zip(at_end).is_some_and(|(start, end)| start != end)
+        let at_end = self.ended.other_leg_call_id.as_deref();
+        self.peer_at_start()
+            .zip(at_end)
+            .is_some_and(|(start, end)| start != end)
+    }
+
+    /// The leg that the recorded leg was bridged with at the start, else at first: a start before the bridge names none.
+    fn peer_at_start(&self) -> Option<&str> {
+        let told = self.started.and_then(|told| told.other_leg_call_id.as_deref());
+        told.or(self.first_peer)
     }
 
     pub(super) fn variables(&self) -> &Value {
@@ -63,13 +70,17 @@ impl Subject<'_> {
             _ => ("caller", "callee"),
         };
         let began = self.started.unwrap_or(self.ended);
+        let peer = match self.started {
+            Some(_) => self.peer_at_start(),
+            None => self.first_peer.or(began.other_leg_call_id.as_deref()),
+        };
         let leg = if self.moved() && self.started.is_none() {
             &self.order.call_id
         } else {
             &began.call_id
         };
         let mut channels = vec![json!({
-            "left": ours, "right": theirs, "left_call_id": leg, "right_call_id": began.other_leg_call_id,
+            "left": ours, "right": theirs, "left_call_id": leg, "right_call_id": peer,
         })];
         if self.moved() {
             channels.push(json!({

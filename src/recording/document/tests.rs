@@ -1,9 +1,13 @@
+use std::sync::LazyLock;
+
+use crate::kazoo::dialplan::Trigger;
 use crate::kazoo::envelope::Envelope;
 use crate::kazoo::event::RecordEvent;
 use crate::kazoo::time::Month;
 use crate::recording::digest::Digests;
 use crate::recording::format::Format;
 use crate::recording::identity::Key;
+use crate::recording::order::Command;
 use crate::recording::settings::Method;
 
 use super::*;
@@ -47,7 +51,16 @@ fn order(call_id: &str) -> Order {
 }
 
 fn document(order: &Order, started: Option<&Told>, ended: &Told) -> Value {
-    let audio = Audio {
+    document_of(order, started, ended, |_| {})
+}
+
+fn document_of<'a>(
+    order: &'a Order,
+    started: Option<&'a Told>,
+    ended: &'a Told,
+    change: impl FnOnce(&mut Subject<'a>),
+) -> Value {
+    static AUDIO: LazyLock<Audio> = LazyLock::new(|| Audio {
         size: 7,
         digests: Digests {
             md5: "00".into(),
@@ -56,21 +69,71 @@ fn document(order: &Order, started: Option<&Told>, ended: &Told) -> Value {
         duration_ms: Some(59_000),
         findings: vec![],
         as_written: None,
-    };
-    let subject = Subject {
+    });
+    let mut subject = Subject {
         order,
         id: &order.media_id,
         account_id: ACCOUNT,
         started,
         ended,
+        presumed: false,
+        first_peer: None,
         told_ms: ended.length_ms,
-        audio: Some(&audio),
+        audio: Some(&AUDIO),
         destination: "ours",
         node: "kz_record_call@rec1",
         now: Moment::from_gregorian_seconds(63_962_610_400),
         controls: Controls::default(),
     };
+    change(&mut subject);
     Value::Object(subject.document())
+}
+
+#[test]
+fn a_peer_that_came_after_another_is_not_told_as_the_callee() {
+    let mut order = order("a");
+    order.command = Some(Command {
+        control: "q".into(),
+        fetch_id: None,
+        trigger: Trigger::Now,
+        time_limit: 600,
+        follow_transfer: true,
+        sample_rate: None,
+        silence: None,
+        stereo: true,
+        carry: "c".into(),
+        node: None,
+        path: "/tmp/a.mp3".into(),
+    });
+    let started = Told {
+        call_id: "a".into(),
+        other_leg_call_id: None,
+        parties: Default::default(),
+        ..told()
+    };
+    let mut ended = Told {
+        call_id: "a".into(),
+        other_leg_call_id: Some("c".into()),
+        ..told()
+    };
+    ended.parties.callee_id_number = Some("carol".into());
+    // The recording began before its leg was bridged with B, and B's place was taken by C.
+    let of = |peer| {
+        let doc = document_of(&order, Some(&started), &ended, |subject| subject.first_peer = peer);
+        let right = doc["pvt_recording"]["channels"][0]["right_call_id"].clone();
+        (doc["callee_id_number"].clone(), right)
+    };
+    assert_eq!(of(Some("b")), (json!("*97"), json!("b")));
+    assert_eq!(of(Some("c")), (json!("carol"), json!("c")));
+    assert_eq!(of(None), (json!("carol"), Value::Null));
+}
+
+#[test]
+fn a_presumed_end_is_told_as_presumed() {
+    let (order, ended) = (order("a"), told());
+    let of = |presumed| document_of(&order, None, &ended, |subject| subject.presumed = presumed);
+    assert_eq!(of(true)["pvt_recording"]["end_presumed"], true);
+    assert!(of(false)["pvt_recording"].get("end_presumed").is_none());
 }
 
 #[test]

@@ -165,6 +165,22 @@ impl UploadAnswered<'_> {
     }
 }
 
+/// A limit turned away an upload (`ingest.in_all`), or a connection. The switch keeps its file, and is asked for it again later.
+pub struct UploadTurnedAway {
+    /// One of `LIMITS`.
+    pub limit: &'static str,
+}
+
+impl UploadTurnedAway {
+    pub const UPLOADS: &'static str = "uploads";
+    pub const CONNECTIONS: &'static str = "connections";
+    pub const LIMITS: [&'static str; 2] = [Self::UPLOADS, Self::CONNECTIONS];
+
+    pub fn emit(self) {
+        counter!("kz_record_call_uploads_turned_away_total", "limit" => self.limit).increment(1);
+    }
+}
+
 /// The number of uploads in flight changed by `by`.
 pub struct UploadsInProgress {
     pub by: i32,

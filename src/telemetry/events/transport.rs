@@ -1,10 +1,13 @@
 //! Events of the broker, its messages, the database and the configuration.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
 use tracing::{debug, error, info, warn};
+
+use super::outage::Outage;
 
 /// A message could not be decoded. It is in the dead-letter queue, with the reason.
 pub struct MessageRejected<'a> {
@@ -37,18 +40,24 @@ pub struct AmqpConnection<'a> {
 
 impl AmqpConnection<'_> {
     pub fn emit(self) {
+        static OUTAGES: Mutex<BTreeMap<&str, Outage>> = Mutex::new(BTreeMap::new());
         let (connection, broker) = (self.connection, self.broker);
+        let mut outages = OUTAGES.lock().unwrap_or_else(PoisonError::into_inner);
         match self.state {
             Ok(()) => {
+                outages.remove(connection);
                 info!(event = "amqp_connected", connection, broker, "AMQP connected");
                 counter!("kz_record_call_amqp_sessions_total", "connection" => connection).increment(1);
                 gauge!("kz_record_call_amqp_connected", "connection" => connection).set(1.0);
             }
             Err(why) => {
-                warn!(
-                    event = "amqp_not_connected",
-                    connection, broker, why, "AMQP not connected"
-                );
+                let outage = outages.entry(connection).or_default();
+                if let Some(attempts) = outage.failed(&format!("{broker} {why}"), Instant::now()) {
+                    warn!(
+                        event = "amqp_not_connected",
+                        connection, broker, why, attempts, "AMQP not connected"
+                    );
+                }
                 gauge!("kz_record_call_amqp_connected", "connection" => connection).set(0.0);
             }
         }

@@ -55,6 +55,9 @@ pub fn begin_at_zero(labels: &Labels<'_>) {
     for status in STATUSES {
         counter!("kz_record_call_uploads_total", "status" => status).absolute(0);
     }
+    for limit in super::UploadTurnedAway::LIMITS {
+        counter!("kz_record_call_uploads_turned_away_total", "limit" => limit).absolute(0);
+    }
     for finding in labels.findings.iter().copied() {
         counter!("kz_record_call_findings_total", "finding" => finding).absolute(0);
     }

@@ -133,6 +133,8 @@ impl Recording {
             account_id: ACCOUNT,
             started: None,
             ended: &self.told,
+            presumed: false,
+            first_peer: None,
             told_ms: self.told.length_ms,
             audio: Some(&self.audio),
             destination,

@@ -14,9 +14,40 @@ use super::{
 
 /// Publishes one event of a leg, with whatever the faults make of it.
 pub fn publish(world: &Arc<World>, leg: &str, name: &str, extra: Value) {
-    let Some((body, ecallmgr)) = world.look(|s| build(world, s, leg, name, extra)) else {
-        return;
-    };
+    if let Some(event) = Event::of(world, leg, name, extra) {
+        event.publish(world);
+    }
+}
+
+/// What the switch told of a moment, on its way through an ecallmgr.
+pub struct Event {
+    leg: String,
+    name: String,
+    body: Object,
+    ecallmgr: usize,
+}
+
+impl Event {
+    /// The event as the leg is now. `None`: there is no such leg.
+    pub fn of(world: &World, leg: &str, name: &str, extra: Value) -> Option<Self> {
+        let (body, ecallmgr) = world.look(|s| build(world, s, leg, name, extra))?;
+        let (leg, name) = (leg.to_owned(), name.to_owned());
+        Some(Self {
+            leg,
+            name,
+            body,
+            ecallmgr,
+        })
+    }
+
+    pub fn publish(self, world: &Arc<World>) {
+        send_all(world, self);
+    }
+}
+
+fn send_all(world: &Arc<World>, event: Event) {
+    let Event { body, ecallmgr, .. } = event;
+    let (leg, name) = (event.leg.as_str(), event.name.as_str());
     let (how, everybody) = world.with(|s| (mistreatment(s, name, leg), s.faults.everybody_publishes));
     let senders: Vec<usize> = if everybody {
         (0..world.ecallmgrs.len()).collect()

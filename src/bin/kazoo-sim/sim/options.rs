@@ -53,6 +53,10 @@ pub struct KazooOptions {
     /// Whether `RECORD_STOP` carries `File-Size` and its like.
     pub recording_file_vars: bool,
     pub clock: Clock,
+    /// In which share of the hang-ups `CHANNEL_DESTROY` reaches the broker before `RECORD_STOP`. On a real switch and ecallmgr: 0.2.
+    pub crossed_ends: f64,
+    /// Decides which hang-ups those are.
+    pub seed: u64,
     /// Kazoo's wait before it connects again.
     pub reconnect: Duration,
 }
@@ -80,6 +84,8 @@ impl Default for KazooOptions {
             recording_file_path: true,
             recording_file_vars: true,
             clock: Clock::default(),
+            crossed_ends: 0.2,
+            seed: fastrand::u64(..),
             reconnect: Duration::from_millis(500),
         }
     }
@@ -91,6 +97,11 @@ impl KazooOptions {
             uri: uri.into(),
             ..Self::default()
         }
+    }
+
+    /// Whether the end of the n-th leg is told before the ends of its recordings.
+    pub(super) fn crosses(&self, nth: u64) -> bool {
+        fastrand::Rng::with_seed(self.seed ^ nth).f64() < self.crossed_ends
     }
 
     /// `n` ecallmgr nodes, all connected to the switch.

@@ -288,6 +288,7 @@ impl Observed {
 #[derive(Default)]
 pub struct State {
     pub(super) next_call: CallKey,
+    pub(super) hangups: u64,
     pub(super) calls: HashMap<CallKey, CallState>,
     pub(super) legs: HashMap<String, Leg>,
     pub(super) recordings: Vec<Recording>,

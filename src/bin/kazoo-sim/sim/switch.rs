@@ -15,12 +15,15 @@ use serde_json::json;
 
 use super::{
     audio::{Format, Size},
-    events,
+    events::{self, Event},
     record::Role,
     state::{Phase, Recording, State},
     wire::encode,
     world::World,
 };
+
+/// How much later the second of two events that crossed reaches the broker: 5 ms on a real one, as a rule.
+const CROSSED: Duration = Duration::from_millis(5);
 
 /// Where ecallmgr lets the switch record a media name: encoded, with an extension that it knows.
 pub fn recording_path(folder: &Path, media_name: &str) -> PathBuf {
@@ -68,6 +71,13 @@ fn reachable(recording: &Recording, leg: &str) -> bool {
 /// Ends a running recording: the file is completed, then `RECORD_STOP` goes out under the leg that records now. Returns
 /// when both are done, also when somebody else had begun to end it.
 pub async fn finish(world: &Arc<World>, path: &Path, cause: &str, stamp: Option<u64>) {
+    if let Some(stop) = close(world, path, cause, stamp).await {
+        tell(world, path, stop);
+    }
+}
+
+/// The same without the event, which is returned.
+async fn close(world: &Arc<World>, path: &Path, cause: &str, stamp: Option<u64>) -> Option<Event> {
     let opened = |s: &State| s.at(path).is_none_or(|r| r.phase != Phase::Opening).then_some(());
     let _ = world
         .wait_for("the file's creation", Duration::from_secs(60), opened)
@@ -85,7 +95,7 @@ pub async fn finish(world: &Arc<World>, path: &Path, cause: &str, stamp: Option<
                 s.at(path).is_none_or(Recording::ended).then_some(())
             })
             .await;
-        return;
+        return None;
     };
     let (ended, leg) = (recording.clone(), &recording.call_id);
     let written = tokio::task::spawn_blocking(move || ended.complete()).await;
@@ -105,11 +115,15 @@ pub async fn finish(world: &Arc<World>, path: &Path, cause: &str, stamp: Option<
         Some(now)
     });
     // Not if the switch was killed meanwhile.
-    let Some(now) = now else { return };
+    let now = now?;
     let mut extra = events::recording(world, &now, events::file_variables(&now));
     (extra["Length"], extra["Silence-Terminated"]) = (json!(now.length_ms.to_string()), json!(false));
     let stamp = stamp.unwrap_or_else(|| events::stamp(world));
-    events::publish(world, &now.call_id, "RECORD_STOP", events::stamped(extra, stamp));
+    Event::of(world, &now.call_id, "RECORD_STOP", events::stamped(extra, stamp))
+}
+
+fn tell(world: &Arc<World>, path: &Path, stop: Event) {
+    stop.publish(world);
     world.with(|s| {
         if let Some(r) = s.at_mut(path).filter(|r| r.phase == Phase::Ending) {
             (r.phase, r.ended_at) = (Phase::Ended, Some(Instant::now()));
@@ -149,23 +163,41 @@ fn end(recording: &mut Recording, cause: &str, quiet: bool, full: Option<u64>, s
     }
 }
 
-/// Ends a channel: its recordings first, then its `CHANNEL_DESTROY`; all in one of the switch's ticks.
+/// Ends a channel: its recordings first, then its `CHANNEL_DESTROY`; all in one of the switch's ticks. An ecallmgr publishes each event from a
+/// process of its own, so some of them reach the broker in the other order.
 pub async fn hangup(world: &Arc<World>, leg: &str, cause: &str) {
-    let (running, ended) = world.with(|s| {
+    let (running, ended, crosses) = world.with(|s| {
         let mine = |r: &&Recording| r.call_id == leg && !r.ended();
         let running: Vec<PathBuf> = s.recordings.iter().filter(mine).map(|r| r.path.clone()).collect();
         if let Some(leg) = s.legs.get_mut(leg) {
             leg.hanging_up = true;
         }
-        (running, s.legs.get(leg).is_none_or(|l| !l.alive))
+        s.hangups += 1;
+        let crosses = world.options.crosses(s.hangups);
+        (running, s.legs.get(leg).is_none_or(|l| !l.alive), crosses)
     });
     let stamp = events::stamp(world);
+    let mut late = Vec::new();
     for path in running {
-        finish(world, &path, "success-silence", Some(stamp)).await;
+        match close(world, &path, "success-silence", Some(stamp)).await {
+            Some(stop) if crosses && !ended => late.push((path, stop)),
+            Some(stop) => tell(world, &path, stop),
+            None => {}
+        }
     }
-    if ended {
-        return;
+    if !ended {
+        destroy(world, leg, cause, stamp);
     }
+    if !late.is_empty() {
+        tokio::time::sleep(CROSSED).await;
+    }
+    for (path, stop) in late {
+        tell(world, &path, stop);
+    }
+}
+
+/// The channel's end.
+fn destroy(world: &Arc<World>, leg: &str, cause: &str, stamp: u64) {
     let gone = world.with(|s| {
         let channel = s.legs.get_mut(leg).filter(|l| l.alive)?;
         channel.alive = false;

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::entry::Entry;
 use crate::entry::fact::{BEFORE_ANY_START, Fact, Route, What};
 use crate::flow::common::Common;
+use crate::flow::crash;
 use crate::flow::drivers::Drivers;
 use crate::flow::effects::calls::Calls;
 use crate::flow::inbox::request::Request;
@@ -25,6 +26,9 @@ use super::find::Found;
 
 /// Time limit for the ledger to load a recording's order.
 const KNOWLEDGE: Duration = Duration::from_secs(1);
+
+/// Time limit for the note that a mask or unmask is about to be sent: the audio must not stay unmasked for it.
+const INTENT: Duration = Duration::from_millis(500);
 
 /// Carries controls out.
 pub struct Carrier {
@@ -55,6 +59,11 @@ impl Carrier {
         let (open, has_moved) = match found {
             Found::Here(open) | Found::Between(open) => (open, false),
             Found::Moved(open) => (open, true),
+            Found::Over(open) => {
+                let why = Why::Unconfirmed;
+                let (answered, written) = tokio::join!(answering, self.too_late(request, &open, what, why));
+                return (open.media_id, answered && written);
+            }
             Found::Done { media_id, unwritten } => {
                 // A repeat must not reach a recording that began since, nor undo what was asked since.
                 let answered = answering.await;
@@ -65,14 +74,18 @@ impl Carrier {
                 return (media_id, answered && written);
             }
         };
-        let mut facts = self.tell_switch(request, &open, what, kind).await;
+        if kind == Meant::Running && what != Control::Stop {
+            self.intend(request, &open, what).await;
+        }
+        let mut facts = crash::step(self.tell_switch(request, &open, what, kind)).await;
         if has_moved && what != Control::Stop {
             // A stop shows by itself whether it was obeyed. A mask never does.
-            let moved = What::NotObeyed {
-                action: request.action.msg_id.clone().unwrap_or_default(),
-                what,
-                why: Why::Moved,
+            let action = request.action.msg_id.clone().unwrap_or_default();
+            let why = match self.known(&open).may_have_met(&action) {
+                true => Why::PerhapsMoved,
+                false => Why::Moved,
             };
+            let moved = What::NotObeyed { action, what, why };
             facts.extend(self.stamped(&[moved]));
         }
         let is_first = what == Control::Stop && !request.doubtful && !has_moved && kind == Meant::Running;
@@ -91,9 +104,51 @@ impl Carrier {
         (media_id, answered && durable)
     }
 
-    /// Writes down that an action came to nothing: the recording that it was for has ended since. Operators are alerted, and the document
-    /// tells it. `false` when that is not durable.
-    pub(super) async fn too_late(&self, request: &Request<'_>, open: &Open, what: Control) -> bool {
+    /// Writes down that a mask or unmask is about to be sent. If this worker is killed before it notes the result, the worker that gets the
+    /// action next knows for which recording it was, and that the switch may have obeyed. The command does not depend on this note: it is
+    /// sent after a bounded time.
+    async fn intend(&self, request: &Request<'_>, open: &Open, what: Control) {
+        let Some(action) = request.action.msg_id.clone().filter(|id| !id.is_empty()) else {
+            return;
+        };
+        let mut entry = self.known(open);
+        let asked = asked_after(request, Some(&entry));
+        let on = what == Control::Mask;
+        entry.add(self.common.fact(What::Intended { action, on, asked }));
+        let written = tokio::time::timeout(INTENT, self.journal.write(&entry)).await;
+        if written != Ok(true) {
+            debug!(
+                event = "control_intent_not_noted",
+                call_id = request.action.call_id,
+                media_id = open.media_id,
+                action = what.name(),
+                "mask or unmask sent before a note of it"
+            );
+        }
+    }
+
+    /// What is known of a recording, at least which month of the ledger has the rest.
+    fn known(&self, open: &Open) -> Entry {
+        let mut entry = self
+            .memory
+            .entry(open.key)
+            .unwrap_or_else(|| Entry::new(open.key, &open.call_id));
+        if entry.order().is_none() {
+            // Only the notice of another worker is known.
+            entry.add(Fact {
+                at: open.asked_at,
+                by: self.common.policy.worker.clone(),
+                what: What::HeardOf {
+                    media_id: open.media_id.clone(),
+                },
+            });
+        }
+        entry
+    }
+
+    /// Writes down that an action came to nothing, or perhaps did: the recording that it was for has ended since. Operators are alerted, and the
+    /// document tells it. `false` when that is not durable.
+    pub(super) async fn too_late(&self, request: &Request<'_>, open: &Open, what: Control, why: Why) -> bool {
         let action = request.action.msg_id.clone().unwrap_or_default();
         let route = Some(Route {
             control: request.action.control.to_string(),
@@ -114,7 +169,6 @@ impl Carrier {
         if !action.is_empty() {
             self.memory.done(&action, open.key, &open.media_id);
         }
-        let why = Why::Ended;
         let facts = self.stamped(&[asked, What::NotObeyed { action, what, why }]);
         self.write_down(request, open, facts).await
     }
@@ -130,7 +184,7 @@ impl Carrier {
         let sending = self
             .calls
             .send_control(&action.control, &action.call_id, &open.media_id, &open.file_name, what);
-        let is_sent = if overtaken {
+        let sent = if overtaken {
             warn!(
                 event = "control_overtaken",
                 call_id = action.call_id,
@@ -138,9 +192,11 @@ impl Carrier {
                 action = what.name(),
                 "control overtaken by a later action, not sent"
             );
-            false
+            None
+        } else if meant == Meant::Running {
+            Some(sending.await)
         } else {
-            meant == Meant::Running && sending.await.is_ok()
+            None
         };
         if what == Control::Stop {
             self.memory.stopping(open.key);
@@ -171,16 +227,21 @@ impl Carrier {
         let start = known.as_ref().and_then(Entry::newest_start);
         // A worker that knows the recording only by a notice knows of no start. Then the command is repeated rather than taken for obeyed.
         let known_start = Some(known.as_ref().and_then(Entry::newest_start).unwrap_or(BEFORE_ANY_START));
-        let delivered = match what {
-            Control::Stop => What::StopSent { n: 1, start },
-            Control::Mask | Control::Unmask => What::Masked {
+        let result = match (sent, what) {
+            (Some(Ok(())), Control::Stop) => Some(What::StopSent { n: 1, start }),
+            (Some(Ok(())), Control::Mask | Control::Unmask) => Some(What::Masked {
                 action: id,
                 on,
                 n: 0,
                 start: known_start,
-            },
+            }),
+            (Some(Err(error)), Control::Mask | Control::Unmask) if error.is_unroutable() => {
+                Some(What::Returned { what, action: id, n: 0 })
+            }
+            // The driver sends it, and notes what comes of that.
+            (Some(Err(_)) | None, _) => None,
         };
-        let facts = if is_sent { vec![asked, delivered] } else { vec![asked] };
+        let facts: Vec<What> = [asked].into_iter().chain(result).collect();
         // At once: the end may be on its way already, and its handler starts from what is remembered.
         let stamped = self.stamped(&facts);
         self.memory.hear(open.key, &open.call_id, &stamped);
@@ -194,20 +255,7 @@ impl Carrier {
     /// Writes down what was asked and sent, notifies the other workers, and follows it up.
     async fn write_down(&self, request: &Request<'_>, open: &Open, stamped: Vec<Fact>) -> bool {
         let action = request.action;
-        let mut entry = self
-            .memory
-            .entry(open.key)
-            .unwrap_or_else(|| Entry::new(open.key, &open.call_id));
-        if entry.order().is_none() {
-            // Only the notice of another worker is known. This fact also says which month of the ledger has the rest.
-            entry.add(Fact {
-                at: open.asked_at,
-                by: self.common.policy.worker.clone(),
-                what: What::HeardOf {
-                    media_id: open.media_id.clone(),
-                },
-            });
-        }
+        let mut entry = self.known(open);
         // Operators are alerted of what the driver learns, so the driver must not know these facts before.
         let mut unheeded = Entry::new(open.key, &open.call_id);
         for fact in &stamped {

@@ -41,6 +41,8 @@ pub(super) enum Found {
     Moved(Open),
     /// It begins at every bridge, and there is no bridge now. The action applies to the next part.
     Between(Open),
+    /// A worker was about to send this action's command when it was killed, and the recording is over.
+    Over(Open),
     /// This action was carried out already. `unwritten` has the facts of it that the ledger may lack.
     Done {
         media_id: String,
@@ -96,6 +98,7 @@ impl Finder {
                     remembered = before
                         .iter()
                         .find_map(done)
+                        .or_else(|| self.begun(request, &before))
                         .or_else(|| self.newer(request, before, remembered.as_ref()))
                         .or(remembered);
                 }
@@ -143,40 +146,6 @@ impl Finder {
             }
         }
         newest.map_or(Look::None, |open| Look::Found(Box::new(Found::Here(open))))
-    }
-
-    /// The recording that was the newest one when the action came, where `remembered` is an older one. The worker that carried the action out may
-    /// have died before it wrote that down: the switch has obeyed, the newest is over or being stopped, and the one before must run on.
-    fn newer(&self, request: &Request<'_>, before: Vec<Record>, remembered: Option<&Found>) -> Option<Found> {
-        let at = began_by(request)?;
-        let (Found::Here(older) | Found::Moved(older)) = remembered? else {
-            return None;
-        };
-        let memory = &self.memory;
-        let entries = before.into_iter().map(|record| memory.completed(record.entry));
-        let newest = entries
-            .filter(|entry| !is_later(request, entry) && asked_at(entry) > Some(older.asked_at))
-            .max_by_key(asked_at)?;
-        // One that begins at every bridge is stopped between two bridges too. And another action's stop explains why it is over.
-        let begins_again = newest.order().is_some_and(|order| order.begins_at_bridges());
-        if newest.key == older.key || begins_again || newest.stop_asked_at().is_some() {
-            return None;
-        }
-        let open = Open::of(&newest)?;
-        let was_closed = memory.was_closed(newest.key);
-        if newest.is_open() && !was_closed {
-            return Some(Found::Here(open));
-        }
-        let heard_end = newest.facts().iter().find_map(|fact| match fact.what {
-            What::Ended(_) => Some(fact.at),
-            _ => None,
-        });
-        // An end that is not written yet was heard a moment ago.
-        let ended_since = heard_end.is_none_or(|heard| heard >= at);
-        (ended_since && (was_closed || heard_end.is_some())).then_some(Found::Done {
-            media_id: open.media_id,
-            unwritten: None,
-        })
     }
 
     /// The same, and in addition what the ledger knows of the action's conversation. This finds a recording whose move no event reported: the
@@ -426,13 +395,13 @@ enum Written {
     Nothing,
 }
 
-fn asked_at(entry: &Entry) -> Option<Moment> {
+pub(super) fn asked_at(entry: &Entry) -> Option<Moment> {
     entry.order().map(|order| order.asked_at)
 }
 
 /// A repeat must not reach a recording that was ordered after it, nor must a search after the call has continued. The first search has no
 /// such limit, because the clocks of two hosts may differ.
-fn began_by(request: &Request<'_>) -> Option<Moment> {
+pub(super) fn began_by(request: &Request<'_>) -> Option<Moment> {
     request.at.filter(|_| request.doubtful)
 }
 
@@ -440,7 +409,7 @@ fn is_to_be_controlled(request: &Request<'_>, entry: &Entry) -> bool {
     entry.is_open() && entry.stop_asked_at().is_none() && !is_later(request, entry)
 }
 
-fn is_later(request: &Request<'_>, entry: &Entry) -> bool {
+pub(super) fn is_later(request: &Request<'_>, entry: &Entry) -> bool {
     began_by(request)
         .zip(asked_at(entry))
         .is_some_and(|(at, asked)| asked > at)

@@ -1,0 +1,387 @@
+//! What came of stops, masks and unmasks.
+//!
+//! The switch reports nothing about a mask. A command counts as obeyed when the broker had it while the recording ran on the leg where it
+//! began. After a move to another leg the switch does not find the recording, and answers as if it had. Audio that was masked before the
+//! move stays masked to the end.
+
+use std::time::Duration;
+
+use crate::kazoo::dialplan::Control;
+use crate::kazoo::time::Moment;
+use crate::recording::controls::{Controls, Mask, NotObeyed, Why};
+
+use super::Entry;
+use super::controls::CLOCKS_DIFFER;
+use super::fact::{Fact, What};
+
+/// A command and a move this close together have no certain order. The switch's stamps tick in 20 ms, its clock differs from ours, and the
+/// command takes time.
+const UNSURE: Duration = Duration::from_millis(100);
+
+/// A recording that runs on for longer after a stop has been told while it ran.
+const LATE_END: Duration = Duration::from_secs(120);
+
+/// A command takes at most this long to arrive, and the clocks of synchronised hosts differ by less.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
+
+/// A stop that no queue took, of a call that ends within this time, is no fault: the control process ends with its call.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// Where a recording was when a command arrived.
+enum Place {
+    /// The recording had not begun.
+    Before,
+    Here,
+    /// Not where the switch searches for the recording: on another leg, or over.
+    Elsewhere(Why),
+}
+
+/// An action that masks or unmasks.
+struct Action<'a> {
+    id: &'a str,
+    on: bool,
+    /// When it was sent, by its sender's clock, and when a worker noted it.
+    order: (Moment, Moment),
+    asked_at: Option<Moment>,
+}
+
+impl Entry {
+    /// A stop, mask or unmask that is known by now to have had no effect, and was not reported yet.
+    pub fn unheeded(&self) -> Option<What> {
+        self.unheeded_mask().or_else(|| self.unheeded_stop())
+    }
+
+    /// A stop that the switch did not obey, of a recording that has ended by itself. While it runs, `StopUnconfirmed` tells it.
+    fn unheeded_stop(&self) -> Option<What> {
+        let end = self.told_end()?;
+        let is_told = |what: &What| match what {
+            What::NotObeyed { what, .. } => *what == Control::Stop,
+            what => *what == What::StopUnconfirmed,
+        };
+        if self.has(is_told) {
+            return None;
+        }
+        let (asked, action) = self.facts.iter().find_map(|fact| match &fact.what {
+            What::StopAsked { action, .. } => Some((fact.at, action)),
+            _ => None,
+        })?;
+        let newest = self.newest_start();
+        let of_newest = |fact: &&Fact| matches!(fact.what, What::StopSent { start, .. } if start == newest);
+        let sent = self.facts.iter().filter(of_newest);
+        let arrived = sent.clone().find(|fact| !self.is_stop_returned(&fact.what));
+        let ended = end.stamp.map(|stamp| self.by_our_clock(stamp));
+        let ran_on = || {
+            let since = self.latest_began().map_or(asked, |began| asked.max(began));
+            ended.is_some_and(|ended| ended > since.plus(ENDING))
+        };
+        let why = match arrived.map(|sent| (sent, self.place(sent))) {
+            Some((_, Place::Elsewhere(why @ (Why::Moved | Why::PerhapsMoved)))) => why,
+            Some((sent, Place::Here)) => {
+                // A stop ends a recording at once. Clocks that differ by much more than this are no evidence.
+                let went_on = ended.filter(|ended| *ended > sent.at)?.since(sent.at);
+                (CLOCKS_DIFFER..=LATE_END)
+                    .contains(&went_on)
+                    .then_some(Why::Unconfirmed)?
+            }
+            Some(_) => return None,
+            None if sent.count() > 0 => ran_on().then_some(Why::Undelivered)?,
+            // No worker could send it before the end.
+            None => (!self.has(|what| matches!(what, What::StopSent { .. })) && ran_on()).then_some(Why::Ended)?,
+        };
+        Some(What::NotObeyed {
+            action: action.clone(),
+            what: Control::Stop,
+            why,
+        })
+    }
+
+    /// Whether this is a stop command that the broker returned.
+    pub fn is_stop_returned(&self, sent: &What) -> bool {
+        let What::StopSent { n, .. } = sent else { return false };
+        self.has(|what| matches!(what, What::Returned { what: Control::Stop, n: of, .. } if of == n))
+    }
+
+    /// Why a stop was not confirmed: no command of it reached a queue, or the switch did not obey.
+    pub fn why_not_stopped(&self) -> Why {
+        let is_stop = |fact: &&Fact| matches!(fact.what, What::StopSent { .. });
+        let mut sent = self.facts.iter().filter(is_stop);
+        match sent.all(|fact| self.is_stop_returned(&fact.what)) {
+            true => Why::Undelivered,
+            false => Why::Unconfirmed,
+        }
+    }
+
+    fn unheeded_mask(&self) -> Option<What> {
+        let mut asked = self.facts.iter().filter_map(|fact| match &fact.what {
+            What::MaskAsked { action, on, asked, .. } => Some((fact, action, *on, asked.unwrap_or(fact.at))),
+            _ => None,
+        });
+        asked.find_map(|(asked, action, on, at)| {
+            if self.is_refused(action) {
+                return None;
+            }
+            let sent = self.sent(action).last();
+            let why = match self.place(sent.unwrap_or(asked)) {
+                Place::Elsewhere(why) => {
+                    // An unmask is not missed then, nor a mask that was asked for when the recording was over.
+                    let is_late = || sent.is_none() && self.over_at().is_none_or(|end| at > end);
+                    if why == Why::Ended && (!on || is_late()) {
+                        return None;
+                    }
+                    why
+                }
+                Place::Before | Place::Here if sent.is_none() => self.unsent(action, on, (at, asked.at))?,
+                Place::Before | Place::Here => return None,
+            };
+            // Sent again, because its sender knew of no start, and too late by then. The first command had met the recording.
+            if self.sent(action).any(|sent| self.met_the_latest_part(sent)) {
+                return None;
+            }
+            Some(What::NotObeyed {
+                action: action.clone(),
+                what: if on { Control::Mask } else { Control::Unmask },
+                why: match why {
+                    Why::Moved if self.may_have_met(action) => Why::PerhapsMoved,
+                    Why::Ended if self.may_have_met(action) => Why::Unconfirmed,
+                    why => why,
+                },
+            })
+        })
+    }
+
+    /// Why a mask or unmask came to nothing of which no command was delivered: a later action overtook it, or the recording ended.
+    fn unsent(&self, action: &str, on: bool, order: (Moment, Moment)) -> Option<Why> {
+        let (began, end) = (self.latest_began()?, self.over_at());
+        let (at, returned) = (order.0, self.is_returned(action));
+        if !on && !returned || end.is_some_and(|end| end <= at.max(began).plus(ON_ITS_WAY)) {
+            return None;
+        }
+        let later = self.actions().into_iter().filter(|later| later.order > order);
+        let overtaken = later.map(|later| later.order.0).find(|later| *later > began);
+        match self.may_have_met(action) {
+            _ if overtaken.is_none() && end.is_none() => None,
+            true => Some(Why::Unconfirmed),
+            false if returned || overtaken.is_some() => Some(Why::Undelivered),
+            false => Some(Why::Ended),
+        }
+    }
+
+    /// Whether the broker returned a command of this mask or unmask.
+    pub fn is_returned(&self, of: &str) -> bool {
+        self.has(|what| matches!(what, What::Returned { what, action, .. } if *what != Control::Stop && action == of))
+    }
+
+    /// When a worker was about to send this mask or unmask for the first time.
+    pub fn intended(&self, of: &str) -> Option<&Fact> {
+        let is_it = |fact: &&Fact| matches!(&fact.what, What::Intended { action, .. } if action == of);
+        self.facts.iter().find(is_it)
+    }
+
+    /// Whether a worker was about to send this mask or unmask while the recording was where the switch finds it. The command may have met it,
+    /// whatever came of the command that was sent later.
+    pub fn may_have_met(&self, action: &str) -> bool {
+        let intended = self.intended(action).filter(|_| !self.is_returned(action));
+        intended.is_some_and(|intended| matches!(self.place(intended), Place::Here))
+    }
+
+    /// When the latest part began, by our clock.
+    fn latest_began(&self) -> Option<Moment> {
+        let start = self.latest_start()?;
+        Some(start.stamp.map_or(start.at, |stamp| self.by_our_clock(stamp)))
+    }
+
+    /// When the switch ended the recording, by our clock.
+    fn over_at(&self) -> Option<Moment> {
+        let end = self.told_end()?;
+        Some(end.stamp.map_or(end.at, |stamp| self.by_our_clock(stamp)))
+    }
+
+    /// A leg that was gone looked like a move. Then the recording's end on that very leg arrived late. Or another worker's command of that
+    /// action had met the recording.
+    pub(super) fn is_void(&self, action: &str, why: Why) -> bool {
+        match why {
+            Why::Moved | Why::PerhapsMoved => self
+                .started()
+                .zip(self.told_end())
+                .is_some_and(|(start, end)| start.call_id == end.call_id),
+            Why::Undelivered | Why::Unconfirmed | Why::Ended => {
+                self.sent(action).any(|sent| self.met_the_latest_part(sent))
+            }
+        }
+    }
+
+    /// Where the recording was when a command arrived.
+    fn place(&self, command: &Fact) -> Place {
+        let at = command.at;
+        if self.began().is_some_and(|began| at < began) {
+            return Place::Before;
+        }
+        if self.was_over(command) {
+            return Place::Elsewhere(Why::Ended);
+        }
+        match self.moved() {
+            None => Place::Here,
+            Some(Some(moved)) if at.plus(UNSURE) < moved => Place::Here,
+            Some(Some(moved)) if at > moved.plus(UNSURE) => Place::Elsewhere(Why::Moved),
+            Some(Some(_)) => Place::Elsewhere(Why::PerhapsMoved),
+            Some(None) => Place::Elsewhere(Why::PerhapsMoved),
+        }
+    }
+
+    /// Whether a command was sent to the recording while its latest part ran on the leg where it began.
+    fn met_the_latest_part(&self, command: &Fact) -> bool {
+        let stamp = self.latest_start().and_then(|told| told.stamp);
+        let began = stamp.map(|stamp| self.by_our_clock(stamp));
+        matches!(self.place(command), Place::Here) && began.is_none_or(|began| command.at >= began)
+    }
+
+    /// Whether the recording was over when a command was sent: its sender knew the end, or its clock was well past the end.
+    fn was_over(&self, command: &Fact) -> bool {
+        let Some(end) = self.told_end() else { return false };
+        let begins_once = self.order().is_none_or(|order| !order.may_begin_again());
+        let knew = |fact: &Fact| {
+            let tells = matches!(fact.what, What::Ended(_) | What::Decided { .. } | What::Collected(_));
+            tells && fact.by == command.by && fact.at < command.at
+        };
+        let stamped = end.stamp.map(|stamp| self.by_our_clock(stamp));
+        begins_once && self.facts.iter().any(knew) || stamped.is_some_and(|end| end.plus(ON_ITS_WAY) < command.at)
+    }
+
+    /// When the recording began, by the switch's own stamp: a command can reach the switch before a worker hears of the start.
+    fn began(&self) -> Option<Moment> {
+        let starts = self.facts.iter().filter_map(|fact| match &fact.what {
+            What::Started(told) => {
+                // A start is presumed when its event was lost. It has no stamp, and its time is that of the command.
+                let at = told.stamp.map_or(told.at, |stamp| self.by_our_clock(stamp));
+                Some(at.min(fact.at))
+            }
+            _ => None,
+        });
+        starts.min()
+    }
+
+    /// Whether the recording moved to another leg than the one on which it began, and when, if an event reported that.
+    pub fn moved(&self) -> Option<Option<Moment>> {
+        self.started()?;
+        let carrier = self.carried_by();
+        carrier.moved.then_some(carrier.since)
+    }
+
+    /// What the document says of stops and masks.
+    pub fn controls(&self) -> Controls {
+        Controls {
+            masks: self.masks(),
+            not_obeyed: self.not_obeyed(),
+        }
+    }
+
+    /// The masks and unmasks, in the order in which actions were sent.
+    fn actions(&self) -> Vec<Action<'_>> {
+        let mut actions: Vec<Action<'_>> = Vec::new();
+        for fact in &self.facts {
+            let (id, on, asked_at) = match &fact.what {
+                What::MaskAsked { action, on, asked, .. } => (action, *on, *asked),
+                // An earlier version wrote this entry, and noted no more than this.
+                What::Masked { action, on, .. } if self.asked(action).is_none() => (action, *on, None),
+                _ => continue,
+            };
+            if !actions.iter().any(|known| known.id == id && known.on == on) {
+                let order = (asked_at.unwrap_or(fact.at), fact.at);
+                actions.push(Action {
+                    id,
+                    on,
+                    order,
+                    asked_at,
+                });
+            }
+        }
+        actions.sort_by_key(|action| action.order);
+        actions
+    }
+
+    /// When the audio was masked and unmasked. The order is that of the actions: two workers can send commands at the same time, and a command
+    /// can be sent twice. The audio is not told as masked where a command of an earlier unmask may have come between.
+    fn masks(&self) -> Vec<Mask> {
+        let actions = self.actions();
+        // Each later start begins unmasked. The switch can have obeyed a mask of the first part before a worker heard of its start.
+        let starts = self.facts.iter().filter(|fact| matches!(fact.what, What::Started(_)));
+        let starts: Vec<Moment> = starts.skip(1).map(|fact| fact.at).collect();
+        let mut masks = Vec::new();
+        for nth in 0..=starts.len() {
+            let (from, until) = (nth.checked_sub(1).map(|before| starts[before]), starts.get(nth));
+            let is_of_part = |at: Moment| from.is_none_or(|from| at >= from) && until.is_none_or(|until| at < *until);
+            let (mut masked, mut changed, mut unmasked) = (false, None, None);
+            for action in &actions {
+                let met = |fact: &&Fact| is_of_part(fact.at) && matches!(self.place(fact), Place::Here);
+                let is_it = |fact: &&Fact| matches!(fact.what, What::Masked { on, .. } if on == action.on);
+                let sent: Vec<&Fact> = self.sent(action.id).filter(is_it).filter(met).collect();
+                let Some(last) = sent.last().filter(|_| !self.is_refused(action.id)) else {
+                    continue;
+                };
+                let is_in_order = |fact: &&&Fact| match action.on {
+                    true => Some(fact.at) >= unmasked,
+                    false => Some(fact.at.plus(ON_ITS_WAY)) >= changed,
+                };
+                let command = sent.iter().find(is_in_order).unwrap_or(last);
+                if !action.on {
+                    unmasked = unmasked.max(Some(last.at));
+                }
+                if masked == action.on {
+                    continue;
+                }
+                let at = changed.map_or(command.at, |changed| command.at.max(changed));
+                let perhaps = self.intended(action.id).filter(|intended| {
+                    let is_of_another = intended.by != command.by || intended.at.plus(ON_ITS_WAY) < at;
+                    is_of_another && intended.at < at && met(intended) && !self.is_returned(action.id)
+                });
+                masks.push(Mask {
+                    at,
+                    on: action.on,
+                    asked_at: action.asked_at,
+                    perhaps_at: perhaps.map(|intended| intended.at),
+                });
+                (masked, changed) = (action.on, Some(at));
+            }
+        }
+        masks
+    }
+
+    /// What had no effect, each action once: two workers can have noted different reasons.
+    fn not_obeyed(&self) -> Vec<NotObeyed> {
+        let mut told: Vec<(&str, NotObeyed)> = Vec::new();
+        for fact in &self.facts {
+            let (action, what, why) = match &fact.what {
+                What::NotObeyed { what, why, .. } if *what == Control::Stop => ("", *what, *why),
+                What::NotObeyed { action, what, why } if !self.is_void(action, *why) => (action.as_str(), *what, *why),
+                What::StopUnconfirmed => ("", Control::Stop, self.why_not_stopped()),
+                What::Intended { action, on, .. } if self.told_end().is_some() && self.asked(action).is_none() => {
+                    let what = if *on { Control::Mask } else { Control::Unmask };
+                    (action.as_str(), what, Why::Unconfirmed)
+                }
+                _ => continue,
+            };
+            let (at, asked_at) = match what {
+                Control::Stop => (self.stop_asked_at(), None),
+                Control::Mask | Control::Unmask => {
+                    let mut actions = self.actions().into_iter();
+                    let asked = actions.find(|known| known.id == action);
+                    (self.asked(action), asked.and_then(|asked| asked.asked_at))
+                }
+            };
+            let one = NotObeyed {
+                at: at.unwrap_or(fact.at),
+                what,
+                why,
+                asked_at,
+            };
+            match told.iter_mut().find(|(of, known)| *of == action && known.what == what) {
+                Some((_, known)) if known.why.rank() <= why.rank() => {}
+                Some((_, known)) => *known = one,
+                None => told.push((action, one)),
+            }
+        }
+        let mut not_obeyed: Vec<NotObeyed> = told.into_iter().map(|(_, one)| one).collect();
+        not_obeyed.sort_by_key(|one| one.at);
+        not_obeyed
+    }
+}

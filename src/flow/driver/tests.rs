@@ -1,0 +1,147 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
+
+use crate::entry::cause::Outcome;
+use crate::entry::fact::{Delivery, Destination, Document, Fact, Holding, What};
+use crate::flow::in_flight::InFlight;
+use crate::ledger::Promise;
+use crate::lifecycle::tests::{audio, order, policy, told};
+
+use super::*;
+
+/// A ledger that notes what it gets, and makes nothing durable before it may.
+struct SlowLedger {
+    may: watch::Receiver<bool>,
+}
+
+impl EntryStore for SlowLedger {
+    async fn known(&self, _: &Address) -> Option<Option<Entry>> {
+        Some(None)
+    }
+
+    async fn note(&self, _: &Entry, _: Option<Lease>, _: Duration) -> Receipt {
+        let (promise, receipt): (Promise, Receipt) = Receipt::promised();
+        let mut may = self.may.clone();
+        tokio::spawn(async move {
+            if may.wait_for(|may| *may).await.is_ok() {
+                promise.keep();
+            }
+        });
+        receipt
+    }
+
+    fn lease(&self, duration: Duration) -> Lease {
+        Lease {
+            by: "w".into(),
+            until: Moment::from_unix_seconds(i64::MAX / 2_000_000).minus(duration),
+            stamped: Moment::from_unix_seconds(0),
+        }
+    }
+
+    fn no_lease(&self) -> Lease {
+        self.lease(Duration::ZERO)
+    }
+}
+
+/// Takes the copy out of the hold.
+#[derive(Default)]
+struct Hold {
+    emptied: AtomicBool,
+}
+
+impl Effects for Hold {
+    type Upload = ();
+
+    async fn perform(&self, case: &Case, effect: Effect, _: &mut Option<()>) -> Result<Input, Interrupted> {
+        assert_eq!(effect, Effect::Unhold, "nothing else is owed");
+        self.emptied.store(true, Ordering::SeqCst);
+        let n = case.entry.next_hold();
+        Ok(Input::Fact(What::Unheld { n }))
+    }
+
+    fn keep(&self, (): ()) {}
+
+    fn panicked(&self, _: &Entry, why: &str) {
+        panic!("{why}");
+    }
+
+    fn stepped(&self, _: &Entry, _: &Entry) {}
+}
+
+/// A recording that was delivered from the hold, and is still there.
+fn delivered() -> Entry {
+    let mut entry = Entry::of_order(order(), "w");
+    let audio = audio(5000);
+    let document = Document {
+        id: order().media_id,
+        database: "account".into(),
+        rev: "1-a".into(),
+        created: order().asked_at,
+    };
+    let held = Holding {
+        place: "hold".into(),
+        name: "copy".into(),
+        size: audio.size,
+        digests: audio.digests.clone(),
+    };
+    let delivery = Delivery {
+        destination: Destination::Account,
+        document,
+        sha256: Some(audio.digests.sha256.clone()),
+        below_quorum: false,
+        audio: None,
+        deleted: false,
+        edit_told: false,
+        controls: Some(entry.controls().fingerprint()),
+        again: 0,
+    };
+    let (n, holding) = (1, held);
+    for (second, what) in [
+        What::Commanded,
+        What::Started(told(0)),
+        What::Ended(told(5000)),
+        What::Collected(audio),
+        What::Held { n, holding },
+        What::Released { n },
+        What::delivered(delivery),
+        What::Announced(Announcement::DocumentCreated),
+        What::Announced(Announcement::Outcome(Outcome::Stored)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let at = order().asked_at.plus(Duration::from_secs(second as u64));
+        let by = "w".to_owned();
+        entry.add(Fact { at, by, what });
+    }
+    entry
+}
+
+/// A worker that dies between the two leaves the recording to one that finds the copy neither in the hold nor on its switch.
+#[tokio::test(start_paused = true)]
+async fn the_hold_is_emptied_only_when_the_ledger_has_the_delivery() {
+    let (durable, may) = watch::channel(false);
+    let (hold, ledger) = (Arc::new(Hold::default()), SlowLedger { may });
+    let ours = Arc::clone(&hold);
+    let driving = tokio::spawn(async move {
+        let entry = delivered();
+        let mailbox = InFlight::default().take(entry.key).unwrap();
+        let (policy, clock) = (policy(), Clock::fixed(order().asked_at.plus(Duration::from_secs(60))));
+        let host = Host {
+            policy: &policy,
+            clock: &clock,
+            stop: &CancellationToken::new(),
+            lease: Duration::from_secs(300),
+            linger: Duration::from_millis(50),
+        };
+        survive((ours.as_ref(), &ledger, host), entry, Input::Due, mailbox).await;
+    });
+    // Of the paused clock: until everything that runs waits for the ledger.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(!hold.emptied.load(Ordering::SeqCst), "the ledger has nothing yet");
+    durable.send(true).unwrap();
+    driving.await.unwrap();
+    assert!(hold.emptied.load(Ordering::SeqCst));
+}
