@@ -1,6 +1,6 @@
 //! Our own settings. `config/default.toml` is the manual: it is compiled in, and has each key with a comment.
 //!
-//! Loading opens no port. It reads only the given file, Kazoo's `config.ini`, and the files that settings name. All mistakes are found
+//! Loading opens no port. It reads only the given file, Kazoo's own file, and the files that settings name. All mistakes are found
 //! before any is reported.
 
 use std::net::SocketAddr;
@@ -15,6 +15,7 @@ mod filter;
 mod ini;
 mod kazoo_file;
 mod kazoo_ini;
+mod kazoo_yaml;
 mod layers;
 mod reader;
 mod shown;
