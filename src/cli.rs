@@ -10,6 +10,8 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueHint};
 use crate::config::{self as settings, Config, ConfigError, Layers, Sources};
 use crate::kazoo::time::Clock;
 
+use plugin::{Answer, Status};
+
 mod check;
 mod config;
 mod explain;
@@ -19,6 +21,7 @@ mod ledger;
 mod list;
 mod pages;
 mod plain;
+mod plugin;
 mod run;
 mod terminal;
 
@@ -126,13 +129,25 @@ pub fn main() -> ExitCode {
     }
     match &cli.command {
         Command::Config(command) => return config::run(command, layers).unwrap_or_else(|error| failed(&error)),
-        Command::Check(args) => return check::run(layers, args).unwrap_or_else(|error| failed(&error)),
+        Command::Check(args) => {
+            return check::run(layers, args).unwrap_or_else(|error| match args.plugin {
+                true => Answer::new(Status::Unknown, format!("{error:#}")).give(),
+                false => failed(&error),
+            });
+        }
         _ => {}
     }
     let notes = layers.notes().to_vec();
     let config = match Config::of(layers) {
         Ok(config) => config,
-        Err(mistakes) => return wrong(&mistakes, &notes),
+        Err(mistakes) => {
+            return match (&cli.command, mistakes.first()) {
+                (Command::Healthcheck(args), Some(mistake)) if args.plugin => {
+                    Answer::new(Status::Unknown, format!("the configuration is wrong: {mistake}")).give()
+                }
+                _ => wrong(&mistakes, &notes),
+            };
+        }
     };
     let done = match cli.command {
         Command::Run => return run::run(config, &notes),
@@ -141,6 +156,7 @@ pub fn main() -> ExitCode {
         Command::Retry(args) => list::retry(&config, &args),
         Command::Fetch(args) => fetch::fetch(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
+        Command::Healthcheck(args) if args.plugin => return healthcheck::answer(&config, &args).give(),
         Command::Healthcheck(args) => healthcheck::healthcheck(&config, &args),
         // Handled above.
         Command::Config(_) | Command::Check(_) | Command::Completions(_) | Command::Man(_) => Ok(true),
