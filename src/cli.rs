@@ -14,6 +14,7 @@ use plugin::{Answer, Status};
 
 mod check;
 mod config;
+mod erase;
 mod explain;
 mod fetch;
 mod healthcheck;
@@ -75,6 +76,11 @@ enum Command {
     Fetch(fetch::FetchArgs),
     /// Discard a recording whose audio cannot be delivered, or need not be.
     Discard(list::DiscardArgs),
+    /// Remove everything that the workers hold of a call or a recording, and print a receipt.
+    ///
+    /// This removes the entries in the ledger, copies in the hold, and dead letters. It is refused while a recording is open. The receipt
+    /// names what was removed, and what this command cannot reach, such as the recording itself in the account's database.
+    Erase(erase::EraseArgs),
     /// Ask the worker of this host whether it is ready: exit status 0 when it is.
     Healthcheck(healthcheck::HealthcheckArgs),
     /// Check everything that a worker needs, and report what is wrong and what to do about it.
@@ -156,6 +162,7 @@ pub fn main() -> ExitCode {
         Command::Retry(args) => list::retry(&config, &args),
         Command::Fetch(args) => fetch::fetch(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
+        Command::Erase(args) => erase::erase(&config, &args),
         Command::Healthcheck(args) if args.plugin => return healthcheck::answer(&config, &args).give(),
         Command::Healthcheck(args) => healthcheck::healthcheck(&config, &args),
         // Handled above.
