@@ -162,6 +162,8 @@ pub struct Ledger {
     pub poll: Duration,
     pub patience: Duration,
     pub retention: Duration,
+    /// How long entries of these final states are kept, if less long. Zero: as long as their month.
+    pub retention_of: [(&'static str, Duration); 4],
 }
 
 #[derive(Debug, Clone)]
@@ -300,6 +302,8 @@ impl Config {
                 poll: r.millis("ledger.poll_ms", 10, 3_600_000),
                 patience: r.millis("ledger.patience_ms", 100, 1_200_000),
                 retention: r.days("ledger.retention_days", 1, 36_500),
+                retention_of: ["stored", "delivered", "discarded", "failed"]
+                    .map(|state| (state, r.days(&format!("ledger.retention_{state}_days"), 0, 36_500))),
             },
             hold: Hold {
                 kind: r.one_of(
