@@ -38,7 +38,7 @@ done
 [ -n "$program" ] || usage
 [ -x "$program" ] || die "$program is no program"
 [ -d "$generated/man" ] || die "$generated has no manual pages: packaging/generate.sh $program"
-for tool in dpkg-deb rpmbuild readelf objdump; do
+for tool in dpkg-deb rpmbuild readelf objdump xz; do
     command -v "$tool" >/dev/null || die "$tool is not installed"
 done
 mkdir -p "$out"

@@ -6,8 +6,8 @@
 #     packaging/check.sh [--install | --lenient]
 #     packaging/check.sh --dist FOLDER     checks what `make dist` made instead, and runs the program in it
 #
-# It needs promtool (Debian: prometheus), jq, shellcheck, systemd-analyze (systemd), rpmbuild and rpm (rpm), and objdump and readelf (binutils); one that
-# is missing is a failure. With --install they are installed from Debian's packages first; with --lenient what a missing tool would have checked is
+# It needs promtool (Debian: prometheus), jq, shellcheck, systemd-analyze (systemd), rpmbuild and rpm (rpm), objdump and readelf (binutils), and xz
+# (xz-utils); one that is missing is a failure. With --install they are installed from Debian's packages first; with --lenient what a missing tool would have checked is
 # skipped, with a line that says so.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -33,7 +33,7 @@ case "${1:-}" in
     # shellcheck source-path=SCRIPTDIR source=../docker/lib.sh
     source docker/lib.sh
     declare -A package=([promtool]=prometheus [jq]=jq [shellcheck]=shellcheck [systemd-analyze]=systemd [rpmbuild]=rpm [readelf]=binutils
-        [dpkg-deb]=dpkg)
+        [dpkg-deb]=dpkg [xz]=xz-utils)
     missing=()
     for tool in "${!package[@]}"; do
         have "$tool" || missing+=("${package[$tool]}")
@@ -364,7 +364,7 @@ units_agree
 units_outlive_the_drain
 if needs systemd-analyze "the units' syntax and exposure"; then units_can_be_read; fi
 if needs shellcheck "the scripts"; then scripts_are_clean; fi
-if needs rpmbuild "the packages" && needs readelf "the packages" && needs dpkg-deb "the packages"; then packages_can_be_made; fi
+if needs rpmbuild "the packages" && needs readelf "the packages" && needs dpkg-deb "the packages" && needs xz "the packages"; then packages_can_be_made; fi
 
 if [ "$faults" -gt 0 ]; then
     printf 'check: FAILED: %s faults\n' "$faults"
