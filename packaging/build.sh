@@ -129,9 +129,10 @@ listed /usr/share/zsh/site-functions >"$scratch/rpm.list"
 
 # --- what the program needs -----------------------------------------------------------------------------------------
 
+# procps and util-linux have /bin/kill, which the units reload with.
 glibc="$(objdump -T "$program" | grep -oE 'GLIBC_[0-9.]+' | sort -Vu | tail -n 1 | cut -d _ -f 2)"
 [ -n "$glibc" ] || die "$program names no version of glibc"
-depends="libc6 (>= $glibc), adduser, ca-certificates"
+depends="libc6 (>= $glibc), adduser, ca-certificates, procps"
 if readelf -d "$program" | grep -q 'NEEDED.*libgcc_s'; then depends="$depends, libgcc-s1 | libgcc1"; fi
 
 # --- the Debian package ---------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ Summary: $SUMMARY
 License: MIT
 Group: Applications/Communications
 Vendor: $MAINTAINER
-Requires: ca-certificates
+Requires: ca-certificates, util-linux
 Requires(pre): /usr/sbin/useradd, /usr/sbin/groupadd
 Requires(post): systemd
 %description
