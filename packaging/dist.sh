@@ -60,7 +60,9 @@ packaging/generate.sh "$program"
 packaging/build.sh "$program" --out "$out"
 say "listing the crates (SBOM) ..."
 PATH="$tools/bin:$PATH" quietly sbom "$CARGO" cyclonedx --format json --spec-version 1.5 --target "$triple" --no-build-deps --override-filename kz-record-call
-mv kz-record-call.json "$out/kz-record-call-$version.cdx.json"
+# The folder of whoever builds is nothing to the reader.
+sed "s|file://$PWD|file://.|g" kz-record-call.json >"$out/kz-record-call-$version.cdx.json"
+rm kz-record-call.json
 cp CHANGELOG.md "$out/CHANGELOG.md"
 (cd "$out" && sha256sum -- * >../SHA256SUMS && mv ../SHA256SUMS SHA256SUMS)
 packaging/check.sh --dist "$out"
