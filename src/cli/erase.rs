@@ -44,7 +44,7 @@ pub struct EraseArgs {
 const BEYOND: &[&str] = &[
     "the switch's variables and events, which have the sealed recording context, and what other programs keep of these events",
     "messages in queues that workers consume, until workers have handled them; dead letters on brokers of other zones",
-    "uploads in the spool of a worker, until they are delivered",
+    "uploads in the spool of a worker, until they are delivered; days of the hold that its database cannot read now",
     "logs of workers, RabbitMQ, CouchDB, the switch and Kazoo; Kazoo's CDRs",
     "backups and replicas of the databases; in CouchDB's files older revisions, until a compaction ends",
 ];

@@ -49,6 +49,18 @@ async fn what_is_erased_is_gone_and_the_receipt_says_what_is_left(services: Arc<
             .await?
             .await?;
     }
+    // A copy of each recording in the hold, of which the ledger knows nothing.
+    let day = "kz_record_call_hold-20261105";
+    world.couch.create_database(day).await?;
+    let mut copies = Vec::new();
+    for id in [call.id(), other.id()] {
+        let entry = world.entry(&id).await?.context("no entry")?;
+        let copy = format!("{}-0123456789abcdef", entry["key"].as_str().context("no key")?);
+        let held =
+            json!({"held_at": "2026-11-05T10:00:00Z", "call_id": id, "month": world.month(), "key": entry["key"]});
+        world.couch.create(day, &copy, &held).await?;
+        copies.push(copy);
+    }
 
     let (good, said) = world.command(&["erase", &call.id()]).await?;
     ensure!(!good && said.contains("--yes"), "{said}");
@@ -76,6 +88,15 @@ async fn what_is_erased_is_gone_and_the_receipt_says_what_is_left(services: Arc<
         world.entry(&other.id()).await?.is_some(),
         "the entry of another call is gone"
     );
+    ensure!(
+        says("removed", &copies[0]) && !says("removed", &copies[1]),
+        "{receipt:#}"
+    );
+    ensure!(
+        world.couch.ids(day).await? == copies[1..],
+        "the wrong copies are in the hold"
+    );
+    world.couch.delete_database(day).await?;
     let (good, said) = world.command(&["explain", &call.id()]).await?;
     ensure!(!good && said.contains("has no recording"), "{said}");
     // The other call's letter waits as before.
