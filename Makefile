@@ -3,11 +3,12 @@
 # make chaos  hundreds of recordings while everything breaks; docker/chaos.sh --help
 # make load   how many actions a worker answers in a second on this machine
 # make bench  workers under load, beside what this machine allows: a table with ratios; see docs/performance.md
+# make dist   a release in target/dist: deb, RPM, tarball, symbols, SBOM, checksums; see docs/installing.md
 # make fuzz   what comes by the broker, fuzzed for FUZZ_SECONDS (60) a target; see fuzz/README.md
 #
 # The first five set up what they need: a Docker engine, and the images of RabbitMQ and CouchDB. See docker/README.md.
 
-.PHONY: help demo test chaos load bench fuzz up down setup check fmt clean
+.PHONY: help demo test chaos load bench dist fuzz up down setup check fmt clean
 
 CARGO ?= cargo
 
@@ -32,6 +33,9 @@ load:
 # Takes about a quarter of an hour. BENCH_SCALE=0.1 makes everything smaller.
 bench:
 	@docker/bench.sh
+
+dist:
+	@packaging/dist.sh
 
 fuzz:
 	@fuzz/run.sh

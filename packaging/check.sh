@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # Checks what is packaged: that the alerts are right and their tests pass, that every expression of the dashboard can be read, that every metric that
-# is named exists, every runbook is written, the units agree, and the scripts are clean. Needs no build and no engine.
+# is named exists, every runbook is written, the units agree, the scripts are clean, and both packages have the files, owners, permissions and scripts
+# that they should have. Needs no build and no engine: a small program of this host is packaged in the place of the worker.
 #
-# It needs promtool (Debian: prometheus), jq, shellcheck, and systemd-analyze (systemd); one that is missing is a failure. With --install they are
-# installed from Debian's packages first; with --lenient what a missing tool would have checked is skipped, with a line that says so.
+#     packaging/check.sh [--install | --lenient]
+#     packaging/check.sh --dist FOLDER     checks what `make dist` made instead, and runs the program in it
+#
+# It needs promtool (Debian: prometheus), jq, shellcheck, systemd-analyze (systemd), rpmbuild and rpm (rpm), objdump and readelf (binutils), and xz
+# (xz-utils); one that is missing is a failure. With --install they are installed from Debian's packages first; with --lenient what a missing tool would have checked is
+# skipped, with a line that says so.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,13 +22,18 @@ TEMPLATE=packaging/systemd/kz-record-call@.service
 # Metrics that alerts are written for and that workers do not have yet: those alerts do not fire. Take the name away when the metric is there.
 AWAITED=""
 
-strict=yes
+# The oldest glibc on which a program of `make dist` runs: Enterprise Linux 7. And how large the program may be, in bytes.
+OLDEST_GLIBC=2.17
+LARGEST_PROGRAM=40000000
+
+strict=yes dist=""
 case "${1:-}" in
 '') ;;
 --install)
     # shellcheck source-path=SCRIPTDIR source=../docker/lib.sh
     source docker/lib.sh
-    declare -A package=([promtool]=prometheus [jq]=jq [shellcheck]=shellcheck [systemd-analyze]=systemd)
+    declare -A package=([promtool]=prometheus [jq]=jq [shellcheck]=shellcheck [systemd-analyze]=systemd [rpmbuild]=rpm [readelf]=binutils
+        [dpkg-deb]=dpkg [xz]=xz-utils)
     missing=()
     for tool in "${!package[@]}"; do
         have "$tool" || missing+=("${package[$tool]}")
@@ -31,8 +41,9 @@ case "${1:-}" in
     if [ "${#missing[@]}" -gt 0 ]; then apt_install "${missing[@]}"; fi
     ;;
 --lenient) strict=no ;;
+--dist) dist="$(cd "${2:?}" && pwd)" ;;
 *)
-    printf 'usage: %s [--install | --lenient]\n' "$0" >&2
+    printf 'usage: %s [--install | --lenient | --dist FOLDER]\n' "$0" >&2
     exit 64
     ;;
 esac
@@ -170,8 +181,8 @@ units_outlive_the_drain() {
 units_can_be_read() {
     local unit exposure
     for unit in "$UNIT" "$TEMPLATE"; do
-        # The program and the manual page are not installed here.
-        sed -e 's|^ExecStart=.*|ExecStart=/bin/true|' -e 's|man:[^ ]* ||' "$unit" >"$scratch/$(basename "$unit")"
+        # The program and the manual page are not installed here, and /bin/kill (procps) may not be.
+        sed -E -e 's#^(ExecStart|ExecReload)=.*#\1=/bin/true#' -e 's|man:[^ ]* ||' "$unit" >"$scratch/$(basename "$unit")"
     done
     systemd-analyze verify "$scratch/$(basename "$UNIT")" "$scratch/kz-record-call@.service" >"$scratch/log" 2>&1 || true
     # It also tells of units of this host.
@@ -200,6 +211,143 @@ scripts_are_clean() {
     fi
 }
 
+# --- packages -------------------------------------------------------------------------------------------------------
+
+# Every file of a package as `MODE OWNER:GROUP PATH`, without the folders that it shares with other packages.
+in_deb() {
+    dpkg-deb --fsys-tarfile "$1" | tar --list --verbose --numeric-owner |
+        awk '{ sub(/^\./, "", $6); sub(/\/$/, "", $6); print $1, $2, $6 }' | grep -E '^-|/kz-record-call($|/)' | sed 's| 0/0 | root:root |'
+}
+in_rpm() { rpm -qp --qf '[%{FILEMODES:perms} %{FILEUSERNAME}:%{FILEGROUPNAME} %{FILENAMES}\n]' "$1" 2>/dev/null; }
+
+# What a package must have, said apart from the list that it is made from.
+package_is_whole() {
+    local which="$1" listing="$2" line path
+    while read -r line; do
+        grep -qxF -e "$line" "$listing" || fault "$which: no such file: $line"
+    done <<'LINES'
+-rwxr-xr-x root:root /usr/bin/kz-record-call
+-rw-r--r-- root:root /usr/lib/systemd/system/kz-record-call.service
+-rw-r--r-- root:root /usr/lib/systemd/system/kz-record-call@.service
+-rw-r--r-- root:root /usr/share/kz-record-call/before-239.conf
+-rw------- root:root /etc/kz-record-call/environment
+-rw-r--r-- root:root /usr/share/doc/kz-record-call/copyright
+-rw-r--r-- root:root /usr/share/doc/kz-record-call/config/default.toml
+-rw-r--r-- root:root /usr/share/man/man1/kz-record-call.1.gz
+-rw-r--r-- root:root /usr/share/bash-completion/completions/kz-record-call
+-rw-r--r-- root:root /usr/share/fish/vendor_completions.d/kz-record-call.fish
+LINES
+    while read -r path; do
+        grep -qxF -e "-rw-r--r-- root:root /usr/share/doc/kz-record-call/$path" "$listing" || fault "$which: no $path"
+    done < <(git ls-files --cached --others --exclude-standard README.md CHANGELOG.md 'docs/*.md' 'schemas/*.json')
+    if grep -vE '^.{5}-..-' "$listing"; then fault "$which: others than the owner may write to these"; fi
+}
+
+# The lines of a script, in a file: it can be read by a plain shell, and nothing in it waits to be filled in.
+script_is_whole() {
+    sh -n "$2" >"$scratch/log" 2>&1 || fault "$1: $(cat "$scratch/log")"
+    if grep -n '@[A-Z]*@' "$2"; then fault "$1: a name that packaging/build.sh did not fill in"; fi
+}
+
+# packages_are_whole FOLDER PROGRAM: the packages in the folder, made of this program.
+packages_are_whole() {
+    local deb rpm name digest needed
+    deb="$(echo "$1"/*.deb)" rpm="$(echo "$1"/*.rpm)"
+    in_deb "$deb" >"$scratch/deb.files"
+    in_rpm "$rpm" >"$scratch/rpm.files"
+    package_is_whole "the deb" "$scratch/deb.files"
+    package_is_whole "the rpm" "$scratch/rpm.files"
+    # The deb's script gives files to the worker's user, which is not there before it; the rpm's list says the owner itself.
+    for line in "-rw-r----- root:kz-record-call /etc/kz-record-call/config.toml" "drwx------ kz-record-call:kz-record-call /var/spool/kz-record-call"; do
+        grep -qxF -e "$line" "$scratch/rpm.files" || fault "the rpm: no such file: $line"
+    done
+    for line in "own 0640 root:kz-record-call /etc/kz-record-call/config.toml" "own 0700 kz-record-call:kz-record-call /var/spool/kz-record-call"; do
+        dpkg-deb --info "$deb" postinst | grep -qF "    $line" || fault "the deb's postinst: no line: $line"
+    done
+    diff <(awk '{ print $3 }' "$scratch/deb.files" | grep -v /zsh/ | sort) <(awk '{ print $3 }' "$scratch/rpm.files" | grep -v /zsh/ | sort) >"$scratch/log" ||
+        fault "the deb and the rpm have other files: $(cat "$scratch/log")"
+    [ "$(dpkg-deb --info "$deb" conffiles | sort | xargs)" = "/etc/kz-record-call/config.toml /etc/kz-record-call/environment" ] || fault "the deb: conffiles"
+    [ "$(rpm -qp --qf '[%{FILEFLAGS:fflags} %{FILENAMES}\n]' "$rpm" 2>/dev/null | sed -n 's/^cn //p' | sort | xargs)" = \
+        "/etc/kz-record-call/config.toml /etc/kz-record-call/environment" ] || fault "the rpm: %config(noreplace)"
+
+    for name in postinst prerm postrm; do
+        dpkg-deb --info "$deb" "$name" >"$scratch/script"
+        script_is_whole "the deb's $name" "$scratch/script"
+    done
+    for name in prein postin preun postun; do
+        rpm -qp --qf "%{${name^^}}" "$rpm" >"$scratch/script" 2>/dev/null
+        if [ ! -s "$scratch/script" ] || [ "$(cat "$scratch/script")" = "(none)" ]; then fault "the rpm has no $name"; fi
+        script_is_whole "the rpm's $name" "$scratch/script"
+    done
+
+    # Unpacked, without scripts: the bytes are those of the program, and of the repository.
+    mkdir -p "$scratch/unpacked.deb" "$scratch/unpacked.rpm"
+    dpkg-deb --extract "$deb" "$scratch/unpacked.deb"
+    rpm2archive - <"$rpm" | tar --extract --gzip --no-same-owner --directory "$scratch/unpacked.rpm"
+    digest="$(sha256sum <"$2")"
+    for name in deb rpm; do
+        [ "$(sha256sum <"$scratch/unpacked.$name/usr/bin/kz-record-call")" = "$digest" ] || fault "the $name has another program"
+        cmp -s config/default.toml "$scratch/unpacked.$name/usr/share/doc/kz-record-call/config/default.toml" || fault "the $name has another default.toml"
+        cmp -s "$UNIT" "$scratch/unpacked.$name/usr/lib/systemd/system/kz-record-call.service" || fault "the $name has another unit"
+    done
+    needed="$(glibc_of "$2")"
+    dpkg-deb --field "$deb" Depends | grep -qF "libc6 (>= $needed)" || fault "the deb does not ask for glibc $needed"
+    rpm -qpR "$rpm" 2>/dev/null | grep -qF "(GLIBC_$needed)" || fault "the rpm does not ask for glibc $needed"
+    fine "the deb and the rpm have $(wc -l <"$scratch/rpm.files") files and folders, the same ones, and need glibc $needed"
+}
+
+# The newest version of glibc's symbols that a program names.
+glibc_of() { objdump -T "$1" | grep -oE 'GLIBC_[0-9.]+' | sort -Vu | tail -n 1 | cut -d _ -f 2; }
+
+packages_can_be_made() {
+    local made="$scratch/made"
+    mkdir -p "$made/generated/man" "$made/generated/completions"
+    echo . >"$made/generated/man/kz-record-call.1"
+    for name in kz-record-call.bash _kz-record-call kz-record-call.fish; do echo . >"$made/generated/completions/$name"; done
+    packaging/build.sh /bin/true --generated "$made/generated" --out "$made/out" >"$scratch/log" 2>&1 || {
+        fault "the packages cannot be made: $(cat "$scratch/log")"
+        return
+    }
+    packages_are_whole "$made/out" /bin/true
+    packaging/build.sh /bin/true --generated "$made/generated" --out "$made/again" >/dev/null
+    diff -rq "$made/out" "$made/again" >"$scratch/log" || fault "packaged twice, the bytes differ: $(cat "$scratch/log")"
+}
+
+# What `make dist` made.
+dist_is_whole() {
+    local program="$scratch/unpacked.deb/usr/bin/kz-record-call" version needed size file
+    version="$(sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)"
+    mkdir -p "$scratch/unpacked.deb"
+    dpkg-deb --extract "$dist"/*.deb "$scratch/unpacked.deb"
+    cp "$program" "$scratch/program"
+    packages_are_whole "$dist" "$scratch/program"
+    needed="$(glibc_of "$scratch/program")"
+    [ "$(printf '%s\n%s\n' "$needed" "$OLDEST_GLIBC" | sort -V | tail -n 1)" = "$OLDEST_GLIBC" ] || fault "the program needs glibc $needed, newer than $OLDEST_GLIBC"
+    size="$(stat -c %s "$scratch/program")"
+    [ "$size" -lt "$LARGEST_PROGRAM" ] || fault "the program has $size bytes, no less than $LARGEST_PROGRAM"
+    if readelf -S --wide "$scratch/program" | grep -q '\.debug_info'; then fault "the program has debug lines"; fi
+    readelf -S --wide "$dist"/*.debug 2>/dev/null | grep -q '\.debug_line' || fault "the symbols have no lines"
+    [ "$("$scratch/program" --version)" = "kz-record-call $version" ] || fault "the program says $("$scratch/program" --version), and Cargo.toml $version"
+    (cd "$dist" && sha256sum --check --quiet SHA256SUMS) >"$scratch/log" 2>&1 || fault "the checksums: $(cat "$scratch/log")"
+    for file in "$dist"/*; do
+        [ "$(basename "$file")" = SHA256SUMS ] || grep -qF "  $(basename "$file")" "$dist/SHA256SUMS" || fault "no checksum of $(basename "$file")"
+    done
+    jq -e --arg version "$version" '.bomFormat == "CycloneDX" and .metadata.component.version == $version and (.components | map(.name) | contains(["lapin", "rustls", "tokio"]))' \
+        "$dist"/*.cdx.json >/dev/null || fault "the SBOM does not name the crates"
+    grep -q "^## $version" CHANGELOG.md || fault "CHANGELOG.md does not tell of $version"
+    fine "the program has $size bytes, runs, and needs glibc $needed"
+}
+
+if [ -n "$dist" ]; then
+    for tool in dpkg-deb rpm readelf objdump jq; do needs "$tool" "what is in $dist" || exit 1; done
+    dist_is_whole
+    if [ "$faults" -gt 0 ]; then
+        printf 'check: FAILED: %s faults\n' "$faults"
+        exit 1
+    fi
+    exit 0
+fi
+
 if needs promtool "the alerts and their tests"; then alerts_are_right; fi
 every_alert_is_tested
 every_alert_has_its_runbook
@@ -216,6 +364,7 @@ units_agree
 units_outlive_the_drain
 if needs systemd-analyze "the units' syntax and exposure"; then units_can_be_read; fi
 if needs shellcheck "the scripts"; then scripts_are_clean; fi
+if needs rpmbuild "the packages" && needs readelf "the packages" && needs dpkg-deb "the packages" && needs xz "the packages"; then packages_can_be_made; fi
 
 if [ "$faults" -gt 0 ]; then
     printf 'check: FAILED: %s faults\n' "$faults"

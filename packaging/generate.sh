@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes what the package has beside the program: manual pages, and completions for bash, zsh and fish, in packaging/generated. To be run before
-# `cargo deb`, which does not make them.
+# Makes what the package has beside the program: manual pages, and completions for bash, zsh and fish, in packaging/generated. packaging/build.sh
+# packages them.
 #
 #     packaging/generate.sh [PROGRAM]     PROGRAM: one that is built already; otherwise the release is built
 set -euo pipefail

@@ -10,8 +10,11 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueHint};
 use crate::config::{self as settings, Config, ConfigError, Layers, Sources};
 use crate::kazoo::time::Clock;
 
+use plugin::{Answer, Status};
+
 mod check;
 mod config;
+mod erase;
 mod explain;
 mod fetch;
 mod healthcheck;
@@ -19,6 +22,7 @@ mod ledger;
 mod list;
 mod pages;
 mod plain;
+mod plugin;
 mod run;
 mod terminal;
 
@@ -72,6 +76,11 @@ enum Command {
     Fetch(fetch::FetchArgs),
     /// Discard a recording whose audio cannot be delivered, or need not be.
     Discard(list::DiscardArgs),
+    /// Remove everything that the workers hold of a call or a recording, and print a receipt.
+    ///
+    /// This removes the entries in the ledger, copies in the hold, and dead letters. It is refused while a recording is open. The receipt
+    /// names what was removed, and what this command cannot reach, such as the recording itself in the account's database.
+    Erase(erase::EraseArgs),
     /// Ask the worker of this host whether it is ready: exit status 0 when it is.
     Healthcheck(healthcheck::HealthcheckArgs),
     /// Check everything that a worker needs, and report what is wrong and what to do about it.
@@ -126,13 +135,25 @@ pub fn main() -> ExitCode {
     }
     match &cli.command {
         Command::Config(command) => return config::run(command, layers).unwrap_or_else(|error| failed(&error)),
-        Command::Check(args) => return check::run(layers, args).unwrap_or_else(|error| failed(&error)),
+        Command::Check(args) => {
+            return check::run(layers, args).unwrap_or_else(|error| match args.plugin {
+                true => Answer::new(Status::Unknown, format!("{error:#}")).give(),
+                false => failed(&error),
+            });
+        }
         _ => {}
     }
     let notes = layers.notes().to_vec();
     let config = match Config::of(layers) {
         Ok(config) => config,
-        Err(mistakes) => return wrong(&mistakes, &notes),
+        Err(mistakes) => {
+            return match (&cli.command, mistakes.first()) {
+                (Command::Healthcheck(args), Some(mistake)) if args.plugin => {
+                    Answer::new(Status::Unknown, format!("the configuration is wrong: {mistake}")).give()
+                }
+                _ => wrong(&mistakes, &notes),
+            };
+        }
     };
     let done = match cli.command {
         Command::Run => return run::run(config, &notes),
@@ -141,6 +162,8 @@ pub fn main() -> ExitCode {
         Command::Retry(args) => list::retry(&config, &args),
         Command::Fetch(args) => fetch::fetch(&config, &args),
         Command::Discard(args) => list::discard(&config, &args),
+        Command::Erase(args) => erase::erase(&config, &args),
+        Command::Healthcheck(args) if args.plugin => return healthcheck::answer(&config, &args).give(),
         Command::Healthcheck(args) => healthcheck::healthcheck(&config, &args),
         // Handled above.
         Command::Config(_) | Command::Check(_) | Command::Completions(_) | Command::Man(_) => Ok(true),

@@ -1,6 +1,6 @@
 //! Our own settings. `config/default.toml` is the manual: it is compiled in, and has each key with a comment.
 //!
-//! Loading opens no port. It reads only the given file, Kazoo's `config.ini`, and the files that settings name. All mistakes are found
+//! Loading opens no port. It reads only the given file, Kazoo's own file, and the files that settings name. All mistakes are found
 //! before any is reported.
 
 use std::net::SocketAddr;
@@ -15,6 +15,7 @@ mod filter;
 mod ini;
 mod kazoo_file;
 mod kazoo_ini;
+mod kazoo_yaml;
 mod layers;
 mod reader;
 mod shown;
@@ -161,6 +162,8 @@ pub struct Ledger {
     pub poll: Duration,
     pub patience: Duration,
     pub retention: Duration,
+    /// How long entries of these final states are kept, if less long. Zero: as long as their month.
+    pub retention_of: [(&'static str, Duration); 4],
 }
 
 #[derive(Debug, Clone)]
@@ -299,6 +302,8 @@ impl Config {
                 poll: r.millis("ledger.poll_ms", 10, 3_600_000),
                 patience: r.millis("ledger.patience_ms", 100, 1_200_000),
                 retention: r.days("ledger.retention_days", 1, 36_500),
+                retention_of: ["stored", "delivered", "discarded", "failed"]
+                    .map(|state| (state, r.days(&format!("ledger.retention_{state}_days"), 0, 36_500))),
             },
             hold: Hold {
                 kind: r.one_of(

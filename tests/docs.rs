@@ -333,25 +333,26 @@ fn every_link_leads_somewhere() {
 
 /// Where the package installs a file of the repository, if it does.
 fn installed(path: &str) -> Option<String> {
-    const BASE: &str = "usr/share/doc/kz-record-call/";
-    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
-    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
-    assets.iter().find_map(|asset| {
-        let [from, to] = [0, 1].map(|at| asset[at].as_str().unwrap());
-        let to = to.strip_prefix(BASE)?;
-        let (folder, ending) = match from.split_once('*') {
-            // What a pattern matches keeps its path behind the pattern's folder.
-            Some((folder, pattern)) => (folder, pattern.rsplit('*').next()?),
-            None => (&from[..from.rfind('/').map_or(0, |at| at + 1)], ""),
-        };
-        let fits = if from.contains('*') {
-            path.ends_with(ending)
-        } else {
-            path == from
-        };
-        let name = path.strip_prefix(folder).filter(|_| fits)?;
-        Some(format!("{to}{name}"))
-    })
+    const BASE: &str = "/usr/share/doc/kz-record-call/";
+    read("packaging/files")
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .find_map(|line| {
+            let [_, _, _, from, to] = line.split_whitespace().collect::<Vec<_>>().try_into().unwrap();
+            let to = to.strip_prefix(BASE)?;
+            let (folder, ending) = match from.split_once('*') {
+                // What a pattern matches keeps its path behind the pattern's folder.
+                Some((folder, pattern)) => (folder, pattern.rsplit('*').next()?),
+                None => (&from[..from.rfind('/').map_or(0, |at| at + 1)], ""),
+            };
+            let fits = if from.contains('*') {
+                path.ends_with(ending)
+            } else {
+                path == from
+            };
+            let name = path.strip_prefix(folder).filter(|_| fits)?;
+            Some(format!("{to}{name}"))
+        })
 }
 
 #[test]
@@ -428,7 +429,7 @@ fn every_setting_that_is_named_exists() {
         "docker/demo.sh",
         "docker/load.sh",
         "docker/bench.sh",
-        "packaging/debian/environment",
+        "packaging/environment",
         "packaging/systemd/kz-record-call.service",
         "packaging/systemd/kz-record-call@.service",
         "packaging/prometheus/alerts.yml",

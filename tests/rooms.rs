@@ -31,6 +31,7 @@ const PURE: &[&str] = &["lifecycle", "entry", "recording", "kazoo"];
 const PURE_FILES: &[&str] = &[
     "config/ini.rs",
     "config/kazoo_ini.rs",
+    "config/kazoo_yaml.rs",
     "destination/choose.rs",
     "destination/url/target.rs",
     "system_config/media.rs",

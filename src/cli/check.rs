@@ -33,6 +33,9 @@ pub struct CheckArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Answer as a monitoring plug-in: one line, and exit status 0 (OK), 1 (warnings), 2 (failures) or 3 (unknown).
+    #[arg(long, conflicts_with = "json")]
+    pub plugin: bool,
 }
 
 pub fn run(layers: Layers, args: &CheckArgs) -> anyhow::Result<ExitCode> {
@@ -56,6 +59,9 @@ pub fn run(layers: Layers, args: &CheckArgs) -> anyhow::Result<ExitCode> {
             // A name server that does not answer blocks a thread. The command does not wait for that thread.
             runtime.shutdown_background();
         }
+    }
+    if args.plugin {
+        return Ok(report.answer().give());
     }
     let mut out = std::io::stdout().lock();
     if args.json {

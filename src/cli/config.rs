@@ -74,7 +74,10 @@ impl View {
                 origin: origin.clone(),
             })
             .collect();
-        let (kazoo_file, notes) = (layers.kazoo_file().map(str::to_owned), layers.notes().to_vec());
+        let (kazoo_file, notes) = (
+            layers.kazoo_file().map(|file| file.path.clone()),
+            layers.notes().to_vec(),
+        );
         let own_file = layers.own_file().map(str::to_owned);
         Self {
             rows,
@@ -97,8 +100,8 @@ impl View {
             None => writeln!(out, "# Settings file: none")?,
         }
         match &self.kazoo_file {
-            Some(path) => writeln!(out, "# Kazoo's config.ini: {path}")?,
-            None => writeln!(out, "# Kazoo's config.ini: none")?,
+            Some(path) => writeln!(out, "# Kazoo's file: {path}")?,
+            None => writeln!(out, "# Kazoo's file: none")?,
         }
         let faulty: BTreeSet<&str> = self.mistakes.iter().map(|mistake| mistake.key.as_str()).collect();
         let mut rows = self.rows.as_slice();

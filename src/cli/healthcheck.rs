@@ -10,6 +10,8 @@ use clap::Args;
 
 use crate::config::Config;
 
+use super::plugin::{Answer, Status};
+
 /// What is asked, and the time limit.
 #[derive(Debug, Args)]
 pub struct HealthcheckArgs {
@@ -21,6 +23,9 @@ pub struct HealthcheckArgs {
     /// Time limit for the answer, in seconds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
     timeout: u64,
+    /// Answer as a monitoring plug-in: one line, and exit status 0 (OK), 1 (a target is paused), 2 (not ready, or no answer) or 3 (unknown).
+    #[arg(long)]
+    pub plugin: bool,
 }
 
 /// Longer than any answer of the admin port.
@@ -28,13 +33,38 @@ const MAX_ANSWER: u64 = 64 << 10;
 
 /// Prints the worker's answer; `false` when that is not "in order".
 pub fn healthcheck(config: &Config, args: &HealthcheckArgs) -> anyhow::Result<bool> {
-    let path = if args.live { "/livez" } else { "/readyz" };
-    let address = reachable(config.admin.listen);
-    let (status, body) = get(address, path, Duration::from_secs(args.timeout))
-        .with_context(|| format!("no answer from http://{address}{path}"))?;
+    let (status, body) = ask(config, args)?;
     // The caller may have closed standard output. The exit status is what counts.
     let _ = std::io::stdout().lock().write_all(body.as_bytes());
     Ok(status == 200)
+}
+
+fn ask(config: &Config, args: &HealthcheckArgs) -> anyhow::Result<(u16, String)> {
+    let path = if args.live { "/livez" } else { "/readyz" };
+    let address = reachable(config.admin.listen);
+    get(address, path, Duration::from_secs(args.timeout))
+        .with_context(|| format!("no answer from http://{address}{path}"))
+}
+
+/// The worker's answer, as the answer of a monitoring plug-in. A worker that does not answer does not work.
+pub fn answer(config: &Config, args: &HealthcheckArgs) -> Answer {
+    match ask(config, args) {
+        Err(error) => Answer::new(Status::Critical, format!("{error:#}")),
+        Ok((200, body)) => match paused(&body) {
+            text if text.is_empty() => Answer::new(Status::Ok, if args.live { "alive" } else { "ready" }),
+            text => Answer::new(Status::Warning, text),
+        },
+        Ok((_, body)) => {
+            let wrong: Vec<&str> = body.lines().filter(|line| !line.ends_with(": ok")).collect();
+            Answer::new(Status::Critical, wrong.join("; "))
+        }
+    }
+}
+
+/// Lines about targets whose circuit breaker is open: their recordings wait, and the worker is ready.
+fn paused(body: &str) -> String {
+    let lines: Vec<&str> = body.lines().filter(|line| line.starts_with("target ")).collect();
+    lines.join("; ")
 }
 
 /// An address that reaches a listener from the same host: for a listener on all addresses, the loopback address.
@@ -109,7 +139,37 @@ mod tests {
     }
 
     fn args(live: bool) -> HealthcheckArgs {
-        HealthcheckArgs { live, timeout: 5 }
+        HealthcheckArgs {
+            live,
+            timeout: 5,
+            plugin: false,
+        }
+    }
+
+    #[test]
+    fn a_plug_in_tells_ready_and_paused_and_unready_and_silent_workers_apart() {
+        let answer = |answer: &'static str| {
+            let (config, asked) = admin(answer);
+            let given = super::answer(&config, &args(false));
+            asked.join().unwrap();
+            // The listener is closed now.
+            let silent = super::answer(&config, &args(false));
+            assert_eq!(silent.status, Status::Critical);
+            assert!(silent.text.contains("no answer from"), "{}", silent.text);
+            (given.status, given.text)
+        };
+        assert_eq!(
+            answer("HTTP/1.0 200 OK\r\n\r\nconsuming: ok\n"),
+            (Status::Ok, "ready".into())
+        );
+        assert_eq!(
+            answer("HTTP/1.0 200 OK\r\n\r\nconsuming: ok\ntarget h: paused: 503\n"),
+            (Status::Warning, "target h: paused: 503".into())
+        );
+        assert_eq!(
+            answer("HTTP/1.0 503 Service Unavailable\r\n\r\nconsuming: ok\ndatabase: no answer\n"),
+            (Status::Critical, "database: no answer".into())
+        );
     }
 
     #[test]

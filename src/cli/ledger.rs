@@ -13,6 +13,9 @@ use crate::ledger::{Filter, Ledger, Record};
 use crate::lifecycle::Policy;
 use crate::telemetry::Pulses;
 
+/// The most recordings that one name means.
+pub const MOST_NAMED: usize = 100;
+
 /// The ledger for a command: it writes without batch delay, and waits until the write is durable.
 pub struct Desk {
     pub ledger: Ledger,
@@ -48,14 +51,14 @@ impl Desk {
         let by = |filter: Filter| async move { self.ledger.find(&filter).await };
         let media = Filter {
             media_id: Some(name.to_owned()),
-            limit: 100,
+            limit: MOST_NAMED,
             ..Filter::default()
         };
         let mut found = by(media).await?;
         if found.is_empty() {
             found = by(Filter {
                 call_id: Some(name.to_owned()),
-                limit: 100,
+                limit: MOST_NAMED,
                 ..Filter::default()
             })
             .await?;

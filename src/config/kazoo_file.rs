@@ -1,15 +1,21 @@
-//! Finds and reads Kazoo's `config.ini`, and turns it into a layer.
+//! Finds and reads Kazoo's `config.ini`, or the `config.yaml` of openkazoo 4.4, and turns it into a layer.
 
 use std::io::{ErrorKind, Read as _};
 
 use toml::Value;
 
-use super::ini::Ini;
-use super::kazoo_ini::{self, Reader, Values};
-use super::layers::{Layers, Origin, Sources};
+use super::ini::{Ini, Note};
+use super::kazoo_ini::{self, Read, Reader, Values};
+use super::kazoo_yaml;
+use super::layers::{KazooFile, Layers, Origin, Sources};
 
-/// The paths that Kazoo tries, in order (`kazoo_config_init:ini_files`).
-pub const USUAL_PLACES: &[&str] = &["/etc/kazoo/config.ini", "/etc/kazoo/core/config.ini"];
+/// The paths that Kazoo tries, in order (`kazoo_config_init:ini_files`), and then those of openkazoo 4.4 (`kazoo_config_init:config_path`).
+pub const USUAL_PLACES: &[&str] = &[
+    "/etc/kazoo/config.ini",
+    "/etc/kazoo/core/config.ini",
+    "/usr/local/etc/kazoo/config.yaml",
+    "/etc/kazoo/config.yaml",
+];
 
 /// Kazoo's own environment variables.
 const PATH_VARIABLE: &str = "KAZOO_CONFIG";
@@ -18,7 +24,7 @@ const ZONE_VARIABLE: &str = "KAZOO_ZONE";
 /// The value of `kazoo.config_file` that disables reading Kazoo's file.
 const OFF: &str = "none";
 
-/// Far larger than any `config.ini`. A larger file is not a `config.ini`.
+/// Far larger than any file of Kazoo's settings.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Adds the settings of Kazoo's file to `layers`. `above` are the layers that override it.
@@ -43,6 +49,7 @@ pub fn add(layers: &mut Layers, above: &Layers, sources: &Sources<'_>) {
         (None, Some(path)) => Some((path, Origin::Environment(PATH_VARIABLE.to_owned()))),
         (None, None) => None,
     };
+    let is_named = named.is_some();
     let found = match named {
         Some((path, origin)) => match read(path) {
             Ok(bytes) => Some((path, bytes)),
@@ -64,7 +71,18 @@ pub fn add(layers: &mut Layers, above: &Layers, sources: &Sources<'_>) {
         .chain([kernel.as_str()])
         .filter(|host| !host.is_empty())
         .collect();
-    let read = kazoo_ini::settings(&Ini::parse(&bytes), &Reader { zone, hosts });
+    let (read, is_yaml) = match parse(path, &bytes, &Reader { zone, hosts }) {
+        Ok(read) => read,
+        // Where the operator named no file, the other sources may have all that is needed.
+        Err(note) if !is_named => return layers.note(remark(path, &note)),
+        Err(note) => {
+            let origin = Origin::Kazoo {
+                path: path.to_owned(),
+                line: note.line,
+            };
+            return layers.mistake("kazoo.config_file", origin, note.text);
+        }
+    };
     if let Some(problem) = read.no_broker.filter(|_| above.get("amqp.uri").is_none()) {
         let origin = Origin::Kazoo {
             path: path.to_owned(),
@@ -80,16 +98,43 @@ pub fn add(layers: &mut Layers, above: &Layers, sources: &Sources<'_>) {
         layers.set(setting.key.to_owned(), value(setting.value), origin);
     }
     for note in read.notes {
-        layers.note(format!("Kazoo's file {path}, line {} {}", note.line, note.text));
+        layers.note(remark(path, &note));
     }
-    layers.read_from_kazoo(path.to_owned());
+    layers.read_from_kazoo(KazooFile {
+        path: path.to_owned(),
+        is_yaml,
+    });
+}
+
+fn remark(path: &str, note: &Note) -> String {
+    format!("Kazoo's file {path}, line {} {}", note.line, note.text)
+}
+
+/// Reads a file in the one or the other form; the flag says whether it is YAML.
+fn parse(path: &str, bytes: &[u8], reader: &Reader<'_>) -> Result<(Read, bool), Note> {
+    let text = String::from_utf8_lossy(bytes);
+    if kazoo_yaml::is_yaml(path, &text) {
+        return Ok((kazoo_yaml::settings(&text, reader)?, true));
+    }
+    Ok((kazoo_ini::settings(&Ini::parse(bytes), reader), false))
 }
 
 /// The first usual place with a readable file. An unreadable file is reported, because its settings are missing.
 fn usual<'a>(layers: &mut Layers, places: &'a [&'a str]) -> Option<(&'a str, Vec<u8>)> {
-    for path in places {
+    for (at, path) in places.iter().enumerate() {
         match read(path) {
-            Ok(bytes) => return Some((path, bytes)),
+            Ok(bytes) => {
+                // After an upgrade to a Kazoo with another form of the file, the older file may have older values.
+                let is_other_form = |other: &&&str| other.ends_with(".yaml") && !path.ends_with(".yaml");
+                let other = places[at + 1..]
+                    .iter()
+                    .filter(is_other_form)
+                    .find(|other| std::fs::metadata(other).is_ok());
+                if let Some(other) = other {
+                    layers.note(format!("Kazoo's file {other} is not read, because {path} is there: set kazoo.config_file to the one that Kazoo reads"));
+                }
+                return Some((path, bytes));
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => layers.note(format!(
                 "Kazoo's file {path} cannot be read ({error}), so nothing is taken from it: let this user read it, or set \
@@ -111,7 +156,7 @@ fn read(path: &str) -> std::io::Result<Vec<u8>> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(std::io::Error::new(
             ErrorKind::FileTooLarge,
-            "it has more than 1 MiB, so it is no config.ini",
+            "it has more than 1 MiB, so it is no file of Kazoo's",
         ));
     }
     Ok(bytes)

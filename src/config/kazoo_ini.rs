@@ -183,7 +183,9 @@ impl<'a> File<'a> {
             });
             return zone;
         };
-        self.tls(&first.value, first.line);
+        for (key, path) in certificates(&first.value) {
+            self.set(key, path, first.line);
+        }
         let mut values: Vec<String> = Vec::new();
         for uri in &uris {
             // For Kazoo, a repeated URI means two connections. For us, the list is an order of attempts.
@@ -241,24 +243,6 @@ impl<'a> File<'a> {
         Some(zone)
     }
 
-    /// `amqps` URIs may name certificates, with the parameter names of RabbitMQ's Erlang client (`amqp_uri`).
-    fn tls(&mut self, uri: &str, line: usize) {
-        let Ok(uri) = url::Url::parse(uri) else { return };
-        if uri.scheme() != "amqps" {
-            return;
-        }
-        for (name, key) in [
-            ("cacertfile", "amqp.ca_file"),
-            ("certfile", "amqp.client_certificate"),
-            ("keyfile", "amqp.client_key"),
-        ] {
-            let found = uri.query_pairs().find(|(query, _)| query == name);
-            if let Some((_, path)) = found.filter(|(_, path)| !path.is_empty()) {
-                self.set(key, path.into_owned(), line);
-            }
-        }
-    }
-
     /// `[data] config` names the section of the database (`kz_dataconfig:connection`).
     fn data_section(&self) -> String {
         let named = self
@@ -295,15 +279,9 @@ impl<'a> File<'a> {
         let (ip, port) = (section.last("ip"), section.last("port"));
         if let Some(first) = ip.or(port) {
             let host = ip.map_or("localhost", |ip| ip.value.as_str());
-            let host = if is_ipv6(host) {
-                format!("[{host}]")
-            } else {
-                host.to_owned()
-            };
             let secure = section.last("is_ssl").is_some_and(|is_ssl| is_ssl.value == "true");
-            let scheme = if secure { "https" } else { "http" };
             let port = port.map_or("5984", |port| port.value.as_str());
-            self.set("couchdb.url", format!("{scheme}://{host}:{port}"), first.line);
+            self.set("couchdb.url", database_url(host, port, secure), first.line);
         } else if let Some(host) = section.last("host") {
             self.notes.push(Note::new(
                 host.line,
@@ -334,6 +312,35 @@ fn brokers<'a>(sections: &[&'a Section]) -> Vec<&'a Property> {
         .collect();
     brokers.sort_by(|one, other| one.value.cmp(&other.value));
     brokers
+}
+
+/// `amqps` URIs may name certificates, with the parameter names of RabbitMQ's Erlang client (`amqp_uri`).
+pub(super) fn certificates(uri: &str) -> Vec<(&'static str, String)> {
+    let Some(uri) = url::Url::parse(uri).ok().filter(|uri| uri.scheme() == "amqps") else {
+        return Vec::new();
+    };
+    let keys = [
+        ("cacertfile", "amqp.ca_file"),
+        ("certfile", "amqp.client_certificate"),
+        ("keyfile", "amqp.client_key"),
+    ];
+    let path = |name: &str| {
+        uri.query_pairs()
+            .find(|(query, path)| query == name && !path.is_empty())
+    };
+    keys.into_iter()
+        .filter_map(|(name, key)| path(name).map(|(_, path)| (key, path.into_owned())))
+        .collect()
+}
+
+/// The address of a database.
+pub(super) fn database_url(host: &str, port: &str, secure: bool) -> String {
+    let scheme = if secure { "https" } else { "http" };
+    if is_ipv6(host) {
+        format!("{scheme}://[{host}]:{port}")
+    } else {
+        format!("{scheme}://{host}:{port}")
+    }
 }
 
 fn is_ipv6(host: &str) -> bool {

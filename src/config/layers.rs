@@ -40,7 +40,7 @@ pub fn own_file(named: Option<&OsStr>, usual: &str) -> (Option<PathBuf>, Option<
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     Default,
-    /// Kazoo's `config.ini`.
+    /// Kazoo's `config.ini` or `config.yaml`.
     Kazoo {
         path: String,
         line: usize,
@@ -136,7 +136,15 @@ pub struct Layers {
     /// Our own file, if there is one.
     own_file: Option<String>,
     /// Kazoo's file, if one was read.
-    kazoo_file: Option<String>,
+    kazoo_file: Option<KazooFile>,
+}
+
+/// Kazoo's file that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KazooFile {
+    pub path: String,
+    /// It is the `config.yaml` of openkazoo 4.4.
+    pub is_yaml: bool,
 }
 
 impl Layers {
@@ -278,8 +286,8 @@ impl Layers {
         self.notes.push(note);
     }
 
-    pub(super) fn read_from_kazoo(&mut self, path: String) {
-        self.kazoo_file = Some(path);
+    pub(super) fn read_from_kazoo(&mut self, file: KazooFile) {
+        self.kazoo_file = Some(file);
     }
 
     pub(super) fn take_mistakes(&mut self) -> Vec<ConfigError> {
@@ -316,9 +324,9 @@ impl Layers {
         self.own_file.as_deref()
     }
 
-    /// The path of Kazoo's file, if one was read.
-    pub fn kazoo_file(&self) -> Option<&str> {
-        self.kazoo_file.as_deref()
+    /// Kazoo's file, if one was read.
+    pub fn kazoo_file(&self) -> Option<&KazooFile> {
+        self.kazoo_file.as_ref()
     }
 }
 

@@ -58,6 +58,7 @@ impl Retention {
             {
                 debug!(event = "retention_failed", %error, "old months not examined");
             }
+            self.expire().await;
             if let Err(error) = self.tidy_hold().await {
                 debug!(event = "hold_retention_failed", %error, "old days of the hold not examined");
             }
@@ -66,6 +67,16 @@ impl Retention {
                 // Not all workers at the same moment, also where all were started together.
                 () = tokio::time::sleep(RETENTION.mul_f64(0.75 + fastrand::f64() * 0.5)) => {}
                 () = self.common.stop().cancelled() => return,
+            }
+        }
+    }
+
+    /// Deletes the entries that the configuration keeps less long than their month.
+    async fn expire(&self) {
+        let limits = self.common.config.ledger.retention_of;
+        for (state, keep) in limits.into_iter().filter(|(_, keep)| !keep.is_zero()) {
+            if let Err(error) = retention::expire(&self.ledger, self.common.now(), state, keep).await {
+                debug!(event = "retention_failed", %error, "entries past their retention not deleted");
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Drops whole months of the ledger, once no entry in them is open or parked.
+//! Drops whole months of the ledger, once no entry in them is open or parked. Deletes entries of final states earlier, where the configuration
+//! says so.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +10,7 @@ use tracing::info;
 
 use crate::couch::CouchError;
 use crate::kazoo::time::{Moment, Month};
-use crate::lifecycle::STATES;
+use crate::lifecycle::{STATES, State};
 
 use super::{Ledger, LedgerError, database};
 
@@ -61,6 +62,51 @@ pub async fn sweep(ledger: &Ledger, now: Moment, keep: Duration) -> Result<Vec<M
     Ok(dropped)
 }
 
+/// Entries that are deleted in one run, of a month and a state.
+const AT_ONCE: usize = 500;
+
+/// Deletes the entries of a final state that began longer than `keep` ago. A later fact of another worker makes the entry anew. Returns how
+/// many were deleted.
+///
+/// # Errors
+/// When the ledger does not answer.
+pub async fn expire(ledger: &Ledger, now: Moment, state: &str, keep: Duration) -> Result<usize, LedgerError> {
+    let (store, mut deleted) = (ledger.store(), 0);
+    // From 0: entries without a time sort before.
+    let (from, to) = (
+        json!([state, 0]).to_string(),
+        json!([state, now.minus(keep)]).to_string(),
+    );
+    let most = AT_ONCE.to_string();
+    let query = [("startkey", from.as_str()), ("endkey", &to), ("limit", &most)];
+    for month in store.months_now().await.map_err(LedgerError::Down)? {
+        let expiring = async {
+            let rows = store.rows(month, super::store::LOOKUP, "state", &query).await?;
+            let ids: Vec<String> = rows.into_iter().map(|row| row.id).collect();
+            let mut deleted = 0;
+            for (id, found) in store.load_many(month, &ids).await? {
+                // The view may be older than the entry.
+                let record = found.record().filter(|record| State::of(&record.entry).name() == state);
+                let Some(rev) = record.and_then(|record| record.rev) else {
+                    continue;
+                };
+                match store.couch.delete(&database(month), &id, &rev).await {
+                    Ok(()) => deleted += 1,
+                    Err(CouchError::Conflict) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(deleted)
+        };
+        let of_month = expiring.await.map_err(LedgerError::Down)?;
+        if of_month > 0 {
+            info!(event = "ledger_entries_expired", %month, state, entries = of_month, "ledger entries past their retention deleted");
+        }
+        deleted += of_month;
+    }
+    Ok(deleted)
+}
+
 async fn has_open(ledger: &Ledger, month: Month) -> Result<bool, CouchError> {
     for state in STATES.into_iter().filter(|state| !state.is_final()) {
         let state = state.name();
@@ -81,7 +127,66 @@ async fn has_open(ledger: &Ledger, month: Month) -> Result<bool, CouchError> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use crate::entry::cause::{Cause, Outcome};
+    use crate::entry::fact::{Announcement, What};
+    use crate::kazoo::time::Clock;
+    use crate::ledger::testing::{document, found, policy, server, welcome};
+
     use super::*;
+
+    /// How many entries are deleted where the view lists one with these facts, and what was asked of the view.
+    async fn expired(whats: &[What], keep: Duration) -> (usize, String) {
+        let entry = document(whats, "3-c");
+        let (couch, log) = server(move |first, _| {
+            if first.contains("_all_dbs") {
+                ("200 OK", json!(["kz_record_call-202611"]))
+            } else if first.contains("_view/state") {
+                let row = json!({"id": entry["_id"], "key": ["failed", 1], "value": null});
+                ("200 OK", json!({"total_rows": 1, "offset": 0, "rows": [row]}))
+            } else if first.contains("_all_docs") {
+                found(&entry)
+            } else {
+                welcome()
+            }
+        })
+        .await;
+        let (ledger, _writer) = Ledger::over(
+            std::sync::Arc::new(couch),
+            Clock::system(),
+            &policy(),
+            CancellationToken::new(),
+        );
+        let deleted = expire(&ledger, Moment::from_unix_seconds(1_795_386_262), "failed", keep)
+            .await
+            .unwrap();
+        let log = log.lock().unwrap();
+        let lines = || log.iter().map(|(first, _)| first.as_str());
+        assert_eq!(lines().filter(|line| line.starts_with("DELETE")).count(), deleted);
+        (
+            deleted,
+            lines()
+                .find(|line| line.contains("_view/state"))
+                .unwrap_or_default()
+                .to_owned(),
+        )
+    }
+
+    #[tokio::test]
+    async fn entries_of_a_final_state_expire_and_no_others() {
+        let (outcome, cause) = (Outcome::Failed, Cause::CallGone);
+        let mut facts = vec![What::Commanded, What::Concluded { outcome, cause }];
+        let keep = Duration::from_secs(86_400);
+        // It has its outcome, and not all events of it are published: it is announcing, whatever the view says.
+        assert_eq!(expired(&facts, keep).await.0, 0);
+        facts.push(What::Announced(Announcement::Outcome(outcome)));
+        let (deleted, asked) = expired(&facts, keep).await;
+        assert_eq!(deleted, 1);
+        // The entries that began more than a day before.
+        assert!(asked.contains("startkey=%5B%22failed%22%2C0%5D"), "{asked}");
+        assert!(asked.contains("endkey=%5B%22failed%22%2C1795299862"), "{asked}");
+    }
 
     #[test]
     fn a_month_is_dropped_only_when_nothing_was_open_at_an_earlier_look_too() {

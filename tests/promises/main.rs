@@ -29,6 +29,7 @@ mod check;
 mod controls;
 mod crashes;
 mod credentials;
+mod erasing;
 mod killed;
 mod ledger;
 mod main_job;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         crashes::TESTS,
         credentials::TESTS,
         ledger::TESTS,
+        erasing::TESTS,
         places::TESTS,
         sizes::TESTS,
         killed::TESTS,

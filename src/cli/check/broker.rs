@@ -17,6 +17,7 @@ use crate::worker;
 
 use super::policies;
 use super::report::Rows;
+use super::settings::{IGNORES_REMOTE_EXECUTION, REMOTE_EXECUTION};
 
 const GROUP: &str = "broker";
 
@@ -346,24 +347,52 @@ async fn seen(rows: &mut Rows, probe: &Probe, sender: &Sender, unusable: &BTreeS
                 .publish(request.exchange, &request.routing_key, &request.body)
                 .await?;
         }
-        let (until, mut nodes) = (Instant::now() + ANSWERS, BTreeSet::new());
+        let (until, mut nodes, mut versions) = (Instant::now() + ANSWERS, BTreeSet::new(), BTreeSet::new());
         while let Some(reply) = mailbox.next(until).await {
             if StatusReply::of(&reply).is_ok() {
                 nodes.insert(reply.node.clone().unwrap_or_else(|| "unnamed".to_owned()));
+                versions.extend(reply.body["App-Version"].as_str().map(str::to_owned));
             }
         }
-        Ok::<_, AmqpError>(nodes)
+        Ok::<_, AmqpError>((nodes, versions))
     };
     match asked.await {
-        Ok(nodes) if nodes.is_empty() => rows.fail(
+        Ok((nodes, _)) if nodes.is_empty() => rows.fail(
             NAME,
             format!("no ecallmgr answered within {} s", ANSWERS.as_secs()),
             "check that amqp.uri names the broker of the zone whose calls are recorded, and that ecallmgr runs (`kz_nodes status`)",
         ),
-        Ok(nodes) => {
+        Ok((nodes, versions)) => {
             let names: Vec<String> = nodes.into_iter().collect();
             rows.good(NAME, format!("{} answered: {}", names.len(), names.join(", ")));
+            remote_execution(rows, &versions);
         }
         Err(error) => rows.fail(NAME, format!("not checked: {error}"), "correct the failures above first"),
+    }
+}
+
+/// Whether Kazoo is a version that never sends an action. Kazoo 5.0's open source and older Kazoos both say 4.0.0, so only the fork is known by
+/// its version.
+fn remote_execution(rows: &mut Rows, versions: &BTreeSet<String>) {
+    if let Some(version) = versions.iter().find(|version| version.starts_with("4.4.")) {
+        rows.warn(
+            "remote_execution",
+            format!("ecallmgr is version {version}, openkazoo 4.4, {IGNORES_REMOTE_EXECUTION}"),
+            REMOTE_EXECUTION,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kazoo_that_sends_no_actions_is_known_by_its_version() {
+        for (version, warned) in [("4.4.0a1", true), ("4.0.0", false), ("5.1.0", false), ("4.40", false)] {
+            let mut rows = Rows::of("kazoo");
+            remote_execution(&mut rows, &BTreeSet::from([version.to_owned()]));
+            assert_eq!(rows.rows.len(), usize::from(warned), "{version}");
+        }
     }
 }

@@ -26,6 +26,9 @@ const KEEPS: &str = "alternate-exchange";
 /// Ordinary redeliveries can use up a `delivery-limit` below this.
 const FEW_DELIVERIES: u64 = 1000;
 
+/// A worker that waits for a database may have a message for minutes.
+const SHORT_TIMEOUT_MS: u64 = 600_000;
+
 /// The name, priority and content of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Policy {
@@ -177,6 +180,20 @@ fn harm(queue: &str, definition: &Map<String, Value>) -> Vec<String> {
             "max-length" => harm.push(format!("{key} {value} drops messages when {value} wait")),
             "max-length-bytes" if limit < 64 << 20 => {
                 harm.push(format!("{key} {value} drops messages when {value} bytes wait"))
+            }
+            // RabbitMQ 4.3 and newer.
+            "delayed-retry-type" if value != "disabled" => {
+                let most = definition
+                    .get("delayed-retry-max")
+                    .map_or_else(String::new, |most| format!(" for up to {most} ms"));
+                harm.push(format!(
+                    "{key} {value} holds back messages that a worker returned, or had when it was killed{most}: their calls wait in silence"
+                ));
+            }
+            "consumer-timeout" if limit < SHORT_TIMEOUT_MS => {
+                harm.push(format!(
+                    "{key} {value} takes messages from a worker that has them for {value} ms"
+                ));
             }
             "dead-letter-exchange" | "dead-letter-routing-key" if queue == DEAD_LETTERS => {
                 harm.push(format!("{key} {value} moves dead letters away"));
@@ -416,6 +433,10 @@ mod tests {
                 0,
             ),
             (json!({"dead-letter-exchange": "x"}), 0),
+            (json!({"delayed-retry-type": "failed", "delayed-retry-max": 60_000}), 1),
+            (json!({"delayed-retry-type": "disabled"}), 0),
+            (json!({"consumer-timeout": 60_000}), 1),
+            (json!({"consumer-timeout": 1_800_000}), 0),
         ] {
             assert_eq!(
                 harm("kz_record_call.actions", &object(definition.clone())).len(),

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
+use super::super::plugin::{Answer, Status};
 use super::super::terminal::{columns, wrapped};
 
 /// The largest width of the column of names.
@@ -160,6 +161,28 @@ impl Report {
         writeln!(out, "\n{}", paint(worst, &self.verdict()))
     }
 
+    /// The answer of a monitoring plug-in: what is wrong, the failures first.
+    pub fn answer(&self) -> Answer {
+        let (failures, warnings) = (self.count(Level::Failure), self.count(Level::Warning));
+        let status = match (failures, warnings) {
+            (0, 0) => Status::Ok,
+            (0, _) => Status::Warning,
+            _ => Status::Critical,
+        };
+        let of = |level: Level| self.rows.iter().filter(move |row| row.level == level);
+        let rows = of(Level::Failure).chain(of(Level::Warning));
+        let wrong: Vec<String> = rows.map(|row| format!("{}: {}", row.name, row.found)).collect();
+        let text = if wrong.is_empty() {
+            self.verdict()
+        } else {
+            wrong.join("; ")
+        };
+        Answer {
+            numbers: vec![("failures", failures), ("warnings", warnings)],
+            ..Answer::new(status, text)
+        }
+    }
+
     pub fn as_json(&self) -> Value {
         let rows: Vec<Value> = self
             .rows
@@ -229,5 +252,18 @@ mod tests {
         assert!(all.is_good() && all.verdict().starts_with("no failures, 1 warning"));
         assert!(Report::default().verdict().contains("passed"));
         assert_eq!(report().as_json()["rows"][1]["level"], "failure");
+    }
+
+    #[test]
+    fn a_plug_in_says_the_worst_first() {
+        let mut all = report();
+        let answer = all.answer();
+        assert_eq!(answer.status, Status::Critical);
+        assert_eq!(answer.text, "exchange kapps: is durable; clock: 3 s ahead");
+        assert_eq!(answer.numbers, [("failures", 1), ("warnings", 1)]);
+        all.rows.retain(|row| row.level != Level::Failure);
+        assert_eq!(all.answer().status, Status::Warning);
+        all.rows.retain(|row| row.level != Level::Warning);
+        assert_eq!(all.answer().status, Status::Ok, "a note is nothing to act on");
     }
 }

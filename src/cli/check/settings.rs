@@ -13,6 +13,12 @@ const SECRETS: &[&str] = &["secret", "couchdb.password"];
 /// Settings that may have credentials in them.
 const URLS: &[&str] = &["amqp.uri", "couchdb.url", "hold.url"];
 
+/// What openkazoo 4.4 does with our nodes, after its name (`cf_exe`, commit 495c223b).
+pub const IGNORES_REMOTE_EXECUTION: &str = "whose callflows ignore remote_execution: record_call nodes run Kazoo's own recorder, and no action comes to the worker";
+
+/// What to do about it.
+pub const REMOTE_EXECUTION: &str = "use Kazoo 5.0 or newer, or add cf_remote_action to callflow (2600hz/kazoo#6174); then test one flow, and see `kz-record-call list --newer 1h`";
+
 /// What the layers show before they become a configuration.
 pub fn sources(layers: &Layers) -> Rows {
     let mut rows = Rows::of("configuration");
@@ -40,7 +46,12 @@ pub fn sources(layers: &Layers) -> Rows {
         rows.good("settings", words.join(", "));
     }
     match layers.kazoo_file() {
-        Some(path) => rows.good("Kazoo's config.ini", path),
+        Some(file) if file.is_yaml => rows.warn(
+            "Kazoo's config.yaml",
+            format!("{}: a file of openkazoo 4.4, {IGNORES_REMOTE_EXECUTION}", file.path),
+            REMOTE_EXECUTION,
+        ),
+        Some(file) => rows.good("Kazoo's config.ini", file.path.as_str()),
         None => rows.note(
             "Kazoo's config.ini",
             "not read: kazoo.config_file is \"none\", or not set and no file was found",

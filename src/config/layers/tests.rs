@@ -80,7 +80,7 @@ fn kazoos_file_is_above_the_defaults_and_below_everything_else() {
     );
     let places = [empty.as_str(), kazoo.as_str()];
     let layers = gather(None, &[HOST], &[], &places);
-    assert_eq!(layers.kazoo_file(), Some(kazoo.as_str()));
+    assert_eq!(layers.kazoo_file().unwrap().path, kazoo);
     assert!(layers.notes().is_empty(), "{:?}", layers.notes());
     let origin = |line| Origin::Kazoo {
         path: kazoo.clone(),
@@ -300,5 +300,52 @@ fn a_variable_that_only_looks_like_a_setting_is_noted_without_its_value() {
     assert!(
         note.starts_with("KZ_RECORD_CALL_AMQP_URI ") && !note.contains("hunter2"),
         "{note}"
+    );
+}
+
+#[test]
+fn a_config_yaml_is_a_layer_as_a_config_ini_is() {
+    const YAML: &str = "zones:\n  west:\n    local: true\n    amqp:\n      uri: [amqp://w1]\ncouchdb:\n  ip: db\n";
+    let folder = Folder::new();
+    let (yaml, broken) = (
+        folder.file("config.yaml", YAML),
+        folder.file("broken.yaml", "zones: [\n"),
+    );
+    let layers = gather(None, &[HOST], &[], &[&yaml]);
+    assert!(layers.notes().is_empty(), "{:?}", layers.notes());
+    assert!(layers.kazoo_file().unwrap().is_yaml);
+    let origin = |line| Origin::Kazoo {
+        path: yaml.clone(),
+        line,
+    };
+    assert_eq!(layers.get("amqp.uri").unwrap().1, origin(5));
+    let config = Config::of(layers).unwrap();
+    assert_eq!(
+        (config.kazoo.zone.as_str(), config.couchdb.url.as_str()),
+        ("west", "http://db:5984/")
+    );
+
+    // Where Kazoo was upgraded, the older file wins, and the worker says so.
+    let ini = folder.file("config.ini", KAZOO);
+    let both = gather(None, &[HOST], &[], &[&ini, &yaml]);
+    assert_eq!(both.kazoo_file().unwrap().path, ini);
+    assert!(
+        both.notes()[0].contains(&format!("{yaml} is not read")),
+        "{:?}",
+        both.notes()
+    );
+
+    // A file that the operator named must be readable. One that is only found need not be.
+    let found = gather(None, &[HOST], &[], &[&broken]);
+    assert!(
+        found.notes()[0].contains("not valid YAML") && found.kazoo_file().is_none(),
+        "{:?}",
+        found.notes()
+    );
+    let named = gather(None, &[HOST, ("KAZOO_CONFIG", &broken)], &[], &[]);
+    let mistakes = told(named);
+    assert!(
+        mistakes[0].starts_with("kazoo.config_file is not valid YAML"),
+        "{mistakes:?}"
     );
 }

@@ -1,0 +1,119 @@
+//! What the workers hold of a person is removed when an operator asks for it.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Connection, ConnectionProperties};
+use serde_json::{Value, json};
+
+use crate::promises;
+use crate::simulator::sim::CallOptions;
+use crate::support::{SOON, Services, TestResult, World};
+
+promises![what_is_erased_is_gone_and_the_receipt_says_what_is_left];
+
+const DEAD: &str = "kz_record_call.dead";
+
+async fn what_is_erased_is_gone_and_the_receipt_says_what_is_left(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker().await?;
+    let (call, other) = (
+        world.kazoo.new_call(CallOptions::talking()),
+        world.kazoo.new_call(CallOptions::talking()),
+    );
+    call.execute(json!({})).await?.continued(SOON).await?;
+    other.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    let kept = other.wait_recording_started(SOON).await?;
+
+    let (good, said) = world.command(&["erase", "--yes", &call.id()]).await?;
+    ensure!(!good && said.contains("nothing is erased"), "{said}");
+    call.hangup("NORMAL_CLEARING").await;
+    other.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    world.stored(&kept).await?;
+    world.state(&call.id(), "stored", SOON).await?;
+    world.state(&other.id(), "stored", SOON).await?;
+    // A dead letter of each call.
+    let connection = Connection::connect(&world.setting("AMQP__URI"), ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    for id in [call.id(), other.id()] {
+        let body = json!({"Event-Category": "call_event", "Event-Name": "RECORD_STOP", "Call-ID": id}).to_string();
+        let properties = BasicProperties::default().with_content_type("application/json".into());
+        let options = BasicPublishOptions::default();
+        channel
+            .basic_publish("".into(), DEAD.into(), options, body.as_bytes(), properties)
+            .await?
+            .await?;
+    }
+    // A copy of each recording in the hold, of which the ledger knows nothing.
+    let day = "kz_record_call_hold-20261105";
+    world.couch.create_database(day).await?;
+    let mut copies = Vec::new();
+    for id in [call.id(), other.id()] {
+        let entry = world.entry(&id).await?.context("no entry")?;
+        let copy = format!("{}-0123456789abcdef", entry["key"].as_str().context("no key")?);
+        let held =
+            json!({"held_at": "2026-11-05T10:00:00Z", "call_id": id, "month": world.month(), "key": entry["key"]});
+        world.couch.create(day, &copy, &held).await?;
+        copies.push(copy);
+    }
+
+    let (good, said) = world.command(&["erase", &call.id()]).await?;
+    ensure!(!good && said.contains("--yes"), "{said}");
+    ensure!(
+        world.entry(&call.id()).await?.is_some(),
+        "erased without being confirmed"
+    );
+    let (good, said) = world.command(&["erase", "--yes", "--json", &call.id()]).await?;
+    ensure!(good, "{said}");
+    let receipt: Value = serde_json::from_str(&said)?;
+    let says = |list: &str, words: &str| {
+        let lines = receipt[list].as_array().into_iter().flatten();
+        lines.filter_map(Value::as_str).any(|line| line.contains(words))
+    };
+    ensure!(
+        says("removed", "ledger entry") && says("removed", "1 of 2 dead letters"),
+        "{receipt:#}"
+    );
+    ensure!(
+        says("not_reached", &recording.id),
+        "the document is not named: {receipt:#}"
+    );
+    ensure!(world.entry(&call.id()).await?.is_none(), "the entry is still there");
+    ensure!(
+        world.entry(&other.id()).await?.is_some(),
+        "the entry of another call is gone"
+    );
+    ensure!(
+        says("removed", &copies[0]) && !says("removed", &copies[1]),
+        "{receipt:#}"
+    );
+    ensure!(
+        world.couch.ids(day).await? == copies[1..],
+        "the wrong copies are in the hold"
+    );
+    world.couch.delete_database(day).await?;
+    let (good, said) = world.command(&["explain", &call.id()]).await?;
+    ensure!(!good && said.contains("has no recording"), "{said}");
+    // The other call's letter waits as before.
+    let passive = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let waiting = channel
+        .queue_declare(DEAD.into(), passive, FieldTable::default())
+        .await?;
+    ensure!(waiting.message_count() == 1, "{waiting:?}");
+    let letter = channel.basic_get(DEAD.into(), BasicGetOptions::default()).await?;
+    let letter = letter.context("the other letter is gone")?;
+    ensure!(
+        String::from_utf8_lossy(&letter.data).contains(&other.id()),
+        "the wrong letter was removed"
+    );
+    let _ = connection.close(200, "bye".into()).await;
+    world.finish().await
+}
