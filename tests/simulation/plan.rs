@@ -96,6 +96,7 @@ fn order(key: Key, n: u64, (min_sec, trigger, format): (u32, Trigger, Format)) -
         parties: Parties::default(),
         continues: None,
         trace: None,
+        adopted: None,
         command: Some(Command {
             control: "q".into(),
             fetch_id: None,

@@ -15,8 +15,8 @@ use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::{APP_NAME, Exchange};
 use crate::worker;
 
-use super::policies;
 use super::report::Rows;
+use super::{adopt, policies};
 
 const GROUP: &str = "broker";
 
@@ -62,6 +62,7 @@ pub async fn look(config: &Config, set_by: &str) -> Vec<Rows> {
     policy(&mut rows, &probe, &sender, &missing, (&found, &vhost)).await;
     seen(&mut kazoo, &probe, &sender, &missing).await;
     looks(&mut kazoo, &probe).await;
+    adopt::runs(&mut kazoo, &probe, config).await;
     probe.close().await;
     vec![rows, kazoo]
 }

@@ -1,18 +1,25 @@
 //! Existing-document checks and read-backs: is a recording stored already, is it still there, would a collect of its file be in vain.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::destination::circuit_breaker::CircuitBreakers;
 use crate::destination::couchdb_write::{self, ReadBack};
 use crate::destination::{DeliveryError, Destinations};
 use crate::entry::LOOKS;
+use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::What;
 use crate::flow::common::Common;
+use crate::kazoo::time::Month;
 use crate::lifecycle::{Case, Input};
+use crate::recording::names;
 use crate::recording::order::Order;
 use crate::telemetry::events::ReadBackFailed;
 
 use super::failure;
+
+/// By this much the local time of a host differs from ours at most.
+const TIME_ZONES: Duration = Duration::from_secs(14 * 3600);
 
 /// Looks for recordings at their destinations. May touch: documents there, to read them, and a monthly database that is missing.
 pub struct Proof {
@@ -28,6 +35,35 @@ impl Proof {
     /// When it is not known whether there is one, or its copy is damaged.
     pub async fn stored_already(&self, case: &Case, order: &Order) -> Result<Option<What>, DeliveryError> {
         self.destinations.find(&case.entry, order, self.common.now()).await
+    }
+
+    /// The conclusion for a recording that Kazoo's own recorder has stored already: it ran when the recording ended, or an operator has
+    /// started it since. `None`: there is no such document, or the database does not tell.
+    pub async fn stored_by_kazoo(&self, case: &Case) -> Option<Input> {
+        let entry = &case.entry;
+        let order = entry
+            .order()
+            .filter(|order| order.adopted.is_some() && order.continues.is_none())?;
+        let couch = self.destinations.of_document(entry).documents(entry).await.ok()?;
+        // Kazoo stores in the month of the end, by the clock of its host's time zone.
+        let ended = Month::around(entry.ended_at().unwrap_or(order.asked_at), TIME_ZONES);
+        let months = [order.media_id.month()].into_iter().chain(ended);
+        let mut seen = Vec::new();
+        for month in months {
+            if seen.contains(&month) {
+                continue;
+            }
+            seen.push(month);
+            let database = names::modb(entry.account_id()?, month);
+            let stored = couchdb_write::is_stored_by_kazoo(&couch, &database, &order.media_id, &order.media_name).await;
+            if stored.unwrap_or(false) {
+                return Some(Input::Fact(What::Concluded {
+                    outcome: Outcome::Discarded,
+                    cause: Cause::StoredByKazoo,
+                }));
+            }
+        }
+        None
     }
 
     /// Reads back a delivery that a server with too few copies took.

@@ -87,6 +87,9 @@ impl Collector {
         if let Some(input) = self.proof.in_vain(case, attempt).await {
             return Some(input);
         }
+        if let Some(stored) = self.proof.stored_by_kazoo(case).await {
+            return Some(stored);
+        }
         if let Some(later) = self.put_off(case, node) {
             return Some(later);
         }
@@ -248,6 +251,9 @@ impl Collector {
     /// The switch has no such file. Two cases are checked before the file counts as missing. Another worker may have stored it, and the
     /// switch deleted it. Or the recording before contains all of it.
     async fn missing(&self, case: &Case, order: &Order, attempt: u32, why: String) -> Input {
+        if let Some(stored) = self.proof.stored_by_kazoo(case).await {
+            return stored;
+        }
         let (failure, why) = match self.proof.stored_already(case, order).await {
             Ok(Some(delivered)) => return Input::Fact(delivered),
             Ok(None) => match self.predecessors.kept_before(case).await {

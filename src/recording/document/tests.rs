@@ -43,6 +43,7 @@ fn order(call_id: &str) -> Order {
         continues: None,
         trace: None,
         command: None,
+        adopted: None,
     }
 }
 
