@@ -23,6 +23,7 @@ use kz_record_call::kazoo::outgoing::Outgoing;
 use kz_record_call::kazoo::switch::{SendHttpReply, send_http};
 use kz_record_call::kazoo::time::{Moment, message_time};
 use kz_record_call::lifecycle::{Case, Hand, Input, Policy, step};
+use kz_record_call::recording::adopt;
 use kz_record_call::recording::carry::Seal;
 use kz_record_call::recording::ending::Told;
 use kz_record_call::recording::names;
@@ -399,7 +400,44 @@ fn commanded(sent: &Outgoing, call_id: &str) {
     assert!(sent.body.to_string().len() <= 4096 + 12 * call_id.len());
 }
 
+/// The same event, as if Kazoo's own recorder had begun the recording.
+fn adopted(event: &RecordEvent) {
+    let mut event = event.clone();
+    event.recording.data = event.recording.data.or_else(|| event.recording.carry.clone());
+    let circumstances = adopt::Circumstances {
+        zone: "local",
+        shared_names: false,
+        months: NOW.month()..=NOW.month(),
+        at: NOW,
+    };
+    let Ok((order, unreadable)) = adopt::order(&event, &circumstances) else {
+        return;
+    };
+    comes_back(&order);
+    assert!(order.is_harmless() && order.control().is_none() && order.start("call").is_none());
+    assert!(order.media_id.month() == NOW.month() && order.asked_at.month() == NOW.month());
+    assert!(
+        unreadable.is_none() || order.url == Url::Lost,
+        "where it must go is unknown"
+    );
+    assert!(order.file_name.len() <= 255 && order.origin.len() <= 256);
+    let told = Told::of_order(&event, &order, NOW);
+    let inside = |path: &str| path.starts_with('/') && !path.split('/').any(|part| part == "..");
+    assert!(told.path.as_deref().is_none_or(inside));
+    let mut entry = Entry::of_order(order, "w");
+    assert!(Open::of(&entry).is_none(), "no action of ours is for it");
+    for what in [What::Started(Box::new(told.clone())), What::Ended(Box::new(told))] {
+        entry.add(Fact {
+            at: NOW,
+            by: "w".into(),
+            what,
+        });
+    }
+    consistent(&entry);
+}
+
 fn ended(event: &RecordEvent) {
+    adopted(event);
     let name = event.recording.name.as_deref().unwrap_or_default();
     let told = Told::of(event, name, NOW);
     let path = told.path.as_deref();

@@ -2,6 +2,7 @@
 use kz_record_call::kazoo::address::Address;
 use kz_record_call::kazoo::routing_key;
 use kz_record_call::kazoo::term::{MAX_BYTES, MAX_DEPTH, MAX_ELEMENTS, Term, TermError};
+use kz_record_call::recording::adopt::Data;
 use kz_record_call::telemetry::trace::Trace;
 
 /// One input.
@@ -15,8 +16,14 @@ pub fn terms(data: &[u8]) {
             term(&bytes);
         }
         2 => {
-            if let Ok(term) = Term::from_base64(&String::from_utf8_lossy(rest)) {
+            let text = String::from_utf8_lossy(rest);
+            if let Ok(term) = Term::from_base64(&text) {
                 survives(&term);
+            }
+            // The settings of Kazoo's own recorder.
+            if let Ok(data) = Data::read(&text) {
+                assert!(Term::from_base64(&text).is_ok());
+                assert!(data.endpoint_id.is_none_or(|id| id.len() <= 64));
             }
         }
         _ => words(&String::from_utf8_lossy(rest)),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+mod adopt;
 mod broker;
 mod destination;
 mod filter;
@@ -21,6 +22,7 @@ mod reader;
 mod shown;
 mod tls;
 
+pub use adopt::{Adopt, AdoptMode};
 pub use broker::{NoBroker, authority, broker};
 pub use destination::{Allowed, Destination, Network, NotAllowed, PrivateAddresses};
 pub use filter::{FilterError, log_filter};
@@ -49,6 +51,7 @@ pub struct Config {
     pub log: Log,
     pub telemetry: Telemetry,
     pub destination: Destination,
+    pub adopt: Adopt,
 }
 
 #[derive(Debug, Clone)]
@@ -329,6 +332,7 @@ impl Config {
                 format: r.one_of("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
             },
             destination: Destination::read(&mut r),
+            adopt: Adopt::read(&mut r),
         };
         // An empty filter was reported already.
         if let Err(why) = log_filter(&config.log.level)

@@ -103,6 +103,17 @@ impl Entry {
         asked.find(|order| order.command.is_some()).or(first)
     }
 
+    /// Whether Kazoo's own recorder would have stored the recording.
+    pub fn is_adopted(&self) -> bool {
+        self.order().is_some_and(|order| order.adopted.is_some())
+    }
+
+    /// Whether the switch may have appended the audio of another call to the recording's file, and no operator has accepted that.
+    pub fn may_be_shared(&self) -> bool {
+        let adopted = self.order().and_then(|order| order.adopted.as_ref());
+        adopted.is_some_and(|adopted| adopted.shared_name) && self.next_number("retried") == 1
+    }
+
     /// Whether a start command met no queue.
     pub fn has_lost_command(&self) -> bool {
         self.has(|what| matches!(what, What::CommandLost { .. }))

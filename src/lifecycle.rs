@@ -9,7 +9,6 @@ use crate::entry::cause::Cause;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::time::Moment;
 use crate::recording::ending::Told;
-use crate::recording::names;
 
 mod ended;
 mod evidence;
@@ -185,9 +184,7 @@ fn ordered_path(entry: &Entry) -> Option<&str> {
 }
 
 fn is_file_of(entry: &Entry, path: &str) -> bool {
-    entry
-        .order()
-        .is_some_and(|order| names::is_path_of(path, &order.file_name))
+    entry.order().is_some_and(|order| order.is_path(path))
 }
 
 fn to_do(case: &Case, now: Moment, policy: &Policy) -> Next {

@@ -20,6 +20,7 @@ use crate::flow::common::{Common, Tasks};
 use crate::flow::heartbeat::Heartbeat;
 use crate::flow::in_flight::InFlight;
 use crate::flow::inbox::Inbox;
+use crate::flow::kazoo_recorder::KazooRecorder;
 use crate::flow::reconcile::Reconcile;
 use crate::flow::retention::Retention;
 use crate::flow::sweep::Sweep;
@@ -290,6 +291,7 @@ impl Worker {
             retention,
             heartbeat,
             notices,
+            kazoo_recorder,
         } = background;
         let sweeping = survive_for_ever("sweep", repeatedly(&sweep, Sweep::run));
         self.tasks.spawn(pulses.beat("sweep", sweeping));
@@ -300,6 +302,10 @@ impl Worker {
             ("heartbeat", repeatedly(&heartbeat, Heartbeat::run)),
         ] {
             self.tasks.spawn(survive_for_ever(name, work));
+        }
+        if let Some(kazoo_recorder) = kazoo_recorder {
+            let looking = repeatedly(&kazoo_recorder, KazooRecorder::run);
+            self.tasks.spawn(survive_for_ever("kazoo_recorder", looking));
         }
         let sharing = async move { notices.share_credentials(credentials).await };
         self.tasks.spawn(survive("credentials", sharing));

@@ -181,7 +181,7 @@ const FLOW: &[&[&str]] = &[
     &["drivers"],
     &["effects"],
     &["deliveries"],
-    &["driver", "journal", "peer_notices"],
+    &["driver", "journal", "kazoo_recorder", "peer_notices"],
     &["in_flight", "memory", "slots"],
     &["common", "crash"],
 ];

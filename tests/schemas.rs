@@ -23,6 +23,7 @@ use kz_record_call::kazoo::switch::SendHttpReply;
 use kz_record_call::kazoo::time::Moment;
 use kz_record_call::ledger::{Address, Lease, Record};
 use kz_record_call::lifecycle::{STATES, State};
+use kz_record_call::recording::adopt::Adopted;
 use kz_record_call::recording::audio::{Audio, Finding};
 use kz_record_call::recording::controls::Why;
 use kz_record_call::recording::digest::Digests;
@@ -89,6 +90,7 @@ fn order() -> Order {
         parties: told().parties,
         continues: Some(Continues { key, media_id, part: 2 }),
         trace: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+        adopted: None,
         command: Some(Command {
             control: "pid://<0.9.0>/ecallmgr@kz1".into(),
             fetch_id: Some("fetch".into()),
@@ -145,10 +147,23 @@ fn every_fact() -> Vec<What> {
             continues: None,
             trace: None,
             command: None,
+            adopted: None,
             ..order()
         })),
         What::Asked(Box::new(Order {
             url: Url::None,
+            ..order()
+        })),
+        What::Asked(Box::new(Order {
+            command: None,
+            file_name: "desk+one.wav".into(),
+            media_name: "desk+one.wav".into(),
+            adopted: Some(Adopted {
+                endpoint_id: Some("8307edc8068584cbdd205e7f4c486d1b".into()),
+                at_bridges: true,
+                time_limit: Some(600),
+                shared_name: true,
+            }),
             ..order()
         })),
         What::Commanded,

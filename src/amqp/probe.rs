@@ -39,7 +39,7 @@ pub enum Form {
 }
 
 /// How many messages and consumers a queue has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Load {
     pub messages: u32,
     pub consumers: u32,
@@ -136,6 +136,27 @@ impl Probe {
         match found {
             Form::Right => Ok((form(declare(false).await)?.0, load)),
             other => Ok((other, load)),
+        }
+    }
+
+    /// How many messages and consumers another program's queue has; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// When the broker does not answer the question, or refuses to.
+    pub async fn load(&self, queue: &str) -> Result<Option<Load>, AmqpError> {
+        let channel = self.channel().await?;
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let looking = channel.queue_declare(queue.into(), passive, FieldTable::default());
+        match form(within(LIMIT, "looking up a queue", looking).await)? {
+            (Form::Missing, _) => Ok(None),
+            (Form::Right, Some(queue)) => Ok(Some(Load {
+                messages: queue.message_count(),
+                consumers: queue.consumer_count(),
+            })),
+            _ => Err(AmqpError::Ended("the broker does not tell of that queue")),
         }
     }
 

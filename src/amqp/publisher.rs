@@ -28,6 +28,7 @@ use crate::telemetry::trace::{self, Trace};
 use super::brokers::Brokers;
 use super::delivery::Delivery;
 use super::link::Link;
+use super::probe::Load;
 use super::topology::{self, QueueSpec, Restored};
 use super::{AmqpError, within};
 
@@ -243,12 +244,17 @@ impl Publisher {
 
     /// Number of ready messages in another client's queue. `None` when the number is unavailable.
     pub async fn depth(&self, queue: &str) -> Option<u32> {
+        Some(self.load(queue).await?.messages)
+    }
+
+    /// Number of ready messages and of consumers of another client's queue. `None` when the numbers are unavailable.
+    pub async fn load(&self, queue: &str) -> Option<Load> {
         if self.alarm().is_some() {
             return None;
         }
         let name = short(queue).ok()?;
         let live = self.0.connection.borrow().clone()?;
-        self.0.looks.depth(&live, name).await
+        self.0.looks.load(&live, name).await
     }
 
     /// Publishes a copy of a delivery to `queue`, with the reason in a header. The body is copied byte by byte. Only the properties that

@@ -13,6 +13,7 @@ use clap::Args;
 use crate::config::{Config, Layers};
 use crate::kazoo::time::Clock;
 
+mod adopt;
 mod broker;
 mod database;
 mod disk;

@@ -41,7 +41,7 @@ pub fn run(config: &Config, name: &str, json: bool) -> anyhow::Result<bool> {
             writeln!(out, "The ledger has no recording, document or call {name:?}.")?;
             writeln!(
                 out,
-                "The ledger has no recordings of other recorders: account, endpoint, conference, local action."
+                "Unless adopt.mode is store, the ledger has no recordings of other recorders: account, endpoint, conference, local action."
             )?;
         }
         for record in found.iter().filter(|_| !json) {
@@ -164,6 +164,12 @@ fn words(entry: &Entry, fact: &Fact) -> String {
     let heard_of = |known: &Fact| matches!(known.what, What::Started(_) | What::Ended(_) | What::PresumedEnded(_));
     let unheard = || !entry.facts().iter().take_while(|known| *known != fact).any(heard_of);
     match &fact.what {
+        What::Asked(order) if order.adopted.is_some() => {
+            format!(
+                "Kazoo's own recording {}, stored in place of Kazoo's own recorder",
+                order.media_id
+            )
+        }
         What::Asked(order) => format!("ordered by a callflow as {}", order.media_id),
         What::Commanded => "start command delivered to the broker".into(),
         What::CommandLost { why } => format!("start command not delivered: {why}"),

@@ -95,6 +95,7 @@ mod tests {
             continues: None,
             trace: None,
             command: None,
+            adopted: None,
         }
     }
 

@@ -25,7 +25,7 @@ pub mod months;
 mod one_request;
 
 use existing::{Found, look_up};
-pub use existing::{Kept, ReadBack, find, read_back};
+pub use existing::{Kept, ReadBack, find, is_stored_by_kazoo, read_back};
 pub(super) use existing::{is_of, rev, told_audio};
 
 /// The route for document and audio.
@@ -94,6 +94,8 @@ struct Place<'a> {
     database: &'a str,
     id: &'a MediaId,
     key: Key,
+    /// Kazoo's own recorder may have written a document with this id.
+    adopted: bool,
     document: &'a Map<String, Value>,
     /// The attachment's name and content type.
     name: &'a str,
@@ -138,6 +140,9 @@ where
             database: &database,
             id,
             key: subject.order.key,
+            adopted: subject.order.adopted.is_some()
+                && subject.order.continues.is_none()
+                && *id == subject.order.media_id,
             document: &document,
             name: &subject.order.media_name,
             content_type: subject.order.format.content_type(),

@@ -66,7 +66,7 @@ impl<'a> Parcel<'a> {
             started: self.entry.started(),
             ended: self.ended,
             presumed: self.entry.told_end().is_none(),
-            first_peer: self.entry.first_peer(),
+            first_peer: self.entry.first_peer().filter(|_| self.order.adopted.is_none()),
             told_ms: self.entry.told_ms(),
             audio: Some(&self.audio),
             destination: self.to.name(),

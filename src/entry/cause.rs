@@ -38,6 +38,8 @@ pub enum Cause {
     NeverTriggered,
     /// All that the switch recorded is in the recording that this one continues.
     AlreadyKept,
+    /// Kazoo's own recorder has stored it.
+    StoredByKazoo,
     /// An operator discarded it.
     DiscardedByOperator,
     /// The switch never reported its start, and no other event of it arrived.
@@ -66,6 +68,8 @@ pub enum Cause {
     SettingsLost,
     /// Kazoo's store proxy, which the account's storage plan needs, cannot be used.
     NoStoreProxy,
+    /// A callflow chose the name of its file, and two calls can have the same file.
+    SharedName,
     /// The program itself panicked on it, attempt after attempt.
     ProgramFault,
 }
@@ -98,6 +102,7 @@ impl Outcome {
                 Cause::TooShort,
                 Cause::NeverTriggered,
                 Cause::AlreadyKept,
+                Cause::StoredByKazoo,
                 Cause::DiscardedByOperator,
             ],
             Self::Failed => &[
@@ -116,6 +121,7 @@ impl Outcome {
                 Cause::SettingsLost,
                 Cause::NoStoreProxy,
                 Cause::Undecided,
+                Cause::SharedName,
                 Cause::ProgramFault,
             ],
         }
@@ -132,6 +138,7 @@ impl Cause {
             Self::TooShort => "too_short",
             Self::NeverTriggered => "never_triggered",
             Self::AlreadyKept => "already_kept",
+            Self::StoredByKazoo => "stored_by_kazoo",
             Self::DiscardedByOperator => "discarded_by_operator",
             Self::NeverStarted => "never_started",
             Self::StartRefused => "start_refused",
@@ -146,6 +153,7 @@ impl Cause {
             Self::NotCollected => "not_collected",
             Self::SettingsLost => "settings_lost",
             Self::NoStoreProxy => "no_store_proxy",
+            Self::SharedName => "shared_name",
             Self::ProgramFault => "program_fault",
         }
     }
@@ -170,6 +178,7 @@ impl Cause {
                 "the call ended before the answer or bridge at which the recording would have begun"
             }
             Self::AlreadyKept => "all audio is in the recording that this one continues",
+            Self::StoredByKazoo => "Kazoo's own recorder has stored it",
             Self::DiscardedByOperator => "an operator discarded it",
             Self::NeverStarted => "no event reported a start on the switch",
             Self::StartRefused => "call control refused the start command",
@@ -188,6 +197,7 @@ impl Cause {
                 "the url is lost: the recording context was too long or sealed with another secret, and the ledger has no order"
             }
             Self::NoStoreProxy => "the account's storage plan needs Kazoo's store proxy, which cannot be used",
+            Self::SharedName => "the callflow chose the file's name, so the file may have the audio of several calls",
             Self::ProgramFault => "the handler panicked in every attempt: a program fault, see the log",
         }
     }

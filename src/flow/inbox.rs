@@ -9,6 +9,7 @@ pub mod answers;
 pub mod call_events;
 pub mod control_actions;
 pub mod dead_letters;
+pub mod event_orders;
 pub mod journal;
 pub mod notices;
 pub mod panic_guard;

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::call::{Parties, bounded_variables, is_account_id, shown};
 use super::envelope::{Envelope, MAX_ID_BYTES, MessageError, check_ids};
 use super::json::{integer_at, owned_text, text, text_or_number};
-use super::names::RECORDER;
+use super::names::{KAZOO_RECORDER, RECORDER};
 use super::time::Moment;
 
 /// The kind of a recording event.
@@ -17,6 +17,9 @@ pub enum EventName {
 
 /// Longest possible path of a file (`PATH_MAX` of Linux), in bytes.
 const MAX_PATH: usize = 4096;
+
+/// Longest `Recording.Data` that is kept, in bytes of base64. Kazoo writes some hundred bytes.
+const MAX_DATA: usize = 64 << 10;
 
 /// `RECORD_START` or `RECORD_STOP` of one recording, which any program may have started.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +57,9 @@ pub struct Recording {
     pub recorder: Option<String>,
     /// The recording context that the start command contained.
     pub carry: Option<String>,
+    /// The settings that Kazoo's own recorder was started with: base64 of an Erlang term. It is kept only for a recording of Kazoo's own
+    /// recorder. Empty, which is no term, if it was too long.
+    pub data: Option<String>,
     /// Path on the switch (`File-Path`, else the event's `Application-Response`).
     pub file_path: Option<String>,
     /// Only a hint, because it is a channel variable.
@@ -64,6 +70,11 @@ impl Recording {
     /// Whether we started it.
     pub fn is_ours(&self) -> bool {
         self.recorder.as_deref() == Some(RECORDER)
+    }
+
+    /// Whether Kazoo's own recorder is to store it.
+    pub fn is_kazoos(&self) -> bool {
+        self.recorder.as_deref() == Some(KAZOO_RECORDER)
     }
 }
 
@@ -106,6 +117,10 @@ impl RecordEvent {
                 name: owned_text(recording, "Name"),
                 recorder: owned_text(recording, "Recorder"),
                 carry: owned_text(recording, "Carry"),
+                data: (text(recording, "Recorder") == Some(KAZOO_RECORDER))
+                    .then(|| text(recording, "Data"))
+                    .flatten()
+                    .map(|data| if data.len() <= MAX_DATA { data } else { "" }.to_owned()),
                 file_path: owned_text(recording, "File-Path")
                     .or_else(|| owned_text(body, "Application-Response"))
                     .filter(|path| path.len() <= MAX_PATH),

@@ -6,6 +6,12 @@ use std::fmt;
 /// (`media_recording:handle_record_stop`).
 pub const RECORDER: &str = "kz_record_call";
 
+/// The recorder name of the recordings that Kazoo's own recorder stores (`media_recording`, in media_mgr).
+pub const KAZOO_RECORDER: &str = "kz_media_recording";
+
+/// The queue of Kazoo's own recorder. It exists only while media_mgr consumes it, because it is auto-deleted (`media_recording`).
+pub const KAZOO_RECORDER_QUEUE: &str = "recordings";
+
 /// `App-Name` of each message that we publish.
 pub const APP_NAME: &str = "kz_record_call";
 

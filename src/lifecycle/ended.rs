@@ -35,6 +35,9 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
     if source(entry).is_none() {
         return conclude(Outcome::Failed, Cause::FileGone);
     }
+    if entry.may_be_shared() && (entry.held().is_some() || !policy.hold) {
+        return park(Cause::SharedName);
+    }
     let min_ms = u64::from(order.min_sec) * 1000;
     let is_cut = entry.told_end().is_some_and(Told::is_write_failure);
     let told_short = min_ms > 0 && !is_cut && entry.told_ms().is_some_and(|ms| ms < min_ms);
@@ -117,6 +120,15 @@ pub(super) fn next(case: &Case, now: Moment, policy: &Policy) -> Next {
         node: node.to_owned(),
         path: path.to_owned(),
     };
+    if entry.may_be_shared() {
+        // Its audio goes into the hold: otherwise the switch would append every later call of that name to its file.
+        return match case.hand {
+            Hand::Received | Hand::Tried if entry.held().is_none() => Next::Do(Effect::Hold),
+            Hand::Received | Hand::Tried => Next::Do(Effect::Answer(answer(entry))),
+            Hand::HoldRefused => Next::Do(Effect::Answer(Answer::Keep)),
+            Hand::Empty => rested(entry, now, policy, collect),
+        };
+    }
     let Some(destination) = entry.destination() else {
         let held = entry.held().is_some();
         return match case.hand {

@@ -18,11 +18,7 @@ const OPEN_GAP: u32 = 5;
 
 /// When the time limit, and the grace after it, have passed.
 pub(super) fn limit(entry: &Entry, policy: &Policy) -> Option<Moment> {
-    let seconds = entry
-        .order()?
-        .command
-        .as_ref()
-        .map_or(10_800, |command| command.time_limit);
+    let seconds = entry.order()?.time_limit().unwrap_or(10_800);
     Some(
         entry
             .latest_start()?

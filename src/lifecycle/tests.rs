@@ -4,6 +4,7 @@ use crate::entry::cause::Outcome;
 use crate::entry::fact::{Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Holding};
 use crate::kazoo::call::Parties;
 use crate::kazoo::dialplan::{Control, Trigger};
+use crate::recording::adopt::Adopted;
 use crate::recording::audio::Audio;
 use crate::recording::digest::Digests;
 use crate::recording::format::Format;
@@ -67,6 +68,7 @@ pub(crate) fn order() -> Order {
         parties: Parties::default(),
         continues: None,
         trace: None,
+        adopted: None,
         command: Some(Command {
             control: "q".into(),
             fetch_id: None,
@@ -80,6 +82,21 @@ pub(crate) fn order() -> Order {
             node: Some("freeswitch@fs1".into()),
             path: format!("/tmp/{key}.mp3"),
         }),
+    }
+}
+
+/// The order of Kazoo's own recording, whose file may have another call's audio.
+fn shared() -> Order {
+    let adopted = Adopted {
+        endpoint_id: None,
+        at_bridges: false,
+        time_limit: None,
+        shared_name: true,
+    };
+    Order {
+        command: None,
+        adopted: Some(adopted),
+        ..order()
     }
 }
 

@@ -196,6 +196,7 @@ impl Seal {
             continues: None,
             trace: None,
             command: None,
+            adopted: None,
         })
     }
 }
@@ -229,6 +230,7 @@ mod tests {
             continues: None,
             trace: None,
             command: None,
+            adopted: None,
         }
     }
 

@@ -20,6 +20,10 @@ pub const DOCUMENT_TYPE: &str = "call_recording";
 /// `source_type`: the program that created the document. Kazoo's own documents contain `media_recording`.
 pub const SOURCE_TYPE: &str = "kz_record_call";
 
+/// `source_type` of Kazoo's own documents (`media_recording:save_media_doc`), and of those that the worker writes in place of Kazoo's own
+/// recorder.
+pub const KAZOO_SOURCE_TYPE: &str = "media_recording";
+
 /// The data that a document is built from.
 pub struct Subject<'a> {
     pub order: &'a Order,
@@ -112,13 +116,25 @@ impl Subject<'_> {
         put("content_type", json!(order.format.content_type()));
         put("media_type", json!(format!(".{}", order.format)));
         put("media_source", json!("recorded"));
-        put("source_type", json!(SOURCE_TYPE));
+        put(
+            "source_type",
+            json!(if order.adopted.is_some() {
+                KAZOO_SOURCE_TYPE
+            } else {
+                SOURCE_TYPE
+            }),
+        );
         put("start", json!(ended.at.gregorian_seconds() - seconds));
         put("duration", json!(seconds));
         put("duration_ms", json!(length_ms));
-        put("call_id", json!(order.call_id));
+        put("call_id", json!(self.call_id()));
         put("cdr_id", json!(self.cdr_id()));
         put("origin", json!(order.origin));
+        let adopted = order.adopted.as_ref();
+        put(
+            "endpoint_id",
+            json!(adopted.and_then(|adopted| adopted.endpoint_id.as_deref())),
+        );
         if let Url::Given(url) = &order.url {
             put("url", json!(public(url)));
         }

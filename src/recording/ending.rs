@@ -9,6 +9,7 @@ use crate::kazoo::event::RecordEvent;
 use crate::kazoo::time::Moment;
 
 use super::names;
+use super::order::Order;
 
 /// The content of a `RECORD_START` or `RECORD_STOP`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,8 +75,17 @@ impl Told {
     /// The event's report of the recording in the file `file_name`. Any client that may publish can send such an event, so a path that
     /// cannot be that file's is ignored.
     pub fn of(event: &RecordEvent, file_name: &str, heard: Moment) -> Self {
+        Self::of_file(event, (file_name, names::is_path_of), heard)
+    }
+
+    /// The event's report of the recording of that order.
+    pub fn of_order(event: &RecordEvent, order: &Order, heard: Moment) -> Self {
+        Self::of_file(event, (&order.file_name, |path, _| order.is_path(path)), heard)
+    }
+
+    fn of_file(event: &RecordEvent, (file_name, is_its): (&str, impl Fn(&str, &str) -> bool), heard: Moment) -> Self {
         let told = event.recording.file_path.as_deref();
-        let path = told.filter(|path| names::is_path_of(path, file_name));
+        let path = told.filter(|path| is_its(path, file_name));
         if path.is_none()
             && let Some(told) = told
         {

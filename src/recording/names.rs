@@ -78,12 +78,16 @@ pub fn key_of(name: &str) -> Option<Key> {
 /// Whether a path from an event can be the one of the recording's file on its switch. The switch's account may read what is not ours, and
 /// deletes what it has brought: nothing is believed but a file that has our recording's name, wherever that switch records.
 pub fn is_path_of(path: &str, file_name: &str) -> bool {
-    let is_ours = key_of(file_name).is_some();
+    key_of(file_name).is_some() && is_path_to(path, file_name)
+}
+
+/// Whether a path is absolute, leads nowhere else, and ends with that name.
+pub fn is_path_to(path: &str, file_name: &str) -> bool {
     let Some((folder, name)) = path.rsplit_once('/') else {
         return false;
     };
     let is_absolute = path.starts_with('/');
-    is_ours && is_absolute && name == file_name && folder.split('/').all(|part| part != "..")
+    is_absolute && name == file_name && folder.split('/').all(|part| part != "..")
 }
 
 fn is_audio(extension: &str) -> bool {

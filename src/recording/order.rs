@@ -11,6 +11,7 @@ use crate::kazoo::envelope::Sender;
 use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::time::Moment;
 
+use super::adopt::Adopted;
 use super::carry;
 use super::ending::Told;
 use super::format::Format;
@@ -58,6 +59,9 @@ pub struct Order {
     /// The data for commands to the recording. Absent in an order that the switch returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Command>,
+    /// Set for a recording that Kazoo's own recorder would have stored, and that the worker stores in its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
 }
 
 /// Origin of a continuation: the switch started again to record into the file of a recording whose audio was safe already.
@@ -142,6 +146,9 @@ impl Order {
 
     /// Whether the switch may start the recording again by itself, at each later bridge, as far as is known.
     pub fn may_begin_again(&self) -> bool {
+        if let Some(adopted) = &self.adopted {
+            return adopted.at_bridges;
+        }
         let at_bridge = |command: &Command| command.trigger == Trigger::Bridge;
         self.command.as_ref().is_none_or(at_bridge)
     }
@@ -149,6 +156,21 @@ impl Order {
     /// Whether the switch is known to start the recording again at each bridge.
     pub fn begins_at_bridges(&self) -> bool {
         self.command.is_some() && self.may_begin_again()
+    }
+
+    /// Whether a path from an event can be the one of the recording's file on its switch.
+    pub fn is_path(&self, path: &str) -> bool {
+        match self.adopted {
+            // A callflow may have chosen the name.
+            Some(_) => names::is_path_to(path, &self.file_name),
+            None => names::is_path_of(path, &self.file_name),
+        }
+    }
+
+    /// The recording's time limit, in seconds, as far as is known.
+    pub fn time_limit(&self) -> Option<u32> {
+        let adopted = self.adopted.as_ref().and_then(|adopted| adopted.time_limit);
+        self.command.as_ref().map(|command| command.time_limit).or(adopted)
     }
 
     /// The start command's message, for the call's present id and the given trigger. `None` when the order came from the switch.

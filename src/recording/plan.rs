@@ -135,6 +135,7 @@ pub fn plan(action: &Execute, circumstances: &Circumstances<'_>) -> (Plan, Vec<C
         continues: None,
         trace: None,
         command: None,
+        adopted: None,
     };
     order.command = Some(Command {
         control: action.control.to_string(),

@@ -24,6 +24,8 @@ pub struct Media {
     pub proxy: Proxy,
     /// `call_recording.storage_retry_times` (`kz_media_config`), which accounts may override. `None`: the worker's own retry schedule.
     pub storage_retry_times: Option<u32>,
+    /// `call_recording.workers`: how many processes of Kazoo's own recorder media_mgr starts (`media_recording_sup`).
+    pub recorder_workers: u32,
 }
 
 /// `third_party_bigcouch_host`.
@@ -95,6 +97,7 @@ impl Media {
             third_party: third_party(&sections),
             proxy: Proxy::read(&sections),
             storage_retry_times: sections.number(&["call_recording", "storage_retry_times"]),
+            recorder_workers: sections.number(&["call_recording", "workers"]).unwrap_or(1),
         }
     }
 }

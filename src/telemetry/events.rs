@@ -6,6 +6,7 @@
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 mod action;
+mod adopt;
 mod destination;
 mod gauges;
 mod outage;
@@ -15,6 +16,7 @@ mod transport;
 mod zero;
 
 pub use action::*;
+pub use adopt::*;
 pub use destination::*;
 pub use gauges::*;
 pub use recording::*;
@@ -55,6 +57,22 @@ pub const METRICS: &[(&str, &str)] = &[
     (
         "kz_record_call_recording_seconds",
         "From a recording's end to its being closed.",
+    ),
+    (
+        "kz_record_call_adopting",
+        "1 while the worker stores the recordings of Kazoo's own recorder, 0 while it leaves them to Kazoo. Absent with adopt.mode off.",
+    ),
+    (
+        "kz_record_call_adopted_events_total",
+        "Events of Kazoo's own recorder, by result: adopted, left (to Kazoo), unknown (returned to the queue).",
+    ),
+    (
+        "kz_record_call_kazoo_recorder_consumers",
+        "Consumers of the queue of Kazoo's own recorder, as last seen. Absent with adopt.mode off.",
+    ),
+    (
+        "kz_record_call_kazoo_recorder_messages",
+        "Messages in the queue of Kazoo's own recorder, as last seen. Absent with adopt.mode off.",
     ),
     ("kz_record_call_collects_total", "Uploads asked of switches, by result."),
     ("kz_record_call_uploads_total", "Uploads received, by HTTP status."),

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use tokio::time::Instant;
 
 use crate::amqp::{Consumers, Publisher, Requests, Room};
+use crate::config::AdoptMode;
 use crate::couch::Couch;
 use crate::destination::circuit_breaker::CircuitBreakers;
 use crate::destination::url::http::Http;
@@ -27,6 +28,7 @@ use crate::flow::inbox::answers::Answers;
 use crate::flow::inbox::call_events::CallEvents;
 use crate::flow::inbox::control_actions::{AtOnce, Carrier, Controls, Finder};
 use crate::flow::inbox::dead_letters::Returns;
+use crate::flow::inbox::event_orders::EventOrders;
 use crate::flow::inbox::journal::JournalMessages;
 use crate::flow::inbox::notices::Notices;
 use crate::flow::inbox::panic_guard::PanicGuard;
@@ -35,6 +37,7 @@ use crate::flow::inbox::record_events::RecordEvents;
 use crate::flow::inbox::request::ActionReader;
 use crate::flow::inbox::starts::Starts;
 use crate::flow::journal::Journal;
+use crate::flow::kazoo_recorder::KazooRecorder;
 use crate::flow::memory::{Alerts, CallIds, OpenRecordings, Peers, RateLimit};
 use crate::flow::peer_notices::{Outbox, PeerNotices};
 use crate::flow::reconcile::Reconcile;
@@ -73,6 +76,8 @@ struct Shared {
     room: Arc<Room>,
     seal: Arc<Seal>,
     accounts: Accounts,
+    /// Set if the worker stores the recordings of Kazoo's own recorder.
+    kazoo_recorder: Option<Arc<KazooRecorder>>,
 }
 
 /// What works in the background.
@@ -82,6 +87,7 @@ pub(super) struct Background {
     pub retention: Arc<Retention>,
     pub heartbeat: Arc<Heartbeat>,
     pub notices: Arc<PeerNotices>,
+    pub kazoo_recorder: Option<Arc<KazooRecorder>>,
 }
 
 /// The flow of a worker.
@@ -103,6 +109,8 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> F
         room: Arc::default(),
         seal: Arc::new(Seal::new(secret)),
         accounts: Accounts::new(outside.couch.clone()),
+        kazoo_recorder: (common.config.adopt.mode == AdoptMode::Store)
+            .then(|| Arc::new(KazooRecorder::new(common, &outside.publisher))),
     };
     let calls = Arc::new(Calls {
         common: Arc::clone(common),
@@ -240,6 +248,7 @@ fn background(
             in_flight: shared.in_flight.clone(),
         }),
         notices: Arc::clone(notices),
+        kazoo_recorder: shared.kazoo_recorder.clone(),
     }
 }
 
@@ -298,7 +307,12 @@ fn inbox(common: &Arc<Common>, outside: &Outside, shared: &Shared, services: Ser
         controls,
         record_events: RecordEvents {
             common: Arc::clone(common),
-            seal: Arc::clone(&shared.seal),
+            orders: EventOrders {
+                common: Arc::clone(common),
+                seal: Arc::clone(&shared.seal),
+                memory: Arc::clone(&shared.memory),
+                kazoo_recorder: shared.kazoo_recorder.clone(),
+            },
             memory: Arc::clone(&shared.memory),
             ledger: outside.ledger.clone(),
             notices: peer_notices,

@@ -18,7 +18,11 @@ fn each(folder: &str, prefix: &[u8], mut run: impl FnMut(&[u8])) {
 #[test]
 fn every_seed_of_the_messages_holds() {
     each("fuzz/seeds/messages", b"", messages::messages);
-    for fixtures in ["tests/fixtures/action_execute", "tests/fixtures/call_events"] {
+    for fixtures in [
+        "tests/fixtures/action_execute",
+        "tests/fixtures/call_events",
+        "tests/fixtures/kazoo_recorder",
+    ] {
         each(fixtures, &[0, 0], messages::messages);
         each(fixtures, &[3, 0], messages::messages);
     }

@@ -22,6 +22,7 @@ mod simulator {
 }
 
 mod actions;
+mod adopted;
 mod bench;
 mod bridges;
 mod broker_alarms;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
     let lists = [
         main_job::TESTS,
         actions::TESTS,
+        adopted::TESTS,
         controls::TESTS,
         crashes::TESTS,
         credentials::TESTS,

@@ -21,13 +21,13 @@ promises![
 ];
 
 /// Looks and presumptions that a test can wait for.
-const FAST: [(&str, &str); 3] = [
+pub const FAST: [(&str, &str); 3] = [
     ("FLOW__CHECK_INTERVAL_MS", "200"),
     ("FLOW__GRACE_MS", "200"),
     ("FLOW__PROBE_GAP_MS", "200"),
 ];
 
-fn lasting() -> CallOptions {
+pub fn lasting() -> CallOptions {
     let options = CallOptions {
         bridged: true,
         ..CallOptions::talking()
@@ -36,7 +36,7 @@ fn lasting() -> CallOptions {
 }
 
 /// Waits until the switch has written so much of a recording.
-async fn written(recording: &Recording, bytes: u64) -> TestResult {
+pub async fn written(recording: &Recording, bytes: u64) -> TestResult {
     let begun = Instant::now();
     while std::fs::metadata(&recording.path).map_or(0, |file| file.len()) < bytes {
         ensure!(
@@ -50,7 +50,7 @@ async fn written(recording: &Recording, bytes: u64) -> TestResult {
 }
 
 /// Waits until the worker has looked for the call so often.
-async fn looked(world: &World<'_>, worker: &Worker, call: &Call, times: usize) -> TestResult {
+pub async fn looked(world: &World<'_>, worker: &Worker, call: &Call, times: usize) -> TestResult {
     let begun = Instant::now();
     loop {
         let entry = world.entry(&call.id()).await?.unwrap_or_default();

@@ -173,6 +173,10 @@ impl Proofs for Places {
     async fn in_vain(&self, _: &Case, _: u32) -> Option<Input> {
         None
     }
+
+    async fn stored_by_kazoo(&self, _: &Case) -> Option<Input> {
+        None
+    }
 }
 
 /// One destination, seen from one host.

@@ -114,6 +114,7 @@ fn order(key: Key, n: u64, node: String, (min_sec, trigger, format): (u32, Trigg
         parties: Parties::default(),
         continues: None,
         trace: None,
+        adopted: None,
         command: Some(Command {
             control: "q".into(),
             fetch_id: None,

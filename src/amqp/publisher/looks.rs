@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use crate::telemetry::events::LooksRefused;
 
-use super::super::within;
+use super::super::{Load, within};
 use super::session::Live;
 
 /// Time limit of one step of a read.
@@ -42,8 +42,8 @@ struct State {
 }
 
 impl Looks {
-    /// Number of ready messages in a queue. A missing queue counts as empty: the broker returns what is sent to it.
-    pub(super) async fn depth(&self, live: &Live, queue: ShortString) -> Option<u32> {
+    /// Number of ready messages and of consumers of a queue. A missing queue counts as empty: the broker returns what is sent to it.
+    pub(super) async fn load(&self, live: &Live, queue: ShortString) -> Option<Load> {
         let is_refused = || self.refused.load(Ordering::Acquire) == live.epoch;
         // The rights on the worker's own queues are others than those on Kazoo's.
         let is_own = queue.as_str().starts_with(OWN);
@@ -71,12 +71,15 @@ impl Looks {
         let error = match within(LOOK, "looking at a queue", looked).await {
             Ok(found) => {
                 state.channel = Some((live.epoch, channel));
-                return Some(found.message_count());
+                return Some(Load {
+                    messages: found.message_count(),
+                    consumers: found.consumer_count(),
+                });
             }
             Err(error) => error,
         };
         match error.reply() {
-            Some((NOT_FOUND, _)) => return Some(0),
+            Some((NOT_FOUND, _)) => return Some(Load::default()),
             Some((ACCESS_REFUSED, why)) if !is_own => {
                 self.refused.store(live.epoch, Ordering::Release);
                 LooksRefused {

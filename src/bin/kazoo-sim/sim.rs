@@ -48,6 +48,7 @@ pub mod load;
 pub mod moves;
 pub mod options;
 pub mod record;
+pub mod recorder;
 pub mod report;
 pub mod state;
 pub mod switch;

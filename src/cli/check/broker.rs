@@ -15,9 +15,9 @@ use crate::kazoo::envelope::Sender;
 use crate::kazoo::names::{APP_NAME, Exchange};
 use crate::worker;
 
-use super::policies;
 use super::report::Rows;
 use super::settings::{IGNORES_REMOTE_EXECUTION, REMOTE_EXECUTION};
+use super::{adopt, policies};
 
 const GROUP: &str = "broker";
 
@@ -63,6 +63,7 @@ pub async fn look(config: &Config, set_by: &str) -> Vec<Rows> {
     policy(&mut rows, &probe, &sender, &missing, (&found, &vhost)).await;
     seen(&mut kazoo, &probe, &sender, &missing).await;
     looks(&mut kazoo, &probe).await;
+    adopt::runs(&mut kazoo, &probe, config).await;
     probe.close().await;
     vec![rows, kazoo]
 }

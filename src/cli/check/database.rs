@@ -11,6 +11,7 @@ use crate::kazoo::time::Clock;
 use crate::ledger;
 use crate::system_config::{Media, ThirdParty};
 
+use super::adopt;
 use super::report::Rows;
 
 const THIRD_PARTY: &str = "third_party_bigcouch_host";
@@ -67,7 +68,7 @@ pub async fn look(config: &Config, clock: &Clock, set_by: &str) -> Vec<Rows> {
     own(&mut rows, &couch, clock).await;
     parked(&mut rows, &couch).await;
     let mut settings = Rows::of("system_config/media");
-    media(&mut settings, &couch, &couchdb, &config.kazoo.zone, clock).await;
+    media(&mut settings, &couch, &couchdb, config, clock).await;
     vec![rows, settings]
 }
 
@@ -256,7 +257,8 @@ async fn parked(rows: &mut Rows, couch: &Couch) {
 }
 
 /// What the operators set for recordings, and what that means.
-async fn media(rows: &mut Rows, couch: &Couch, couchdb: &config::Couchdb, zone: &str, clock: &Clock) {
+async fn media(rows: &mut Rows, couch: &Couch, couchdb: &config::Couchdb, config: &Config, clock: &Clock) {
+    let zone = config.kazoo.zone.as_str();
     let document = match within(couch.get("system_config", "media")).await {
         Ok(Some(document)) => document,
         Ok(None) => {
@@ -305,6 +307,7 @@ async fn media(rows: &mut Rows, couch: &Couch, couchdb: &config::Couchdb, zone: 
             media.defaults.format, media.defaults.max_time_limit
         ),
     );
+    adopt::workers(rows, &media, config);
     proxy(rows, &media).await;
 }
 

@@ -77,7 +77,7 @@ pub async fn read_back(
         Present::Missing => return Ok(ReadBack::Lost("the document is not there any more".into())),
         Present::NoDatabase => return Err(DeliveryError::NoDatabase(database.to_owned())),
     };
-    Ok(match judge(document, key, name, audio) {
+    Ok(match judge(document, (key, false), name, audio) {
         Found::Ours { deleted: false, rev } => {
             // A copy on the only remaining node proves no more than the 202 did.
             if !couch.has_quorum(database, id.as_str()).await? {
@@ -103,6 +103,29 @@ pub async fn find(couch: &Couch, database: &str, id: &MediaId, key: Key, name: &
         Some(document) if is_of(&document, key) && is_visible(&document) => kept(&document, name),
         _ => Kept::Not,
     })
+}
+
+/// Whether Kazoo's own recorder has stored a recording: its document has an attachment of that name, here or where a storage plan or a URL
+/// puts it. A document that a user deleted counts too: the audio was there.
+///
+/// # Errors
+/// When the database does not answer. A missing database has no document.
+pub async fn is_stored_by_kazoo(
+    couch: &Couch,
+    database: &str,
+    id: &MediaId,
+    name: &str,
+) -> Result<bool, DeliveryError> {
+    let document = match couch.present(database, id.as_str()).await? {
+        Present::Document(document) => document,
+        Present::Missing | Present::NoDatabase => return Ok(false),
+    };
+    let length = |all: &str| document.get(all)?.get(name)?.get("length")?.as_u64();
+    let has_audio = ["_attachments", "pvt_attachments"]
+        .iter()
+        .any(|all| length(all).is_some_and(|length| length > 0));
+    // What this worker or another one wrote has its key.
+    Ok(document.get("pvt_recording").is_none() && (has_audio || is_deleted(&document)))
 }
 
 fn kept(document: &Value, name: &str) -> Kept {
@@ -152,14 +175,16 @@ pub(in crate::destination) fn told_audio(document: &Value) -> Option<Audio> {
 
 pub(super) async fn look_up(place: &Place<'_>) -> Result<Found, DeliveryError> {
     Ok(match place.couch.present(place.database, place.id.as_str()).await? {
-        Present::Document(document) => judge(document, place.key, place.name, place.audio),
+        Present::Document(document) => judge(document, (place.key, place.adopted), place.name, place.audio),
         Present::Missing => Found::Nothing,
         Present::NoDatabase => return Err(DeliveryError::NoDatabase(place.database.to_owned())),
     })
 }
 
-fn judge(document: Value, key: Key, name: &str, audio: &Audio) -> Found {
-    if !is_of(&document, key) {
+/// `adopted`: Kazoo's own recorder may have written the document, because the recording has the id that Kazoo chose for it.
+fn judge(document: Value, (key, adopted): (Key, bool), name: &str, audio: &Audio) -> Found {
+    let is_its = is_of(&document, key) || adopted && is_kazoos(&document, name, audio);
+    if !is_its {
         return Found::Taken;
     }
     let (visible, meant, deleted) = (is_visible(&document), tells(&document, audio), is_deleted(&document));
@@ -169,7 +194,7 @@ fn judge(document: Value, key: Key, name: &str, audio: &Audio) -> Found {
         return Found::Taken;
     }
     let (rev, why) = (rev(&document), stub.map(of_stub));
-    if whole && visible && meant && is_through(&document) {
+    if whole && visible && meant && is_through(&document) && is_of(&document, key) {
         return Found::Ours { rev, deleted };
     }
     if deleted && !whole {
@@ -188,6 +213,21 @@ fn judge(document: Value, key: Key, name: &str, audio: &Audio) -> Found {
             _ => Map::new(),
         },
     }
+}
+
+/// Whether Kazoo's own recorder wrote the document, and the document lacks its audio, or has exactly this audio. Other audio under that id
+/// is kept: the worker takes another id then.
+fn is_kazoos(document: &Value, name: &str, audio: &Audio) -> bool {
+    let is_foreign = document.get("pvt_recording").is_none() && is_visible(document);
+    let elsewhere = document.pointer("/pvt_attachments").and_then(Value::as_object);
+    let is_empty = || {
+        document
+            .get("_attachments")
+            .and_then(|all| all.as_object())
+            .is_none_or(Map::is_empty)
+    };
+    let has_this = || attachment(document, name, audio).is_some_and(|stub| is_whole(stub, audio));
+    is_foreign && elsewhere.is_none_or(Map::is_empty) && (is_empty() || has_this())
 }
 
 /// Whether the document says that its audio was delivered. A document that was written before its audio says `pending` or `parked` until
@@ -270,13 +310,49 @@ mod tests {
 
     fn judged(document: &Value) -> String {
         let key = Key::of("call", "action");
-        match judge(document.clone(), key, "a.mp3", &audio()) {
+        match judge(document.clone(), (key, false), "a.mp3", &audio()) {
             Found::Nothing => "nothing".into(),
             Found::Ours { rev, deleted } => format!("ours {rev}{}", if deleted { " deleted" } else { "" }),
             Found::Deleted(_) => "deleted".into(),
             Found::Taken => "taken".into(),
             Found::Incomplete { whole, .. } => format!("incomplete {whole}"),
         }
+    }
+
+    #[test]
+    fn a_document_of_kazoos_recorder_is_completed_only_where_it_lacks_this_audio() {
+        let judged = |document: &Value| {
+            let key = Key::of("call", "action");
+            match judge(document.clone(), (key, true), "a.mp3", &audio()) {
+                Found::Taken => "taken".to_owned(),
+                Found::Incomplete { whole, .. } => format!("incomplete {whole}"),
+                Found::Deleted(_) => "deleted".into(),
+                Found::Nothing | Found::Ours { .. } => "ours".into(),
+            }
+        };
+        let bare = json!({"_rev": "1-a", "pvt_type": "call_recording", "source_type": "media_recording"});
+        assert_eq!(judged(&bare), "incomplete false");
+        let with = |key: &str, value: Value| {
+            let mut document = bare.clone();
+            document[key] = value;
+            judged(&document)
+        };
+        let this = json!({"a.mp3": {"length": 3, "digest": "md5-kAFQmDzST7DWlj99KOF/cg=="}});
+        let other = json!({"a.mp3": {"length": 3, "digest": "md5-x"}});
+        assert_eq!(
+            with("_attachments", this),
+            "incomplete true",
+            "it lacks only our fields"
+        );
+        assert_eq!(
+            with("_attachments", other.clone()),
+            "taken",
+            "other audio is never replaced"
+        );
+        assert_eq!(with("pvt_attachments", other), "taken", "its audio is elsewhere");
+        assert_eq!(with("pvt_deleted", json!(true)), "deleted", "a user deleted it");
+        assert_eq!(with("pvt_recording", json!({"key": "other"})), "taken");
+        assert_eq!(with("pvt_type", json!("fax")), "taken");
     }
 
     /// As for a storage plan: the document comes first, and says so until it is written again.

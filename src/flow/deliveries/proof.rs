@@ -1,18 +1,25 @@
 //! Existing-document checks and read-backs: is a recording stored already, is it still there, would a collect of its file be in vain.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::destination::circuit_breaker::CircuitBreakers;
 use crate::destination::couchdb_write::{self, ReadBack};
 use crate::destination::{DeliveryError, Destinations, Registry, find};
 use crate::entry::LOOKS;
+use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::What;
 use crate::flow::common::Common;
+use crate::kazoo::time::Month;
 use crate::lifecycle::{Case, Input};
+use crate::recording::names;
 use crate::recording::order::Order;
 use crate::telemetry::events::ReadBackFailed;
 
 use super::failure;
+
+/// By this much the local time of a host differs from ours at most.
+const TIME_ZONES: Duration = Duration::from_secs(14 * 3600);
 
 /// Looks for recordings at their destinations. May touch: documents there, to read them, and a monthly database that is missing.
 pub struct Proof {
@@ -34,9 +41,41 @@ pub trait Proofs: Send + Sync {
 
     /// Whether a collect of the file would be in vain now. Returns what must be noted then.
     fn in_vain(&self, case: &Case, attempt: u32) -> impl Future<Output = Option<Input>> + Send;
+
+    /// The conclusion for a recording that Kazoo's own recorder has stored already. `None`: there is no such document, or the database
+    /// does not tell.
+    fn stored_by_kazoo(&self, case: &Case) -> impl Future<Output = Option<Input>> + Send;
 }
 
 impl Proof {
+    /// Kazoo's own recorder ran when the recording ended, or an operator has started it since.
+    async fn is_stored_by_kazoo(&self, case: &Case) -> Option<Input> {
+        let entry = &case.entry;
+        let order = entry
+            .order()
+            .filter(|order| order.adopted.is_some() && order.continues.is_none())?;
+        let couch = self.destinations.of_document(entry).documents(entry).await.ok()?;
+        // Kazoo stores in the month of the end, by the clock of its host's time zone.
+        let ended = Month::around(entry.ended_at().unwrap_or(order.asked_at), TIME_ZONES);
+        let months = [order.media_id.month()].into_iter().chain(ended);
+        let mut seen = Vec::new();
+        for month in months {
+            if seen.contains(&month) {
+                continue;
+            }
+            seen.push(month);
+            let database = names::modb(entry.account_id()?, month);
+            let stored = couchdb_write::is_stored_by_kazoo(&couch, &database, &order.media_id, &order.media_name).await;
+            if stored.unwrap_or(false) {
+                return Some(Input::Fact(What::Concluded {
+                    outcome: Outcome::Discarded,
+                    cause: Cause::StoredByKazoo,
+                }));
+            }
+        }
+        None
+    }
+
     /// Reads back a delivery that a server with too few copies took.
     pub async fn read_back(&self, case: &Case, n: u32) -> Input {
         let (why, unanswered, deleted) = match self.look_at(case).await {
@@ -105,5 +144,9 @@ impl Proofs for Proof {
 
     async fn in_vain(&self, case: &Case, attempt: u32) -> Option<Input> {
         self.is_in_vain(case, attempt).await
+    }
+
+    async fn stored_by_kazoo(&self, case: &Case) -> Option<Input> {
+        self.is_stored_by_kazoo(case).await
     }
 }

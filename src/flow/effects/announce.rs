@@ -10,6 +10,7 @@ use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{Announcement, Destination};
 use crate::kazoo::change::{self, Change, DocumentChange};
+use crate::kazoo::names::KAZOO_RECORDER;
 use crate::kazoo::outgoing::Outgoing;
 use crate::recording::document::DOCUMENT_TYPE;
 use crate::recording::names;
@@ -129,6 +130,7 @@ fn outcome_body(entry: &Entry, outcome: Outcome) -> Value {
         "Recording-Key": entry.key,
         "Continues": order.and_then(|order| order.continues.as_ref()).map(|continues| continues.media_id.as_str()),
         "Part": order.and_then(|order| order.continues.as_ref()).map(|continues| continues.part),
+        "Recorder": entry.is_adopted().then_some(KAZOO_RECORDER),
         "Origin": order.map(|order| order.origin.as_str()),
         "Destination": delivered.or(entry.destination()).map(Destination::name),
         "Database": document.map(|document| names::encoded(&document.database)),

@@ -91,6 +91,9 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
         if let Some(input) = self.proof.in_vain(case, attempt).await {
             return Ok(input);
         }
+        if let Some(stored) = self.proof.stored_by_kazoo(case).await {
+            return Ok(stored);
+        }
         if let Some(later) = self.put_off(case, node) {
             return Ok(later);
         }
@@ -269,6 +272,9 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
     /// The switch has no such file. Two cases are checked before the file counts as missing. Another worker may have stored it, and the
     /// switch deleted it. Or the recording before contains all of it.
     async fn missing(&self, case: &Case, order: &Order, attempt: u32, why: String) -> Input {
+        if let Some(stored) = self.proof.stored_by_kazoo(case).await {
+            return stored;
+        }
         let (failure, why) = match self.proof.stored_already(case, order).await {
             Ok(Some(delivered)) => return Input::Fact(delivered),
             Ok(None) => match self.predecessors.kept_before(case).await {

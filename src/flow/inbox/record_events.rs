@@ -3,27 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::warn;
-
 use crate::amqp::{Delivery, Room};
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::event::{EventName, RecordEvent};
-use crate::kazoo::time::Moment;
 use crate::ledger::{Ledger, Noted, Receipt, address};
-use crate::recording::carry::{OpenError, Seal};
 use crate::recording::ending::Told;
-use crate::recording::format::Format;
-use crate::recording::identity::{Key, MediaId};
-use crate::recording::order::{Order, Url};
+use crate::recording::order::Order;
 use crate::telemetry::events::{RecordingEnded, RecordingStarted};
 use crate::telemetry::trace::{self, Stage};
 
 use super::dead_letters::Returns;
+use super::event_orders::{EventOrders, Found};
 use crate::flow::common::Common;
 use crate::flow::crash;
 use crate::flow::drivers::{self, Drivers};
-use crate::flow::journal::{AHEAD, OLDEST, is_recent};
 use crate::flow::memory::{Open, OpenRecordings};
 use crate::flow::peer_notices::PeerNotices;
 use crate::lifecycle::Input;
@@ -34,8 +28,7 @@ const KNOWLEDGE: Duration = Duration::from_secs(3);
 /// Takes in the events of the switches' recordings.
 pub struct RecordEvents {
     pub common: Arc<Common>,
-    /// Opens the recording context that an event carries.
-    pub seal: Arc<Seal>,
+    pub orders: EventOrders,
     pub memory: Arc<OpenRecordings>,
     pub ledger: Ledger,
     pub notices: Arc<PeerNotices>,
@@ -62,22 +55,13 @@ impl RecordEvents {
             Ok(None) => return delivery.ack().await,
             Err(error) => return self.returns.reject(delivery, "endings", "", &error.to_string()).await,
         };
-        if !event.recording.is_ours() {
-            return delivery.ack().await;
-        }
-        let order = match self.seal.open(event.recording.carry.as_deref()) {
-            Ok(order) => order,
-            Err(why) => match self.without_carry(&event, why) {
-                Some(order) => order,
-                None => {
-                    return self
-                        .returns
-                        .reject(delivery, "endings", &event.call_id, &why.to_string())
-                        .await;
-                }
-            },
+        let order = match self.orders.of(&event).await {
+            Found::Order(order) => *order,
+            Found::Foreign => return delivery.ack().await,
+            Found::NotNow => return self.returns.put_back("endings", delivery).await,
+            Found::Unreadable(why) => return self.returns.reject(delivery, "endings", &event.call_id, &why).await,
         };
-        let told = Box::new(Told::of(&event, &order.file_name, self.common.now()));
+        let told = Box::new(Told::of_order(&event, &order, self.common.now()));
         let what = match event.name {
             EventName::RecordStart => What::Started(told),
             EventName::RecordStop => What::Ended(told),
@@ -110,6 +94,8 @@ impl RecordEvents {
         if !entry.is_open() {
             self.memory.close(entry.key);
             self.notices.closed(&entry);
+        } else if entry.is_adopted() {
+            self.memory.follow(&entry, again);
         } else if let Some(open) = Open::of(&entry) {
             // Also a recording that the switch began anew by itself, for example at another bridge.
             if again {
@@ -188,41 +174,6 @@ impl RecordEvents {
             _ => (entry, false),
         }
     }
-
-    /// The recording context cannot be read: it was made with another secret, or is damaged. The file's name still has the key, so nothing is
-    /// lost. But only the ledger may know where the audio must go.
-    fn without_carry(&self, event: &RecordEvent, why: OpenError) -> Option<Order> {
-        let recording = &event.recording;
-        let name = recording.name.as_deref()?;
-        let (stem, _) = name.rsplit_once('.')?;
-        let (key, format): (Key, Format) = (stem.parse().ok()?, Format::of_file(name)?);
-        if let Some(order) = self.memory.entry(key).and_then(|entry| entry.order().cloned()) {
-            return Some(order);
-        }
-        warn!(event = "recording_context_unreadable", call_id = event.call_id, media_id = recording.id, %why, "recording context unreadable");
-        let at = filed_at(event.at, self.common.now());
-        let media_id = recording.id.as_deref().and_then(|id| id.parse().ok());
-        let media_id = media_id.filter(|id| may_be_of(id, self.common.now()));
-        Some(Order {
-            key,
-            media_id: media_id.unwrap_or_else(|| MediaId::derived(key, at)),
-            call_id: event.call_id.clone(),
-            account_id: event.account_id.clone(),
-            zone: self.common.config.kazoo.zone.clone(),
-            file_name: name.to_owned(),
-            media_name: name.to_owned(),
-            format,
-            origin: "callflow : unnamed".into(),
-            method: crate::recording::settings::Method::Put,
-            url: Url::Lost,
-            min_sec: 0,
-            asked_at: at,
-            parties: event.parties.clone(),
-            continues: None,
-            trace: None,
-            command: None,
-        })
-    }
 }
 
 /// What is known of a recording besides its recording context.
@@ -234,18 +185,6 @@ struct Known {
 
 fn is_carried(entry: &Entry) -> bool {
     entry.order().is_some_and(|order| order.command.is_none())
-}
-
-/// The time that a recording is filed under if only an event makes it known. This time chooses the month of the ledger, whose databases
-/// every worker reads from then on. A time that no event of a live recording can have is not believed.
-fn filed_at(told: Option<Moment>, now: Moment) -> Moment {
-    told.filter(|at| (now.minus(OLDEST)..=now.plus(AHEAD)).contains(at))
-        .unwrap_or(now)
-}
-
-/// The same check for the recording's id, whose month chooses the account's database.
-fn may_be_of(media_id: &MediaId, now: Moment) -> bool {
-    is_recent(media_id.month(), now)
 }
 
 fn emit(event: &RecordEvent, entry: &Entry) {
@@ -264,32 +203,5 @@ fn emit(event: &RecordEvent, entry: &Entry) {
             completion_cause: event.recording.completion_cause.as_deref().unwrap_or(""),
         }
         .emit(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unknown_recording_is_filed_under_a_month_that_it_can_be_of() {
-        let now = Moment::from_unix_seconds(1_795_386_262);
-        let days = |days: u64| Duration::from_secs(days * 86_400);
-        for good in [now, now.minus(days(62)), now.plus(days(1)), now.minus(days(1))] {
-            assert_eq!(filed_at(Some(good), now), good);
-        }
-        let second = Duration::from_secs(1);
-        for bad in [
-            now.minus(days(62)).minus(second),
-            now.plus(days(1)).plus(second),
-            now.plus(days(5 * 365)),
-            Moment::from_unix_seconds(0),
-        ] {
-            assert_eq!(filed_at(Some(bad), now), now);
-        }
-        assert_eq!(filed_at(None, now), now);
-        let may_be = |id: &str| may_be_of(&id.parse().unwrap(), now);
-        assert!(may_be("202611-a") && may_be("202609-a"));
-        assert!(!may_be("202608-a") && !may_be("202612-a") && !may_be("203501-a"));
     }
 }

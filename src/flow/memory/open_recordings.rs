@@ -38,8 +38,13 @@ pub struct Open {
 }
 
 impl Open {
-    /// The `Open` of an entry; `None` if its order is unknown.
+    /// The `Open` of an entry; `None` if its order is unknown. `None` also for a recording that Kazoo's own recorder began: no action of
+    /// ours is for it.
     pub fn of(entry: &Entry) -> Option<Self> {
+        Self::of_any(entry).filter(|_| !entry.is_adopted())
+    }
+
+    fn of_any(entry: &Entry) -> Option<Self> {
         let order = entry.order()?;
         Some(Self {
             key: order.key,
@@ -126,6 +131,26 @@ impl OpenRecordings {
                 .for_each(|leg| memory.link(open.key, leg));
         }
         memory.commanded.insert(open.key, (), KEYS);
+        if let Some(forgotten) = memory.open.insert(open.key, open, KEYS) {
+            memory.unlink(&forgotten);
+        }
+    }
+
+    /// Follows the legs of an open recording that Kazoo's own recorder began. No action finds it here: only its key and its legs lead to it.
+    /// `again`: it began again after its end was heard.
+    pub fn follow(&self, entry: &Entry, again: bool) {
+        let Some(open) = Open::of_any(entry) else { return };
+        let mut memory = self.lock();
+        if again {
+            memory.over.remove(&open.key);
+        }
+        if memory.over.get(&open.key).is_some() || memory.open.get(&open.key).is_some() {
+            return;
+        }
+        memory.link(open.key, &open.call_id);
+        for leg in entry.living_legs() {
+            memory.link(open.key, leg);
+        }
         if let Some(forgotten) = memory.open.insert(open.key, open, KEYS) {
             memory.unlink(&forgotten);
         }

@@ -47,7 +47,7 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Next>) {
             let then = step(&mut case, Input::Fact(What::Delivered(found)));
             (case, then)
         }
-        Cause::StoringDisabled | Cause::DiscardedByOperator | Cause::AlreadyKept => {
+        Cause::StoringDisabled | Cause::DiscardedByOperator | Cause::AlreadyKept | Cause::StoredByKazoo => {
             let mut case = started(order());
             step(&mut case, Input::Fact(What::Ended(told(5000))));
             settled(case, What::Concluded { outcome, cause })
@@ -109,6 +109,20 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Next>) {
                 then = next(&mut case, Input::Fact(what), after(u64::from(n) * 100_000), &policy());
             }
             (case, then)
+        }
+        Cause::SharedName => {
+            let mut case = started(shared());
+            step(&mut case, Input::Fact(What::Ended(told(5000))));
+            step(&mut case, Input::Received(audio(5000)));
+            let digests = audio(5000).digests;
+            let (place, name, size) = ("hold".into(), "a".into(), 7);
+            let holding = Holding {
+                place,
+                name,
+                size,
+                digests,
+            };
+            settled(case, What::Held { n: 1, holding })
         }
         Cause::Undecided => undecided(),
     }

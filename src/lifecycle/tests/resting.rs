@@ -159,3 +159,36 @@ fn fewer_attempts_are_spread_over_the_same_time() {
     assert_eq!(policy.attempts(Some(0)), 1);
     assert_eq!(policy.attempts(Some(1000)), 28);
 }
+
+#[test]
+fn what_may_share_its_file_goes_into_the_hold_and_waits_for_an_operator() {
+    let mut case = started(shared());
+    assert_eq!(step(&mut case, Input::Fact(What::Ended(told(5000)))), [collect(1)]);
+    assert_eq!(step(&mut case, Input::Received(audio(5000))), [Effect::Hold]);
+    let holding = Holding {
+        place: "hold".into(),
+        name: "a".into(),
+        size: 7,
+        digests: audio(5000).digests,
+    };
+    // The file is released: the next call of that name must begin a file of its own.
+    let effects = step(&mut case, Input::Fact(What::Held { n: 1, holding }));
+    assert_eq!(effects[0], Effect::Answer(Answer::Release));
+    assert_eq!(case.entry.parked(), Some(Cause::SharedName));
+    step(&mut case, Input::Answered(Answer::Release));
+    let retried = case.entry.retry();
+    assert_eq!(step(&mut case, Input::Fact(retried)), [Effect::Decide]);
+    // Without a hold, the file stays on the switch.
+    let bare = Policy {
+        hold: false,
+        ..policy()
+    };
+    let mut case = started(shared());
+    next(&mut case, Input::Fact(What::Ended(told(5000))), NOW, &bare);
+    assert_eq!(case.entry.parked(), Some(Cause::SharedName));
+    // Any other name is the recording's own.
+    let mut own = shared();
+    own.adopted.as_mut().unwrap().shared_name = false;
+    let mut case = started(own);
+    assert_eq!(step(&mut case, Input::Fact(What::Ended(told(5000)))), [Effect::Decide]);
+}

@@ -12,9 +12,21 @@ impl Subject<'_> {
     /// The id of the call's CDR. Kazoo's cdr application takes the month from `Call-Interaction-ID`, whose first part is the conversation's
     /// start in Gregorian seconds (`cdr_channel_destroy:set_interaction`). A call without that header gets it when it ends.
     pub(super) fn cdr_id(&self) -> String {
+        if self.order.adopted.is_some() {
+            // As Kazoo's own recorder does (`media_recording`).
+            return format!("{}-{}", self.ended.at.month(), self.call_id());
+        }
         let began = self.parties().interaction_id.as_deref().and_then(began_at);
         let month = began.unwrap_or(self.ended.at).month();
         format!("{month}-{}", self.order.call_id)
+    }
+
+    /// The call's id in the document. Kazoo's own recorder takes all that its document says of the call from the end's event.
+    pub(super) fn call_id(&self) -> &str {
+        match self.order.adopted {
+            Some(_) => &self.ended.call_id,
+            None => &self.order.call_id,
+        }
     }
 
     /// Whether the recording ended on another leg than the one where it began. The end's event then describes that other leg.
@@ -25,6 +37,9 @@ impl Subject<'_> {
 
     /// The parties of the call when the recording began, as far as events reported them. The end's event fills the gaps.
     pub(super) fn parties(&self) -> Parties {
+        if self.order.adopted.is_some() {
+            return self.ended.parties.clone();
+        }
         let ordered = self.order.parties.clone();
         let started = self.started.map(|s| s.parties.clone()).unwrap_or_default();
         let ended = self.ended.parties.clone();
@@ -52,7 +67,7 @@ impl Subject<'_> {
 
     pub(super) fn variables(&self) -> &Value {
         match self.started {
-            Some(started) if self.moved() => &started.variables,
+            Some(started) if self.moved() && self.order.adopted.is_none() => &started.variables,
             _ => &self.ended.variables,
         }
     }

@@ -47,6 +47,7 @@ fn order(call_id: &str) -> Order {
         continues: None,
         trace: None,
         command: None,
+        adopted: None,
     }
 }
 

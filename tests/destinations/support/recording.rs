@@ -80,6 +80,7 @@ impl Recording {
             continues: None,
             trace: None,
             command: None,
+            adopted: None,
         };
         let dir = std::env::temp_dir().join(format!("kz-record-call-{}", uuid::Uuid::new_v4().simple()));
         let spool = Spool::open(&dir, 0).unwrap();

@@ -255,6 +255,8 @@ impl Finder {
             let known: HashSet<Key> = records.iter().map(|record| record.entry.key).collect();
             records.extend(of_fetch.into_iter().filter(|record| !known.contains(&record.entry.key)));
         }
+        // A recording that Kazoo's own recorder began is Kazoo's to control.
+        records.retain(|record| !record.entry.is_adopted());
         Ok(records)
     }
 
@@ -406,7 +408,7 @@ pub(super) fn began_by(request: &Request<'_>) -> Option<Moment> {
 }
 
 fn is_to_be_controlled(request: &Request<'_>, entry: &Entry) -> bool {
-    entry.is_open() && entry.stop_asked_at().is_none() && !is_later(request, entry)
+    entry.is_open() && !entry.is_adopted() && entry.stop_asked_at().is_none() && !is_later(request, entry)
 }
 
 pub(super) fn is_later(request: &Request<'_>, entry: &Entry) -> bool {

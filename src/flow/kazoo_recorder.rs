@@ -1,0 +1,235 @@
+//! Whether Kazoo's own recorder stores recordings now (`media_recording`, in media_mgr). The consumers of its queue show that: the queue
+//! exists only while media_mgr consumes it. While Kazoo's own recorder runs, the worker leaves Kazoo's recordings to Kazoo.
+//!
+//! ```text
+//! consumers   0     0     1     1     0     0
+//! looks         w     w     K     K     w          w: the worker stores   K: Kazoo's own recorder stores
+//! events          a      b      c    d       e
+//! ```
+//!
+//! `a` is adopted at once. `b` may be stored by both: the worker finds Kazoo's document, or Kazoo finds the worker's. `c` and `d` wait for a
+//! look that began after they arrived. `c` is left to Kazoo. `d` is adopted, after the time that Kazoo's own recorder needs to store what it
+//! took before it ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::amqp::Publisher;
+use crate::kazoo::names::KAZOO_RECORDER_QUEUE;
+use crate::telemetry::events::{Adopting, KazooRecorderSeen};
+
+use super::common::Common;
+
+/// How often the worker looks while Kazoo's own recorder stores, or while that is unknown.
+const WHILE_REFUSED: Duration = Duration::from_secs(2);
+
+/// How often the worker looks while it stores. RabbitMQ logs each look at a missing queue.
+const WHILE_ADOPTING: Duration = Duration::from_secs(10);
+
+/// The shortest time between two looks, however many events wait for one.
+const GAP: Duration = Duration::from_millis(200);
+
+/// After this many looks without an answer, over a connection that works, RabbitMQ counts as refusing them.
+const UNANSWERED: u32 = 10;
+
+/// Kazoo's own recorder stores a recording within half a second of its end.
+const STORED_WITHIN: Duration = Duration::from_secs(5);
+
+/// The worker logs this often that it leaves the recordings to Kazoo.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
+
+/// Time limit for a look that an event waits for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Who stores Kazoo's own recordings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Storer {
+    /// No look has succeeded yet.
+    Unknown,
+    Kazoo,
+    Worker,
+    /// RabbitMQ does not say how many consumers the queue has.
+    Untold,
+}
+
+/// The result of the last look.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    storer: Storer,
+    begun: Instant,
+    /// Since when the storer is this one.
+    since: Instant,
+    /// When the worker last logged that it leaves the recordings to Kazoo, or adopts them.
+    told: Instant,
+}
+
+/// What to do with an event of Kazoo's own recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The worker stores the recording.
+    Adopt,
+    /// Kazoo's own recorder stores it.
+    Leave,
+    /// It is not known now who does.
+    Unknown,
+}
+
+/// Watches the queue of Kazoo's own recorder.
+pub struct KazooRecorder {
+    common: Arc<Common>,
+    publisher: Publisher,
+    last: watch::Sender<Look>,
+    /// An event waits for a look.
+    wanted: Notify,
+}
+
+impl KazooRecorder {
+    pub fn new(common: &Arc<Common>, publisher: &Publisher) -> Self {
+        let now = Instant::now();
+        let first = Look {
+            storer: Storer::Unknown,
+            begun: now,
+            since: now,
+            told: now,
+        };
+        Self {
+            common: Arc::clone(common),
+            publisher: publisher.clone(),
+            last: watch::channel(first).0,
+            wanted: Notify::new(),
+        }
+    }
+
+    /// Looks until the worker goes down.
+    pub async fn run(self: Arc<Self>) {
+        let mut unanswered = 0;
+        Adopting { by_worker: None }.emit();
+        while !self.common.stop().is_cancelled() {
+            let begun = Instant::now();
+            match self.publisher.load(KAZOO_RECORDER_QUEUE).await {
+                Some(load) => {
+                    unanswered = 0;
+                    KazooRecorderSeen {
+                        consumers: load.consumers,
+                        messages: load.messages,
+                    }
+                    .emit();
+                    let storer = if load.consumers > 0 {
+                        Storer::Kazoo
+                    } else {
+                        Storer::Worker
+                    };
+                    self.found(storer, begun, load.consumers);
+                }
+                // Without a connection no look says anything, and no event arrives either.
+                None if !self.publisher.is_connected() || self.publisher.alarm().is_some() => unanswered = 0,
+                None => {
+                    unanswered += 1;
+                    // A worker that stores goes on: nothing says that Kazoo's own recorder runs, and a recording that both store is stored.
+                    if unanswered >= UNANSWERED && self.last.borrow().storer != Storer::Worker {
+                        self.found(Storer::Untold, begun, 0);
+                    }
+                }
+            }
+            self.rest(begun).await;
+        }
+    }
+
+    async fn rest(&self, begun: Instant) {
+        let pause = match self.last.borrow().storer {
+            Storer::Worker => WHILE_ADOPTING,
+            _ => WHILE_REFUSED,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.wanted.notified() => tokio::time::sleep_until(begun + GAP).await,
+            () = self.common.stop().cancelled() => {}
+        }
+    }
+
+    fn found(&self, storer: Storer, begun: Instant, consumers: u32) {
+        let before = *self.last.borrow();
+        let is_news = before.storer != storer;
+        let since = if is_news { Instant::now() } else { before.since };
+        let refused = match storer {
+            Storer::Kazoo => Some(format!(
+                "the queue {KAZOO_RECORDER_QUEUE} has {consumers} consumers: Kazoo's own recorder runs"
+            )),
+            Storer::Untold => Some(format!(
+                "RabbitMQ does not say whether the queue {KAZOO_RECORDER_QUEUE} has consumers"
+            )),
+            Storer::Worker | Storer::Unknown => None,
+        };
+        let is_old = refused.is_some() && begun.saturating_duration_since(before.told) >= TOLD_AGAIN;
+        let told = if is_news || is_old { begun } else { before.told };
+        self.last.send_replace(Look {
+            storer,
+            begun,
+            since,
+            told,
+        });
+        if is_news || is_old {
+            Adopting {
+                by_worker: Some(refused.as_deref().map_or(Ok(()), Err)),
+            }
+            .emit();
+        }
+    }
+
+    /// Who stores the recording of a `RECORD_STOP` that has just arrived.
+    pub async fn of_stop(&self) -> Verdict {
+        let arrived = Instant::now();
+        let known = *self.last.borrow();
+        if known.storer == Storer::Worker {
+            return self.settled(known).await;
+        }
+        match self.look_since(arrived).await {
+            Some(look) => self.settled(look).await,
+            None => Verdict::Unknown,
+        }
+    }
+
+    /// Who will store the recording of a `RECORD_START`. Its end decides again.
+    pub async fn of_start(&self) -> Verdict {
+        let known = *self.last.borrow();
+        match known.storer {
+            Storer::Unknown => self
+                .look_since(known.begun)
+                .await
+                .map_or(Verdict::Unknown, |look| verdict(look.storer)),
+            storer => verdict(storer),
+        }
+    }
+
+    /// The verdict of a look. If Kazoo's own recorder ran until a moment ago, it may have taken the event, and its document shows that.
+    async fn settled(&self, look: Look) -> Verdict {
+        if look.storer == Storer::Worker {
+            let settles = tokio::time::sleep_until(look.since + STORED_WITHIN);
+            if self.common.unless_stopped(settles).await.is_err() {
+                return Verdict::Unknown;
+            }
+        }
+        verdict(look.storer)
+    }
+
+    /// The first look with a result that began after `arrived`.
+    async fn look_since(&self, arrived: Instant) -> Option<Look> {
+        self.wanted.notify_one();
+        let mut looks = self.last.subscribe();
+        let is_later = |look: &Look| look.begun >= arrived && look.storer != Storer::Unknown;
+        let found = tokio::time::timeout(PATIENCE, looks.wait_for(is_later));
+        let found = self.common.unless_stopped(found).await.ok()?.ok()?.ok()?;
+        Some(*found)
+    }
+}
+
+fn verdict(storer: Storer) -> Verdict {
+    match storer {
+        Storer::Worker => Verdict::Adopt,
+        Storer::Kazoo | Storer::Untold => Verdict::Leave,
+        Storer::Unknown => Verdict::Unknown,
+    }
+}
