@@ -194,7 +194,7 @@ impl RateLimit {
             address.take_back(&mut room);
         }
         let under_way = room.let_through(&address);
-        let begins = room.left <= room.ahead_at && !address.asking.swap(true, Ordering::AcqRel);
+        let begins = room.ahead_at > 0 && room.left <= room.ahead_at && !address.asking.swap(true, Ordering::AcqRel);
         let let_through = room.let_through;
         drop(room);
         drop(waiting);
