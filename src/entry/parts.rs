@@ -43,6 +43,11 @@ impl Part<'_> {
         self.begun.map(|begun| begun.told.order())
     }
 
+    /// Whether several starts are known of it: then the ends between them were lost, and its length is that of its last stretch alone.
+    fn has_lost_ends(&self) -> bool {
+        self.begun_at() != self.started.map(Told::order)
+    }
+
     /// Whether `start` is one of its starts.
     fn began_at(&self, start: i64) -> bool {
         let last = self.started.map(Told::order);
@@ -300,7 +305,11 @@ impl Entry {
                 .zip(length)
                 .map(|(before, length)| before.saturating_add(length / 2));
             let reached = counted.zip(wanted).map(|(counted, wanted)| counted > wanted);
-            before = before.zip(length).map(|(before, length)| before.saturating_add(length));
+            // What the lost ends would report is in the audio too, and must not count as a later part.
+            before = before
+                .zip(length)
+                .filter(|_| !part.has_lost_ends())
+                .map(|(before, length)| before.saturating_add(length));
             // If the lengths decide, the clocks of two workers do not.
             let heard_before = part.end_heard.is_some_and(|heard| {
                 heard
@@ -603,6 +612,21 @@ mod tests {
             (16, end(13, 2000)),
         ]);
         assert!(!whole.is_to_be_continued());
+    }
+
+    #[test]
+    fn what_a_lost_end_would_tell_does_not_count_as_a_later_part() {
+        let entry = entry(&[
+            (1, start(1)),
+            // Its end was lost.
+            (20, start(20)),
+            (30, end(30, 10_000)),
+            (31, collected(28_000)),
+            (32, delivered()),
+            (40, start(40)),
+            (46, end(46, 5000)),
+        ]);
+        assert!(entry.goes_on(), "the audio is that long because of the part before");
     }
 
     /// Its audio is known from the document alone, so nothing says when it arrived.
