@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
 use crate::amqp::{Consumers, PublishError, Publisher, Requests};
@@ -22,6 +22,9 @@ use crate::flow::memory::{OpenRecordings, Pass, RateLimit};
 
 /// Time limit for ecallmgrs to answer a channel query. Kazoo itself gives them this long.
 const CHANNEL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// `action.accepted` may delay the result for this long. Callflow only logs it.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Sends commands to calls, and queries channels.
 pub struct Calls {
@@ -92,11 +95,16 @@ impl Calls {
         sent
     }
 
-    /// Sends a message that cannot wait for what was to follow it.
+    /// Sends a message that cannot wait for what was to follow it. What follows does not wait for it for long.
     pub async fn send_first(&self, first: Option<First>) {
-        if let Some(first) = first {
-            let sent = self.publisher.publish(&first.message).await;
-            first.end(&sent);
+        let Some(first) = first else { return };
+        match timeout(FIRST_PATIENCE, self.publisher.publish(&first.message)).await {
+            Ok(sent) => first.end(&sent),
+            Err(_) => warn!(
+                event = "accepted_not_published",
+                call_id = shown(&first.call_id),
+                "action.accepted not published in time"
+            ),
         }
     }
 

@@ -40,9 +40,6 @@ const RESULT_TRIES: u32 = 12;
 /// either.
 pub(super) const ALARM_PATIENCE: Duration = Duration::from_secs(600);
 
-/// `action.accepted` may delay the result for this long. Callflow only logs it.
-const ACCEPTED_PATIENCE: Duration = Duration::from_secs(1);
-
 /// An action waits here for this long until its callflow node has room for the answer. Then the answer waits in a queue of its own.
 const ROOM_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -151,17 +148,7 @@ impl Answers {
 
     /// Callflow only logs `action.accepted`, and what counts is the result. Without room at once it is left out.
     pub async fn accept(&self, to: &ReplyTo) {
-        let Some(first) = self.acceptance(Some(to)) else {
-            return;
-        };
-        match timeout(ACCEPTED_PATIENCE, self.publisher.publish(&first.message)).await {
-            Ok(sent) => first.end(&sent),
-            Err(_) => warn!(
-                event = "accepted_not_published",
-                call_id = shown(&to.call_id),
-                "action.accepted not published in time"
-            ),
-        }
+        self.calls.send_first(self.acceptance(Some(to))).await;
     }
 
     /// Sends the result, or notes that it is owed if its callflow node has no room for it. `false` when neither is done.
