@@ -60,7 +60,7 @@ packaging/generate.sh "$program"
 packaging/build.sh "$program" --out "$out"
 say "listing the crates (SBOM) ..."
 PATH="$tools/bin:$PATH" quietly sbom "$CARGO" cyclonedx --format json --spec-version 1.5 --target "$triple" --no-build-deps --override-filename kz-record-call
-# The folder of whoever builds is nothing to the reader.
+# The builder's folder means nothing to the reader.
 sed "s|file://$PWD|file://.|g" kz-record-call.json >"$out/kz-record-call-$version.cdx.json"
 rm kz-record-call.json
 cp CHANGELOG.md "$out/CHANGELOG.md"

@@ -118,12 +118,6 @@ impl World {
         outcomes.next_back().map(|(_, what)| *what)
     }
 
-    fn has_said(&self, key: Key, word: &str) -> bool {
-        let places = self.places.lock().unwrap();
-        let said = places.announced.get(&key);
-        said.is_some_and(|said| said.iter().any(|(_, what)| *what == word))
-    }
-
     /// Whether all that was recorded is somewhere, and at its destination if nothing is parked.
     fn judge_family(&self, root: Key, family: &BTreeSet<Key>) -> Result<(), String> {
         let words: Vec<Option<&str>> = family.iter().map(|key| self.last_word(*key)).collect();
@@ -131,14 +125,14 @@ impl World {
         let may_lack =
             min_sec > 0 && words.contains(&Some("discarded")) || self.discarded.lock().unwrap().contains(&root);
         // A worker whose node is cut off can say "parked" after another one has discarded what is too short.
-        let once_discarded = family.iter().any(|key| self.has_said(*key, "discarded"));
+        let is_discarded = family.iter().any(|key| self.is_known_as(*key, &["discarded"]));
         let switch = self.switch.lock().unwrap();
         let Some(file) = switch.files.get(&root).filter(|_| !may_lack) else {
             return Ok(());
         };
         let recorded = file.recorded(self.now());
         let is_short = recorded.values().sum::<u64>() < u64::from(min_sec) * 1000;
-        if once_discarded && is_short {
+        if is_discarded && is_short {
             return Ok(());
         }
         let on_switch = file.there.then(|| file.content(self.now()));
@@ -188,13 +182,13 @@ impl World {
         Ok(())
     }
 
-    /// Whether the ledger says that a recording is at its destination.
-    fn is_known_as_stored(&self, key: Key) -> bool {
+    /// Whether the ledger has a recording in one of these states.
+    fn is_known_as(&self, key: Key, states: &[&str]) -> bool {
         let entries = self.cluster().everything();
         let mut bodies = entries.values().filter_map(|document| Some(document.winner()?.1));
         let is_its = |body: &&Arc<Value>| body["key"].as_str() == Some(&key.to_string());
         let state = bodies.find(is_its).and_then(|body| body["state"].as_str());
-        matches!(state, Some("stored" | "delivered"))
+        state.is_some_and(|state| states.contains(&state))
     }
 
     /// Whether no event told of a recording, and its switch could not open files: a worker asks once for the file of a recording of which it
@@ -249,8 +243,8 @@ impl World {
                 }
             }
             // Each side of a partition announces what it knows, and their words come in any order.
-            Some("parked") if is_there && self.is_known_as_stored(key) => {}
-            Some("parked") if asked.order.min_sec > 0 && self.has_said(key, "discarded") => {}
+            Some("parked") if is_there && self.is_known_as(key, &["stored", "delivered"]) => {}
+            Some("parked") if asked.order.min_sec > 0 && self.is_known_as(key, &["discarded"]) => {}
             Some("parked") if key == root && was_recorded && !asked.refused && !asked.poisoned => {
                 return Err(format!("{key} is parked, though nothing is wrong any more"));
             }
