@@ -43,6 +43,11 @@ impl Entry {
         all.into_iter().map(|(_, at, until)| (at, until))
     }
 
+    /// When a worker last heard, or presumed, that the recording is over.
+    pub fn last_end_at(&self) -> Option<Moment> {
+        self.at_of_last(|what| matches!(what, What::Ended(_) | What::PresumedEnded(_)))
+    }
+
     /// How many postponements there were since the delivery. What is left since then concerns the document alone.
     pub fn postponed_since_delivery(&self) -> usize {
         let delivered = self.at_of_last(|what| matches!(what, What::Delivered(_)));

@@ -192,3 +192,25 @@ fn what_may_share_its_file_goes_into_the_hold_and_waits_for_an_operator() {
     let mut case = started(own);
     assert_eq!(step(&mut case, Input::Fact(What::Ended(told(5000)))), [Effect::Decide]);
 }
+
+/// The recording of a bridge that began again was postponed for hours, because the switch recorded into its file.
+#[test]
+fn a_recording_that_began_again_has_all_its_time_after_its_last_end() {
+    let mut case = ended_as(order(), Destination::Account);
+    let at = |case: &mut Case, input: Input, seconds: u64| next(case, input, after(seconds), &policy());
+    let stamped = |seconds: u64| {
+        let mut told = told(5000);
+        (told.at, told.stamp) = (after(seconds), Some(after(seconds).unix_micros()));
+        told
+    };
+    for n in 1..=3 {
+        let (began, put_off) = (u64::from(n) * 3600, u64::from(n) * 3600 + 60);
+        at(&mut case, Input::Fact(What::Started(stamped(began))), began);
+        let until = after(put_off + 60);
+        let why = "the switch records into the file".into();
+        at(&mut case, Input::Fact(What::Postponed { n, until, why }), put_off);
+    }
+    let then = at(&mut case, Input::Fact(What::Ended(stamped(20_000))), 20_000);
+    assert_eq!(case.entry.parked(), None);
+    assert_eq!(then, [collect(1)]);
+}
