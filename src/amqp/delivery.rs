@@ -99,6 +99,11 @@ impl Delivery {
         self.inner.routing_key.as_str()
     }
 
+    /// Whether the channel of the delivery is gone. Then the broker delivers the message again, perhaps to another worker.
+    pub fn is_lost(&self) -> bool {
+        self.needs_ack && self.inner.acker.poisoned()
+    }
+
     pub fn redelivered(&self) -> bool {
         self.inner.redelivered
     }

@@ -87,6 +87,9 @@ struct Encoded<'a> {
     properties: BasicProperties,
 }
 
+/// Whether messages that waited for a connection are still to be sent.
+pub type Still<'a> = &'a (dyn Fn() -> bool + Sync);
+
 /// Publishes messages; cheap to clone.
 #[derive(Clone)]
 pub struct Publisher(Arc<Inner>);
@@ -170,9 +173,14 @@ impl Publisher {
     /// Publishes messages in their order, and waits until the broker has confirmed all of them. One result for each message. The messages
     /// share a channel and one round trip, so this is cheaper than to publish one after the other. The broker routes them in their order.
     pub async fn publish_all(&self, messages: &[&Outgoing]) -> Vec<Result<(), PublishError>> {
+        self.publish_all_if(messages, &|| true).await
+    }
+
+    /// As `publish_all`, but publishes nothing if `still` says no when there is a connection to publish on.
+    pub async fn publish_all_if(&self, messages: &[&Outgoing], still: Still<'_>) -> Vec<Result<(), PublishError>> {
         let encoded: Vec<Result<Encoded, PublishError>> = messages.iter().map(|message| self.encode(message)).collect();
         let sent: Vec<&Encoded> = encoded.iter().flatten().collect();
-        let mut results = self.raw(&sent).await.into_iter();
+        let mut results = self.raw(&sent, still).await.into_iter();
         let results = encoded.iter().map(|encoded| match encoded {
             Ok(_) => results.next().unwrap_or(Err(PublishError::Refused)),
             Err(_) => Err(PublishError::TooLong),
@@ -295,17 +303,20 @@ impl Publisher {
             id,
             properties,
         };
-        self.raw(&[&message]).await.pop().unwrap_or(Err(PublishError::Refused))
+        self.raw(&[&message], &|| true)
+            .await
+            .pop()
+            .unwrap_or(Err(PublishError::Refused))
     }
 
     /// Publishes messages, with one result for each.
-    async fn raw(&self, messages: &[&Encoded<'_>]) -> Vec<Result<(), PublishError>> {
+    async fn raw(&self, messages: &[&Encoded<'_>], still: Still<'_>) -> Vec<Result<(), PublishError>> {
         if messages.is_empty() {
             return Vec::new();
         }
         let limit = self.0.limit;
         let mut confirmed = Vec::with_capacity(messages.len());
-        let publishing = self.on_a_channel(messages, &mut confirmed);
+        let publishing = self.on_a_channel(messages, still, &mut confirmed);
         let error = match tokio::time::timeout(limit, publishing).await {
             Ok(Ok(())) => return confirmed,
             Ok(Err(error)) => Some(error),
@@ -332,6 +343,7 @@ impl Publisher {
     async fn on_a_channel(
         &self,
         messages: &[&Encoded<'_>],
+        still: Still<'_>,
         confirmed: &mut Vec<Result<(), PublishError>>,
     ) -> Result<(), AmqpError> {
         // A message written to a blocked connection stays in the connection's buffer. Each retry would then send one more copy.
@@ -344,6 +356,10 @@ impl Publisher {
             .await
             .map_err(|_| AmqpError::Ended("publishing is over"))?;
         let (epoch, channel) = self.channel().await?;
+        if !still() {
+            self.put_back(epoch, channel);
+            return Err(AmqpError::Ended("the message is not to be sent any more"));
+        }
         let broken = |source| {
             self.0.lost.notify_one();
             AmqpError::Broker {

@@ -2,8 +2,11 @@
 //! other tasks.
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
 
 use crate::recording::identity::Key;
 
@@ -19,6 +22,8 @@ type Table = Arc<Mutex<HashMap<Key, VecDeque<Input>>>>;
 pub struct InFlight {
     table: Table,
     idle: Arc<AtomicUsize>,
+    /// An input was passed to a task.
+    told: Arc<Notify>,
 }
 
 /// A recording that this task has in flight, and the inputs of other tasks.
@@ -62,9 +67,24 @@ impl InFlight {
             Some(inputs) if inputs.contains(&input) => Ok(()),
             Some(inputs) if inputs.len() < WAITING => {
                 inputs.push_back(input);
+                self.told.notify_waiters();
                 Ok(())
             }
             _ => Err(input),
+        }
+    }
+
+    /// Waits until an input for the task that has the recording is there.
+    pub async fn told(&self, key: Key) {
+        let has_inputs = || lock(&self.table).get(&key).is_some_and(|inputs| !inputs.is_empty());
+        loop {
+            let mut told = pin!(self.told.notified());
+            // From here on, no input is missed.
+            told.as_mut().enable();
+            if has_inputs() {
+                return;
+            }
+            told.await;
         }
     }
 
@@ -159,6 +179,19 @@ mod tests {
             (Some(Input::Due), Some(Input::Doubt))
         );
         assert_eq!(mailbox.take_next(), None);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_rests_is_woken_by_an_input_of_its_own() {
+        let (hands, key, other) = (InFlight::default(), Key::of("call", "action"), Key::of("call", "other"));
+        let _mailboxes = [key, other].map(|key| hands.take(key).unwrap());
+        let mut told = pin!(hands.told(key));
+        assert!(futures_util::poll!(&mut told).is_pending());
+        hands.tell(other, Input::Due).unwrap();
+        assert!(futures_util::poll!(&mut told).is_pending());
+        hands.tell(key, Input::Due).unwrap();
+        assert!(futures_util::poll!(&mut told).is_ready());
+        hands.told(key).await;
     }
 
     #[test]

@@ -94,7 +94,9 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
     // No attempt could be made in all that time. One postponement alone may be another worker's, from just before an operator's retry. A
     // recording that began again after its end was postponed because the switch recorded: its time begins with its last end.
     let ended = entry.last_end_at();
-    let mut put_off = entry.postponed().filter(|(at, _)| ended.is_none_or(|ended| *at >= ended));
+    let mut put_off = entry
+        .postponed()
+        .filter(|(at, _)| ended.is_none_or(|ended| *at >= ended));
     let since = put_off.next().map(|(at, _)| at)?;
     let is_again = put_off.next().is_some();
     (is_again && now.since(since) >= policy.whole()).then(|| What::Parked {

@@ -139,11 +139,15 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
         };
     }
     let mut moments = Vec::new();
-    if let Some((_, what, n)) = entry.mask_to_send() {
+    let stop = entry.stop_asked_at().and_then(|asked| next_stop(entry, asked, policy));
+    // A mask that met no queue does not delay the stop that came after it.
+    if let Some((action, what, n)) = entry.mask_to_send()
+        && !(stop.is_some() && entry.is_returned(action))
+    {
         return Next::Do(Effect::Control { what, n });
     }
     if let Some(asked) = entry.stop_asked_at() {
-        match next_stop(entry, asked, policy) {
+        match stop {
             Some((n, at)) if at <= now => return Next::Do(Effect::Control { what: Control::Stop, n }),
             Some((_, at)) => moments.push(Some(at)),
             None => {}

@@ -25,6 +25,7 @@ promises![
     two_stops_that_come_at_once_end_two_recordings,
     a_mask_whose_worker_was_killed_while_it_sent_it_is_told,
     a_mask_whose_worker_was_killed_and_whose_recording_ended_is_told,
+    a_stop_and_a_mask_that_no_queue_takes_are_told_as_undelivered,
 ];
 
 fn waits(line: &Value) -> bool {
@@ -455,4 +456,55 @@ async fn a_mask_whose_worker_was_killed_and_whose_recording_ended_is_told(servic
     ensure!(told["action"] == "mask" && told["why"] == "unconfirmed", "{private:#}");
     ensure!(private["masks"].is_null(), "{private:#}");
     Ok(())
+}
+
+/// An ecallmgr was restarted in the call: its control queue is gone. The unmask overtakes the mask.
+async fn a_stop_and_a_mask_that_no_queue_takes_are_told_as_undelivered(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    // The alarm comes well after the unmask, and so does the end: an unmask just before the end is no fault.
+    let settings = [
+        ("FLOW__STOP_REPEATS_MS", "100,200"),
+        ("FLOW__STOP_ALARM_MS", "2000"),
+        ("KAZOO__SYSTEM_ALERTS", "true"),
+    ];
+    let worker = world.worker_with(&settings).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world.state(&call.id(), "recording", SOON).await?;
+    for action in ["mask", "unmask", "stop"] {
+        let mut body = Value::Object(call.action(json!({"action": action}))?);
+        body["Call"]["Control-Queue"] = json!("pid://<0.1.2>/ecallmgr@gone-<0.3.4>-abcdef");
+        let raw = crate::simulator::sim::RawExecute::new(body.to_string());
+        call.execute_raw(raw).await?.continued(SOON).await?;
+        let returned = |line: &Value| line["event"] == "command_unroutable" && line["command"] == action;
+        worker.logged("a command that met no queue", returned, SOON).await?;
+        if action == "unmask" {
+            let told = |line: &Value| line["event"] == "control_not_obeyed" && line["control"] == "mask";
+            let told = worker.logged("the mask that came to nothing", told, SOON).await?;
+            ensure!(told["why"] == "undelivered", "{told:#}");
+        }
+    }
+    let alarm = |line: &Value| line["event"] == "stop_unconfirmed";
+    worker.logged("the alarm", alarm, SOON).await?;
+    for action in ["mask", "stop"] {
+        let is_alert = |m: &crate::simulator::sim::Observed| {
+            let is_told = |details: &Value| details["Not-Obeyed"] == action && details["Cause"] == "undelivered";
+            m.exchange == "notifications" && m.body.get("Details").is_some_and(is_told)
+        };
+        world.kazoo.tap().wait(is_alert, SOON).await.context("no alert")?;
+    }
+    call.hangup("NORMAL_CLEARING").await;
+    let document = world.stored(&recording).await?.document;
+    let private = &document["pvt_recording"];
+    let told = private["not_obeyed"].as_array().into_iter().flatten();
+    let told: Vec<String> = told.map(|one| format!("{} {}", one["action"], one["why"])).collect();
+    let wanted = ["mask", "unmask", "stop"].map(|action| format!("{} {}", json!(action), json!("undelivered")));
+    ensure!(told == wanted && private["masks"].is_null(), "{private:#}");
+    let (_, story) = world.command(&["explain", &recording.id]).await?;
+    ensure!(
+        story.contains("stop command 1 not delivered") && !story.contains("command 1 delivered"),
+        "{story}"
+    );
+    world.finish().await
 }

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use crate::places::HERE;
 use crate::promises;
-use crate::simulator::sim::{CallOptions, Recording, Size};
+use crate::simulator::sim::{CallOptions, Observed, Recording, Size};
 use crate::support::http::{Reply, Server};
-use crate::support::{SOON, Services, TestResult, Worker, World, machine};
+use crate::support::{Mode, SOON, Services, TestResult, Worker, World, machine};
 
 promises![
     two_then_four_workers_share_the_work,
@@ -21,6 +21,7 @@ promises![
     sigterm_under_load_loses_nothing,
     the_next_attempt_comes_at_its_time_though_the_worker_was_killed,
     workers_with_different_secrets_lose_nothing,
+    a_worker_that_stood_still_starts_nothing_that_another_worker_has_started,
 ];
 
 /// Between two calls of a load.
@@ -256,5 +257,34 @@ async fn workers_with_different_secrets_lose_nothing(services: Arc<Services>) ->
         }
     });
     try_join_all(calls).await?;
+    world.finish().await
+}
+
+/// A machine was suspended with an action in its worker's hands. The broker gave the action to another worker, and that recording is over
+/// when the machine goes on.
+async fn a_worker_that_stood_still_starts_nothing_that_another_worker_has_started(
+    services: Arc<Services>,
+) -> TestResult {
+    let world = World::new(&services).await?;
+    world.kazoo.tolerate("order");
+    let (proxy, (key, uri)) = world.broker_proxy().await?;
+    let first = world.worker_with(&[(key, &uri)]).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    first.freeze()?;
+    let execution = call.execute(json!({})).await?;
+    proxy.set(Mode::Refuse);
+    let _second = world.worker().await?;
+    execution.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
+    world.stored(&recording).await?;
+    proxy.set(Mode::Pass);
+    first.thaw()?;
+    let answered = |line: &Value| line["event"] == "action_answered" && line["action"] == "start";
+    first.logged("the action that it had", answered, SOON).await?;
+    let messages = world.kazoo.tap().messages();
+    let is_start = |m: &&Observed| m.exchange == "callctl" && m.header("Record-Action") == "start";
+    let starts = messages.iter().filter(is_start).count();
+    ensure!(starts == 1, "{starts} start commands");
     world.finish().await
 }

@@ -53,8 +53,13 @@ impl Announcer {
     fn notice(&self, case: &Case, announcement: Announcement) -> Option<Outgoing> {
         let entry = &case.entry;
         let order = entry.order()?;
-        // Always the same id, so that a consumer can drop a repeat.
-        let msg_id = |what: &str| order.key.derived(what);
+        let other = other_document(entry, announcement);
+        // Always the same id, so that a consumer can drop a repeat. What went into another document is no repeat: a worker that died may have
+        // told of the document that everyone expects, and of less audio.
+        let msg_id = |what: &str| match &other {
+            Some(id) => order.key.derived(&format!("{what} {id}")),
+            None => order.key.derived(what),
+        };
         let changed = match announcement {
             Announcement::Outcome(outcome) => {
                 let body = outcome_body(entry, outcome);
@@ -102,6 +107,18 @@ impl Announcer {
             &notice,
         ))
     }
+}
+
+/// The document that a notice tells of, unless it is the one that the recording's action names.
+fn other_document(entry: &Entry, announcement: Announcement) -> Option<&str> {
+    let delivered = entry.delivery().map(|delivery| &delivery.document);
+    let document = match announcement {
+        Announcement::DocumentCreated => entry.documented().or(delivered),
+        Announcement::DocumentEdited | Announcement::Outcome(Outcome::Stored | Outcome::Delivered) => delivered,
+        Announcement::Outcome(_) => None,
+    }?;
+    let is_expected = entry.order().is_some_and(|order| order.media_id == document.id);
+    (!is_expected).then(|| document.id.as_str())
 }
 
 /// The body of our own event.

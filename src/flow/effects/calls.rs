@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
-use crate::amqp::{Consumers, PublishError, Publisher, Requests};
+use crate::amqp::{Consumers, PublishError, Publisher, Requests, Still};
 use crate::entry::Entry;
 use crate::kazoo::address::Address;
 use crate::kazoo::call::shown;
@@ -39,7 +39,8 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Sends the start command of an order, with the call's present id, and `first` before it. All of it shares one round trip.
+    /// Sends the start command of an order, with the call's present id, and `first` before it. All of it shares one round trip. Nothing is
+    /// sent unless `still` says so when the broker is there to take it.
     ///
     /// # Errors
     /// As `Publisher::publish`; unroutable means that the call's control queue is gone.
@@ -49,6 +50,7 @@ impl Calls {
         call_id: &str,
         trigger: Trigger,
         mut first: Option<First>,
+        still: Still<'_>,
     ) -> Result<(), PublishError> {
         let Some(command) = order.command(&self.common.sender, call_id, trigger) else {
             self.send_first(first).await;
@@ -69,7 +71,7 @@ impl Calls {
         }
         let before = first.as_ref().map(|first| &first.message);
         let messages: Vec<&Outgoing> = before.into_iter().chain(&follow).chain([&command]).collect();
-        let publishing = self.publisher.publish_all(&messages);
+        let publishing = self.publisher.publish_all_if(&messages, still);
         let mut results = trace::within(Stage::Command, trace::current(), publishing).await;
         let sent = results.pop().unwrap_or(Err(PublishError::Refused));
         let media_id = order.media_id.as_str();
@@ -168,7 +170,7 @@ impl Calls {
             Some(Trigger::Bridge) => state.answered && state.other_leg_call_id.is_some(),
             _ => false,
         };
-        if so && let Err(error) = self.send_start(order, call_id, Trigger::Now, None).await {
+        if so && let Err(error) = self.send_start(order, call_id, Trigger::Now, None, &|| true).await {
             warn!(event = "late_start_not_sent", call_id, %error, "start for an answered call not published");
         }
     }

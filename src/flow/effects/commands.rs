@@ -52,13 +52,13 @@ impl Commands {
         }
         let trigger = order.command.as_ref().map_or(Trigger::Now, |command| command.trigger);
         let call_id = self.call_ids.current(&order.call_id);
-        match self.calls.send_start(order, &call_id, trigger, None).await {
+        match self.calls.send_start(order, &call_id, trigger, None, &|| true).await {
             Ok(()) => {
                 self.delayed(entry, &call_id).await;
                 Ok(Input::Fact(What::Commanded))
             }
             // Once more in a moment: an ecallmgr that lost its connection declares its queues again.
-            Err(error) if error.is_unroutable() && entry.has_lost_command() => self.back_soon().await,
+            Err(error) if error.is_unroutable() && entry.has_lost_command() => self.back_soon(entry).await,
             Err(error) if error.is_unroutable() => Ok(Input::Fact(What::CommandLost { why: error.to_string() })),
             Err(_) => {
                 self.common.rest().await?;
@@ -119,7 +119,7 @@ impl Commands {
             {
                 let action = action.unwrap_or_default();
                 if entry.is_returned(&action) {
-                    return self.back_soon().await;
+                    return self.back_soon(entry).await;
                 }
                 // Another action may overtake this one before a queue takes it. Then this fact tells why it came to nothing.
                 Ok(Input::Fact(What::Returned { what, action, n: 0 }))
@@ -142,10 +142,11 @@ impl Commands {
         Input::Known(Box::new(news))
     }
 
-    /// Waits until a control process that lost its connection may be back.
-    async fn back_soon(&self) -> Result<Input, Interrupted> {
+    /// Waits until a control process that lost its connection may be back, or until there is news of the recording: a stop, for example.
+    async fn back_soon(&self, entry: &Entry) -> Result<Input, Interrupted> {
         tokio::select! {
             () = tokio::time::sleep(BACK_SOON) => Ok(Input::Due),
+            () = self.in_flight.told(entry.key) => Ok(Input::Due),
             () = self.common.stop().cancelled() => Err(Interrupted::ShuttingDown),
         }
     }

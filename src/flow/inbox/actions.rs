@@ -60,7 +60,7 @@ impl Actions {
                 let request = Request {
                     action: &asked.action,
                     reply_to: reply_to.as_ref().ok(),
-                    doubtful: delivery.redelivered() || at.is_some_and(is_stale),
+                    doubtful: delivery.redelivered() || delivery.is_lost() || at.is_some_and(is_stale),
                     repeated: delivery.redelivered(),
                     waited: false,
                     at,
@@ -122,7 +122,7 @@ impl Actions {
             Plan::Start(order) => (
                 "start",
                 order.media_id.to_string(),
-                self.starts.start(request, order).await,
+                self.starts.start(request, order, &delivery).await,
             ),
             Plan::Control(what) => {
                 let controlling = Box::pin(self.controls.control(request, *what, delivery));

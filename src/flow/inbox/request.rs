@@ -28,7 +28,7 @@ pub struct Request<'a> {
     pub action: &'a Execute,
     /// The reply address, if the action has one.
     pub reply_to: Option<&'a ReplyTo>,
-    /// The action may have been handled before, or its call may be over: the message was redelivered, or is old.
+    /// The action may have been handled before, or its call may be over: the message was redelivered, will be, or is old.
     pub doubtful: bool,
     /// The broker delivered it before.
     pub repeated: bool,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::amqp::Delivery;
 use crate::entry::Entry;
 use crate::entry::fact::What;
 use crate::flow::common::Common;
@@ -39,8 +40,9 @@ pub struct Starts {
 }
 
 impl Starts {
-    /// Starts a recording. `true` when it is answered, and durable.
-    pub async fn start(&self, request: &Request<'_>, order: &Order) -> bool {
+    /// Starts a recording. `true` when it is answered, and durable. No command goes out once the broker has given the action to another
+    /// worker: that recording may be over by then.
+    pub async fn start(&self, request: &Request<'_>, order: &Order, delivery: &Delivery) -> bool {
         // What is known only by the switch's events lacks a part of the order.
         let is_whole = |entry: &Entry| entry.order().is_some_and(|order| order.command.is_some());
         if let Some(entry) = self.memory.entry(order.key).filter(is_whole) {
@@ -62,10 +64,11 @@ impl Starts {
         self.notices.opened(&entry);
         let begun = Instant::now();
         let mut first = self.answers.acceptance(request.reply_to);
+        let still = || !delivery.is_lost();
         let sent = loop {
             let sending = self
                 .calls
-                .send_start(order, &request.action.call_id, trigger, first.take());
+                .send_start(order, &request.action.call_id, trigger, first.take(), &still);
             match crash::step(sending).await {
                 // The result waits for the end of the alarm too. It must not come first, because the call would continue before it is
                 // recorded.

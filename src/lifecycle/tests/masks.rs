@@ -258,6 +258,31 @@ fn a_mask_that_an_earlier_unmask_came_after_is_sent_again_and_told_from_then_on(
 }
 
 #[test]
+fn a_mask_that_met_no_queue_does_not_delay_a_stop() {
+    let returned = What::Returned {
+        what: Control::Mask,
+        action: "a".into(),
+        n: 0,
+    };
+    let mut case = noted([("w", 101, asked("a", true, 101)), ("w", 101, returned)]);
+    let mask = Next::Do(Effect::Control {
+        what: Control::Mask,
+        n: 0,
+    });
+    assert_eq!(next(&mut case, Input::Due, tenth(102), &policy()), [mask]);
+    let stop = What::StopAsked {
+        action: "b".into(),
+        route: None,
+    };
+    let stopped = next(&mut case, Input::Fact(stop), tenth(103), &policy());
+    let first = Next::Do(Effect::Control {
+        what: Control::Stop,
+        n: 1,
+    });
+    assert_eq!(stopped, [first]);
+}
+
+#[test]
 fn a_mask_whose_worker_was_killed_while_it_sent_it_is_told_as_perhaps() {
     let again = noted([
         ("killed", 100, intended("a", true)),
