@@ -36,6 +36,9 @@ pub fn step(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Next
     take(case, input, now, policy);
     for _ in 0..MOST_FOLLOW {
         let Some(what) = follows(case, now, policy) else { break };
+        if !case.informed && is_from_silence(&what) {
+            return Next::Ask;
+        }
         if !add(&mut case.entry, what, now, policy) {
             break;
         }
@@ -66,6 +69,7 @@ pub fn due(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
     let mut case = Case {
         entry: entry.clone(),
         hand: Hand::Empty,
+        informed: false,
     };
     let next = step(&mut case, Input::Due, now, policy);
     if case.entry != *entry {
@@ -74,9 +78,13 @@ pub fn due(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
     }
     match next {
         Next::Wait(until) => Some(until),
-        Next::Do(_) => Some(now),
+        Next::Do(_) | Next::Ask => Some(now),
         Next::Idle => None,
     }
+}
+
+fn is_from_silence(what: &What) -> bool {
+    matches!(what, What::Concluded { cause, .. } if cause.is_silence())
 }
 
 fn add(entry: &mut Entry, what: What, now: Moment, policy: &Policy) -> bool {

@@ -118,6 +118,7 @@ async fn drive<E: Effects, L: EntryStore>(
         case: Case {
             entry,
             hand: Hand::Empty,
+            informed: is_back(Fault::BadNewsUnasked),
         },
         lease: None,
         left,
@@ -138,6 +139,15 @@ async fn drive<E: Effects, L: EntryStore>(
                     Some(input) => next = driver.step(input).await,
                 }
             }
+            Next::Ask => match driver.learn_now().await {
+                Some(news) => next = news,
+                // Until the ledger answers, news from other tasks may come.
+                None if driver.host.rest().await.is_ok() => {}
+                None => {
+                    driver.give_back().await;
+                    return;
+                }
+            },
             Next::Do(effect) => {
                 if driver.is_bad_news(&effect) {
                     match driver.learn().await {
@@ -264,7 +274,10 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
             Some(entry) => Input::Known(Box::new(entry)),
             None => Input::Due,
         };
-        Some(self.step(input).await)
+        let before = std::mem::replace(&mut self.case.informed, true);
+        let next = self.step(input).await;
+        self.case.informed = before;
+        Some(next)
     }
 
     /// The end that is known now, by its position among the events.

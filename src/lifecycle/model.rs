@@ -12,6 +12,8 @@ use crate::recording::audio::Audio;
 pub struct Case {
     pub entry: Entry,
     pub hand: Hand,
+    /// The entry has what the ledger knows now. Otherwise nothing is concluded from silence: another worker may have heard of the recording.
+    pub informed: bool,
 }
 
 /// Whether this worker holds the audio of an upload whose switch waits for an answer.
@@ -96,6 +98,8 @@ pub enum Effect {
 pub enum Next {
     /// This, now. Afterwards the next step is decided again.
     Do(Effect),
+    /// Ask the ledger what other workers know, because this worker would conclude something from silence.
+    Ask,
     /// Nothing before then.
     Wait(Moment),
     /// Nothing until something happens.

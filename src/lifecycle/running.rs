@@ -178,7 +178,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
         match probe(entry, now, policy) {
             Next::Wait(until) => moments.push(Some(until)),
             Next::Idle => {}
-            first @ Next::Do(_) => return first,
+            first => return first,
         }
     } else {
         moments.push(limit(entry, policy));

@@ -139,6 +139,7 @@ fn asked(order: Order) -> Case {
     Case {
         entry: Entry::of_order(order, "w"),
         hand: Hand::Empty,
+        informed: true,
     }
 }
 

@@ -145,3 +145,84 @@ async fn the_hold_is_emptied_only_when_the_ledger_has_the_delivery() {
     driving.await.unwrap();
     assert!(hold.emptied.load(Ordering::SeqCst));
 }
+
+/// A ledger that was away, and then has what another worker wrote.
+struct BackAgain {
+    away: AtomicBool,
+    known: Entry,
+}
+
+impl EntryStore for BackAgain {
+    async fn known(&self, _: &Address) -> Option<Option<Entry>> {
+        let away = self.away.swap(false, Ordering::SeqCst);
+        (!away).then(|| Some(self.known.clone()))
+    }
+
+    async fn note(&self, _: &Entry, _: Option<Lease>, _: Duration) -> Receipt {
+        let (promise, receipt): (Promise, Receipt) = Receipt::promised();
+        promise.keep();
+        receipt
+    }
+
+    fn lease(&self, duration: Duration) -> Lease {
+        let until = order().asked_at.plus(duration);
+        let (by, stamped) = ("w".into(), order().asked_at);
+        Lease { by, until, stamped }
+    }
+
+    fn no_lease(&self) -> Lease {
+        self.lease(Duration::ZERO)
+    }
+}
+
+/// Notes the first effect that is wanted, and then the worker ends.
+#[derive(Default)]
+struct First(Mutex<Option<Effect>>);
+
+impl Effects for First {
+    type Upload = ();
+
+    async fn perform(&self, _: &Case, effect: Effect, _: &mut Option<()>) -> Result<Input, Interrupted> {
+        *self.0.lock().unwrap() = Some(effect);
+        Err(Interrupted::ShuttingDown)
+    }
+
+    fn keep(&self, (): ()) {}
+
+    fn panicked(&self, _: &Entry, why: &str) {
+        panic!("{why}");
+    }
+
+    fn stepped(&self, _: &Entry, _: &Entry) {}
+}
+
+/// The command of this worker met no queue. Another worker's did later, and the ledger was away when this one saw that the call is over.
+#[tokio::test(start_paused = true)]
+async fn a_call_counts_as_gone_only_by_all_that_workers_know() {
+    let fact = |second: u64, by: &str, what: What| Fact {
+        at: order().asked_at.plus(Duration::from_secs(second)),
+        by: by.to_owned(),
+        what,
+    };
+    let mut entry = Entry::of_order(order(), "w");
+    let why = "no queue takes the message".into();
+    entry.add(fact(2, "w", What::CommandLost { why }));
+    let mut known = entry.clone();
+    known.add(fact(3, "v", What::ChannelSeen { n: 1, alive: true }));
+    known.add(fact(3, "v", What::Commanded));
+    let (away, first) = (AtomicBool::new(true), First::default());
+    let ledger = BackAgain { away, known };
+    let mailbox = InFlight::default().take(entry.key).unwrap();
+    let (policy, clock) = (policy(), Clock::fixed(order().asked_at.plus(Duration::from_secs(60))));
+    let host = Host {
+        policy: &policy,
+        clock: &clock,
+        stop: &CancellationToken::new(),
+        lease: Duration::from_secs(300),
+        linger: Duration::from_millis(50),
+    };
+    let over = Input::Fact(What::ChannelSeen { n: 1, alive: false });
+    survive((&first, &ledger, host), entry, over, mailbox).await;
+    let wanted = first.0.lock().unwrap().take();
+    assert!(matches!(wanted, Some(Effect::Probe { .. })), "{wanted:?}");
+}

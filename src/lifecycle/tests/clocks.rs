@@ -128,6 +128,7 @@ fn what_only_a_newer_version_can_judge_is_left_to_it() {
     let mut case = Case {
         entry: serde_json::from_value(written).unwrap(),
         hand: Hand::Empty,
+        informed: true,
     };
     let effects = next(&mut case, Input::Due, NOW, &policy());
     assert_eq!(effects, [Next::Wait(NOW.plus(policy().check_interval))]);

@@ -39,7 +39,7 @@ fn live(
                 effects = next(case, Input::Due, after(now), &policy());
                 continue;
             }
-            Some(Next::Idle) | None => break,
+            Some(Next::Idle | Next::Ask) | None => break,
         };
         effects = match &effect {
             Effect::LookForChannel { .. } => {

@@ -76,6 +76,7 @@ fn a_retry_never_leaves_a_recording_in_limbo() {
             let mut case = Case {
                 entry,
                 hand: Hand::Empty,
+                informed: true,
             };
             assert_eq!(
                 State::of(&case.entry).name(),
