@@ -122,7 +122,7 @@ impl Actions {
             Plan::Start(order) => (
                 "start",
                 order.media_id.to_string(),
-                self.starts.start(request, order, &delivery).await,
+                self.starts.start(request, order, delivery).await,
             ),
             Plan::Control(what) => {
                 let controlling = Box::pin(self.controls.control(request, *what, delivery));
