@@ -182,12 +182,15 @@ impl Evidence {
             }
         }
         let bodies = cluster.book.lock().unwrap().clone();
+        let documents = databases::documents(cluster).await?;
+        let stories = stories(cluster, played).await?;
         Ok(Self {
             starts,
+            // After the stories: what they tell was announced before.
             endings: endings(cluster),
-            documents: databases::documents(cluster).await?,
+            documents,
             bodies,
-            stories: stories(cluster, played).await?,
+            stories,
             held: databases::held(cluster).await?,
             struck,
             unanswered: switch::unanswered(cluster, played).await?,

@@ -75,6 +75,7 @@ fn once(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
             .collect();
         match ended.len() {
             1 => {}
+            2.. if grew_between(start, told) => {}
             // A file that the switch does not bring any more rests for an operator: `causes` judges whether it was lost.
             0 if told.iter().any(|ending| rests(ending, told)) => {}
             0 => say(format!("recording {key} is parked, and nothing else was told of it")),
@@ -90,6 +91,16 @@ fn once(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
             say(format!("recording {key} goes on from {id}, of which nothing was told"));
         }
     }
+}
+
+/// Two workers that did not hear of each other kept its file, and the switch had recorded the next part in between. Each told of its own document.
+fn grew_between(start: &Start, told: &[&Ending]) -> bool {
+    let kept: Vec<&&Ending> = told.iter().filter(|ending| ending.is_final()).collect();
+    let different = |what: fn(&Ending) -> &str| kept.iter().map(|ending| what(ending)).collect::<BTreeSet<_>>().len();
+    kept.iter()
+        .all(|ending| ending.is_kept() && start.wholes.contains(&ending.md5))
+        && different(|ending| &ending.media_id) == kept.len()
+        && different(|ending| &ending.md5) == kept.len()
 }
 
 /// What never started, as far as was heard, has failed, and is open again when it does start after all: then its own end counts.
