@@ -48,7 +48,7 @@ pub const LOOKS: usize = 6;
 
 /// How often a worker asks for a file that should be gone from its switch. After that the operator who cleans the switch's disk must remove
 /// it.
-pub const TIDIES: usize = 6;
+pub const TIDIES: usize = 12;
 
 /// How often in a row a switch must say that it cannot open such a file. The switch says the same while it has no descriptors left, or its disk
 /// does not answer.
