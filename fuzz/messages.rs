@@ -244,6 +244,7 @@ fn journalled(entry: &Entry, packing: u8) {
     let mut case = Case {
         entry,
         hand: hands[usize::from(packing >> 6)],
+        informed: packing & 1 == 0,
     };
     let mut now = NOW;
     for input in [Input::Due, Input::Doubt, Input::HoldRefused, Input::Due] {

@@ -1,7 +1,7 @@
 //! Commands for a recording (start, stop, mask), and the search for its call.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::entry::Entry;
 use crate::entry::fact::{Route, What};
@@ -20,6 +20,9 @@ use crate::lifecycle::Input;
 
 /// Between two tries while a control queue is missing: an ecallmgr that lost its connection is back within seconds, with the same queues.
 const BACK_SOON: Duration = Duration::from_secs(3);
+
+/// How long a start command may wait for a connection. After that the ledger is asked again.
+const STILL_TRUE: Duration = Duration::from_secs(2);
 
 /// Sends the commands that a recording's driver asks for.
 pub struct Commands {
@@ -52,7 +55,10 @@ impl Commands {
         }
         let trigger = order.command.as_ref().map_or(Trigger::Now, |command| command.trigger);
         let call_id = self.call_ids.current(&order.call_id);
-        match self.calls.send_start(order, &call_id, trigger, None, &|| true).await {
+        // What the ledger said of the recording is old when a connection is back late, or when this process stood still.
+        let asked = Instant::now();
+        let still = || asked.elapsed() < STILL_TRUE;
+        match self.calls.send_start(order, &call_id, trigger, None, &still).await {
             Ok(()) => {
                 self.delayed(entry, &call_id).await;
                 Ok(Input::Fact(What::Commanded))
