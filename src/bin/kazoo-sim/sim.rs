@@ -45,6 +45,7 @@ pub mod events;
 pub mod http_put;
 pub mod kazoo;
 pub mod load;
+pub mod media_mgr;
 pub mod moves;
 pub mod options;
 pub mod record;
@@ -63,6 +64,7 @@ pub use self::{
     call::Call,
     callflow::{Answered, Outcome, RawExecute, Run},
     kazoo::Kazoo,
+    media_mgr::{Fate, MediaMgr},
     options::{CallOptions, EventFault, Faults, KazooOptions, Mistreat, QueueStyle, UploadFault},
     record::{Direction, Entry, Role, Violation},
     state::{Observed, Phase, Recording, State, Upload},

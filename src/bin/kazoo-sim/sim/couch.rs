@@ -222,6 +222,34 @@ impl Couch {
         Ok(())
     }
 
+    /// Puts an attachment under the document's revision, as the switch does for media_mgr.
+    pub async fn attach(
+        &self,
+        database: &str,
+        (id, rev): (&str, &str),
+        (name, content_type): (&str, &str),
+        bytes: Vec<u8>,
+    ) -> anyhow::Result<()> {
+        let database = self.full_name(database);
+        let url = format!("{}/{database}/{id}/{}?rev={rev}", self.url, percent(name));
+        let request = self.http.put(url).header(CONTENT_TYPE, content_type).body(bytes);
+        let response = request.send().await.context("CouchDB, an attachment")?;
+        ensure!(
+            response.status().is_success(),
+            "attaching {name}: {}",
+            response.status()
+        );
+        Ok(())
+    }
+
+    /// Deletes a document for good, under this revision.
+    pub async fn delete(&self, database: &str, id: &str, rev: &str) -> anyhow::Result<()> {
+        let path = format!("{id}?rev={rev}");
+        let response = self.request(Method::DELETE, database, &path, None).await?;
+        ensure!(response.status().is_success(), "deleting {id}: {}", response.status());
+        Ok(())
+    }
+
     /// `None` when there is no such document (or no such database).
     pub async fn get(&self, database: &str, id: &str) -> anyhow::Result<Option<Value>> {
         let response = self.request(Method::GET, database, id, None).await?;
