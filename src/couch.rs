@@ -27,7 +27,7 @@ pub(crate) mod testing;
 mod upload;
 mod watch;
 
-pub use bulk::{Branched, Row, ViewRow};
+pub use bulk::{Branched, Held, Row, ViewRow};
 pub use client::Couch;
 pub use databases::Version;
 pub use documents::{Answer, Documents, IdPage};

@@ -24,6 +24,7 @@ mod third_party;
 pub mod choose;
 pub mod circuit_breaker;
 pub mod couchdb_write;
+pub mod kazoo_copies;
 pub mod pending_document;
 pub mod servers;
 pub mod storage_plan;
@@ -135,6 +136,11 @@ impl Destinations {
     /// The host and port of the cluster's own database.
     pub fn home(&self) -> &str {
         &self.home.host
+    }
+
+    /// The cluster's own database.
+    pub fn home_couch(&self) -> &Couch {
+        &self.home.couch
     }
 
     /// The destination of a recording. Before it is decided, a document can only be one of the cluster's.

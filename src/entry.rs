@@ -25,6 +25,7 @@ pub mod parts;
 mod places;
 mod stray;
 mod union;
+mod watched;
 
 pub use observed::{Probe, longest};
 
@@ -383,8 +384,9 @@ impl Entry {
             .map(|(outcome, _)| outcome)
             .or_else(|| self.parked().map(|_| Outcome::Parked));
         [
-            here.map(|_| Announcement::DocumentCreated),
-            edited.then_some(Announcement::DocumentEdited),
+            here.filter(|_| !self.completes_kazoos())
+                .map(|_| Announcement::DocumentCreated),
+            (edited || here.is_some() && self.completes_kazoos()).then_some(Announcement::DocumentEdited),
             outcome.map(Announcement::Outcome),
         ]
         .into_iter()

@@ -17,6 +17,7 @@ mod running;
 mod schedule;
 mod settled;
 mod state;
+mod watched;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -154,7 +155,13 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
     if entry.parked().is_some() {
         return settled::woken(entry);
     }
+    if entry.awaits_kazoo() {
+        return None;
+    }
     if entry.ended().is_some() {
+        if let Some(lost) = watched::follows(entry, policy) {
+            return Some(lost);
+        }
         if entry.panics().count() >= policy.attempts(None) {
             // The audio is kept where it is. A running recording continues, because its end must still be heard.
             return Some(What::Parked {
@@ -208,6 +215,9 @@ fn to_do(case: &Case, now: Moment, policy: &Policy) -> Next {
     }
     if entry.outcome().is_some() || entry.parked().is_some() {
         return settled::next(case, now, policy);
+    }
+    if let (Hand::Empty, Some(next)) = (case.hand, watched::next(entry, now, policy)) {
+        return next;
     }
     if entry.ended().is_some() {
         return ended::next(case, now, policy);

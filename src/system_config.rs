@@ -22,11 +22,13 @@ use crate::telemetry::survive;
 mod accounts;
 mod media;
 mod proxy;
+mod recorder_tries;
 mod storage;
 
 pub use accounts::Accounts;
 pub use media::{Media, ThirdParty};
 pub use proxy::Proxy;
+pub use recorder_tries::{ROUNDS, Tries};
 pub use storage::{Connection, Plan, Storage};
 
 const DATABASE: &str = "system_config";

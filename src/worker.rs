@@ -20,6 +20,7 @@ use crate::flow::common::{Common, Tasks};
 use crate::flow::heartbeat::Heartbeat;
 use crate::flow::in_flight::InFlight;
 use crate::flow::inbox::Inbox;
+use crate::flow::inbox::first_looks::FirstLooks;
 use crate::flow::kazoo_recorder::KazooRecorder;
 use crate::flow::reconcile::Reconcile;
 use crate::flow::retention::Retention;
@@ -292,6 +293,7 @@ impl Worker {
             heartbeat,
             notices,
             kazoo_recorder,
+            first_looks,
         } = background;
         let sweeping = survive_for_ever("sweep", repeatedly(&sweep, Sweep::run));
         self.tasks.spawn(pulses.beat("sweep", sweeping));
@@ -306,6 +308,10 @@ impl Worker {
         if let Some(kazoo_recorder) = kazoo_recorder {
             let looking = repeatedly(&kazoo_recorder, KazooRecorder::run);
             self.tasks.spawn(survive_for_ever("kazoo_recorder", looking));
+        }
+        if let Some(first_looks) = first_looks {
+            let looking = repeatedly(&first_looks, FirstLooks::run);
+            self.tasks.spawn(survive_for_ever("first_looks", looking));
         }
         let sharing = async move { notices.share_credentials(credentials).await };
         self.tasks.spawn(survive("credentials", sharing));

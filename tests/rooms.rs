@@ -36,6 +36,7 @@ const PURE_FILES: &[&str] = &[
     "destination/url/target.rs",
     "system_config/media.rs",
     "system_config/proxy.rs",
+    "system_config/recorder_tries.rs",
     "system_config/storage.rs",
 ];
 const IMPURE: &[&str] = &[

@@ -10,7 +10,8 @@ use jsonschema::Validator;
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::entry::fact::{
-    Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Fact, Holding, Route, Since, What,
+    Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Fact, Holding, KazooCopy, Route,
+    Since, What,
 };
 use kz_record_call::entry::legs::Leg;
 use kz_record_call::kazoo::action::Execute;
@@ -163,9 +164,26 @@ fn every_fact() -> Vec<What> {
                 at_bridges: true,
                 time_limit: Some(600),
                 shared_name: true,
+                kazoo_4: true,
             }),
             ..order()
         })),
+        What::Watched { due: at(12_300) },
+        What::Sought {
+            n: 1,
+            found: KazooCopy::NoAudio,
+            last: false,
+        },
+        What::Sought {
+            n: 2,
+            found: KazooCopy::NoAudioForUrl,
+            last: false,
+        },
+        What::Sought {
+            n: 3,
+            found: KazooCopy::Missing,
+            last: true,
+        },
         What::Commanded,
         What::CommandLost { why: "why".into() },
         What::CommandRefused { why: "why".into() },

@@ -164,6 +164,12 @@ fn words(entry: &Entry, fact: &Fact) -> String {
     let heard_of = |known: &Fact| matches!(known.what, What::Started(_) | What::Ended(_) | What::PresumedEnded(_));
     let unheard = || !entry.facts().iter().take_while(|known| *known != fact).any(heard_of);
     match &fact.what {
+        What::Asked(order) if entry.watched().is_some() => {
+            format!(
+                "Kazoo's own recording {}, for Kazoo's own recorder to store",
+                order.media_id
+            )
+        }
         What::Asked(order) if order.adopted.is_some() => {
             format!(
                 "Kazoo's own recording {}, stored in place of Kazoo's own recorder",
@@ -287,6 +293,9 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         What::Announced(announcement) => format!("published: {}", announcement.name()),
         What::RestAnnounced { .. } => "published: parked again".into(),
         What::CauseAnnounced { cause } => format!("published: another cause, {}", cause.name()),
+        What::Watched { due } => format!("watched: Kazoo's own recorder tries no more after {}", due.rfc3339()),
+        What::Sought { found, last: true, .. } => format!("last look at Kazoo's database: {}", found.words()),
+        What::Sought { found, .. } => format!("look at Kazoo's database: {}", found.words()),
         What::Closed => "closed".into(),
     }
 }

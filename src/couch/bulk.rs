@@ -29,6 +29,15 @@ pub enum Row {
     Refused(String),
 }
 
+/// What a database has under an id.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Held {
+    Missing,
+    /// It was there, and was deleted for good.
+    Deleted,
+    Document(Value),
+}
+
 /// One row of a view.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ViewRow {
@@ -108,6 +117,28 @@ impl Couch {
             }
         }
         Ok(documents)
+    }
+
+    /// What the database has under these ids, in the order of the ids. One request for each hundred of them.
+    ///
+    /// # Errors
+    /// When the database does not answer, or does not exist.
+    pub async fn held(&self, database: &str, ids: &[&str]) -> Result<Vec<Held>, CouchError> {
+        let mut all = Vec::with_capacity(ids.len());
+        for some in ids.chunks(DOCUMENTS) {
+            let query = [("include_docs", "true")];
+            let found = self
+                .post(database, &["_all_docs"], &query, &json!({ "keys": some }))
+                .await?;
+            let rows = found.get("rows").and_then(Value::as_array);
+            let rows = rows
+                .filter(|rows| rows.len() == some.len())
+                .ok_or_else(|| CouchError::NoAnswer("_all_docs gave other rows than were asked for".into()))?;
+            for row in rows {
+                all.push(held(row)?);
+            }
+        }
+        Ok(all)
     }
 
     /// One revision of a document.
@@ -345,5 +376,22 @@ fn row(row: &Value) -> Row {
             error.unwrap_or("error"),
             word("reason").unwrap_or("")
         )),
+    }
+}
+
+/// What a row of `_all_docs` says of the id that was asked for.
+fn held(row: &Value) -> Result<Held, CouchError> {
+    if row.pointer("/value/deleted").and_then(Value::as_bool) == Some(true) {
+        return Ok(Held::Deleted);
+    }
+    let document = row.get("doc").filter(|doc| doc.is_object());
+    match (document, row.get("error").and_then(Value::as_str)) {
+        (Some(document), None) => Ok(Held::Document(document.clone())),
+        (None, Some("not_found")) => Ok(Held::Missing),
+        (_, error) => {
+            // The document may exist or not: a part of the cluster did not answer.
+            let error = error.unwrap_or("no document in its row");
+            Err(CouchError::NoAnswer(format!("a document cannot be read: {error}")))
+        }
     }
 }

@@ -67,6 +67,8 @@ pub struct Job<'a, S> {
     pub progress: Option<Progress<'a>>,
     /// Failed attempts at this destination.
     pub failures: u32,
+    /// Whether a document of Kazoo's own recorder gets no more than its audio.
+    pub untouched: bool,
     /// Whether to create a missing database. No other program creates a third party's databases, and they have no views.
     pub create_database: bool,
 }
@@ -96,6 +98,8 @@ struct Place<'a> {
     key: Key,
     /// Kazoo's own recorder may have written a document with this id.
     adopted: bool,
+    /// That document gets no more than its audio.
+    untouched: bool,
     document: &'a Map<String, Value>,
     /// The attachment's name and content type.
     name: &'a str,
@@ -143,6 +147,7 @@ where
             adopted: subject.order.adopted.is_some()
                 && subject.order.continues.is_none()
                 && *id == subject.order.media_id,
+            untouched: job.untouched,
             document: &document,
             name: &subject.order.media_name,
             content_type: subject.order.format.content_type(),

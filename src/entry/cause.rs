@@ -70,6 +70,8 @@ pub enum Cause {
     NoStoreProxy,
     /// A callflow chose the name of its file, and two calls can have the same file.
     SharedName,
+    /// Kazoo's own recorder did not store it, and tries no more.
+    NotStoredByKazoo,
     /// The program itself panicked on it, attempt after attempt.
     ProgramFault,
 }
@@ -103,6 +105,7 @@ impl Outcome {
                 Cause::NeverTriggered,
                 Cause::AlreadyKept,
                 Cause::StoredByKazoo,
+                Cause::Deleted,
                 Cause::DiscardedByOperator,
             ],
             Self::Failed => &[
@@ -122,6 +125,7 @@ impl Outcome {
                 Cause::NoStoreProxy,
                 Cause::Undecided,
                 Cause::SharedName,
+                Cause::NotStoredByKazoo,
                 Cause::ProgramFault,
             ],
         }
@@ -154,6 +158,7 @@ impl Cause {
             Self::SettingsLost => "settings_lost",
             Self::NoStoreProxy => "no_store_proxy",
             Self::SharedName => "shared_name",
+            Self::NotStoredByKazoo => "not_stored_by_kazoo",
             Self::ProgramFault => "program_fault",
         }
     }
@@ -198,6 +203,9 @@ impl Cause {
             }
             Self::NoStoreProxy => "the account's storage plan needs Kazoo's store proxy, which cannot be used",
             Self::SharedName => "the callflow chose the file's name, so the file may have the audio of several calls",
+            Self::NotStoredByKazoo => {
+                "Kazoo's own recorder did not store it, and tries no more: the file may be on the switch"
+            }
             Self::ProgramFault => "the handler panicked in every attempt: a program fault, see the log",
         }
     }

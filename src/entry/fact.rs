@@ -8,14 +8,14 @@ use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::Moment;
 use crate::recording::audio::Audio;
 use crate::recording::controls::Why;
-use crate::recording::digest::Digests;
 use crate::recording::ending::Told;
 use crate::recording::identity::MediaId;
 use crate::recording::order::Order;
 
 use super::cause::{Cause, Outcome};
 use super::legs::Leg;
-pub use super::places::{Description, Destination};
+pub use super::places::{Description, Destination, Holding};
+pub use super::watched::KazooCopy;
 
 /// Something that happened, when it happened, and which worker saw it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -216,6 +216,16 @@ pub enum What {
     Separated { name: String },
     /// Events of parts that are not in this recording's audio were handed to its continuation: this many events.
     Continued { told: u32 },
+    /// Kazoo's own recorder is to store the recording, and had not done so at the first look. The worker looks again until `due`, when Kazoo's
+    /// own recorder tries no more.
+    Watched { due: Moment },
+    /// A worker looked whether Kazoo's own recorder has stored the recording, and it had not. `last`: at `due` or later.
+    Sought {
+        n: u32,
+        found: KazooCopy,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        last: bool,
+    },
     /// Nothing is left to do.
     Closed,
 }
@@ -291,18 +301,6 @@ pub struct Route {
 
 const fn is_zero(n: &u32) -> bool {
     *n == 0
-}
-
-/// Audio in the hold.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holding {
-    /// The hold's database, or folder.
-    pub place: String,
-    /// The document, or file.
-    pub name: String,
-    pub size: u64,
-    #[serde(flatten)]
-    pub digests: Digests,
 }
 
 /// A document that was written.
@@ -400,6 +398,7 @@ impl What {
             | Self::RestAnnounced { n }
             | Self::Released { n }
             | Self::Tidied { n, .. }
+            | Self::Sought { n, .. }
             | Self::Retried { n, .. }
             | Self::Panicked { n, .. } => Some(*n),
             Self::CollectFailed { attempt, .. } | Self::DeliveryFailed { attempt, .. } => Some(*attempt),
@@ -453,6 +452,8 @@ impl What {
         "tidied",
         "separated",
         "continued",
+        "watched",
+        "sought",
         "closed",
     ];
 
@@ -502,6 +503,8 @@ impl What {
             Self::Tidied { .. } => "tidied",
             Self::Separated { .. } => "separated",
             Self::Continued { .. } => "continued",
+            Self::Watched { .. } => "watched",
+            Self::Sought { .. } => "sought",
             Self::Closed => "closed",
         }
     }

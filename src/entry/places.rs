@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::recording::digest::Digests;
+
 use super::cause::{Cause, Outcome};
 
 /// Where audio can go.
@@ -16,6 +18,18 @@ pub enum Destination {
     Url,
     /// What the account's storage plan names, through Kazoo's store proxy.
     StoragePlan,
+}
+
+/// Audio in the hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// The hold's database, or folder.
+    pub place: String,
+    /// The document, or file.
+    pub name: String,
+    pub size: u64,
+    #[serde(flatten)]
+    pub digests: Digests,
 }
 
 /// What decisions depend on. A value: touches nothing.

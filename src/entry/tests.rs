@@ -7,7 +7,7 @@ use crate::recording::controls::Why;
 use crate::recording::digest::Digests;
 use crate::recording::identity::MediaId;
 
-use super::fact::{CollectFailure, DeliveryFailure, Route, Since};
+use super::fact::{CollectFailure, DeliveryFailure, KazooCopy, Route, Since};
 use super::legs::Leg;
 use super::union::{KEPT_FIRST, KEPT_LAST};
 use super::*;
@@ -61,7 +61,7 @@ fn document(n: u32) -> Document {
 /// A fact of the kind at this position in the list of kinds.
 fn what(kind: usize, n: u32, on: bool) -> What {
     let why = || format!("x{n}");
-    let destination = Destination::ALL[n as usize % 4];
+    let (destination, found) = (Destination::ALL[n as usize % 4], KazooCopy::ALL[n as usize % 3]);
     let (outcome, cause) = [
         (Outcome::Failed, Cause::FileGone),
         (Outcome::Discarded, Cause::TooShort),
@@ -126,6 +126,8 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             md5: (n % 3).to_string(),
             open: on,
         },
+        "watched" => What::Watched { due: at(i64::from(n)) },
+        "sought" => What::Sought { n, found, last: on },
         "ended" => What::Ended(told(n)),
         "presumed_ended" => What::PresumedEnded(told(n)),
         "decided" => What::Decided {

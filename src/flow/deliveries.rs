@@ -14,6 +14,7 @@ use crate::telemetry::events::DeliveryEnded;
 mod choose;
 mod deliver;
 mod documents;
+mod kazoo_copies;
 mod names;
 mod proof;
 mod shares;
@@ -21,6 +22,7 @@ mod shares;
 pub use choose::Chooser;
 pub use deliver::Deliverer;
 pub use documents::Documents;
+pub use kazoo_copies::{KazooCopies, Seen};
 pub use names::Names;
 pub use proof::{Proof, Proofs};
 pub use shares::Shares;
@@ -31,6 +33,7 @@ pub struct Deliveries {
     pub deliverer: Deliverer,
     pub documents: Documents,
     pub proof: Arc<Proof>,
+    pub kazoo_copies: Arc<KazooCopies>,
 }
 
 /// The result of `what`, if it comes within `limit`.

@@ -9,7 +9,7 @@ use crate::entry::fact::{Fact, What};
 use crate::kazoo::dialplan::Control;
 use crate::ledger::{Address, Lease, Ledger, Receipt};
 use crate::telemetry::events::{
-    ControlNotObeyed, RecordingClosed, RecordingParked, RecordingsInHand, StopUnconfirmed, TaskPanicked,
+    ControlNotObeyed, RecordingClosed, RecordingLost, RecordingParked, RecordingsInHand, StopUnconfirmed, TaskPanicked,
 };
 use crate::telemetry::trace::{self, Stage, Trace};
 
@@ -121,16 +121,27 @@ impl Drivers {
                 }
             }
         }
-        if let (Some(cause), None) = (entry.parked(), before.parked()) {
-            RecordingParked {
-                call_id,
-                account_id,
-                media_id,
-                cause: cause.name(),
+        if let (Some(parked), None) = (entry.parked(), before.parked()) {
+            let cause = parked.name();
+            if entry.is_lost_by_kazoo() {
+                RecordingLost {
+                    call_id,
+                    account_id,
+                    media_id,
+                    cause,
+                }
+                .emit();
+            } else {
+                RecordingParked {
+                    call_id,
+                    account_id,
+                    media_id,
+                    cause,
+                }
+                .emit();
             }
-            .emit();
             if noted(|what| matches!(what, What::Parked { .. })) {
-                self.alerts.raise(entry, Kind::Ended(Outcome::Parked, cause));
+                self.alerts.raise(entry, Kind::Ended(Outcome::Parked, parked));
             }
         }
         if let (true, false, Some((outcome, cause))) = (entry.is_closed(), before.is_closed(), entry.outcome()) {

@@ -69,6 +69,7 @@ impl Performer {
             Effect::Complete { attempt, destination } => {
                 Ok(Box::pin(deliveries.documents.complete(case, attempt, destination)).await)
             }
+            Effect::SeekCopy { n, last } => Ok(Box::pin(deliveries.kazoo_copies.look_again(case, n, last)).await),
             Effect::ReadBack { n } => Ok(Box::pin(deliveries.proof.read_back(case, n)).await),
             Effect::Amend { n } => Ok(Box::pin(deliveries.documents.amend(case, n)).await),
             Effect::Mark { n, cause } => Ok(Box::pin(deliveries.documents.mark(case, n, cause)).await),

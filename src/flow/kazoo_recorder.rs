@@ -1,6 +1,9 @@
 //! Whether Kazoo's own recorder stores recordings now (`media_recording`, in media_mgr). The consumers of its queue show that: the queue
 //! exists only while media_mgr consumes it. While Kazoo's own recorder runs, the worker leaves Kazoo's recordings to Kazoo.
 //!
+//! A worker that watches Kazoo's own recorder (`adopt.mode` `watch` and `rescue`) reports when no recorder runs: no recording of Kazoo is stored then.
+//! A worker that stores in its place:
+//!
 //! ```text
 //! consumers   0     0     1     1     0     0
 //! looks         w     w     K     K     w          w: the worker stores   K: Kazoo's own recorder stores
@@ -18,8 +21,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::amqp::Publisher;
-use crate::kazoo::names::KAZOO_RECORDER_QUEUE;
-use crate::telemetry::events::{Adopting, KazooRecorderSeen};
+use crate::config::AdoptMode;
+use crate::kazoo::names::{KAZOO_4_RECORDER_QUEUE, KAZOO_RECORDER_QUEUE};
+use crate::telemetry::events::{Adopting, KazooRecorderAbsent, KazooRecorderSeen};
 
 use super::common::Common;
 
@@ -106,7 +110,9 @@ impl KazooRecorder {
     /// Looks until the worker goes down.
     pub async fn run(self: Arc<Self>) {
         let mut unanswered = 0;
-        Adopting { by_worker: None }.emit();
+        if !self.watches() {
+            Adopting { by_worker: None }.emit();
+        }
         while !self.common.stop().is_cancelled() {
             let begun = Instant::now();
             match self.publisher.load(KAZOO_RECORDER_QUEUE).await {
@@ -117,7 +123,7 @@ impl KazooRecorder {
                         messages: load.messages,
                     }
                     .emit();
-                    let storer = if load.consumers > 0 {
+                    let storer = if load.consumers > 0 || self.is_kazoo_4().await {
                         Storer::Kazoo
                     } else {
                         Storer::Worker
@@ -138,8 +144,24 @@ impl KazooRecorder {
         }
     }
 
+    /// Whether the worker watches Kazoo's own recorder, and does not store in its place.
+    fn watches(&self) -> bool {
+        self.common.config.adopt.mode.watches()
+    }
+
+    /// Whether Kazoo 4's recorder runs, which a worker can watch and not replace.
+    async fn is_kazoo_4(&self) -> bool {
+        self.common.config.adopt.mode != AdoptMode::Store
+            && self
+                .publisher
+                .load(KAZOO_4_RECORDER_QUEUE)
+                .await
+                .is_some_and(|load| load.consumers > 0)
+    }
+
     async fn rest(&self, begun: Instant) {
         let pause = match self.last.borrow().storer {
+            _ if self.watches() => WHILE_ADOPTING,
             Storer::Worker => WHILE_ADOPTING,
             _ => WHILE_REFUSED,
         };
@@ -151,6 +173,9 @@ impl KazooRecorder {
     }
 
     fn found(&self, storer: Storer, begun: Instant, consumers: u32) {
+        if self.watches() {
+            return self.seen(storer, begun);
+        }
         let before = *self.last.borrow();
         let is_news = before.storer != storer;
         let since = if is_news { Instant::now() } else { before.since };
@@ -174,6 +199,28 @@ impl KazooRecorder {
         if is_news || is_old {
             Adopting {
                 by_worker: Some(refused.as_deref().map_or(Ok(()), Err)),
+            }
+            .emit();
+        }
+    }
+
+    /// The same, for a worker that watches.
+    fn seen(&self, storer: Storer, begun: Instant) {
+        let before = *self.last.borrow();
+        let is_news = before.storer != storer;
+        let is_absent = storer == Storer::Worker;
+        let is_old = is_absent && begun.saturating_duration_since(before.told) >= TOLD_AGAIN;
+        let tells = is_news || is_old;
+        self.last.send_replace(Look {
+            storer,
+            begun,
+            since: if is_news { begun } else { before.since },
+            told: if tells { begun } else { before.told },
+        });
+        if tells && storer != Storer::Untold {
+            let why = format!("the queue {KAZOO_RECORDER_QUEUE} has no consumers");
+            KazooRecorderAbsent {
+                why: is_absent.then_some(why.as_str()),
             }
             .emit();
         }

@@ -64,12 +64,35 @@ pub struct Recording {
     pub file_path: Option<String>,
     /// Only a hint, because it is a channel variable.
     pub completion_cause: Option<String>,
+    /// Kazoo 4 started it. Its events have no `Recording`; see `of_channel`.
+    pub kazoo_4: bool,
 }
 
 impl Recording {
     /// Whether we started it.
     pub fn is_ours(&self) -> bool {
         self.recorder.as_deref() == Some(RECORDER)
+    }
+
+    /// The recording of Kazoo 4's recorder that a channel's event is about. Its recorder is a channel variable, and stays for whatever the
+    /// channel records later, such as voicemail. The lists have each name and id that Kazoo started on the channel, in the same order.
+    fn of_channel(variables: &Value, path: &str) -> Option<Self> {
+        if text(variables, "Media-Recorder") != Some(KAZOO_RECORDER) {
+            return None;
+        }
+        let name = path.rsplit('/').next()?;
+        let position = listed(variables, "Media-Names")
+            .iter()
+            .position(|known| *known == name)?;
+        let id = *listed(variables, "Media-Recordings").get(position)?;
+        Some(Self {
+            id: Some(id.to_owned()),
+            name: Some(name.to_owned()),
+            recorder: Some(KAZOO_RECORDER.to_owned()),
+            file_path: Some(path.to_owned()),
+            kazoo_4: true,
+            ..Self::default()
+        })
     }
 
     /// Whether Kazoo's own recorder is to store it.
@@ -83,6 +106,27 @@ impl RecordEvent {
     pub fn is_one(envelope: &Envelope) -> Option<bool> {
         let known = ["RECORD_START", "RECORD_STOP"];
         (envelope.category == "call_event").then(|| known.contains(&envelope.name.as_str()))
+    }
+
+    /// A recording of Kazoo's own recorder, of Kazoo 5 or 4. `None`: the event is about another recording.
+    ///
+    /// # Errors
+    /// As `of`.
+    pub fn of_kazoos(envelope: &Envelope) -> Result<Option<Self>, MessageError> {
+        let mut event = Self::of(envelope)?;
+        if envelope.body.get("Recording").is_none()
+            && let Some(path) = event.recording.file_path.as_deref()
+            && let Some(variables) = envelope.body.get("Custom-Channel-Vars")
+            && let Some(recording) = Recording::of_channel(variables, path)
+        {
+            event.recording = recording;
+        }
+        let id = event.recording.id.as_deref();
+        check_ids(&[
+            ("Media-Recordings", id),
+            ("Media-Names", event.recording.name.as_deref()),
+        ])?;
+        Ok(Some(event).filter(|event| event.recording.is_kazoos()))
     }
 
     /// Reads a `RECORD_START` or `RECORD_STOP`. Lenient: fields may be missing or of another type.
@@ -125,6 +169,7 @@ impl RecordEvent {
                     .or_else(|| owned_text(body, "Application-Response"))
                     .filter(|path| path.len() <= MAX_PATH),
                 completion_cause: text(recording, "Completion-Cause").map(|cause| shown(cause).to_owned()),
+                kazoo_4: false,
             },
             switch_node: owned_text(body, "Switch-Nodename"),
             length_ms: length.and_then(|ms| u64::try_from(ms).ok()),
@@ -136,6 +181,15 @@ impl RecordEvent {
             parties: Parties::of(body),
             variables: bounded_variables(Some(variables)),
         })
+    }
+}
+
+/// A list of texts. A list of one is the text itself (`ecallmgr_util`).
+fn listed<'a>(variables: &'a Value, key: &str) -> Vec<&'a str> {
+    match variables.get(key) {
+        Some(Value::Array(all)) => all.iter().map(|one| one.as_str().unwrap_or_default()).collect(),
+        Some(Value::String(one)) => vec![one.as_str()],
+        _ => Vec::new(),
     }
 }
 
@@ -201,6 +255,45 @@ mod tests {
             event("07-channel-destroy"),
             Err(MessageError::Unexpected { .. })
         ));
+    }
+
+    /// Three recordings on one channel, and voicemail after them.
+    #[test]
+    fn a_recording_of_kazoo_4_has_the_id_at_the_place_of_its_name() {
+        let names = ["c.mp3", "b.mp3", "a.mp3"];
+        let ids = ["202611-c", "202611-b", "202611-a"];
+        let of = |path: &str, names: Value, ids: Value| {
+            let body = json!({
+                "Event-Category": "call_event", "Event-Name": "RECORD_STOP", "Call-ID": "call", "Application-Response": path,
+                "Custom-Channel-Vars": {
+                    "Media-Recorder": KAZOO_RECORDER, "Media-Recording-ID": "202611-c", "Media-Names": names, "Media-Recordings": ids,
+                },
+            });
+            RecordEvent::of_kazoos(&Envelope::of(body).unwrap())
+                .unwrap()
+                .map(|event| event.recording)
+        };
+        for (path, id) in [
+            ("/tmp/a.mp3", "202611-a"),
+            ("/tmp/b.mp3", "202611-b"),
+            ("/tmp/c.mp3", "202611-c"),
+        ] {
+            let recording = of(path, json!(names), json!(ids)).unwrap();
+            assert_eq!(recording.id.as_deref(), Some(id));
+            assert_eq!(recording.file_path.as_deref(), Some(path));
+            assert!(recording.kazoo_4 && recording.is_kazoos());
+        }
+        assert!(
+            of("/tmp/a.mp3", json!("a.mp3"), json!("202611-a")).is_some(),
+            "a list of one"
+        );
+        assert_eq!(of("/tmp/voicemail.mp3", json!(names), json!(ids)), None);
+        assert_eq!(
+            of("/tmp/a.mp3", json!(names), json!(["202611-c"])),
+            None,
+            "no id at its place"
+        );
+        assert_eq!(of("/tmp/a.mp3", json!({"x": 1}), json!(ids)), None);
     }
 
     #[test]

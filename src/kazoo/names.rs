@@ -12,6 +12,10 @@ pub const KAZOO_RECORDER: &str = "kz_media_recording";
 /// The queue of Kazoo's own recorder. It exists only while media_mgr consumes it, because it is auto-deleted (`media_recording`).
 pub const KAZOO_RECORDER_QUEUE: &str = "recordings";
 
+/// The queue of Kazoo 4's recorder of endpoints, consumed by each node that runs endpoints (`kz_endpoint_recording`). Kazoo 4 has no queue
+/// `recordings`.
+pub const KAZOO_4_RECORDER_QUEUE: &str = "endpoint_recordings";
+
 /// `App-Name` of each message that we publish.
 pub const APP_NAME: &str = "kz_record_call";
 

@@ -81,6 +81,8 @@ pub enum Effect {
     Hold,
     /// Remove the audio from the hold: it is not needed there any more.
     Unhold,
+    /// Look whether Kazoo's own recorder has stored the recording. `last`: it tries no more.
+    SeekCopy { n: u32, last: bool },
     /// Answer the switch whether it must keep its file.
     Answer(Answer),
     /// Ask the switch once more for a file that was never released, and release it if it is the safe audio.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{Config, HoldKind};
+use crate::config::{AdoptMode, Config, HoldKind};
 use crate::entry::Entry;
 use crate::entry::fact::What;
 use crate::kazoo::time::Moment;
@@ -38,6 +38,8 @@ pub struct Policy {
     pub stop_repeats: Vec<Duration>,
     /// A stop that is not confirmed within this time alerts an operator.
     pub stop_alarm: Duration,
+    /// Whether recordings that Kazoo's own recorder lost are stored.
+    pub rescue: bool,
 }
 
 /// Until when the last failure, or the last postponement, delays the recording. The recording's key varies the delay, so that a thousand
@@ -91,6 +93,7 @@ impl Policy {
             probe_gap: flow.probe_gap,
             stop_repeats: flow.stop_repeats.clone(),
             stop_alarm: flow.stop_alarm,
+            rescue: config.adopt.mode == AdoptMode::Rescue,
         }
     }
 

@@ -16,6 +16,10 @@ pub enum State {
     Held,
     /// Nothing more is tried until an operator, or a late event, resumes it.
     Parked,
+    /// Kazoo's own recorder is to store it, and had not when a worker last looked.
+    Watched,
+    /// Kazoo's own recorder did not store it, and no worker has its audio. It is parked.
+    Lost,
     /// Its outcome is certain, and not all notices of it are published.
     Announcing,
     /// It is stored, on a server that had too few copies of it when a worker last asked.
@@ -29,23 +33,27 @@ pub enum State {
 }
 
 use State::{
-    Announcing, Asked, Closing, Delivered, Discarded, Ended, Failed, Held, Parked, Recording, Stored, Unverified,
+    Announcing, Asked, Closing, Delivered, Discarded, Ended, Failed, Held, Lost, Parked, Recording, Stored, Unverified,
+    Watched,
 };
 
 /// Every state, in the order in which a recording passes them.
-pub const STATES: [State; 12] = [
-    Asked, Recording, Ended, Held, Parked, Announcing, Unverified, Closing, Stored, Delivered, Discarded, Failed,
+pub const STATES: [State; 14] = [
+    Asked, Recording, Ended, Held, Parked, Watched, Lost, Announcing, Unverified, Closing, Stored, Delivered,
+    Discarded, Failed,
 ];
 
 /// The states that one step leads to from each state. What other workers wrote can lead further at once.
-const NEXT: [(State, &[State]); 12] = [
+const NEXT: [(State, &[State]); 14] = [
     (Asked, &[Recording, Ended, Parked, Announcing]),
     (Recording, &[Ended, Parked, Announcing]),
     // A switch that begins again under a name whose end was told records again.
-    (Ended, &[Recording, Held, Parked, Announcing]),
+    (Ended, &[Recording, Held, Parked, Lost, Announcing]),
     (Held, &[Recording, Ended, Parked, Announcing]),
     // An operator, or a late event, resumes it.
     (Parked, &[Recording, Ended, Held, Announcing]),
+    (Watched, &[Ended, Lost, Announcing]),
+    (Lost, &[Ended, Held, Parked, Announcing]),
     // A copy that is lost is delivered again.
     (
         Announcing,
@@ -84,8 +92,10 @@ impl State {
             Some(_) if entry.open_announcements().next().is_some() => Announcing,
             Some(_) if entry.is_unverified() => Unverified,
             Some(_) => Closing,
+            None if entry.is_lost_by_kazoo() => Lost,
             None if entry.parked().is_some() => Parked,
             None if entry.held().is_some() => Held,
+            None if entry.awaits_kazoo() => Watched,
             None if entry.ended().is_some() => Ended,
             None if entry.started().is_some() => Recording,
             None => Asked,
@@ -110,6 +120,8 @@ impl State {
             Ended => "ended",
             Held => "held",
             Parked => "parked",
+            Watched => "watched",
+            Lost => "lost",
             Announcing => "announcing",
             Unverified => "unverified",
             Closing => "closing",

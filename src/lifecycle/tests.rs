@@ -24,6 +24,7 @@ mod limbo;
 mod masks;
 mod resting;
 mod running;
+mod watched;
 
 const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
 
@@ -46,6 +47,7 @@ pub(crate) fn policy() -> Policy {
         probe_gap: Duration::from_secs(60),
         stop_repeats: [2, 5, 15].map(Duration::from_secs).to_vec(),
         stop_alarm: Duration::from_secs(30),
+        rescue: false,
     }
 }
 
@@ -92,6 +94,7 @@ fn shared() -> Order {
         at_bridges: false,
         time_limit: None,
         shared_name: true,
+        kazoo_4: false,
     };
     Order {
         command: None,

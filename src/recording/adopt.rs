@@ -36,6 +36,9 @@ pub struct Adopted {
     /// accepts that (`adopt.shared_names`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shared_name: bool,
+    /// Kazoo 4 started it: its events name neither its settings nor its URL.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kazoo_4: bool,
 }
 
 /// Why an event's recording cannot be adopted.
@@ -185,7 +188,7 @@ pub fn order(
         Err(error) => (Data::default(), Some(error)),
     };
     let url = match data.url {
-        _ if unreadable.is_some() => Url::Lost,
+        _ if unreadable.is_some() || recording.kazoo_4 => Url::Lost,
         Some(url) if url.len() > MAX_URL => Url::Lost,
         Some(url) => Url::Given(url.trim().to_owned()),
         None => Url::None,
@@ -214,6 +217,7 @@ pub fn order(
             at_bridges: data.at_bridges || unreadable.is_some(),
             time_limit: data.time_limit,
             shared_name: is_chosen && !circumstances.shared_names,
+            kazoo_4: recording.kazoo_4,
         }),
     };
     Ok((order, unreadable))

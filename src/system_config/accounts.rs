@@ -13,6 +13,7 @@ use crate::kazoo::json::owned_text;
 use crate::recording::names::account_db;
 
 use super::media::Media;
+use super::recorder_tries::{ROUNDS, Tries};
 use super::storage::{Plan, is_alive};
 
 /// How long a cached answer is valid.
@@ -22,6 +23,8 @@ const MOST: usize = 4096;
 
 const SYSTEM_DATA: &str = "system_data";
 const SERVICES: &str = "services";
+const SYSTEM_CONFIG: &str = "system_config";
+const CALL_COMMAND: &str = "call_command";
 /// The account's own `system_config/media` (`kapps_config_util:account_doc_id`).
 const CONFIG: &str = "configs_media";
 
@@ -33,6 +36,8 @@ pub struct Accounts {
     /// The value of the account, or of its reseller. `None`: neither sets one.
     retries: Arc<Memory<Option<u32>>>,
     missing: Arc<Missing>,
+    /// What Kazoo's `system_config/call_command` says of tries to store a file.
+    tries: Arc<Memory<Tries>>,
 }
 
 impl Accounts {
@@ -42,6 +47,7 @@ impl Accounts {
             plans: Arc::default(),
             retries: Arc::default(),
             missing: Arc::default(),
+            tries: Arc::default(),
         }
     }
 
@@ -104,6 +110,34 @@ impl Accounts {
         own.or(media.storage_retry_times)
     }
 
+    /// For how long Kazoo's own recorder tries to store a recording of this account.
+    ///
+    /// # Errors
+    /// When the database does not answer. Kazoo's defaults could be too short.
+    pub async fn longest_storing(&self, account_id: &str, media: &Media, zone: &str) -> Result<Duration, CouchError> {
+        let tries = match self.tries.get(zone) {
+            Some(tries) => tries,
+            None => {
+                let document = self
+                    .couch
+                    .get(SYSTEM_CONFIG, CALL_COMMAND)
+                    .await?
+                    .unwrap_or(Value::Null);
+                self.tries.put(zone, Tries::read(&document, zone))
+            }
+        };
+        let rounds = match self.retries.get(account_id) {
+            Some(own) => own,
+            None => match self.read_retries(account_id).await {
+                Ok(own) => self.retries.put(account_id, own),
+                // A cluster without resellers has no such database.
+                Err(CouchError::DatabaseMissing(_)) => None,
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(tries.longest(rounds.or(media.storage_retry_times).unwrap_or(ROUNDS)))
+    }
+
     async fn read_retries(&self, account_id: &str) -> Result<Option<u32>, CouchError> {
         if let Some(own) = self.couch.get(&account_db(account_id), CONFIG).await? {
             return Ok(retry_times(&own));
@@ -124,6 +158,7 @@ impl Accounts {
         self.plans.clear();
         self.retries.clear();
         self.missing.clear();
+        self.tries.clear();
     }
 }
 

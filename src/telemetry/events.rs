@@ -71,6 +71,18 @@ pub const METRICS: &[(&str, &str)] = &[
         "Consumers of the queue of Kazoo's own recorder, as last seen. Absent with adopt.mode off.",
     ),
     (
+        "kz_record_call_kazoo_recorder_absent",
+        "1 while no process consumes the queue of Kazoo's own recorder. Present with adopt.mode watch and rescue.",
+    ),
+    (
+        "kz_record_call_kazoo_looks_total",
+        "Looks whether Kazoo's own recorder has stored a recording, by look (first, later) and result: stored, deleted, not_wanted, missing, no_audio, unanswered, unreadable.",
+    ),
+    (
+        "kz_record_call_recordings_lost_total",
+        "Recordings that Kazoo's own recorder did not store, by cause. With adopt.mode rescue: those that the worker did not store either.",
+    ),
+    (
         "kz_record_call_kazoo_recorder_messages",
         "Messages in the queue of Kazoo's own recorder, as last seen. Absent with adopt.mode off.",
     ),

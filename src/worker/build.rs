@@ -22,20 +22,22 @@ use crate::flow::effects::hold::Holder;
 use crate::flow::effects::segments::Segments;
 use crate::flow::heartbeat::Heartbeat;
 use crate::flow::in_flight::InFlight;
-use crate::flow::inbox::Inbox;
 use crate::flow::inbox::actions::Actions;
 use crate::flow::inbox::answers::Answers;
 use crate::flow::inbox::call_events::CallEvents;
 use crate::flow::inbox::control_actions::{AtOnce, Carrier, Controls, Finder};
 use crate::flow::inbox::dead_letters::Returns;
 use crate::flow::inbox::event_orders::EventOrders;
+use crate::flow::inbox::first_looks::FirstLooks;
 use crate::flow::inbox::journal::JournalMessages;
+use crate::flow::inbox::kazoo_ends::KazooEnds;
 use crate::flow::inbox::notices::Notices;
 use crate::flow::inbox::panic_guard::PanicGuard;
 use crate::flow::inbox::peers::PeerMessages;
 use crate::flow::inbox::record_events::RecordEvents;
 use crate::flow::inbox::request::ActionReader;
 use crate::flow::inbox::starts::Starts;
+use crate::flow::inbox::{Ends, Inbox};
 use crate::flow::journal::Journal;
 use crate::flow::kazoo_recorder::KazooRecorder;
 use crate::flow::memory::{Alerts, CallIds, OpenRecordings, Peers, RateLimit};
@@ -76,8 +78,10 @@ struct Shared {
     room: Arc<Room>,
     seal: Arc<Seal>,
     accounts: Accounts,
-    /// Set if the worker stores the recordings of Kazoo's own recorder.
+    /// Set if it counts whether Kazoo's own recorder runs.
     kazoo_recorder: Option<Arc<KazooRecorder>>,
+    /// Set if the worker watches what Kazoo's own recorder stores.
+    first_looks: Option<Arc<FirstLooks>>,
 }
 
 /// What works in the background.
@@ -88,6 +92,7 @@ pub(super) struct Background {
     pub heartbeat: Arc<Heartbeat>,
     pub notices: Arc<PeerNotices>,
     pub kazoo_recorder: Option<Arc<KazooRecorder>>,
+    pub first_looks: Option<Arc<FirstLooks>>,
 }
 
 /// The flow of a worker.
@@ -100,6 +105,15 @@ pub(super) struct Flow {
 
 /// Builds the flow.
 pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> Flow {
+    let (accounts, adopt) = (Accounts::new(outside.couch.clone()), &common.config.adopt);
+    let journal = Arc::new(Journal {
+        common: Arc::clone(common),
+        ledger: outside.ledger.clone(),
+        publisher: outside.publisher.clone(),
+        waiting: AtomicUsize::new(0),
+    });
+    let deliveries = deliveries(common, outside, &accounts, &journal);
+    let targets = Arc::clone(&deliveries.deliverer.breakers);
     let shared = Shared {
         memory: Arc::default(),
         call_ids: Arc::default(),
@@ -108,9 +122,13 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> F
         requests: Requests::default(),
         room: Arc::default(),
         seal: Arc::new(Seal::new(secret)),
-        accounts: Accounts::new(outside.couch.clone()),
-        kazoo_recorder: (common.config.adopt.mode == AdoptMode::Store)
+        accounts,
+        kazoo_recorder: (adopt.mode != AdoptMode::Off)
             .then(|| Arc::new(KazooRecorder::new(common, &outside.publisher))),
+        first_looks: adopt
+            .mode
+            .watches()
+            .then(|| Arc::new(FirstLooks::new(&deliveries.kazoo_copies, adopt.batch))),
     };
     let calls = Arc::new(Calls {
         common: Arc::clone(common),
@@ -120,12 +138,6 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> F
         rate_limit: RateLimit::new(common.config.flow.pace_per_second),
         memory: Arc::clone(&shared.memory),
     });
-    let journal = Arc::new(Journal {
-        common: Arc::clone(common),
-        ledger: outside.ledger.clone(),
-        publisher: outside.publisher.clone(),
-        waiting: AtomicUsize::new(0),
-    });
     let notices = Arc::new(PeerNotices {
         common: Arc::clone(common),
         publisher: outside.publisher.clone(),
@@ -133,8 +145,6 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> F
         in_flight: shared.in_flight.clone(),
         outbox: Outbox::default(),
     });
-    let deliveries = deliveries(common, outside, &shared.accounts, &journal);
-    let targets = Arc::clone(&deliveries.deliverer.breakers);
     let drivers = Arc::new(Drivers {
         common: Arc::clone(common),
         performer: performer(common, outside, &shared, (&calls, &journal, deliveries)),
@@ -249,6 +259,7 @@ fn background(
         }),
         notices: Arc::clone(notices),
         kazoo_recorder: shared.kazoo_recorder.clone(),
+        first_looks: shared.first_looks.clone(),
     }
 }
 
@@ -305,20 +316,26 @@ fn inbox(common: &Arc<Common>, outside: &Outside, shared: &Shared, services: Ser
             memory: Arc::clone(&shared.memory),
         },
         controls,
-        record_events: RecordEvents {
-            common: Arc::clone(common),
-            orders: EventOrders {
+        ends: Ends {
+            kazoos: kazoo_ends(common, outside, shared, &returns),
+            own: RecordEvents {
                 common: Arc::clone(common),
-                seal: Arc::clone(&shared.seal),
+                orders: EventOrders {
+                    common: Arc::clone(common),
+                    seal: Arc::clone(&shared.seal),
+                    memory: Arc::clone(&shared.memory),
+                    kazoo_recorder: shared
+                        .kazoo_recorder
+                        .clone()
+                        .filter(|_| common.config.adopt.mode == AdoptMode::Store),
+                },
                 memory: Arc::clone(&shared.memory),
-                kazoo_recorder: shared.kazoo_recorder.clone(),
+                ledger: outside.ledger.clone(),
+                notices: peer_notices,
+                drivers,
+                returns: Arc::clone(&returns),
+                room: Arc::clone(&shared.room),
             },
-            memory: Arc::clone(&shared.memory),
-            ledger: outside.ledger.clone(),
-            notices: peer_notices,
-            drivers,
-            returns: Arc::clone(&returns),
-            room: Arc::clone(&shared.room),
         },
         journal: JournalMessages {
             common: Arc::clone(common),
@@ -335,6 +352,17 @@ fn inbox(common: &Arc<Common>, outside: &Outside, shared: &Shared, services: Ser
         },
         answers,
     }
+}
+
+fn kazoo_ends(common: &Arc<Common>, outside: &Outside, shared: &Shared, returns: &Arc<Returns>) -> Option<KazooEnds> {
+    let looks = shared.first_looks.clone()?;
+    Some(KazooEnds {
+        common: Arc::clone(common),
+        looks,
+        ledger: outside.ledger.clone(),
+        returns: Arc::clone(returns),
+        room: Arc::clone(&shared.room),
+    })
 }
 
 fn finder(outside: &Outside, shared: &Shared, (calls, journal, ..): &Services) -> Arc<Finder> {

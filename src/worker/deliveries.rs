@@ -7,7 +7,7 @@ use crate::destination::couchdb_write::months::Months;
 use crate::destination::servers::Servers;
 use crate::destination::{Destinations, Home, Means};
 use crate::flow::common::Common;
-use crate::flow::deliveries::{Chooser, Deliverer, Deliveries, Documents, Names, Proof, Shares};
+use crate::flow::deliveries::{Chooser, Deliverer, Deliveries, Documents, KazooCopies, Names, Proof, Shares};
 use crate::flow::journal::Journal;
 use crate::system_config::Accounts;
 
@@ -65,6 +65,12 @@ pub(super) fn deliveries(
             months,
             publisher: outside.publisher.clone(),
         },
+        kazoo_copies: Arc::new(KazooCopies {
+            common: Arc::clone(common),
+            destinations: Arc::clone(&destinations),
+            system_config: outside.system_config.clone(),
+            accounts: accounts.clone(),
+        }),
         proof: Arc::new(Proof {
             common: Arc::clone(common),
             destinations,

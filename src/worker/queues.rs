@@ -12,7 +12,7 @@ use tracing::warn;
 
 use crate::amqp::{Binding, Delivery, QueueKind, QueueSpec};
 use crate::config::Config;
-use crate::flow::inbox::{Inbox, answers, control_actions, dead_letters};
+use crate::flow::inbox::{Inbox, answers, control_actions, dead_letters, kazoo_ends};
 use crate::flow::{journal, peer_notices};
 use crate::kazoo::change::MEDIA_CONFIG_KEYS;
 use crate::kazoo::leg::LegEvent;
@@ -27,7 +27,10 @@ pub const ENDINGS: &str = "kz_record_call.endings";
 /// Bounds of the shared queues, in bytes.
 const ACTIONS_MAX_BYTES: i64 = 256 << 20;
 const ENDINGS_MAX_BYTES: i64 = 1 << 30;
+const WATCH_MAX_BYTES: i64 = 1 << 30;
 const JOURNAL_MAX_BYTES: i64 = 1 << 30;
+/// Ends that a worker holds until their first look: some seventy in a second, of a few kilobytes each.
+const WATCH_PREFETCH: u16 = 2048;
 const ANSWERS_MAX_BYTES: i64 = 64 << 20;
 
 /// Queues that the worker does not consume while the ledger is down: the journal at once, the endings
@@ -98,10 +101,46 @@ pub fn topology(config: &Config) -> Vec<QueueSpec> {
 
 /// The queues, the most urgent first.
 pub(super) fn queues(config: &Config, gates: &Gates) -> Vec<Queue> {
-    let shared = |max_bytes| QueueKind::Shared {
+    let mut queues = always(config, gates);
+    if config.adopt.mode.watches() {
+        queues.push(watch(gates));
+    }
+    queues
+}
+
+fn shared(max_bytes: i64) -> QueueKind {
+    QueueKind::Shared {
         max_bytes,
         dead_letters: dead_letters::DEAD_LETTERS.to_owned(),
-    };
+    }
+}
+
+/// The ends of recordings that Kazoo's own recorder is to store.
+fn watch(gates: &Gates) -> Queue {
+    Queue {
+        name: "watch",
+        spec: QueueSpec {
+            name: kazoo_ends::WATCH.into(),
+            kind: shared(WATCH_MAX_BYTES),
+            bindings: vec![bound(Exchange::Callevt, "call.RECORD_STOP.*")],
+            prefetch: WATCH_PREFETCH,
+            // What the database cannot tell stays in the queue.
+            gate: Some(gates.journal.subscribe()),
+        },
+        handle: Handle::Each(|inbox, delivery| {
+            async move {
+                match &inbox.ends.kazoos {
+                    Some(kazoos) => kazoos.handle(delivery).await,
+                    None => delivery.give_back().await,
+                }
+            }
+            .boxed()
+        }),
+    }
+}
+
+/// The queues that each worker has.
+fn always(config: &Config, gates: &Gates) -> Vec<Queue> {
     vec![
         Queue {
             name: "actions",
@@ -127,7 +166,7 @@ pub(super) fn queues(config: &Config, gates: &Gates) -> Vec<Queue> {
                 prefetch: config.amqp.prefetch_endings,
                 gate: Some(gates.endings.subscribe()),
             },
-            handle: Handle::Each(|inbox, delivery| async move { inbox.record_events.handle(delivery).await }.boxed()),
+            handle: Handle::Each(|inbox, delivery| async move { inbox.ends.own.handle(delivery).await }.boxed()),
         },
         Queue {
             name: "replies",

@@ -270,7 +270,7 @@ async fn fewer_copies_than_the_quorum_are_marked_and_read_back(couchdb: Arc<Couc
                 &case.couch,
                 &stored.database,
                 &stored.id,
-                key,
+                (key, false),
                 ("front-desk.mp3", &recording.audio),
             )
         };

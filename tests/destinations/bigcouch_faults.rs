@@ -223,6 +223,7 @@ async fn put_impatiently(case: &Case, recording: &Recording) -> anyhow::Result<R
         subject: |id| recording.subject(id, "account"),
         progress: None,
         failures: 0,
+        untouched: false,
         create_database: false,
     };
     Ok(put(&couch, &job).await.map(drop))
@@ -293,6 +294,7 @@ async fn a_server_that_is_down_is_told_and_nothing_is_lost(couchdb: Arc<Couchdb>
         subject: |id| recording.subject(id, "account"),
         progress: None,
         failures: 0,
+        untouched: false,
         create_database: true,
     };
     let error = put(&couch, &job).await.err().context("stored")?;

@@ -241,6 +241,7 @@ async fn one(task: &Value) -> anyhow::Result<()> {
             subject: |id| recording.subject(id, "account"),
             progress: None,
             failures: 0,
+            untouched: false,
             create_database: false,
         };
         let stored = couchdb_write::put(&world.couch(), &job).await?;

@@ -119,7 +119,7 @@ async fn a_recording_that_a_user_deleted_stays_deleted_and_is_told(couchdb: Arc<
             &case.couch,
             &database,
             recording.id(),
-            recording.order.key,
+            (recording.order.key, false),
             (NAME, &recording.audio),
         );
         ensure!(look.await? == couchdb_write::ReadBack::Deleted, "{way:?}");

@@ -46,6 +46,7 @@ mod tls;
 mod told;
 mod traces;
 mod turns;
+mod watched;
 mod watching;
 
 use support::{Services, Test};
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         tls::TESTS,
         check::TESTS,
         settings::TESTS,
+        watched::TESTS,
         watching::TESTS,
         traces::TESTS,
         told::TESTS,

@@ -85,6 +85,7 @@ impl Effects for Services {
                 }
             }
             Effect::ReadBack { n } => self.read_back(entry, n),
+            Effect::SeekCopy { .. } => return Err(Interrupted::Baseless),
             Effect::Amend { n } => {
                 self.say(entry);
                 let controls = entry.controls().fingerprint();

@@ -308,6 +308,10 @@ async fn media(rows: &mut Rows, couch: &Couch, couchdb: &config::Couchdb, config
         ),
     );
     adopt::workers(rows, &media, config);
+    // While the document cannot be read, the rows above say so.
+    if let Ok(document) = within(couch.get("system_config", "call_command")).await {
+        adopt::patience(rows, &media, &document.unwrap_or(Value::Null), config);
+    }
     proxy(rows, &media).await;
 }
 

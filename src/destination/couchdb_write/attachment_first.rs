@@ -34,6 +34,13 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
             }
             Found::Deleted(why) => return Err(DeliveryError::Recording(why)),
             Found::Nothing => mark(place).await,
+            // Kazoo's own document has its audio, and keeps its fields as they are.
+            Found::Incomplete {
+                whole: true,
+                rev,
+                present,
+                ..
+            } if place.untouched && !present.contains_key("pvt_recording") => return place.found(rev, false).await,
             Found::Incomplete {
                 whole: true, present, ..
             } => {

@@ -61,7 +61,7 @@ pub enum Kept {
     Damaged(String),
 }
 
-/// Reads a stored recording back. This is required after a `202`.
+/// Reads a stored recording back. This is required after a `202`. `untouched`: the document can be Kazoo's own, with the audio added.
 ///
 /// # Errors
 /// When the database does not answer. A server that does not know the database says nothing about the document.
@@ -69,7 +69,7 @@ pub async fn read_back(
     couch: &Couch,
     database: &str,
     id: &MediaId,
-    key: Key,
+    (key, untouched): (Key, bool),
     (name, audio): (&str, &Audio),
 ) -> Result<ReadBack, DeliveryError> {
     let document = match couch.present(database, id.as_str()).await? {
@@ -77,20 +77,24 @@ pub async fn read_back(
         Present::Missing => return Ok(ReadBack::Lost("the document is not there any more".into())),
         Present::NoDatabase => return Err(DeliveryError::NoDatabase(database.to_owned())),
     };
-    Ok(match judge(document, (key, false), name, audio) {
-        Found::Ours { deleted: false, rev } => {
-            // A copy on the only remaining node proves no more than the 202 did.
-            if !couch.has_quorum(database, id.as_str()).await? {
-                let why = "fewer of the document's nodes than the quorum are there";
-                return Err(DeliveryError::Target(why.into()));
-            }
-            ReadBack::Whole { rev }
-        }
+    Ok(match judge(document, (key, untouched), name, audio) {
+        Found::Ours { deleted: false, rev } => whole(couch, database, id, rev).await?,
+        // Kazoo's own document has the audio, and nothing else of ours.
+        Found::Incomplete { whole: true, rev, .. } if untouched => whole(couch, database, id, rev).await?,
         Found::Ours { deleted: true, .. } | Found::Deleted(_) => ReadBack::Deleted,
         Found::Nothing => ReadBack::Lost("the document is not there any more".into()),
         Found::Taken => ReadBack::Lost("another recording's document is there".into()),
         Found::Incomplete { why, .. } => ReadBack::Lost(why),
     })
+}
+
+async fn whole(couch: &Couch, database: &str, id: &MediaId, rev: String) -> Result<ReadBack, DeliveryError> {
+    // A copy on the only remaining node proves no more than the 202 did.
+    if !couch.has_quorum(database, id.as_str()).await? {
+        let why = "fewer of the document's nodes than the quorum are there";
+        return Err(DeliveryError::Target(why.into()));
+    }
+    Ok(ReadBack::Whole { rev })
 }
 
 /// Whether any worker stored the recording already, checked without its audio at hand. The document alone is not enough: the attachment

@@ -6,12 +6,12 @@ use std::time::Duration;
 use crate::destination::choose::{Decision, Undecided, choose};
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
-use crate::entry::fact::What;
+use crate::entry::fact::{KazooCopy, What};
 use crate::flow::common::{Common, Interrupted};
 use crate::ledger::{Ledger, address};
 use crate::lifecycle::{Case, Input};
 use crate::recording::order::Url;
-use crate::system_config::{Accounts, Plan, SystemConfig};
+use crate::system_config::{Accounts, Plan, SystemConfig, ThirdParty};
 
 /// Time limit for the ledger's answer to what it knows of an order.
 const KNOWLEDGE: Duration = Duration::from_secs(3);
@@ -37,6 +37,10 @@ impl Chooser {
         let mut order = entry.order().ok_or(Interrupted::Baseless)?.clone();
         let account_id = entry.account_id().unwrap_or_default();
         let n = entry.next_number("retried");
+        if entry.watched().is_some() && entry.kazoo_copy() == Some(KazooCopy::NoAudio) {
+            // Kazoo's document shows that there is no URL.
+            order.url = Url::None;
+        }
         if order.url == Url::Lost {
             match self.known_order(case).await {
                 Ok(Some(known)) => return Ok(known),
@@ -52,7 +56,11 @@ impl Chooser {
             // An operator who knows that the URL is lost retried the recording. It goes where it would have gone without a URL.
             order.url = Url::None;
         }
-        let media = self.system_config.current();
+        let mut media = self.system_config.current();
+        if let (Some(media), Some(_)) = (&mut media, entry.watched()) {
+            // Kazoo's own recorder does not know that setting.
+            media.third_party = ThirdParty::NotSet;
+        }
         let plan = match order.url {
             Url::None => self.accounts.plan(account_id).await,
             Url::Given(_) | Url::Lost => Plan::None,

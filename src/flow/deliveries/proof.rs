@@ -110,7 +110,14 @@ impl Proof {
         let couch = self.destinations.of(delivery.destination).documents(entry).await?;
         let document = &delivery.document;
         let name = entry.order().map_or("", |order| order.media_name.as_str());
-        couchdb_write::read_back(&couch, &document.database, &document.id, entry.key, (name, audio)).await
+        couchdb_write::read_back(
+            &couch,
+            &document.database,
+            &document.id,
+            (entry.key, entry.watched().is_some()),
+            (name, audio),
+        )
+        .await
     }
 
     async fn is_in_vain(&self, case: &Case, attempt: u32) -> Option<Input> {

@@ -141,7 +141,7 @@ impl EventOrders {
 
 /// The time that a recording is filed under if only an event makes it known. This time chooses the month of the ledger, whose databases
 /// every worker reads from then on. A time that no event of a live recording can have is not believed.
-fn filed_at(told: Option<Moment>, now: Moment) -> Moment {
+pub(super) fn filed_at(told: Option<Moment>, now: Moment) -> Moment {
     told.filter(|at| (now.minus(OLDEST)..=now.plus(AHEAD)).contains(at))
         .unwrap_or(now)
 }

@@ -1,5 +1,6 @@
 //! Each row of the table of endings: what leads to it, and its notice.
 
+use crate::entry::fact::KazooCopy;
 use crate::recording::audio::Finding;
 
 use super::*;
@@ -33,6 +34,14 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Next>) {
                     ..audio(5000)
                 },
             )
+        }
+        Cause::Deleted if outcome == Outcome::Discarded => {
+            settled(watched::waiting(watched::kazoos()), What::Concluded { outcome, cause })
+        }
+        Cause::NotStoredByKazoo => {
+            let mut case = watched::waiting(watched::kazoos());
+            let then = step(&mut case, watched::sought(2, KazooCopy::Missing, true));
+            (case, then)
         }
         Cause::Deleted => {
             let destination = match outcome {

@@ -63,6 +63,101 @@ impl AdoptedEvent {
     }
 }
 
+/// A look whether Kazoo's own recorder has stored a recording.
+pub struct KazooLook {
+    pub first: bool,
+    /// `stored`, `deleted`, `not_wanted`, `missing`, `no_audio`, or `unanswered`.
+    pub result: &'static str,
+}
+
+impl KazooLook {
+    pub fn emit(self) {
+        let look = if self.first { "first" } else { "later" };
+        counter!("kz_record_call_kazoo_looks_total", "look" => look, "result" => self.result).increment(1);
+    }
+}
+
+/// Kazoo's own recorder had not stored a recording at the first look.
+pub struct KazooRecordingDoubtful<'a> {
+    pub call_id: &'a str,
+    pub account_id: &'a str,
+    pub media_id: &'a str,
+    pub found: &'static str,
+}
+
+impl KazooRecordingDoubtful<'_> {
+    pub fn emit(self) {
+        warn!(
+            event = "kazoo_recording_doubtful",
+            call_id = super::shown(self.call_id),
+            account_id = self.account_id,
+            media_id = self.media_id,
+            found = self.found,
+            "Kazoo's own recording not stored at the first look"
+        );
+    }
+}
+
+/// Kazoo's own recorder did not store a recording, and tries no more.
+pub struct RecordingLost<'a> {
+    pub call_id: &'a str,
+    pub account_id: &'a str,
+    pub media_id: &'a str,
+    pub cause: &'static str,
+}
+
+impl RecordingLost<'_> {
+    pub fn emit(self) {
+        error!(
+            event = "recording_lost",
+            call_id = super::shown(self.call_id),
+            account_id = self.account_id,
+            media_id = self.media_id,
+            cause = self.cause,
+            "Kazoo's own recorder did not store the recording"
+        );
+        counter!("kz_record_call_recordings_lost_total", "cause" => self.cause).increment(1);
+    }
+}
+
+/// An end of Kazoo's own recording names no file that the worker could look for.
+pub struct KazooRecordingUnreadable<'a> {
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+    pub why: &'a str,
+}
+
+impl KazooRecordingUnreadable<'_> {
+    pub fn emit(self) {
+        warn!(
+            event = "kazoo_recording_unreadable",
+            call_id = super::shown(self.call_id),
+            media_id = super::shown(self.media_id),
+            why = self.why,
+            "Kazoo's own recording not watched"
+        );
+        counter!("kz_record_call_kazoo_looks_total", "look" => "first", "result" => "unreadable").increment(1);
+    }
+}
+
+/// No process consumes the queue of Kazoo's own recorder, or one does again.
+pub struct KazooRecorderAbsent<'a> {
+    pub why: Option<&'a str>,
+}
+
+impl KazooRecorderAbsent<'_> {
+    pub fn emit(self) {
+        match self.why {
+            Some(why) => error!(
+                event = "kazoo_recorder_absent",
+                why, "Kazoo's own recorder does not run: no program stores Kazoo's own recordings; start media_mgr"
+            ),
+            None => info!(event = "kazoo_recorder_present", "Kazoo's own recorder runs"),
+        }
+        gauge!("kz_record_call_kazoo_recorder_absent").set(if self.why.is_some() { 1.0 } else { 0.0 });
+    }
+}
+
 /// The settings of Kazoo's own recording cannot be read, so its URL is unknown.
 pub struct AdoptedDataUnreadable<'a> {
     pub call_id: &'a str,

@@ -90,6 +90,7 @@ impl Case {
                 cause: Some("complete"),
             }),
             failures,
+            untouched: false,
             create_database: self.way.third_party,
         };
         couchdb_write::put(&self.couch, &job).await

@@ -365,6 +365,7 @@ async fn clean(uri: &str) -> anyhow::Result<()> {
         "kz_record_call.journal",
         "kz_record_call.answers",
         "kz_record_call.controls",
+        "kz_record_call.watch",
     ] {
         let channel = connection.create_channel().await?;
         channel

@@ -16,7 +16,7 @@ use super::{
     callflow, control, ecallmgr,
     options::{CallOptions, Faults, KazooOptions},
     record::{Entry, Role, Violation},
-    state::{Recording, State},
+    state::{Recording, State, Upload},
     switch,
     tap::{self, Tap},
     wire::{Object, encode, hex, pid, uuid},
@@ -278,6 +278,11 @@ impl Kazoo {
 
     pub fn recordings(&self) -> Vec<Recording> {
         self.world.look(|s| s.recordings().to_vec())
+    }
+
+    /// Every upload that the switch was asked for.
+    pub fn uploads(&self) -> Vec<Upload> {
+        self.world.look(|s| s.uploads().to_vec())
     }
 
     pub fn timeline(&self) -> Vec<Entry> {

@@ -1,0 +1,149 @@
+//! Ends of the recordings that Kazoo's own recorder is to store (`adopt.mode` `watch` and `rescue`). A delivery waits unacknowledged until the
+//! first look, so a worker that is killed loses none. What is stored by then is acknowledged, and nothing is written anywhere.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::amqp::{Delivery, Room};
+use crate::entry::Entry;
+use crate::entry::fact::What;
+use crate::flow::common::Common;
+use crate::flow::crash;
+use crate::flow::deliveries::Seen;
+use crate::flow::journal::{AHEAD, OLDEST};
+use crate::kazoo::event::{EventName, RecordEvent};
+use crate::kazoo::time::Moment;
+use crate::ledger::{Ledger, Noted};
+use crate::recording::adopt::{self, Circumstances};
+use crate::recording::ending::Told;
+use crate::telemetry::events::{KazooLook, KazooRecordingDoubtful, KazooRecordingUnreadable};
+
+use super::dead_letters::Returns;
+use super::event_orders::filed_at;
+use super::first_looks::FirstLooks;
+
+/// Its queue. It exists while a worker watches.
+pub const WATCH: &str = "kz_record_call.watch";
+
+/// Takes in the ends of Kazoo's own recordings.
+pub struct KazooEnds {
+    pub common: Arc<Common>,
+    pub looks: Arc<FirstLooks>,
+    pub ledger: Ledger,
+    pub returns: Arc<Returns>,
+    /// The memory limit for decoding messages.
+    pub room: Arc<Room>,
+}
+
+impl KazooEnds {
+    /// Handles one delivery of the watch queue.
+    pub async fn handle(&self, delivery: Delivery) {
+        let room = self.room.of(&delivery).await;
+        let event = delivery
+            .envelope()
+            .ok()
+            .and_then(|envelope| RecordEvent::of_kazoos(&envelope).ok().flatten())
+            .filter(|event| event.name == EventName::RecordStop);
+        drop(room);
+        // The queue of ends judges what cannot be read.
+        let Some(event) = event else {
+            return delivery.ack().await;
+        };
+        let Some(entry) = self.entry(&event) else {
+            return delivery.ack().await;
+        };
+        if self.common.unless_stopped(self.matured(&entry)).await.is_err() {
+            return delivery.give_back().await;
+        }
+        let seen = match self.common.unless_stopped(self.looks.look(&entry)).await {
+            Ok(Some(seen)) => seen,
+            _ => return delivery.give_back().await,
+        };
+        KazooLook {
+            first: true,
+            result: seen.name(),
+        }
+        .emit();
+        let noted = match &seen {
+            Seen::Stored | Seen::Deleted | Seen::NotWanted => true,
+            Seen::Unknown(_) => false,
+            Seen::Lacking(_) => self.note(entry, &seen).await,
+        };
+        match noted {
+            true => crash::step(delivery.ack()).await,
+            false => self.returns.put_back("watch", delivery).await,
+        }
+    }
+
+    /// The recording, as if it were the worker's own.
+    fn entry(&self, event: &RecordEvent) -> Option<Entry> {
+        let now = self.common.now();
+        let circumstances = Circumstances {
+            zone: &self.common.config.kazoo.zone,
+            shared_names: self.common.config.adopt.shared_names,
+            months: now.minus(OLDEST).month()..=now.plus(AHEAD).month(),
+            at: filed_at(event.at, now),
+        };
+        let order = match adopt::order(event, &circumstances) {
+            Ok((order, _)) => order,
+            Err(why) => {
+                KazooRecordingUnreadable {
+                    call_id: &event.call_id,
+                    media_id: event.recording.id.as_deref().unwrap_or_default(),
+                    why: &why.to_string(),
+                }
+                .emit();
+                return None;
+            }
+        };
+        let ended = What::Ended(Box::new(Told::of_order(event, &order, now)));
+        let mut entry = Entry::of_order(order, &self.common.policy.worker);
+        entry.add(self.common.fact(ended));
+        Some(entry)
+    }
+
+    /// Waits until it is time for the first look. An end that waited in its queue has waited long enough.
+    async fn matured(&self, entry: &Entry) {
+        let (whole, now) = (self.common.config.adopt.first_look, self.common.now());
+        let waited = entry
+            .ended_at()
+            .map_or(Duration::ZERO, |ended: Moment| now.since(ended));
+        tokio::time::sleep(whole.saturating_sub(waited)).await;
+    }
+
+    /// Notes a recording that is not stored. Whether the note is durable.
+    async fn note(&self, mut entry: Entry, seen: &Seen) -> bool {
+        let Seen::Lacking(found) = *seen else { return true };
+        let watched = match self.looks.copies.watched(&entry).await {
+            Ok(watched) => watched,
+            Err(why) => {
+                tracing::debug!(
+                    event = "kazoo_patience_unknown",
+                    call_id = entry.call_id,
+                    why,
+                    "settings of Kazoo's own recorder unreadable"
+                );
+                return false;
+            }
+        };
+        let sought = What::Sought {
+            n: 1,
+            found,
+            last: false,
+        };
+        for what in [watched, sought] {
+            entry.add(self.common.fact(what));
+        }
+        KazooRecordingDoubtful {
+            call_id: &entry.call_id,
+            account_id: entry.account_id().unwrap_or_default(),
+            media_id: entry.order().map_or("", |order| order.media_id.as_str()),
+            found: found.words(),
+        }
+        .emit();
+        let receipt = self.ledger.note(&entry, None, self.common.config.ledger.linger).await;
+        let noted = tokio::time::timeout(self.common.config.ledger.patience, receipt.noted());
+        // A note that no ledger takes would come again for ever.
+        matches!(noted.await, Ok(Noted::Durable | Noted::TooLarge(_)))
+    }
+}
