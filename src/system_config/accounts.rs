@@ -110,11 +110,16 @@ impl Accounts {
         own.or(media.storage_retry_times)
     }
 
-    /// For how long Kazoo's own recorder tries to store a recording of this account.
+    /// For how long Kazoo's own recorder tries to store a recording of this account, or of no known one.
     ///
     /// # Errors
     /// When the database does not answer. Kazoo's defaults could be too short.
-    pub async fn longest_storing(&self, account_id: &str, media: &Media, zone: &str) -> Result<Duration, CouchError> {
+    pub async fn longest_storing(
+        &self,
+        account_id: Option<&str>,
+        media: &Media,
+        zone: &str,
+    ) -> Result<Duration, CouchError> {
         let tries = match self.tries.get(zone) {
             Some(tries) => tries,
             None => {
@@ -126,13 +131,16 @@ impl Accounts {
                 self.tries.put(zone, Tries::read(&document, zone))
             }
         };
-        let rounds = match self.retries.get(account_id) {
-            Some(own) => own,
-            None => match self.read_retries(account_id).await {
-                Ok(own) => self.retries.put(account_id, own),
-                // A cluster without resellers has no such database.
-                Err(CouchError::DatabaseMissing(_)) => None,
-                Err(error) => return Err(error),
+        let rounds = match account_id {
+            None => None,
+            Some(account_id) => match self.retries.get(account_id) {
+                Some(own) => own,
+                None => match self.read_retries(account_id).await {
+                    Ok(own) => self.retries.put(account_id, own),
+                    // A cluster without resellers has no such database.
+                    Err(CouchError::DatabaseMissing(_)) => None,
+                    Err(error) => return Err(error),
+                },
             },
         };
         Ok(tries.longest(rounds.or(media.storage_retry_times).unwrap_or(ROUNDS)))

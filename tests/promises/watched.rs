@@ -30,6 +30,7 @@ promises![
     a_file_that_can_be_another_calls_is_reported_and_never_fetched,
     a_missing_recorder_is_reported_within_a_minute,
     a_recording_of_kazoo_4_is_watched_by_the_place_of_its_name,
+    an_end_that_names_no_account_is_reported,
 ];
 
 /// Settings as Kazoo writes them for an endpoint.
@@ -619,6 +620,40 @@ async fn a_recording_of_kazoo_4_is_watched_by_the_place_of_its_name(services: Ar
     );
     ensure!(!is_fetched(&world, lost) && !is_fetched(&world, stored));
     forget_documents(&world, stored).await?;
+    world.finish().await
+}
+
+/// media_mgr fails on such an end.
+async fn an_end_that_names_no_account_is_reported(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let worker = watching(&world, "rescue", "0").await?;
+    let lost = EventFault::new("RECORD_STOP", Mistreat::Drop);
+    world.kazoo.faults(|faults| faults.events = vec![lost]);
+    let (call, recording) = recorded(&world, of_an_endpoint()).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.ended(&recording).await?;
+    let mut body = told(&world, &call, &recording)?;
+    if let Some(Value::Object(variables)) = body.get_mut("Custom-Channel-Vars") {
+        variables.remove("Account-ID");
+    }
+    world
+        .kazoo
+        .publish("callevt", &format!("call.RECORD_STOP.{}", call.id()), body);
+    looked(&worker, "first", "missing", 1).await?;
+    let entry = world.state(&call.id(), "watched", SOON).await?;
+    // By Kazoo's settings: five tries of five minutes in each of six rounds, and the waits between.
+    let watched = entry["facts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|fact| fact["fact"] == "watched");
+    let watched = watched.with_context(|| format!("{entry:#}"))?;
+    let patience = watched["of"]["due"]
+        .as_i64()
+        .zip(watched["at"].as_i64())
+        .map(|(due, at)| due - at);
+    let seconds = patience.context("no time")? / 1_000_000;
+    ensure!((12_299..=12_301).contains(&seconds), "{seconds}");
     world.finish().await
 }
 

@@ -70,8 +70,10 @@ impl KazooCopies {
         let mut elsewhere: BTreeMap<Place, (Couch, Vec<usize>)> = BTreeMap::new();
         for (index, entry) in entries.iter().enumerate() {
             let Seen::Lacking(found) = seen[index] else { continue };
+            // Kazoo's own recorder fails on an event without account.
+            let Some(account_id) = entry.account_id() else { continue };
             // Almost all are stored, so almost no plan is read.
-            let plan = self.accounts.plan(entry.account_id().unwrap_or_default()).await;
+            let plan = self.accounts.plan(account_id).await;
             if found == KazooCopy::Missing
                 && let Some(verdict) = self.unless_wanted(entry, &plan)
             {
@@ -160,8 +162,7 @@ impl KazooCopies {
                     .current()
                     .ok_or("system_config/media could not be read yet")?;
                 let zone = &self.common.config.kazoo.zone;
-                let account_id = entry.account_id().unwrap_or_default();
-                let longest = self.accounts.longest_storing(account_id, &media, zone).await;
+                let longest = self.accounts.longest_storing(entry.account_id(), &media, zone).await;
                 longest.map_err(|error| error.to_string())?
             }
         };
