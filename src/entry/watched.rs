@@ -44,9 +44,11 @@ impl Entry {
         })
     }
 
-    /// Whether Kazoo's own recorder may still store the recording. An operator's retry ends that.
+    /// Whether Kazoo's own recorder may still store the recording. An operator's retry ends that, and so does a worker that has received the
+    /// audio: it stored in place of Kazoo's own recorder when its `adopt.mode` was another one.
     pub fn awaits_kazoo(&self) -> bool {
-        let is_over = self.has(|what| matches!(what, What::Sought { last: true, .. })) || self.is_retried();
+        let is_over = self.has(|what| matches!(what, What::Sought { last: true, .. } | What::Collected(_)));
+        let is_over = is_over || self.is_retried();
         self.watched().is_some() && !is_over
     }
 

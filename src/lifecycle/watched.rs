@@ -22,8 +22,9 @@ const LOOKS_MIN: [u64; 4] = [5, 15, 25, 60];
 
 /// What follows if Kazoo's own recorder has not stored the recording, and tries no more.
 pub(super) fn follows(entry: &Entry, policy: &Policy) -> Option<What> {
-    // An operator who retries the recording knows what is wrong with it.
-    if entry.watched().is_none() || entry.awaits_kazoo() || entry.next_number("retried") > 1 {
+    // An operator who retries the recording knows what is wrong with it. A worker that has received the audio goes on.
+    let is_under_way = entry.next_number("retried") > 1 || entry.last_audio().is_some();
+    if entry.watched().is_none() || entry.awaits_kazoo() || is_under_way {
         return None;
     }
     lost(entry, policy).map(|cause| What::Parked {

@@ -170,3 +170,26 @@ fn a_document_of_kazoos_whose_audio_goes_elsewhere_is_reported() {
         );
     }
 }
+
+/// The operator changes `adopt.mode` while a worker stores a recording in place of Kazoo's own recorder.
+#[test]
+fn a_recording_whose_audio_a_worker_has_is_not_left_to_kazoo() {
+    let mut case = started(kazoos());
+    step(&mut case, Input::Fact(What::Ended(told(5000))));
+    step(&mut case, decided(Destination::Account));
+    step(&mut case, Input::Received(audio(5000)));
+    let until = after(10);
+    step(
+        &mut case,
+        Input::Fact(failed(1, Destination::Account, DeliveryFailure::Target)),
+    );
+    step(&mut case, Input::Answered(Answer::Keep));
+    case.entry.add(Fact {
+        at: NOW,
+        by: "w".into(),
+        what: What::Watched { due: after(DUE) },
+    });
+    let then = next(&mut case, Input::Due, until.plus(Duration::from_secs(3600)), &policy());
+    assert_eq!(then, [collect(2)]);
+    assert_eq!(case.entry.parked(), None);
+}
