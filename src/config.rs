@@ -24,7 +24,7 @@ mod tls;
 
 pub use adopt::{Adopt, AdoptMode};
 pub use broker::{NoBroker, authority, broker};
-pub use destination::{Allowed, Destination, Network, NotAllowed, PrivateAddresses};
+pub use destination::{Allowed, Destination, HostHeader, Network, NotAHeader, NotAllowed, PrivateAddresses};
 pub use filter::{FilterError, log_filter};
 pub use layers::{ConfigError, Layers, Origin, Sources, USUAL_FILE, own_file};
 use reader::Reader;

@@ -391,6 +391,7 @@ fn every_fact() -> Vec<What> {
         DeliveryFailure::Database,
         DeliveryFailure::NoAccount,
         DeliveryFailure::Unusable,
+        DeliveryFailure::UrlExpired,
         DeliveryFailure::Lost,
         DeliveryFailure::NoProxy,
     ] {

@@ -258,6 +258,8 @@ pub enum DeliveryFailure {
     NoAccount,
     /// The action's URL cannot be served.
     Unusable,
+    /// The signature of the action's URL is not valid any more.
+    UrlExpired,
     /// The action's URL is not known any more.
     Lost,
     /// No setting says where Kazoo's store proxy is.
@@ -274,6 +276,7 @@ impl DeliveryFailure {
             Self::Refused => Some(Cause::Refused),
             Self::NoAccount => Some(Cause::UnknownAccount),
             Self::Unusable => Some(Cause::UnusableUrl),
+            Self::UrlExpired => Some(Cause::UrlExpired),
             Self::Lost => Some(Cause::SettingsLost),
             Self::NoProxy => Some(Cause::NoStoreProxy),
             Self::Target | Self::Source | Self::Database => None,
