@@ -18,13 +18,16 @@ pub mod cause;
 mod clock;
 mod controls;
 pub mod fact;
+mod failures;
 pub mod legs;
 mod obeyed;
 mod observed;
+mod outcome_event;
 pub mod parts;
 mod places;
 mod stray;
 mod union;
+pub mod webhooks;
 
 pub use observed::{Probe, longest};
 

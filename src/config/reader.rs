@@ -161,6 +161,34 @@ impl Reader {
         self.parsed(key, one, |n, _| format!("an item (number {n})"))
     }
 
+    /// As `list_of_secrets`, for secrets without blanks and commas: a text can have several of them.
+    pub fn several_secrets<T>(&mut self, key: &str) -> Vec<T>
+    where
+        T: std::str::FromStr<Err: std::fmt::Display>,
+    {
+        if !self.has(key) {
+            return Vec::new();
+        }
+        let separate = |text: String| words(&text).map(str::to_owned).collect();
+        self.parsed(key, separate, |n, _| format!("an item (number {n})"))
+    }
+
+    /// Whether a source sets the key.
+    pub fn has(&self, key: &str) -> bool {
+        self.layers.get(key).is_some()
+    }
+
+    /// The names of the tables in this one.
+    pub fn tables(&self, key: &str) -> BTreeSet<String> {
+        let below = self
+            .layers
+            .keys()
+            .filter_map(|(known, _)| known.strip_prefix(key)?.strip_prefix('.'));
+        below
+            .filter_map(|rest| Some(rest.rsplit_once('.')?.0.to_owned()))
+            .collect()
+    }
+
     fn parsed<T>(
         &mut self,
         key: &str,

@@ -9,9 +9,11 @@ use serde_json::json;
 use tracing::info;
 
 use crate::couch::CouchError;
+use crate::entry::Entry;
 use crate::kazoo::time::{Moment, Month};
 use crate::lifecycle::{STATES, State};
 
+use super::store::Store;
 use super::{Ledger, LedgerError, database};
 
 /// A month must have had no open entry for this long.
@@ -87,6 +89,8 @@ pub async fn expire(ledger: &Ledger, now: Moment, state: &str, keep: Duration) -
             for (id, found) in store.load_many(month, &ids).await? {
                 // The view may be older than the entry.
                 let record = found.record().filter(|record| State::of(&record.entry).name() == state);
+                // An endpoint that is down must still get its notice.
+                let record = record.filter(|record| !owes(store, &record.entry));
                 let Some(rev) = record.and_then(|record| record.rev) else {
                     continue;
                 };
@@ -107,6 +111,12 @@ pub async fn expire(ledger: &Ledger, now: Moment, state: &str, keep: Duration) -
     Ok(deleted)
 }
 
+/// Whether an endpoint in the settings must still get a notice.
+fn owes(store: &Store, entry: &Entry) -> bool {
+    let mut known = store.policy.hooks.endpoints.iter();
+    known.any(|hook| entry.next_webhook(&hook.name).is_some())
+}
+
 async fn has_open(ledger: &Ledger, month: Month) -> Result<bool, CouchError> {
     for state in STATES.into_iter().filter(|state| !state.is_final()) {
         let state = state.name();
@@ -122,7 +132,7 @@ async fn has_open(ledger: &Ledger, month: Month) -> Result<bool, CouchError> {
             return Ok(true);
         }
     }
-    Ok(false)
+    ledger.store().owes_webhooks(month).await
 }
 
 #[cfg(test)]

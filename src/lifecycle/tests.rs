@@ -46,6 +46,7 @@ pub(crate) fn policy() -> Policy {
         probe_gap: Duration::from_secs(60),
         stop_repeats: [2, 5, 15].map(Duration::from_secs).to_vec(),
         stop_alarm: Duration::from_secs(30),
+        hooks: Hooks::default(),
     }
 }
 

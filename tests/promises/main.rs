@@ -47,6 +47,7 @@ mod told;
 mod traces;
 mod turns;
 mod watching;
+mod webhooks;
 
 use support::{Services, Test};
 
@@ -91,6 +92,7 @@ fn main() -> ExitCode {
         check::TESTS,
         settings::TESTS,
         watching::TESTS,
+        webhooks::TESTS,
         traces::TESTS,
         told::TESTS,
         broker_alarms::TESTS,

@@ -45,6 +45,7 @@ pub fn policy(worker: String) -> Policy {
         probe_gap: Duration::from_secs(60),
         stop_repeats: [2, 5, 15].map(Duration::from_secs).to_vec(),
         stop_alarm: Duration::from_secs(30),
+        hooks: kz_record_call::lifecycle::Hooks::default(),
     }
 }
 
