@@ -270,6 +270,7 @@ fn policy() -> Policy {
         probe_gap: Duration::from_secs(60),
         stop_repeats: seconds(&[2, 5, 15]),
         stop_alarm: Duration::from_secs(30),
+        hooks: kz_record_call::lifecycle::Hooks::default(),
     }
 }
 
