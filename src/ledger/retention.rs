@@ -141,13 +141,19 @@ mod tests {
 
     use crate::entry::cause::{Cause, Outcome};
     use crate::entry::fact::{Announcement, What};
+    use crate::entry::webhooks::{Given, Owed};
     use crate::kazoo::time::Clock;
     use crate::ledger::testing::{document, found, policy, server, welcome};
+    use crate::lifecycle::{Hook, Policy};
 
     use super::*;
 
     /// How many entries are deleted where the view lists one with these facts, and what was asked of the view.
     async fn expired(whats: &[What], keep: Duration) -> (usize, String) {
+        expired_by(whats, keep, &policy()).await
+    }
+
+    async fn expired_by(whats: &[What], keep: Duration, policy: &Policy) -> (usize, String) {
         let entry = document(whats, "3-c");
         let (couch, log) = server(move |first, _| {
             if first.contains("_all_dbs") {
@@ -165,7 +171,7 @@ mod tests {
         let (ledger, _writer) = Ledger::over(
             std::sync::Arc::new(couch),
             Clock::system(),
-            &policy(),
+            policy,
             CancellationToken::new(),
         );
         let deleted = expire(&ledger, Moment::from_unix_seconds(1_795_386_262), "failed", keep)
@@ -196,6 +202,39 @@ mod tests {
         // The entries that began more than a day before.
         assert!(asked.contains("startkey=%5B%22failed%22%2C0%5D"), "{asked}");
         assert!(asked.contains("endkey=%5B%22failed%22%2C1795299862"), "{asked}");
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_owes_a_notice_to_an_endpoint_does_not_expire() {
+        let (outcome, cause) = (Outcome::Failed, Cause::CallGone);
+        let notice = Given {
+            endpoint: "archive".into(),
+            n: 1,
+            id: "id".into(),
+        };
+        let mut facts = vec![
+            What::Commanded,
+            What::Concluded { outcome, cause },
+            What::Announced(Announcement::Outcome(outcome)),
+            What::WebhooksOwed(Box::new(Owed {
+                n: 1,
+                id: "id".into(),
+                outcome,
+                cause,
+                endpoints: vec!["archive".into()],
+            })),
+        ];
+        let mut hooked = policy();
+        hooked.hooks.endpoints.push(Hook {
+            name: "archive".into(),
+            outcomes: Vec::new(),
+            accounts: Vec::new(),
+        });
+        let keep = Duration::from_secs(86_400);
+        assert_eq!(expired_by(&facts, keep, &hooked).await.0, 0);
+        assert_eq!(expired(&facts, keep).await.0, 1, "the endpoint was removed");
+        facts.push(What::WebhookSent(notice));
+        assert_eq!(expired_by(&facts, keep, &hooked).await.0, 1);
     }
 
     #[test]
