@@ -271,6 +271,7 @@ fn policy() -> Policy {
         stop_repeats: seconds(&[2, 5, 15]),
         stop_alarm: Duration::from_secs(30),
         rescue: true,
+        hooks: kz_record_call::lifecycle::Hooks::default(),
     }
 }
 

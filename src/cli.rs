@@ -25,6 +25,7 @@ mod plain;
 mod plugin;
 mod run;
 mod terminal;
+mod webhook;
 
 /// `EX_USAGE`: the configuration, or the command line, is wrong.
 const USAGE: u8 = 64;
@@ -88,6 +89,9 @@ enum Command {
     /// This checks the broker, Kazoo, the database, the settings for recordings, the upload port, the disk and the clock. It changes
     /// nothing and takes no message. The exit status is 1 when something that recordings need is wrong. Warnings leave it 0.
     Check(check::CheckArgs),
+    /// Test the endpoints that get the outcomes of recordings.
+    #[command(subcommand)]
+    Webhook(webhook::WebhookCommand),
     /// Print the settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -165,6 +169,7 @@ pub fn main() -> ExitCode {
         Command::Erase(args) => erase::erase(&config, &args),
         Command::Healthcheck(args) if args.plugin => return healthcheck::answer(&config, &args).give(),
         Command::Healthcheck(args) => healthcheck::healthcheck(&config, &args),
+        Command::Webhook(command) => webhook::run(&config, &command),
         // Handled above.
         Command::Config(_) | Command::Check(_) | Command::Completions(_) | Command::Man(_) => Ok(true),
     };

@@ -21,15 +21,17 @@ mod layers;
 mod reader;
 mod shown;
 mod tls;
+mod webhooks;
 
 pub use adopt::{Adopt, AdoptMode};
 pub use broker::{NoBroker, authority, broker};
-pub use destination::{Allowed, Destination, Network, NotAllowed, PrivateAddresses};
+pub use destination::{Allowed, Destination, HostHeader, Network, NotAHeader, NotAllowed, PrivateAddresses};
 pub use filter::{FilterError, log_filter};
 pub use layers::{ConfigError, Layers, Origin, Sources, USUAL_FILE, own_file};
 use reader::Reader;
 pub use shown::{MASK, shown, without_credentials};
 pub use tls::{Authorities, Identity, KeyFiles, TlsFault, Unusable};
+pub use webhooks::{Endpoint, Header, Webhooks};
 
 /// `config/default.toml`.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -52,6 +54,7 @@ pub struct Config {
     pub telemetry: Telemetry,
     pub destination: Destination,
     pub adopt: Adopt,
+    pub webhooks: Webhooks,
 }
 
 #[derive(Debug, Clone)]
@@ -333,6 +336,7 @@ impl Config {
             },
             destination: Destination::read(&mut r),
             adopt: Adopt::read(&mut r),
+            webhooks: Webhooks::read(&mut r),
         };
         // An empty filter was reported already.
         if let Err(why) = log_filter(&config.log.level)
@@ -375,6 +379,12 @@ impl Config {
             r.mistake(
                 "destination.silence_timeout_ms",
                 "is longer than destination.send_timeout_s",
+            );
+        }
+        if !config.webhooks.endpoints.is_empty() && config.webhooks.timeout >= config.ledger.lease {
+            r.mistake(
+                "webhooks.timeout_ms",
+                "is not shorter than ledger.lease_s: two workers would send the same notice at once",
             );
         }
         r.finish(config)

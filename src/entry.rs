@@ -18,14 +18,17 @@ pub mod cause;
 mod clock;
 mod controls;
 pub mod fact;
+mod failures;
 pub mod legs;
 mod obeyed;
 mod observed;
+mod outcome_event;
 pub mod parts;
 mod places;
 mod stray;
 mod union;
 mod watched;
+pub mod webhooks;
 
 pub use observed::{Probe, longest};
 

@@ -35,12 +35,15 @@ mod revs;
 mod store;
 #[cfg(test)]
 mod testing;
+mod webhooks;
 mod writer;
 
 pub use claims::Holder;
 pub use counts::Counted;
+pub use due::Timers;
 pub use lookup::{Filter, Search};
 pub use record::{Address, Lease, Record};
+pub use webhooks::Owing;
 
 use store::Store;
 use writer::{Note, Writer};

@@ -31,6 +31,7 @@ pub mod system_config;
 
 pub mod amqp;
 pub mod couch;
+pub mod webhook;
 
 pub mod lifecycle;
 

@@ -18,6 +18,7 @@ mod schedule;
 mod settled;
 mod state;
 mod watched;
+mod webhooks;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -25,6 +26,7 @@ pub(crate) mod tests;
 pub use model::{Answer, Case, Effect, Hand, Input, Next};
 pub use schedule::Policy;
 pub use state::{STATES, State};
+pub use webhooks::{Hook, Hooks, due_at, refused, retried, webhooks_due};
 
 /// The largest number of facts that follow from one input. More of them follow from the next input: a decision must end.
 const MOST_FOLLOW: usize = 256;
@@ -137,7 +139,11 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
         }
         Input::Due | Input::Doubt => return,
     };
+    let owed = webhooks::owed(&case.entry, &what, policy);
     add(&mut case.entry, what, now, policy);
+    if let Some(owed) = owed {
+        add(&mut case.entry, owed, now, policy);
+    }
 }
 
 /// A fact that follows from the other facts.

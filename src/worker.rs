@@ -25,6 +25,7 @@ use crate::flow::kazoo_recorder::KazooRecorder;
 use crate::flow::reconcile::Reconcile;
 use crate::flow::retention::Retention;
 use crate::flow::sweep::Sweep;
+use crate::flow::webhooks::{Endpoint, Outcomes, Webhook};
 use crate::hold::Hold;
 use crate::ingest::{Ingest, Spool};
 use crate::kazoo::envelope::Sender;
@@ -34,8 +35,9 @@ use crate::ledger::Ledger;
 use crate::lifecycle::Policy;
 use crate::recording::carry::derive_key;
 use crate::system_config::SystemConfig;
-use crate::telemetry::events::ProxiesIgnored;
+use crate::telemetry::events::{ProxiesIgnored, WebhookKnown};
 use crate::telemetry::{Pulses, survive, survive_for_ever};
+use crate::webhook::Client;
 
 mod build;
 mod deliveries;
@@ -128,6 +130,8 @@ impl Worker {
         let users = Http::for_users(&config.destination, clock.clone()).map_err(upload)?;
         let cluster = Http::trusting(&config.destination, clock.clone()).map_err(upload)?;
 
+        let (outcomes, endpoints) = webhooks(&config).map_err(StartError::Http)?;
+
         let brokers = Brokers::new(&config.amqp);
         brokers.prefer_the_first(&config.amqp, &sender.node, &tasks, close.clone());
         let queues = queues(&config, &gates);
@@ -180,8 +184,9 @@ impl Worker {
             ingest,
             system_config,
             http: (users, cluster),
+            outcomes,
         };
-        let flow = build(&common, &outside, &secret);
+        let flow = build(&common, &outside, &secret, endpoints);
         let watched = Arc::new(Watched {
             common: Arc::clone(&common),
             publisher: outside.publisher,
@@ -215,6 +220,10 @@ impl Worker {
         };
         worker.consume(&Arc::new(flow.inbox), queues, receivers);
         worker.work_in_background(flow.background, credentials, &pulses);
+        for webhook in flow.webhooks {
+            let sending = repeatedly(&webhook, Webhook::run);
+            worker.tasks.spawn(survive_for_ever("webhooks", sending));
+        }
         info!(event = "worker_started",
             node = worker.common.sender.node,
             ingest = %worker.ingest.base(),
@@ -353,6 +362,21 @@ fn repeatedly<T: Send + Sync + 'static, F: Future<Output = ()> + Send + 'static>
 ) -> Box<dyn FnMut() -> BoxFuture<'static, ()> + Send> {
     let service = Arc::clone(service);
     Box::new(move || Box::pin(work(Arc::clone(&service))))
+}
+
+/// The endpoints of operators, and what passes outcomes to them.
+fn webhooks(config: &Config) -> Result<(Outcomes, Vec<Endpoint>), CouchError> {
+    let settings = &config.webhooks;
+    let mut clients = Vec::new();
+    for endpoint in &settings.endpoints {
+        let client = Client::new(endpoint, settings.timeout).map_err(CouchError::NoAnswer)?;
+        WebhookKnown {
+            endpoint: &endpoint.name,
+        }
+        .emit();
+        clients.push((endpoint.name.clone(), client));
+    }
+    Ok(Outcomes::to(clients, settings.per_endpoint))
 }
 
 /// The cluster's secret, or a random one for this process.

@@ -14,6 +14,7 @@ use kz_record_call::entry::fact::{
     Since, What,
 };
 use kz_record_call::entry::legs::Leg;
+use kz_record_call::entry::webhooks::{Attempted, Given, Owed, Refused};
 use kz_record_call::kazoo::action::Execute;
 use kz_record_call::kazoo::channel::{StatusReply, channel_state};
 use kz_record_call::kazoo::dialplan::{Control, DialplanError, Silence, Trigger};
@@ -138,6 +139,14 @@ fn causes() -> BTreeSet<&'static str> {
 
 /// Every fact that there is, with all its forms.
 #[allow(clippy::too_many_lines)] // one a kind
+fn notice() -> Given {
+    Given {
+        endpoint: "archive".into(),
+        n: 1,
+        id: "5a0f5a0f5a0f5a0f5a0f5a0f5a0f5a0f".into(),
+    }
+}
+
 fn every_fact() -> Vec<What> {
     let told = || Box::new(told());
     let mut all = vec![
@@ -355,6 +364,28 @@ fn every_fact() -> Vec<What> {
         },
         What::Separated { name: "name".into() },
         What::Continued { told: 2 },
+        What::WebhooksOwed(Box::new(Owed {
+            n: 1,
+            id: notice().id,
+            outcome: Outcome::Stored,
+            cause: Cause::Complete,
+            endpoints: vec![notice().endpoint],
+        })),
+        What::WebhookSent(notice()),
+        What::WebhookFailed(Refused {
+            notice: notice(),
+            attempt: 1,
+            why: "answered 503".into(),
+            retry_after_s: Some(30),
+        }),
+        What::WebhookParked(Attempted {
+            notice: notice(),
+            attempt: 10,
+        }),
+        What::WebhookRetried(Attempted {
+            notice: notice(),
+            attempt: 10,
+        }),
         What::Closed,
     ];
     for destination in Destination::ALL {
@@ -409,6 +440,7 @@ fn every_fact() -> Vec<What> {
         DeliveryFailure::Database,
         DeliveryFailure::NoAccount,
         DeliveryFailure::Unusable,
+        DeliveryFailure::UrlExpired,
         DeliveryFailure::Lost,
         DeliveryFailure::NoProxy,
     ] {
@@ -599,7 +631,7 @@ fn the_causes_of_every_schema_are_the_codes() {
             lists += 1;
         }
     }
-    assert_eq!(lists, 5);
+    assert_eq!(lists, 7);
 }
 
 /// Whether the code can read a message as what its schema says that it is.

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use crate::lifecycle::{STATES, State};
 use crate::telemetry::events::{
     HoldMeasured, LookFailed, LookSucceeded, ReadinessChecked, RecordingsCounted, SpoolMeasured, TargetsCounted,
+    WebhooksCounted,
 };
 use crate::telemetry::survive_for_ever;
 
@@ -99,12 +100,17 @@ async fn count(readiness: Readiness) {
     let watched = &readiness.watched;
     let every = watched.common.config.admin.count_every;
     let (mut recordings, mut hold) = (Look::new("recordings", every), Look::new("hold", every));
+    let mut webhooks = Look::new("webhooks", every);
     loop {
         let counted = tokio::time::timeout(PATIENCE, count_recordings(&readiness)).await;
         recordings.ended(&readiness, counted.unwrap_or_else(|_| Err(late())));
         if watched.hold.is_there() {
             let measured = tokio::time::timeout(PATIENCE, measure_hold(&readiness)).await;
             hold.ended(&readiness, measured.unwrap_or_else(|_| Err(late())));
+        }
+        if !watched.common.config.webhooks.endpoints.is_empty() && watched.ledger.is_up() {
+            let counted = tokio::time::timeout(PATIENCE, count_webhooks(&readiness)).await;
+            webhooks.ended(&readiness, counted.unwrap_or_else(|_| Err(late())));
         }
         // Jitter, so that the workers do not count at the same time.
         tokio::select! {
@@ -132,6 +138,23 @@ async fn count_recordings(readiness: &Readiness) -> Result<(), String> {
             state: state.name(),
             count: counted.map_or(0, |counted| counted.count),
             oldest: OLDEST.contains(&state).then(age),
+        }
+        .emit();
+    }
+    Ok(())
+}
+
+async fn count_webhooks(readiness: &Readiness) -> Result<(), String> {
+    let watched = &readiness.watched;
+    let config = &watched.common.config;
+    let counts = watched.ledger.webhook_counts(&config.kazoo.zone).await;
+    let counts = counts.map_err(|error| error.to_string())?;
+    for endpoint in &config.webhooks.endpoints {
+        let owing = counts.get(&endpoint.name).copied().unwrap_or_default();
+        WebhooksCounted {
+            endpoint: &endpoint.name,
+            owed: owing.owed,
+            parked: owing.parked,
         }
         .emit();
     }

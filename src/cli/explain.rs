@@ -19,6 +19,7 @@ use super::plain::Plain;
 use super::terminal::{self, wrapped};
 
 mod audio;
+mod webhooks;
 
 pub use audio::{places, what_stays};
 
@@ -62,6 +63,7 @@ fn as_json(record: &Record, now: Moment, policy: &lifecycle::Policy) -> serde_js
         "cause": entry.outcome().map(|(_, cause)| cause).or(entry.parked()).map(|cause| cause.name()),
         "next": lifecycle::due(entry, now, policy).map(Moment::rfc3339),
         "lease": record.lease,
+        "webhooks": webhooks::as_json(entry, policy),
         "facts": entry.facts(),
     })
 }
@@ -113,6 +115,13 @@ fn story(
     writeln!(out, "\n  Location of the audio")?;
     for place in places(entry) {
         writeln!(out, "{}", wrapped(&Plain(place).to_string(), width, "    ", "      "))?;
+    }
+    let owed = webhooks::lines(entry, now, policy);
+    if !owed.is_empty() {
+        writeln!(out, "\n  Webhooks")?;
+    }
+    for line in owed {
+        writeln!(out, "{}", wrapped(&Plain(line).to_string(), width, "    ", "      "))?;
     }
     writeln!(out, "\n  Next step")?;
     writeln!(
@@ -296,6 +305,17 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         What::Watched { due } => format!("watched: Kazoo's own recorder tries no more after {}", due.rfc3339()),
         What::Sought { found, last: true, .. } => format!("last look at Kazoo's database: {}", found.words()),
         What::Sought { found, .. } => format!("look at Kazoo's database: {}", found.words()),
+        What::WebhooksOwed(owed) => format!("webhooks owed: {} to {}", owed.outcome, owed.endpoints.join(", ")),
+        What::WebhookSent(sent) => format!("webhook sent to {}", sent.endpoint),
+        What::WebhookFailed(refused) => format!(
+            "webhook to {}, attempt {} failed: {}",
+            refused.notice.endpoint, refused.attempt, refused.why
+        ),
+        What::WebhookParked(given_up) => format!(
+            "webhook to {} parked after attempt {}",
+            given_up.notice.endpoint, given_up.attempt
+        ),
+        What::WebhookRetried(again) => format!("webhook to {} retried by an operator", again.notice.endpoint),
         What::Closed => "closed".into(),
     }
 }

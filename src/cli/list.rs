@@ -10,11 +10,12 @@ use clap::builder::PossibleValuesParser;
 use serde_json::json;
 
 use crate::config::Config;
+use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::What;
 use crate::kazoo::time::Moment;
 use crate::ledger::{Filter, Record};
-use crate::lifecycle::{STATES, State};
+use crate::lifecycle::{self, STATES, State};
 
 use super::explain;
 use super::ledger::{Desk, block_on, duration};
@@ -34,6 +35,9 @@ pub struct ListArgs {
     /// Only recordings with this cause, such as unreachable.
     #[arg(long, hide_possible_values = true, value_parser = PossibleValuesParser::new(causes()))]
     cause: Option<String>,
+    /// Only recordings with webhooks that an endpoint has not accepted: owed (a worker sends them) or parked (retry sends them again).
+    #[arg(long, value_parser = PossibleValuesParser::new(["owed", "parked"]))]
+    webhooks: Option<String>,
     /// Only recordings that were ordered longer ago than this: 90s, 15m, 6h, 2d.
     #[arg(long, value_parser = age)]
     older: Option<Duration>,
@@ -102,6 +106,17 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
             after: args.newer.map(|age| now.minus(age)),
             ..Filter::default()
         };
+        let mut found = match &args.webhooks {
+            Some(which) => {
+                let found = desk.ledger.with_webhooks(which == "parked").await;
+                let mut found = found.context("the ledger cannot be read")?;
+                found.retain(|record| filter.fits(record));
+                found.sort_by_key(|record| std::cmp::Reverse(record.entry.order().map(|order| order.asked_at)));
+                Some(found)
+            }
+            None => None,
+        };
+        let by_webhooks = found.is_some();
         let mut search = desk.ledger.search(filter).await.context("the ledger cannot be read")?;
         let width = if args.wide { None } else { terminal::width() };
         let mut out = std::io::stdout().lock();
@@ -111,10 +126,15 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
         }
         let (mut written, mut more, mut parked) = (0, false, false);
         // Rows are written as they arrive: there can be more than fit into memory.
-        while let Some(records) = search.next().await.context("the ledger cannot be read")? {
+        loop {
+            let records = match by_webhooks {
+                true => found.take(),
+                false => search.next().await.context("the ledger cannot be read")?,
+            };
+            let Some(records) = records else { break };
             let room = args.limit - written;
             for record in records.iter().take(room) {
-                parked |= record.entry.parked().is_some();
+                parked |= record.entry.parked().is_some() || by_webhooks;
                 row(&mut out, record, (args.json, width), now)?;
             }
             written += records.len().min(room);
@@ -130,7 +150,9 @@ pub fn list(config: &Config, args: &ListArgs) -> anyhow::Result<bool> {
             writeln!(out, "{written} recording{s}")?;
             if parked {
                 out.flush()?;
-                eprintln!("next: kz-record-call explain <media id> says why a recording is parked, and what to do");
+                eprintln!(
+                    "next: kz-record-call explain <media id> says why a recording or a webhook is parked, and what to do"
+                );
             }
         }
         if more {
@@ -200,19 +222,31 @@ impl<'a> Row<'a> {
             "cause": self.cause,
             "asked_at": order.map(|order| order.asked_at.rfc3339()),
             "failures": record.entry.failures().count(),
+            "webhooks_owed": endpoints(record, false),
+            "webhooks_parked": endpoints(record, true),
         })
     }
+}
+
+/// The endpoints that have not accepted a notice of the recording.
+fn endpoints(record: &Record, parked: bool) -> BTreeSet<String> {
+    let debts = record.entry.webhooks().into_iter();
+    let wanted = debts.filter(|debt| debt.is_parked == parked);
+    wanted.map(|debt| debt.notice.endpoint).collect()
 }
 
 /// Which recordings are retried.
 #[derive(Debug, Args)]
 pub struct RetryArgs {
-    /// The id of a recording, of its document, or of its call.
-    #[arg(required_unless_present = "all_parked")]
+    /// The id of a recording, of its document, or of its call. Its parked webhooks are sent again too.
+    #[arg(required_unless_present_any = ["all_parked", "webhooks"])]
     name: Option<String>,
     /// Retry every parked recording.
     #[arg(long, conflicts_with = "name")]
     all_parked: bool,
+    /// Send every parked webhook again.
+    #[arg(long, conflicts_with = "name")]
+    webhooks: bool,
 }
 
 pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
@@ -222,6 +256,7 @@ pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
         let mut moved = 0;
         match &args.name {
             Some(name) => moved += again(&desk, &mut out, desk.one(name).await?).await?,
+            None if !args.all_parked => {}
             None => {
                 let filter = Filter {
                     state: Some(State::Parked),
@@ -236,9 +271,19 @@ pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
                 }
             }
         }
+        if args.webhooks {
+            let parked = desk
+                .ledger
+                .with_webhooks(true)
+                .await
+                .context("the ledger cannot be read")?;
+            for record in parked {
+                moved += notify_again(&desk, &mut out, &mut record.entry.clone()).await?;
+            }
+        }
         desk.close().await;
         writeln!(out, "{moved} retried")?;
-        Ok(moved > 0 || args.all_parked)
+        Ok(moved > 0 || args.all_parked || args.webhooks)
     })
 }
 
@@ -249,14 +294,36 @@ async fn again(desk: &Desk, out: &mut impl Write, record: Record) -> anyhow::Res
         .order()
         .map_or("unknown", |order| order.media_id.as_str())
         .to_owned();
+    let notified = notify_again(desk, out, &mut entry).await?;
     if entry.outcome().is_some() {
-        writeln!(out, "{media_id}: already {}, not retried", State::of(&entry).name())?;
-        return Ok(0);
+        if notified == 0 {
+            writeln!(out, "{media_id}: already {}, not retried", State::of(&entry).name())?;
+        }
+        return Ok(notified);
     }
     let retry = entry.retry();
     desk.add(&mut entry, retry).await?;
     writeln!(out, "{media_id}: retried, a worker resumes it now")?;
     Ok(1)
+}
+
+/// Has the parked webhooks of a recording sent again; returns 1 if there are any.
+async fn notify_again(desk: &Desk, out: &mut impl Write, entry: &mut Entry) -> anyhow::Result<usize> {
+    let retried = lifecycle::retried(entry);
+    let Some(media_id) = entry.order().map(|order| order.media_id.to_string()) else {
+        return Ok(0);
+    };
+    let count = retried.len();
+    for what in retried {
+        desk.add(entry, what).await?;
+    }
+    if count > 0 {
+        writeln!(
+            out,
+            "{media_id}: {count} parked webhooks retried, a worker sends them now"
+        )?;
+    }
+    Ok(count.min(1))
 }
 
 /// Which recording is discarded.

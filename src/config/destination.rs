@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use hyper::header::{HeaderName, HeaderValue};
 use thiserror::Error;
 
 use super::reader::Reader;
@@ -28,7 +29,36 @@ pub struct Destination {
     pub first_pause: Duration,
     pub longest_pause: Duration,
     pub read_back_after: Duration,
+    /// One more header for uploads to a host.
+    pub headers: Vec<HostHeader>,
+    /// Whether a document's public field has the URL with its credentials and signature.
+    pub url_credentials: bool,
 }
+
+/// A header for uploads to one host, written `host name: value`. `Debug` leaves out the value, which may be a secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HostHeader {
+    /// In lower case; with the port, unless the port is the scheme's default.
+    pub host: String,
+    pub name: HeaderName,
+    pub value: HeaderValue,
+}
+
+/// A text that is no header for a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("not a host, a header's name and its value, such as \"rec.example.com X-Api-Key: abc\"")]
+pub struct NotAHeader;
+
+/// Headers of the request that the worker sets itself.
+const OWN: [&str; 7] = [
+    "host",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "connection",
+    "expect",
+    "idempotency-key",
+];
 
 /// What to do with a user's URL that leads to a private network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +114,36 @@ impl Destination {
             first_pause: r.millis("destination.first_pause_ms", 1, 3_600_000),
             longest_pause: r.millis("destination.longest_pause_ms", 1, 86_400_000),
             read_back_after: r.millis("destination.read_back_after_ms", 1, 86_400_000),
+            headers: r.list_of_secrets("destination.headers"),
+            url_credentials: r.flag("destination.url_credentials_in_documents"),
         }
+    }
+}
+
+impl FromStr for HostHeader {
+    type Err = NotAHeader;
+
+    fn from_str(text: &str) -> Result<Self, NotAHeader> {
+        let (host, header) = text.trim().split_once(char::is_whitespace).ok_or(NotAHeader)?;
+        let (name, value) = header.split_once(':').ok_or(NotAHeader)?;
+        let name: HeaderName = name.trim().parse().map_err(|_| NotAHeader)?;
+        let mut value = HeaderValue::from_str(value.trim()).map_err(|_| NotAHeader)?;
+        value.set_sensitive(true);
+        let is_host = !host.contains(['/', '@', '?', '#']) && ::url::Url::parse(&format!("http://{host}/")).is_ok();
+        if !is_host || value.is_empty() || OWN.contains(&name.as_str()) {
+            return Err(NotAHeader);
+        }
+        Ok(Self {
+            host: host.to_ascii_lowercase(),
+            name,
+            value,
+        })
+    }
+}
+
+impl fmt::Debug for HostHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: ***", self.host, self.name)
     }
 }
 
@@ -199,6 +258,32 @@ mod tests {
             "fd00::/129",
         ] {
             assert!(bad.parse::<Allowed>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_header_for_a_host_is_read_and_its_value_is_not_shown() {
+        let header: HostHeader = "Rec.example.com:8443  X-Api-Key:  Bearer a:b ".parse().unwrap();
+        assert_eq!(
+            (header.host.as_str(), header.name.as_str()),
+            ("rec.example.com:8443", "x-api-key")
+        );
+        assert_eq!(header.value, "Bearer a:b");
+        assert_eq!(format!("{header:?}"), "rec.example.com:8443 x-api-key: ***");
+        for bad in [
+            "",
+            "h",
+            "h X-Key",
+            "h X-Key:",
+            "h : v",
+            "h Host: v",
+            "h Content-Type: v",
+            "https://h X-Key: v",
+            "h/p X-Key: v",
+            "h X Key: v",
+            "h X-Key: v\nw",
+        ] {
+            assert_eq!(bad.parse::<HostHeader>(), Err(NotAHeader), "{bad}");
         }
     }
 

@@ -148,9 +148,59 @@ impl Reader {
     where
         T: std::str::FromStr<Err: std::fmt::Display>,
     {
+        let separate = |text: String| words(&text).map(str::to_owned).collect();
+        self.parsed(key, separate, |_, text| format!("an item {text:?}"))
+    }
+
+    /// As `list_of`. The items may be secrets, and may contain blanks and commas: a text is one item.
+    pub fn list_of_secrets<T>(&mut self, key: &str) -> Vec<T>
+    where
+        T: std::str::FromStr<Err: std::fmt::Display>,
+    {
+        let one = |text: String| if text.trim().is_empty() { Vec::new() } else { vec![text] };
+        self.parsed(key, one, |n, _| format!("an item (number {n})"))
+    }
+
+    /// As `list_of_secrets`, for secrets without blanks and commas: a text can have several of them.
+    pub fn several_secrets<T>(&mut self, key: &str) -> Vec<T>
+    where
+        T: std::str::FromStr<Err: std::fmt::Display>,
+    {
+        if !self.has(key) {
+            return Vec::new();
+        }
+        let separate = |text: String| words(&text).map(str::to_owned).collect();
+        self.parsed(key, separate, |n, _| format!("an item (number {n})"))
+    }
+
+    /// Whether a source sets the key.
+    pub fn has(&self, key: &str) -> bool {
+        self.layers.get(key).is_some()
+    }
+
+    /// The names of the tables in this one.
+    pub fn tables(&self, key: &str) -> BTreeSet<String> {
+        let below = self
+            .layers
+            .keys()
+            .filter_map(|(known, _)| known.strip_prefix(key)?.strip_prefix('.'));
+        below
+            .filter_map(|rest| Some(rest.rsplit_once('.')?.0.to_owned()))
+            .collect()
+    }
+
+    fn parsed<T>(
+        &mut self,
+        key: &str,
+        of_text: impl Fn(String) -> Vec<String>,
+        item: impl Fn(usize, &str) -> String,
+    ) -> Vec<T>
+    where
+        T: std::str::FromStr<Err: std::fmt::Display>,
+    {
         let texts: Option<Vec<String>> = match self.value(key) {
             Some(Value::Array(items)) => items.iter().map(|i| i.as_str().map(str::to_owned)).collect(),
-            Some(Value::String(text)) => Some(words(&text).map(str::to_owned).collect()),
+            Some(Value::String(text)) => Some(of_text(text)),
             _ => None,
         };
         let Some(texts) = texts else {
@@ -158,10 +208,10 @@ impl Reader {
             return Vec::new();
         };
         let mut read = Vec::with_capacity(texts.len());
-        for text in texts {
+        for (n, text) in texts.iter().enumerate() {
             match text.trim().parse() {
-                Ok(item) => read.push(item),
-                Err(error) => self.mistake(key, format!("has an item {text:?}: {error}")),
+                Ok(parsed) => read.push(parsed),
+                Err(error) => self.mistake(key, format!("has {}: {error}", item(n + 1, text))),
             }
         }
         read

@@ -20,7 +20,7 @@ pub fn shown(key: &str, value: &Value, known: bool) -> Value {
 
 fn is_secret(key: &str) -> bool {
     let name = key.rsplit('.').next().unwrap_or(key);
-    ["secret", "password", "passphrase"]
+    ["secret", "password", "passphrase", "headers"]
         .iter()
         .any(|word| name.contains(word))
 }

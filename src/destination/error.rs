@@ -100,6 +100,7 @@ impl DeliveryError {
     pub fn failure(&self) -> DeliveryFailure {
         match (self, self.fault()) {
             (Self::Never(failed), _) => failed.kind,
+            (Self::Http(error), _) if error.is_expired() => DeliveryFailure::UrlExpired,
             (_, Fault::Recording) => DeliveryFailure::Refused,
             (_, Fault::Target) => DeliveryFailure::Target,
             (_, Fault::Database) => DeliveryFailure::Database,

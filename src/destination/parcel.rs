@@ -24,9 +24,17 @@ pub struct Parcel<'a> {
     ended: &'a Told,
     pub audio: Audio,
     pub to: Kind,
+    writer: Writer<'a>,
+}
+
+/// What documents say of their writer, and how.
+#[derive(Clone, Copy)]
+pub struct Writer<'a> {
     /// This worker's name on the wire.
-    node: &'a str,
-    clock: &'a Clock,
+    pub node: &'a str,
+    pub clock: &'a Clock,
+    /// See `Subject`.
+    pub url_credentials: bool,
 }
 
 impl<'a> Parcel<'a> {
@@ -34,12 +42,7 @@ impl<'a> Parcel<'a> {
     ///
     /// # Errors
     /// When the recording has no order, end or account.
-    pub fn of(
-        entry: &'a Entry,
-        audio: Audio,
-        to: Kind,
-        (node, clock): (&'a str, &'a Clock),
-    ) -> Result<Self, DeliveryError> {
+    pub fn of(entry: &'a Entry, audio: Audio, to: Kind, writer: Writer<'a>) -> Result<Self, DeliveryError> {
         let source = |why: &str| DeliveryError::Source(Arc::from(why));
         let order = entry.order().ok_or_else(|| source("the order is unknown"))?;
         let (Some(ended), Some(account_id)) = (entry.ended(), entry.account_id()) else {
@@ -52,8 +55,7 @@ impl<'a> Parcel<'a> {
             ended,
             audio,
             to,
-            node,
-            clock,
+            writer,
         })
     }
 
@@ -70,10 +72,15 @@ impl<'a> Parcel<'a> {
             told_ms: self.entry.told_ms(),
             audio: Some(&self.audio),
             destination: self.to.name(),
-            node: self.node,
-            now: self.clock.now(),
+            node: self.writer.node,
+            url_credentials: self.writer.url_credentials,
+            now: self.writer.clock.now(),
             controls: self.entry.controls(),
         }
+    }
+
+    pub fn now(&self) -> Moment {
+        self.writer.clock.now()
     }
 
     /// The ids that its document may have. The last one is for other audio of the same recording.

@@ -15,6 +15,7 @@ use super::{Attempt, DeliveryError, Destination, Failed, Home, Means, Route, Sea
 
 pub mod guard;
 pub mod http;
+mod signed;
 mod target;
 
 use http::{Http, Upload};
@@ -45,15 +46,24 @@ impl UserUrl {
         }
         let extension = order.format.extension();
         let target = target.of_recording(&placed.document, parcel.account_id, extension, attempt.own);
+        if target.is_expired(parcel.now()) {
+            let why = "the URL's signature is not valid any more";
+            return Err(DeliveryError::Never(Failed::new(DeliveryFailure::UrlExpired, why)));
+        }
         let upload = Upload {
             source: &attempt.source,
             length: parcel.audio.size,
             content_type: order.format.content_type(),
-            method: order.method,
+            method: target.method(order.method),
             // Two recordings can get the same id. This is never the key of the one that had it first.
             key: &placed.idempotency_key(),
         };
         let sent = self.users.send(&target, &upload).await?;
+        if let Some(other) = sent.md5.filter(|md5| *md5 != parcel.audio.digests.md5) {
+            return Err(DeliveryError::Corrupt(format!(
+                "{target} stored audio with the MD5 {other}"
+            )));
+        }
         Ok(What::Uploaded {
             url: sent.to.expose().to_string(),
             sha256: Some(parcel.audio.digests.sha256.clone()),

@@ -52,6 +52,8 @@ pub enum Cause {
     FileGone,
     /// The user's URL cannot be served.
     UnusableUrl,
+    /// The user's URL is signed, and its signature is not valid any more.
+    UrlExpired,
     /// The destination stayed undecided, attempt after attempt: a part of the configuration could not be read, or makes no sense.
     Undecided,
     /// No account: neither the action nor an event named one.
@@ -121,6 +123,7 @@ impl Outcome {
                 Cause::Unreachable,
                 Cause::NotCollected,
                 Cause::UnusableUrl,
+                Cause::UrlExpired,
                 Cause::SettingsLost,
                 Cause::NoStoreProxy,
                 Cause::Undecided,
@@ -149,6 +152,7 @@ impl Cause {
             Self::CallGone => "call_gone",
             Self::FileGone => "file_gone",
             Self::UnusableUrl => "unusable_url",
+            Self::UrlExpired => "url_expired",
             Self::Undecided => "undecided",
             Self::NoAccount => "no_account",
             Self::UnknownAccount => "unknown_account",
@@ -190,6 +194,7 @@ impl Cause {
             Self::CallGone => "the call was over before it could be recorded",
             Self::FileGone => "the switch has no such file, and the destination has no copy",
             Self::UnusableUrl => "the url of the action cannot be used",
+            Self::UrlExpired => "the signature of the action's url is not valid any more",
             Self::Undecided => {
                 "destination undecided: system_config/media or the account's storage plan cannot be read, or names no server"
             }

@@ -13,9 +13,11 @@ use crate::recording::identity::MediaId;
 use crate::recording::order::Order;
 
 use super::cause::{Cause, Outcome};
+pub use super::failures::{CollectFailure, DeliveryFailure};
 use super::legs::Leg;
 pub use super::places::{Description, Destination, Holding};
 pub use super::watched::KazooCopy;
+use super::webhooks::{Attempted, Given, Owed, Refused};
 
 /// Something that happened, when it happened, and which worker saw it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -226,6 +228,16 @@ pub enum What {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         last: bool,
     },
+    /// An outcome was published, and these endpoints of operators must get it too. Earlier versions ignore this fact and the next ones.
+    WebhooksOwed(Box<Owed>),
+    /// An endpoint has accepted the notice.
+    WebhookSent(Given),
+    /// An endpoint has not accepted the notice.
+    WebhookFailed(Refused),
+    /// Attempts to send the notice are over until an operator retries it.
+    WebhookParked(Attempted),
+    /// An operator retries the notice.
+    WebhookRetried(Attempted),
     /// Nothing is left to do.
     Closed,
 }
@@ -237,58 +249,6 @@ pub struct Since {
     pub postponed: u32,
     #[serde(default)]
     pub panicked: u32,
-}
-
-/// How a collect failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CollectFailure {
-    /// No ecallmgr serves that switch now, or the switch did not answer.
-    Unreachable,
-    /// The switch says that it has no such file, and the audio is not at its destination either.
-    Missing,
-    /// This worker could not take the file: no room, no AMQP session, or shutting down.
-    NotNow,
-    /// The upload broke off, or the switch could not do it. Or another program version used a word that this one does not know.
-    #[serde(other)]
-    Broken,
-}
-
-/// How a delivery failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DeliveryFailure {
-    /// The target rejects this recording, now and later.
-    Refused,
-    /// Our own copy is missing.
-    Source,
-    /// The account's monthly database does not exist yet.
-    Database,
-    /// The account does not exist, so its databases never will.
-    NoAccount,
-    /// The action's URL cannot be served.
-    Unusable,
-    /// The action's URL is not known any more.
-    Lost,
-    /// No setting says where Kazoo's store proxy is.
-    NoProxy,
-    /// The target is unavailable. Or another program version used a word that this one does not know.
-    #[serde(other)]
-    Target,
-}
-
-impl DeliveryFailure {
-    /// The cause for which a recording is parked at once, because another attempt would end in the same way.
-    pub const fn parks(self) -> Option<Cause> {
-        match self {
-            Self::Refused => Some(Cause::Refused),
-            Self::NoAccount => Some(Cause::UnknownAccount),
-            Self::Unusable => Some(Cause::UnusableUrl),
-            Self::Lost => Some(Cause::SettingsLost),
-            Self::NoProxy => Some(Cause::NoStoreProxy),
-            Self::Target | Self::Source | Self::Database => None,
-        }
-    }
 }
 
 /// Where the command of an action goes: the call's control process at that time, and the call's id there.
@@ -403,6 +363,7 @@ impl What {
             | Self::Panicked { n, .. } => Some(*n),
             Self::CollectFailed { attempt, .. } | Self::DeliveryFailed { attempt, .. } => Some(*attempt),
             Self::Continued { told } => Some(*told),
+            Self::WebhooksOwed(owed) => Some(owed.n),
             _ => None,
         }
     }
@@ -454,6 +415,11 @@ impl What {
         "continued",
         "watched",
         "sought",
+        "webhooks_owed",
+        "webhook_sent",
+        "webhook_failed",
+        "webhook_parked",
+        "webhook_retried",
         "closed",
     ];
 
@@ -505,6 +471,11 @@ impl What {
             Self::Continued { .. } => "continued",
             Self::Watched { .. } => "watched",
             Self::Sought { .. } => "sought",
+            Self::WebhooksOwed(_) => "webhooks_owed",
+            Self::WebhookSent(_) => "webhook_sent",
+            Self::WebhookFailed(_) => "webhook_failed",
+            Self::WebhookParked(_) => "webhook_parked",
+            Self::WebhookRetried(_) => "webhook_retried",
             Self::Closed => "closed",
         }
     }

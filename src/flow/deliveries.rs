@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::destination::DeliveryError;
+use crate::destination::{DeliveryError, Writer};
 use crate::entry::fact::{Destination, What};
+use crate::flow::common::Common;
 use crate::lifecycle::{Case, Input};
 use crate::recording::audio::Audio;
 use crate::telemetry::events::DeliveryEnded;
@@ -34,6 +35,15 @@ pub struct Deliveries {
     pub documents: Documents,
     pub proof: Arc<Proof>,
     pub kazoo_copies: Arc<KazooCopies>,
+}
+
+/// What documents say of this worker.
+fn writer(common: &Common) -> Writer<'_> {
+    Writer {
+        node: &common.sender.node,
+        clock: &common.clock,
+        url_credentials: common.config.destination.url_credentials,
+    }
 }
 
 /// The result of `what`, if it comes within `limit`.

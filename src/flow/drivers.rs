@@ -20,6 +20,7 @@ use super::effects::collect::InHand;
 use super::in_flight::{InFlight, Mailbox};
 use super::memory::alerts::Kind;
 use super::memory::{Alerts, OpenRecordings};
+use super::webhooks::Outcomes;
 use crate::lifecycle::{Answer, Case, Effect, Input};
 
 /// Drives recordings, each in a task of its own.
@@ -31,6 +32,8 @@ pub struct Drivers {
     pub memory: Arc<OpenRecordings>,
     /// Alerts for Kazoo's operators.
     pub alerts: Alerts,
+    /// Passes outcomes to endpoints of operators.
+    pub outcomes: Outcomes,
 }
 
 impl Drivers {
@@ -194,6 +197,7 @@ impl Effects for Drivers {
 
     fn stepped(&self, before: &Entry, after: &Entry) {
         self.report(before, after);
+        self.outcomes.owed(&self.common.policy.worker, before, after);
         if after.is_open() {
             // A handler that receives its end in this worker starts from what is remembered.
             self.memory.remember(after);

@@ -88,6 +88,11 @@ impl InFlight {
         }
     }
 
+    /// Whether a task of this worker has the recording in flight.
+    pub fn has(&self, key: Key) -> bool {
+        lock(&self.table).contains_key(&key)
+    }
+
     pub fn count(&self) -> usize {
         lock(&self.table).len()
     }

@@ -82,6 +82,28 @@ impl Moment {
         format!("{}{:02}", self.month(), self.date_time().day())
     }
 
+    /// Reads a UTC time of a URL or a header: a date, with or without a time, in the long or the short form of ISO 8601
+    /// (`2026-11-30T12:00:00Z`, `20261130T120000Z`, `2026-11-30`).
+    pub fn of_utc(text: &str) -> Option<Self> {
+        let text = text.strip_suffix('Z').unwrap_or(text);
+        let is_mark = |c: char| matches!(c, '-' | ':' | 'T');
+        let whole = text
+            .split('.')
+            .next()
+            .filter(|whole| whole.chars().all(|c| c.is_ascii_digit() || is_mark(c)))?;
+        let digits: String = whole.chars().filter(char::is_ascii_digit).collect();
+        if !matches!(digits.len(), 8 | 12 | 14) {
+            return None;
+        }
+        let number = |at: usize| digits.get(at..at + 2).map_or(Some(0), |two| two.parse::<u8>().ok());
+        let month = time::Month::try_from(number(4)?).ok()?;
+        let date = Date::from_calendar_date(digits.get(..4)?.parse().ok()?, month, number(6)?).ok()?;
+        let at = date.with_hms(number(8)?, number(10)?, number(12)?).ok()?;
+        Some(Self::from_unix_seconds(
+            at.assume_offset(UtcOffset::UTC).unix_timestamp(),
+        ))
+    }
+
     /// RFC 3339 in UTC, for people and logs.
     pub fn rfc3339(self) -> String {
         self.date_time().format(&Rfc3339).unwrap_or_else(|_| self.0.to_string())

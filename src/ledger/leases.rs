@@ -7,6 +7,7 @@ use crate::faults::{Fault, is_back};
 use crate::kazoo::time::Month;
 
 use super::database;
+use super::due::{Timers, webhooks};
 use super::record::{Address, Lease, Record};
 use super::store::{Found, Store};
 
@@ -60,7 +61,11 @@ impl Store {
                 continue;
             }
             record.lease = Some(lease.clone());
-            documents.push(record.document(id, Some(lease.until)));
+            let timers = Timers {
+                due: Some(lease.until),
+                webhooks: webhooks(&record.entry, &self.policy),
+            };
+            documents.push(record.document(id, timers));
             mine.push((*n, record));
         }
         if documents.is_empty() {

@@ -208,7 +208,8 @@ impl Store {
 }
 
 impl Filter {
-    fn fits(&self, record: &Record) -> bool {
+    /// Whether an entry matches. The id of a recording or of a document is not compared.
+    pub fn fits(&self, record: &Record) -> bool {
         let entry = &record.entry;
         let order = entry.order();
         let asked = order.map(|order| order.asked_at);

@@ -14,6 +14,8 @@ use crate::lifecycle::State;
 use crate::recording::digest::hex;
 use crate::recording::identity::Key;
 
+use super::due::Timers;
+
 /// Where an entry is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
@@ -131,8 +133,10 @@ impl Record {
 
     /// The document that `document_of` builds. If the code panics on the entry's facts, the facts are written all the same, with a timer
     /// that is due. A panic here would lose the writes of all other entries in the batch.
-    pub fn document(&self, id: &str, due: Option<Moment>) -> Value {
-        let made = catch_unwind(AssertUnwindSafe(|| self.document_of(id, due)));
+    pub fn document(&self, id: &str, timers: impl Into<Timers>) -> Value {
+        let timers = timers.into();
+        let due = timers.due;
+        let made = catch_unwind(AssertUnwindSafe(|| self.document_of(id, timers)));
         made.unwrap_or_else(|_| {
             let mut document = json!({
                 "_id": id,
@@ -150,15 +154,23 @@ impl Record {
         })
     }
 
-    /// The document. `due` is when the entry's timer is due without a lease. The fields beside the facts serve only the views, and are
+    /// The document. `timers` are those of the entry without a lease. The fields beside the facts serve only the views, and are
     /// rebuilt at each write.
-    fn document_of(&self, id: &str, due: Option<Moment>) -> Value {
+    fn document_of(&self, id: &str, timers: Timers) -> Value {
         let entry = &self.entry;
         let order = entry.order();
         let leased = self.lease.as_ref().filter(|lease| !lease.by.is_empty());
         // The timer of a leased entry is due when the lease expires, or later.
         let delaying = leased.filter(|_| !is_back(Fault::LeasesIgnored));
-        let due = due.map(|due| delaying.map_or(due, |lease| due.max(lease.until)));
+        let delayed = |due: Moment| delaying.map_or(due, |lease| due.max(lease.until));
+        let due = timers.due.map(delayed);
+        let webhooks: Vec<Value> = timers
+            .webhooks
+            .into_iter()
+            .map(|(endpoint, due)| json!({"endpoint": endpoint, "due": delayed(due)}))
+            .collect();
+        let parked = entry.webhooks().into_iter().filter(|debt| debt.is_parked);
+        let parked: Vec<String> = parked.map(|debt| debt.notice.endpoint).collect();
         let outcome = entry.outcome();
         let mut document = json!({
             "_id": id,
@@ -176,6 +188,8 @@ impl Record {
             "cause": outcome.map(|(_, cause)| cause).or_else(|| entry.parked()),
             "open": entry.is_open(),
             "due": due,
+            "webhooks": (!webhooks.is_empty()).then_some(webhooks),
+            "webhooks_parked": (!parked.is_empty()).then_some(parked),
         });
         if let Some(map) = document.as_object_mut() {
             map.retain(|_, value| !value.is_null());

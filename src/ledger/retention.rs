@@ -9,9 +9,11 @@ use serde_json::json;
 use tracing::info;
 
 use crate::couch::CouchError;
+use crate::entry::Entry;
 use crate::kazoo::time::{Moment, Month};
 use crate::lifecycle::{STATES, State};
 
+use super::store::Store;
 use super::{Ledger, LedgerError, database};
 
 /// A month must have had no open entry for this long.
@@ -87,6 +89,8 @@ pub async fn expire(ledger: &Ledger, now: Moment, state: &str, keep: Duration) -
             for (id, found) in store.load_many(month, &ids).await? {
                 // The view may be older than the entry.
                 let record = found.record().filter(|record| State::of(&record.entry).name() == state);
+                // An endpoint that is down must still get its notice.
+                let record = record.filter(|record| !owes(store, &record.entry));
                 let Some(rev) = record.and_then(|record| record.rev) else {
                     continue;
                 };
@@ -107,6 +111,12 @@ pub async fn expire(ledger: &Ledger, now: Moment, state: &str, keep: Duration) -
     Ok(deleted)
 }
 
+/// Whether an endpoint in the settings must still get a notice.
+fn owes(store: &Store, entry: &Entry) -> bool {
+    let mut known = store.policy.hooks.endpoints.iter();
+    known.any(|hook| entry.next_webhook(&hook.name).is_some())
+}
+
 async fn has_open(ledger: &Ledger, month: Month) -> Result<bool, CouchError> {
     for state in STATES.into_iter().filter(|state| !state.is_final()) {
         let state = state.name();
@@ -122,7 +132,7 @@ async fn has_open(ledger: &Ledger, month: Month) -> Result<bool, CouchError> {
             return Ok(true);
         }
     }
-    Ok(false)
+    ledger.store().owes_webhooks(month).await
 }
 
 #[cfg(test)]
@@ -131,13 +141,19 @@ mod tests {
 
     use crate::entry::cause::{Cause, Outcome};
     use crate::entry::fact::{Announcement, What};
+    use crate::entry::webhooks::{Given, Owed};
     use crate::kazoo::time::Clock;
     use crate::ledger::testing::{document, found, policy, server, welcome};
+    use crate::lifecycle::{Hook, Policy};
 
     use super::*;
 
     /// How many entries are deleted where the view lists one with these facts, and what was asked of the view.
     async fn expired(whats: &[What], keep: Duration) -> (usize, String) {
+        expired_by(whats, keep, &policy()).await
+    }
+
+    async fn expired_by(whats: &[What], keep: Duration, policy: &Policy) -> (usize, String) {
         let entry = document(whats, "3-c");
         let (couch, log) = server(move |first, _| {
             if first.contains("_all_dbs") {
@@ -155,7 +171,7 @@ mod tests {
         let (ledger, _writer) = Ledger::over(
             std::sync::Arc::new(couch),
             Clock::system(),
-            &policy(),
+            policy,
             CancellationToken::new(),
         );
         let deleted = expire(&ledger, Moment::from_unix_seconds(1_795_386_262), "failed", keep)
@@ -186,6 +202,39 @@ mod tests {
         // The entries that began more than a day before.
         assert!(asked.contains("startkey=%5B%22failed%22%2C0%5D"), "{asked}");
         assert!(asked.contains("endkey=%5B%22failed%22%2C1795299862"), "{asked}");
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_owes_a_notice_to_an_endpoint_does_not_expire() {
+        let (outcome, cause) = (Outcome::Failed, Cause::CallGone);
+        let notice = Given {
+            endpoint: "archive".into(),
+            n: 1,
+            id: "id".into(),
+        };
+        let mut facts = vec![
+            What::Commanded,
+            What::Concluded { outcome, cause },
+            What::Announced(Announcement::Outcome(outcome)),
+            What::WebhooksOwed(Box::new(Owed {
+                n: 1,
+                id: "id".into(),
+                outcome,
+                cause,
+                endpoints: vec!["archive".into()],
+            })),
+        ];
+        let mut hooked = policy();
+        hooked.hooks.endpoints.push(Hook {
+            name: "archive".into(),
+            outcomes: Vec::new(),
+            accounts: Vec::new(),
+        });
+        let keep = Duration::from_secs(86_400);
+        assert_eq!(expired_by(&facts, keep, &hooked).await.0, 0);
+        assert_eq!(expired(&facts, keep).await.0, 1, "the endpoint was removed");
+        facts.push(What::WebhookSent(notice));
+        assert_eq!(expired_by(&facts, keep, &hooked).await.0, 1);
     }
 
     #[test]

@@ -14,11 +14,12 @@ use crate::lifecycle::Policy;
 use super::branches::Seen;
 use super::counts::{COUNTS, COUNTS_MAP, COUNTS_REDUCE};
 use super::database;
-use super::due::due;
+use super::due::{Timers, timers};
 use super::months::Known;
 use super::readable::Readable;
 use super::record::{Address, Record, call_prefix};
 use super::retention::Done;
+use super::webhooks::{self, WEBHOOKS};
 
 /// The design document that workers read continuously. It is small, because each write updates its index.
 const DESIGN: &str = "kz_record_call";
@@ -107,7 +108,8 @@ impl Store {
         // A node that has not yet received the list of databases from the other nodes would create a second one of this name.
         self.couch.knows_databases().await?;
         self.couch.create_database(&name).await?;
-        for (design, views) in designs() {
+        let hooked = (!self.policy.hooks.endpoints.is_empty()).then(|| (WEBHOOKS, webhooks::views()));
+        for (design, views) in designs().into_iter().chain(hooked) {
             let id = format!("_design/{design}");
             // CouchDB would otherwise update each index in the background after each write. An index that is updated when it is queried
             // takes only the last of the revisions that an entry had since the last query.
@@ -222,8 +224,13 @@ impl Store {
     /// Writes the union of conflicting revisions, and then deletes the merged revisions. A crash in between loses nothing. Another worker
     /// may do the same and be first. Then this call changes nothing, and the next read merges what is left.
     async fn replace(&self, name: &str, id: &str, record: &mut Record, merged: &[&str]) -> Result<(), CouchError> {
-        let due = due(&record.entry, self.clock.now(), &self.policy).filter(|_| !is_back(Fault::MergeWithoutDue));
-        let document = record.document(id, due);
+        let timers = timers(&record.entry, self.clock.now(), &self.policy);
+        let timers = if is_back(Fault::MergeWithoutDue) {
+            Timers::default()
+        } else {
+            timers
+        };
+        let document = record.document(id, timers);
         let rows = self.couch.bulk_docs(name, &[document]).await?;
         let [Row::Saved { rev, below_quorum }] = &rows[..] else {
             return Ok(());

@@ -18,7 +18,7 @@ use crate::entry::Entry;
 use crate::kazoo::time::Month;
 use crate::telemetry::events::{LedgerBatch, LedgerState};
 
-use super::due::due;
+use super::due::timers;
 use super::record::{Lease, Record};
 use super::revs::Revs;
 use super::store::Store;
@@ -244,7 +244,7 @@ impl Writer {
             .map(|(id, pending)| {
                 let mut record = pending.record.clone();
                 record.rev = record.rev.or_else(|| self.revs.get(id, &record.entry));
-                record.document(id, due(&record.entry, now, &self.store.policy))
+                record.document(id, timers(&record.entry, now, &self.store.policy))
             })
             .collect();
         let (store, begun) = (Arc::clone(&self.store), Instant::now());

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use crate::config::{AdoptMode, Config, HoldKind};
+use crate::config::{AdoptMode, Config, Endpoint, HoldKind, Webhooks};
 use crate::entry::Entry;
 use crate::entry::fact::What;
 use crate::kazoo::time::Moment;
 
 use super::Next;
+use super::webhooks::{Hook, Hooks};
 
 /// What decisions depend on besides the recording.
 #[derive(Debug, Clone)]
@@ -40,6 +41,8 @@ pub struct Policy {
     pub stop_alarm: Duration,
     /// Whether recordings that Kazoo's own recorder lost are stored.
     pub rescue: bool,
+    /// Endpoints that get outcomes.
+    pub hooks: Hooks,
 }
 
 /// Until when the last failure, or the last postponement, delays the recording. The recording's key varies the delay, so that a thousand
@@ -56,13 +59,7 @@ fn failed(entry: &Entry, policy: &Policy) -> Option<Moment> {
         entry.failures().count(),
         entry.decided().and_then(|(_, attempts)| attempts),
     );
-    let bytes = entry.key.bytes();
-    let spread = u64::from(bytes[0]) * 256 + u64::from(bytes[1]);
-    let attempt = u64::from(last.what.attempt().unwrap_or(1));
-    // From -jitter to +jitter per cent, changing with the attempts.
-    let turn = (spread + attempt * 7919) % 2001;
-    #[allow(clippy::cast_precision_loss)] // at most 2000
-    let factor = 1.0 + (turn as f64 / 1000.0 - 1.0) * f64::from(policy.jitter) / 100.0;
+    let factor = spread(entry, last.what.attempt().unwrap_or(1), policy);
     let asked = match last.what {
         What::DeliveryFailed {
             retry_after_s: Some(seconds),
@@ -70,7 +67,17 @@ fn failed(entry: &Entry, policy: &Policy) -> Option<Moment> {
         } => Duration::from_secs(seconds),
         _ => Duration::ZERO,
     };
-    Some(last.at.plus(pause.mul_f64(factor.max(0.0)).max(asked)))
+    Some(last.at.plus(pause.mul_f64(factor).max(asked)))
+}
+
+/// The factor that varies a delay: from -jitter to +jitter per cent, changing with the attempts.
+pub(super) fn spread(entry: &Entry, attempt: u32, policy: &Policy) -> f64 {
+    let bytes = entry.key.bytes();
+    let spread = u64::from(bytes[0]) * 256 + u64::from(bytes[1]);
+    let turn = (spread + u64::from(attempt) * 7919) % 2001;
+    #[allow(clippy::cast_precision_loss)] // at most 2000
+    let factor = 1.0 + (turn as f64 / 1000.0 - 1.0) * f64::from(policy.jitter) / 100.0;
+    factor.max(0.0)
 }
 
 impl Policy {
@@ -94,6 +101,7 @@ impl Policy {
             stop_repeats: flow.stop_repeats.clone(),
             stop_alarm: flow.stop_alarm,
             rescue: config.adopt.mode == AdoptMode::Rescue,
+            hooks: hooks(&config.webhooks),
         }
     }
 
@@ -130,6 +138,19 @@ impl Policy {
     /// The time that the schedule takes in all.
     pub(super) fn whole(&self) -> Duration {
         (0..self.attempts(None)).map(|n| self.pause(n + 1, None)).sum()
+    }
+}
+
+fn hooks(config: &Webhooks) -> Hooks {
+    let hook = |endpoint: &Endpoint| Hook {
+        name: endpoint.name.clone(),
+        outcomes: endpoint.outcomes.clone(),
+        accounts: endpoint.accounts.clone(),
+    };
+    Hooks {
+        endpoints: config.endpoints.iter().map(hook).collect(),
+        retry: config.retry.clone(),
+        head_start: config.timeout * 2 + Duration::from_secs(5),
     }
 }
 

@@ -48,6 +48,7 @@ pub(crate) fn policy() -> Policy {
         stop_repeats: [2, 5, 15].map(Duration::from_secs).to_vec(),
         stop_alarm: Duration::from_secs(30),
         rescue: false,
+        hooks: Hooks::default(),
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Subject<'a> {
     pub destination: &'static str,
     /// Our node name.
     pub node: &'a str,
+    /// The operator wants the URL's credentials and signature in the public field.
+    pub url_credentials: bool,
     pub now: Moment,
     /// The results of the stop, mask and unmask commands.
     pub controls: Controls,
@@ -136,7 +138,14 @@ impl Subject<'_> {
             json!(adopted.and_then(|adopted| adopted.endpoint_id.as_deref())),
         );
         if let Url::Given(url) = &order.url {
-            put("url", json!(public(url)));
+            put(
+                "url",
+                if self.url_credentials {
+                    json!(url)
+                } else {
+                    json!(public(url))
+                },
+            );
         }
         let parties = self.parties();
         put("from", json!(parties.from));

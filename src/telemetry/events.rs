@@ -13,6 +13,7 @@ mod outage;
 mod recording;
 mod survival;
 mod transport;
+mod webhook;
 mod zero;
 
 pub use action::*;
@@ -22,6 +23,7 @@ pub use gauges::*;
 pub use recording::*;
 pub use survival::*;
 pub use transport::*;
+pub use webhook::*;
 pub use zero::{Labels, begin_at_zero};
 
 /// All metrics, with help text and unit. A test of the docs reads this list.
@@ -107,6 +109,18 @@ pub const METRICS: &[(&str, &str)] = &[
         "Duration of successful deliveries, by destination.",
     ),
     ("kz_record_call_announcements_total", "Notices published, by kind."),
+    (
+        "kz_record_call_webhooks_total",
+        "Attempts to send a webhook, by endpoint and result: sent, failed, parked. Absent without endpoints.",
+    ),
+    (
+        "kz_record_call_webhook_seconds",
+        "Duration of successful requests to an endpoint, by endpoint. Absent without endpoints.",
+    ),
+    (
+        "kz_record_call_webhooks",
+        "Webhooks of this worker's zone that endpoints have not accepted, by endpoint and state: owed, parked. Absent without endpoints.",
+    ),
     (
         "kz_record_call_messages_rejected_total",
         "Messages that could not be read, by queue.",

@@ -46,6 +46,7 @@ use crate::flow::reconcile::Reconcile;
 use crate::flow::retention::Retention;
 use crate::flow::slots::Slots;
 use crate::flow::sweep::Sweep;
+use crate::flow::webhooks::{Endpoint, Outcomes, Webhook};
 use crate::hold::Hold;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
@@ -65,6 +66,8 @@ pub(super) struct Outside {
     pub system_config: SystemConfig,
     /// Uploads to users' URLs, and to servers that the operator named.
     pub http: (Http, Http),
+    /// What passes outcomes to endpoints of operators.
+    pub outcomes: Outcomes,
 }
 
 /// What this process remembers. It is shared by many services.
@@ -101,10 +104,11 @@ pub(super) struct Flow {
     pub background: Background,
     pub in_flight: InFlight,
     pub targets: Arc<CircuitBreakers>,
+    pub webhooks: Vec<Arc<Webhook>>,
 }
 
 /// Builds the flow.
-pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> Flow {
+pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8], endpoints: Vec<Endpoint>) -> Flow {
     let (accounts, adopt) = (Accounts::new(outside.couch.clone()), &common.config.adopt);
     let journal = Arc::new(Journal {
         common: Arc::clone(common),
@@ -151,6 +155,7 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> F
         ledger: outside.ledger.clone(),
         in_flight: shared.in_flight.clone(),
         memory: Arc::clone(&shared.memory),
+        outcomes: outside.outcomes.clone(),
         alerts: Alerts::new(
             common.config.kazoo.system_alerts,
             &outside.publisher,
@@ -158,6 +163,17 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> F
             &common.tasks,
         ),
     });
+    let webhook = |endpoint| {
+        Arc::new(Webhook {
+            common: Arc::clone(common),
+            ledger: outside.ledger.clone(),
+            in_flight: shared.in_flight.clone(),
+            peers: Arc::clone(&shared.peers),
+            breakers: Arc::clone(&targets),
+            endpoint,
+        })
+    };
+    let webhooks = endpoints.into_iter().map(webhook).collect();
     let background = background(common, outside, &shared, (&calls, &notices, &drivers));
     let inbox = inbox(common, outside, &shared, (calls, journal, notices, drivers));
     Flow {
@@ -165,6 +181,7 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8]) -> F
         background,
         in_flight: shared.in_flight,
         targets,
+        webhooks,
     }
 }
 

@@ -4,9 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use kz_record_call::destination::url::Target;
 use kz_record_call::destination::url::http::Failure;
-use serde_json::{Map, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
@@ -18,7 +16,6 @@ promises![
     a_yes_in_the_middle_of_an_upload_that_is_cut_off_is_none,
     a_refusals_reason_is_told,
     a_transfer_that_an_object_store_found_broken_is_tried_again,
-    a_signed_url_goes_out_as_it_was_given,
     a_signature_that_is_not_taken_is_told_at_once,
     credentials_are_decoded_once_byte_by_byte,
     a_redirect_may_have_bytes_that_are_not_ascii,
@@ -133,51 +130,6 @@ async fn a_transfer_that_an_object_store_found_broken_is_tried_again(_: Arc<Couc
         let error = send(&http_here(&[]), &url, &Recording::of(300)).await;
         let error = error.err().context("taken")?;
         ensure!(error.is_for_ever() == is_for_ever, "{error}");
-    }
-    Ok(())
-}
-
-const SIGNED: [&str; 8] = [
-    "/k.mp3?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AK%2F20270101%2Feu-central-1%2Fs3%2Faws4_request&X-Amz-Date=20270101T000000Z&X-Amz-Expires=3600&X-Amz-SignedHeaders=host&X-Amz-Signature=00ff",
-    "/a//b/../c%2fd.mp3?X-Amz-Signature=00ff&x='~*",
-    "/k?X-Goog-Algorithm=GOOG4-RSA-SHA256&X-Goog-Signature=aabb",
-    "/k?sv=2024-11-04&sr=b&sig=a%2Bb%3D&se=2027-01-01T00%3A00%3A00Z",
-    "/k?Expires=1&Signature=a~b__&Key-Pair-Id=K1",
-    "/k?Policy=e30_&Signature=a~b__&Key-Pair-Id=K1",
-    "/k?AWSAccessKeyId=AK&Signature=a%2Fb%3D&Expires=1",
-    "/k/?x-amz-signature=00ff&",
-];
-
-fn document() -> Map<String, serde_json::Value> {
-    let document = json!({"_id": "202611-7c9e", "call_id": "a84b@pc33"});
-    document.as_object().cloned().unwrap_or_default()
-}
-
-async fn a_signed_url_goes_out_as_it_was_given(_: Arc<Couchdb>) -> TestResult {
-    let (server, http) = (Server::always(Reply::Status(200)).await, http_here(&[]));
-    for path in SIGNED {
-        let target = Target::parse(&server.url(path))?.of_recording(&document(), "a", "mp3", None);
-        let recording = Recording::of(10);
-        let upload = kz_record_call::destination::url::http::Upload {
-            source: &recording.source,
-            length: 10,
-            content_type: "audio/mpeg",
-            method: kz_record_call::recording::settings::Method::Put,
-            key: "k",
-        };
-        http.send(&target, &upload).await?;
-        let sent = server.received().last().context("nothing")?.path.clone();
-        ensure!(sent == path, "{sent} instead of {path}");
-    }
-    // What only looks like one is extended as ever.
-    for path in ["/k?signature=x", "/k?sig=", "/k?x=sig", "/k?policy=1&key-pair-id=2"] {
-        let target = Target::parse(&server.url(path))?;
-        ensure!(!target.is_signed(), "{path}");
-        let sent = target.of_recording(&document(), "a", "mp3", None);
-        ensure!(
-            sent.expose().as_str().contains("call_recording_a84b%40pc33.mp3"),
-            "{path}"
-        );
     }
     Ok(())
 }

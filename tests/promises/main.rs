@@ -48,6 +48,7 @@ mod traces;
 mod turns;
 mod watched;
 mod watching;
+mod webhooks;
 
 use support::{Services, Test};
 
@@ -93,6 +94,7 @@ fn main() -> ExitCode {
         settings::TESTS,
         watched::TESTS,
         watching::TESTS,
+        webhooks::TESTS,
         traces::TESTS,
         told::TESTS,
         broker_alarms::TESTS,

@@ -23,6 +23,7 @@ promises![
     two_recordings_with_one_id_are_told_apart_by_a_users_server,
     recordings_of_one_call_do_not_replace_each_other_at_a_url,
     a_signed_url_that_every_call_has_keeps_the_audio_of_the_first,
+    a_signed_url_whose_time_is_over_is_parked_at_once_with_its_audio,
     parked_audio_can_be_fetched_whole_from_the_hold,
     slow_servers_of_users_leave_a_switchs_other_recordings_their_places,
     a_url_that_is_down_is_delivered_when_it_is_back_though_the_switch_lost_its_file,
@@ -385,6 +386,44 @@ async fn a_url_that_cannot_be_served_is_parked_with_its_audio(services: Arc<Serv
         );
         let document = marked(&world, &recording.id).await?;
         ensure!(document["pvt_recording"]["cause"] == "unusable_url", "{document:#}");
+    }
+    world.finish().await
+}
+
+async fn a_signed_url_whose_time_is_over_is_parked_at_once_with_its_audio(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let _worker = world.worker_with(&[HERE]).await?;
+    let expired = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>";
+    let server = Server::with(move |_, _, _| Reply::Says(403, Vec::new(), expired)).await;
+    for (path, asked) in [
+        // The URL says so, and the store does.
+        ("/a?AWSAccessKeyId=AK&Signature=5ecre7&Expires=1", 0),
+        ("/b?X-Amz-Signature=5ecre7", 1),
+    ] {
+        let recording = record(&world, json!({"url": server.url(path)})).await?;
+        let outcome = world.outcome(&recording.id).await?;
+        ensure!(
+            outcome["Outcome"] == "parked" && outcome["Cause"] == "url_expired",
+            "{outcome:#}"
+        );
+        let entry = world.state(&recording.call_id, "parked", SOON).await?;
+        ensure!(
+            entry.to_string().contains("kz_record_call_hold-"),
+            "not held: {entry:#}"
+        );
+        let document = marked(&world, &recording.id).await?;
+        ensure!(document["pvt_recording"]["cause"] == "url_expired", "{document:#}");
+        ensure!(
+            document["url"].as_str().is_some_and(|url| !url.contains("5ecre7")),
+            "{document:#}"
+        );
+        ensure!(server.asked() == asked, "{} requests", server.asked());
+        let (_, story) = world.command(&["explain", &recording.id]).await?;
+        ensure!(!story.contains("5ecre7"), "{story}");
+        ensure!(
+            asked == 0 || story.contains("answered 403: AccessDenied Request has expired"),
+            "{story}"
+        );
     }
     world.finish().await
 }

@@ -46,6 +46,7 @@ pub fn policy(worker: String) -> Policy {
         stop_repeats: [2, 5, 15].map(Duration::from_secs).to_vec(),
         stop_alarm: Duration::from_secs(30),
         rescue: false,
+        hooks: kz_record_call::lifecycle::Hooks::default(),
     }
 }
 

@@ -14,7 +14,7 @@ use reqwest::Body;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::config;
+use crate::config::{self, HostHeader};
 use crate::couch::{Silent, Watch};
 use crate::kazoo::time::{Clock, Moment};
 use crate::recording::settings::Method;
@@ -22,6 +22,7 @@ use crate::recording::settings::Method;
 use super::super::{DeliveryError, Source};
 use super::guard::resolve::{Lookup, System};
 use super::guard::{Guard, Refused};
+use super::signed::{Scheme, md5_of_answer};
 use super::target::{Target, unescaped};
 
 mod passed;
@@ -48,6 +49,8 @@ pub struct Http {
     silence: Duration,
     total: Duration,
     max_bytes: u64,
+    /// Further headers, by host.
+    headers: Arc<[HostHeader]>,
     clock: Clock,
 }
 
@@ -69,6 +72,8 @@ pub struct Sent {
     pub to: Target,
     pub status: u16,
     pub redirects: usize,
+    /// The MD5 of the object that the store of a signed URL reports, in hexadecimal.
+    pub md5: Option<String>,
 }
 
 /// A failed upload. Its text names only the host of the URL.
@@ -133,6 +138,12 @@ impl SendError {
         WORDS.iter().any(|word| said.contains(word))
     }
 
+    /// Whether the store rejects the URL because its time is over.
+    pub fn is_expired(&self) -> bool {
+        let said = self.said.as_deref().unwrap_or_default().to_ascii_lowercase();
+        self.bad_signature && (said.contains("expired") || said.contains("expiry"))
+    }
+
     /// The status of the answer, if there was one.
     pub fn status(&self) -> Option<u16> {
         match self.kind {
@@ -154,7 +165,11 @@ impl Http {
         clock: Clock,
     ) -> Result<Self, NoClient> {
         let wire = Wire::new(Some(Arc::new(guard)), lookup, config.connect_timeout)?;
-        Ok(Self::of(wire, config.max_bytes, config, clock))
+        let headers = config.headers.as_slice().into();
+        Ok(Self {
+            headers,
+            ..Self::of(wire, config.max_bytes, config, clock)
+        })
     }
 
     /// As `guarded`, with the host's own resolver.
@@ -180,6 +195,7 @@ impl Http {
             silence: config.silence_timeout,
             total: config.send_timeout,
             max_bytes,
+            headers: Arc::default(),
             clock,
         }
     }
@@ -200,29 +216,45 @@ impl Http {
         if upload.length > self.max_bytes {
             return Err(failed(&to, Failure::TooLarge(upload.length)));
         }
-        for redirects in 0..=MAX_REDIRECTS {
-            let mut answer = tokio::time::timeout_at(end, self.once(&to, upload))
+        let mut typed = !to.scheme().is_some_and(Scheme::covers_type);
+        let mut redirects = 0;
+        while redirects <= MAX_REDIRECTS {
+            let mut answer = tokio::time::timeout_at(end, self.once(&to, upload, typed))
                 .await
                 .unwrap_or(Err(Failure::TooSlow(self.total)))
                 .map_err(|kind| failed(&to, kind))?;
             let status = answer.status;
             if (200..300).contains(&status) {
-                return Ok(Sent { to, status, redirects });
+                let md5 = to.scheme().and_then(|_| md5_of_answer(&answer.headers));
+                return Ok(Sent {
+                    to,
+                    status,
+                    redirects,
+                    md5,
+                });
             }
             // 303 is excluded: it says that the upload is complete and that its result is at another URL.
             if !matches!(status, 301 | 302 | 307 | 308) {
                 let said = self.said(&mut answer, &to).await;
+                let bad_signature = to.is_signed() && is_about_signature(status, said.as_deref());
+                if bad_signature && !typed {
+                    // Its signer has signed the audio's type too.
+                    typed = true;
+                    continue;
+                }
                 return Err(SendError {
                     retry_after: retry_after(&answer.headers, self.clock.now()),
-                    bad_signature: to.is_signed() && is_about_signature(status, said.as_deref()),
+                    bad_signature,
                     said,
                     ..failed(&to, Failure::Status(status))
                 });
             }
-            let location = answer.headers.get(LOCATION).map(|value| value.as_bytes());
+            // The signature is for this host and path only.
+            let location = answer.headers.get(LOCATION).filter(|_| !to.is_signed());
             to = location
-                .and_then(|location| to.redirected(location))
+                .and_then(|location| to.redirected(location.as_bytes()))
                 .ok_or_else(|| failed(&to, Failure::Redirect(status)))?;
+            redirects += 1;
         }
         Err(failed(&to, Failure::TooManyRedirects))
     }
@@ -244,7 +276,8 @@ impl Http {
     }
 
     /// One request. A 2xx is returned only when the server took the whole audio.
-    async fn once(&self, to: &Target, upload: &Upload<'_>) -> Result<Answer, Failure> {
+    /// `typed`: with the audio's type.
+    async fn once(&self, to: &Target, upload: &Upload<'_>, typed: bool) -> Result<Answer, Failure> {
         let source = |error: DeliveryError| match error {
             DeliveryError::Source(why) => Failure::Source(why),
             other => Failure::Source(Arc::from(other.to_string())),
@@ -261,11 +294,22 @@ impl Http {
             .header(HOST, to.host())
             .header(USER_AGENT, concat!("kz-record-call/", env!("CARGO_PKG_VERSION")))
             .header("Accept", "*/*")
-            .header(CONTENT_TYPE, upload.content_type)
             .header(CONTENT_LENGTH, upload.length)
             .header("Idempotency-Key", upload.key);
-        if let Some(authorization) = basic(url) {
+        if typed {
+            request = request.header(CONTENT_TYPE, upload.content_type);
+        }
+        for (name, value) in to.scheme().map_or(&[][..], Scheme::headers) {
+            request = request.header(*name, *value);
+        }
+        let host = to.host();
+        let further = self.headers.iter().filter(|header| header.host == host);
+        let own = further.clone().any(|header| header.name == AUTHORIZATION);
+        if let Some(authorization) = basic(url).filter(|_| !own) {
             request = request.header(AUTHORIZATION, authorization);
+        }
+        for header in further {
+            request = request.header(&header.name, &header.value);
         }
         let request = request
             .body(Body::wrap_stream(body))

@@ -6,6 +6,7 @@
 //! meant.
 
 use std::fmt;
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode, utf8_percent_encode};
@@ -13,7 +14,11 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 use url::{Position, Url};
 
+use crate::kazoo::time::Moment;
 use crate::recording::digest::hex;
+use crate::recording::settings::Method;
+
+use super::signed::Scheme;
 
 /// RFC 3986's unreserved characters stay unescaped.
 const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -45,21 +50,19 @@ pub enum Unusable {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Target {
     url: Url,
-    /// Path and query of a signed URL, exactly as given, because the signature covers them.
-    signed: Option<String>,
+    signed: Option<Signed>,
 }
 
-/// A URL with all query parameters of one row is signed. The first three rows are those of the object stores of Amazon, Google and Azure.
-/// Then come two of CloudFront, and the older schemes of Amazon and Google.
-const SIGNED_BY: [&[&str]; 7] = [
-    &["x-amz-signature"],
-    &["x-goog-signature"],
-    &["sig", "sv"],
-    &["signature", "key-pair-id"],
-    &["signature", "policy"],
-    &["signature", "awsaccesskeyid", "expires"],
-    &["signature", "googleaccessid", "expires"],
-];
+/// A URL that is signed.
+#[derive(Clone, PartialEq, Eq)]
+struct Signed {
+    by: Scheme,
+    /// Path and query, exactly as given, because the signature covers them.
+    verbatim: String,
+}
+
+/// How long after its end a signature is still tried: the clocks of this host and of the store differ.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 
 impl Target {
     /// Parses the URL of an action.
@@ -82,13 +85,32 @@ impl Target {
             return Err(Unusable::NotAUrl);
         }
         url.set_fragment(None);
-        let signed = is_signed(&url).then(|| verbatim(given.trim(), &url));
+        let signed = Signed::of(&url, given.trim());
         Ok(Self { url, signed })
     }
 
     /// Whether the URL is signed.
     pub fn is_signed(&self) -> bool {
         self.signed.is_some()
+    }
+
+    /// By which scheme the URL is signed.
+    pub(super) fn scheme(&self) -> Option<Scheme> {
+        self.signed.as_ref().map(|signed| signed.by)
+    }
+
+    /// Whether the URL's signature is not valid any more.
+    pub fn is_expired(&self, now: Moment) -> bool {
+        let expires = self.scheme().and_then(|scheme| scheme.expires(&self.url));
+        expires.is_some_and(|at| at.plus(CLOCKS_DIFFER) < now)
+    }
+
+    /// The method of the request. An object store takes only a PUT.
+    pub fn method(&self, asked: Method) -> Method {
+        match self.scheme() {
+            Some(scheme) if scheme.is_put_only() => Method::Put,
+            _ => asked,
+        }
     }
 
     /// Identifies what the URL names for one call, or for all calls. Contains no part of the URL in clear.
@@ -104,7 +126,7 @@ impl Target {
     /// Path and query as they are sent.
     pub(super) fn path_and_query(&self) -> &str {
         match &self.signed {
-            Some(verbatim) => verbatim,
+            Some(signed) => &signed.verbatim,
             None => &self.url[Position::BeforePath..Position::AfterQuery],
         }
     }
@@ -175,7 +197,7 @@ impl Target {
             let _ = next.set_username(self.url.username());
             let _ = next.set_password(self.url.password());
         }
-        let signed = is_signed(&next).then(|| verbatim(&location, &next));
+        let signed = Signed::of(&next, &location);
         Some(Self { url: next, signed })
     }
 }
@@ -188,16 +210,15 @@ pub(super) fn unescaped(text: &str) -> Vec<u8> {
     percent_decode_str(text).collect()
 }
 
-fn is_signed(url: &Url) -> bool {
-    let query = url.query().unwrap_or_default();
-    let names: Vec<String> = query
-        .split('&')
-        .filter_map(|parameter| parameter.split_once('=').filter(|(_, value)| !value.is_empty()))
-        .map(|(name, _)| String::from_utf8_lossy(&unescaped(name)).to_ascii_lowercase())
-        .collect();
-    SIGNED_BY
-        .iter()
-        .any(|row| row.iter().all(|name| names.iter().any(|there| there == name)))
+impl Signed {
+    /// `given` was parsed as `url`.
+    fn of(url: &Url, given: &str) -> Option<Self> {
+        let verbatim = || verbatim(given, url);
+        Scheme::of(url).map(|by| Self {
+            by,
+            verbatim: verbatim(),
+        })
+    }
 }
 
 /// Path and query of `given`, which was parsed as `url`, without any normalisation. Returns the normalised form where the original cannot

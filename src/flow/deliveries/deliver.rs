@@ -16,7 +16,7 @@ use crate::recording::audio::Audio;
 
 use super::names::{Nameless, Names};
 use super::shares::{BUSY, Shares};
-use super::{ended, failed, in_time, seen};
+use super::{ended, failed, in_time, seen, writer};
 
 /// Delivers audio. May touch: the destination, held audio, the ledger's claims of names, and this worker's limits and circuit breakers.
 pub struct Deliverer {
@@ -86,7 +86,7 @@ impl Deliverer {
         upload: Option<&Upload>,
     ) -> Result<What, DeliveryError> {
         let (audio, source) = self.audio(case, upload)?;
-        let writer = (self.common.sender.node.as_str(), &self.common.clock);
+        let writer = writer(&self.common);
         let attempt = Attempt {
             parcel: Parcel::of(&case.entry, audio, destination, writer)?,
             source,

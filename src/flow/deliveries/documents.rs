@@ -19,7 +19,7 @@ use crate::recording::document::DOCUMENT_TYPE;
 use crate::recording::names;
 use crate::recording::progress::{Elsewhere, Progress, State};
 
-use super::{failed, in_time, seen};
+use super::{failed, in_time, seen, writer};
 
 /// Writes documents. May touch: the recording's document, wherever its destination has it, and a monthly database that is missing. Publishes
 /// that a document was edited.
@@ -89,7 +89,7 @@ impl Documents {
     }
 
     fn parcel<'a>(&'a self, case: &'a Case, destination: Destination) -> Result<Parcel<'a>, DeliveryError> {
-        let writer = (self.common.sender.node.as_str(), &self.common.clock);
+        let writer = writer(&self.common);
         Parcel::of(&case.entry, seen(case)?, destination, writer)
     }
 

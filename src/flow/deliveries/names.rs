@@ -51,7 +51,7 @@ impl Names {
             return Ok(None);
         };
         let naming = async {
-            if target.is_signed() && order.method == Method::Put {
+            if target.is_signed() && target.method(order.method) == Method::Put {
                 self.has_object(case, target, order).await.map(|()| None)
             } else {
                 let has_it = self.has_kazoos_name(case, target, order).await?;

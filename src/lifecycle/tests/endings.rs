@@ -104,6 +104,7 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Next>) {
         Cause::UnknownAccount => refused(Destination::Account, DeliveryFailure::NoAccount),
         Cause::Refused => refused(Destination::Account, DeliveryFailure::Refused),
         Cause::UnusableUrl => refused(Destination::Url, DeliveryFailure::Unusable),
+        Cause::UrlExpired => refused(Destination::Url, DeliveryFailure::UrlExpired),
         Cause::SettingsLost => refused(Destination::Url, DeliveryFailure::Lost),
         Cause::NoStoreProxy => refused(Destination::StoragePlan, DeliveryFailure::NoProxy),
         Cause::Unreachable => failing(12, |attempt| {

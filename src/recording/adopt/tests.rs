@@ -120,6 +120,7 @@ fn the_document_is_the_one_that_media_mgr_wrote_for_the_same_event() {
             audio: Some(&audio),
             destination: "account",
             node: "kz_record_call@rec1",
+            url_credentials: false,
             now: NOW,
             controls: Controls::default(),
             presumed: false,

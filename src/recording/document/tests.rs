@@ -83,6 +83,7 @@ fn document_of<'a>(
         audio: Some(&AUDIO),
         destination: "ours",
         node: "kz_record_call@rec1",
+        url_credentials: false,
         now: Moment::from_gregorian_seconds(63_962_610_400),
         controls: Controls::default(),
     };

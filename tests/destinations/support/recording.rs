@@ -140,6 +140,7 @@ impl Recording {
             audio: Some(&self.audio),
             destination,
             node: "kz_record_call@rec1",
+            url_credentials: false,
             now: ENDED,
             controls: Default::default(),
         }

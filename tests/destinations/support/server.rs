@@ -19,6 +19,8 @@ pub enum Reply {
     Status(u16),
     /// With `Retry-After`.
     Later(u16, String),
+    /// With these headers, and this body.
+    Says(u16, Vec<(&'static str, String)>, &'static str),
     /// With `Location`.
     Redirect(u16, String),
     /// Before the body is read.
@@ -146,6 +148,13 @@ async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     });
     match reply {
         Reply::Status(status) => answer(status),
+        Reply::Says(status, headers, body) => {
+            let mut response = (code(status), body).into_response();
+            for (name, value) in headers {
+                response.headers_mut().insert(name, value.parse().unwrap());
+            }
+            response
+        }
         Reply::Later(status, when) => (code(status), [(header::RETRY_AFTER, when)], "later").into_response(),
         Reply::Redirect(status, location) => {
             (code(status), [(header::LOCATION, location)], "over there").into_response()
