@@ -33,10 +33,13 @@ const PURE_FILES: &[&str] = &[
     "config/kazoo_ini.rs",
     "config/kazoo_yaml.rs",
     "destination/choose.rs",
+    "destination/storage_plan/name.rs",
+    "destination/storage_plan/not_ours.rs",
     "destination/url/target.rs",
     "system_config/media.rs",
     "system_config/proxy.rs",
     "system_config/storage.rs",
+    "system_config/storage/handler.rs",
 ];
 const IMPURE: &[&str] = &[
     "tokio::",

@@ -16,6 +16,8 @@ use super::servers::Servers;
 use super::url::http::Http;
 use super::{Attempt, DeliveryError, Destination, Failed, Home, Means, Route, Search, authority};
 
+pub mod name;
+pub mod not_ours;
 pub mod proxy;
 
 /// Stores as the account's storage plan says. May touch: the plan's server, Kazoo's store proxy, and the document, wherever the plan has it.
