@@ -35,6 +35,7 @@ const PURE_FILES: &[&str] = &[
     "destination/choose.rs",
     "destination/storage_plan/name.rs",
     "destination/storage_plan/not_ours.rs",
+    "destination/storage_plan/sign.rs",
     "destination/url/target.rs",
     "system_config/media.rs",
     "system_config/proxy.rs",

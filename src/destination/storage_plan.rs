@@ -19,6 +19,7 @@ use super::{Attempt, DeliveryError, Destination, Failed, Home, Means, Route, Sea
 pub mod name;
 pub mod not_ours;
 pub mod proxy;
+pub mod sign;
 
 /// Stores as the account's storage plan says. May touch: the plan's server, Kazoo's store proxy, and the document, wherever the plan has it.
 pub struct StoragePlan {
