@@ -20,6 +20,7 @@ mod kazoo_yaml;
 mod layers;
 mod reader;
 mod shown;
+mod storage;
 mod tls;
 
 pub use adopt::{Adopt, AdoptMode};
@@ -29,6 +30,7 @@ pub use filter::{FilterError, log_filter};
 pub use layers::{ConfigError, Layers, Origin, Sources, USUAL_FILE, own_file};
 use reader::Reader;
 pub use shown::{MASK, shown, without_credentials};
+pub use storage::{Checksum, NoDriver, Storage, StorageDriver};
 pub use tls::{Authorities, Identity, KeyFiles, TlsFault, Unusable};
 
 /// `config/default.toml`.
@@ -52,6 +54,7 @@ pub struct Config {
     pub telemetry: Telemetry,
     pub destination: Destination,
     pub adopt: Adopt,
+    pub storage: Storage,
 }
 
 #[derive(Debug, Clone)]
@@ -333,6 +336,7 @@ impl Config {
             },
             destination: Destination::read(&mut r),
             adopt: Adopt::read(&mut r),
+            storage: Storage::read(&mut r),
         };
         // An empty filter was reported already.
         if let Err(why) = log_filter(&config.log.level)

@@ -15,6 +15,7 @@ use crate::admin::{self, Instruments, Readiness, Watched};
 use crate::amqp::{Brokers, Consumers, Delivery, Publisher};
 use crate::config::Config;
 use crate::couch::{self, Couch, CouchError};
+use crate::destination::storage_plan::native::Stores;
 use crate::destination::url::http::{Http, NoClient};
 use crate::flow::common::{Common, Tasks};
 use crate::flow::heartbeat::Heartbeat;
@@ -126,6 +127,7 @@ impl Worker {
         let upload = |error: NoClient| StartError::Http(CouchError::NoAnswer(error.to_string()));
         let users = Http::for_users(&config.destination, clock.clone()).map_err(upload)?;
         let cluster = Http::trusting(&config.destination, clock.clone()).map_err(upload)?;
+        let stores = Stores::new(&config, &clock).map_err(upload)?;
 
         let brokers = Brokers::new(&config.amqp);
         brokers.prefer_the_first(&config.amqp, &sender.node, &tasks, close.clone());
@@ -179,6 +181,7 @@ impl Worker {
             ingest,
             system_config,
             http: (users, cluster),
+            stores,
         };
         let flow = build(&common, &outside, &secret);
         let watched = Arc::new(Watched {

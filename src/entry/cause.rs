@@ -68,6 +68,8 @@ pub enum Cause {
     SettingsLost,
     /// Kazoo's store proxy, which the account's storage plan needs, cannot be used.
     NoStoreProxy,
+    /// The object store refuses what the account's storage plan says: credentials, bucket or policy.
+    PlanRefused,
     /// A callflow chose the name of its file, and two calls can have the same file.
     SharedName,
     /// The program itself panicked on it, attempt after attempt.
@@ -120,6 +122,7 @@ impl Outcome {
                 Cause::UnusableUrl,
                 Cause::SettingsLost,
                 Cause::NoStoreProxy,
+                Cause::PlanRefused,
                 Cause::Undecided,
                 Cause::SharedName,
                 Cause::ProgramFault,
@@ -153,6 +156,7 @@ impl Cause {
             Self::NotCollected => "not_collected",
             Self::SettingsLost => "settings_lost",
             Self::NoStoreProxy => "no_store_proxy",
+            Self::PlanRefused => "plan_refused",
             Self::SharedName => "shared_name",
             Self::ProgramFault => "program_fault",
         }
@@ -197,6 +201,9 @@ impl Cause {
                 "the url is lost: the recording context was too long or sealed with another secret, and the ledger has no order"
             }
             Self::NoStoreProxy => "the account's storage plan needs Kazoo's store proxy, which cannot be used",
+            Self::PlanRefused => {
+                "the object store refuses the account's storage plan: credentials, bucket, policy or certificate"
+            }
             Self::SharedName => "the callflow chose the file's name, so the file may have the audio of several calls",
             Self::ProgramFault => "the handler panicked in every attempt: a program fault, see the log",
         }

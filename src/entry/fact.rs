@@ -14,7 +14,9 @@ use crate::recording::identity::MediaId;
 use crate::recording::order::Order;
 
 use super::cause::{Cause, Outcome};
+pub use super::failure::{CollectFailure, DeliveryFailure};
 use super::legs::Leg;
+pub use super::object::StoredObject;
 pub use super::places::{Description, Destination};
 
 /// Something that happened, when it happened, and which worker saw it.
@@ -153,6 +155,9 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sha256: Option<String>,
     },
+    /// The audio is in the object store of a storage plan. Its document does not say so yet. Earlier versions ignore this fact, and have
+    /// Kazoo's store proxy put the audio there again, under the same name.
+    ObjectStored(Box<StoredObject>),
     /// An attempt to deliver failed.
     DeliveryFailed {
         attempt: u32,
@@ -227,58 +232,6 @@ pub struct Since {
     pub postponed: u32,
     #[serde(default)]
     pub panicked: u32,
-}
-
-/// How a collect failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CollectFailure {
-    /// No ecallmgr serves that switch now, or the switch did not answer.
-    Unreachable,
-    /// The switch says that it has no such file, and the audio is not at its destination either.
-    Missing,
-    /// This worker could not take the file: no room, no AMQP session, or shutting down.
-    NotNow,
-    /// The upload broke off, or the switch could not do it. Or another program version used a word that this one does not know.
-    #[serde(other)]
-    Broken,
-}
-
-/// How a delivery failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DeliveryFailure {
-    /// The target rejects this recording, now and later.
-    Refused,
-    /// Our own copy is missing.
-    Source,
-    /// The account's monthly database does not exist yet.
-    Database,
-    /// The account does not exist, so its databases never will.
-    NoAccount,
-    /// The action's URL cannot be served.
-    Unusable,
-    /// The action's URL is not known any more.
-    Lost,
-    /// No setting says where Kazoo's store proxy is.
-    NoProxy,
-    /// The target is unavailable. Or another program version used a word that this one does not know.
-    #[serde(other)]
-    Target,
-}
-
-impl DeliveryFailure {
-    /// The cause for which a recording is parked at once, because another attempt would end in the same way.
-    pub const fn parks(self) -> Option<Cause> {
-        match self {
-            Self::Refused => Some(Cause::Refused),
-            Self::NoAccount => Some(Cause::UnknownAccount),
-            Self::Unusable => Some(Cause::UnusableUrl),
-            Self::Lost => Some(Cause::SettingsLost),
-            Self::NoProxy => Some(Cause::NoStoreProxy),
-            Self::Target | Self::Source | Self::Database => None,
-        }
-    }
 }
 
 /// Where the command of an action goes: the call's control process at that time, and the call's id there.
@@ -403,6 +356,7 @@ impl What {
             | Self::Retried { n, .. }
             | Self::Panicked { n, .. } => Some(*n),
             Self::CollectFailed { attempt, .. } | Self::DeliveryFailed { attempt, .. } => Some(*attempt),
+            Self::ObjectStored(object) => Some(object.attempt),
             Self::Continued { told } => Some(*told),
             _ => None,
         }
@@ -437,6 +391,7 @@ impl What {
         "held",
         "documented",
         "uploaded",
+        "object_stored",
         "delivery_failed",
         "delivered",
         "looked",
@@ -486,6 +441,7 @@ impl What {
             Self::Held { .. } => "held",
             Self::Documented(_) => "documented",
             Self::Uploaded { .. } => "uploaded",
+            Self::ObjectStored(_) => "object_stored",
             Self::DeliveryFailed { .. } => "delivery_failed",
             Self::Delivered(_) => "delivered",
             Self::Looked { .. } => "looked",

@@ -7,7 +7,7 @@ use crate::recording::controls::Why;
 use crate::recording::digest::Digests;
 use crate::recording::identity::MediaId;
 
-use super::fact::{CollectFailure, DeliveryFailure, Route, Since};
+use super::fact::{CollectFailure, DeliveryFailure, Route, Since, StoredObject};
 use super::legs::Leg;
 use super::union::{KEPT_FIRST, KEPT_LAST};
 use super::*;
@@ -164,6 +164,7 @@ fn what(kind: usize, n: u32, on: bool) -> What {
             url: "https://h/".into(),
             sha256: on.then(|| (n % 4).to_string()),
         },
+        "object_stored" => What::ObjectStored(Box::new(StoredObject::example(n, why()))),
         "delivery_failed" => What::DeliveryFailed {
             attempt: n,
             destination,

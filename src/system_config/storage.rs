@@ -32,7 +32,7 @@ pub enum Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Storage {
     /// The handler of the audio. `None`: the audio is an attachment of its document.
-    pub handler: Option<Handler>,
+    pub handler: Option<Box<Handler>>,
     /// The other connection for documents of this type, if there is one.
     pub connection: Option<Connection>,
 }
@@ -62,7 +62,7 @@ impl Plan {
         let tag = text(of_type, "connection")
             .or_else(|| text(monthly, "connection"))
             .unwrap_or(LOCAL);
-        let handler = Handler::read(&monthly_attachments(&whole), &whole, &system);
+        let handler = Handler::read(&monthly_attachments(&whole), &whole, &system).map(Box::new);
         let connection = (tag != LOCAL).then(|| Connection {
             tag: tag.to_owned(),
             server: whole

@@ -9,6 +9,7 @@ use crate::amqp::{Consumers, Publisher, Requests, Room};
 use crate::config::AdoptMode;
 use crate::couch::Couch;
 use crate::destination::circuit_breaker::CircuitBreakers;
+use crate::destination::storage_plan::native::Stores;
 use crate::destination::url::http::Http;
 use crate::flow::common::Common;
 use crate::flow::deliveries::Deliveries;
@@ -63,6 +64,8 @@ pub(super) struct Outside {
     pub system_config: SystemConfig,
     /// Uploads to users' URLs, and to servers that the operator named.
     pub http: (Http, Http),
+    /// Uploads to object stores.
+    pub stores: Stores,
 }
 
 /// What this process remembers. It is shared by many services.

@@ -27,6 +27,7 @@ mod modb;
 mod others;
 mod proxy;
 mod refusals;
+mod stores;
 mod support;
 mod system_config;
 mod url;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         others::TESTS,
         proxy::TESTS,
         refusals::TESTS,
+        stores::TESTS,
         system_config::TESTS,
         url::TESTS,
     ] {

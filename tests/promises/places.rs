@@ -41,7 +41,7 @@ promises![
 pub const HERE: (&str, &str) = ("DESTINATION__ALLOW", "127.0.0.1");
 
 /// Records a call whose action has this data, to its end.
-async fn record(world: &World<'_>, data: Value) -> anyhow::Result<Recording> {
+pub async fn record(world: &World<'_>, data: Value) -> anyhow::Result<Recording> {
     let call = world.kazoo.new_call(CallOptions::talking());
     call.execute(data).await?.continued(SOON).await?;
     let recording = call.wait_recording_started(SOON).await?;
@@ -54,14 +54,14 @@ pub async fn media(world: &World<'_>, key: &str, value: Value) -> anyhow::Result
     world.couch.edit("system_config", "media", change).await
 }
 
-async fn document(world: &World<'_>, id: &str) -> anyhow::Result<Value> {
+pub async fn document(world: &World<'_>, id: &str) -> anyhow::Result<Value> {
     let found = world.couch.get(&world.modb(id), id).await?;
     let document = found.with_context(|| format!("{id} is not there"))?;
     schemas::check("call_recording", &document)?;
     Ok(document)
 }
 
-fn changes(world: &World<'_>, id: &str) -> Vec<String> {
+pub fn changes(world: &World<'_>, id: &str) -> Vec<String> {
     let all = world.kazoo.tap().messages();
     let ours = all
         .iter()
@@ -390,7 +390,7 @@ async fn a_url_that_cannot_be_served_is_parked_with_its_audio(services: Arc<Serv
 }
 
 /// The document, once it says that its recording rests.
-async fn marked(world: &World<'_>, id: &str) -> anyhow::Result<Value> {
+pub async fn marked(world: &World<'_>, id: &str) -> anyhow::Result<Value> {
     let begun = std::time::Instant::now();
     loop {
         let document = document(world, id).await?;

@@ -24,6 +24,7 @@ use super::guard::resolve::{Lookup, System};
 use super::guard::{Guard, Refused};
 use super::target::{Target, unescaped};
 
+pub mod exchange;
 mod passed;
 mod said;
 mod wire;
@@ -153,7 +154,7 @@ impl Http {
         lookup: Arc<dyn Lookup>,
         clock: Clock,
     ) -> Result<Self, NoClient> {
-        let wire = Wire::new(Some(Arc::new(guard)), lookup, config.connect_timeout)?;
+        let wire = Wire::new(Some(Arc::new(guard)), lookup, None, config.connect_timeout)?;
         Ok(Self::of(wire, config.max_bytes, config, clock))
     }
 
@@ -170,7 +171,21 @@ impl Http {
     /// # Errors
     /// As `guarded`.
     pub fn trusting(config: &config::Destination, clock: Clock) -> Result<Self, NoClient> {
-        let wire = Wire::new(None, Arc::new(System), config.connect_timeout)?;
+        let wire = Wire::new(None, Arc::new(System), None, config.connect_timeout)?;
+        Ok(Self::of(wire, u64::MAX, config, clock))
+    }
+
+    /// A client for object stores. Without a filter it reaches any address. `ca`: authorities trusted in addition to the host's.
+    ///
+    /// # Errors
+    /// As `guarded`.
+    pub fn for_stores(
+        config: &config::Destination,
+        guard: Option<Guard>,
+        (lookup, ca): (Arc<dyn Lookup>, Option<&config::Authorities>),
+        clock: Clock,
+    ) -> Result<Self, NoClient> {
+        let wire = Wire::new(guard.map(Arc::new), lookup, ca, config.connect_timeout)?;
         Ok(Self::of(wire, u64::MAX, config, clock))
     }
 

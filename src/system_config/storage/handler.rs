@@ -105,7 +105,7 @@ mod tests {
         match Plan::read(documents) {
             Plan::Stored(Storage {
                 handler: Some(handler), ..
-            }) => handler,
+            }) => *handler,
             other => panic!("{other:?}"),
         }
     }
@@ -178,7 +178,7 @@ mod tests {
             "_id": "system",
             "attachments": system["attachments"], "plan": typed(json!({"handler": "h", "params": {"folder_path": "f"}})),
         });
-        assert!(handler(&[systems_plan.clone()]).is_systems);
+        assert!(handler(std::slice::from_ref(&systems_plan)).is_systems);
         assert!(handler(&[system.clone(), use_it.clone()]).is_systems);
         assert!(handler(&[systems_plan.clone(), json!({"pvt_type": "storage"})]).is_systems);
         for account in [
