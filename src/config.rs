@@ -20,6 +20,7 @@ mod kazoo_yaml;
 mod layers;
 mod reader;
 mod shown;
+mod storage;
 mod tls;
 mod webhooks;
 
@@ -30,6 +31,7 @@ pub use filter::{FilterError, log_filter};
 pub use layers::{ConfigError, Layers, Origin, Sources, USUAL_FILE, own_file};
 use reader::Reader;
 pub use shown::{MASK, shown, without_credentials};
+pub use storage::{Checksum, NoDriver, Storage, StorageDriver};
 pub use tls::{Authorities, Identity, KeyFiles, TlsFault, Unusable};
 pub use webhooks::{Endpoint, Header, Webhooks};
 
@@ -55,6 +57,7 @@ pub struct Config {
     pub destination: Destination,
     pub adopt: Adopt,
     pub webhooks: Webhooks,
+    pub storage: Storage,
 }
 
 #[derive(Debug, Clone)]
@@ -337,6 +340,7 @@ impl Config {
             destination: Destination::read(&mut r),
             adopt: Adopt::read(&mut r),
             webhooks: Webhooks::read(&mut r),
+            storage: Storage::read(&mut r),
         };
         // An empty filter was reported already.
         if let Err(why) = log_filter(&config.log.level)

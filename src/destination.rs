@@ -96,6 +96,26 @@ pub struct Route {
     pub url: Option<Target>,
     /// Kazoo's store proxy, which knows the storage plan's handler.
     pub proxy: Option<Proxy>,
+    /// The object store of a storage plan's handler that the worker serves itself.
+    pub store: Option<storage_plan::native::Store>,
+}
+
+impl Route {
+    /// The route to a database there.
+    pub fn of(host: String, couch: Couch) -> Self {
+        Self {
+            host,
+            couch,
+            url: None,
+            proxy: None,
+            store: None,
+        }
+    }
+
+    /// The circuit breaker of a storage plan's handler, which a plan that is refused opens. The breaker of the host is another one.
+    pub fn handler_breaker(&self) -> Option<&str> {
+        self.store.as_ref().map(|store| store.breaker.as_str())
+    }
 }
 
 /// What destinations are built from. Each takes the parts that it may touch.
@@ -112,6 +132,8 @@ pub struct Means {
     pub users: Http,
     /// Uploads to servers that the operator named.
     pub cluster: Http,
+    /// Uploads to object stores that storage plans name.
+    pub stores: storage_plan::native::Stores,
 }
 
 /// The cluster's own database.

@@ -29,7 +29,7 @@ pub use accounts::Accounts;
 pub use media::{Media, ThirdParty};
 pub use proxy::Proxy;
 pub use recorder_tries::{ROUNDS, Tries};
-pub use storage::{Connection, Plan, Storage};
+pub use storage::{Connection, Handler, Plan, Settings, Storage};
 
 const DATABASE: &str = "system_config";
 const DOCUMENT: &str = "media";

@@ -15,6 +15,7 @@ use crate::admin::{self, Instruments, Readiness, Watched};
 use crate::amqp::{Brokers, Consumers, Delivery, Publisher};
 use crate::config::Config;
 use crate::couch::{self, Couch, CouchError};
+use crate::destination::storage_plan::native::Stores;
 use crate::destination::url::http::{Http, NoClient};
 use crate::flow::common::{Common, Tasks};
 use crate::flow::heartbeat::Heartbeat;
@@ -129,6 +130,7 @@ impl Worker {
         let upload = |error: NoClient| StartError::Http(CouchError::NoAnswer(error.to_string()));
         let users = Http::for_users(&config.destination, clock.clone()).map_err(upload)?;
         let cluster = Http::trusting(&config.destination, clock.clone()).map_err(upload)?;
+        let stores = Stores::new(&config, &clock).map_err(upload)?;
 
         let (outcomes, endpoints) = webhooks(&config).map_err(StartError::Http)?;
 
@@ -185,6 +187,7 @@ impl Worker {
             system_config,
             http: (users, cluster),
             outcomes,
+            stores,
         };
         let flow = build(&common, &outside, &secret, endpoints);
         let watched = Arc::new(Watched {

@@ -34,11 +34,18 @@ const PURE_FILES: &[&str] = &[
     "config/kazoo_yaml.rs",
     "destination/choose.rs",
     "destination/url/signed.rs",
+    "destination/storage_plan/name.rs",
+    "destination/storage_plan/not_ours.rs",
+    "destination/storage_plan/refusal.rs",
+    "destination/storage_plan/s3/endpoint.rs",
+    "destination/storage_plan/sign.rs",
+    "destination/storage_plan/stub.rs",
     "destination/url/target.rs",
     "system_config/media.rs",
     "system_config/proxy.rs",
     "system_config/recorder_tries.rs",
     "system_config/storage.rs",
+    "system_config/storage/handler.rs",
 ];
 const IMPURE: &[&str] = &[
     "tokio::",

@@ -11,7 +11,7 @@ use kz_record_call::entry::Entry;
 use kz_record_call::entry::cause::{Cause, Outcome};
 use kz_record_call::entry::fact::{
     Announcement, CollectFailure, Delivery, DeliveryFailure, Destination, Document, Fact, Holding, KazooCopy, Route,
-    Since, What,
+    Since, StoredObject, What,
 };
 use kz_record_call::entry::legs::Leg;
 use kz_record_call::entry::webhooks::{Attempted, Given, Owed, Refused};
@@ -320,6 +320,14 @@ fn every_fact() -> Vec<What> {
             url: "https://example.com/in/x.mp3".into(),
             sha256: Some(digests().sha256),
         },
+        What::ObjectStored(Box::new(StoredObject {
+            attempt: 1,
+            handler: "9b1c".into(),
+            place: digests().sha256,
+            sha256: digests().sha256,
+            proof: "digest".into(),
+            metadata: std::collections::BTreeMap::from([("etag".to_owned(), digests().md5)]),
+        })),
         What::Looked {
             n: 1,
             why: None,

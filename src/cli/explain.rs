@@ -272,6 +272,10 @@ fn words(entry: &Entry, fact: &Fact) -> String {
         }
         What::Documented(document) => format!("document written ({}, rev {})", document.database, short(&document.rev)),
         What::Uploaded { url, .. } => format!("audio delivered to {}", without_secrets(url)),
+        What::ObjectStored(object) => {
+            let (handler, proof) = (&object.handler, &object.proof);
+            format!("audio put into the object store of handler {handler} (proof: {proof})")
+        }
         What::DeliveryFailed {
             attempt,
             destination,

@@ -70,6 +70,11 @@ impl Authorities {
             pem: pem.into(),
         })
     }
+
+    /// The certificates. They were checked when the file was read.
+    pub fn certificates(&self) -> Vec<CertificateDer<'static>> {
+        certificates(&self.path, &self.pem).unwrap_or_default()
+    }
 }
 
 impl fmt::Debug for Authorities {

@@ -45,14 +45,7 @@ impl Destination for Account {
     }
 
     fn resolve<'a>(&'a self, _: &'a Entry) -> BoxFuture<'a, Result<Route, DeliveryError>> {
-        Box::pin(async {
-            Ok(Route {
-                host: self.home.host.clone(),
-                couch: self.home.couch.clone(),
-                url: None,
-                proxy: None,
-            })
-        })
+        Box::pin(async { Ok(Route::of(self.home.host.clone(), self.home.couch.clone())) })
     }
 
     fn documents<'a>(&'a self, _: &'a Entry) -> BoxFuture<'a, Result<Couch, DeliveryError>> {

@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn every_row_of_the_table() {
         let storage = Storage {
-            handler: Some("s3".into()),
+            handler: None,
             connection: None,
         };
         let plan = || Plan::Stored(storage.clone());

@@ -8,6 +8,7 @@ use thiserror::Error;
 use crate::couch::CouchError;
 use crate::entry::fact::DeliveryFailure;
 
+use super::storage_plan::refusal::PlanRefusal;
 use super::url::http::{Failure, SendError};
 
 /// Why a delivery failed.
@@ -31,6 +32,16 @@ pub enum DeliveryError {
     /// An HTTP server did not accept the audio.
     #[error("{0}")]
     Http(SendError),
+    /// An object store is unavailable, or refuses now.
+    #[error("object store unavailable: {why}")]
+    Store {
+        why: String,
+        /// How long the store asks to wait.
+        retry_after: Option<Duration>,
+    },
+    /// An object store refuses what the account's storage plan says: only the plan's owner can mend that.
+    #[error("{0}")]
+    Plan(Box<PlanRefusal>),
     /// There is no destination, and another attempt would fail the same way.
     #[error("{0}")]
     Never(Failed),
@@ -60,6 +71,9 @@ pub enum Fault {
     Recording,
     /// The target. Attempts follow the retry schedule. The target's circuit breaker opens when different recordings fail alike.
     Target,
+    /// The account's storage plan. Attempts follow the retry schedule. The circuit breaker of the plan's handler opens, and not that of the
+    /// host: plans of other accounts may have the same host.
+    Plan,
     /// The account's monthly database is missing: see `modb`.
     Database,
     /// Our own copy is missing. The switch, or the hold, has another.
@@ -73,7 +87,8 @@ impl DeliveryError {
             Self::Http(error) if error.is_for_ever() => Fault::Recording,
             Self::NoDatabase(_) => Fault::Database,
             Self::Source(_) => Fault::Source,
-            Self::Target(_) | Self::Corrupt(_) | Self::Http(_) => Fault::Target,
+            Self::Plan(_) => Fault::Plan,
+            Self::Target(_) | Self::Corrupt(_) | Self::Http(_) | Self::Store { .. } => Fault::Target,
         }
     }
 
@@ -81,6 +96,7 @@ impl DeliveryError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Http(error) => error.retry_after,
+            Self::Store { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
@@ -101,6 +117,8 @@ impl DeliveryError {
         match (self, self.fault()) {
             (Self::Never(failed), _) => failed.kind,
             (Self::Http(error), _) if error.is_expired() => DeliveryFailure::UrlExpired,
+            (Self::Store { .. }, _) => DeliveryFailure::Store,
+            (_, Fault::Plan) => DeliveryFailure::Plan,
             (_, Fault::Recording) => DeliveryFailure::Refused,
             (_, Fault::Target) => DeliveryFailure::Target,
             (_, Fault::Database) => DeliveryFailure::Database,

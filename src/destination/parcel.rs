@@ -109,7 +109,10 @@ impl<'a> Parcel<'a> {
                 fact.what,
                 What::DeliveryFailed {
                     destination,
-                    failure: DeliveryFailure::Target | DeliveryFailure::Refused,
+                    failure: DeliveryFailure::Target
+                        | DeliveryFailure::Store
+                        | DeliveryFailure::Plan
+                        | DeliveryFailure::Refused,
                     ..
                 } if destination == self.to
             )

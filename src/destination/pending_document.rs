@@ -11,7 +11,7 @@ use crate::recording::controls::Controls;
 use crate::recording::document::Subject;
 use crate::recording::identity::{Key, MediaId};
 use crate::recording::names;
-use crate::recording::progress::{Elsewhere, Progress, State, completed, edited};
+use crate::recording::progress::{Elsewhere, Progress, State, attached, completed, edited};
 
 use super::couchdb_write::months::Months;
 use super::couchdb_write::{is_of, rev, told_audio};
@@ -289,6 +289,24 @@ pub async fn note(
 ) -> Result<Placed, DeliveryError> {
     edit(couch, placed, |document| {
         Some(edited(document, subject.document(), progress, subject.now))
+    })
+    .await
+}
+
+/// Writes into the document which object of a store has the audio. `entry`: of `pvt_attachments`, under this name.
+///
+/// # Errors
+/// As `complete`.
+pub async fn attach(
+    couch: &Couch,
+    placed: &Placed,
+    subject: &Subject<'_>,
+    (name, entry): (&str, &Value),
+    progress: &Progress<'_>,
+) -> Result<Placed, DeliveryError> {
+    edit(couch, placed, |document| {
+        let edited = edited(document, subject.document(), progress, subject.now);
+        Some(attached(edited, name, entry.clone()))
     })
     .await
 }

@@ -1,4 +1,5 @@
-//! The place that the account's storage plan names, through Kazoo's store proxy. A plan without a handler names a database.
+//! The place that the account's storage plan names. The worker itself serves handlers of the kinds in `storage.drivers`, and Kazoo's store
+//! proxy all others. A plan without a handler names a database.
 
 use std::sync::Arc;
 
@@ -14,11 +15,24 @@ use super::couchdb_write::months::Months;
 use super::pending_document::{find_or_create, note, search};
 use super::servers::Servers;
 use super::url::http::Http;
-use super::{Attempt, DeliveryError, Destination, Failed, Home, Means, Route, Search, authority};
+use super::{Attempt, DeliveryError, Destination, Failed, Fault, Home, Means, Route, Search, authority};
 
+pub mod azure;
+pub mod learned;
+pub mod name;
+pub mod native;
+pub mod not_ours;
 pub mod proxy;
+pub mod refusal;
+pub mod s3;
+pub mod sign;
+pub mod store;
+pub mod stub;
 
-/// Stores as the account's storage plan says. May touch: the plan's server, Kazoo's store proxy, and the document, wherever the plan has it.
+use native::Native;
+
+/// Stores as the account's storage plan says. May touch: the plan's server and object store, Kazoo's store proxy, and the document, wherever
+/// the plan has it.
 pub struct StoragePlan {
     home: Home,
     months: Arc<Months>,
@@ -26,6 +40,7 @@ pub struct StoragePlan {
     accounts: Accounts,
     servers: Servers,
     cluster: Http,
+    native: Native,
 }
 
 impl StoragePlan {
@@ -37,6 +52,7 @@ impl StoragePlan {
             accounts: means.accounts.clone(),
             servers: means.servers.clone(),
             cluster: means.cluster.clone(),
+            native: Native::new(means.stores.clone()),
         }
     }
 
@@ -67,35 +83,51 @@ impl StoragePlan {
     async fn route(&self, entry: &Entry) -> Result<Route, DeliveryError> {
         let storage = self.storage(entry).await?;
         let couch = self.connected(&storage)?;
-        if storage.handler.is_none() {
+        let Some(handler) = storage.handler else {
             let server = storage.connection.and_then(|connection| connection.server);
-            return Ok(Route {
-                host: server.map_or_else(|| self.home.host.clone(), |server| authority(&server.url)),
-                couch,
-                url: None,
-                proxy: None,
-            });
+            let host = server.map_or_else(|| self.home.host.clone(), |server| authority(&server.url));
+            return Ok(Route::of(host, couch));
+        };
+        if let Some(store) = self.native.of(&handler) {
+            let mut route = Route::of(store.host(), couch);
+            // The object's name may be one that only Kazoo can build.
+            route.proxy = self.system_config.current().map(|media| media.proxy);
+            route.store = Some(store);
+            return Ok(route);
         }
         let unread = || DeliveryError::Target("system_config/media could not be read yet".into());
         let proxy = self.system_config.current().ok_or_else(unread)?.proxy;
         let Some(base) = &proxy.base else {
-            let why = "system_config/media does not say where a store proxy is (proxy_hostname)";
-            return Err(DeliveryError::Never(Failed::new(DeliveryFailure::NoProxy, why)));
+            return Err(no_proxy());
         };
-        Ok(Route {
-            host: authority(base),
-            couch,
-            url: None,
-            proxy: Some(proxy),
-        })
+        let mut route = Route::of(authority(base), couch);
+        route.proxy = Some(proxy);
+        Ok(route)
     }
 
     async fn store(&self, route: &Route, attempt: &Attempt<'_>) -> Result<What, DeliveryError> {
         let (couch, parcel) = (&route.couch, &attempt.parcel);
-        let Some(proxy) = &route.proxy else {
+        if route.proxy.is_none() && route.store.is_none() {
             return Ok(What::delivered(deliver(couch, attempt, false).await?));
-        };
+        }
         let placed = find_or_create(couch, parcel, &self.months).await?;
+        if let Some(store) = &route.store {
+            if placed.proven(&parcel.order.media_name).is_some() {
+                return Ok(What::delivered(placed.delivery(Kind::StoragePlan)));
+            }
+            if let Some(key) = self.native.key(store, &placed, &parcel.order.media_name) {
+                let stored = self.native.store((couch, store), (&placed, &key), attempt).await;
+                if stored.as_ref().is_err_and(|error| error.fault() == Fault::Plan) {
+                    self.accounts.forget_plan(parcel.account_id);
+                }
+                return stored;
+            }
+        }
+        let proxy = route
+            .proxy
+            .as_ref()
+            .filter(|proxy| proxy.base.is_some())
+            .ok_or_else(no_proxy)?;
         let job = proxy::Job {
             placed: &placed,
             name: &parcel.order.media_name,
@@ -109,6 +141,11 @@ impl StoragePlan {
         delivery.edit_told = true;
         Ok(What::delivered(delivery))
     }
+}
+
+fn no_proxy() -> DeliveryError {
+    let why = "system_config/media does not say where a store proxy is (proxy_hostname)";
+    DeliveryError::Never(Failed::new(DeliveryFailure::NoProxy, why))
 }
 
 impl Destination for StoragePlan {

@@ -49,12 +49,7 @@ impl Destination for ThirdParty {
     fn resolve<'a>(&'a self, _: &'a Entry) -> BoxFuture<'a, Result<Route, DeliveryError>> {
         Box::pin(async {
             let server = self.server()?;
-            Ok(Route {
-                host: authority(&server.url),
-                couch: self.servers.client(&server)?,
-                url: None,
-                proxy: None,
-            })
+            Ok(Route::of(authority(&server.url), self.servers.client(&server)?))
         })
     }
 

@@ -83,12 +83,9 @@ impl Destination for UserUrl {
                     .map_err(|error| DeliveryError::Never(Failed::new(DeliveryFailure::Unusable, error)))?,
                 _ => return Err(lost()),
             };
-            Ok(Route {
-                host: target.host(),
-                couch: self.home.couch.clone(),
-                url: Some(target),
-                proxy: None,
-            })
+            let mut route = Route::of(target.host(), self.home.couch.clone());
+            route.url = Some(target);
+            Ok(route)
         })
     }
 

@@ -70,6 +70,8 @@ pub enum Cause {
     SettingsLost,
     /// Kazoo's store proxy, which the account's storage plan needs, cannot be used.
     NoStoreProxy,
+    /// The object store refuses what the account's storage plan says: credentials, bucket or policy.
+    PlanRefused,
     /// A callflow chose the name of its file, and two calls can have the same file.
     SharedName,
     /// Kazoo's own recorder did not store it, and tries no more.
@@ -126,6 +128,7 @@ impl Outcome {
                 Cause::UrlExpired,
                 Cause::SettingsLost,
                 Cause::NoStoreProxy,
+                Cause::PlanRefused,
                 Cause::Undecided,
                 Cause::SharedName,
                 Cause::NotStoredByKazoo,
@@ -161,6 +164,7 @@ impl Cause {
             Self::NotCollected => "not_collected",
             Self::SettingsLost => "settings_lost",
             Self::NoStoreProxy => "no_store_proxy",
+            Self::PlanRefused => "plan_refused",
             Self::SharedName => "shared_name",
             Self::NotStoredByKazoo => "not_stored_by_kazoo",
             Self::ProgramFault => "program_fault",
@@ -207,6 +211,9 @@ impl Cause {
                 "the url is lost: the recording context was too long or sealed with another secret, and the ledger has no order"
             }
             Self::NoStoreProxy => "the account's storage plan needs Kazoo's store proxy, which cannot be used",
+            Self::PlanRefused => {
+                "the object store refuses the account's storage plan: credentials, bucket, policy or certificate"
+            }
             Self::SharedName => "the callflow chose the file's name, so the file may have the audio of several calls",
             Self::NotStoredByKazoo => {
                 "Kazoo's own recorder did not store it, and tries no more: the file may be on the switch"

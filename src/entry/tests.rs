@@ -7,7 +7,7 @@ use crate::recording::controls::Why;
 use crate::recording::digest::Digests;
 use crate::recording::identity::MediaId;
 
-use super::fact::{CollectFailure, DeliveryFailure, KazooCopy, Route, Since};
+use super::fact::{CollectFailure, DeliveryFailure, KazooCopy, Route, Since, StoredObject};
 use super::legs::Leg;
 use super::union::{KEPT_FIRST, KEPT_LAST};
 use super::*;

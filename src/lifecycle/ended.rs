@@ -84,7 +84,13 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
     let worn_out = |last: Option<&What>| match (decided, last) {
         (None, _) => Cause::Undecided,
         (_, Some(What::CollectFailed { .. })) => Cause::NotCollected,
-        (Some((destination, _)), _) => destination.describe().worn_out,
+        (Some((destination, _)), last) => {
+            let said = match last {
+                Some(What::DeliveryFailed { failure, .. }) => failure.wears_out(),
+                _ => None,
+            };
+            said.unwrap_or(destination.describe().worn_out)
+        }
     };
     let last = || entry.failures().next_back().map(|fact| &fact.what);
     let attempts = policy.attempts(decided.and_then(|(_, attempts)| attempts));

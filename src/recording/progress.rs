@@ -106,7 +106,7 @@ pub fn edited(
 /// Fields that are known from the beginning. A user may have changed them since.
 const KEPT: [&str; 4] = ["_id", "pvt_created", "name", "description"];
 
-/// The document of a recording whose audio has arrived at a URL. Attachments with other names belong to other programs.
+/// The document of a recording whose audio has arrived at a URL.
 pub fn completed(
     document: Map<String, Value>,
     known: Map<String, Value>,
@@ -114,16 +114,20 @@ pub fn completed(
     progress: &Progress<'_>,
     now: Moment,
 ) -> Map<String, Value> {
-    let mut document = edited(document, known, progress, now);
     let stub = json!({
         "content_type": at.content_type,
         "length": at.length,
         "stub": false,
         "handler": {"kz_att_http": {"url": fetchable(at.url)}},
     });
+    attached(edited(document, known, progress, now), at.name, stub)
+}
+
+/// The document with an entry for audio that is outside its database. Attachments with other names belong to other programs.
+pub fn attached(mut document: Map<String, Value>, name: &str, entry: Value) -> Map<String, Value> {
     match document.get_mut("pvt_attachments").and_then(Value::as_object_mut) {
-        Some(attachments) => drop(attachments.insert(at.name.to_owned(), stub)),
-        None => drop(document.insert("pvt_attachments".into(), json!({ at.name: stub }))),
+        Some(attachments) => drop(attachments.insert(name.to_owned(), entry)),
+        None => drop(document.insert("pvt_attachments".into(), json!({ name: entry }))),
     }
     document
 }

@@ -161,6 +161,11 @@ impl Accounts {
         }
     }
 
+    /// Reads the account's plan anew at the next use, because its store refuses it: its owner may have put it right.
+    pub fn forget_plan(&self, account_id: &str) {
+        self.plans.remove(account_id);
+    }
+
     /// Clears the cache after a change of the settings.
     pub fn forget(&self) {
         self.plans.clear();
@@ -222,6 +227,10 @@ impl<T: Clone> Memory<T> {
         }
         known.insert(account_id.to_owned(), (value.clone(), Instant::now()));
         value
+    }
+
+    fn remove(&self, account_id: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(account_id);
     }
 
     fn clear(&self) {

@@ -6,7 +6,14 @@
 use serde_json::{Map, Value};
 
 use crate::couch::Server;
-use crate::kazoo::json::{boolean_at, integer_at, owned_text, text};
+use crate::kazoo::json::{boolean_at, integer_at, text};
+
+mod handler;
+
+pub use handler::{Handler, Settings};
+
+/// The id of the system's own document.
+const SYSTEM: &str = "system";
 
 /// The connection to the cluster's own databases.
 const LOCAL: &str = "local";
@@ -24,8 +31,8 @@ pub enum Plan {
 /// Where a plan stores recordings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Storage {
-    /// The kind of the attachments' handler, such as `s3`, `google_drive` or `http`. Kazoo's store proxy runs it.
-    pub handler: Option<String>,
+    /// The handler of the audio. `None`: the audio is an attachment of its document.
+    pub handler: Option<Box<Handler>>,
     /// The other connection for documents of this type, if there is one.
     pub connection: Option<Connection>,
 }
@@ -42,31 +49,20 @@ impl Plan {
     /// Builds the plan from its documents, the most general first.
     pub fn read<'a>(documents: impl IntoIterator<Item = &'a Value>) -> Self {
         let mut whole = Value::Object(Map::new());
+        let mut system = Value::Null;
         for document in documents {
+            if text(document, "_id") == Some(SYSTEM) {
+                system = document.clone();
+            }
             merge(&mut whole, document);
         }
         let empty = Value::Null;
-        let at = |value: &Value, key: &str| value.get(key).cloned().unwrap_or(Value::Null);
         let monthly = whole.pointer("/plan/modb").unwrap_or(&empty);
         let of_type = monthly.pointer("/types/call_recording").unwrap_or(&empty);
         let tag = text(of_type, "connection")
             .or_else(|| text(monthly, "connection"))
             .unwrap_or(LOCAL);
-        // This merge has one level: a type's `attachments` replace the entries of the database's `attachments` that they name.
-        let mut attachments = at(monthly, "attachments");
-        if let Value::Object(own) = at(of_type, "attachments") {
-            match &mut attachments {
-                Value::Object(all) => all.extend(own),
-                other => *other = Value::Object(own),
-            }
-        }
-        let handler = text(&attachments, "handler").map(|id| {
-            // Any name is accepted. Kazoo's proxy decides, and reports an unknown handler.
-            let described = whole.pointer(&format!("/attachments/{}", pointer(id)));
-            described
-                .and_then(|handler| owned_text(handler, "handler"))
-                .unwrap_or_else(|| id.to_owned())
-        });
+        let handler = Handler::read(&monthly_attachments(&whole), &whole, &system).map(Box::new);
         let connection = (tag != LOCAL).then(|| Connection {
             tag: tag.to_owned(),
             server: whole
@@ -78,6 +74,20 @@ impl Plan {
         }
         Self::Stored(Storage { handler, connection })
     }
+}
+
+/// What a plan says of the attachments of recordings. This merge has one level: a type's `attachments` replace the entries of the database's
+/// `attachments` that they name.
+fn monthly_attachments(plan: &Value) -> Value {
+    let at = |pointer: &str| plan.pointer(pointer).cloned().unwrap_or(Value::Null);
+    let mut attachments = at("/plan/modb/attachments");
+    if let Value::Object(own) = at("/plan/modb/types/call_recording/attachments") {
+        match &mut attachments {
+            Value::Object(all) => all.extend(own),
+            other => *other = Value::Object(own),
+        }
+    }
+    attachments
 }
 
 /// Whether a document of `system_data` counts. A soft-deleted document does not.
@@ -140,43 +150,49 @@ mod tests {
         })
     }
 
-    fn handler(kind: &str) -> Plan {
-        Plan::Stored(Storage {
-            handler: Some(kind.to_owned()),
-            connection: None,
-        })
+    fn kind(kind: &str) -> (Option<String>, Option<Connection>) {
+        (Some(kind.to_owned()), None)
+    }
+
+    /// The kind of the handler, and the connection.
+    fn read(documents: &[&Value]) -> (Option<String>, Option<Connection>) {
+        match Plan::read(documents.iter().copied()) {
+            Plan::Stored(storage) => (storage.handler.map(|handler| handler.kind), storage.connection),
+            Plan::None => (None, None),
+            Plan::Unknown => panic!("unknown"),
+        }
     }
 
     #[test]
     fn the_plan_is_found_where_kazoo_finds_it() {
         let s3 = json!({"a1b2": {"handler": "s3", "settings": {"bucket": "x"}}});
         for (what, account, plan) in [
-            ("nothing", json!({}), Plan::None),
-            ("a handler that no type names", json!({"attachments": s3}), Plan::None),
+            ("nothing", json!({}), (None, None)),
+            ("a handler that no type names", json!({"attachments": s3}), (None, None)),
             (
                 "the type names one",
                 json!({"attachments": s3, "plan": {"modb": {"types": {"call_recording": {"attachments": {"handler": "a1b2"}}}}}}),
-                handler("s3"),
+                kind("s3"),
             ),
             (
                 "another type names one",
                 json!({"attachments": s3, "plan": {"modb": {"types": {"mailbox_message": {"attachments": {"handler": "a1b2"}}}}}}),
-                Plan::None,
+                (None, None),
             ),
             (
                 "the whole database names one",
                 json!({"attachments": s3, "plan": {"modb": {"attachments": {"handler": "a1b2"}}}}),
-                handler("s3"),
+                kind("s3"),
             ),
             (
                 "the account's own database names one",
                 json!({"attachments": s3, "plan": {"account": {"attachments": {"handler": "a1b2"}}}}),
-                Plan::None,
+                (None, None),
             ),
             (
                 "it names one that is not described",
                 json!({"plan": {"modb": {"attachments": {"handler": "a1b2"}}}}),
-                handler("a1b2"),
+                kind("a1b2"),
             ),
             (
                 "a connection of its own",
@@ -186,37 +202,37 @@ mod tests {
                     }}},
                     "plan": {"modb": {"types": {"call_recording": {"connection": "c1"}}}},
                 }),
-                Plan::Stored(Storage {
-                    handler: None,
-                    connection: Some(Connection {
+                (
+                    None,
+                    Some(Connection {
                         tag: "c1".into(),
                         server: Some(Server::parse("http://u:p@10.0.0.9:5984", 0).unwrap()),
                     }),
-                }),
+                ),
             ),
             (
                 "a connection that is not described",
                 json!({"plan": {"modb": {"connection": "c1"}}}),
-                Plan::Stored(Storage {
-                    handler: None,
-                    connection: Some(Connection {
+                (
+                    None,
+                    Some(Connection {
                         tag: "c1".into(),
                         server: None,
                     }),
-                }),
+                ),
             ),
             (
                 "the type goes back to the cluster",
                 json!({"plan": {"modb": {"connection": "c1", "types": {"call_recording": {"connection": "local"}}}}}),
-                Plan::None,
+                (None, None),
             ),
             (
                 "nonsense",
                 json!({"plan": {"modb": {"types": [], "attachments": 7}}, "attachments": "x"}),
-                Plan::None,
+                (None, None),
             ),
         ] {
-            assert_eq!(Plan::read([&system(), &account]), plan, "{what}");
+            assert_eq!(read(&[&system(), &account]), plan, "{what}");
         }
         assert_eq!(Plan::read([]), Plan::None);
     }
@@ -228,8 +244,8 @@ mod tests {
             "plan": {"modb": {"types": {"call_recording": {"attachments": {"handler": "h"}}}}},
         });
         let special = json!({"attachments": {"h": {"handler": "azure", "settings": null}}});
-        assert_eq!(Plan::read([&system(), &general]), handler("s3"));
-        assert_eq!(Plan::read([&system(), &general, &special]), handler("azure"));
+        assert_eq!(read(&[&system(), &general]), kind("s3"));
+        assert_eq!(read(&[&system(), &general, &special]), kind("azure"));
     }
 
     proptest! {
@@ -239,7 +255,7 @@ mod tests {
                 "attachments": {&id: {"handler": "s3"}},
                 "plan": {"modb": {"attachments": {"handler": &id}}},
             });
-            prop_assert_eq!(Plan::read([&plan]), handler("s3"));
+            prop_assert_eq!(read(&[&plan]), kind("s3"));
         }
     }
 }

@@ -11,6 +11,7 @@ mod destination;
 mod gauges;
 mod outage;
 mod recording;
+mod storage;
 mod survival;
 mod transport;
 mod webhook;
@@ -21,6 +22,7 @@ pub use adopt::*;
 pub use destination::*;
 pub use gauges::*;
 pub use recording::*;
+pub use storage::*;
 pub use survival::*;
 pub use transport::*;
 pub use webhook::*;
@@ -103,6 +105,22 @@ pub const METRICS: &[(&str, &str)] = &[
     (
         "kz_record_call_deliveries_total",
         "Attempts to deliver audio, by destination and result.",
+    ),
+    (
+        "kz_record_call_storage_puts_total",
+        "Attempts to put audio into an object store of a storage plan, by handler and result: stored, found, failed, plan_refused.",
+    ),
+    (
+        "kz_record_call_storage_put_seconds",
+        "Duration of successful uploads to an object store, by handler.",
+    ),
+    (
+        "kz_record_call_storage_bytes_total",
+        "Bytes of audio put into object stores, by handler.",
+    ),
+    (
+        "kz_record_call_storage_unproved_total",
+        "Objects that a store took, and whose digest it does not give.",
     ),
     (
         "kz_record_call_delivery_seconds",

@@ -9,6 +9,7 @@ use crate::amqp::{Consumers, Publisher, Requests, Room};
 use crate::config::AdoptMode;
 use crate::couch::Couch;
 use crate::destination::circuit_breaker::CircuitBreakers;
+use crate::destination::storage_plan::native::Stores;
 use crate::destination::url::http::Http;
 use crate::flow::common::Common;
 use crate::flow::deliveries::Deliveries;
@@ -68,6 +69,8 @@ pub(super) struct Outside {
     pub http: (Http, Http),
     /// What passes outcomes to endpoints of operators.
     pub outcomes: Outcomes,
+    /// Uploads to object stores.
+    pub stores: Stores,
 }
 
 /// What this process remembers. It is shared by many services.

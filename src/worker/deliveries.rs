@@ -39,6 +39,7 @@ pub(super) fn deliveries(
         servers: Servers::new(config.couchdb.clone()),
         users: outside.http.0.clone(),
         cluster: outside.http.1.clone(),
+        stores: outside.stores.clone(),
     }));
     let breakers = Arc::new(CircuitBreakers::new(common.clock.clone(), pauses));
     Deliveries {

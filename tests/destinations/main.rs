@@ -28,6 +28,7 @@ mod others;
 mod proxy;
 mod refusals;
 mod signed;
+mod stores;
 mod support;
 mod system_config;
 mod url;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         proxy::TESTS,
         refusals::TESTS,
         signed::TESTS,
+        stores::TESTS,
         system_config::TESTS,
         url::TESTS,
     ] {

@@ -1,7 +1,7 @@
 //! Memory does not grow with the size of a recording. Measured in a process of its own: this program started once more, with the worker's
 //! ingest and destinations in it, and the switch, the user's server and the database outside.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::promises;
+use crate::stores::{Plan, config};
+use crate::support::object_store::{ObjectStore, Setup};
 use crate::support::{
     ACCOUNT, Case, Couchdb, Recording, Reply, Server, TestResult, WAYS, World, http_here, send, whole_settings,
 };
@@ -32,11 +34,14 @@ promises![
     three_hours_of_wav_go_through_to_a_url_in_64_mebibytes,
     three_hours_of_wav_go_through_to_a_database_in_64_mebibytes,
     a_hundred_uploads_at_once_need_a_bounded_memory,
+    a_hundred_megabytes_go_into_an_object_store_in_8_mebibytes,
 ];
 
 /// What three hours of 16 bit mono at 16 kHz have, and a header: 345,600,044 bytes.
 const THREE_HOURS: u64 = 345_600_000 + 44;
 const MOST_KIB: u64 = 64 << 10;
+/// What three hours of mp3 have.
+const MEGABYTES_100: u64 = 100_000_000;
 
 const CALL: &str = "three-hours";
 
@@ -176,23 +181,81 @@ async fn a_hundred_uploads_at_once_need_a_bounded_memory(_: Arc<Couchdb>) -> Tes
     Ok(())
 }
 
+async fn a_hundred_megabytes_go_into_an_object_store_in_8_mebibytes(_: Arc<Couchdb>) -> TestResult {
+    const MOST_MORE_KIB: u64 = 8 << 10;
+    let (store, bare) = (
+        ObjectStore::start(Setup::default()).await,
+        Server::always(Reply::Status(200)).await,
+    );
+    let task = serde_json::json!({"store": store.s3(), "bare": bare.url("/in")});
+    let mut measured = Measured::start(&task)?;
+    let (alone, stored) = (measured.says("bare").await?, measured.says("stored").await?);
+    let before: u64 = measured.says("before").await?.parse()?;
+    let peak = measured.peak_kib().await?;
+    println!("100 MB into an object store: {before} KiB before, {peak} KiB at most, {stored}; a bare PUT {alone}");
+    let objects: Vec<_> = store.objects().into_values().collect();
+    ensure!(objects.len() == 1 && objects[0].length == MEGABYTES_100, "{objects:?}");
+    ensure!(
+        peak.saturating_sub(before) < MOST_MORE_KIB,
+        "{before} KiB, then {peak} KiB"
+    );
+    Ok(())
+}
+
 /// Runs in the measured process; `None` in any other.
 pub fn child(runtime: &tokio::runtime::Runtime) -> Option<ExitCode> {
     let task: Value = serde_json::from_str(&std::env::var(TASK).ok()?).ok()?;
     let outcome = runtime.block_on(async {
-        match task.get("hundred").and_then(Value::as_str) {
-            Some(url) => hundred(url).await,
-            None => one(&task).await,
+        match (task.get("hundred").and_then(Value::as_str), task.get("store")) {
+            (Some(url), _) => hundred(url).await,
+            (None, Some(settings)) => into_store(settings, task["bare"].as_str().unwrap_or_default()).await,
+            (None, None) => one(&task).await,
         }
     });
     if let Err(error) = outcome {
         eprintln!("{error:?}");
         return Some(ExitCode::FAILURE);
     }
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    println!("peak {}", peak.trim().trim_end_matches(" kB"));
+    println!("peak {}", status("VmHWM:"));
     Some(ExitCode::SUCCESS)
+}
+
+/// One recording from the disk to a plain server, and to an object store.
+async fn into_store(settings: &Value, bare: &str) -> anyhow::Result<()> {
+    let dir = std::env::temp_dir().join(format!("kz-record-call-{}", uuid::Uuid::new_v4().simple()));
+    let (mut file, spooled) = Spool::open(&dir, 0)?.create()?;
+    let (mut hasher, mut piece) = (Hasher::default(), vec![0; 100_000]);
+    for n in 0..MEGABYTES_100 / 100_000 {
+        piece[..8].copy_from_slice(&n.to_le_bytes());
+        hasher.update(&piece);
+        file.write_all(&piece)?;
+    }
+    let mut recording = Recording::of_call(CALL, 0);
+    recording.audio.size = MEGABYTES_100;
+    recording.audio.digests = hasher.finish();
+    recording.source = Source::spooled(spooled);
+    let begun = Instant::now();
+    let body = reqwest::Body::wrap_stream(recording.source.open().await?);
+    let put = reqwest::Client::new().put(bare).header("content-length", MEGABYTES_100);
+    put.body(body).send().await?.error_for_status()?;
+    println!("bare {:?}", begun.elapsed());
+    let plan = Plan::of("s3", settings, &config(&[]), &[])?;
+    // The peak counts from here.
+    std::fs::write("/proc/self/clear_refs", "5")?;
+    let before = status("VmRSS:");
+    let begun = Instant::now();
+    plan.deliver(&recording).await?;
+    println!("stored {:?}", begun.elapsed());
+    println!("before {before}");
+    std::fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
+/// A value of this process in KiB.
+fn status(name: &str) -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").to_owned()
 }
 
 /// A worker's way from the switch to the destination.

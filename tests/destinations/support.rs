@@ -8,6 +8,7 @@ mod couchdb;
 mod front;
 #[path = "../promises/support/machine.rs"]
 pub mod machine;
+pub mod object_store;
 mod recording;
 mod schemas;
 mod sending;
@@ -21,7 +22,7 @@ pub use couchdb::{Couchdb, World, view};
 pub use front::{Fault, Front, Seen};
 pub use recording::{ACCOUNT, Recording};
 pub use schemas::check as check_schema;
-pub use sending::{http, http_here, send, send_by};
+pub use sending::{Names, http, http_here, send, send_by};
 pub use server::{Reply, Server};
 pub use way::{Case, WAYS, Way};
 

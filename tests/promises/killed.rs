@@ -12,6 +12,7 @@ use crate::places::{HERE, media, plan, store_proxy};
 use crate::promises;
 use crate::simulator::sim::{CallOptions, Recording};
 use crate::support::http::{Reply, Server};
+use crate::support::object_store::{ObjectStore, Setup};
 use crate::support::{SOON, Services, TestResult, Worker, World};
 
 promises![
@@ -19,6 +20,7 @@ promises![
     a_worker_killed_at_any_step_loses_nothing_for_a_url,
     a_worker_killed_at_any_step_loses_nothing_for_a_third_party,
     a_worker_killed_at_any_step_loses_nothing_for_a_storage_plan,
+    a_worker_killed_at_any_step_loses_nothing_for_an_object_store,
 ];
 
 /// More steps than any recording has.
@@ -30,6 +32,7 @@ enum Place {
     Url,
     ThirdParty,
     StoragePlan,
+    ObjectStore,
 }
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_the_account(services: Arc<Services>) -> TestResult {
@@ -46,6 +49,10 @@ async fn a_worker_killed_at_any_step_loses_nothing_for_a_third_party(services: A
 
 async fn a_worker_killed_at_any_step_loses_nothing_for_a_storage_plan(services: Arc<Services>) -> TestResult {
     at_every_step(&services, Place::StoragePlan, 11).await
+}
+
+async fn a_worker_killed_at_any_step_loses_nothing_for_an_object_store(services: Arc<Services>) -> TestResult {
+    at_every_step(&services, Place::ObjectStore, 12).await
 }
 
 /// `least`: the steps that such a recording has at least, so that a run which ends too early is noticed.
@@ -73,6 +80,7 @@ async fn one(services: &Services, place: Place, crash: &str) -> anyhow::Result<b
     // A worker that takes an action over answers it first, and makes sure of its call before it commands.
     world.kazoo.tolerate("order");
     let server = Server::always(Reply::Status(200)).await;
+    let objects = ObjectStore::start(Setup::default()).await;
     let (mut data, mut proxies) = (json!({}), Vec::new());
     let mut keep = None;
     match place {
@@ -90,6 +98,10 @@ async fn one(services: &Services, place: Place, crash: &str) -> anyhow::Result<b
             media(&world, "proxy_hostname", json!("127.0.0.1")).await?;
             media(&world, "proxy_port", json!(port)).await?;
             proxies.push(serving);
+        }
+        Place::ObjectStore => {
+            let plan = crate::stores::plan("s3", &objects.s3());
+            world.couch.create("system_data", world.account(), &plan).await?;
         }
     }
     let mut first = world.worker_with(&[HERE, ("KZ_RECORD_CALL_TEST_CRASH", crash)]).await?;
@@ -115,7 +127,7 @@ async fn one(services: &Services, place: Place, crash: &str) -> anyhow::Result<b
         story = story => story?,
         failed = supervise => bail!("the second worker: {failed:?}"),
     };
-    proved(&world, place, &server, &recording, &outcome).await?;
+    proved(&world, place, (&server, &objects), &recording, &outcome).await?;
     for proxy in proxies {
         proxy.abort();
     }
@@ -129,7 +141,7 @@ async fn one(services: &Services, place: Place, crash: &str) -> anyhow::Result<b
 async fn proved(
     world: &World<'_>,
     place: Place,
-    server: &Server,
+    (server, objects): (&Server, &ObjectStore),
     recording: &Recording,
     outcome: &Value,
 ) -> TestResult {
@@ -152,10 +164,23 @@ async fn proved(
             let received = server.received();
             ensure!(!received.is_empty() && received.iter().all(|upload| upload.digests.couch() == digest));
         }
+        Place::ObjectStore => {}
         Place::StoragePlan => {
             let stub = &document["pvt_attachments"][document["name"].as_str().context("name")?];
             ensure!(stub["length"] == recording.audio.len(), "{document:#}");
         }
+    }
+    if place == Place::ObjectStore {
+        let stub = &document["pvt_attachments"][document["name"].as_str().context("name")?];
+        ensure!(stub["length"] == recording.audio.len(), "{document:#}");
+        ensure!(stub["handler"]["kz_att_s3"]["S3"].is_string(), "{document:#}");
+        // Whatever was lost in between, the audio was sent once.
+        let all: Vec<_> = objects.objects().into_values().collect();
+        let digest = Some(format!("md5-{}", recording.audio.md5()));
+        ensure!(
+            all.len() == 1 && all[0].writes == 1 && all[0].digests.couch() == digest,
+            "{all:?}"
+        );
     }
     ensure!(document["pvt_recording"]["state"] == "complete", "{document:#}");
     world.released(recording).await?;

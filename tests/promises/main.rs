@@ -40,6 +40,7 @@ mod places;
 mod settings;
 mod several;
 mod sizes;
+mod stores;
 #[allow(dead_code, unused_imports)] // the chaos uses more of it
 mod support;
 mod tls;
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         erasing::TESTS,
         places::TESTS,
         sizes::TESTS,
+        stores::TESTS,
         killed::TESTS,
         several::TESTS,
         neighbours::TESTS,

@@ -42,7 +42,7 @@ promises![
 pub const HERE: (&str, &str) = ("DESTINATION__ALLOW", "127.0.0.1");
 
 /// Records a call whose action has this data, to its end.
-async fn record(world: &World<'_>, data: Value) -> anyhow::Result<Recording> {
+pub async fn record(world: &World<'_>, data: Value) -> anyhow::Result<Recording> {
     let call = world.kazoo.new_call(CallOptions::talking());
     call.execute(data).await?.continued(SOON).await?;
     let recording = call.wait_recording_started(SOON).await?;
@@ -55,14 +55,14 @@ pub async fn media(world: &World<'_>, key: &str, value: Value) -> anyhow::Result
     world.couch.edit("system_config", "media", change).await
 }
 
-async fn document(world: &World<'_>, id: &str) -> anyhow::Result<Value> {
+pub async fn document(world: &World<'_>, id: &str) -> anyhow::Result<Value> {
     let found = world.couch.get(&world.modb(id), id).await?;
     let document = found.with_context(|| format!("{id} is not there"))?;
     schemas::check("call_recording", &document)?;
     Ok(document)
 }
 
-fn changes(world: &World<'_>, id: &str) -> Vec<String> {
+pub fn changes(world: &World<'_>, id: &str) -> Vec<String> {
     let all = world.kazoo.tap().messages();
     let ours = all
         .iter()
@@ -429,7 +429,7 @@ async fn a_signed_url_whose_time_is_over_is_parked_at_once_with_its_audio(servic
 }
 
 /// The document, once it says that its recording rests.
-async fn marked(world: &World<'_>, id: &str) -> anyhow::Result<Value> {
+pub async fn marked(world: &World<'_>, id: &str) -> anyhow::Result<Value> {
     let begun = std::time::Instant::now();
     loop {
         let document = document(world, id).await?;

@@ -9,6 +9,9 @@ use std::sync::Arc;
 pub mod http;
 mod looks;
 pub mod machine;
+#[path = "../destinations/support/object_store.rs"]
+#[allow(dead_code)]
+pub mod object_store;
 mod proxy;
 mod schema_files;
 pub mod schemas;

@@ -328,13 +328,13 @@ async fn third_party(rows: &mut Rows, server: &crate::couch::Server, couchdb: &c
     }
 }
 
-/// Kazoo's store proxy, which only accounts with a storage plan need.
+/// Kazoo's store proxy, which only some storage plans need.
 async fn proxy(rows: &mut Rows, media: &Media) {
     const NAME: &str = "store proxy";
     let Some(base) = &media.proxy.base else {
         return rows.note(
             NAME,
-            "proxy_hostname is not set: recordings of accounts with a storage plan have no destination",
+            "proxy_hostname is not set: recordings whose storage plan needs the store proxy have no destination",
         );
     };
     let client = reqwest::Client::builder()
@@ -352,7 +352,7 @@ async fn proxy(rows: &mut Rows, media: &Media) {
         Err(_) => rows.warn(
             NAME,
             format!("{} does not answer", base.authority()),
-            "check proxy_hostname, proxy_port and use_https: recordings of accounts with a storage plan wait",
+            "check proxy_hostname, proxy_port and use_https: recordings whose storage plan needs the store proxy wait",
         ),
     }
 }

@@ -133,6 +133,14 @@ impl Guard {
         }
     }
 
+    /// As `new`, for the servers that accounts' storage plans name.
+    pub fn for_stores(config: &config::Destination, storage: &config::Storage) -> Self {
+        Self {
+            private: storage.private_addresses,
+            allow: config.allow.clone(),
+        }
+    }
+
     /// Checks an address that `host` leads to. `host` is a name, or the address itself.
     pub fn judge(&self, host: &str, address: IpAddr) -> Verdict {
         let Some(kind) = kind(address) else {

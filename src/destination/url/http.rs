@@ -25,6 +25,7 @@ use super::guard::{Guard, Refused};
 use super::signed::{Scheme, md5_of_answer};
 use super::target::{Target, unescaped};
 
+pub mod exchange;
 mod passed;
 mod said;
 mod wire;
@@ -164,7 +165,7 @@ impl Http {
         lookup: Arc<dyn Lookup>,
         clock: Clock,
     ) -> Result<Self, NoClient> {
-        let wire = Wire::new(Some(Arc::new(guard)), lookup, config.connect_timeout)?;
+        let wire = Wire::new(Some(Arc::new(guard)), lookup, None, config.connect_timeout)?;
         let headers = config.headers.as_slice().into();
         Ok(Self {
             headers,
@@ -185,7 +186,21 @@ impl Http {
     /// # Errors
     /// As `guarded`.
     pub fn trusting(config: &config::Destination, clock: Clock) -> Result<Self, NoClient> {
-        let wire = Wire::new(None, Arc::new(System), config.connect_timeout)?;
+        let wire = Wire::new(None, Arc::new(System), None, config.connect_timeout)?;
+        Ok(Self::of(wire, u64::MAX, config, clock))
+    }
+
+    /// A client for object stores. Without a filter it reaches any address. `ca`: authorities trusted in addition to the host's.
+    ///
+    /// # Errors
+    /// As `guarded`.
+    pub fn for_stores(
+        config: &config::Destination,
+        guard: Option<Guard>,
+        (lookup, ca): (Arc<dyn Lookup>, Option<&config::Authorities>),
+        clock: Clock,
+    ) -> Result<Self, NoClient> {
+        let wire = Wire::new(guard.map(Arc::new), lookup, ca, config.connect_timeout)?;
         Ok(Self::of(wire, u64::MAX, config, clock))
     }
 

@@ -124,6 +124,7 @@ pub(super) fn what(kind: usize, n: u32, on: bool) -> What {
             url: "https://h/".into(),
             sha256: on.then(|| (n % 4).to_string()),
         },
+        "object_stored" => What::ObjectStored(Box::new(StoredObject::example(n, why()))),
         "delivery_failed" => What::DeliveryFailed {
             attempt: n,
             destination,

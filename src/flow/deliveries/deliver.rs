@@ -55,25 +55,45 @@ impl Deliverer {
                 return failed(case, attempt, (destination, host), &error, begun);
             }
         };
+        let handler = route.handler_breaker();
+        if let Some(until) = handler.and_then(|handler| self.breakers.may_begin(handler).err()) {
+            return self
+                .common
+                .postponed(case, until, "the store refuses the storage plan now".into());
+        }
         if let Err(until) = self.breakers.may_begin(host) {
+            handler.iter().for_each(|handler| self.breakers.undecided(handler));
             return self.common.postponed(case, until, format!("{host} takes nothing now"));
         }
         let sending = Box::pin(self.send(case, attempt, destination, (&route, own.as_deref()), upload));
         let result = in_time(self.limit(destination, upload.is_some()), sending).await;
         drop(slot);
-        match &result {
-            Ok(_) => self.breakers.delivered(host),
-            Err(error) if error.fault() == Fault::Target => {
-                self.breakers.failed(host, case.entry.key, &error.to_string());
-            }
-            Err(_) => self.breakers.undecided(host),
-        }
+        self.tell_breakers(case, (host, handler), &result);
         match result {
+            // The delivery ends when the document is complete.
+            Ok(what @ What::ObjectStored(_)) => Input::Fact(what),
             Ok(what) => {
                 ended(case, (destination, host), Ok(()), begun);
                 Input::Fact(what)
             }
             Err(error) => failed(case, attempt, (destination, host), &error, begun),
+        }
+    }
+
+    /// A storage plan that is refused says nothing about the host: plans of other accounts may have the same host.
+    fn tell_breakers(&self, case: &Case, (host, handler): (&str, Option<&str>), result: &Result<What, DeliveryError>) {
+        let breakers = &self.breakers;
+        let fault = result.as_ref().err().map(|error| (error.fault(), error.to_string()));
+        match &fault {
+            None => breakers.delivered(host),
+            Some((Fault::Target, why)) => breakers.failed(host, case.entry.key, why),
+            Some(_) => breakers.undecided(host),
+        }
+        let Some(handler) = handler else { return };
+        match &fault {
+            None => breakers.delivered(handler),
+            Some((Fault::Plan, why)) => breakers.failed(handler, case.entry.key, why),
+            Some(_) => breakers.undecided(handler),
         }
     }
 

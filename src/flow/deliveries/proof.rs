@@ -127,7 +127,8 @@ impl Proof {
         let to = self.destinations.of(destination);
         let error = match to.resolve(entry).await {
             Ok(route) => {
-                if let Some(until) = self.breakers.rests(&route.host) {
+                let names = [route.handler_breaker(), Some(route.host.as_str())];
+                if let Some(until) = names.into_iter().flatten().find_map(|name| self.breakers.rests(name)) {
                     let why = format!("{} takes nothing now", route.host);
                     return Some(self.common.postponed(case, until, why));
                 }

@@ -110,6 +110,9 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Next>) {
         Cause::Unreachable => failing(12, |attempt| {
             failed(attempt, Destination::ThirdParty, DeliveryFailure::Target)
         }),
+        Cause::PlanRefused => failing(12, |attempt| {
+            failed(attempt, Destination::StoragePlan, DeliveryFailure::Plan)
+        }),
         Cause::NotCollected => failing(12, |attempt| collect_failed(attempt, CollectFailure::Unreachable)),
         Cause::ProgramFault => {
             let mut case = ended_as(order(), Destination::Account);

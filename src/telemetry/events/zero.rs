@@ -66,6 +66,13 @@ pub fn begin_at_zero(labels: &Labels<'_>) {
             counter!("kz_record_call_deliveries_total", "destination" => destination, "result" => result).absolute(0);
         }
     }
+    for handler in super::StoragePut::HANDLERS {
+        for result in super::StoragePut::RESULTS {
+            counter!("kz_record_call_storage_puts_total", "handler" => handler, "result" => result).absolute(0);
+        }
+        counter!("kz_record_call_storage_bytes_total", "handler" => handler).absolute(0);
+    }
+    counter!("kz_record_call_storage_unproved_total").absolute(0);
     for kind in labels.announcements.iter().copied() {
         counter!("kz_record_call_announcements_total", "kind" => kind).absolute(0);
     }

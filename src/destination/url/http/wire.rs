@@ -22,7 +22,7 @@ use hyper::client::conn::http1;
 use hyper::header::HeaderMap;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use rustls_platform_verifier::BuilderVerifierExt as _;
+use rustls_platform_verifier::{BuilderVerifierExt as _, Verifier};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -30,6 +30,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
+use crate::config::Authorities;
 use crate::telemetry::survive;
 
 use super::super::guard::Guard;
@@ -90,13 +91,21 @@ impl Wire {
     pub(super) fn new(
         guard: Option<Arc<Guard>>,
         lookup: Arc<dyn Lookup>,
+        ca: Option<&Authorities>,
         patience: Duration,
     ) -> Result<Self, NoClient> {
         let failed = |error: rustls::Error| NoClient(error.to_string());
-        let mut tls = rustls::ClientConfig::builder()
-            .with_platform_verifier()
-            .map_err(failed)?
-            .with_no_client_auth();
+        let tls = rustls::ClientConfig::builder();
+        let mut tls = match ca {
+            None => tls.with_platform_verifier().map_err(failed)?.with_no_client_auth(),
+            Some(ca) => {
+                let provider = Arc::clone(tls.crypto_provider());
+                let verifier = Verifier::new_with_extra_roots(ca.certificates(), provider).map_err(failed)?;
+                tls.dangerous()
+                    .with_custom_certificate_verifier(Arc::new(verifier))
+                    .with_no_client_auth()
+            }
+        };
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             tls: Arc::new(tls),

@@ -1,4 +1,4 @@
-//! How attempts to collect and to deliver audio failed.
+//! How attempts to collect and to deliver audio fail, as facts have it.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,12 +33,16 @@ pub enum DeliveryFailure {
     NoAccount,
     /// The action's URL cannot be served.
     Unusable,
-    /// The signature of the action's URL is not valid any more.
-    UrlExpired,
     /// The action's URL is not known any more.
     Lost,
     /// No setting says where Kazoo's store proxy is.
     NoProxy,
+    /// The signature of the action's URL is not valid any more.
+    UrlExpired,
+    /// The object store of a storage plan is unavailable.
+    Store,
+    /// The object store refuses what the storage plan says: credentials, bucket or policy.
+    Plan,
     /// The target is unavailable. Or another program version used a word that this one does not know.
     #[serde(other)]
     Target,
@@ -51,10 +55,19 @@ impl DeliveryFailure {
             Self::Refused => Some(Cause::Refused),
             Self::NoAccount => Some(Cause::UnknownAccount),
             Self::Unusable => Some(Cause::UnusableUrl),
-            Self::UrlExpired => Some(Cause::UrlExpired),
             Self::Lost => Some(Cause::SettingsLost),
             Self::NoProxy => Some(Cause::NoStoreProxy),
-            Self::Target | Self::Source | Self::Database => None,
+            Self::UrlExpired => Some(Cause::UrlExpired),
+            Self::Target | Self::Source | Self::Database | Self::Store | Self::Plan => None,
+        }
+    }
+
+    /// The cause for which a recording is parked when its last attempt failed so; `None`: what the destination's description says.
+    pub const fn wears_out(self) -> Option<Cause> {
+        match self {
+            Self::Plan => Some(Cause::PlanRefused),
+            Self::Store => Some(Cause::Unreachable),
+            _ => None,
         }
     }
 }

@@ -1,0 +1,205 @@
+//! Accounts whose storage plan names an object store: the worker itself stores their recordings, the whole way.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use kz_record_call::kazoo::term::Term;
+use serde_json::{Value, json};
+
+use crate::places::{HERE, changes, document, marked, record};
+use crate::promises;
+use crate::simulator::sim::CallOptions;
+use crate::support::object_store::{BUCKET, KEY, ObjectStore, SECRET, Setup};
+use crate::support::{SOON, Services, TestResult, World};
+
+promises![
+    a_storage_plan_with_s3_is_stored_by_the_worker_itself,
+    a_storage_plan_with_azure_is_stored_by_the_worker_itself,
+    a_plan_with_a_wrong_key_slows_no_other_account_and_is_delivered_when_it_is_put_right,
+];
+
+/// A second account.
+const OTHER: &str = "0ddba11f00d1c54a0fb0d9c9d3e1a2b3";
+
+/// A plan whose handler has these settings.
+pub fn plan(kind: &str, settings: &Value) -> Value {
+    json!({
+        "plan": {"modb": {"types": {"call_recording": {"attachments": {"handler": "9b1c"}}}}},
+        "attachments": {"9b1c": {"handler": kind, "settings": settings}},
+    })
+}
+
+async fn a_storage_plan_with_s3_is_stored_by_the_worker_itself(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let store = ObjectStore::start(Setup::default()).await;
+    let settings = store.s3();
+    let plan = plan("s3", &settings);
+    world.couch.create("system_data", world.account(), &plan).await?;
+    let _worker = world.worker_with(&[HERE]).await?;
+    let recording = record(&world, json!({})).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(
+        outcome["Outcome"] == "stored" && outcome["Destination"] == "storage_plan",
+        "{outcome:#}"
+    );
+    let document = document(&world, &recording.id).await?;
+    let name = document["name"].as_str().context("name")?;
+    let entry = &document["pvt_attachments"][name];
+    ensure!(
+        entry["length"] == recording.audio.len() && entry["stub"] == false,
+        "{document:#}"
+    );
+    // What Kazoo reads the audio with: the settings, and the object's name.
+    let handler = &entry["handler"]["kz_att_s3"];
+    let Term::Tuple(term) = Term::from_base64(handler["S3"].as_str().context("no term")?)? else {
+        anyhow::bail!("{handler}")
+    };
+    let [Term::Map(pairs), Term::Binary(key)] = &term[..] else {
+        anyhow::bail!("{term:?}")
+    };
+    ensure!(
+        pairs.contains(&(Term::atom("bucket"), Term::binary(BUCKET))),
+        "{pairs:?}"
+    );
+    ensure!(
+        pairs.contains(&(Term::atom("port"), Term::Integer(store.address.port().into()))),
+        "{pairs:?}"
+    );
+    let key = String::from_utf8(key.clone())?;
+    ensure!(key.starts_with("account%2F") && key.contains(&recording.id), "{key}");
+    let objects = store.objects();
+    let stored = objects.get(&key).with_context(|| format!("{key}: {objects:?}"))?;
+    ensure!(
+        stored.writes == 1 && stored.digests.md5 == handler["metadata"]["etag"],
+        "{stored:?}"
+    );
+    ensure!(stored.digests.couch() == Some(format!("md5-{}", recording.audio.md5())));
+    let told = changes(&world, &recording.id);
+    ensure!(told == ["doc_created", "doc_edited"], "{told:?}");
+    world.released(&recording).await?;
+    // The ledger tells of the object, and of no secret.
+    world.state(&recording.call_id, "stored", SOON).await?;
+    let ledger = json!(world.entries().await?).to_string();
+    ensure!(ledger.contains("object_stored"), "{ledger}");
+    ensure!(!ledger.contains(SECRET) && !ledger.contains(KEY), "{ledger}");
+    world.finish().await
+}
+
+async fn a_storage_plan_with_azure_is_stored_by_the_worker_itself(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let store = ObjectStore::start(Setup::default()).await;
+    let (settings, endpoint) = store.azure();
+    let plan = plan("azure", &settings);
+    world.couch.create("system_data", world.account(), &plan).await?;
+    let _worker = world
+        .worker_with(&[HERE, ("STORAGE__AZURE_ENDPOINT", &endpoint)])
+        .await?;
+    let recording = record(&world, json!({})).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(outcome["Outcome"] == "stored", "{outcome:#}");
+    let document = document(&world, &recording.id).await?;
+    let name = document["name"].as_str().context("name")?;
+    let entry = &document["pvt_attachments"][name];
+    ensure!(entry["handler"]["kz_att_azure"]["azure"].is_string(), "{document:#}");
+    let objects: Vec<_> = store.objects().into_values().collect();
+    ensure!(
+        objects.len() == 1 && objects[0].length == entry["length"],
+        "{objects:?}"
+    );
+    world.finish().await
+}
+
+async fn a_plan_with_a_wrong_key_slows_no_other_account_and_is_delivered_when_it_is_put_right(
+    services: Arc<Services>,
+) -> TestResult {
+    let world = World::new(&services).await?;
+    let store = ObjectStore::start(Setup::default()).await;
+    let mut wrong = store.s3();
+    wrong["secret"] = json!("another secret");
+    world
+        .couch
+        .create("system_data", world.account(), &plan("s3", &wrong))
+        .await?;
+    world
+        .couch
+        .create("system_data", OTHER, &plan("s3", &store.s3()))
+        .await?;
+    let mut account = world
+        .couch
+        .get("accounts", world.account())
+        .await?
+        .context("no account")?;
+    account["_id"] = json!(OTHER);
+    account.as_object_mut().context("no object")?.remove("_rev");
+    world.couch.create("accounts", OTHER, &account).await?;
+    let more = [
+        HERE,
+        ("FLOW__MAX_ATTEMPTS", "3"),
+        ("DESTINATION__CREATE_DATABASES_AFTER_S", "0"),
+    ];
+    let worker = world.worker_with(&more).await?;
+    // Two recordings, so that a circuit breaker opens.
+    let (first, second) = (record(&world, json!({})).await?, record(&world, json!({})).await?);
+    let options = CallOptions {
+        account_id: Some(OTHER.to_owned()),
+        ..CallOptions::talking()
+    };
+    let call = world.kazoo.new_call(options);
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let good = call.wait_recording_started(SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    let good = world.ended(&good).await?;
+    let outcome = world.outcome_within(&good.id, SOON).await;
+    let outcome = outcome.with_context(|| worker.tail())?;
+    ensure!(outcome["Outcome"] == "stored", "{outcome:#}");
+    for recording in [&first, &second] {
+        let outcome = world.outcome(&recording.id).await?;
+        ensure!(
+            outcome["Outcome"] == "parked" && outcome["Cause"] == "plan_refused",
+            "{outcome:#}"
+        );
+        marked(&world, &recording.id).await?;
+    }
+    // Kazoo's API shows one document for the cause, and it has no secret.
+    let modb = world.modb(&first.id);
+    let mut errors = Vec::new();
+    for id in world.couch.ids(&modb).await? {
+        let document = world.couch.get(&modb, &id).await?.context("gone")?;
+        if document["pvt_type"] == "attachment_handler_error" {
+            errors.push(document);
+        }
+    }
+    let [error] = &errors[..] else {
+        anyhow::bail!("{errors:#?}")
+    };
+    ensure!(
+        error["handler_id"] == "9b1c" && error["resp_code"] == 403 && error["pvt_created"].is_i64(),
+        "{error:#}"
+    );
+    ensure!(
+        error["reason"]
+            .as_str()
+            .is_some_and(|why| why.contains("SignatureDoesNotMatch")),
+        "{error:#}"
+    );
+    let told = format!("{error} {}", worker.log());
+    ensure!(told.contains("storage_plan_refused"), "{told}");
+    for secret in ["another secret", SECRET, KEY] {
+        ensure!(!told.contains(secret), "{secret}");
+    }
+    world
+        .couch
+        .edit("system_data", world.account(), |plan| {
+            plan["attachments"]["9b1c"]["settings"] = store.s3();
+        })
+        .await?;
+    for recording in [&first, &second] {
+        let (good, said) = world.command(&["retry", &recording.id]).await?;
+        ensure!(good, "{said}");
+        world.state(&recording.call_id, "stored", SOON).await?;
+        let document = document(&world, &recording.id).await?;
+        ensure!(document["pvt_recording"]["state"] == "complete", "{document:#}");
+    }
+    ensure!(store.objects().len() == 3, "{:?}", store.objects().keys());
+    world.finish().await
+}
