@@ -54,7 +54,7 @@ use crate::ledger::Ledger;
 use crate::recording::carry::Seal;
 use crate::system_config::{Accounts, SystemConfig};
 
-use super::deliveries::deliveries;
+use super::deliveries::{deliveries, first_looks};
 
 /// What is outside this process, by the clients that speak to it.
 pub(super) struct Outside {
@@ -132,10 +132,7 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8], endp
         accounts,
         kazoo_recorder: (adopt.mode != AdoptMode::Off)
             .then(|| Arc::new(KazooRecorder::new(common, &outside.publisher))),
-        first_looks: adopt
-            .mode
-            .watches()
-            .then(|| Arc::new(FirstLooks::new(&deliveries.kazoo_copies, adopt.batch))),
+        first_looks: first_looks(adopt, &deliveries),
     };
     let calls = Arc::new(Calls {
         common: Arc::clone(common),

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use crate::config::Adopt;
 use crate::destination::circuit_breaker::{CircuitBreakers, Pauses};
 use crate::destination::couchdb_write::months::Months;
 use crate::destination::servers::Servers;
 use crate::destination::{Destinations, Home, Means};
 use crate::flow::common::Common;
 use crate::flow::deliveries::{Chooser, Deliverer, Deliveries, Documents, KazooCopies, Names, Proof, Shares};
+use crate::flow::inbox::first_looks::FirstLooks;
 use crate::flow::journal::Journal;
 use crate::system_config::Accounts;
 
@@ -78,4 +80,10 @@ pub(super) fn deliveries(
             breakers,
         }),
     }
+}
+
+/// What looks for the recordings of Kazoo's own recorder, if the worker watches those.
+pub(super) fn first_looks(adopt: &Adopt, deliveries: &Deliveries) -> Option<Arc<FirstLooks>> {
+    let looks = || Arc::new(FirstLooks::new(&deliveries.kazoo_copies, adopt.batch));
+    adopt.mode.watches().then(looks)
 }
