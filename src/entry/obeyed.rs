@@ -65,8 +65,13 @@ impl Entry {
             What::StopAsked { action, .. } => Some((fact.at, action)),
             _ => None,
         })?;
-        let newest = self.newest_start();
-        let of_newest = |fact: &&Fact| matches!(fact.what, What::StopSent { start, .. } if start == newest);
+        let (newest, began) = (self.newest_start(), self.latest_began());
+        // Its sender may not have heard of the start that the command met.
+        let of_newest = |fact: &&Fact| match fact.what {
+            What::StopSent { start: None, .. } => newest.is_none() || began.is_some_and(|began| fact.at >= began),
+            What::StopSent { start, .. } => start == newest,
+            _ => false,
+        };
         let sent = self.facts.iter().filter(of_newest);
         let arrived = sent.clone().find(|fact| !self.is_stop_returned(&fact.what));
         let ended = end.stamp.map(|stamp| self.by_our_clock(stamp));
@@ -76,6 +81,10 @@ impl Entry {
         };
         let why = match arrived.map(|sent| (sent, self.place(sent))) {
             Some((_, Place::Elsewhere(why @ (Why::Moved | Why::PerhapsMoved)))) => why,
+            // The recording had been stopped, and began again at the next bridge. The switch's own clock tells for how long.
+            Some((_, Place::Here)) if began.is_some_and(|began| began > asked.plus(CLOCKS_DIFFER)) => {
+                ran_on().then_some(Why::Unconfirmed)?
+            }
             Some((sent, Place::Here)) => {
                 // A stop ends a recording at once. Clocks that differ by much more than this are no evidence.
                 let went_on = ended.filter(|ended| *ended > sent.at)?.since(sent.at);

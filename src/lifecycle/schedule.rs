@@ -112,7 +112,7 @@ impl Policy {
     }
 
     /// The delay after failure number `failures`, counted from 1. If the account allows fewer or more attempts than the schedule has, they
-    /// are spread over the same time.
+    /// are spread over the same time. Few attempts begin with the usual first delay: most faults are short.
     pub(super) fn pause(&self, failures: usize, said: Option<u32>) -> Duration {
         let usual = |n: usize| {
             let last = self.retry.last().copied().unwrap_or(Duration::from_secs(5));
@@ -126,6 +126,9 @@ impl Policy {
             self.attempts(None).saturating_sub(1),
         );
         let total = |steps: usize| (0..steps).map(usual).sum::<Duration>();
+        if (2..theirs).contains(&mine) {
+            return growing(usual(0), total(theirs), mine, index);
+        }
         let at = |n: usize| {
             let (whole, part) = (n * theirs / mine, n * theirs % mine);
             #[allow(clippy::cast_precision_loss)] // at most 28
@@ -152,6 +155,24 @@ fn hooks(config: &Webhooks) -> Hooks {
         retry: config.retry.clone(),
         head_start: config.timeout * 2 + Duration::from_secs(5),
     }
+}
+
+/// The delay number `index` of so many delays, each longer than the one before by the same factor, which take `total` together.
+fn growing(first: Duration, total: Duration, count: usize, index: usize) -> Duration {
+    let steps = i32::try_from(count).unwrap_or(i32::MAX);
+    let (first, total) = (first.as_secs_f64(), total.as_secs_f64());
+    let sum = |factor: f64| (0..steps).map(|n| first * factor.powi(n)).sum::<f64>();
+    let (mut low, mut high) = (1.0, (total / first.max(0.001)).max(1.0));
+    for _ in 0..64 {
+        let middle = f64::midpoint(low, high);
+        if sum(middle) < total {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    let nth = i32::try_from(index).unwrap_or(i32::MAX).min(steps - 1);
+    Duration::try_from_secs_f64(first * high.powi(nth)).unwrap_or(Duration::MAX)
 }
 
 /// The entry would not keep all facts of more attempts.

@@ -24,6 +24,7 @@ mod limbo;
 mod masks;
 mod resting;
 mod running;
+mod stops;
 mod watched;
 
 const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);

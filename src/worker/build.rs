@@ -208,6 +208,7 @@ fn performer(
                 publisher: outside.publisher.clone(),
                 consumers: outside.consumers.clone(),
                 requests: shared.requests.clone(),
+                memory: Arc::clone(&shared.memory),
             },
             quiescence: Quiescence {
                 common: Arc::clone(common),

@@ -261,7 +261,13 @@ async fn of_a_burst_beyond_kazoos_queue_exactly_what_it_dropped_is_rescued(servi
     let _worker = watching(&world, "rescue", "5").await?;
     let calls = many(&world, MANY).await?;
     hang_up(&calls).await;
-    // It is back after a moment: too late for some.
+    // It is back when all have ended: too late for some.
+    let ended = |m: &&Observed| m.name == "RECORD_STOP";
+    let begun = Instant::now();
+    while world.kazoo.tap().messages().iter().filter(ended).count() < MANY {
+        ensure!(begun.elapsed() < SOON, "not all have ended");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     media_mgr.consume().await?;
     let rescued = || {
         let messages = world.kazoo.tap().messages();

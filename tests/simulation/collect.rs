@@ -71,6 +71,10 @@ impl Files for Switches {
     }
 
     fn remember_safe(&self, _: Key, _: &Digests) {}
+
+    fn is_shared(&self, _: &Entry) -> bool {
+        false
+    }
 }
 
 impl Received for Upload {

@@ -32,6 +32,10 @@ impl<K: Clone + Eq + Hash, V> Bounded<K, V> {
         self.map.get_mut(key)
     }
 
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.map.values()
+    }
+
     pub fn remove(&mut self, key: &K) -> Option<V> {
         self.map.remove(key)
     }

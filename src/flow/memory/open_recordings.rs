@@ -11,6 +11,7 @@ use crate::entry::fact::{Fact, Route, What};
 use crate::entry::legs::Leg;
 use crate::kazoo::leg::{LegEvent, encoded_leg};
 use crate::kazoo::time::Moment;
+use crate::recording::ending::Told;
 use crate::recording::identity::Key;
 
 use super::bounded::Bounded;
@@ -389,6 +390,17 @@ impl OpenRecordings {
         entry
     }
 
+    /// Whether the switch records another recording into this recording's file, as far as this worker heard: a callflow can name the file.
+    pub fn shares_its_file(&self, entry: &Entry) -> bool {
+        let file = |told: &Told| Some((told.node.clone()?, told.path.clone()?));
+        let Some(own) = entry.ended().or(entry.started()).and_then(file) else {
+            return false;
+        };
+        let memory = self.lock();
+        let mut others = memory.entries.values().filter(|other| other.key != entry.key);
+        others.any(|other| other.is_open() && other.started().and_then(file).as_ref() == Some(&own))
+    }
+
     /// Whether the recording is open, as far as this worker remembers.
     pub fn is_open(&self, key: Key) -> bool {
         self.lock().open.get(&key).is_some()
@@ -539,5 +551,33 @@ mod tests {
         // A new start opens it again.
         registry.reopen(open("1", 1));
         assert!(registry.newest(None, "call", None).is_some());
+    }
+
+    /// The switch would delete what the other call is recorded into.
+    #[test]
+    fn a_file_is_shared_as_long_as_another_call_is_recorded_into_it() {
+        let entry = |action: &str, facts: Vec<What>| {
+            let key = Key::of("call", action);
+            let mut order = crate::lifecycle::tests::order();
+            order.key = key;
+            let mut entry = Entry::of_order(order, "w");
+            for what in facts {
+                let (at, by) = (Moment::from_unix_seconds(1_795_386_270), "w".to_owned());
+                entry.add(Fact { at, by, what });
+            }
+            entry
+        };
+        let told = || crate::lifecycle::tests::told(5000);
+        let mut elsewhere = told();
+        elsewhere.node = Some("freeswitch@other".into());
+        let registry = OpenRecordings::default();
+        let first = entry("1", vec![What::Started(told()), What::Ended(told())]);
+        registry.remember(&first);
+        registry.remember(&entry("2", vec![What::Started(elsewhere)]));
+        assert!(!registry.shares_its_file(&first));
+        registry.remember(&entry("3", vec![What::Started(told())]));
+        assert!(registry.shares_its_file(&first));
+        registry.remember(&entry("3", vec![What::Ended(told())]));
+        assert!(!registry.shares_its_file(&first));
     }
 }

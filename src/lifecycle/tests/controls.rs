@@ -25,7 +25,7 @@ fn sent(action: &str, on: bool, n: u32) -> Input {
     })
 }
 
-fn moved() -> Input {
+pub(super) fn moved() -> Input {
     Input::Fact(What::Leg(Box::new(Leg {
         call_id: "call".into(),
         event: LegEvent::Transferor,
@@ -41,7 +41,7 @@ fn masks(controls: &Controls) -> Vec<(Moment, bool)> {
     controls.masks.iter().map(|mask| (mask.at, mask.on)).collect()
 }
 
-fn at(case: &mut Case, second: u64, input: Input) -> Vec<Next> {
+pub(super) fn at(case: &mut Case, second: u64, input: Input) -> Vec<Next> {
     next(case, input, after(second), &policy())
 }
 

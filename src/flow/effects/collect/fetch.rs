@@ -6,10 +6,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::amqp::{Consumers, Publisher, Requests};
+use crate::entry::Entry;
 use crate::entry::fact::CollectFailure;
 use crate::ingest::{Ingest, Progress, Upload, Wanted};
 use crate::kazoo::switch::{self, SendHttpReply};
 use crate::lifecycle::{Answer, Case};
+use crate::recording::adopt::is_random;
 use crate::recording::audio::Audio;
 use crate::recording::digest::Digests;
 use crate::recording::identity::Key;
@@ -17,6 +19,7 @@ use crate::recording::order::Order;
 use crate::telemetry::events::NoEcallmgr;
 
 use crate::flow::common::{AGAIN, Common};
+use crate::flow::memory::OpenRecordings;
 
 /// What a switch uploaded, or why it did not.
 pub type Fetched<U> = Result<U, (CollectFailure, String)>;
@@ -36,6 +39,9 @@ pub trait Files: Send + Sync {
 
     /// This audio of a recording is safe: a switch that uploads exactly this audio once more may delete its file.
     fn remember_safe(&self, key: Key, written: &Digests);
+
+    /// Whether the switch may be recording another call into the recording's file.
+    fn is_shared(&self, entry: &Entry) -> bool;
 }
 
 /// A file that was received, and whose switch waits for the answer.
@@ -64,6 +70,7 @@ pub struct Fetcher {
     /// Has the queue for replies.
     pub consumers: Consumers,
     pub requests: Requests,
+    pub memory: Arc<OpenRecordings>,
 }
 
 impl Files for Fetcher {
@@ -150,5 +157,11 @@ impl Files for Fetcher {
     }
     fn remember_safe(&self, key: Key, written: &Digests) {
         self.ingest.remember_safe(key, written);
+    }
+
+    /// Only a callflow that chose the name of Kazoo's own recording can bring two calls into one file.
+    fn is_shared(&self, entry: &Entry) -> bool {
+        let order = entry.order().filter(|order| order.adopted.is_some());
+        order.is_some_and(|order| !is_random(&order.file_name)) && self.memory.shares_its_file(entry)
     }
 }

@@ -1,0 +1,45 @@
+//! Stops that came to nothing, and are told though their recording ended soon after.
+
+use crate::recording::controls::Why;
+
+use super::controls::{at, moved};
+use super::*;
+
+#[test]
+fn a_stop_whose_sender_had_not_heard_of_the_start_is_told() {
+    let mut case = started(order());
+    at(&mut case, 20, moved());
+    let (action, start) = ("stop".to_owned(), None);
+    at(&mut case, 25, Input::Fact(What::StopAsked { action, route: None }));
+    at(&mut case, 25, Input::Fact(What::StopSent { n: 1, start }));
+    let mut end = told(5000);
+    (end.call_id, end.stamp) = ("other".into(), Some(after(26).unix_micros()));
+    at(&mut case, 26, Input::Fact(What::Ended(end)));
+    let told: Vec<Why> = case.entry.controls().not_obeyed.iter().map(|one| one.why).collect();
+    assert_eq!(told, [Why::Moved]);
+}
+
+#[test]
+fn a_recording_that_began_again_after_its_stop_is_told() {
+    let mut order = order();
+    order.command.as_mut().unwrap().trigger = Trigger::Bridge;
+    let mut case = started(order);
+    let stamped = |second: u64| {
+        let mut told = told(5000);
+        (told.at, told.stamp) = (after(second), Some(after(second).unix_micros()));
+        told
+    };
+    let stop = |case: &mut Case, n: u32, second: u64| {
+        let start = case.entry.newest_start();
+        at(case, second, Input::Fact(What::StopSent { n, start }));
+    };
+    let action = "stop".to_owned();
+    at(&mut case, 10, Input::Fact(What::StopAsked { action, route: None }));
+    stop(&mut case, 1, 10);
+    at(&mut case, 10, Input::Fact(What::Ended(stamped(10))));
+    at(&mut case, 20, Input::Fact(What::Started(stamped(20))));
+    stop(&mut case, 2, 24);
+    at(&mut case, 26, Input::Fact(What::Ended(stamped(26))));
+    let told: Vec<Why> = case.entry.controls().not_obeyed.iter().map(|one| one.why).collect();
+    assert_eq!(told, [Why::Unconfirmed]);
+}
