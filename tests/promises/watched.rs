@@ -258,15 +258,15 @@ async fn of_a_burst_beyond_kazoos_queue_exactly_what_it_dropped_is_rescued(servi
     let world = World::new(&services).await?;
     const KEPT: usize = 100;
     let media_mgr = MediaMgr::declare(&world.kazoo, &world.couch, QUEUE, of_an_endpoint()).await?;
-    let _worker = watching(&world, "rescue", "5").await?;
+    let worker = watching(&world, "rescue", "15").await?;
     let calls = many(&world, MANY).await?;
     hang_up(&calls).await;
-    // It is back when all have ended: too late for some.
-    let ended = |m: &&Observed| m.name == "RECORD_STOP";
+    // It is back when all have ended, and none was found: too late for some.
+    let missed = |line: &&Value| line["event"] == "kazoo_recording_doubtful";
     let begun = Instant::now();
-    while world.kazoo.tap().messages().iter().filter(ended).count() < MANY {
-        ensure!(begun.elapsed() < SOON, "not all have ended");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    while worker.lines().iter().filter(missed).count() < MANY {
+        ensure!(begun.elapsed() < SOON, "not all have ended: {}", worker.tail());
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     media_mgr.consume().await?;
     let rescued = || {
@@ -277,7 +277,12 @@ async fn of_a_burst_beyond_kazoos_queue_exactly_what_it_dropped_is_rescued(servi
     };
     let begun = Instant::now();
     while rescued().values().filter(|name| *name == "stored").count() < MANY - KEPT {
-        ensure!(begun.elapsed() < Duration::from_secs(60), "{:#?}", rescued());
+        let received = media_mgr.received();
+        ensure!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{received} received, rescued {:#?}",
+            rescued()
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     ensure!(media_mgr.received() == KEPT, "{} received", media_mgr.received());
