@@ -19,14 +19,7 @@ export RABBITMQ_IMAGE COUCHDB_IMAGE
 say "building ..."
 "$CARGO" build --locked --bins
 say "unit tests, and the house ..."
-"$CARGO" test --locked --lib --bins --test rooms --test dependencies --test keys --test headers --test documents --test schemas --test docs --test log_events --test language
-# The simulation needs a processor and nothing else. The tests after it mostly wait for servers.
-say "the simulation, beside what follows ..."
-"$CARGO" test --locked --test simulation --no-run
-lives="$(mktemp)"
-nice -n 19 "$CARGO" test --locked --test simulation >"$lives" 2>&1 &
-simulation=$!
-trap 'kill "$simulation" 2>/dev/null || true; rm -f "$lives"' EXIT
+"$CARGO" test --locked --lib --bins --test rooms --test dependencies --test keys --test headers --test documents --test schemas --test docs --test log_events --test language --test simulation
 say "destinations, against a real database ..."
 "$CARGO" test --locked --test destinations
 say "promises, against real servers ..."
@@ -37,9 +30,3 @@ if [ $# -eq 0 ]; then
     say "spans, to a collector in the test, with the feature that brings them there ..."
     "$CARGO" test --locked --features otlp --test promises -- the_spans_of_an_action_reach_the_collector
 fi
-say "the simulation ..."
-if ! wait "$simulation"; then
-    cat "$lives" >&2
-    die "the simulation found a fault"
-fi
-cat "$lives"
