@@ -27,6 +27,7 @@ async fn what_is_erased_is_gone_and_the_receipt_says_what_is_left(services: Arc<
     other.execute(json!({})).await?.continued(SOON).await?;
     let recording = call.wait_recording_started(SOON).await?;
     let kept = other.wait_recording_started(SOON).await?;
+    world.state(&call.id(), "recording", SOON).await?;
 
     let (good, said) = world.command(&["erase", "--yes", &call.id()]).await?;
     ensure!(!good && said.contains("nothing is erased"), "{said}");

@@ -23,7 +23,6 @@ promises![
     a_document_that_kazoo_left_without_audio_gets_its_audio_and_nothing_else,
     a_recorder_that_stores_late_is_not_overtaken,
     whenever_kazoo_stores_after_all_there_is_one_document_with_one_audio,
-    a_killed_worker_rescues_nothing_twice,
     nothing_is_reported_of_looks_that_the_database_did_not_answer,
     a_deleted_document_is_left_deleted_and_its_file_is_not_asked_for,
     what_kazoo_does_not_want_to_store_is_not_lost,
@@ -395,30 +394,6 @@ async fn whenever_kazoo_stores_after_all_there_is_one_document_with_one_audio(se
     ensure!(documents == MANY, "{documents} documents");
     forget_documents(&world, first).await?;
     media_mgr.stop().await?;
-    world.finish().await
-}
-
-async fn a_killed_worker_rescues_nothing_twice(services: Arc<Services>) -> TestResult {
-    let world = World::new(&services).await?;
-    let mut worker = watching(&world, "rescue", "2").await?;
-    let calls = many(&world, 10).await?;
-    world.kazoo.faults(|faults| faults.bandwidth = Some(2_000));
-    hang_up(&calls).await;
-    for nth in 0..3 {
-        world.kazoo.wait_upload(nth * 3, 1, SOON).await?;
-        worker.kill().await?;
-        worker = watching(&world, "rescue", "2").await?;
-    }
-    world.kazoo.faults(|faults| faults.bandwidth = None);
-    for (_, recording) in &calls {
-        let outcome = world.outcome(&recording.id).await?;
-        let cause = outcome["Cause"].as_str().unwrap_or_default().to_owned();
-        ensure!(["complete", "stored_by_kazoo"].contains(&cause.as_str()), "{outcome:#}");
-        is_whole(&world, recording).await?;
-    }
-    let (_, first) = &calls[0];
-    let documents = world.couch.ids(&world.modb(&first.id)).await?.len();
-    ensure!(documents == calls.len(), "{documents} documents");
     world.finish().await
 }
 
