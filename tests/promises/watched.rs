@@ -23,6 +23,7 @@ promises![
     a_document_that_kazoo_left_without_audio_gets_its_audio_and_nothing_else,
     a_recorder_that_stores_late_is_not_overtaken,
     whenever_kazoo_stores_after_all_there_is_one_document_with_one_audio,
+    a_killed_worker_rescues_nothing_twice,
     nothing_is_reported_of_looks_that_the_database_did_not_answer,
     a_deleted_document_is_left_deleted_and_its_file_is_not_asked_for,
     what_kazoo_does_not_want_to_store_is_not_lost,
@@ -394,6 +395,42 @@ async fn whenever_kazoo_stores_after_all_there_is_one_document_with_one_audio(se
     ensure!(documents == MANY, "{documents} documents");
     forget_documents(&world, first).await?;
     media_mgr.stop().await?;
+    world.finish().await
+}
+
+async fn a_killed_worker_rescues_nothing_twice(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let mut worker = watching(&world, "rescue", "2").await?;
+    let calls = many(&world, 10).await?;
+    world.kazoo.faults(|faults| faults.bandwidth = Some(2_000));
+    hang_up(&calls).await;
+    let mut begun = 0;
+    for _ in 0..3 {
+        // One that began since: what the killed worker received moves no more.
+        let moves = |state: &crate::simulator::sim::State| {
+            let uploads = state.uploads();
+            let moving = uploads
+                .iter()
+                .skip(begun)
+                .any(|upload| upload.sent > 0 && upload.total > 0);
+            moving.then_some(())
+        };
+        world.kazoo.wait_for("an upload that moves", SOON, moves).await?;
+        worker.kill().await?;
+        let so_far = |state: &crate::simulator::sim::State| Some(state.uploads().len());
+        begun = world.kazoo.wait_for("the uploads", SOON, so_far).await?;
+        worker = watching(&world, "rescue", "2").await?;
+    }
+    world.kazoo.faults(|faults| faults.bandwidth = None);
+    for (_, recording) in &calls {
+        let outcome = world.outcome(&recording.id).await?;
+        let cause = outcome["Cause"].as_str().unwrap_or_default().to_owned();
+        ensure!(["complete", "stored_by_kazoo"].contains(&cause.as_str()), "{outcome:#}");
+        is_whole(&world, recording).await?;
+    }
+    let (_, first) = &calls[0];
+    let documents = world.couch.ids(&world.modb(&first.id)).await?.len();
+    ensure!(documents == calls.len(), "{documents} documents");
     world.finish().await
 }
 
