@@ -84,7 +84,7 @@ async fn a_storage_plan_is_merged_as_kazoo_merges_it(couchdb: Arc<Couchdb>) -> T
     ensure!(kind().await == s3("s3"), "the system's");
     let named = json!({"pvt_type": "storage_plan", "attachments": {"h": {"handler": "azure"}}});
     world.put("system_data", "named-plan", &named).await?;
-    ensure!(kind().await == s3("s3"), "nobody names it");
+    ensure!(kind().await == s3("s3"), "no document names it");
     let own = json!({"pvt_type": "storage", "pvt_plan_id": "named-plan"});
     world.put("system_data", ACCOUNT, &own).await?;
     ensure!(kind().await == s3("azure"), "the named one");

@@ -276,17 +276,7 @@ impl Http {
 
     /// The server's own reason for refusing.
     async fn said(&self, answer: &mut Answer, to: &Target) -> Option<String> {
-        const READ_AT_MOST: usize = 16 << 10;
-        let mut body = Vec::new();
-        let reading = async {
-            while let Some(piece) = answer.piece().await {
-                body.extend_from_slice(&piece);
-                if body.len() > READ_AT_MOST {
-                    break;
-                }
-            }
-        };
-        let _ = tokio::time::timeout(Duration::from_secs(2).min(self.silence), reading).await;
+        let body = self.read(answer).await;
         said::reason(&answer.headers, &body, to.expose())
     }
 

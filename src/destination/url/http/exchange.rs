@@ -113,7 +113,7 @@ impl Http {
     }
 
     /// As much of the answer's body as a reason needs.
-    async fn read(&self, answer: &mut Answer) -> Vec<u8> {
+    pub(super) async fn read(&self, answer: &mut Answer) -> Vec<u8> {
         const READ_AT_MOST: usize = 16 << 10;
         let mut body = Vec::new();
         let reading = async {
