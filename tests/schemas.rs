@@ -211,6 +211,10 @@ fn every_fact() -> Vec<What> {
                 call_id: "other-leg".into(),
             }),
         },
+        What::StopDelayed {
+            action: "id".into(),
+            asked: at(1),
+        },
         What::HeardOf {
             media_id: "202611-a".into(),
         },

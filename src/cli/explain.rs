@@ -195,6 +195,9 @@ fn words(entry: &Entry, fact: &Fact) -> String {
             told.path.as_deref().unwrap_or("unknown file")
         ),
         What::StopAsked { .. } => "stop requested by a callflow".into(),
+        What::StopDelayed { asked, .. } => {
+            format!("that stop had been sent at {}, by its sender's clock", asked.rfc3339())
+        }
         What::StopSent { n, .. } if entry.is_stop_returned(&fact.what) => format!("stop command {n} not delivered"),
         What::StopSent { n, .. } => format!("stop command {n} delivered to the broker"),
         What::Returned { what, n, .. } => match n {

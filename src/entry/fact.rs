@@ -55,6 +55,9 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         route: Option<Route>,
     },
+    /// The action `action`, which asked to stop, had been sent at `asked` by its sender's clock, a while before a worker could carry it out.
+    /// Earlier versions ignore this fact.
+    StopDelayed { action: String, asked: Moment },
     /// The n-th stop command was sent. `start`: the newest start that its sender knew, in the switch's order. The broker has the command, unless
     /// `Returned` says otherwise.
     StopSent {
@@ -381,6 +384,7 @@ impl What {
         "command_refused",
         "started",
         "stop_asked",
+        "stop_delayed",
         "stop_sent",
         "stop_unconfirmed",
         "heard_of",
@@ -438,6 +442,7 @@ impl What {
             Self::CommandRefused { .. } => "command_refused",
             Self::Started(_) => "started",
             Self::StopAsked { .. } => "stop_asked",
+            Self::StopDelayed { .. } => "stop_delayed",
             Self::StopSent { .. } => "stop_sent",
             Self::StopUnconfirmed => "stop_unconfirmed",
             Self::HeardOf { .. } => "heard_of",

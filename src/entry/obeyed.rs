@@ -92,6 +92,11 @@ impl Entry {
                     .contains(&went_on)
                     .then_some(Why::Unconfirmed)?
             }
+            // It was too late because no worker could carry it out earlier.
+            Some((_, Place::Elsewhere(why @ Why::Ended))) => {
+                let asked = self.stop_delayed()?;
+                (ended? > asked.plus(ENDING)).then_some(why)?
+            }
             Some(_) => return None,
             None if sent.count() > 0 => ran_on().then_some(Why::Undelivered)?,
             // No worker could send it before the end.
@@ -101,6 +106,18 @@ impl Entry {
             action: action.clone(),
             what: Control::Stop,
             why,
+        })
+    }
+
+    /// When the first stop had been sent, by its sender's clock, if a worker carried it out a while later.
+    fn stop_delayed(&self) -> Option<Moment> {
+        let first = self.facts.iter().find_map(|fact| match &fact.what {
+            What::StopAsked { action, .. } => Some(action),
+            _ => None,
+        })?;
+        self.facts.iter().find_map(|fact| match &fact.what {
+            What::StopDelayed { action, asked } if action == first => Some(*asked),
+            _ => None,
         })
     }
 
@@ -370,7 +387,7 @@ impl Entry {
                 _ => continue,
             };
             let (at, asked_at) = match what {
-                Control::Stop => (self.stop_asked_at(), None),
+                Control::Stop => (self.stop_asked_at(), self.stop_delayed()),
                 Control::Mask | Control::Unmask => {
                     let mut actions = self.actions().into_iter();
                     let asked = actions.find(|known| known.id == action);

@@ -30,6 +30,10 @@ pub(super) fn what(kind: usize, n: u32, on: bool) -> What {
             action: why(),
             route: on.then(route),
         },
+        "stop_delayed" => What::StopDelayed {
+            action: why(),
+            asked: Moment::from_unix_micros(1_000_000 * i64::from(n)),
+        },
         "stop_sent" => What::StopSent { n, start: None },
         "stop_unconfirmed" => What::StopUnconfirmed,
         "heard_of" => What::HeardOf { media_id: why() },

@@ -43,3 +43,30 @@ fn a_recording_that_began_again_after_its_stop_is_told() {
     let told: Vec<Why> = case.entry.controls().not_obeyed.iter().map(|one| one.why).collect();
     assert_eq!(told, [Why::Unconfirmed]);
 }
+
+/// No worker could carry it out earlier, as the ledger was away: the recording went on, and ended by itself.
+#[test]
+fn a_stop_that_is_carried_out_after_the_end_is_told_if_it_had_been_sent_well_before() {
+    for (asked, expected) in [(20, vec![Why::Ended]), (38, vec![])] {
+        let mut case = started(order());
+        let mut end = told(5000);
+        (end.at, end.stamp) = (after(40), Some(after(40).unix_micros()));
+        at(&mut case, 40, Input::Fact(What::Ended(end)));
+        let (action, start) = ("stop".to_owned(), case.entry.newest_start());
+        let stop = What::StopAsked {
+            action: action.clone(),
+            route: None,
+        };
+        at(&mut case, 45, Input::Fact(stop));
+        let delayed = What::StopDelayed {
+            action,
+            asked: after(asked),
+        };
+        at(&mut case, 45, Input::Fact(delayed));
+        at(&mut case, 45, Input::Fact(What::StopSent { n: 1, start }));
+        let not_obeyed = case.entry.controls().not_obeyed;
+        let told: Vec<Why> = not_obeyed.iter().map(|one| one.why).collect();
+        assert_eq!(told, expected);
+        assert!(not_obeyed.iter().all(|one| one.asked_at == Some(after(asked))));
+    }
+}

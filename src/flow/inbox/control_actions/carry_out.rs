@@ -30,6 +30,9 @@ const KNOWLEDGE: Duration = Duration::from_secs(1);
 /// Time limit for the note that a mask or unmask is about to be sent: the audio must not stay unmasked for it.
 const INTENT: Duration = Duration::from_millis(500);
 
+/// The time of a stop that is carried out later than this after it was sent is noted: the recording may have run on, or have ended by itself.
+const DELAY: Duration = Duration::from_secs(2);
+
 /// Carries controls out.
 pub struct Carrier {
     pub common: Arc<Common>,
@@ -230,18 +233,23 @@ impl Carrier {
         let result = match (sent, what) {
             (Some(Ok(())), Control::Stop) => Some(What::StopSent { n: 1, start }),
             (Some(Ok(())), Control::Mask | Control::Unmask) => Some(What::Masked {
-                action: id,
+                action: id.clone(),
                 on,
                 n: 0,
                 start: known_start,
             }),
             (Some(Err(error)), Control::Mask | Control::Unmask) if error.is_unroutable() => {
-                Some(What::Returned { what, action: id, n: 0 })
+                let action = id.clone();
+                Some(What::Returned { what, action, n: 0 })
             }
             // The driver sends it, and notes what comes of that.
             (Some(Err(_)) | None, _) => None,
         };
-        let facts: Vec<What> = [asked].into_iter().chain(result).collect();
+        let asked_at = request
+            .at
+            .filter(|at| what == Control::Stop && at.plus(DELAY) < self.common.now());
+        let delayed = asked_at.map(|asked| What::StopDelayed { action: id, asked });
+        let facts: Vec<What> = [asked].into_iter().chain(delayed).chain(result).collect();
         // At once: the end may be on its way already, and its handler starts from what is remembered.
         let stamped = self.stamped(&facts);
         self.memory.hear(open.key, &open.call_id, &stamped);
