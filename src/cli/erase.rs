@@ -49,6 +49,9 @@ const BEYOND: &[&str] = &[
     "backups and replicas of the databases; in CouchDB's files older revisions, until a compaction ends",
 ];
 
+/// A copy in the hold: whose it is, its place and its name.
+type HeldCopy = (Address, String, String);
+
 /// What was removed, and what was not.
 #[derive(Debug)]
 struct Receipt {
@@ -62,40 +65,46 @@ struct Receipt {
 pub fn erase(config: &Config, args: &EraseArgs) -> anyhow::Result<bool> {
     block_on(async {
         let desk = Desk::open(config)?;
-        let found = desk.named(&args.name).await;
-        let (now, by) = (desk.clock.now(), desk.policy.worker.clone());
+        let erased = erase_from(&desk, config, args).await;
         desk.close().await;
-        let records = found?;
-        refuse_what_is_open(&records)?;
-        if !args.yes {
-            bail!(
-                "erase removes {} recordings from the ledger and the hold, and their dead letters, for good: repeat the command with --yes to confirm",
-                records.len()
-            );
-        }
-        let couch = Couch::new(&config.couchdb).context("the HTTP client cannot be built")?;
-        let mut receipt = Receipt {
-            name: args.name.clone(),
-            at: now,
-            by,
-            removed: Vec::new(),
-            left: Vec::new(),
-        };
-        receipt.dead_letters(config, &records).await?;
-        receipt.held(config, &couch, &records).await?;
-        receipt.entries(&couch, &records).await?;
+        erased
+    })
+}
+
+async fn erase_from(desk: &Desk, config: &Config, args: &EraseArgs) -> anyhow::Result<bool> {
+    let records = desk.named(&args.name).await?;
+    refuse_what_is_open(&records)?;
+    if !args.yes {
+        bail!(
+            "erase removes {} recordings from the ledger and the hold, and their dead letters, for good: repeat the command with --yes to confirm",
+            records.len()
+        );
+    }
+    let couch = Couch::new(&config.couchdb).context("the HTTP client cannot be built")?;
+    let mut receipt = Receipt {
+        name: args.name.clone(),
+        at: desk.clock.now(),
+        by: desk.policy.worker.clone(),
+        removed: Vec::new(),
+        left: Vec::new(),
+    };
+    let hold = Hold::new(&config.hold, &config.couchdb, &couch).context("the hold cannot be used")?;
+    let held = receipt.copies(&hold, &records).await?;
+    refuse_what_is_needed(desk, &held).await?;
+    receipt.dead_letters(config, &records).await?;
+    receipt.held(&hold, held).await?;
+    receipt.entries(&couch, &records).await?;
+    receipt
+        .left
+        .extend(records.iter().flat_map(|record| stays(&record.entry)));
+    if records.len() >= super::ledger::MOST_NAMED {
         receipt
             .left
-            .extend(records.iter().flat_map(|record| stays(&record.entry)));
-        if records.len() >= super::ledger::MOST_NAMED {
-            receipt
-                .left
-                .push("perhaps more recordings of the call: repeat the command until it removes no entry".to_owned());
-        }
-        receipt.left.extend(BEYOND.iter().map(ToString::to_string));
-        receipt.print(args.json)?;
-        Ok(true)
-    })
+            .push("perhaps more recordings of the call: repeat the command until it removes no entry".to_owned());
+    }
+    receipt.left.extend(BEYOND.iter().map(ToString::to_string));
+    receipt.print(args.json)?;
+    Ok(true)
 }
 
 /// A recording that is open would be written again, and its audio may have no other copy.
@@ -112,6 +121,27 @@ fn refuse_what_is_open(records: &[Record]) -> anyhow::Result<()> {
         };
         let id = entry.order().map_or("a recording", |order| order.media_id.as_str());
         bail!("{id} is {}, so nothing is erased: {advice}", state.name());
+    }
+    Ok(())
+}
+
+/// The list by name comes from one node, which may lack the newest entries, and contains a limited number of them. A copy can also belong to a
+/// recording that continues another one, and have that one's key. So the entry of each copy is read by its id.
+async fn refuse_what_is_needed(desk: &Desk, copies: &[HeldCopy]) -> anyhow::Result<()> {
+    for (address, _, name) in copies {
+        let load = async |address: &Address| {
+            let loading = desk.ledger.load(address).await;
+            loading.context("the ledger cannot be read, so nothing is erased")
+        };
+        let Some(record) = load(address).await? else { continue };
+        let separated = record.entry.separated(name, desk.clock.now(), &desk.policy.worker);
+        let owner = match separated {
+            Some(separated) => load(&ledger::address(&separated))
+                .await?
+                .with_context(|| format!("{name} in the hold belongs to a recording that is not in the ledger yet, so nothing is erased: repeat the command later"))?,
+            None => record,
+        };
+        refuse_what_is_open(&[owner])?;
     }
     Ok(())
 }
@@ -171,29 +201,36 @@ impl Receipt {
     }
 
     /// Copies in the hold, also those that the ledger does not know.
-    async fn held(&mut self, config: &Config, couch: &Couch, records: &[Record]) -> anyhow::Result<()> {
-        let hold = Hold::new(&config.hold, &config.couchdb, couch).context("the hold cannot be used")?;
+    async fn copies(&self, hold: &Hold, records: &[Record]) -> anyhow::Result<Vec<HeldCopy>> {
+        let (mut found, mut after) = (Vec::new(), None);
         if !hold.is_there() {
-            return Ok(());
+            return Ok(found);
         }
         // The hold lists what is older than a day: seen from the day after tomorrow, that is everything.
         let later = self.at.plus(std::time::Duration::from_secs(2 * 86_400));
-        let mut after = None;
         loop {
             let (copies, more) = hold.older(later, after).await.context("the hold cannot be read")?;
-            for (address, place, name) in copies {
-                if self.is_of(records, &address) {
-                    hold.remove_named(&place, &name)
-                        .await
-                        .context("a copy in the hold cannot be removed")?;
-                    self.removed.push(format!("audio in the hold: {place}/{name}"));
-                }
-            }
+            found.extend(
+                copies
+                    .into_iter()
+                    .filter(|(address, _, _)| self.is_of(records, address)),
+            );
             match more {
                 Some(more) => after = Some(more),
-                None => return Ok(()),
+                None => return Ok(found),
             }
         }
+    }
+
+    /// Removes these copies from the hold.
+    async fn held(&mut self, hold: &Hold, copies: Vec<HeldCopy>) -> anyhow::Result<()> {
+        for (_, place, name) in copies {
+            hold.remove_named(&place, &name)
+                .await
+                .context("a copy in the hold cannot be removed")?;
+            self.removed.push(format!("audio in the hold: {place}/{name}"));
+        }
+        Ok(())
     }
 
     /// The entries, and their claims of places at users' URLs.

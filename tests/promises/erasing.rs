@@ -12,7 +12,10 @@ use crate::promises;
 use crate::simulator::sim::CallOptions;
 use crate::support::{SOON, Services, TestResult, World};
 
-promises![what_is_erased_is_gone_and_the_receipt_says_what_is_left];
+promises![
+    what_is_erased_is_gone_and_the_receipt_says_what_is_left,
+    a_copy_in_the_hold_is_not_erased_while_its_recording_is_open,
+];
 
 const DEAD: &str = "kz_record_call.dead";
 
@@ -116,5 +119,55 @@ async fn what_is_erased_is_gone_and_the_receipt_says_what_is_left(services: Arc<
         "the wrong letter was removed"
     );
     let _ = connection.close(200, "bye".into()).await;
+    world.finish().await
+}
+
+/// A call can have more recordings than one listing contains. The last of these is open, and the hold has its only copy.
+async fn a_copy_in_the_hold_is_not_erased_while_its_recording_is_open(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let mut worker = world.worker().await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    let open = world.state(&call.id(), "recording", SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.stored(&recording).await?;
+    let closed = world.state(&call.id(), "stored", SOON).await?;
+    worker.terminate(SOON).await?;
+    let ledger = format!("kz_record_call-{}", world.month());
+    let key = closed["key"].as_str().context("no key")?;
+    let other = |entry: &Value, key_of_other: &str| {
+        let mut entry = entry.clone();
+        let id = entry["_id"].as_str().unwrap_or_default().replace(key, key_of_other);
+        entry["key"] = json!(key_of_other);
+        if let Some(fields) = entry.as_object_mut() {
+            fields.retain(|name, _| !["_rev", "_id", "due", "lease"].contains(&name.as_str()));
+        }
+        (id, entry)
+    };
+    for n in 0..100 {
+        let (id, entry) = other(&closed, &format!("{n:032x}"));
+        world.couch.create(&ledger, &id, &entry).await?;
+    }
+    let last = "f".repeat(32);
+    let (id, entry) = other(&open, &last);
+    world.couch.create(&ledger, &id, &entry).await?;
+    let day = "kz_record_call_hold-20261105";
+    world.couch.create_database(day).await?;
+    let copy = format!("{last}-0123456789abcdef");
+    let held = json!({"held_at": "2026-11-05T10:00:00Z", "call_id": call.id(), "month": world.month(), "key": last});
+    world.couch.create(day, &copy, &held).await?;
+    let (good, said) = world.command(&["erase", "--yes", &call.id()]).await?;
+    ensure!(!good && said.contains("nothing is erased"), "{said}");
+    ensure!(world.couch.ids(day).await? == [copy], "the only copy is gone");
+    ensure!(world.entries().await?.len() == 102, "entries are gone");
+    world.couch.delete_database(day).await?;
+    for entry in world.entries().await? {
+        let id = entry["_id"].as_str().unwrap_or_default();
+        if !id.contains(key) {
+            let deleted = json!({"_deleted": true, "_rev": entry["_rev"]});
+            world.couch.create(&ledger, id, &deleted).await?;
+        }
+    }
     world.finish().await
 }
