@@ -116,8 +116,10 @@ impl Cluster {
             ("KAZOO__RECORDINGS", format!("{}/", recordings.display())),
             ("KZ_RECORD_CALL_TEST_CLOCK_FORWARD_S", clock.offset_secs.to_string()),
         ];
+        let adopts = plan.adopts.then(|| ("ADOPT__MODE", "store".to_owned()));
+        let settings = settings.into_iter().chain(adopts);
         let fixed = SETTINGS.iter().map(|(key, value)| (*key, (*value).to_owned()));
-        let settings = settings.into_iter().chain(fixed);
+        let settings = settings.chain(fixed);
         let cluster = Self {
             kazoo: Kazoo::start(options).await?,
             hearing: Hearing::start(servers.kazoos_amqp()?),

@@ -43,7 +43,9 @@ pub struct Start {
     /// The user's server that it goes to.
     pub server: Option<usize>,
     pub min_ms: u64,
-    /// When its action was sent; `None`: it never was, for the flow did not get there.
+    /// Kazoo began it by itself.
+    pub kazoos: Option<KazoosEvents>,
+    /// When its action was sent, or Kazoo began it; `None`: it never was, for the flow did not get there.
     pub asked_at: Option<Instant>,
     /// Whether the broker took the action: `None`: nobody knows.
     pub routed: Option<bool>,
@@ -63,6 +65,13 @@ pub struct Start {
     pub ended_at: Option<Instant>,
     /// When what it waits for came.
     pub triggered_at: Option<Instant>,
+}
+
+/// What became of the events of a recording that Kazoo began by itself. Nobody can know of it but by these.
+#[derive(Debug, Clone, Copy)]
+pub struct KazoosEvents {
+    pub start_lost: bool,
+    pub stop_lost: bool,
 }
 
 /// A start that came to a call's control process.

@@ -19,7 +19,7 @@ pub fn judge(evidence: &Evidence) -> Vec<String> {
     for start in &evidence.starts {
         let endings = of_start.remove(start.label.as_str()).unwrap_or_default();
         let mut say = |sentence: String| wrong.push(format!("{}: {sentence}", start.label));
-        once(start, &endings, &mut say);
+        once(evidence, start, &endings, &mut say);
         missing(evidence, start, &endings, &mut say);
         invented(start, &endings, &mut say);
         for ending in &endings {
@@ -56,14 +56,14 @@ fn by_key<'a>(endings: &[&'a Ending]) -> BTreeMap<&'a str, Vec<&'a Ending>> {
 }
 
 /// A start that was surely asked for ends, once; so does every recording that goes on from it.
-fn once(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
+fn once(evidence: &Evidence, start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
     let recordings = by_key(endings);
     let firsts = recordings
         .values()
         .filter(|told| told.iter().all(|e| e.continues.is_none()));
     match firsts.count() {
         1 => {}
-        0 if !start.must_end() => {}
+        0 if !start.must_end() || causes::is_unheard_of(evidence, start) => {}
         0 => say("nothing was ever told of it".into()),
         more => say(format!("it ended {more} times, as recordings of different keys")),
     }
@@ -132,7 +132,7 @@ fn missing(evidence: &Evidence, start: &Start, endings: &[&Ending], say: &mut im
         let told = endings
             .iter()
             .any(|ending| causes::accounts_for(evidence, start, file, ending));
-        if !kept && !told {
+        if !kept && !told && !causes::is_unheard_of(evidence, start) {
             say(format!(
                 "{} ({} ms) is kept nowhere, and nobody said so: {}",
                 file.path,

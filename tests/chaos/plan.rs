@@ -17,11 +17,14 @@ pub const SAME_ID: &str = "always-the-same";
 
 /// What is drawn apart from the rest has this in its seed.
 const ODD: u64 = 0x0dd;
+const KAZOOS: u64 = 0xca200;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
     pub workers: usize,
+    /// Whether the workers store what Kazoo's own recorder would store.
+    pub adopts: bool,
     /// Calls begin, and troubles strike, within this time.
     pub length: Duration,
     /// Kazoo's month turns this long after the beginning.
@@ -69,6 +72,8 @@ pub struct StartPlan {
     pub when: When,
     pub same_id: bool,
     pub min_s: u64,
+    /// Not an action's: Kazoo records by itself.
+    pub kazoos: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +103,8 @@ pub enum Step {
     Talk(Duration),
     /// The n-th of the call's starts.
     Start(usize),
+    /// Kazoo begins the n-th of the call's starts by itself.
+    Kazoos(usize),
     /// The n-th start's action is delivered once more.
     Again(usize),
     Stop,
@@ -210,13 +217,21 @@ pub enum Mood {
 impl Plan {
     pub fn new(seed: u64, recordings: usize, length: Duration, workers: usize) -> Self {
         let mut random = Rng::with_seed(seed);
-        let calls = calls::plan(&mut random, recordings, length);
+        let mut calls = calls::plan(&mut random, recordings, length);
         let mut troubles = troubles::plan(&mut random, length, workers);
         let turn = length.mul_f64(0.4 + random.f64() * 0.2);
         troubles::odd_ones(&mut Rng::with_seed(seed ^ ODD), length, &mut troubles);
+        let mut kazoos = Rng::with_seed(seed ^ KAZOOS);
+        let adopts = kazoos.bool();
+        if adopts {
+            let begun = (calls.len(), recordings);
+            calls.extend(calls::kazoos(&mut kazoos, begun, recordings / 8 + 1, length));
+            calls.sort_by_key(|call| call.at);
+        }
         Self {
             seed,
             workers,
+            adopts,
             length,
             turn,
             calls,
@@ -242,8 +257,9 @@ impl fmt::Display for Plan {
         } = self;
         writeln!(
             f,
-            "seed {seed}: {} recordings in {} calls within {length:.1?}, {workers} workers; the month turns after {turn:.1?}",
+            "seed {seed}: {} recordings ({} of them Kazoo's own) in {} calls within {length:.1?}, {workers} workers; the month turns after {turn:.1?}",
             self.starts().count(),
+            self.starts().filter(|(_, start)| start.kazoos).count(),
             self.calls.len()
         )?;
         for Trouble { at, length, what } in &self.troubles {

@@ -30,6 +30,8 @@ pub struct Played {
     /// When it was bridged, and until when, if not to its end.
     pub bridges: Vec<(Instant, Option<Instant>)>,
     pub over_at: Instant,
+    /// When Kazoo began to record by itself.
+    pub kazoos_at: Option<Instant>,
 }
 
 /// An action that was sent.
@@ -109,6 +111,7 @@ pub async fn play(cluster: &Cluster, begin: Instant, plan: CallPlan) -> Played {
             answered_at: (!plan.ringing).then(Instant::now),
             bridges: (!plan.ringing).then(|| (Instant::now(), None)).into_iter().collect(),
             over_at: Instant::now(),
+            kazoos_at: None,
             plan,
         },
     };
@@ -140,6 +143,7 @@ impl Player<'_> {
         match step {
             Step::Talk(length) => tokio::time::sleep(length).await,
             Step::Start(n) => return self.start(n).await,
+            Step::Kazoos(n) => self.kazoos(n).await,
             Step::Again(n) => {
                 if let Some(run) = &self.runs[n] {
                     // The broker may be away; then it is not repeated.
@@ -200,6 +204,23 @@ impl Player<'_> {
             let _ = self.cluster.kazoo.wait_for("the recording", AWHILE, begun).await;
         }
         went_on
+    }
+
+    /// Kazoo records by itself, and waits for nobody.
+    async fn kazoos(&mut self, n: usize) {
+        let start = self.played.plan.starts[n].clone();
+        self.played.call.set_size(Size::Millis(start.millis));
+        self.played.kazoos_at = Some(Instant::now());
+        self.played.call.record_as_kazoo(json!({
+            "origin": format!("callflow : {}", start.label),
+            "time_limit": start.limit_s,
+            "format": if start.wav { "wav" } else { "mp3" },
+        }));
+        let begun = |s: &crate::simulator::sim::State| {
+            let file = s.recordings().iter().find(|r| r.limit_secs == start.limit_s);
+            file.filter(|file| file.running() || file.ended()).map(drop)
+        };
+        let _ = self.cluster.kazoo.wait_for("the recording", AWHILE, begun).await;
     }
 
     async fn turn(&mut self, verb: Verb) -> bool {

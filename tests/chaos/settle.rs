@@ -80,7 +80,13 @@ fn open<'a>(played: &'a [Played], told: &[Ending]) -> Vec<&'a str> {
         .collect();
     let asked = played.iter().flat_map(|played| {
         let sure = played.actions.iter().filter(|action| action.routed == Some(true));
+        let kazoos = played
+            .plan
+            .starts
+            .iter()
+            .filter(|start| start.kazoos && played.kazoos_at.is_some());
         sure.filter_map(|action| played.plan.starts.get(action.start()?))
+            .chain(kazoos)
     });
     asked
         .map(|start| start.label.as_str())

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 
-use super::{Command, CommandFate, File, Start, Turn};
+use super::{Command, CommandFate, File, KazoosEvents, Start, Turn};
 use crate::cluster::Cluster;
-use crate::plan::{End, StartPlan, When};
+use crate::plan::{End, Fate, StartPlan, When};
 use crate::play::{Asked, Played};
 use crate::simulator::sim::record::{Direction, Entry, Role};
 use crate::simulator::sim::wire::{Object, text};
@@ -57,8 +57,12 @@ fn start(played: &Played, n: usize, plan: &StartPlan, all: &[Recording], timelin
         .filter(|(path, _)| mine.iter().any(|file| file.path == *path));
     let mut wholes: Vec<String> = looked.map(|(_, audio)| digest(audio)).collect();
     wholes.extend(files.iter().map(|file| file.md5.clone()));
+    let asked_at = match plan.kazoos {
+        true => played.kazoos_at,
+        false => action.map(|action| action.sent_at),
+    };
     let triggered_at = match plan.when {
-        When::Now => action.map(|action| action.sent_at),
+        When::Now => asked_at,
         When::Answer => played.answered_at,
         When::Bridge => {
             let begins = |(from, until): &(Instant, Option<Instant>)| {
@@ -73,7 +77,11 @@ fn start(played: &Played, n: usize, plan: &StartPlan, all: &[Recording], timelin
         account: played.plan.account,
         server: plan.url.map(|url| url.server),
         min_ms: plan.min_s * 1000,
-        asked_at: action.map(|action| action.sent_at),
+        asked_at,
+        kazoos: plan.kazoos.then_some(KazoosEvents {
+            start_lost: played.plan.start_event == Fate::Lost,
+            stop_lost: played.plan.stop_event == Fate::Lost || played.plan.end == End::Vanish,
+        }),
         routed: action.and_then(|action| action.routed),
         triggered: plan.when == When::Now || triggered_at.is_some_and(|at| at <= played.over_at),
         triggered_at,

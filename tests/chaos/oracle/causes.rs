@@ -22,6 +22,14 @@ pub fn accounts_for(evidence: &Evidence, start: &Start, file: &File, ending: &En
     }
 }
 
+/// Whether each event of a recording that Kazoo began by itself was lost, or may have gone with a broker: then nobody knows of it.
+pub fn is_unheard_of(evidence: &Evidence, start: &Start) -> bool {
+    let Some(events) = start.kazoos else { return false };
+    let went = |at: Option<Instant>| at.is_some_and(|at| broker_was_away(evidence, at));
+    let ended = start.ended_at.or(Some(start.over_at));
+    (events.start_lost || went(start.asked_at)) && (events.stop_lost || went(ended))
+}
+
 /// What was told of a recording that was not kept, and must be so.
 pub fn told(evidence: &Evidence, start: &Start, ending: &Ending, reopened: bool, say: &mut impl FnMut(String)) {
     // As far as could be known then.

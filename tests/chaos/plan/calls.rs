@@ -64,6 +64,21 @@ pub(super) fn plan(random: &mut Rng, recordings: usize, length: Duration) -> Vec
     calls
 }
 
+/// Calls that Kazoo records by itself: `recordings` in all, after the plan's others.
+pub(super) fn kazoos(
+    random: &mut Rng,
+    (calls, starts): (usize, usize),
+    recordings: usize,
+    length: Duration,
+) -> Vec<CallPlan> {
+    let said = starts as u64;
+    // More than `starts` were asked for where a call asks for several.
+    let starts = starts + 10;
+    let mut maker = Maker { random, starts, said };
+    let calls = (calls..calls + recordings).map(|n| maker.kazoos(n, length));
+    calls.collect()
+}
+
 struct Maker<'a> {
     random: &'a mut Rng,
     starts: usize,
@@ -156,6 +171,39 @@ impl Maker<'_> {
         call
     }
 
+    /// A call that Kazoo records by itself, some with a recording of an action beside.
+    fn kazoos(&mut self, n: usize, length: Duration) -> CallPlan {
+        let mut call = CallPlan {
+            n,
+            at: length.mul_f64(self.random.f64()),
+            account: Account::Plain,
+            ringing: false,
+            start_event: self.fate(),
+            stop_event: self.fate(),
+            starts: Vec::new(),
+            steps: Vec::new(),
+            end: pick(self.random, &[(8, End::HangUp), (1, End::Vanish), (1, End::LoseFile)]),
+        };
+        // Nobody can know of a recording that no event told of.
+        if call.end == End::Vanish || call.stop_event == Fate::Lost {
+            call.start_event = Fate::Arrives;
+        }
+        call.starts.push(StartPlan {
+            kazoos: true,
+            ..self.start(n, false)
+        });
+        call.steps.extend([Step::Kazoos(0), self.talk()]);
+        if self.random.f64() < 0.3 {
+            let beside = self.start(n, false);
+            call.starts.push(beside);
+            call.steps.extend([Step::Start(1), self.talk()]);
+        }
+        if self.random.f64() < 0.2 {
+            call.steps.extend([Step::Move, self.talk()]);
+        }
+        call
+    }
+
     fn start(&mut self, call: usize, url: bool) -> StartPlan {
         self.starts += 1;
         let n = self.starts;
@@ -171,6 +219,7 @@ impl Maker<'_> {
             when: When::Now,
             same_id: false,
             min_s: 0,
+            kazoos: false,
         }
     }
 
