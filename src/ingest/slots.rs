@@ -200,7 +200,12 @@ impl Slot {
     /// The answer to an upload with these digests. The subscription starts with this call.
     pub fn answered(&self, digests: Digests) -> impl Future<Output = Answer> + use<> {
         let mut answer = self.answer.subscribe();
+        // The upload that was answered before has let the switch delete the file. What is under its name now may be another recording.
+        let is_late = answer.borrow().is_some();
         async move {
+            if is_late {
+                return Answer::Keep;
+            }
             let answered = answer.wait_for(Option::is_some).await.ok();
             match answered.as_deref() {
                 // This must be a second upload of the same bytes, and not of a file that has grown meanwhile.
