@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use tokio::time::Instant;
 
 use crate::couch::Couch;
 use crate::destination::kazoo_copies::{Copy, copies};
@@ -26,8 +27,8 @@ const TIME_ZONES: Duration = Duration::from_secs(14 * 3600);
 /// So many databases are asked at once. Looks must not take the database from recordings that a worker stores.
 const AT_ONCE: usize = 4;
 
-/// Time limit of one request.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for all databases of one look. The next look waits for it, and one account's database must not delay the recordings of others.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Looks for the documents of Kazoo's own recorder. May touch: these documents, and Kazoo's settings, to read them.
 pub struct KazooCopies {
@@ -105,10 +106,11 @@ impl KazooCopies {
 
     /// Looks in these databases, and notes what is more than what is known.
     async fn look_in(&self, places: BTreeMap<Place, (Couch, Vec<usize>)>, entries: &[&Entry], seen: &mut [Seen]) {
+        let until = Instant::now() + PATIENCE;
         let asked = places.into_iter().map(async |((_, database), (couch, indices))| {
             let of = |index: &usize| entries[*index].order().map_or(("", ""), sought);
             let recordings: Vec<(&str, &str)> = indices.iter().map(of).collect();
-            let found = match tokio::time::timeout(PATIENCE, copies(&couch, &database, &recordings)).await {
+            let found = match tokio::time::timeout_at(until, copies(&couch, &database, &recordings)).await {
                 Ok(found) => found.map_err(|error| error.to_string()),
                 Err(_) => Err(format!("no answer within {PATIENCE:?}")),
             };

@@ -49,8 +49,9 @@ impl KazooEnds {
         let Some(event) = event else {
             return delivery.ack().await;
         };
-        let Some(entry) = self.entry(&event) else {
-            return delivery.ack().await;
+        let entry = match self.entry(&event) {
+            Ok(entry) => entry,
+            Err(why) => return self.returns.reject(delivery, "watch", &event.call_id, &why).await,
         };
         if self.common.unless_stopped(self.matured(&entry)).await.is_err() {
             return delivery.give_back().await;
@@ -76,7 +77,7 @@ impl KazooEnds {
     }
 
     /// The recording, as if it were the worker's own.
-    fn entry(&self, event: &RecordEvent) -> Option<Entry> {
+    fn entry(&self, event: &RecordEvent) -> Result<Entry, String> {
         let now = self.common.now();
         let circumstances = Circumstances {
             zone: &self.common.config.kazoo.zone,
@@ -87,19 +88,20 @@ impl KazooEnds {
         let order = match adopt::order(event, &circumstances) {
             Ok((order, _)) => order,
             Err(why) => {
+                let why = why.to_string();
                 KazooRecordingUnreadable {
                     call_id: &event.call_id,
                     media_id: event.recording.id.as_deref().unwrap_or_default(),
-                    why: &why.to_string(),
+                    why: &why,
                 }
                 .emit();
-                return None;
+                return Err(why);
             }
         };
         let ended = What::Ended(Box::new(Told::of_order(event, &order, now)));
         let mut entry = Entry::of_order(order, &self.common.policy.worker);
         entry.add(self.common.fact(ended));
-        Some(entry)
+        Ok(entry)
     }
 
     /// Waits until it is time for the first look. An end that waited in its queue has waited long enough.
