@@ -18,8 +18,9 @@ use super::fact::{Fact, What};
 /// command takes time.
 const UNSURE: Duration = Duration::from_millis(100);
 
-/// A recording that runs on for longer after a stop has been told while it ran.
-const LATE_END: Duration = Duration::from_secs(120);
+/// A recording that ran on for longer than this after a stop: rather the clocks of two hosts differ. While a recording runs, `StopUnconfirmed`
+/// tells of a stop after half a minute, unless no worker could note it.
+const LATE_END: Duration = Duration::from_secs(1800);
 
 /// A command takes at most this long to arrive, and the clocks of synchronised hosts differ by less.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
@@ -94,7 +95,7 @@ impl Entry {
             }
             // It was too late because no worker could carry it out earlier.
             Some((_, Place::Elsewhere(why @ Why::Ended))) => {
-                let asked = self.stop_delayed()?;
+                let asked = self.stop_delayed().map_or(asked, |sent| sent.min(asked));
                 (ended? > asked.plus(ENDING)).then_some(why)?
             }
             Some(_) => return None,

@@ -70,3 +70,35 @@ fn a_stop_that_is_carried_out_after_the_end_is_told_if_it_had_been_sent_well_bef
         assert!(not_obeyed.iter().all(|one| one.asked_at == Some(after(asked))));
     }
 }
+
+/// Its worker noted it in time, and could not publish it before the end.
+#[test]
+fn a_stop_that_was_noted_in_time_and_sent_after_the_end_is_told() {
+    let mut case = started(order());
+    let (action, start) = ("stop".to_owned(), case.entry.newest_start());
+    at(&mut case, 20, Input::Fact(What::StopAsked { action, route: None }));
+    let mut end = told(5000);
+    (end.at, end.stamp) = (after(40), Some(after(40).unix_micros()));
+    at(&mut case, 40, Input::Fact(What::Ended(end)));
+    at(&mut case, 45, Input::Fact(What::StopSent { n: 1, start }));
+    let told: Vec<Why> = case.entry.controls().not_obeyed.iter().map(|one| one.why).collect();
+    assert_eq!(told, [Why::Ended]);
+}
+
+/// No worker ran for a while, or the ledger was away: nothing told that the stop was not confirmed while the recording ran.
+#[test]
+fn a_stop_that_the_switch_lost_is_told_although_the_recording_ran_on_for_long() {
+    let mut case = started(order());
+    let mut news = Entry::new(case.entry.key, &case.entry.call_id);
+    let start = case.entry.newest_start();
+    let action = "stop".to_owned();
+    for what in [What::StopAsked { action, route: None }, What::StopSent { n: 1, start }] {
+        news.add(fact("w", after(20), what));
+    }
+    let mut end = told(5000);
+    (end.at, end.stamp) = (after(620), Some(after(620).unix_micros()));
+    news.add(fact("w", after(620), What::Ended(end)));
+    at(&mut case, 620, Input::Known(Box::new(news)));
+    let told: Vec<Why> = case.entry.controls().not_obeyed.iter().map(|one| one.why).collect();
+    assert_eq!(told, [Why::Unconfirmed]);
+}
