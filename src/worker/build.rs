@@ -209,6 +209,7 @@ fn performer(
                 consumers: outside.consumers.clone(),
                 requests: shared.requests.clone(),
                 memory: Arc::clone(&shared.memory),
+                ledger: outside.ledger.clone(),
             },
             quiescence: Quiescence {
                 common: Arc::clone(common),

@@ -72,7 +72,7 @@ impl Files for Switches {
 
     fn remember_safe(&self, _: Key, _: &Digests) {}
 
-    fn is_shared(&self, _: &Entry) -> bool {
+    async fn is_shared(&self, _: &Entry, _: &Audio) -> bool {
         false
     }
 }

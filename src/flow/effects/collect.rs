@@ -317,7 +317,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
                 upload.answer(Answer::Keep);
                 Some("the switch may be recording into it".to_owned())
             }
-            Ok(upload) if self.files.is_shared(&case.entry) => {
+            Ok(upload) if self.files.is_shared(&case.entry, upload.audio()).await => {
                 upload.answer(Answer::Keep);
                 Some("the switch records another call into it".to_owned())
             }
@@ -357,7 +357,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
         let (entry, audio) = (&case.entry, held.upload.audio());
         let safe = entry.is_safe(&audio.digests) || entry.is_unwanted() || is_back(Fault::DigestsIgnored);
         let answer = match answer {
-            Answer::Release if !safe || self.files.is_shared(entry) => Answer::Keep,
+            Answer::Release if !safe || self.files.is_shared(entry, audio).await => Answer::Keep,
             Answer::Release if self.quiescence.is_still(entry, &held.look, audio).await => Answer::Release,
             _ => Answer::Keep,
         };

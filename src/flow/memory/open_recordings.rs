@@ -390,15 +390,16 @@ impl OpenRecordings {
         entry
     }
 
-    /// Whether the switch records another recording into this recording's file, as far as this worker heard: a callflow can name the file.
-    pub fn shares_its_file(&self, entry: &Entry) -> bool {
+    /// What the switch records into this recording's file too, as far as this worker heard: a callflow can name the file.
+    pub fn sharing_its_file(&self, entry: &Entry) -> Vec<Entry> {
         let file = |told: &Told| Some((told.node.clone()?, told.path.clone()?));
         let Some(own) = entry.ended().or(entry.started()).and_then(file) else {
-            return false;
+            return Vec::new();
         };
         let memory = self.lock();
-        let mut others = memory.entries.values().filter(|other| other.key != entry.key);
-        others.any(|other| other.is_open() && other.started().and_then(file).as_ref() == Some(&own))
+        let others = memory.entries.values().filter(|other| other.key != entry.key);
+        let into_it = others.filter(|other| other.started().and_then(file).as_ref() == Some(&own));
+        into_it.filter(|other| other.is_open()).cloned().collect()
     }
 
     /// Whether the recording is open, as far as this worker remembers.
@@ -574,10 +575,10 @@ mod tests {
         let first = entry("1", vec![What::Started(told()), What::Ended(told())]);
         registry.remember(&first);
         registry.remember(&entry("2", vec![What::Started(elsewhere)]));
-        assert!(!registry.shares_its_file(&first));
+        assert!(registry.sharing_its_file(&first).is_empty());
         registry.remember(&entry("3", vec![What::Started(told())]));
-        assert!(registry.shares_its_file(&first));
+        assert_eq!(registry.sharing_its_file(&first).len(), 1);
         registry.remember(&entry("3", vec![What::Ended(told())]));
-        assert!(!registry.shares_its_file(&first));
+        assert!(registry.sharing_its_file(&first).is_empty());
     }
 }

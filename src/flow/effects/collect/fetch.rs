@@ -10,6 +10,7 @@ use crate::entry::Entry;
 use crate::entry::fact::CollectFailure;
 use crate::ingest::{Ingest, Progress, Upload, Wanted};
 use crate::kazoo::switch::{self, SendHttpReply};
+use crate::ledger::{Ledger, address};
 use crate::lifecycle::{Answer, Case};
 use crate::recording::adopt::is_random;
 use crate::recording::audio::Audio;
@@ -40,8 +41,8 @@ pub trait Files: Send + Sync {
     /// This audio of a recording is safe: a switch that uploads exactly this audio once more may delete its file.
     fn remember_safe(&self, key: Key, written: &Digests);
 
-    /// Whether the switch may be recording another call into the recording's file.
-    fn is_shared(&self, entry: &Entry) -> bool;
+    /// Whether the switch may be recording another call into the recording's file, of which it uploaded this.
+    fn is_shared(&self, entry: &Entry, audio: &Audio) -> impl Future<Output = bool> + Send;
 }
 
 /// A file that was received, and whose switch waits for the answer.
@@ -71,6 +72,7 @@ pub struct Fetcher {
     pub consumers: Consumers,
     pub requests: Requests,
     pub memory: Arc<OpenRecordings>,
+    pub ledger: Ledger,
 }
 
 impl Files for Fetcher {
@@ -159,9 +161,23 @@ impl Files for Fetcher {
         self.ingest.remember_safe(key, written);
     }
 
-    /// Only a callflow that chose the name of Kazoo's own recording can bring two calls into one file.
-    fn is_shared(&self, entry: &Entry) -> bool {
+    /// Only a callflow that chose the name of Kazoo's own recording can bring two calls into one file. Another worker may have heard of the
+    /// other call alone: then the form of the file tells. Of the end of the other call, too, another worker may have heard: the ledger knows.
+    async fn is_shared(&self, entry: &Entry, audio: &Audio) -> bool {
         let order = entry.order().filter(|order| order.adopted.is_some());
-        order.is_some_and(|order| !is_random(&order.file_name)) && self.memory.shares_its_file(entry)
+        let Some(order) = order.filter(|order| !is_random(&order.file_name)) else {
+            return false;
+        };
+        if audio.seems_open(order.format) {
+            return true;
+        }
+        for other in self.memory.sharing_its_file(entry) {
+            let loading = tokio::time::timeout(AGAIN, self.ledger.load(&address(&other))).await;
+            match loading {
+                Ok(Ok(Some(record))) if record.entry.told_end().is_some() => self.memory.remember(&record.entry),
+                _ => return true,
+            }
+        }
+        false
     }
 }
