@@ -210,7 +210,7 @@ fn read(envelope: &Envelope, packing: u8) {
 /// What other workers tell.
 fn told(envelope: &Envelope) {
     let memory = OpenRecordings::default();
-    for news in News::of(envelope) {
+    for news in News::of(envelope, NOW) {
         comes_back(&news);
         let open = news.open().clone();
         memory.open(open.clone());

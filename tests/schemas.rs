@@ -229,12 +229,14 @@ fn every_fact() -> Vec<What> {
             on: true,
             n: 0,
             start: None,
+            sender: None,
         },
         What::Masked {
             action: "id".into(),
             on: true,
             n: 1,
             start: None,
+            sender: None,
         },
         What::Intended {
             action: "id".into(),

@@ -77,7 +77,8 @@ pub enum What {
         route: Option<Route>,
     },
     /// The broker has the command that masks (`on`) or unmasks the audio. `n` is 0 for the action's own command, and higher for commands
-    /// that followed a later start. `start` is as with stops, or `BEFORE_ANY_START` if the sender knew no start.
+    /// that followed a later start. `start` is as with stops, or `BEFORE_ANY_START` if the sender knew no start. `sender`: the worker that
+    /// sent it, so that a second worker's command of the same action is a fact of its own. Earlier versions noted no sender.
     Masked {
         action: String,
         on: bool,
@@ -85,6 +86,8 @@ pub enum What {
         n: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         start: Option<i64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sender: Option<String>,
     },
     /// The mask or unmask of an action had no effect, as far as is known.
     NotObeyed { action: String, what: Control, why: Why },

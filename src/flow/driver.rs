@@ -10,8 +10,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::entry::Entry;
-use crate::entry::fact::Announcement;
+use crate::entry::fact::{Announcement, What};
 use crate::faults::{Fault, is_back};
+use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::{Clock, Moment};
 use crate::ledger::{Address, Lease, Noted, Receipt, address};
 use crate::lifecycle::{Answer, Case, Effect, Hand, Input, Next, Policy, step};
@@ -162,14 +163,24 @@ async fn drive<E: Effects, L: EntryStore>(
                         }
                     }
                 }
-                if effect == Effect::Command {
-                    // The action was perhaps handled before. Another worker may have stopped what it began: that must not begin again.
+                if let Some(asked) = driver.perhaps_carried_out(&effect) {
+                    // The action was perhaps handled before, and what it asks for was undone by a later one: another worker may have stopped
+                    // what it began, or unmasked.
                     match driver.learn_now().await {
-                        Some(news) if news != Next::Do(Effect::Command) => {
+                        Some(Next::Do(news)) if news == effect => {}
+                        Some(news) => {
                             next = news;
                             continue;
                         }
-                        _ => {}
+                        None if asked.plus(SURELY_OURS) > driver.host.now() => {}
+                        None if driver.host.rest().await.is_ok() => {
+                            next = driver.step(Input::Due).await;
+                            continue;
+                        }
+                        None => {
+                            driver.give_back().await;
+                            return;
+                        }
                     }
                     if driver.heard(mailbox).await {
                         next = driver.step(Input::Due).await;
@@ -200,6 +211,10 @@ async fn drive<E: Effects, L: EntryStore>(
         }
     }
 }
+
+/// RabbitMQ gives the actions of a worker that it does not hear of to another worker after twenty seconds or more. So a worker whose ledger does not
+/// answer either is still the only one that has an action, if it got the action less than this long ago.
+const SURELY_OURS: Duration = Duration::from_secs(15);
 
 /// Time limit for the ledger to confirm. After that the switch gets the answer to keep its file.
 const NO_RETURN: Duration = Duration::from_secs(5);
@@ -255,6 +270,21 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
             Effect::Continue => true,
             _ => false,
         }
+    }
+
+    /// When a worker noted the action that this command carries out, if the command does harm when another worker has sent it, and more,
+    /// meanwhile.
+    fn perhaps_carried_out(&self, effect: &Effect) -> Option<Moment> {
+        let is_it = |what: &What| match effect {
+            Effect::Command => matches!(what, What::Asked(_)),
+            Effect::Control {
+                what: Control::Stop, ..
+            } => false,
+            Effect::Control { .. } => matches!(what, What::MaskAsked { .. }),
+            _ => false,
+        };
+        let mut facts = self.case.entry.facts().iter().rev();
+        facts.find(|fact| is_it(&fact.what)).map(|fact| fact.at)
     }
 
     /// Merges what the ledger knows, unless the worker is shutting down.

@@ -16,12 +16,14 @@ use crate::entry::fact::{Fact, What};
 use crate::kazoo::envelope::{Envelope, check_ids};
 use crate::kazoo::names::Exchange;
 use crate::kazoo::outgoing::Outgoing;
+use crate::kazoo::time::Moment;
 use crate::recording::identity::Key;
 use crate::recording::names;
 use crate::telemetry::survive;
 
 use super::common::Common;
 use super::in_flight::InFlight;
+use super::journal::is_recent;
 use super::memory::{Open, OpenRecordings};
 use crate::lifecycle::Input;
 
@@ -171,15 +173,17 @@ pub enum News {
 
 impl News {
     /// The notices in another worker's message. A file name that no file of ours has is rejected, because a stop would send it to the
-    /// switch.
-    pub fn of(envelope: &Envelope) -> Vec<Self> {
+    /// switch. So is a month that no recording of today can belong to, because every worker would read its database from then on.
+    pub fn of(envelope: &Envelope, now: Moment) -> Vec<Self> {
         let all = envelope.body.get("Recordings").and_then(Value::as_array);
         let mut read = Vec::new();
         for news in all.into_iter().flatten() {
             match Self::deserialize(news) {
-                Ok(news) if names::is_plain(&news.open().file_name) => read.push(news),
+                Ok(news) if names::is_plain(&news.open().file_name) && is_recent(news.open().asked_at.month(), now) => {
+                    read.push(news);
+                }
                 Ok(news) => {
-                    debug!(event = "peer_news_ignored", key = %news.open().key, "news of an unknown file ignored")
+                    debug!(event = "peer_news_ignored", key = %news.open().key, "news of an unknown file or month ignored")
                 }
                 // Another version wrote it.
                 Err(error) => debug!(event = "peer_news_unreadable", %error, "news unreadable"),
@@ -285,10 +289,11 @@ mod tests {
         let news = json!([
             {"opened": open("a.mp3")}, {"opened": open("${system id}.mp3")}, {"opened": {}}, {"unheard": open("a.mp3")}, 7,
             {"closed": open("b.mp3")},
+            {"opened": {"key": key, "call_id": "c", "media_id": "m", "file_name": "c.mp3", "asked_at": 253_000_000_000_000_000_i64}},
         ]);
         let message = |recordings: Value| {
             let body = json!({"Event-Category": CATEGORY, "Event-Name": "recordings", "Recordings": recordings});
-            News::of(&Envelope::of(body).unwrap())
+            News::of(&Envelope::of(body).unwrap(), Moment::from_unix_seconds(1))
         };
         let read: Vec<String> = message(news).iter().map(|news| news.open().file_name.clone()).collect();
         assert_eq!(read, ["a.mp3", "b.mp3"]);

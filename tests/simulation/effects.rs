@@ -148,7 +148,13 @@ impl Services {
         let sent = self.0.send_control(entry.key, what == Control::Stop).await;
         match (what, sent) {
             (Control::Stop, Ok(()) | Err(Unconfirmed::Unroutable)) => Input::Fact(What::StopSent { n, start }),
-            (_, Ok(())) => Input::Fact(What::Masked { action, on, n, start }),
+            (_, Ok(())) => Input::Fact(What::Masked {
+                action,
+                on,
+                n,
+                start,
+                sender: Some(self.0.name.clone()),
+            }),
             (_, Err(Unconfirmed::Unroutable)) => Input::Fact(What::NotObeyed {
                 action,
                 what,

@@ -235,6 +235,7 @@ impl Worker {
                     on: true,
                     n: 0,
                     start: Some(start.unwrap_or(BEFORE_ANY_START)),
+                    sender: Some(self.name.clone()),
                 },
             }));
         }

@@ -48,6 +48,7 @@ pub(super) fn what(kind: usize, n: u32, on: bool) -> What {
             on,
             n,
             start: None,
+            sender: None,
         },
         "not_obeyed" => What::NotObeyed {
             action: why(),

@@ -110,34 +110,26 @@ impl Calls {
         }
     }
 
-    /// Stops, masks or unmasks the recording into `file_name`.
+    /// Stops, masks or unmasks the recording into `file_name`. Nothing is sent unless `still` says so when the broker is there to take it.
     ///
     /// # Errors
     /// As `Publisher::publish`.
     pub async fn send_control(
         &self,
-        to: &Address,
-        call_id: &str,
+        (to, call_id): (&Address, &str),
         media_id: &str,
         file_name: &str,
         what: Control,
+        still: Still<'_>,
     ) -> Result<(), PublishError> {
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
         let message = dialplan::control(&self.common.sender, to, &msg_id, call_id, file_name, what);
         let _pass = self.keep_pace(to.queue()).await;
-        self.send(call_id, media_id, what.name(), &message).await
-    }
-
-    async fn send(
-        &self,
-        call_id: &str,
-        media_id: &str,
-        command: &'static str,
-        message: &Outgoing,
-    ) -> Result<(), PublishError> {
-        let publishing = self.publisher.publish(message);
-        let sent = trace::within(Stage::Command, trace::current(), publishing).await;
-        report(call_id, media_id, command, &sent);
+        let messages = [&message];
+        let publishing = self.publisher.publish_all_if(&messages, still);
+        let mut results = trace::within(Stage::Command, trace::current(), publishing).await;
+        let sent = results.pop().unwrap_or(Err(PublishError::Refused));
+        report(call_id, media_id, what.name(), &sent);
         sent
     }
 
@@ -170,7 +162,10 @@ impl Calls {
             Some(Trigger::Bridge) => state.answered && state.other_leg_call_id.is_some(),
             _ => false,
         };
-        if so && let Err(error) = self.send_start(order, call_id, Trigger::Now, None, &|| true).await {
+        // What the channel was like is old when this process stood still, or when a connection is back late.
+        let seen = Instant::now();
+        let still = || seen.elapsed() < CHANNEL_PATIENCE;
+        if so && let Err(error) = self.send_start(order, call_id, Trigger::Now, None, &still).await {
             warn!(event = "late_start_not_sent", call_id, %error, "start for an answered call not published");
         }
     }

@@ -21,7 +21,7 @@ use crate::lifecycle::Input;
 /// Between two tries while a control queue is missing: an ecallmgr that lost its connection is back within seconds, with the same queues.
 const BACK_SOON: Duration = Duration::from_secs(3);
 
-/// How long a start command may wait for a connection. After that the ledger is asked again.
+/// How long a command may wait for a connection. After that the ledger is asked again.
 const STILL_TRUE: Duration = Duration::from_secs(2);
 
 /// Sends the commands that a recording's driver asks for.
@@ -96,6 +96,7 @@ impl Commands {
                 on: what == Control::Mask,
                 n,
                 start,
+                sender: Some(self.common.policy.worker.clone()),
             },
         };
         let lost = || {
@@ -113,9 +114,13 @@ impl Commands {
         let Some((to, call_id)) = self.controlled_at(entry, order) else {
             return Ok(lost());
         };
+        // As with a start: another worker's later action may have been carried out since.
+        let asked = Instant::now();
+        let still = || asked.elapsed() < STILL_TRUE;
+        let (media_id, file) = (order.media_id.as_str(), order.file_name.as_str());
         match self
             .calls
-            .send_control(&to, &call_id, order.media_id.as_str(), &order.file_name, what)
+            .send_control((&to, &call_id), media_id, file, what, &still)
             .await
         {
             Ok(()) => Ok(Input::Fact(delivered(n))),

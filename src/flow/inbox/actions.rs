@@ -58,6 +58,7 @@ impl Actions {
                 let at = delivery.timestamp().and_then(|at| message_time(at, now));
                 let is_stale = |at| now.since(at) > self.common.config.flow.stale_action;
                 let request = Request {
+                    delivery: &delivery,
                     action: &asked.action,
                     reply_to: reply_to.as_ref().ok(),
                     doubtful: delivery.redelivered() || delivery.is_lost() || at.is_some_and(is_stale),

@@ -234,6 +234,7 @@ impl Controls {
         };
         let request = Request {
             action: &action,
+            delivery: &delivery,
             reply_to: None,
             doubtful: true,
             repeated: true,

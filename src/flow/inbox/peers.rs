@@ -47,7 +47,7 @@ impl PeerMessages {
                 }
             }
             _ => {
-                for news in News::of(&envelope) {
+                for news in News::of(&envelope, self.notices.common.now()) {
                     match news {
                         News::Opened(open) => self.memory.open(open),
                         News::Closed(open) => self.memory.heard_of_end(open.key),

@@ -26,6 +26,7 @@ const SETTINGS: Duration = Duration::from_secs(3);
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
     pub action: &'a Execute,
+    pub delivery: &'a Delivery,
     /// The reply address, if the action has one.
     pub reply_to: Option<&'a ReplyTo>,
     /// The action may have been handled before, or its call may be over: the message was redelivered, will be, or is old.

@@ -22,6 +22,7 @@ fn sent(action: &str, on: bool, n: u32) -> Input {
         on,
         n,
         start: None,
+        sender: None,
     })
 }
 
@@ -94,6 +95,7 @@ fn a_mask_that_met_the_recording_is_not_told_as_late_because_it_was_sent_again()
             on: true,
             n,
             start: Some(start),
+            sender: None,
         })
     };
     for (first, is_met) in [(12, true), (1, false)] {
@@ -372,6 +374,7 @@ fn sent_for(action: &str, n: u32, start: Option<i64>) -> Input {
         on: true,
         n,
         start,
+        sender: None,
     })
 }
 

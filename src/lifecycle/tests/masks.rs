@@ -31,6 +31,7 @@ fn sent(action: &str, on: bool, n: u32) -> What {
         on,
         n,
         start: started(order()).entry.newest_start(),
+        sender: None,
     }
 }
 

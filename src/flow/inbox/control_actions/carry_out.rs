@@ -184,9 +184,12 @@ impl Carrier {
         let late = request.at.filter(|_| request.doubtful);
         let overtaken =
             what != Control::Stop && late.is_some_and(|at| known.as_ref().is_some_and(|entry| entry.is_overtaken(at)));
+        // Whoever gets the action next carries it out, and then perhaps the one that undoes it.
+        let still = || !request.delivery.is_lost();
+        let to = (&action.control, action.call_id.as_str());
         let sending = self
             .calls
-            .send_control(&action.control, &action.call_id, &open.media_id, &open.file_name, what);
+            .send_control(to, &open.media_id, &open.file_name, what, &still);
         let sent = if overtaken {
             warn!(
                 event = "control_overtaken",
@@ -237,6 +240,7 @@ impl Carrier {
                 on,
                 n: 0,
                 start: known_start,
+                sender: Some(self.common.policy.worker.clone()),
             }),
             (Some(Err(error)), Control::Mask | Control::Unmask) if error.is_unroutable() => {
                 let action = id.clone();
@@ -304,10 +308,9 @@ impl Carrier {
     pub(super) async fn stranger(&self, request: &Request<'_>, name: &str, what: Control) {
         let action = request.action;
         // The event of the command reports what came of it.
-        let _ = self
-            .calls
-            .send_control(&action.control, &action.call_id, "", name, what)
-            .await;
+        let still = || !request.delivery.is_lost();
+        let to = (&action.control, action.call_id.as_str());
+        let _ = self.calls.send_control(to, "", name, what, &still).await;
     }
 }
 
