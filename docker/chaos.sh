@@ -7,6 +7,7 @@
 #   CHAOS_SECONDS       within which their calls begin (a third of a second each)
 #   CHAOS_WORKERS       workers (3)
 #   CHAOS_PATIENCE_S    until everything must have ended (240)
+#   CHAOS_UPGRADE_FROM  the program of an older version: the workers begin with it, and are replaced one after the other
 #   CHAOS_DIR           where the plan, the workers' logs and the stories go; they stay when something is wrong
 #   TEST_AMQP_URI, TEST_COUCHDB_URL   servers that run already: they are cut off, not stopped
 #   RABBITMQ_IMAGE, COUCHDB_IMAGE     see images.sh

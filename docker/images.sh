@@ -9,6 +9,9 @@
 # packages: `kz-record-call/rabbitmq:local`, `kz-record-call/couchdb-standin:local`. A pull that failed is not
 # tried again for a day: remove the file that the message names to try at once.
 #
+# RABBITMQ_RELEASE names the release of Debian whose RabbitMQ our own image has: bookworm (3.10, the default), trixie (4.0) or forky (4.3). The
+# last two are made whatever else is here: `kz-record-call/rabbitmq-trixie:local`.
+#
 # Arguments: --own makes and names our own images, whatever else is here. Settings: KZ_PULL=never does not ask registries.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -19,6 +22,9 @@ OFFICIAL_RABBITMQ=rabbitmq:3.13
 OFFICIAL_COUCHDB=couchdb:3.4
 OWN_BASE=kz-record-call/base:local
 OWN_RABBITMQ=kz-record-call/rabbitmq:local
+# Debian bookworm on purpose, whatever the host is: its RabbitMQ 3.10 and Node 18 are what the images were tried with.
+SUITE=bookworm
+PACKAGES=rabbitmq-server,nodejs
 OWN_COUCHDB=kz-record-call/couchdb-standin:local
 RECIPE_LABEL=kz-record-call.recipe
 REACH_SECONDS=20
@@ -56,9 +62,14 @@ is_current() {
     [ "$("$DOCKER" image inspect -f "{{index .Config.Labels \"$RECIPE_LABEL\"}}" "$1" 2>/dev/null)" = "$2" ]
 }
 
+# base_recipe: a hash of all that decides what the base image has.
+base_recipe() {
+    { recipe base/make-root.sh; printf '%s\n' "$SUITE" "$PACKAGES"; } | sha256sum | cut -c 1-16
+}
+
 make_base() {
     local wanted started=$SECONDS
-    wanted="$(recipe base/make-root.sh)"
+    wanted="$(base_recipe)"
     is_current "$OWN_BASE" "$wanted" && return 0
     if [ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ]; then apt_install debian-archive-keyring; fi
     have mmdebstrap || apt_install mmdebstrap
@@ -68,7 +79,7 @@ make_base() {
         ${DEBIAN_MIRROR:+"DEBIAN_MIRROR=$DEBIAN_MIRROR"} \
         ${DEBIAN_SECURITY_MIRROR:+"DEBIAN_SECURITY_MIRROR=$DEBIAN_SECURITY_MIRROR"} \
         ${http_proxy:+"http_proxy=$http_proxy"} \
-        "$HERE/base/make-root.sh" 2>"$log" |
+        "$HERE/base/make-root.sh" "$SUITE" "$PACKAGES" 2>"$log" |
         "$DOCKER" import -c "LABEL $RECIPE_LABEL=$wanted" -c 'CMD ["/bin/bash"]' - "$OWN_BASE" >/dev/null; then
         tail -n 15 "$log" | sed 's/^/docker:   | /' >&2
         # A broken root may have been imported all the same.
@@ -87,7 +98,7 @@ lay() {
     local image="$1" wanted change container changes=()
     shift
     wanted="$(
-        recipe base/make-root.sh
+        base_recipe
         printf '%s\n' "$@"
         cd "$tree"
         find . -type f -printf '%p %m\n' | LC_ALL=C sort
@@ -149,6 +160,22 @@ choose() {
     printf '%s=%q\n' "$setting" "$value"
 }
 
+# choose_rabbitmq: as `choose`, or the broker of another release of Debian.
+choose_rabbitmq() {
+    local release="${RABBITMQ_RELEASE:-$SUITE}" image="${RABBITMQ_IMAGE:-}"
+    case "$release" in
+    "$SUITE")
+        choose RABBITMQ_IMAGE "$image" "$OFFICIAL_RABBITMQ" "$OWN_RABBITMQ" make_rabbitmq
+        return
+        ;;
+    trixie | forky) ;;
+    *) die "RABBITMQ_RELEASE=$release is not known" "set bookworm, trixie or forky" ;;
+    esac
+    local SUITE="$release" PACKAGES=rabbitmq-server OWN_BASE="kz-record-call/base-$release:local"
+    local OWN_RABBITMQ="kz-record-call/rabbitmq-$release:local"
+    choose RABBITMQ_IMAGE "${image:-$OWN_RABBITMQ}" "" "$OWN_RABBITMQ" make_rabbitmq
+}
+
 main() {
     own_only=no
     case "${1:-}" in
@@ -159,7 +186,7 @@ main() {
     DOCKER="$(docker_command)" || die "no Docker engine answers" "run docker/engine.sh first"
     mkdir -p "$STATE_DIR"
     lock images
-    choose RABBITMQ_IMAGE "${RABBITMQ_IMAGE:-}" "$OFFICIAL_RABBITMQ" "$OWN_RABBITMQ" make_rabbitmq
+    choose_rabbitmq
     choose COUCHDB_IMAGE "${COUCHDB_IMAGE:-}" "$OFFICIAL_COUCHDB" "$OWN_COUCHDB" make_couchdb
 }
 

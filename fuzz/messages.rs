@@ -263,6 +263,7 @@ fn policy() -> Policy {
         max_attempts: 12,
         hold: true,
         hold_pause: Duration::from_secs(60),
+        hold_retention: None,
         looks: seconds(&[60, 300]),
         start_timeout: Duration::from_secs(30),
         check_interval: Duration::from_secs(300),

@@ -25,7 +25,7 @@ mod turn;
 pub use brokers::Brokers;
 pub use consumer::{Consumers, SessionState};
 pub use delivery::{Delivery, Spare};
-pub use erase::{Removed, remove_from};
+pub use erase::{Letter, Removed, remove_from};
 pub use probe::{Form, Load, Mailbox, Probe, Sent};
 pub use publisher::{PublishError, Publisher, Still};
 pub use requests::{Pending, Requests};

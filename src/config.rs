@@ -77,6 +77,8 @@ pub struct Amqp {
     pub publish_window: u16,
     pub prefetch_actions: u16,
     pub prefetch_endings: u16,
+    /// How long a dead letter is kept. `None`: until an operator removes it.
+    pub dead_letters_retention: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -184,6 +186,8 @@ pub struct Hold {
     pub max_bytes: u64,
     /// How long a recording waits after the hold refused it.
     pub pause: Duration,
+    /// How long it keeps the audio of a parked recording. `None`: until an operator retries or discards it.
+    pub retention: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,6 +247,8 @@ impl Config {
                 publish_window: r.number("amqp.publish_window", 1, 1024),
                 prefetch_actions: r.number("amqp.prefetch_actions", 1, 10_000),
                 prefetch_endings: r.number("amqp.prefetch_endings", 1, 10_000),
+                dead_letters_retention: Some(r.days("amqp.dead_letters_retention_days", 0, 36_500))
+                    .filter(|days| !days.is_zero()),
             },
             couchdb: Couchdb {
                 url,
@@ -329,6 +335,7 @@ impl Config {
                 folder: PathBuf::from(r.text("hold.folder")),
                 max_bytes: r.number("hold.max_bytes", 0, u64::MAX / 4),
                 pause: r.millis("hold.pause_ms", 1, 3_600_000),
+                retention: Some(r.days("hold.retention_days", 0, 36_500)).filter(|days| !days.is_zero()),
             },
             telemetry: Telemetry {
                 otlp_endpoint: r.optional_url("telemetry.otlp_endpoint"),

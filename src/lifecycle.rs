@@ -159,7 +159,7 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
         return None;
     }
     if entry.parked().is_some() {
-        return settled::woken(entry);
+        return settled::woken(entry).or_else(|| settled::outlived(case, now, policy));
     }
     if entry.awaits_kazoo() {
         return None;

@@ -185,8 +185,9 @@ fn no_task_is_spawned_bare() {
 
 /// The inner rooms of `flow`, from top to bottom. A file of one imports only from those below, and from files of its own.
 const FLOW: &[&[&str]] = &[
+    &["retention"],
     &["inbox", "reconcile"],
-    &["heartbeat", "retention", "sweep"],
+    &["heartbeat", "sweep"],
     &["drivers"],
     &["effects"],
     &["deliveries"],

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Writes to stdout, as a tar file, the root of a minimal Debian with what both test servers need. Run by images.sh, which
-# imports it as an image; the image is made again whenever this file changes.
+# Writes to stdout, as a tar file, the root of a minimal Debian with what the test servers need:
 #
-# Debian bookworm on purpose, whatever the host is: its RabbitMQ 3.10 and Node 18 are what the images were tried with.
+#     make-root.sh SUITE PACKAGES
+#
+# Run by images.sh, which imports it as an image; the image is made again whenever this file changes.
 #
 # Settings: DEBIAN_MIRROR, DEBIAN_SECURITY_MIRROR (default: those of a Debian host, else deb.debian.org).
 set -euo pipefail
 
-SUITE=bookworm
-PACKAGES=rabbitmq-server,nodejs
+SUITE="$1"
+PACKAGES="$2"
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
 # The address from which the host gets Debian's own packages (label `Debian` or `Debian-Security`), if it does.

@@ -1,4 +1,4 @@
-//! Removes messages from a queue that no worker consumes, for `kz-record-call erase`.
+//! Removes messages from a queue that no worker consumes, for `kz-record-call erase` and for the retention of dead letters.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use secrecy::SecretString;
 
 use crate::config;
 
+use super::publisher::letters;
 use super::{AmqpError, link, topology, within};
 
 /// Time limit of one step.
@@ -20,19 +21,29 @@ pub struct Removed {
     pub read: usize,
 }
 
-/// Removes the messages that `is_wanted` says of, by their body, content type and content encoding. All other messages return to the queue,
-/// in their order. Reads as many messages as there are at the beginning.
+/// A message of the queue.
+#[derive(Debug, Clone, Copy)]
+pub struct Letter<'a> {
+    pub body: &'a [u8],
+    pub content_type: &'a str,
+    pub content_encoding: &'a str,
+    /// When it came into the dead letters, in Unix seconds. `None`: an older version moved it.
+    pub dead_at: Option<u64>,
+}
+
+/// Removes the messages that `is_wanted` says of. All other messages return to the queue, in their order. Reads as many messages as there are
+/// at the beginning. `name` is the name of the connection.
 ///
 /// # Errors
 /// When the broker does not answer. A missing queue has no messages.
 pub async fn remove_from(
     config: &config::Amqp,
     uri: &SecretString,
-    node: &str,
+    name: &str,
     queue: &str,
-    is_wanted: &(dyn Fn(&[u8], &str, &str) -> bool + Sync),
+    is_wanted: &(dyn Fn(&Letter<'_>) -> bool + Sync),
 ) -> Result<Removed, AmqpError> {
-    let connection = link::connect(config, uri, &format!("{node} erase")).await?;
+    let connection = link::connect(config, uri, name).await?;
     let removed = remove(&connection, queue, is_wanted).await;
     link::close(&connection).await;
     removed
@@ -41,7 +52,7 @@ pub async fn remove_from(
 async fn remove(
     connection: &lapin::Connection,
     queue: &str,
-    is_wanted: &(dyn Fn(&[u8], &str, &str) -> bool + Sync),
+    is_wanted: &(dyn Fn(&Letter<'_>) -> bool + Sync),
 ) -> Result<Removed, AmqpError> {
     let channel = within(LIMIT, "opening a channel", connection.create_channel()).await?;
     let passive = QueueDeclareOptions {
@@ -61,10 +72,14 @@ async fn remove(
             break;
         };
         done.read += 1;
-        let text = |text: Option<&lapin::types::ShortString>| text.map(ToString::to_string).unwrap_or_default();
-        let kind = text(message.properties.content_type().as_ref());
-        let encoding = text(message.properties.content_encoding().as_ref());
-        if is_wanted(&message.data, &kind, &encoding) {
+        let properties = &message.properties;
+        let letter = Letter {
+            body: &message.data,
+            content_type: properties.content_type().as_ref().map_or("", |kind| kind.as_str()),
+            content_encoding: properties.content_encoding().as_ref().map_or("", |kind| kind.as_str()),
+            dead_at: letters::dead_at(properties),
+        };
+        if is_wanted(&letter) {
             let acknowledging = message.acker.ack(BasicAckOptions::default());
             within(LIMIT, "removing a message", async { acknowledging.await.map(drop) }).await?;
             done.removed += 1;

@@ -32,7 +32,7 @@ use super::probe::Load;
 use super::topology::{self, QueueSpec, Restored};
 use super::{AmqpError, within};
 
-mod letters;
+pub(super) mod letters;
 mod looks;
 mod session;
 
@@ -272,7 +272,8 @@ impl Publisher {
     /// As `publish`; the delivery must then not be acknowledged.
     pub async fn pass_on(&self, delivery: &Delivery, queue: &str, reason: &str) -> Result<(), PublishError> {
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let properties = letters::properties(delivery, reason).with_message_id(short(&id)?);
+        let now = u64::try_from(self.0.clock.now().unix_seconds()).unwrap_or(0);
+        let properties = letters::properties(delivery, reason, now).with_message_id(short(&id)?);
         self.to_queue(queue, delivery.body().into(), id, properties).await
     }
 

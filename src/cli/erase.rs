@@ -11,7 +11,7 @@ use clap::Args;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
 
-use crate::amqp::{self, Removed};
+use crate::amqp::{self, Letter, Removed};
 use crate::config::{self, Config};
 use crate::couch::{Couch, Documents, Erased};
 use crate::entry::Entry;
@@ -178,14 +178,15 @@ impl Receipt {
                 ids.insert(entry.call_id.clone());
             }
         }
-        let is_wanted = |body: &[u8], kind: &str, encoding: &str| names_any(body, kind, encoding, &ids);
-        let node = format!("{APP_NAME}@{}", config.kazoo.host);
+        let is_wanted =
+            |letter: &Letter<'_>| names_any(letter.body, letter.content_type, letter.content_encoding, &ids);
+        let name = format!("{APP_NAME}@{} erase", config.kazoo.host);
         let mut failed = None;
         for uri in &config.amqp.uris {
             let place = config::broker(uri.expose_secret())
                 .map(|uri| format!("{} vhost {}", config::authority(&uri), uri.vhost));
             let place = place.unwrap_or_else(|_| "the broker".to_owned());
-            match amqp::remove_from(&config.amqp, uri, &node, DEAD_LETTERS, &is_wanted).await {
+            match amqp::remove_from(&config.amqp, uri, &name, DEAD_LETTERS, &is_wanted).await {
                 Ok(Removed { removed, read }) => {
                     self.removed
                         .push(format!("{removed} of {read} dead letters in {DEAD_LETTERS} on {place}"));

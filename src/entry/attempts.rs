@@ -157,7 +157,10 @@ impl Entry {
     pub fn is_unwanted(&self) -> bool {
         matches!(
             self.outcome(),
-            Some((Outcome::Discarded, Cause::TooShort | Cause::DiscardedByOperator))
+            Some((
+                Outcome::Discarded,
+                Cause::TooShort | Cause::DiscardedByOperator | Cause::RetentionOver
+            ))
         )
     }
 

@@ -42,6 +42,8 @@ pub enum Cause {
     StoredByKazoo,
     /// An operator discarded it.
     DiscardedByOperator,
+    /// It was parked with its audio in the hold for as long as the configuration keeps such audio.
+    RetentionOver,
     /// The switch never reported its start, and no other event of it arrived.
     NeverStarted,
     /// Call control refused the start command.
@@ -111,6 +113,7 @@ impl Outcome {
                 Cause::StoredByKazoo,
                 Cause::Deleted,
                 Cause::DiscardedByOperator,
+                Cause::RetentionOver,
             ],
             Self::Failed => &[
                 Cause::NeverStarted,
@@ -150,6 +153,7 @@ impl Cause {
             Self::AlreadyKept => "already_kept",
             Self::StoredByKazoo => "stored_by_kazoo",
             Self::DiscardedByOperator => "discarded_by_operator",
+            Self::RetentionOver => "retention_over",
             Self::NeverStarted => "never_started",
             Self::StartRefused => "start_refused",
             Self::CallGone => "call_gone",
@@ -193,6 +197,9 @@ impl Cause {
             Self::AlreadyKept => "all audio is in the recording that this one continues",
             Self::StoredByKazoo => "Kazoo's own recorder has stored it",
             Self::DiscardedByOperator => "an operator discarded it",
+            Self::RetentionOver => {
+                "no operator retried it within hold.retention_days, so its audio was removed from the hold"
+            }
             Self::NeverStarted => "no event reported a start on the switch",
             Self::StartRefused => "call control refused the start command",
             Self::CallGone => "the call was over before it could be recorded",

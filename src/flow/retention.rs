@@ -1,16 +1,25 @@
 //! What is done every minute, and every few hours: conflicting entries are merged, what is past its retention is dropped, and the next
 //! databases are created.
+//!
+//! Audio of the hold is dropped by its age only through the recording's outcome: the lifecycle concludes it, and then removes the copy.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::debug;
 
+use crate::amqp::{self, Letter, Removed};
 use crate::entry::Entry;
 use crate::hold::{Hold, HoldError};
-use crate::ledger::{Address, Ledger, retention};
+use crate::kazoo::names::APP_NAME;
+use crate::ledger::{self, Address, Filter, Ledger, LedgerError, retention};
+use crate::lifecycle::{self, Input, State};
+use crate::telemetry::events::DeadLettersExpired;
 
-use super::common::Common;
+use super::common::{Common, Interrupted};
+use super::drivers::Drivers;
+use super::inbox::dead_letters::DEAD_LETTERS;
+use super::sweep::{IN_FLIGHT, Sweep};
 
 /// Interval at which old months are examined.
 const RETENTION: Duration = Duration::from_secs(6 * 3600);
@@ -26,6 +35,7 @@ pub struct Retention {
     pub common: Arc<Common>,
     pub ledger: Ledger,
     pub hold: Hold,
+    pub sweep: Arc<Sweep<Drivers>>,
 }
 
 impl Retention {
@@ -59,10 +69,15 @@ impl Retention {
                 debug!(event = "retention_failed", %error, "old months not examined");
             }
             self.expire().await;
+            if let Err(error) = self.conclude_outlived().await {
+                debug!(event = "hold_retention_failed", %error, "parked recordings past their retention not read");
+            }
+            self.expire_dead_letters().await;
             if let Err(error) = self.tidy_hold().await {
                 debug!(event = "hold_retention_failed", %error, "old days of the hold not examined");
             }
             self.prepare().await;
+            debug!(event = "retention_done", "ledger, hold and dead letters examined");
             tokio::select! {
                 // Not all workers at the same moment, also where all were started together.
                 () = tokio::time::sleep(RETENTION.mul_f64(0.75 + fastrand::f64() * 0.5)) => {}
@@ -77,6 +92,62 @@ impl Retention {
         for (state, keep) in limits.into_iter().filter(|(_, keep)| !keep.is_zero()) {
             if let Err(error) = retention::expire(&self.ledger, self.common.now(), state, keep).await {
                 debug!(event = "retention_failed", %error, "entries past their retention not deleted");
+            }
+        }
+    }
+
+    /// Resumes the parked recordings whose audio the hold keeps no longer: the lifecycle concludes them. They have no timer, because they were
+    /// parked for an operator, perhaps under other settings.
+    async fn conclude_outlived(&self) -> Result<(), LedgerError> {
+        let (policy, now) = (&self.common.policy, self.common.now());
+        let Some(keep) = policy.hold_retention else {
+            return Ok(());
+        };
+        let filter = Filter {
+            state: Some(State::Parked),
+            before: Some(now.minus(keep)),
+            ..Filter::default()
+        };
+        let mut search = self.ledger.search(filter).await?;
+        while let Some(records) = search.next().await? {
+            let zone = &self.common.config.kazoo.zone;
+            let entries = records.into_iter().map(|record| record.entry);
+            let ours = entries.filter(|entry| entry.order().is_some_and(|order| order.zone == *zone));
+            let over = ours.filter(|entry| lifecycle::due(entry, now, policy).is_some_and(|due| due <= now));
+            let wanted: Vec<_> = over.map(|entry| (ledger::address(&entry), Some(entry))).collect();
+            while self.sweep.in_flight.busy() >= IN_FLIGHT {
+                if let Err(Interrupted::ShuttingDown) = self.common.rest().await {
+                    return Ok(());
+                }
+            }
+            self.sweep.take(wanted, &Input::Due, false).await;
+        }
+        Ok(())
+    }
+
+    /// Removes the dead letters that the configuration keeps no longer, from the first broker that answers.
+    async fn expire_dead_letters(&self) {
+        let amqp = &self.common.config.amqp;
+        let Some(keep) = amqp.dead_letters_retention else {
+            return;
+        };
+        let since = u64::try_from(self.common.now().minus(keep).unix_seconds()).unwrap_or(0);
+        let is_over = |letter: &Letter<'_>| letter.dead_at.is_some_and(|at| at <= since);
+        let name = format!("{APP_NAME}@{} retention", self.common.config.kazoo.host);
+        for uri in &amqp.uris {
+            match amqp::remove_from(amqp, uri, &name, DEAD_LETTERS, &is_over).await {
+                Ok(Removed { removed, read }) => {
+                    let expired = DeadLettersExpired {
+                        queue: DEAD_LETTERS,
+                        removed,
+                        left: read - removed,
+                    };
+                    expired.emit();
+                    return;
+                }
+                Err(error) => {
+                    debug!(event = "dead_letter_retention_failed", %error, "dead letters past their retention not removed");
+                }
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::lifecycle::Input;
 /// The largest number of recordings that one sweep takes, and that a worker has in flight before it takes no more. Recordings that wait for
 /// a slot of their switch do not count. One switch that uploads nothing must not stop the sweep for all other switches.
 const TAKE: usize = 64;
-const IN_FLIGHT: usize = 512;
+pub(super) const IN_FLIGHT: usize = 512;
 
 /// Delay before the next sweep where the last one did not take all that was due.
 const NEXT: Duration = Duration::from_millis(100);

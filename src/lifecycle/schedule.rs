@@ -25,6 +25,8 @@ pub struct Policy {
     pub hold: bool,
     /// How long a recording waits after the hold did not take its audio.
     pub hold_pause: Duration,
+    /// How long the hold keeps the audio of a parked recording. `None`: until an operator retries or discards it.
+    pub hold_retention: Option<Duration>,
     /// Delays before the first, second … read-back of a delivery that a server with too few copies took; the last repeats.
     pub looks: Vec<Duration>,
     /// How long the switch has to confirm a start.
@@ -91,6 +93,7 @@ impl Policy {
             max_attempts: flow.max_attempts,
             hold: config.hold.kind != HoldKind::None,
             hold_pause: config.hold.pause,
+            hold_retention: config.hold.retention,
             looks: [1, 5, 15, 60]
                 .map(|times| config.destination.read_back_after * times)
                 .to_vec(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::entry::Entry;
-use crate::entry::cause::Cause;
+use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::What;
 use crate::kazoo::time::Moment;
 
@@ -17,13 +17,30 @@ const LONGEST_CALL: Duration = Duration::from_secs(86_400);
 /// A recording was parked because its file was missing, and its end was only presumed. It resumes when the switch reports its end after
 /// all.
 pub(super) fn woken(entry: &Entry) -> Option<What> {
-    let rested = entry.facts().iter().rev().find_map(|fact| match fact.what {
-        What::Parked { cause, .. } => Some((fact.at, cause)),
-        _ => None,
-    });
-    let (since, _) = rested.filter(|(_, cause)| *cause == Cause::NotCollected)?;
+    let (since, _) = last_parked(entry).filter(|(_, cause)| *cause == Cause::NotCollected)?;
     let mut ends = entry.facts().iter().filter(|fact| matches!(fact.what, What::Ended(_)));
     ends.any(|end| end.at > since).then(|| entry.retry())
+}
+
+/// When the recording was parked last, and why.
+fn last_parked(entry: &Entry) -> Option<(Moment, Cause)> {
+    entry.facts().iter().rev().find_map(|fact| match fact.what {
+        What::Parked { cause, .. } => Some((fact.at, cause)),
+        _ => None,
+    })
+}
+
+/// A recording is parked with its audio in the hold for as long as the configuration keeps such audio. The copy may be the only one, so the
+/// recording gets its outcome first, which the ledger, an event and the log tell. The copy is removed after that.
+pub(super) fn outlived(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
+    let (keep, entry) = (policy.hold_retention?, &case.entry);
+    let (since, _) = last_parked(entry)?;
+    let is_over = entry.held().is_some() && since.plus(keep) <= now;
+    let is_told = entry.open_announcements().next().is_none();
+    (is_over && is_told && case.hand == Hand::Empty).then_some(What::Concluded {
+        outcome: Outcome::Discarded,
+        cause: Cause::RetentionOver,
+    })
 }
 
 /// The first thing that must be done.

@@ -41,6 +41,7 @@ pub(crate) fn policy() -> Policy {
         max_attempts: 12,
         hold: true,
         hold_pause: Duration::from_secs(60),
+        hold_retention: None,
         looks: [60, 300, 900, 3600].map(Duration::from_secs).to_vec(),
         start_timeout: Duration::from_secs(30),
         check_interval: Duration::from_secs(300),

@@ -11,6 +11,7 @@ mod destination;
 mod gauges;
 mod outage;
 mod recording;
+mod retention;
 mod storage;
 mod survival;
 mod transport;
@@ -22,6 +23,7 @@ pub use adopt::*;
 pub use destination::*;
 pub use gauges::*;
 pub use recording::*;
+pub use retention::*;
 pub use storage::*;
 pub use survival::*;
 pub use transport::*;
@@ -142,6 +144,10 @@ pub const METRICS: &[(&str, &str)] = &[
     (
         "kz_record_call_messages_rejected_total",
         "Messages that could not be read, by queue.",
+    ),
+    (
+        "kz_record_call_dead_letters_expired_total",
+        "Dead letters that were removed because they were older than the configuration keeps them.",
     ),
     (
         "kz_record_call_credentials_refused",

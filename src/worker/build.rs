@@ -265,12 +265,13 @@ fn background(
             calls: Arc::clone(calls),
             sweep: Arc::clone(&sweep),
         }),
-        sweep,
         retention: Arc::new(Retention {
             common: Arc::clone(common),
             ledger: outside.ledger.clone(),
             hold: outside.hold.clone(),
+            sweep: Arc::clone(&sweep),
         }),
+        sweep,
         heartbeat: Arc::new(Heartbeat {
             common: Arc::clone(common),
             notices: Arc::clone(notices),

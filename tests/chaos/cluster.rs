@@ -1,7 +1,7 @@
 //! The cluster that a plan is played in: a simulated Kazoo, databases, servers that audio is sent to, and the workers.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -73,6 +73,10 @@ pub struct Cluster {
     pub book: Book,
     /// Of each worker's place, who is in it now.
     pub workers: Vec<Mutex<Option<Worker>>>,
+    /// The program that the workers begin with, of another version, until their upgrade.
+    old: Option<PathBuf>,
+    /// Of each worker's place, whether it has this version.
+    upgraded: Vec<AtomicBool>,
     /// The months before and after the turn.
     pub months: [String; 2],
     settings: Vec<(String, String)>,
@@ -82,7 +86,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub async fn start(plan: &Plan, dir: &Path) -> anyhow::Result<Self> {
+    pub async fn start(plan: &Plan, dir: &Path, old: Option<PathBuf>) -> anyhow::Result<Self> {
         let servers = Servers::start().await?;
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let prefix = format!("chaos{}-", &unique[..10]);
@@ -129,6 +133,8 @@ impl Cluster {
             store_proxy,
             book,
             workers: (0..plan.workers).map(|_| Mutex::default()).collect(),
+            upgraded: (0..plan.workers).map(|_| AtomicBool::new(old.is_none())).collect(),
+            old,
             months: [clock.month(), later(clock, plan.turn + PREPARATION).month()],
             settings: settings.map(|(key, value)| (key.to_owned(), value)).collect(),
             started: AtomicU32::new(0),
@@ -163,8 +169,21 @@ impl Cluster {
         let dir = self.dir.join(format!("worker-{place}-{number}"));
         let mut settings = self.settings.clone();
         settings.push(("SPOOL__DIR".into(), dir.join("spool").display().to_string()));
-        *self.workers[place].lock().await = Some(Worker::start(&settings, dir)?);
+        let old = self
+            .old
+            .as_ref()
+            .filter(|_| !self.upgraded[place].load(Ordering::SeqCst));
+        *self.workers[place].lock().await = Some(match old {
+            Some(program) => Worker::start_program(program, &settings, dir)?,
+            None => Worker::start(&settings, dir)?,
+        });
         Ok(())
+    }
+
+    /// Puts a worker of this version into a place, for all that follow.
+    pub async fn upgrade_worker(&self, place: usize) -> anyhow::Result<()> {
+        self.upgraded[place].store(true, Ordering::SeqCst);
+        self.start_worker(place).await
     }
 
     /// Ends all workers in good order.

@@ -4,7 +4,8 @@
 //!
 //! `CHAOS_SEED` (random unless set; printed), `CHAOS_RECORDINGS` (300), `CHAOS_SECONDS` within which the calls begin (a third of a second
 //! each), `CHAOS_WORKERS` (3), `CHAOS_PATIENCE_S` until everything must have ended (240). `TEST_AMQP_URI` and `TEST_COUCHDB_URL` name servers
-//! that run already: those are cut off, not stopped. `CHAOS_DIR`: where logs and the plan go; they stay when something is wrong.
+//! that run already: those are cut off, not stopped. `CHAOS_UPGRADE_FROM` is the program of another version, which the workers begin with; this
+//! version replaces them in the middle of the plan. `CHAOS_DIR`: where logs and the plan go; they stay when something is wrong.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -85,16 +86,25 @@ async fn run() -> anyhow::Result<bool> {
     let workers = usize::try_from(number("CHAOS_WORKERS")?.unwrap_or(3).max(1))?;
     let patience = Duration::from_secs(number("CHAOS_PATIENCE_S")?.unwrap_or(240));
     let length = Duration::from_secs(seconds);
-    let plan = Plan::new(seed, usize::try_from(recordings)?, length, workers);
+    let old = std::env::var_os("CHAOS_UPGRADE_FROM").filter(|program| !program.is_empty());
+    let old = old.map(PathBuf::from);
+    let mut plan = Plan::new(seed, usize::try_from(recordings)?, length, workers);
+    if old.is_some() {
+        plan = plan.with_upgrade();
+    }
     let dir = folder(seed)?;
     std::fs::write(dir.join("plan.txt"), plan.to_string())?;
     let headline = plan.to_string();
     println!("chaos: {}", headline.lines().next().unwrap_or_default());
     let again =
         format!("CHAOS_SEED={seed} CHAOS_RECORDINGS={recordings} CHAOS_SECONDS={seconds} CHAOS_WORKERS={workers}");
+    let again = match &old {
+        Some(program) => format!("{again} CHAOS_UPGRADE_FROM={}", program.display()),
+        None => again,
+    };
     println!("chaos: the same plan again: {again} make chaos");
     let begun = Instant::now();
-    let cluster = Arc::new(Cluster::start(&plan, &dir).await?);
+    let cluster = Arc::new(Cluster::start(&plan, &dir, old).await?);
     let done = judged(&cluster, plan, patience, &dir).await;
     let good = matches!(done, Ok(true));
     if !good {

@@ -146,6 +146,8 @@ pub enum What {
     Kill(usize),
     /// SIGTERM, and a new one.
     Renew(usize),
+    /// SIGTERM to the version that the workers begin with, and this version in its place from then on.
+    Upgrade(usize),
     /// SIGSTOP for that time: longer than its leases.
     Freeze(usize),
     LoseSpool(usize),
@@ -237,6 +239,12 @@ impl Plan {
             calls,
             troubles,
         }
+    }
+
+    /// The workers are replaced, one after the other, while calls come in.
+    pub fn with_upgrade(mut self) -> Self {
+        troubles::upgrade(self.workers, self.length, &mut self.troubles);
+        self
     }
 
     pub fn starts(&self) -> impl Iterator<Item = (&CallPlan, &StartPlan)> {

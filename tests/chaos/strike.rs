@@ -67,6 +67,12 @@ async fn happen(
             }
             cluster.start_worker(place).await?;
         }
+        What::Upgrade(place) => {
+            if let Some(mut worker) = cluster.workers[place].lock().await.take() {
+                worker.terminate(Duration::from_secs(20)).await?;
+            }
+            cluster.upgrade_worker(place).await?;
+        }
         What::Freeze(place) => {
             let worker = cluster.workers[place].lock().await;
             let Some(worker) = worker.as_ref() else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! What the workers hold of a person is removed when an operator asks for it.
+//! What the workers hold of a person is removed when an operator asks for it, or when it is older than the settings say.
 
 use std::sync::Arc;
 
@@ -10,11 +10,14 @@ use serde_json::{Value, json};
 
 use crate::promises;
 use crate::simulator::sim::CallOptions;
+use crate::support::http::{Reply, Server};
 use crate::support::{SOON, Services, TestResult, World};
 
 promises![
     what_is_erased_is_gone_and_the_receipt_says_what_is_left,
     a_copy_in_the_hold_is_not_erased_while_its_recording_is_open,
+    held_audio_past_its_retention_goes_with_an_outcome,
+    dead_letters_past_their_retention_are_removed_and_no_others,
 ];
 
 const DEAD: &str = "kz_record_call.dead";
@@ -169,5 +172,115 @@ async fn a_copy_in_the_hold_is_not_erased_while_its_recording_is_open(services: 
             world.couch.create(&ledger, id, &deleted).await?;
         }
     }
+    world.finish().await
+}
+
+/// The clock of workers that are so many days ahead.
+fn ahead(days: u32) -> (&'static str, String) {
+    ("KZ_RECORD_CALL_TEST_CLOCK_FORWARD_S", (days * 86_400).to_string())
+}
+
+async fn held_audio_past_its_retention_goes_with_an_outcome(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let here = ("DESTINATION__ALLOW", "127.0.0.1");
+    let server = Server::always(Reply::Status(413)).await;
+    let mut worker = world.worker_with(&[here]).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({"url": server.url("/in")}))
+        .await?
+        .continued(SOON)
+        .await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.state(&call.id(), "parked", SOON).await?;
+    worker.terminate(SOON).await?;
+    let hold = async || {
+        let databases = world.databases().await?;
+        let names = databases.iter().filter_map(|name| name.strip_prefix(&world.prefix));
+        let mut copies = Vec::new();
+        for day in names.filter(|name| name.starts_with("kz_record_call_hold-")) {
+            copies.extend(world.couch.ids(day).await?);
+        }
+        anyhow::Ok(copies)
+    };
+    ensure!(hold().await?.len() == 1, "{:?}", hold().await?);
+    // A worker that keeps held audio, and one that keeps it for longer, leave it.
+    let (ahead, days) = ahead(2);
+    for kept in ["0", "30"] {
+        let settings = [here, (ahead, days.as_str()), ("HOLD__RETENTION_DAYS", kept)];
+        let mut worker = world.worker_with(&settings).await?;
+        worker
+            .logged("retention_done", |line| line["event"] == "retention_done", SOON)
+            .await?;
+        ensure!(hold().await?.len() == 1, "the only copy is gone: {}", worker.tail());
+        world.state(&call.id(), "parked", SOON).await?;
+        worker.terminate(SOON).await?;
+    }
+    let settings = [here, (ahead, days.as_str()), ("HOLD__RETENTION_DAYS", "1")];
+    let _worker = world.worker_with(&settings).await?;
+    let entry = world.state(&call.id(), "discarded", SOON).await?;
+    ensure!(entry["cause"] == "retention_over", "{entry:#}");
+    let outcome = |m: &crate::simulator::sim::Observed| {
+        m.category == "recording" && m.header("Media-ID") == recording.id && m.header("Outcome") == "discarded"
+    };
+    let told = world.kazoo.tap().wait(outcome, SOON).await?;
+    ensure!(told.header("Cause") == "retention_over", "{}", told.header("Cause"));
+    ensure!(hold().await?.is_empty(), "{:?}", hold().await?);
+    let (_, story) = world.command(&["explain", &recording.id]).await?;
+    ensure!(story.contains("hold.retention_days"), "{story}");
+    world.finish().await
+}
+
+async fn dead_letters_past_their_retention_are_removed_and_no_others(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let mut worker = world.worker().await?;
+    let connection = Connection::connect(&world.setting("AMQP__URI"), ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let publish = async |queue: &str, body: &'static [u8]| {
+        let properties = BasicProperties::default().with_content_type("application/json".into());
+        let options = BasicPublishOptions::default();
+        let published = channel.basic_publish("".into(), queue.into(), options, body, properties);
+        anyhow::Ok(published.await?.await?)
+    };
+    // One that a worker moves, and one of a version that noted no time.
+    publish("kz_record_call.endings", b"unreadable").await?;
+    worker
+        .logged("message_rejected", |line| line["event"] == "message_rejected", SOON)
+        .await?;
+    publish(DEAD, b"of an older version").await?;
+    worker.terminate(SOON).await?;
+    let waiting = async || {
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let queue = channel.queue_declare(DEAD.into(), passive, FieldTable::default());
+        anyhow::Ok(queue.await?.message_count())
+    };
+    ensure!(waiting().await? == 2, "{}", waiting().await?);
+    let (ahead, days) = ahead(2);
+    for (kept, left) in [("0", 2), ("30", 2), ("1", 1)] {
+        let settings = [(ahead, days.as_str()), ("AMQP__DEAD_LETTERS_RETENTION_DAYS", kept)];
+        let mut worker = world.worker_with(&settings).await?;
+        worker
+            .logged("retention_done", |line| line["event"] == "retention_done", SOON)
+            .await?;
+        ensure!(waiting().await? == left, "{kept}: {}", waiting().await?);
+        let expired = worker
+            .lines()
+            .into_iter()
+            .find(|line| line["event"] == "dead_letters_expired");
+        ensure!(
+            expired.is_some_and(|line| line["removed"] == 1) == (kept == "1"),
+            "{kept}: {}",
+            worker.tail()
+        );
+        worker.terminate(SOON).await?;
+    }
+    let letter = channel.basic_get(DEAD.into(), BasicGetOptions::default()).await?;
+    let letter = letter.context("the letter without a time is gone")?;
+    ensure!(letter.data == b"of an older version", "the wrong letter was removed");
+    let _ = connection.close(200, "bye".into()).await;
     world.finish().await
 }

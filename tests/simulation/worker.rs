@@ -38,6 +38,7 @@ pub fn policy(worker: String) -> Policy {
         max_attempts: 8,
         hold: true,
         hold_pause: Duration::from_secs(60),
+        hold_retention: None,
         looks: [60, 120, 240].map(Duration::from_secs).to_vec(),
         start_timeout: Duration::from_secs(30),
         check_interval: Duration::from_secs(300),

@@ -8,6 +8,8 @@ use crate::kazoo::call::clip;
 
 use super::super::delivery::Delivery;
 
+/// The header with the time at which a worker moved the message.
+const DEAD_AT: &str = "x-kz-record-call-dead-at";
 /// The header with the reason why a message is in the dead-letter queue.
 const REASON: &str = "x-kz-record-call-reason";
 /// The header with the message's sender, as the broker verified it.
@@ -26,7 +28,7 @@ const BROKERS: [&str; 4] = ["CC", "BCC", "x-delivery-count", "x-acquired-count"]
 const BROKERS_TOO: [&str; 3] = ["x-death", "x-first-death-", "x-last-death-"];
 
 /// The properties of a dead letter, without its id.
-pub(super) fn properties(delivery: &Delivery, reason: &str) -> BasicProperties {
+pub(super) fn properties(delivery: &Delivery, reason: &str, now: u64) -> BasicProperties {
     let received = delivery.properties();
     let mut headers = FieldTable::default();
     if let Some(theirs) = received.headers() {
@@ -54,6 +56,7 @@ pub(super) fn properties(delivery: &Delivery, reason: &str) -> BasicProperties {
             headers.insert(key.into(), AMQPValue::LongString(text.into()));
         }
     }
+    headers.insert(DEAD_AT.into(), AMQPValue::Timestamp(now));
     let mut properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
     if let Some(kind) = received.content_type() {
         properties = properties.with_content_type(kind.clone());
@@ -65,6 +68,26 @@ pub(super) fn properties(delivery: &Delivery, reason: &str) -> BasicProperties {
         properties = properties.with_timestamp(*timestamp);
     }
     properties
+}
+
+/// When a message came into the dead letters, in Unix seconds: as the worker says that moved it, else the broker.
+pub(in super::super) fn dead_at(properties: &BasicProperties) -> Option<u64> {
+    let headers = properties.headers().as_ref()?.inner();
+    let time = |value: &AMQPValue| match value {
+        AMQPValue::Timestamp(at) => Some(*at),
+        _ => None,
+    };
+    if let Some(moved) = headers.get(DEAD_AT) {
+        return time(moved);
+    }
+    let Some(AMQPValue::FieldArray(deaths)) = headers.get("x-death") else {
+        return None;
+    };
+    let times = deaths.as_slice().iter().filter_map(|death| match death {
+        AMQPValue::FieldTable(death) => death.inner().get("time").and_then(time),
+        _ => None,
+    });
+    times.max()
 }
 
 /// Bytes that a table takes in a frame.
@@ -94,7 +117,7 @@ mod tests {
     fn letter(properties: BasicProperties) -> BasicProperties {
         let mut message = lapin::message::Delivery::mock(1, "kapps".into(), "key".into(), false, b"{}".to_vec());
         message.properties = properties;
-        super::properties(&Delivery::new(message, false), "why")
+        super::properties(&Delivery::new(message, false), "why", 9)
     }
 
     fn table(entries: &[(&str, AMQPValue)]) -> FieldTable {
@@ -137,8 +160,26 @@ mod tests {
                 (USER, text("kazoo")),
                 ("x-kz-record-call-exchange", text("kapps")),
                 ("x-kz-record-call-routing-key", text("key")),
+                (DEAD_AT, AMQPValue::Timestamp(9)),
             ]));
         assert_eq!(letter, expected);
+    }
+
+    #[test]
+    fn a_dead_letter_says_since_when_it_is_one() {
+        let death = |at: u64| AMQPValue::FieldTable(table(&[("time", AMQPValue::Timestamp(at))]));
+        let deaths = AMQPValue::FieldArray(vec![death(4), death(5), text("x")].into());
+        let with = |headers: &[(&str, AMQPValue)]| BasicProperties::default().with_headers(table(headers));
+        assert_eq!(dead_at(&letter(with(&[("x-death", deaths.clone())]))), Some(9));
+        // A broker moved it: its queue was too long.
+        assert_eq!(dead_at(&with(&[("x-death", deaths)])), Some(5));
+        for older in [
+            BasicProperties::default(),
+            with(&[("x-death", text("x"))]),
+            with(&[(DEAD_AT, text("x"))]),
+        ] {
+            assert_eq!(dead_at(&older), None);
+        }
     }
 
     #[test]

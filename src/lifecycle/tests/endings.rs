@@ -56,7 +56,11 @@ fn led_to(outcome: Outcome, cause: Cause) -> (Case, Vec<Next>) {
             let then = step(&mut case, Input::Fact(What::Delivered(found)));
             (case, then)
         }
-        Cause::StoringDisabled | Cause::DiscardedByOperator | Cause::AlreadyKept | Cause::StoredByKazoo => {
+        Cause::StoringDisabled
+        | Cause::DiscardedByOperator
+        | Cause::RetentionOver
+        | Cause::AlreadyKept
+        | Cause::StoredByKazoo => {
             let mut case = started(order());
             step(&mut case, Input::Fact(What::Ended(told(5000))));
             settled(case, What::Concluded { outcome, cause })

@@ -214,3 +214,71 @@ fn a_recording_that_began_again_has_all_its_time_after_its_last_end() {
     assert_eq!(case.entry.parked(), None);
     assert_eq!(then, [collect(1)]);
 }
+
+#[test]
+fn held_audio_of_a_parked_recording_outlives_its_retention_only_with_an_outcome() {
+    let day = 86_400;
+    let keeps = |days: u64| Policy {
+        hold_retention: Some(Duration::from_secs(days * day)),
+        ..policy()
+    };
+    let parked = |told: bool| {
+        let mut case = ended_as(order(), Destination::ThirdParty);
+        step(&mut case, Input::Received(audio(5000)));
+        step(&mut case, Input::Fact(holding()));
+        step(&mut case, Input::Answered(Answer::Release));
+        let cause = Cause::Unreachable;
+        step(&mut case, Input::Fact(What::Parked { n: 1, cause }));
+        if told {
+            let announced = What::Announced(Announcement::Outcome(Outcome::Parked));
+            step(&mut case, Input::Fact(announced));
+        }
+        assert!(case.entry.held().is_some());
+        case
+    };
+    let at = |case: &mut Case, seconds: u64, policy: &Policy| next(case, Input::Due, after(seconds), policy);
+    // Without the setting, and before the time, the copy stays.
+    let mut case = parked(true);
+    assert!(at(&mut case, 1000 * day, &policy()).is_empty());
+    assert!(at(&mut case, 29 * day, &keeps(30)).is_empty());
+    assert_eq!(case.entry.outcome(), None);
+    // The operator does not know yet that it is parked.
+    let mut unknown = parked(false);
+    at(&mut unknown, 40 * day, &keeps(30));
+    assert_eq!(unknown.entry.outcome(), None);
+    // A retry starts the count again.
+    let mut retried = case.clone();
+    let retry = retried.entry.retry();
+    next(&mut retried, Input::Fact(retry), after(29 * day), &keeps(30));
+    at(&mut retried, 31 * day, &keeps(30));
+    assert_eq!(retried.entry.outcome(), None);
+    // The outcome is published before the copy is removed.
+    let discarded = Announcement::Outcome(Outcome::Discarded);
+    assert_eq!(
+        at(&mut case, 31 * day, &keeps(30)),
+        [Effect::Announce(discarded), Effect::Unhold]
+    );
+    assert_eq!(case.entry.outcome(), Some((Outcome::Discarded, Cause::RetentionOver)));
+    let then = next(
+        &mut case,
+        Input::Fact(What::Announced(discarded)),
+        after(31 * day),
+        &keeps(30),
+    );
+    assert_eq!(then, [Effect::Unhold]);
+}
+
+#[test]
+fn a_parked_recording_whose_audio_is_not_in_the_hold_does_not_expire() {
+    let keeps = Policy {
+        hold_retention: Some(Duration::from_secs(86_400)),
+        ..policy()
+    };
+    let mut case = ended_as(order(), Destination::Account);
+    let cause = Cause::NotCollected;
+    step(&mut case, Input::Fact(What::Parked { n: 1, cause }));
+    let announced = What::Announced(Announcement::Outcome(Outcome::Parked));
+    step(&mut case, Input::Fact(announced));
+    next(&mut case, Input::Due, after(1000 * 86_400), &keeps);
+    assert_eq!(case.entry.outcome(), None);
+}

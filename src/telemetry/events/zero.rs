@@ -80,6 +80,7 @@ pub fn begin_at_zero(labels: &Labels<'_>) {
         counter!("kz_record_call_messages_rejected_total", "queue" => queue).absolute(0);
         counter!("kz_record_call_deliveries_returned_total", "queue" => queue).absolute(0);
     }
+    counter!("kz_record_call_dead_letters_expired_total").absolute(0);
     for connection in CONNECTIONS {
         counter!("kz_record_call_amqp_sessions_total", "connection" => connection).absolute(0);
         gauge!("kz_record_call_amqp_connected", "connection" => connection).set(0.0);

@@ -99,7 +99,12 @@ pub fn hindered(evidence: &Evidence, from: Instant, until: Instant) -> bool {
     let hinders = |what: What| {
         matches!(
             what,
-            What::Kill(_) | What::Renew(_) | What::Freeze(_) | What::RestartBroker { .. } | What::CutBroker
+            What::Kill(_)
+                | What::Renew(_)
+                | What::Upgrade(_)
+                | What::Freeze(_)
+                | What::RestartBroker { .. }
+                | What::CutBroker
         )
     };
     let mut struck = evidence.struck.iter().filter(|struck| hinders(struck.what));

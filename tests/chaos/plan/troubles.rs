@@ -111,14 +111,7 @@ pub(super) fn odd_ones(random: &mut Rng, length: Duration, troubles: &mut Vec<Tr
         }
         let Some(what) = deck.pop() else { break };
         let lasts = millis(random, 500, 3_000);
-        let mut at = QUIET.max(length.mul_f64(random.f64()));
-        // Those on the same target are over, and a moment more; the next one is far enough.
-        while let Some(other) = troubles.iter().find(|other| {
-            let until = other.at + other.length + settling(other.what);
-            target(other.what) == target(what) && at < until && other.at < at + lasts + settling(what)
-        }) {
-            at = other.at + other.length + settling(other.what) + Duration::from_millis(1);
-        }
+        let at = free(what, QUIET.max(length.mul_f64(random.f64())), lasts, troubles);
         if at < length {
             troubles.push(Trouble {
                 at,
@@ -130,9 +123,35 @@ pub(super) fn odd_ones(random: &mut Rng, length: Duration, troubles: &mut Vec<Tr
     troubles.sort_by_key(|trouble| trouble.at);
 }
 
+/// When this trouble can strike, from `at` on: those on the same target are over, and a moment more; the next one is far enough.
+fn free(what: What, mut at: Duration, lasts: Duration, troubles: &[Trouble]) -> Duration {
+    while let Some(other) = troubles.iter().find(|other| {
+        let until = other.at + other.length + settling(other.what);
+        target(other.what) == target(what) && at < until && other.at < at + lasts + settling(what)
+    }) {
+        at = other.at + other.length + settling(other.what) + Duration::from_millis(1);
+    }
+    at
+}
+
+/// Each worker is replaced by this version, in the middle third of the plan. Nothing is drawn: the other troubles stay what they are for a seed.
+pub(super) fn upgrade(workers: usize, length: Duration, troubles: &mut Vec<Trouble>) {
+    let step = length / 3 / u32::try_from(workers).unwrap_or(1).max(1);
+    for (place, nth) in (0..workers).zip(0_u32..) {
+        let (what, lasts) = (What::Upgrade(place), Duration::from_secs(2));
+        let at = free(what, length / 3 + step * nth, lasts, troubles);
+        troubles.push(Trouble {
+            at,
+            length: lasts,
+            what,
+        });
+    }
+    troubles.sort_by_key(|trouble| trouble.at);
+}
+
 fn target(what: What) -> Target {
     match what {
-        What::Kill(n) | What::Renew(n) | What::Freeze(n) | What::LoseSpool(n) => Target::Worker(n),
+        What::Kill(n) | What::Renew(n) | What::Upgrade(n) | What::Freeze(n) | What::LoseSpool(n) => Target::Worker(n),
         What::RestartBroker { .. } | What::CutBroker => Target::Broker,
         What::StopDatabase { .. } | What::Database(_) | What::OddDatabase(_) => Target::Database,
         What::ThirdParty(_) | What::OddThirdParty(_) => Target::ThirdParty,

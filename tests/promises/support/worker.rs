@@ -1,7 +1,7 @@
 //! The worker, as the process that operators run.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -27,9 +27,14 @@ pub struct Worker {
 impl Worker {
     /// Starts a worker with these settings on top of those that every test has.
     pub fn start(settings: &[(String, String)], dir: PathBuf) -> anyhow::Result<Self> {
+        Self::start_program(Path::new(env!("CARGO_BIN_EXE_kz-record-call")), settings, dir)
+    }
+
+    /// The same with a program of another version.
+    pub fn start_program(program: &Path, settings: &[(String, String)], dir: PathBuf) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&dir)?;
         let log = dir.join("worker.log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kz-record-call"));
+        let mut command = Command::new(program);
         command
             .arg("run")
             .env_clear()

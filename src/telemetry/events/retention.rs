@@ -1,0 +1,27 @@
+//! Events of what is removed because it is older than the configuration keeps it.
+
+use metrics::counter;
+use tracing::info;
+
+/// Dead letters were older than the configuration keeps them.
+pub struct DeadLettersExpired<'a> {
+    pub queue: &'a str,
+    pub removed: usize,
+    pub left: usize,
+}
+
+impl DeadLettersExpired<'_> {
+    pub fn emit(self) {
+        if self.removed == 0 {
+            return;
+        }
+        counter!("kz_record_call_dead_letters_expired_total").increment(u64::try_from(self.removed).unwrap_or(0));
+        info!(
+            event = "dead_letters_expired",
+            queue = self.queue,
+            removed = self.removed,
+            left = self.left,
+            "dead letters past their retention removed"
+        );
+    }
+}
