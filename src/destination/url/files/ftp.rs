@@ -184,6 +184,8 @@ impl Folder for Ftp {
                 // The server ends the transfer, and says why on the other connection.
                 let reason = tokio::time::timeout(FAREWELL, self.stream.read_response_in(&THROUGH)).await;
                 let lost = FtpError::ConnectionError(error);
+                // The answer is read: without that, the next command would wait for it.
+                let _ = tokio::time::timeout(FAREWELL, self.stream.abort(data)).await;
                 return match reason {
                     Ok(Err(refusal @ FtpError::UnexpectedResponse(_))) => self.told("the file", Err(refusal)),
                     _ => self.told("the file", Err(lost)),
