@@ -26,7 +26,9 @@ mod webhooks;
 
 pub use adopt::{Adopt, AdoptMode};
 pub use broker::{NoBroker, authority, broker};
-pub use destination::{Allowed, Destination, HostHeader, Network, NotAHeader, NotAllowed, PrivateAddresses};
+pub use destination::{
+    Allowed, Destination, HostHeader, Network, NotAHeader, NotAllowed, PrivateAddresses, UnknownHosts,
+};
 pub use filter::{FilterError, log_filter};
 pub use layers::{ConfigError, Layers, Origin, Sources, USUAL_FILE, own_file};
 use reader::Reader;

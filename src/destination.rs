@@ -33,6 +33,7 @@ pub mod url;
 use couchdb_write::months::Months;
 use servers::Servers;
 use url::Target;
+use url::Uploads;
 use url::http::Http;
 
 pub use error::{DeliveryError, Failed, Fault};
@@ -129,7 +130,7 @@ pub struct Means {
     /// Databases outside of the cluster.
     pub servers: Servers,
     /// Uploads to users' URLs, through the SSRF filter.
-    pub users: Http,
+    pub users: Uploads,
     /// Uploads to servers that the operator named.
     pub cluster: Http,
     /// Uploads to object stores that storage plans name.

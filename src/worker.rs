@@ -16,6 +16,7 @@ use crate::amqp::{Brokers, Consumers, Delivery, Publisher};
 use crate::config::Config;
 use crate::couch::{self, Couch, CouchError};
 use crate::destination::storage_plan::native::Stores;
+use crate::destination::url::Uploads;
 use crate::destination::url::http::{Http, NoClient};
 use crate::flow::common::{Common, Tasks};
 use crate::flow::heartbeat::Heartbeat;
@@ -128,7 +129,7 @@ impl Worker {
         let couch = Couch::new(&config.couchdb).map_err(StartError::Http)?;
         let hold = Hold::new(&config.hold, &config.couchdb, &couch).map_err(StartError::Http)?;
         let upload = |error: NoClient| StartError::Http(CouchError::NoAnswer(error.to_string()));
-        let users = Http::for_users(&config.destination, clock.clone()).map_err(upload)?;
+        let users = Uploads::new(&config.destination, clock.clone()).map_err(upload)?;
         let cluster = Http::trusting(&config.destination, clock.clone()).map_err(upload)?;
         let stores = Stores::new(&config, &clock).map_err(upload)?;
 

@@ -586,6 +586,7 @@ fn accepted(key: &str, default: &toml::Value) -> String {
         "is neither true nor false" => "`true` or `false`".into(),
         told if told.starts_with("has less than") => told.replace("has less than", "nothing, or at least"),
         _ if key == "destination.headers" => "a list of texts".into(),
+        _ if key == "storage.drivers" => "a list of s3 and azure".into(),
         told if told.starts_with("has an item") => "a list of networks, addresses and names".into(),
         told => {
             let told = told.strip_prefix("is not ").unwrap_or(told).to_owned();

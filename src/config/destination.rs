@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use hyper::header::{HeaderName, HeaderValue};
 use thiserror::Error;
 
+use super::Authorities;
 use super::reader::Reader;
 
 /// The section.
@@ -31,6 +33,11 @@ pub struct Destination {
     pub read_back_after: Duration,
     /// One more header for uploads to a host.
     pub headers: Vec<HostHeader>,
+    /// For `https` and `ftps`: authorities trusted in addition to the host's.
+    pub ca: Option<Authorities>,
+    /// For `sftp`: keys of servers, in the form of OpenSSH.
+    pub known_hosts: Option<PathBuf>,
+    pub unknown_hosts: UnknownHosts,
     /// Whether a document's public field has the URL with its credentials and signature.
     pub url_credentials: bool,
 }
@@ -67,6 +74,13 @@ pub enum PrivateAddresses {
     /// Allowed, and reported.
     Report,
     Allow,
+}
+
+/// What to do with an `sftp` server that `known_hosts` does not name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownHosts {
+    Refuse,
+    Accept,
 }
 
 /// An entry of the allow-list.
@@ -115,6 +129,12 @@ impl Destination {
             longest_pause: r.millis("destination.longest_pause_ms", 1, 86_400_000),
             read_back_after: r.millis("destination.read_back_after_ms", 1, 86_400_000),
             headers: r.list_of_secrets("destination.headers"),
+            ca: r.authorities("destination.ca_file"),
+            known_hosts: r.file("destination.known_hosts_file"),
+            unknown_hosts: r.one_of(
+                "destination.unknown_hosts",
+                &[("refuse", UnknownHosts::Refuse), ("accept", UnknownHosts::Accept)],
+            ),
             url_credentials: r.flag("destination.url_credentials_in_documents"),
         }
     }

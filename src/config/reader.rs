@@ -300,6 +300,15 @@ impl Reader {
         }
     }
 
+    /// A file that can be read now. An empty value means none.
+    pub fn file(&mut self, key: &str) -> Option<PathBuf> {
+        let path = self.path(key)?;
+        if let Err(why) = std::fs::File::open(&path) {
+            self.mistake(key, format!("{} cannot be read: {why}", path.display()));
+        }
+        Some(path)
+    }
+
     fn path(&mut self, key: &str) -> Option<PathBuf> {
         Some(self.text(key)).filter(|path| !path.is_empty()).map(PathBuf::from)
     }

@@ -79,6 +79,11 @@ impl<'a> Parcel<'a> {
         }
     }
 
+    /// What tells this worker's attempts from those of other workers.
+    pub fn writer_of(&self, key: &str) -> String {
+        format!("{key} {}", self.writer.node)
+    }
+
     pub fn now(&self) -> Moment {
         self.writer.clock.now()
     }

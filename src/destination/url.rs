@@ -4,28 +4,55 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+use crate::config;
 use crate::couch::Couch;
 use crate::entry::Entry;
 use crate::entry::fact::{DeliveryFailure, Destination as Kind, What};
+use crate::kazoo::time::Clock;
 use crate::recording::order;
 
 use super::couchdb_write::months::Months;
 use super::pending_document::{find_or_create, search};
 use super::{Attempt, DeliveryError, Destination, Failed, Home, Means, Route, Search};
 
+mod connect;
+mod failure;
+pub mod files;
 pub mod guard;
 pub mod http;
+mod said;
 mod signed;
 mod target;
 
-use http::{Http, Upload};
-pub use target::{Target, Unusable};
+use files::Files;
+use guard::Guard;
+use guard::resolve::System;
+use http::{Http, NoClient, Upload};
+pub use target::{Protocol, Target, Unusable};
+
+/// How audio gets to users' URLs, through the SSRF filter. Cheap to clone.
+#[derive(Clone)]
+pub struct Uploads {
+    http: Http,
+    files: Files,
+}
+
+impl Uploads {
+    /// # Errors
+    /// For example without any root certificate.
+    pub fn new(config: &config::Destination, clock: Clock) -> Result<Self, NoClient> {
+        Ok(Self {
+            http: Http::for_users(config, clock)?,
+            files: Files::guarded(config, Guard::new(config), Arc::new(System))?,
+        })
+    }
+}
 
 /// Uploads to users' URLs. May touch: the URL of the action, through the SSRF filter, and the document in the account's database.
 pub struct UserUrl {
     home: Home,
     months: Arc<Months>,
-    users: Http,
+    users: Uploads,
 }
 
 impl UserUrl {
@@ -46,6 +73,26 @@ impl UserUrl {
         }
         let extension = order.format.extension();
         let target = target.of_recording(&placed.document, parcel.account_id, extension, attempt.own);
+        // Two recordings can get the same id. This is never the key of the one that had it first.
+        let key = placed.idempotency_key();
+        if let Some(protocol) = target.protocol() {
+            let upload = files::Upload {
+                source: &attempt.source,
+                length: parcel.audio.size,
+                digests: &parcel.audio.digests,
+                writer: &parcel.writer_of(&key),
+            };
+            let stored = self.users.files.send(&target, protocol, &upload).await?;
+            if !stored.has_its_name {
+                let name = stored.to.file();
+                tracing::warn!(event = "file_name_taken", call_id = order.call_id, %target, name, "file name taken by another file");
+            }
+            return Ok(What::Uploaded {
+                // Kazoo cannot fetch audio from such a server, with or without them.
+                url: stored.to.without_credentials().expose().to_string(),
+                sha256: Some(parcel.audio.digests.sha256.clone()),
+            });
+        }
         if target.is_expired(parcel.now()) {
             let why = "the URL's signature is not valid any more";
             return Err(DeliveryError::Never(Failed::new(DeliveryFailure::UrlExpired, why)));
@@ -55,10 +102,9 @@ impl UserUrl {
             length: parcel.audio.size,
             content_type: order.format.content_type(),
             method: target.method(order.method),
-            // Two recordings can get the same id. This is never the key of the one that had it first.
-            key: &placed.idempotency_key(),
+            key: &key,
         };
-        let sent = self.users.send(&target, &upload).await?;
+        let sent = self.users.http.send(&target, &upload).await?;
         if let Some(other) = sent.md5.filter(|md5| *md5 != parcel.audio.digests.md5) {
             return Err(DeliveryError::Corrupt(format!(
                 "{target} stored audio with the MD5 {other}"

@@ -180,6 +180,41 @@ mod tests {
         case
     }
 
+    /// With the settings as they are delivered. A breaker delays an attempt by `destination.longest_pause_ms` at most.
+    #[test]
+    fn an_endpoint_that_is_down_for_a_day_gets_every_notice_afterwards() {
+        const DAY: u64 = 86_400;
+        let layers = crate::config::Layers::load(None, std::iter::empty()).unwrap();
+        let settings = crate::config::Config::of(layers).unwrap();
+        for jitter in [0, 20] {
+            let mut policy = hooked(vec![hook("archive", &[], &[])]);
+            policy.hooks.retry.clone_from(&settings.webhooks.retry);
+            policy.jitter = jitter;
+            let mut entry = failed_case(&policy).entry;
+            let (begun, late) = (at(2), settings.destination.longest_pause);
+            let mut attempts = 0;
+            let came = loop {
+                let debt = entry.next_webhook("archive").expect("parked");
+                let now = due_at(&entry, &debt, &policy).plus(late);
+                if now.since(begun) > Duration::from_secs(DAY) {
+                    break now;
+                }
+                attempts += 1;
+                for what in refused(&debt, "answered 503".into(), None, &policy) {
+                    entry.add(Fact {
+                        at: now,
+                        by: "w".into(),
+                        what,
+                    });
+                }
+                // The recording itself is over, whatever the endpoint does.
+                assert_eq!(State::of(&entry), State::Failed);
+            };
+            assert!(attempts >= 6, "{attempts}");
+            assert!(came.since(begun) < Duration::from_secs(2 * DAY), "{came:?}");
+        }
+    }
+
     #[test]
     fn a_published_outcome_is_owed_to_the_endpoints_that_want_it_and_holds_nothing_open() {
         let policy = hooked(vec![

@@ -118,7 +118,7 @@ pub fn completed(
         "content_type": at.content_type,
         "length": at.length,
         "stub": false,
-        "handler": {"kz_att_http": {"url": fetchable(at.url)}},
+        "handler": handler(at.url),
     });
     attached(edited(document, known, progress, now), at.name, stub)
 }
@@ -130,6 +130,16 @@ pub fn attached(mut document: Map<String, Value>, name: &str, entry: Value) -> M
         None => drop(document.insert("pvt_attachments".into(), json!({ name: entry }))),
     }
     document
+}
+
+/// Kazoo's attachment handler for a URL. It has none for ftps and sftp, and its own for ftp cannot fetch: any of them answers that the audio
+/// cannot be fetched.
+fn handler(url: &str) -> Value {
+    if url.starts_with("http") {
+        json!({"kz_att_http": {"url": fetchable(url)}})
+    } else {
+        json!({"kz_att_ftp": {"url": url}})
+    }
 }
 
 /// The same URL in a form that Kazoo can fetch. `kz_att_http:fetch_attachment` appends ids and a name to the URL. That would address

@@ -10,6 +10,7 @@ use crate::config::AdoptMode;
 use crate::couch::Couch;
 use crate::destination::circuit_breaker::CircuitBreakers;
 use crate::destination::storage_plan::native::Stores;
+use crate::destination::url::Uploads;
 use crate::destination::url::http::Http;
 use crate::flow::common::Common;
 use crate::flow::deliveries::Deliveries;
@@ -66,7 +67,7 @@ pub(super) struct Outside {
     pub ingest: Ingest,
     pub system_config: SystemConfig,
     /// Uploads to users' URLs, and to servers that the operator named.
-    pub http: (Http, Http),
+    pub http: (Uploads, Http),
     /// What passes outcomes to endpoints of operators.
     pub outcomes: Outcomes,
     /// Uploads to object stores.

@@ -18,6 +18,7 @@ use libtest_mimic::{Arguments, Trial};
 
 mod bigcouch;
 mod bigcouch_faults;
+mod files;
 mod guard;
 mod hold;
 mod http;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
     for list in [
         bigcouch::TESTS,
         bigcouch_faults::TESTS,
+        files::TESTS,
         guard::TESTS,
         hold::TESTS,
         http::TESTS,

@@ -25,9 +25,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::promises;
 use crate::stores::{Plan, config};
+use crate::support::file_server::{FileServer, Tls};
 use crate::support::object_store::{ObjectStore, Setup};
 use crate::support::{
-    ACCOUNT, Case, Couchdb, Recording, Reply, Server, TestResult, WAYS, World, http_here, send, whole_settings,
+    ACCOUNT, Case, Couchdb, Recording, Reply, Server, TestResult, WAYS, World, files_here, http_here, send, store,
+    whole_settings,
 };
 
 promises![
@@ -35,6 +37,8 @@ promises![
     three_hours_of_wav_go_through_to_a_database_in_64_mebibytes,
     a_hundred_uploads_at_once_need_a_bounded_memory,
     a_hundred_megabytes_go_into_an_object_store_in_8_mebibytes,
+    eight_times_a_hundred_megabytes_at_once_go_into_an_object_store_in_a_bounded_memory,
+    a_hundred_megabytes_go_to_a_file_server_in_8_mebibytes,
 ];
 
 /// What three hours of 16 bit mono at 16 kHz have, and a header: 345,600,044 bytes.
@@ -202,13 +206,75 @@ async fn a_hundred_megabytes_go_into_an_object_store_in_8_mebibytes(_: Arc<Couch
     Ok(())
 }
 
+async fn eight_times_a_hundred_megabytes_at_once_go_into_an_object_store_in_a_bounded_memory(
+    _: Arc<Couchdb>,
+) -> TestResult {
+    const AT_ONCE: u64 = 8;
+    const MOST_MORE_KIB: u64 = 8 << 10;
+    let (store, bare) = (
+        ObjectStore::start(Setup::default()).await,
+        Server::always(Reply::Status(200)).await,
+    );
+    let task = serde_json::json!({"store": store.s3(), "bare": bare.url("/in"), "at_once": AT_ONCE});
+    let mut measured = Measured::start(&task)?;
+    let (alone, stored) = (measured.says("bare").await?, measured.says("stored").await?);
+    let before: u64 = measured.says("before").await?.parse()?;
+    let peak = measured.peak_kib().await?;
+    println!(
+        "8 x 100 MB at once into an object store: {before} KiB before, {peak} KiB at most, {stored}; one bare PUT {alone}"
+    );
+    let objects: Vec<_> = store.objects().into_values().collect();
+    ensure!(
+        objects.len() == 8 && objects.iter().all(|object| object.length == MEGABYTES_100),
+        "{objects:?}"
+    );
+    ensure!(
+        peak.saturating_sub(before) < MOST_MORE_KIB,
+        "{before} KiB, then {peak} KiB"
+    );
+    Ok(())
+}
+
+async fn a_hundred_megabytes_go_to_a_file_server_in_8_mebibytes(_: Arc<Couchdb>) -> TestResult {
+    const MOST_MORE_KIB: u64 = 8 << 10;
+    for scheme in ["ftp", "sftp"] {
+        let server = match scheme {
+            "ftp" => FileServer::ftp(Tls::None).await,
+            _ => FileServer::ssh().await,
+        };
+        let task = serde_json::json!({"files": server.url(scheme, "/in")});
+        let mut measured = Measured::start(&task)?;
+        let stored = measured.says("stored").await?;
+        let before: u64 = measured.says("before").await?.parse()?;
+        let peak = measured.peak_kib().await?;
+        println!("100 MB by {scheme}: {before} KiB before, {peak} KiB at most, {stored}");
+        let files: Vec<_> = server.disk.files().into_values().collect();
+        ensure!(
+            files.len() == 1 && files[0].len() as u64 == MEGABYTES_100,
+            "{:?}",
+            server.disk.names()
+        );
+        ensure!(
+            peak.saturating_sub(before) < MOST_MORE_KIB,
+            "{scheme}: {before} KiB, then {peak} KiB"
+        );
+    }
+    Ok(())
+}
+
 /// Runs in the measured process; `None` in any other.
 pub fn child(runtime: &tokio::runtime::Runtime) -> Option<ExitCode> {
     let task: Value = serde_json::from_str(&std::env::var(TASK).ok()?).ok()?;
     let outcome = runtime.block_on(async {
+        if let Some(url) = task["files"].as_str() {
+            return to_file_server(url).await;
+        }
         match (task.get("hundred").and_then(Value::as_str), task.get("store")) {
             (Some(url), _) => hundred(url).await,
-            (None, Some(settings)) => into_store(settings, task["bare"].as_str().unwrap_or_default()).await,
+            (None, Some(settings)) => {
+                let at_once = task["at_once"].as_u64().unwrap_or(1);
+                into_store(settings, task["bare"].as_str().unwrap_or_default(), at_once).await
+            }
             (None, None) => one(&task).await,
         }
     });
@@ -220,8 +286,8 @@ pub fn child(runtime: &tokio::runtime::Runtime) -> Option<ExitCode> {
     Some(ExitCode::SUCCESS)
 }
 
-/// One recording from the disk to a plain server, and to an object store.
-async fn into_store(settings: &Value, bare: &str) -> anyhow::Result<()> {
+/// A recording on the disk, and its folder.
+fn hundred_megabytes() -> anyhow::Result<(Recording, std::path::PathBuf)> {
     let dir = std::env::temp_dir().join(format!("kz-record-call-{}", uuid::Uuid::new_v4().simple()));
     let (mut file, spooled) = Spool::open(&dir, 0)?.create()?;
     let (mut hasher, mut piece) = (Hasher::default(), vec![0; 100_000]);
@@ -234,6 +300,27 @@ async fn into_store(settings: &Value, bare: &str) -> anyhow::Result<()> {
     recording.audio.size = MEGABYTES_100;
     recording.audio.digests = hasher.finish();
     recording.source = Source::spooled(spooled);
+    Ok((recording, dir))
+}
+
+/// One recording from the disk to a file server.
+async fn to_file_server(url: &str) -> anyhow::Result<()> {
+    let (recording, dir) = hundred_megabytes()?;
+    let files = files_here(&[("UNKNOWN_HOSTS", "accept")]);
+    // The peak counts from here.
+    std::fs::write("/proc/self/clear_refs", "5")?;
+    let before = status("VmRSS:");
+    let begun = Instant::now();
+    store(&files, url, "recording.mp3", &recording).await?;
+    println!("stored {:?}", begun.elapsed());
+    println!("before {before}");
+    std::fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
+/// One recording from the disk to a plain server, and to an object store, under as many names at once.
+async fn into_store(settings: &Value, bare: &str, at_once: u64) -> anyhow::Result<()> {
+    let (recording, dir) = hundred_megabytes()?;
     let begun = Instant::now();
     let body = reqwest::Body::wrap_stream(recording.source.open().await?);
     let put = reqwest::Client::new().put(bare).header("content-length", MEGABYTES_100);
@@ -244,7 +331,9 @@ async fn into_store(settings: &Value, bare: &str) -> anyhow::Result<()> {
     std::fs::write("/proc/self/clear_refs", "5")?;
     let before = status("VmRSS:");
     let begun = Instant::now();
-    plan.deliver(&recording).await?;
+    let (plan, recording) = (&plan, &recording);
+    let all = (0..at_once).map(|n| async move { plan.deliver_as(recording, &format!("recording-{n}"), true).await });
+    futures_util::future::try_join_all(all).await?;
     println!("stored {:?}", begun.elapsed());
     println!("before {before}");
     std::fs::remove_dir_all(&dir)?;

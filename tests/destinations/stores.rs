@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::promises;
 use crate::support::object_store::{Does, ObjectStore, SECRET, Setup, Stored};
+use crate::support::tls::{Authority, TlsFront};
 use crate::support::{Couchdb, Names, Recording, TestResult, whole_settings};
 
 promises![
@@ -36,6 +37,7 @@ promises![
     a_locked_bucket_gets_its_headers,
     a_silent_store_is_given_up_and_a_slow_one_is_not,
     the_filter_applies_to_accounts_and_not_to_the_system,
+    a_self_signed_store_is_reached_with_its_authority_and_not_without,
     no_error_tells_a_secret,
 ];
 
@@ -114,7 +116,7 @@ impl Plan {
         self.deliver_as(recording, KEY, true).await
     }
 
-    async fn deliver_as(&self, recording: &Recording, key: &str, is_own: bool) -> Result<Receipt, DeliveryError> {
+    pub async fn deliver_as(&self, recording: &Recording, key: &str, is_own: bool) -> Result<Receipt, DeliveryError> {
         let http = if self.is_systems {
             &self.stores.systems
         } else {
@@ -544,6 +546,40 @@ async fn the_filter_applies_to_accounts_and_not_to_the_system(_: Arc<Couchdb>) -
     plan.is_systems = true;
     plan.deliver(&recording).await?;
     the_audio(&store, &recording)?;
+    Ok(())
+}
+
+async fn a_self_signed_store_is_reached_with_its_authority_and_not_without(_: Arc<Couchdb>) -> TestResult {
+    let store = ObjectStore::start(Setup::default()).await;
+    let authority = Authority::new("A store's own")?;
+    let front = TlsFront::start(&store.address.to_string(), &authority.issue(&["127.0.0.1"])?, None).await?;
+    let recording = Recording::of(300_000);
+    let ca = authority.file(recording.dir(), "ca.pem")?;
+    let mut s3 = store.s3();
+    s3["scheme"] = json!("https");
+    s3["port"] = json!(front.port);
+    let endpoint = format!("https://127.0.0.1:{}", front.port);
+    let azure = store.azure().0;
+    for (kind, settings) in [("s3", &s3), ("azure", &azure)] {
+        let plan = |ca: &str| {
+            let changes = [("STORAGE__AZURE_ENDPOINT", endpoint.as_str()), ("STORAGE__CA_FILE", ca)];
+            Plan::of(kind, settings, &config(&changes), &[])
+        };
+        let error = plan("")?.deliver(&recording).await.err().context("stored")?;
+        ensure!(
+            error.fault() == Fault::Plan && error.to_string().contains("CertificateNotTrusted"),
+            "{error}"
+        );
+        let receipt = plan(&ca)?.deliver(&recording).await?;
+        ensure!(receipt.proof == Proof::Digest && !receipt.was_there, "{receipt:?}");
+    }
+    ensure!(
+        store
+            .objects()
+            .values()
+            .all(|stored| stored.digests == recording.audio.digests)
+    );
+    ensure!(store.objects().len() == 2, "{:?}", store.objects().keys());
     Ok(())
 }
 

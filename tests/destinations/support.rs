@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 mod couchdb;
+pub mod file_server;
 mod front;
 #[path = "../promises/support/machine.rs"]
 pub mod machine;
@@ -16,13 +17,16 @@ mod server;
 #[path = "../promises/support/services.rs"]
 #[allow(dead_code)]
 mod services;
+#[path = "../promises/support/tls.rs"]
+#[allow(dead_code)]
+pub mod tls;
 mod way;
 
 pub use couchdb::{Couchdb, World, view};
 pub use front::{Fault, Front, Seen};
 pub use recording::{ACCOUNT, Recording};
 pub use schemas::check as check_schema;
-pub use sending::{Names, http, http_here, send, send_by};
+pub use sending::{Names, files_here, http, http_here, send, send_by, store};
 pub use server::{Reply, Server};
 pub use way::{Case, WAYS, Way};
 

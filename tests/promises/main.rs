@@ -31,6 +31,7 @@ mod controls;
 mod crashes;
 mod credentials;
 mod erasing;
+mod file_servers;
 mod killed;
 mod ledger;
 mod main_job;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         credentials::TESTS,
         ledger::TESTS,
         erasing::TESTS,
+        file_servers::TESTS,
         places::TESTS,
         sizes::TESTS,
         stores::TESTS,

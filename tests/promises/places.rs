@@ -10,6 +10,8 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::put;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::promises;
@@ -372,7 +374,7 @@ async fn a_url_that_is_down_is_delivered_when_it_is_back_though_the_switch_lost_
 async fn a_url_that_cannot_be_served_is_parked_with_its_audio(services: Arc<Services>) -> TestResult {
     let world = World::new(&services).await?;
     let _worker = world.worker().await?;
-    for url in ["ftp://example.com/in", "no url at all"] {
+    for url in ["s3://example.com/in", "no url at all"] {
         let recording = record(&world, json!({"url": url})).await?;
         let outcome = world.outcome(&recording.id).await?;
         ensure!(
@@ -497,14 +499,27 @@ async fn a_third_party_that_is_set_while_running_takes_the_next_recording(servic
 
 /// Kazoo's store proxy: it takes the audio and writes into the document where it is.
 pub async fn store_proxy(couch: Couch, modb: String) -> anyhow::Result<(u16, tokio::task::JoinHandle<()>)> {
-    type Shared = State<Arc<(Couch, String)>>;
+    store_proxy_of(couch, modb, false).await
+}
+
+/// As `store_proxy`. `stub`: of a plan with that setting, with which the audio becomes an attachment, and nothing of the handler is written.
+pub async fn store_proxy_of(
+    couch: Couch,
+    modb: String,
+    stub: bool,
+) -> anyhow::Result<(u16, tokio::task::JoinHandle<()>)> {
+    type Shared = State<Arc<(Couch, String, bool)>>;
     async fn take(State(shared): Shared, Path((_, name)): Path<(String, String)>, body: Bytes) -> StatusCode {
-        let (couch, modb) = shared.as_ref();
+        let (couch, modb, stub) = shared.as_ref();
         for id in couch.ids(modb).await.unwrap() {
             let named = couch.get(modb, &id).await.unwrap().unwrap();
             if named["name"] == name.as_str() {
-                let stub = json!({"length": body.len(), "content_type": "audio/mpeg", "stub": false, "handler": {"kz_att_s3": {"key": name}}});
-                let change = |doc: &mut Value| doc["pvt_attachments"] = json!({ &name: stub });
+                let entry = json!({"length": body.len(), "content_type": "audio/mpeg", "stub": false, "handler": {"kz_att_s3": {"key": name}}});
+                let attachment = json!({"content_type": "audio/mpeg", "data": STANDARD.encode(&body)});
+                let change = |doc: &mut Value| match stub {
+                    false => doc["pvt_attachments"] = json!({ &name: entry }),
+                    true => doc["_attachments"] = json!({ &name: attachment }),
+                };
                 couch.edit(modb, &id, change).await.unwrap();
                 return StatusCode::OK;
             }
@@ -516,7 +531,7 @@ pub async fn store_proxy(couch: Couch, modb: String) -> anyhow::Result<(u16, tok
     let router = Router::new()
         .route("/store/{blob}/{name}", put(take))
         .layer(axum::extract::DefaultBodyLimit::disable())
-        .with_state(Arc::new((couch, modb)));
+        .with_state(Arc::new((couch, modb, stub)));
     Ok((
         port,
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }),

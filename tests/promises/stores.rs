@@ -6,15 +6,17 @@ use anyhow::{Context as _, ensure};
 use kz_record_call::kazoo::term::Term;
 use serde_json::{Value, json};
 
-use crate::places::{HERE, changes, document, marked, record};
+use crate::places::{HERE, changes, document, marked, media, record, store_proxy_of};
 use crate::promises;
-use crate::simulator::sim::CallOptions;
+use crate::simulator::sim::{CallOptions, Recording};
 use crate::support::object_store::{BUCKET, KEY, ObjectStore, SECRET, Setup};
 use crate::support::{SOON, Services, TestResult, World};
 
 promises![
     a_storage_plan_with_s3_is_stored_by_the_worker_itself,
     a_storage_plan_with_azure_is_stored_by_the_worker_itself,
+    no_drivers_or_a_stub_leave_a_plan_to_kazoos_store_proxy,
+    a_plan_that_changes_between_the_audio_and_the_document_is_followed,
     a_plan_with_a_wrong_key_slows_no_other_account_and_is_delivered_when_it_is_put_right,
 ];
 
@@ -107,6 +109,159 @@ async fn a_storage_plan_with_azure_is_stored_by_the_worker_itself(services: Arc<
         "{objects:?}"
     );
     world.finish().await
+}
+
+async fn no_drivers_or_a_stub_leave_a_plan_to_kazoos_store_proxy(services: Arc<Services>) -> TestResult {
+    for stub in [false, true] {
+        let world = World::new(&services).await?;
+        let store = ObjectStore::start(Setup::default()).await;
+        let mut plan = plan("s3", &store.s3());
+        if stub {
+            plan["plan"]["modb"]["types"]["call_recording"]["attachments"]["stub"] = json!(true);
+        }
+        world.couch.create("system_data", world.account(), &plan).await?;
+        let modb = world.modb(&format!("{}-x", world.month()));
+        let (port, serving) = store_proxy_of(world.couch.clone(), modb.clone(), stub).await?;
+        media(&world, "proxy_hostname", json!("127.0.0.1")).await?;
+        media(&world, "proxy_port", json!(port)).await?;
+        let mut settings = vec![HERE];
+        if !stub {
+            settings.push(("STORAGE__DRIVERS", ""));
+        }
+        let _worker = world.worker_with(&settings).await?;
+        let recording = record(&world, json!({})).await?;
+        let outcome = world.outcome(&recording.id).await?;
+        ensure!(
+            outcome["Outcome"] == "stored" && outcome["Destination"] == "storage_plan",
+            "{outcome:#}"
+        );
+        let document = document(&world, &recording.id).await?;
+        ensure!(document["pvt_recording"]["state"] == "complete", "{document:#}");
+        let name = document["name"].as_str().context("name")?;
+        if stub {
+            let stored = world.couch.stored(&modb, &recording.id, &recording.audio).await?;
+            ensure!(stored.difference.is_none(), "{:?}", stored.difference);
+            ensure!(document["pvt_attachments"].is_null(), "{document:#}");
+        } else {
+            ensure!(
+                document["pvt_attachments"][name]["length"] == recording.audio.len(),
+                "{document:#}"
+            );
+        }
+        ensure!(store.objects().is_empty() && store.asked("HEAD") == 0);
+        world.released(&recording).await?;
+        serving.abort();
+        world.finish().await?;
+    }
+    Ok(())
+}
+
+async fn a_plan_that_changes_between_the_audio_and_the_document_is_followed(services: Arc<Services>) -> TestResult {
+    /// More steps than come before the document.
+    const MOST: u32 = 40;
+    // Another place: the audio goes there too. The same place: the audio is not sent again.
+    for (change, key, objects) in [
+        (json!({"folder_path": "moved"}), "moved/account%2F", 2),
+        (json!({"region": "us-east-1"}), "account%2F", 1),
+    ] {
+        let mut was_between = false;
+        for n in 1..MOST {
+            let world = World::new(&services).await?;
+            world.kazoo.tolerate("order");
+            let store = ObjectStore::start(Setup::default()).await;
+            world
+                .couch
+                .create("system_data", world.account(), &plan("s3", &store.s3()))
+                .await?;
+            let crash = format!("after:{n}");
+            let mut first = world
+                .worker_with(&[HERE, ("KZ_RECORD_CALL_TEST_CRASH", &crash)])
+                .await?;
+            let call = world.kazoo.new_call(CallOptions::talking());
+            // A worker that is killed too early is of no interest here.
+            let told = async {
+                call.execute(json!({})).await?.continued(SOON).await?;
+                let recording = call.wait_recording_started(SOON).await?;
+                call.hangup("NORMAL_CLEARING").await;
+                world.ended(&recording).await
+            };
+            let recording = tokio::select! {
+                recording = told => Some(recording?),
+                _ = first.exited() => None,
+            };
+            if let Some(recording) = recording {
+                let stored = async { world.outcome(&recording.id).await };
+                let died = tokio::select! {
+                    died = first.exited() => died.map(|_| true)?,
+                    outcome = stored => outcome.map(|_| false)?,
+                };
+                ensure!(died, "no step is between the audio and the document");
+                let document = world.couch.get(&world.modb(&recording.id), &recording.id).await?;
+                let pending = document.is_some_and(|document| document["pvt_recording"]["state"] == "pending");
+                if pending && store.objects().len() == 1 {
+                    was_between = true;
+                    followed(&world, &store, (&recording, &change), (key, objects)).await?;
+                }
+            }
+            drop(first);
+            drop(call);
+            world.finish().await?;
+            if was_between {
+                break;
+            }
+        }
+        ensure!(was_between);
+    }
+    Ok(())
+}
+
+/// What another worker makes of the recording, after the plan's settings have changed.
+async fn followed(
+    world: &World<'_>,
+    store: &ObjectStore,
+    (recording, change): (&Recording, &Value),
+    (key, objects): (&str, usize),
+) -> TestResult {
+    world
+        .couch
+        .edit("system_data", world.account(), |plan| {
+            let settings = plan["attachments"]["9b1c"]["settings"].as_object_mut();
+            settings
+                .into_iter()
+                .for_each(|settings| settings.extend(change.as_object().cloned().unwrap_or_default()));
+        })
+        .await?;
+    let _second = world.worker_with(&[HERE]).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(outcome["Outcome"] == "stored", "{outcome:#}");
+    let document = document(world, &recording.id).await?;
+    let name = document["name"].as_str().context("name")?;
+    let term = document["pvt_attachments"][name]["handler"]["kz_att_s3"]["S3"].as_str();
+    let Term::Tuple(term) = Term::from_base64(term.context("no term")?)? else {
+        anyhow::bail!("{document:#}")
+    };
+    let [Term::Map(settings), Term::Binary(named)] = &term[..] else {
+        anyhow::bail!("{term:?}")
+    };
+    for (setting, value) in change.as_object().context("no change")? {
+        let changed = (Term::atom(setting), Term::binary(value.as_str().unwrap_or_default()));
+        ensure!(settings.contains(&changed), "{settings:?}");
+    }
+    let named = String::from_utf8(named.clone())?;
+    ensure!(named.starts_with(key), "{named}");
+    let all = store.objects();
+    let digest = Some(format!("md5-{}", recording.audio.md5()));
+    ensure!(
+        all.len() == objects && all.contains_key(&named),
+        "{named}: {:?}",
+        all.keys()
+    );
+    ensure!(
+        all.values()
+            .all(|stored| stored.writes == 1 && stored.digests.couch() == digest),
+        "{all:?}"
+    );
+    Ok(())
 }
 
 async fn a_plan_with_a_wrong_key_slows_no_other_account_and_is_delivered_when_it_is_put_right(

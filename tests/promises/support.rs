@@ -4,6 +4,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+#[path = "../destinations/support/file_server.rs"]
+#[allow(dead_code, unused_imports)]
+pub mod file_server;
 #[allow(dead_code)] // the destinations' own tests use more of it
 #[path = "../destinations/support/server.rs"]
 pub mod http;

@@ -97,7 +97,7 @@ async fn what_waits_is_told_in_numbers(services: Arc<Services>) -> TestResult {
     let running = world.kazoo.new_call(CallOptions::talking());
     running.execute(json!({})).await?.continued(SOON).await?;
     let call = world.kazoo.new_call(CallOptions::talking());
-    call.execute(json!({"url": "ftp://recordings.example.com/in"}))
+    call.execute(json!({"url": "s3://recordings.example.com/in"}))
         .await?
         .continued(SOON)
         .await?;
@@ -301,7 +301,7 @@ async fn kazoos_operators_are_alerted_when_they_want_to_be_and_not_in_a_storm(se
     let parked = async |count: usize| {
         for _ in 0..count {
             let call = world.kazoo.new_call(CallOptions::talking());
-            call.execute(json!({"url": "ftp://recordings.example.com/in"}))
+            call.execute(json!({"url": "s3://recordings.example.com/in"}))
                 .await?
                 .continued(SOON)
                 .await?;

@@ -397,7 +397,7 @@ async fn an_endpoint_gets_only_the_outcomes_and_accounts_that_it_wants(services:
     settings.push(("WEBHOOKS__ENDPOINT__STRANGE__ACCOUNTS".into(), "f".repeat(32)));
     let _worker = world.worker_with(&borrowed(&settings)).await?;
     let stored = record(&world, json!({"format": "wav"})).await?;
-    let rests = record(&world, json!({"url": "ftp://example.com/in"})).await?;
+    let rests = record(&world, json!({"url": "s3://example.com/in"})).await?;
     noted(&world, &stored, "webhook_sent", 1).await?;
     let entry = noted(&world, &rests, "webhook_sent", 2).await?;
     ensure!(entry["state"] == "parked", "{entry:#}");

@@ -11,7 +11,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, LOCATION, RETRY_AFTER, USER_AGENT};
 use reqwest::Body;
-use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::config::{self, HostHeader};
@@ -20,28 +19,21 @@ use crate::kazoo::time::{Clock, Moment};
 use crate::recording::settings::Method;
 
 use super::super::{DeliveryError, Source};
+use super::failure::MAX_REDIRECTS;
+pub use super::failure::{Failure, NoClient, SendError};
+use super::guard::Guard;
 use super::guard::resolve::{Lookup, System};
-use super::guard::{Guard, Refused};
 use super::signed::{Scheme, md5_of_answer};
 use super::target::{Target, unescaped};
 
 pub mod exchange;
 mod passed;
-mod said;
 mod wire;
 
 use wire::{Answer, Moved, Wire};
 
-/// Redirects that are followed, as in Kazoo (`kz_att_http`).
-const MAX_REDIRECTS: usize = 10;
-
 /// Longest delay that a server's `Retry-After` can ask for. It equals the longest delay of our own retry schedule.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(12 * 3600);
-
-/// The HTTP client cannot be built, for example without any root certificate.
-#[derive(Debug, Error)]
-#[error("the HTTP client cannot be built: {0}")]
-pub struct NoClient(String);
 
 /// Sends audio. Cheap to clone.
 #[derive(Clone)]
@@ -77,83 +69,6 @@ pub struct Sent {
     pub md5: Option<String>,
 }
 
-/// A failed upload. Its text names only the host of the URL.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{host}: {kind}{}", said.as_ref().map(|said| format!(": {said}")).unwrap_or_default())]
-pub struct SendError {
-    pub host: String,
-    pub kind: Failure,
-    /// The server's reason, printable and without secrets.
-    pub said: Option<String>,
-    /// The URL contains a signature, and the server rejects it.
-    pub bad_signature: bool,
-    /// How long the server asks to wait.
-    pub retry_after: Option<Duration>,
-}
-
-/// How the upload failed.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Failure {
-    #[error("answered {0}")]
-    Status(u16),
-    #[error("{0}")]
-    Address(Refused),
-    #[error("its name cannot be resolved")]
-    Unresolved,
-    #[error("cannot connect: {0}")]
-    Connect(String),
-    #[error("its certificate or its TLS is not good: {0}")]
-    Tls(String),
-    #[error("{0}")]
-    Silent(Silent),
-    #[error("not through within {0:?}")]
-    TooSlow(Duration),
-    #[error("the connection was lost: {0}")]
-    Lost(String),
-    #[error("redirected {MAX_REDIRECTS} times")]
-    TooManyRedirects,
-    #[error("the request cannot be made: {0}")]
-    Unsendable(String),
-    #[error("answered {0}, which leads nowhere that audio is sent to")]
-    Redirect(u16),
-    #[error("the recording has {0} bytes, more than destination.max_bytes")]
-    TooLarge(u64),
-    #[error("the audio cannot be read: {0}")]
-    Source(Arc<str>),
-}
-
-impl SendError {
-    /// Whether a retry is of no use, because the recording or the URL is at fault.
-    pub fn is_for_ever(&self) -> bool {
-        match self.kind {
-            Failure::Status(status) => (is_for_ever(status) && !self.may_pass()) || self.bad_signature,
-            Failure::Address(_) | Failure::TooLarge(_) => true,
-            _ => false,
-        }
-    }
-
-    /// Whether an object store refuses the transfer, and not the recording: it answers 400 to that as well.
-    fn may_pass(&self) -> bool {
-        const WORDS: [&str; 4] = ["RequestTimeout", "IncompleteBody", "BadDigest", "InternalError"];
-        let said = self.said.as_deref().unwrap_or_default();
-        WORDS.iter().any(|word| said.contains(word))
-    }
-
-    /// Whether the store rejects the URL because its time is over.
-    pub fn is_expired(&self) -> bool {
-        let said = self.said.as_deref().unwrap_or_default().to_ascii_lowercase();
-        self.bad_signature && (said.contains("expired") || said.contains("expiry"))
-    }
-
-    /// The status of the answer, if there was one.
-    pub fn status(&self) -> Option<u16> {
-        match self.kind {
-            Failure::Status(status) | Failure::Redirect(status) => Some(status),
-            _ => None,
-        }
-    }
-}
-
 impl Http {
     /// A client for users' URLs.
     ///
@@ -165,7 +80,12 @@ impl Http {
         lookup: Arc<dyn Lookup>,
         clock: Clock,
     ) -> Result<Self, NoClient> {
-        let wire = Wire::new(Some(Arc::new(guard)), lookup, None, config.connect_timeout)?;
+        let wire = Wire::new(
+            Some(Arc::new(guard)),
+            lookup,
+            config.ca.as_ref(),
+            config.connect_timeout,
+        )?;
         let headers = config.headers.as_slice().into();
         Ok(Self {
             headers,
@@ -221,13 +141,7 @@ impl Http {
     /// Any other outcome, with whether a retry is of use.
     pub async fn send(&self, target: &Target, upload: &Upload<'_>) -> Result<Sent, SendError> {
         let (end, mut to) = (Instant::now() + self.total, target.clone());
-        let failed = |to: &Target, kind: Failure| SendError {
-            host: to.host(),
-            kind,
-            said: None,
-            bad_signature: false,
-            retry_after: None,
-        };
+        let failed = SendError::of;
         if upload.length > self.max_bytes {
             return Err(failed(&to, Failure::TooLarge(upload.length)));
         }
@@ -277,7 +191,7 @@ impl Http {
     /// The server's own reason for refusing.
     async fn said(&self, answer: &mut Answer, to: &Target) -> Option<String> {
         let body = self.read(answer).await;
-        said::reason(&answer.headers, &body, to.expose())
+        super::said::reason(&answer.headers, &body, to.expose())
     }
 
     /// One request. A 2xx is returned only when the server took the whole audio.
@@ -428,27 +342,11 @@ fn retry_after(headers: &HeaderMap, now: Moment) -> Option<Duration> {
     Some(pause.min(MAX_RETRY_AFTER))
 }
 
-/// Whether a status means that the server will not accept this recording, now or later.
-const fn is_for_ever(status: u16) -> bool {
-    matches!(status, 400 | 405 | 410 | 413 | 414 | 415 | 422)
-}
-
 #[cfg(test)]
 mod tests {
     use hyper::header::HeaderValue;
 
     use super::*;
-
-    #[test]
-    fn what_is_of_no_use_to_try_again_is_known() {
-        for status in [400, 405, 410, 413, 414, 415, 422] {
-            assert!(is_for_ever(status), "{status}");
-        }
-        // A deployment at night causes these. It needs no operator.
-        for status in [303, 401, 403, 404, 408, 409, 423, 429, 500, 501, 502, 503, 504, 507] {
-            assert!(!is_for_ever(status), "{status}");
-        }
-    }
 
     #[test]
     fn a_server_may_ask_for_a_pause_in_seconds_or_by_date_but_not_for_a_year() {

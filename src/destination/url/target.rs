@@ -12,7 +12,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode, utf8_percent_encode};
 use serde_json::{Map, Value};
 use thiserror::Error;
-use url::{Position, Url};
+use url::{Host, Position, Url};
 
 use crate::kazoo::time::Moment;
 use crate::recording::digest::hex;
@@ -41,9 +41,41 @@ const LATER: [&str; 3] = ["owner_id", "start", "duration_ms"];
 pub enum Unusable {
     #[error("it is not a URL with a host")]
     NotAUrl,
-    /// Kazoo also supports ftp and ftps, and some versions sftp. We do not yet.
-    #[error("its scheme {0} is not served; http and https are")]
+    #[error("its scheme {0} is not served; http, https, ftp, ftps and sftp are")]
     Scheme(String),
+    /// A file server reads one command a line.
+    #[error("its user, password or path has a control character, or is not UTF-8")]
+    Characters,
+}
+
+/// How a file server is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Ftp,
+    /// FTP over TLS.
+    Ftps,
+    /// The file transfer of SSH.
+    Sftp,
+}
+
+impl Protocol {
+    fn of(scheme: &str) -> Option<Self> {
+        match scheme {
+            "ftp" => Some(Self::Ftp),
+            "ftps" => Some(Self::Ftps),
+            "sftp" => Some(Self::Sftp),
+            _ => None,
+        }
+    }
+
+    /// The port of a URL without one.
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Ftp => 21,
+            Self::Ftps => 990,
+            Self::Sftp => 22,
+        }
+    }
 }
 
 /// A URL that audio can be sent to. `Debug` and `Display` print only the host, because users put keys into paths and queries.
@@ -71,11 +103,13 @@ impl Target {
     /// When the URL can never be used.
     pub fn parse(given: &str) -> Result<Self, Unusable> {
         let mut url = Url::parse(given.trim()).map_err(|_| Unusable::NotAUrl)?;
+        if let Some(protocol) = Protocol::of(url.scheme()) {
+            return Self::of_file_server(url, protocol);
+        }
         if !matches!(url.scheme(), "http" | "https") {
             let scheme = crate::kazoo::call::clip(url.scheme(), 16).to_owned();
             // `host:8080/x` parses with `host` as its scheme.
-            let known = matches!(url.scheme(), "ftp" | "ftps" | "sftp") || url.has_host();
-            return Err(if known {
+            return Err(if url.has_host() {
                 Unusable::Scheme(scheme)
             } else {
                 Unusable::NotAUrl
@@ -87,6 +121,72 @@ impl Target {
         url.set_fragment(None);
         let signed = Signed::of(&url, given.trim());
         Ok(Self { url, signed })
+    }
+
+    /// The parser knows neither the hosts nor the ports of unusual schemes.
+    fn of_file_server(mut url: Url, protocol: Protocol) -> Result<Self, Unusable> {
+        let given = url.host_str().filter(|host| !host.is_empty());
+        let host = Host::parse(given.ok_or(Unusable::NotAUrl)?).map_err(|_| Unusable::NotAUrl)?;
+        url.set_host(Some(&host.to_string())).map_err(|_| Unusable::NotAUrl)?;
+        if url.port() == Some(protocol.port()) {
+            url.set_port(None).map_err(|()| Unusable::NotAUrl)?;
+        }
+        url.set_query(None);
+        url.set_fragment(None);
+        for part in [url.username(), url.password().unwrap_or_default(), url.path()] {
+            let plain = String::from_utf8(unescaped(part)).map_err(|_| Unusable::Characters)?;
+            if plain.contains(char::is_control) {
+                return Err(Unusable::Characters);
+            }
+        }
+        Ok(Self { url, signed: None })
+    }
+
+    /// How the file server of the URL is spoken to. `None` for http and https.
+    pub fn protocol(&self) -> Option<Protocol> {
+        Protocol::of(self.url.scheme())
+    }
+
+    /// The user and the password for a file server, without escapes.
+    pub(super) fn login(&self) -> Option<(String, String)> {
+        let plain = |text: &str| String::from_utf8_lossy(&unescaped(text)).into_owned();
+        let user = Some(self.url.username()).filter(|user| !user.is_empty())?;
+        Some((plain(user), plain(self.url.password().unwrap_or_default())))
+    }
+
+    /// The folder and the file on a file server. The folder has no escapes, and begins with a slash, unless it is in the folder of the login
+    /// (`/~/`). The file's name keeps the escapes, as in Kazoo (`kz_att_ftp`), so it has no slash.
+    pub(super) fn folder_and_file(&self) -> (String, &str) {
+        let (folder, file) = self.url.path().rsplit_once('/').unwrap_or_default();
+        let folder = String::from_utf8_lossy(&unescaped(folder)).into_owned();
+        let folder = match folder.strip_prefix("/~") {
+            Some(own) if own.is_empty() || own.starts_with('/') => own.trim_matches('/').to_owned(),
+            _ if folder.is_empty() => "/".to_owned(),
+            _ => folder,
+        };
+        (folder, file)
+    }
+
+    /// The name of the file on a file server.
+    pub fn file(&self) -> &str {
+        self.folder_and_file().1
+    }
+
+    /// The same URL without credentials.
+    #[must_use]
+    pub fn without_credentials(&self) -> Self {
+        let mut plain = self.clone();
+        let _ = plain.url.set_username("");
+        let _ = plain.url.set_password(None);
+        plain
+    }
+
+    /// The URL of the file with this name, which is in the same folder.
+    pub(super) fn beside(&self, name: &str) -> Self {
+        let mut other = self.clone();
+        let folder = self.url.path().rsplit_once('/').unwrap_or_default().0;
+        other.url.set_path(&format!("{folder}/{name}"));
+        other
     }
 
     /// Whether the URL is signed.
@@ -146,8 +246,12 @@ impl Target {
         }
         let own = own.map(|own| format!("-{}", encoded(own))).unwrap_or_default();
         let name = format!("call_recording_{}{own}.{extension}", field(document, "call_id"));
-        let parameters = parameters(document, account_id);
         let mut url = self.url.clone();
+        if self.protocol().is_some() {
+            url.set_path(&format!("{}/{name}", url.path().trim_end_matches('/')));
+            return Self { url, signed: None };
+        }
+        let parameters = parameters(document, account_id);
         match asked(url.query()) {
             None => {
                 let path = format!("{}/{name}", url.path().trim_end_matches('/'));
@@ -359,18 +463,63 @@ mod tests {
     #[test]
     fn a_scheme_that_is_not_served_is_told_from_what_is_no_url() {
         for (given, error) in [
-            ("ftp://h/in", Unusable::Scheme("ftp".into())),
-            ("FTPS://h/in", Unusable::Scheme("ftps".into())),
+            ("gopher://h/in", Unusable::Scheme("gopher".into())),
+            ("TFTP://h/in", Unusable::Scheme("tftp".into())),
             ("s3://bucket/x", Unusable::Scheme("s3".into())),
             ("h/in", Unusable::NotAUrl),
             ("host:8080/in", Unusable::NotAUrl),
             ("mailto:a@b", Unusable::NotAUrl),
             ("http://", Unusable::NotAUrl),
             ("https://h:99999/", Unusable::NotAUrl),
+            ("ftp://", Unusable::NotAUrl),
+            ("sftp:///in", Unusable::NotAUrl),
+            ("ftps://h h/in", Unusable::NotAUrl),
+            ("sftp:h/in", Unusable::NotAUrl),
+            ("ftp://u:p%0D%0ADELE%20x@h/in", Unusable::Characters),
+            ("sftp://u:p@h/in%00", Unusable::Characters),
+            ("ftps://h/%FF", Unusable::Characters),
             ("", Unusable::NotAUrl),
         ] {
             assert_eq!(Target::parse(given), Err(error), "{given}");
         }
+    }
+
+    #[test]
+    fn a_file_server_gets_kazoos_name_in_the_folder_of_the_url() {
+        let name = "call_recording_a84b%40pc33.mp3";
+        for (given, url, folder, host) in [
+            ("ftp://h", format!("ftp://h/{name}"), "/", "h"),
+            ("ftp://h/a%20b/c/", format!("ftp://h/a%20b/c/{name}"), "/a b/c", "h"),
+            ("ftp://h:21/in?k=v#f", format!("ftp://h/in/{name}"), "/in", "h"),
+            ("FTPS://H:990/in", format!("ftps://h/in/{name}"), "/in", "h"),
+            ("ftps://h:2121/in", format!("ftps://h:2121/in/{name}"), "/in", "h:2121"),
+            ("sftp://h:22/~/in/a", format!("sftp://h/~/in/a/{name}"), "in/a", "h"),
+            ("sftp://h/~", format!("sftp://h/~/{name}"), "", "h"),
+            ("sftp://h/~root", format!("sftp://h/~root/{name}"), "/~root", "h"),
+            // Any notation of an address, for the filter.
+            (
+                "sftp://0x7f.1/in",
+                format!("sftp://127.0.0.1/in/{name}"),
+                "/in",
+                "127.0.0.1",
+            ),
+            ("sftp://[::1]/in", format!("sftp://[::1]/in/{name}"), "/in", "[::1]"),
+            ("ftp://h/a/../../b", format!("ftp://h/b/{name}"), "/b", "h"),
+        ] {
+            let target = Target::parse(given)
+                .unwrap()
+                .of_recording(&document(), ACCOUNT, "mp3", None);
+            assert_eq!(target.expose().as_str(), url, "{given}");
+            assert_eq!(target.folder_and_file(), (folder.to_owned(), name), "{given}");
+            assert_eq!(target.host(), host, "{given}");
+        }
+        let login = |given: &str| Target::parse(given).unwrap().login();
+        let of = |user: &str, password: &str| Some((user.to_owned(), password.to_owned()));
+        assert_eq!(login("sftp://us%40er:p%3Ass@h/"), of("us@er", "p:ss"));
+        assert_eq!(login("ftp://user@h/"), of("user", ""));
+        assert_eq!(login("ftp://h/"), None);
+        let target = Target::parse("sftp://u:p@h/in").unwrap().without_credentials();
+        assert_eq!(target.expose().as_str(), "sftp://h/in");
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use kz_record_call::destination::DeliveryError;
 use kz_record_call::destination::url::Target;
+use kz_record_call::destination::url::files::{self, Files, Stored};
 use kz_record_call::destination::url::guard::Guard;
 use kz_record_call::destination::url::guard::resolve::{Answer, Lookup};
 use kz_record_call::destination::url::http::{Http, SendError, Sent, Upload};
@@ -62,4 +64,24 @@ pub async fn send_by(http: &Http, url: &str, recording: &Recording, method: Meth
 
 pub async fn send(http: &Http, url: &str, recording: &Recording) -> Result<Sent, SendError> {
     send_by(http, url, recording, Method::Put).await
+}
+
+/// A guarded client for file servers that operators let reach this host.
+pub fn files_here(changes: &[(&str, &str)]) -> Files {
+    let mut all = vec![("ALLOW", "127.0.0.1")];
+    all.extend_from_slice(changes);
+    let settings = settings(&all);
+    Files::guarded(&settings, Guard::new(&settings), Arc::new(Names::default())).unwrap()
+}
+
+/// Stores a recording at a URL of a file server, under `name`.
+pub async fn store(files: &Files, folder: &str, name: &str, recording: &Recording) -> Result<Stored, DeliveryError> {
+    let target = Target::parse(&format!("{folder}/{name}")).unwrap();
+    let upload = files::Upload {
+        source: &recording.source,
+        length: recording.audio.size,
+        digests: &recording.audio.digests,
+        writer: "worker 1",
+    };
+    files.send(&target, target.protocol().unwrap(), &upload).await
 }

@@ -64,6 +64,14 @@ impl Authority {
 }
 
 impl Issued {
+    /// What a server with this certificate does first.
+    pub fn acceptor(&self) -> anyhow::Result<TlsAcceptor> {
+        let key = PrivateKeyDer::try_from(self.key.clone()).map_err(|error| anyhow::anyhow!("{error}"))?;
+        let config = ServerConfig::builder().with_no_client_auth();
+        let config = config.with_single_cert(vec![self.certificate.clone()], key)?;
+        Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+
     /// Two PEM files in `dir`: the certificate and the key.
     pub fn files(&self, dir: &Path, name: &str) -> anyhow::Result<(String, String)> {
         Ok((

@@ -6,7 +6,7 @@ use std::pin::Pin;
 
 use crate::telemetry::events::{AddressRefused, AddressReported};
 
-use super::super::http::Failure;
+use super::super::failure::Failure;
 use super::{Guard, Refused, Verdict};
 
 /// A name's addresses, to come.

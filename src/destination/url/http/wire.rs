@@ -10,7 +10,7 @@
 //! ```
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -22,9 +22,7 @@ use hyper::client::conn::http1;
 use hyper::header::HeaderMap;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use rustls_platform_verifier::{BuilderVerifierExt as _, Verifier};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -33,8 +31,9 @@ use url::{Host, Url};
 use crate::config::Authorities;
 use crate::telemetry::survive;
 
+use super::super::connect::{Connector, tls};
 use super::super::guard::Guard;
-use super::super::guard::resolve::{Lookup, addresses, admit};
+use super::super::guard::resolve::Lookup;
 use super::passed::{Counting, Passed};
 use super::{Failure, NoClient};
 
@@ -45,10 +44,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(super) struct Wire {
     tls: Arc<rustls::ClientConfig>,
-    guard: Option<Arc<Guard>>,
-    lookup: Arc<dyn Lookup>,
-    /// Time limit of name resolution, connect and TLS together.
-    patience: Duration,
+    connector: Connector,
 }
 
 /// The head of an answer, and the connection that delivers the rest.
@@ -94,31 +90,22 @@ impl Wire {
         ca: Option<&Authorities>,
         patience: Duration,
     ) -> Result<Self, NoClient> {
-        let failed = |error: rustls::Error| NoClient(error.to_string());
-        let tls = rustls::ClientConfig::builder();
-        let mut tls = match ca {
-            None => tls.with_platform_verifier().map_err(failed)?.with_no_client_auth(),
-            Some(ca) => {
-                let provider = Arc::clone(tls.crypto_provider());
-                let verifier = Verifier::new_with_extra_roots(ca.certificates(), provider).map_err(failed)?;
-                tls.dangerous()
-                    .with_custom_certificate_verifier(Arc::new(verifier))
-                    .with_no_client_auth()
-            }
-        };
+        let mut tls = tls(ca)?;
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             tls: Arc::new(tls),
-            guard,
-            lookup,
-            patience,
+            connector: Connector {
+                guard,
+                lookup,
+                patience,
+            },
         })
     }
 
     /// Sends `request`, whose URI is the target's path and query, to the host of `url`.
     pub(super) async fn exchange(&self, url: &Url, request: hyper::Request<reqwest::Body>) -> Result<Answer, Failure> {
-        let connecting = tokio::time::timeout(self.patience, self.connect(url)).await;
-        let stream = connecting.unwrap_or_else(|_| Err(Failure::Connect("no answer".into())))?;
+        let port = url.port_or_known_default().unwrap_or(80);
+        let stream = self.connector.connect(url, port).await?;
         let lost = Arc::<Lost>::default();
         let stream = Steady {
             stream,
@@ -135,7 +122,7 @@ impl Wire {
         };
         let name = name.map_err(|error| Failure::Tls(error.to_string()))?;
         let shaking = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream);
-        let stream = tokio::time::timeout(self.patience, shaking)
+        let stream = tokio::time::timeout(self.connector.patience, shaking)
             .await
             .map_err(|_| Failure::Connect("no answer".into()))?
             .map_err(|error| match super::tls(&error) {
@@ -143,38 +130,6 @@ impl Wire {
                 None => Failure::Connect(error.to_string()),
             })?;
         converse(stream, request, lost).await
-    }
-
-    async fn connect(&self, url: &Url) -> Result<TcpStream, Failure> {
-        let port = url.port_or_known_default().unwrap_or(80);
-        let found = match url.host() {
-            // An address in the URL is never resolved, but is checked all the same.
-            Some(Host::Ipv4(v4)) => self.judged(IpAddr::V4(v4))?,
-            Some(Host::Ipv6(v6)) => self.judged(IpAddr::V6(v6))?,
-            Some(Host::Domain(name)) => addresses(self.guard.as_deref(), self.lookup.as_ref(), name).await?,
-            None => return Err(Failure::Unresolved),
-        };
-        let mut failed = "no address".to_owned();
-        let share = self.patience / u32::try_from(found.len().max(1)).unwrap_or(1);
-        for address in found {
-            let connecting = TcpStream::connect(SocketAddr::new(address, port));
-            match tokio::time::timeout(share, connecting).await {
-                Ok(Ok(stream)) => {
-                    let _ = stream.set_nodelay(true);
-                    return Ok(stream);
-                }
-                Ok(Err(error)) => failed = error.to_string(),
-                Err(_) => failed = "no answer".to_owned(),
-            }
-        }
-        Err(Failure::Connect(failed))
-    }
-
-    fn judged(&self, address: IpAddr) -> Result<Vec<IpAddr>, Failure> {
-        if let Some(guard) = &self.guard {
-            admit(guard, &address.to_string(), address).map_err(Failure::Address)?;
-        }
-        Ok(vec![address])
     }
 }
 

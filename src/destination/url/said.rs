@@ -3,7 +3,7 @@
 use hyper::header::HeaderMap;
 use url::Url;
 
-use super::super::target::unescaped;
+use super::target::unescaped;
 
 /// Bytes of the reason that are kept.
 const LONGEST: usize = 200;
@@ -32,8 +32,17 @@ pub(super) fn reason(headers: &HeaderMap, body: &[u8], url: &Url) -> Option<Stri
         })
     };
     let said = Some(text).filter(|text| !text.is_empty()).or_else(of_headers)?;
+    Some(shown(said, url))
+}
+
+/// What a file server says, as readable text.
+pub(super) fn words(text: &str, url: &Url) -> String {
+    shown(plain(text), url)
+}
+
+fn shown(said: String, url: &Url) -> String {
     let said = without_secrets(said, url);
-    Some(crate::kazoo::call::clip(&said, LONGEST).to_owned())
+    crate::kazoo::call::clip(&said, LONGEST).to_owned()
 }
 
 /// Printable text on one line, without XML and HTML tags.
