@@ -36,7 +36,7 @@ use url::Target;
 use url::http::Http;
 
 pub use error::{DeliveryError, Failed, Fault};
-pub use parcel::{Attempt, Parcel, Search, Writer};
+pub use parcel::{Attempt, Parcel, Places, Search, Writer};
 pub use source::Source;
 
 registry! {

@@ -18,6 +18,7 @@ use super::url::http::Http;
 use super::{Attempt, DeliveryError, Destination, Failed, Fault, Home, Means, Route, Search, authority};
 
 pub mod azure;
+mod found;
 pub mod learned;
 pub mod name;
 pub mod native;
@@ -115,8 +116,8 @@ impl StoragePlan {
             if placed.proven(&parcel.order.media_name).is_some() {
                 return Ok(What::delivered(placed.delivery(Kind::StoragePlan)));
             }
-            if let Some(key) = self.native.key(store, &placed, &parcel.order.media_name) {
-                let stored = self.native.store((couch, store), (&placed, &key), attempt).await;
+            if let Some(named) = self.native.named(store, &placed, &parcel.order.media_name) {
+                let stored = self.native.store((couch, store), (&placed, &named), attempt).await;
                 if stored.as_ref().is_err_and(|error| error.fault() == Fault::Plan) {
                     self.accounts.forget_plan(parcel.account_id);
                 }

@@ -113,11 +113,16 @@ impl Azure {
         })
     }
 
-    pub(super) async fn put(&self, client: &Client<'_>, object: &Object<'_>) -> Result<Reply, Failure> {
-        let mut headers = vec![
-            ("content-type".to_owned(), object.content_type.to_owned()),
-            ("x-ms-blob-type".to_owned(), "BlockBlob".to_owned()),
-        ];
+    /// Writes the blob, under these conditions.
+    pub(super) async fn put(
+        &self,
+        client: &Client<'_>,
+        object: &Object<'_>,
+        conditions: Vec<(String, String)>,
+    ) -> Result<Reply, Failure> {
+        let mut headers = conditions;
+        headers.push(("content-type".to_owned(), object.content_type.to_owned()));
+        headers.push(("x-ms-blob-type".to_owned(), "BlockBlob".to_owned()));
         if let Some(md5) = unhex(&object.audio.digests.md5) {
             headers.push(("content-md5".to_owned(), STANDARD.encode(md5)));
         }

@@ -17,6 +17,8 @@ pub struct Learned {
     pub skew_s: i64,
     /// An ETag there was the MD5 of its object.
     pub has_md5_etags: bool,
+    /// The server answered 501 to a conditional PUT.
+    pub takes_no_conditions: bool,
 }
 
 impl Learned {

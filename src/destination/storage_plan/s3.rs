@@ -151,9 +151,15 @@ impl S3 {
         }
     }
 
-    /// Writes the object.
-    pub(super) async fn put(&self, client: &Client<'_>, object: &Object<'_>) -> Result<Reply, Failure> {
-        let mut headers = self.wished.clone();
+    /// Writes the object, under these conditions.
+    pub(super) async fn put(
+        &self,
+        client: &Client<'_>,
+        object: &Object<'_>,
+        conditions: Vec<(String, String)>,
+    ) -> Result<Reply, Failure> {
+        let mut headers = conditions;
+        headers.extend_from_slice(&self.wished);
         let mut add = |name: &str, value: String| headers.push((name.to_owned(), value));
         add("content-type", object.content_type.to_owned());
         if let Some(md5) = base64_of(&object.audio.digests.md5) {
