@@ -12,7 +12,7 @@ use crate::system_config::{Accounts, Plan, Storage, SystemConfig};
 
 use super::couchdb_write::delivery::deliver;
 use super::couchdb_write::months::Months;
-use super::pending_document::{find_or_create, note, search};
+use super::pending_document::{find_or_create, is_safe, note, search};
 use super::servers::Servers;
 use super::url::http::Http;
 use super::{Attempt, DeliveryError, Destination, Failed, Fault, Home, Means, Route, Search, authority};
@@ -111,9 +111,11 @@ impl StoragePlan {
         if route.proxy.is_none() && route.store.is_none() {
             return Ok(What::delivered(deliver(couch, attempt, false).await?));
         }
-        let placed = find_or_create(couch, parcel, &self.months).await?;
+        let placed = find_or_create(couch, parcel, &self.months).await;
+        let placed = placed.map_err(DeliveryError::of_cluster)?;
         if let Some(store) = &route.store {
             if placed.proven(&parcel.order.media_name).is_some() {
+                is_safe(couch, &placed).await.map_err(DeliveryError::of_cluster)?;
                 return Ok(What::delivered(placed.delivery(Kind::StoragePlan)));
             }
             if let Some(named) = self.native.named(store, &placed, &parcel.order.media_name) {
@@ -137,7 +139,8 @@ impl StoragePlan {
             source: &attempt.source,
         };
         proxy::store(couch, &self.cluster, proxy, &job).await?;
-        let noted = note(couch, &placed, &parcel.subject(&placed.id), &attempt.progress()).await?;
+        let noted = note(couch, &placed, &parcel.subject(&placed.id), &attempt.progress()).await;
+        let noted = noted.map_err(DeliveryError::of_cluster)?;
         let mut delivery = noted.delivery(Kind::StoragePlan);
         delivery.edit_told = true;
         Ok(What::delivered(delivery))

@@ -193,7 +193,8 @@ impl Native {
         let entry = entry.map_err(|error| DeliveryError::Recording(error.to_string()))?;
         let name = parcel.order.media_name.as_str();
         let subject = parcel.subject(&placed.id);
-        let noted = attach(couch, placed, &subject, (name, &entry), &attempt.progress()).await?;
+        let noted = attach(couch, placed, &subject, (name, &entry), &attempt.progress()).await;
+        let noted = noted.map_err(DeliveryError::of_cluster)?;
         Ok(What::delivered(noted.delivery(Kind::StoragePlan)))
     }
 
