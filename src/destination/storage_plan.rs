@@ -73,7 +73,8 @@ impl StoragePlan {
             return Ok(self.home.couch.clone());
         };
         match &connection.server {
-            Some(server) => Ok(self.servers.client(server)?),
+            Some(server) if connection.is_systems => Ok(self.servers.client(server)?),
+            Some(server) => self.servers.client_of_tenant(server),
             None => Err(DeliveryError::Target(format!(
                 "the storage plan does not tell where its connection {} leads",
                 connection.tag
