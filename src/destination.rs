@@ -37,7 +37,7 @@ use url::Uploads;
 use url::http::Http;
 
 pub use error::{DeliveryError, Failed, Fault};
-pub use parcel::{Attempt, Parcel, Search, Writer};
+pub use parcel::{Attempt, Parcel, Places, Search, Writer};
 pub use source::Source;
 
 registry! {

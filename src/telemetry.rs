@@ -11,6 +11,7 @@ use crate::config::{self, Config, FilterError, LogFormat};
 
 pub mod events;
 mod level;
+mod masked;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod pulse;
@@ -18,6 +19,7 @@ mod survive;
 pub mod trace;
 
 pub use level::LogLevel;
+pub use masked::masked;
 pub use pulse::Pulses;
 pub use survive::{survive, survive_for_ever, words};
 

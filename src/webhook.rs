@@ -116,20 +116,13 @@ impl Client {
         })
     }
 
-    /// An answer's text on one line, without the values of our own headers and of the URL's query.
+    /// An answer's text on one line, without the secrets of our own headers and of the URL.
     fn readable(&self, text: &[u8]) -> String {
         let text = String::from_utf8_lossy(text);
         let printable: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let mut line = printable.split_whitespace().collect::<Vec<_>>().join(" ");
-        let headers = self
-            .headers
-            .values()
-            .filter_map(|value| value.to_str().ok().map(str::to_owned));
-        let query = self.url.query_pairs().map(|(_, value)| value.into_owned());
-        let password = self.url.password().map(str::to_owned);
-        for secret in headers.chain(query).chain(password).filter(|secret| secret.len() >= 4) {
-            line = line.replace(&secret, "***");
-        }
+        let line = printable.split_whitespace().collect::<Vec<_>>().join(" ");
+        let headers = self.headers.values().filter_map(|value| value.to_str().ok());
+        let line = crate::telemetry::masked(line, &self.url, headers);
         crate::kazoo::call::clip(&line, LONGEST).to_owned()
     }
 }

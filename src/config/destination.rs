@@ -42,9 +42,12 @@ pub struct Destination {
     pub url_credentials: bool,
 }
 
-/// A header for uploads to one host, written `host name: value`. `Debug` leaves out the value, which may be a secret.
+/// A header for uploads to one host, written `host name: value`. Without `http://` before the host it is sent by https only. `Debug` leaves
+/// out the value, which may be a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HostHeader {
+    /// `https` or `http`.
+    pub scheme: &'static str,
     /// In lower case; with the port, unless the port is the scheme's default.
     pub host: String,
     pub name: HeaderName,
@@ -149,11 +152,16 @@ impl FromStr for HostHeader {
         let name: HeaderName = name.trim().parse().map_err(|_| NotAHeader)?;
         let mut value = HeaderValue::from_str(value.trim()).map_err(|_| NotAHeader)?;
         value.set_sensitive(true);
+        let (scheme, host) = match host.strip_prefix("http://") {
+            Some(host) => ("http", host),
+            None => ("https", host.strip_prefix("https://").unwrap_or(host)),
+        };
         let is_host = !host.contains(['/', '@', '?', '#']) && ::url::Url::parse(&format!("http://{host}/")).is_ok();
         if !is_host || value.is_empty() || OWN.contains(&name.as_str()) {
             return Err(NotAHeader);
         }
         Ok(Self {
+            scheme,
             host: host.to_ascii_lowercase(),
             name,
             value,
@@ -289,6 +297,10 @@ mod tests {
             ("rec.example.com:8443", "x-api-key")
         );
         assert_eq!(header.value, "Bearer a:b");
+        for (given, scheme) in [("h", "https"), ("https://h", "https"), ("http://h", "http")] {
+            let header: HostHeader = format!("{given} X-Key: v").parse().unwrap();
+            assert_eq!((header.scheme, header.host.as_str()), (scheme, "h"), "{given}");
+        }
         assert_eq!(format!("{header:?}"), "rec.example.com:8443 x-api-key: ***");
         for bad in [
             "",
@@ -298,7 +310,7 @@ mod tests {
             "h : v",
             "h Host: v",
             "h Content-Type: v",
-            "https://h X-Key: v",
+            "ftp://h X-Key: v",
             "h/p X-Key: v",
             "h X Key: v",
             "h X-Key: v\nw",

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::dns::Resolve;
 use reqwest::{Certificate, Method, RequestBuilder, Response};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
@@ -33,6 +34,8 @@ pub struct Couch {
     /// `None` without credentials.
     pub(super) login: Option<Arc<Login>>,
     prefix: String,
+    /// The longest answer that is read, in bytes.
+    pub(super) most: usize,
     /// The longest silence while a request or an answer is in flight.
     pub(super) silence: Duration,
     pub(super) version: Arc<Known>,
@@ -44,13 +47,22 @@ impl Couch {
     /// # Errors
     /// When the HTTP client cannot be built, for example without any root certificate.
     pub fn new(config: &config::Couchdb) -> Result<Self, CouchError> {
+        Self::with(config, None)
+    }
+
+    /// As `new`. With `names` the server is one that a tenant names: its name is resolved by them, and its answers are short.
+    fn with(config: &config::Couchdb, names: Option<Arc<dyn Resolve>>) -> Result<Self, CouchError> {
         let failed = |error: String| CouchError::NoAnswer(error);
         let authorities = match &config.ca {
             Some(ca) => Certificate::from_pem_bundle(ca.pem.as_bytes()).map_err(|error| failed(error.to_string()))?,
             None => Vec::new(),
         };
         let client = || {
-            reqwest::Client::builder()
+            let mut builder = reqwest::Client::builder();
+            if let Some(names) = &names {
+                builder = builder.dns_resolver(Arc::clone(names));
+            }
+            builder
                 .tls_certs_merge(authorities.clone())
                 .connect_timeout(config.connect_timeout)
                 // Shorter than the keep-alive of any server, so that an upload never starts on a connection that the server is closing.
@@ -69,6 +81,11 @@ impl Couch {
             password: config.password.clone(),
             login: Login::of(&config.url, &config.username, &config.password),
             prefix: config.database_prefix.clone(),
+            most: if names.is_some() {
+                MAX_ANSWER_OF_TENANT
+            } else {
+                MAX_ANSWER
+            },
             silence: config.read_timeout,
             version: Arc::default(),
         })
@@ -84,12 +101,15 @@ impl Couch {
     /// # Errors
     /// As `new`.
     pub fn elsewhere(server: &Server, config: &config::Couchdb) -> Result<Self, CouchError> {
-        Self::new(&config::Couchdb {
-            url: server.url.clone(),
-            username: server.username.clone(),
-            password: server.password.clone(),
-            ..config.clone()
-        })
+        Self::new(&there(server, config))
+    }
+
+    /// As `elsewhere`, for a server that a tenant names. `names` resolve its name.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn of_tenant(server: &Server, config: &config::Couchdb, names: Arc<dyn Resolve>) -> Result<Self, CouchError> {
+        Self::with(&there(server, config), Some(names))
     }
 
     /// Whether the server answers and accepts our credentials.
@@ -122,7 +142,7 @@ impl Couch {
 
     /// Sends a request with a small answer. Sends nothing while the server refuses our credentials.
     pub(super) async fn ask(&self, request: RequestBuilder, database: &str) -> Result<(u16, Value), CouchError> {
-        self.send_with(async { answer(request.send().await, database).await })
+        self.send_with(async { answer(request.send().await, database, self.most).await })
             .await
     }
 
@@ -179,7 +199,7 @@ impl Couch {
         let session = session.map_err(|error| no_answer(&error))?;
         // The server did not refuse the credentials. Any other answer means no refusal, for example a proxy that lets only databases
         // through.
-        let result = answer(Ok(session), "").await;
+        let result = answer(Ok(session), "", self.most).await;
         if let Err(error @ CouchError::Failed { .. }) = result {
             // A balancer without a living server says that. Workers that took it for proof would all ask at once when CouchDB is back.
             return Err(error);
@@ -229,12 +249,25 @@ impl Couch {
     }
 }
 
+/// The settings of the cluster's server, with the address and the credentials of another one.
+fn there(server: &Server, config: &config::Couchdb) -> config::Couchdb {
+    config::Couchdb {
+        url: server.url.clone(),
+        username: server.username.clone(),
+        password: server.password.clone(),
+        ..config.clone()
+    }
+}
+
 fn segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
 }
 
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 64 << 20;
+
+/// The same for a server that a tenant names. It holds documents of recordings, and the worker reads them one by one.
+const MAX_ANSWER_OF_TENANT: usize = 1 << 20;
 
 /// A whole answer of at most `most` bytes.
 pub(super) async fn bounded(mut response: Response, most: usize) -> Result<Vec<u8>, CouchError> {
@@ -256,10 +289,11 @@ pub(super) async fn bounded(mut response: Response, most: usize) -> Result<Vec<u
 pub(super) async fn answer(
     response: Result<Response, reqwest::Error>,
     database: &str,
+    most: usize,
 ) -> Result<(u16, Value), CouchError> {
     let response = response.map_err(|error| no_answer(&error))?;
     let status = response.status();
-    let body = bounded(response, MAX_ANSWER).await?;
+    let body = bounded(response, most).await?;
     let json: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     if status.is_success() {
         return Ok((status.as_u16(), json));

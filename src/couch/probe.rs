@@ -43,7 +43,7 @@ impl Couch {
                 let response = response.map_err(|error| no_answer(&error))?;
                 let answered = clock.now();
                 let date = response.headers().get(DATE).cloned();
-                let (_, welcome) = answer(Ok(response), "").await?;
+                let (_, welcome) = answer(Ok(response), "", self.most).await?;
                 Ok((asked, answered, date, welcome))
             })
             .await?;

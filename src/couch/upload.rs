@@ -118,7 +118,7 @@ impl Couch {
                 Ok(response) if response.status() == StatusCode::NOT_FOUND => response,
                 other => {
                     // A proxy's own page, or an answer that was cut, is no document.
-                    return match answer(other, database).await? {
+                    return match answer(other, database, self.most).await? {
                         (_, document) if document.is_object() => Ok(Present::Document(document)),
                         _ => Err(CouchError::NoAnswer("what answered is no document".into())),
                     };
@@ -166,7 +166,10 @@ impl Couch {
                 let response = self.request(Method::GET, database, &[id, name]).send().await;
                 match response {
                     Ok(response) if response.status().is_success() => Ok(response),
-                    other => Err(answer(other, database).await.err().unwrap_or(CouchError::NotFound)),
+                    other => Err(answer(other, database, self.most)
+                        .await
+                        .err()
+                        .unwrap_or(CouchError::NotFound)),
                 }
             })
             .await?;

@@ -20,6 +20,9 @@ pub enum DeliveryError {
     /// Target unavailable.
     #[error("target unavailable: {0}")]
     Target(String),
+    /// The cluster's database or the ledger is unavailable. The target is not at fault.
+    #[error("not yet: {0}")]
+    Cluster(String),
     /// The audio at the target differs from the audio that was sent.
     #[error("what arrived is not what was sent: {0}")]
     Corrupt(String),
@@ -74,6 +77,8 @@ pub enum Fault {
     /// The account's storage plan. Attempts follow the retry schedule. The circuit breaker of the plan's handler opens, and not that of the
     /// host: plans of other accounts may have the same host.
     Plan,
+    /// The cluster's database or the ledger. Attempts follow the retry schedule. No circuit breaker of the target opens.
+    Cluster,
     /// The account's monthly database is missing: see `modb`.
     Database,
     /// Our own copy is missing. The switch, or the hold, has another.
@@ -88,7 +93,17 @@ impl DeliveryError {
             Self::NoDatabase(_) => Fault::Database,
             Self::Source(_) => Fault::Source,
             Self::Plan(_) => Fault::Plan,
+            Self::Cluster(_) => Fault::Cluster,
             Self::Target(_) | Self::Corrupt(_) | Self::Http(_) | Self::Store { .. } => Fault::Target,
+        }
+    }
+
+    /// The failure of a step that writes or reads the document, while the audio goes elsewhere.
+    #[must_use]
+    pub fn of_cluster(self) -> Self {
+        match self {
+            Self::Target(_) | Self::Corrupt(_) => Self::Cluster(self.to_string()),
+            other => other,
         }
     }
 
@@ -120,7 +135,7 @@ impl DeliveryError {
             (Self::Store { .. }, _) => DeliveryFailure::Store,
             (_, Fault::Plan) => DeliveryFailure::Plan,
             (_, Fault::Recording) => DeliveryFailure::Refused,
-            (_, Fault::Target) => DeliveryFailure::Target,
+            (_, Fault::Target | Fault::Cluster) => DeliveryFailure::Target,
             (_, Fault::Database) => DeliveryFailure::Database,
             (_, Fault::Source) => DeliveryFailure::Source,
         }
@@ -140,5 +155,24 @@ impl From<CouchError> for DeliveryError {
             CouchError::Forbidden { .. } => Self::Recording(error.to_string()),
             other => Self::Target(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_cluster_lacks_is_retried_by_the_same_schedule_and_is_no_fault_of_the_target() {
+        for error in [
+            DeliveryError::Target("connection lost".into()),
+            DeliveryError::Corrupt("its document is gone".into()),
+        ] {
+            let of_cluster = error.clone().of_cluster();
+            assert_eq!((error.fault(), of_cluster.fault()), (Fault::Target, Fault::Cluster));
+            assert_eq!(error.failure(), of_cluster.failure());
+        }
+        let plain = DeliveryError::NoDatabase("account/x-202611".into());
+        assert_eq!(plain.clone().of_cluster(), plain);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
+
 use crate::entry::Entry;
 use crate::entry::cause::Cause;
 use crate::entry::fact::{Delivery, DeliveryFailure, Destination as Kind, Document, What};
@@ -149,6 +151,15 @@ pub struct Attempt<'a> {
     pub number: u32,
     /// What tells the recording's file from the files of the call's other recordings at the same URL.
     pub own: Option<&'a str>,
+    pub places: &'a dyn Places,
+}
+
+/// Gives a place to one recording at a time.
+pub trait Places: Send + Sync {
+    /// Claims a place for a recording. `place` identifies it.
+    ///
+    /// Fails while another recording has the place, and is not settled.
+    fn claim<'a>(&'a self, entry: &'a Entry, place: &'a str) -> BoxFuture<'a, Result<(), DeliveryError>>;
 }
 
 impl Attempt<'_> {

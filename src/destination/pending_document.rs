@@ -183,6 +183,7 @@ pub async fn search(couch: &Couch, to: Kind, sought: &Search<'_>) -> Result<Opti
             continue;
         };
         if let Some(audio) = placed.proven(&sought.order.media_name) {
+            is_safe(couch, &placed).await?;
             let mut delivery = placed.delivery(to);
             delivery.audio = Some(audio);
             return Ok(Some(What::delivered(delivery)));
@@ -371,6 +372,9 @@ async fn edit(
         let changed = Value::Object(changed);
         match couch.put_document(&placed.database, placed.id.as_str(), &changed).await {
             Ok(saved) => {
+                if saved.below_quorum {
+                    is_safe(couch, placed).await?;
+                }
                 let Value::Object(document) = changed else { break };
                 return Ok(Placed {
                     rev: saved.rev,
@@ -386,6 +390,18 @@ async fn edit(
     Err(failed.into())
 }
 
+/// Makes sure that enough nodes are there to keep the document: a server answers 202 when fewer took it.
+///
+/// # Errors
+/// When they are not. Only the document has to be written again.
+pub async fn is_safe(couch: &Couch, placed: &Placed) -> Result<(), DeliveryError> {
+    if placed.is_deleted() || couch.has_quorum(&placed.database, placed.id.as_str()).await? {
+        return Ok(());
+    }
+    let why = "fewer of the document's nodes than the quorum are there";
+    Err(DeliveryError::Target(why.into()))
+}
+
 /// The document as it is now.
 ///
 /// # Errors
@@ -397,5 +413,44 @@ pub(super) async fn look(couch: &Couch, placed: &Placed) -> Result<Map<String, V
         }
         Present::Document(Value::Object(document)) => Ok(document),
         _ => Err(DeliveryError::Corrupt("its document is gone".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::couch::testing;
+
+    use super::*;
+
+    /// A server's 202: fewer nodes than the quorum took the document. The audio's only other copy may be given up after this.
+    #[tokio::test]
+    async fn a_document_that_too_few_nodes_took_is_not_yet_written() {
+        let key = Key::of("call", "action");
+        let id: MediaId = "202611-x".to_owned().try_into().unwrap();
+        let document =
+            json!({"_id": "202611-x", "_rev": "1-a", "pvt_created": 63_962_610_332_i64, "pvt_recording": {"key": key}});
+        for (status, there, is_written) in [
+            (201, json!(["a"]), true),
+            (202, json!(["a"]), false),
+            (202, json!(["a", "b"]), true),
+        ] {
+            let present = document.clone();
+            let (couch, log) = testing::couch(move |asked| match (asked.method.as_str(), asked.path.as_str()) {
+                (_, path) if path.contains("_membership") => {
+                    (200, json!({"all_nodes": there, "cluster_nodes": ["a", "b", "c"]}))
+                }
+                (_, path) if path.contains("_shards") => (200, json!({"range": "0-f", "nodes": ["a", "b", "c"]})),
+                ("PUT", _) => (status, json!({"ok": true, "id": "202611-x", "rev": "2-b"})),
+                _ => (200, present.clone()),
+            })
+            .await;
+            let placed = Placed::of(&id, "account/x-202611", key, document.clone()).unwrap();
+            let edited = edit(&couch, &placed, Some).await;
+            assert_eq!(edited.is_ok(), is_written, "{status}: {edited:?}");
+            let written = log.lock().unwrap().iter().filter(|asked| asked.method == "PUT").count();
+            assert_eq!(written, 1, "{status}");
+        }
     }
 }

@@ -12,12 +12,13 @@ use crate::system_config::{Accounts, Plan, Storage, SystemConfig};
 
 use super::couchdb_write::delivery::deliver;
 use super::couchdb_write::months::Months;
-use super::pending_document::{find_or_create, note, search};
+use super::pending_document::{find_or_create, is_safe, note, search};
 use super::servers::Servers;
 use super::url::http::Http;
 use super::{Attempt, DeliveryError, Destination, Failed, Fault, Home, Means, Route, Search, authority};
 
 pub mod azure;
+mod found;
 pub mod learned;
 pub mod name;
 pub mod native;
@@ -72,7 +73,8 @@ impl StoragePlan {
             return Ok(self.home.couch.clone());
         };
         match &connection.server {
-            Some(server) => Ok(self.servers.client(server)?),
+            Some(server) if connection.is_systems => Ok(self.servers.client(server)?),
+            Some(server) => self.servers.client_of_tenant(server),
             None => Err(DeliveryError::Target(format!(
                 "the storage plan does not tell where its connection {} leads",
                 connection.tag
@@ -110,13 +112,15 @@ impl StoragePlan {
         if route.proxy.is_none() && route.store.is_none() {
             return Ok(What::delivered(deliver(couch, attempt, false).await?));
         }
-        let placed = find_or_create(couch, parcel, &self.months).await?;
+        let placed = find_or_create(couch, parcel, &self.months).await;
+        let placed = placed.map_err(DeliveryError::of_cluster)?;
         if let Some(store) = &route.store {
             if placed.proven(&parcel.order.media_name).is_some() {
+                is_safe(couch, &placed).await.map_err(DeliveryError::of_cluster)?;
                 return Ok(What::delivered(placed.delivery(Kind::StoragePlan)));
             }
-            if let Some(key) = self.native.key(store, &placed, &parcel.order.media_name) {
-                let stored = self.native.store((couch, store), (&placed, &key), attempt).await;
+            if let Some(named) = self.native.named(store, &placed, &parcel.order.media_name) {
+                let stored = self.native.store((couch, store), (&placed, &named), attempt).await;
                 if stored.as_ref().is_err_and(|error| error.fault() == Fault::Plan) {
                     self.accounts.forget_plan(parcel.account_id);
                 }
@@ -136,7 +140,8 @@ impl StoragePlan {
             source: &attempt.source,
         };
         proxy::store(couch, &self.cluster, proxy, &job).await?;
-        let noted = note(couch, &placed, &parcel.subject(&placed.id), &attempt.progress()).await?;
+        let noted = note(couch, &placed, &parcel.subject(&placed.id), &attempt.progress()).await;
+        let noted = noted.map_err(DeliveryError::of_cluster)?;
         let mut delivery = noted.delivery(Kind::StoragePlan);
         delivery.edit_told = true;
         Ok(What::delivered(delivery))

@@ -12,7 +12,7 @@ use crate::kazoo::time::Clock;
 use crate::recording::order;
 
 use super::couchdb_write::months::Months;
-use super::pending_document::{find_or_create, search};
+use super::pending_document::{find_or_create, is_safe, search};
 use super::{Attempt, DeliveryError, Destination, Failed, Home, Means, Route, Search};
 
 mod connect;
@@ -67,8 +67,12 @@ impl UserUrl {
     async fn upload(&self, route: &Route, attempt: &Attempt<'_>) -> Result<What, DeliveryError> {
         let parcel = &attempt.parcel;
         let (order, target) = (parcel.order, route.url.as_ref().ok_or_else(lost)?);
-        let placed = find_or_create(&route.couch, parcel, &self.months).await?;
+        let placed = find_or_create(&route.couch, parcel, &self.months).await;
+        let placed = placed.map_err(DeliveryError::of_cluster)?;
         if placed.proven(&order.media_name).is_some() {
+            is_safe(&route.couch, &placed)
+                .await
+                .map_err(DeliveryError::of_cluster)?;
             return Ok(What::delivered(placed.delivery(Kind::Url)));
         }
         let extension = order.format.extension();

@@ -43,6 +43,8 @@ pub struct Connection {
     pub tag: String,
     /// `None`: the plan does not describe the connection, or does not describe it as a CouchDB server.
     pub server: Option<Server>,
+    /// The system's own document describes the server so. No account, and no owner of a named plan, has changed it.
+    pub is_systems: bool,
 }
 
 impl Plan {
@@ -63,11 +65,12 @@ impl Plan {
             .or_else(|| text(monthly, "connection"))
             .unwrap_or(LOCAL);
         let handler = Handler::read(&monthly_attachments(&whole), &whole, &system).map(Box::new);
+        let place = format!("/connections/{}", pointer(tag));
+        let of = |plan: &Value| plan.pointer(&place).and_then(server);
         let connection = (tag != LOCAL).then(|| Connection {
             tag: tag.to_owned(),
-            server: whole
-                .pointer(&format!("/connections/{}", pointer(tag)))
-                .and_then(server),
+            server: of(&whole),
+            is_systems: of(&system).is_some() && of(&system) == of(&whole),
         });
         if handler.is_none() && connection.is_none() {
             return Self::None;
@@ -207,6 +210,7 @@ mod tests {
                     Some(Connection {
                         tag: "c1".into(),
                         server: Some(Server::parse("http://u:p@10.0.0.9:5984", 0).unwrap()),
+                        is_systems: false,
                     }),
                 ),
             ),
@@ -218,6 +222,7 @@ mod tests {
                     Some(Connection {
                         tag: "c1".into(),
                         server: None,
+                        is_systems: false,
                     }),
                 ),
             ),
@@ -246,6 +251,27 @@ mod tests {
         let special = json!({"attachments": {"h": {"handler": "azure", "settings": null}}});
         assert_eq!(read(&[&system(), &general]), kind("s3"));
         assert_eq!(read(&[&system(), &general, &special]), kind("azure"));
+    }
+
+    #[test]
+    fn a_connection_is_the_systems_until_an_account_changes_it() {
+        let connection = |ip: &str| json!({"c1": {"driver": "kazoo_couch", "settings": {"ip": ip, "port": 5984}}});
+        let mut system = system();
+        system["connections"] = connection("10.0.0.9");
+        let names = json!({"plan": {"modb": {"connection": "c1"}}});
+        let is_systems = |account: &Value| read(&[&system, &names, account]).1.unwrap().is_systems;
+        assert!(is_systems(&json!({})));
+        assert!(!is_systems(&json!({"connections": connection("10.0.0.10")})));
+        assert!(
+            !read(&[
+                &super::tests::system(),
+                &names,
+                &json!({"connections": connection("10.0.0.9")})
+            ])
+            .1
+            .unwrap()
+            .is_systems
+        );
     }
 
     proptest! {

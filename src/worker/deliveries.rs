@@ -6,6 +6,7 @@ use crate::config::Adopt;
 use crate::destination::circuit_breaker::{CircuitBreakers, Pauses};
 use crate::destination::couchdb_write::months::Months;
 use crate::destination::servers::Servers;
+use crate::destination::url::guard::Guard;
 use crate::destination::{Destinations, Home, Means};
 use crate::flow::common::Common;
 use crate::flow::deliveries::{Chooser, Deliverer, Deliveries, Documents, KazooCopies, Names, Proof, Shares};
@@ -38,7 +39,10 @@ pub(super) fn deliveries(
         months: Arc::clone(&months),
         system_config: outside.system_config.clone(),
         accounts: accounts.clone(),
-        servers: Servers::new(config.couchdb.clone()),
+        servers: Servers::new(
+            config.couchdb.clone(),
+            Guard::for_stores(&config.destination, &config.storage),
+        ),
         users: outside.http.0.clone(),
         cluster: outside.http.1.clone(),
         stores: outside.stores.clone(),

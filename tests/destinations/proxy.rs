@@ -30,6 +30,7 @@ promises![
     an_answer_of_the_proxy_that_is_lost_is_looked_up,
     a_proxy_that_fails_is_tried_again_and_one_that_lies_is_found_out,
     a_proxy_that_is_nowhere_is_told,
+    a_database_that_does_not_answer_is_not_the_proxys_fault,
 ];
 
 /// What the proxy does once it has the audio.
@@ -266,5 +267,21 @@ async fn a_proxy_that_is_nowhere_is_told(couchdb: Arc<Couchdb>) -> TestResult {
     played.proxy = of(json!({"proxy_hostname": "127.0.0.1", "proxy_port": 1}));
     let error = played.store().await.err().context("stored")?;
     ensure!(error.fault() == Fault::Target, "{error:?}");
+    played.world().finish().await
+}
+
+async fn a_database_that_does_not_answer_is_not_the_proxys_fault(couchdb: Arc<Couchdb>) -> TestResult {
+    let played = Played::new(&couchdb, Does::Handler, 3000).await?;
+    let nowhere = World::with_prefix(&Couchdb::at("http://127.0.0.1:1"), "x").couch();
+    let job = Job {
+        placed: &played.placed,
+        name: "front-desk.mp3",
+        content_type: "audio/mpeg",
+        audio: &played.recording.audio,
+        source: &played.recording.source,
+    };
+    let error = proxy::store(&nowhere, &played.http, &played.proxy, &job).await;
+    let error = error.err().context("stored")?;
+    ensure!(error.fault() == Fault::Cluster && played.asked() == 0, "{error:?}");
     played.world().finish().await
 }

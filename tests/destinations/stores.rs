@@ -23,6 +23,9 @@ promises![
     audio_arrives_whole_under_kazoos_name,
     what_is_there_already_is_not_sent_again,
     other_content_is_replaced_only_under_a_name_of_its_own,
+    another_recordings_object_is_never_replaced_or_taken_for_ones_own,
+    a_store_without_conditions_still_stores_under_a_shared_name,
+    what_is_no_object_store_is_never_believed,
     an_answer_that_is_lost_is_looked_up,
     a_connection_that_breaks_is_the_stores_fault,
     a_refusal_by_the_plan_is_no_fault_of_the_host,
@@ -42,6 +45,9 @@ promises![
 ];
 
 const KEY: &str = "account%2F4b%2Fa1%2Fx-202611/202611-7c9e_call%20recording.mp3";
+
+/// The name that a plan gives to all recordings of a call.
+const KEY_OF_THE_CALL: &str = "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4/a84b-pc33";
 
 /// A handler at a store, and what an attempt needs.
 pub struct Plan {
@@ -209,6 +215,127 @@ async fn other_content_is_replaced_only_under_a_name_of_its_own(_: Arc<Couchdb>)
     Ok(())
 }
 
+async fn another_recordings_object_is_never_replaced_or_taken_for_ones_own(_: Arc<Couchdb>) -> TestResult {
+    let recording = Recording::of(3000);
+    let other = vec![7; 3000];
+    for n in [0, 1] {
+        // There already, of the same length, and without a digest that can be compared.
+        let store = ObjectStore::start(Setup {
+            odd_etags: true,
+            ..Setup::default()
+        })
+        .await;
+        store.put_other(KEY_OF_THE_CALL, &other);
+        let before = store.objects();
+        let error = Plan::both(&store)?[n]
+            .deliver_as(&recording, KEY_OF_THE_CALL, false)
+            .await
+            .err()
+            .context("taken")?;
+        ensure!(
+            error.fault() == Fault::Recording && store.objects() == before,
+            "{error:?}"
+        );
+        // It comes between the look and the PUT.
+        for odd_etags in [false, true] {
+            let store = ObjectStore::start(Setup {
+                odd_etags,
+                ..Setup::default()
+            })
+            .await;
+            let plan = &Plan::both(&store)?[n];
+            store.next(&[Does::ComesSecond]);
+            let error = plan
+                .deliver_as(&recording, KEY_OF_THE_CALL, false)
+                .await
+                .err()
+                .context("taken")?;
+            ensure!(error.fault() == Fault::Recording, "{error:?}");
+            ensure!(store.objects()[KEY_OF_THE_CALL].digests != recording.audio.digests);
+        }
+        // The same, and no answer tells.
+        let store = ObjectStore::start(Setup {
+            odd_etags: true,
+            ..Setup::default()
+        })
+        .await;
+        let plan = &Plan::both(&store)?[n];
+        store.next(&[Does::ComesSecondUnheard]);
+        let error = plan
+            .deliver_as(&recording, KEY_OF_THE_CALL, false)
+            .await
+            .err()
+            .context("taken")?;
+        ensure!(error.fault() == Fault::Target, "{error:?}");
+    }
+    // Credentials that may not look cannot tell whose the object is.
+    let store = ObjectStore::start(Setup {
+        denies_looks: true,
+        ..Setup::default()
+    })
+    .await;
+    store.put_other(KEY_OF_THE_CALL, &other);
+    let error = Plan::s3(&store)?
+        .deliver_as(&recording, KEY_OF_THE_CALL, false)
+        .await
+        .err()
+        .context("replaced")?;
+    ensure!(error.fault() == Fault::Plan && store.asked("PUT") == 0, "{error:?}");
+    Ok(())
+}
+
+async fn a_store_without_conditions_still_stores_under_a_shared_name(_: Arc<Couchdb>) -> TestResult {
+    let store = ObjectStore::start(Setup {
+        refuses_conditions: true,
+        ..Setup::default()
+    })
+    .await;
+    let (plan, recording) = (Plan::s3(&store)?, Recording::of(3000));
+    plan.deliver_as(&recording, KEY_OF_THE_CALL, false).await?;
+    the_audio(&store, &recording)?;
+    ensure!(store.asked("PUT") == 2);
+    // That is remembered.
+    plan.deliver_as(&recording, "another", false).await?;
+    ensure!(store.asked("PUT") == 3);
+    Ok(())
+}
+
+async fn what_is_no_object_store_is_never_believed(_: Arc<Couchdb>) -> TestResult {
+    let recording = Recording::of(3000);
+    for n in [0, 1] {
+        let store = ObjectStore::start(Setup {
+            is_portal: true,
+            ..Setup::default()
+        })
+        .await;
+        let error = Plan::both(&store)?[n]
+            .deliver(&recording)
+            .await
+            .err()
+            .context("believed")?;
+        ensure!(matches!(error, DeliveryError::Corrupt(_)), "{error:?}");
+    }
+    // A PUT is all that it allows, and its answer is no store's.
+    let bare = Setup {
+        denies_looks: true,
+        answers_bare: true,
+        ..Setup::default()
+    };
+    let store = ObjectStore::start(bare).await;
+    let error = Plan::s3(&store)?.deliver(&recording).await.err().context("believed")?;
+    ensure!(matches!(error, DeliveryError::Corrupt(_)), "{error:?}");
+    // A store's answer, and nothing that can be compared.
+    let store = ObjectStore::start(Setup {
+        denies_looks: true,
+        odd_etags: true,
+        ..Setup::default()
+    })
+    .await;
+    let receipt = Plan::s3(&store)?.deliver(&recording).await?;
+    ensure!(receipt.proof.name() == "answer", "{receipt:?}");
+    Ok(())
+}
+
 async fn an_answer_that_is_lost_is_looked_up(_: Arc<Couchdb>) -> TestResult {
     for n in [0, 1] {
         let store = ObjectStore::start(Setup::default()).await;
@@ -325,17 +452,19 @@ async fn a_wrong_region_is_corrected_once_and_remembered(_: Arc<Couchdb>) -> Tes
 }
 
 async fn a_clock_that_is_off_is_corrected_once(_: Arc<Couchdb>) -> TestResult {
-    let store = ObjectStore::start(Setup {
-        ahead: Duration::from_secs(7200),
-        ..Setup::default()
-    })
-    .await;
-    let (plan, recording) = (Plan::s3(&store)?, Recording::of(3000));
-    plan.deliver(&recording).await?;
-    the_audio(&store, &recording)?;
-    let wrong = store.wrong().len();
-    plan.deliver_as(&recording, "another", true).await?;
-    ensure!(store.wrong().len() == wrong, "{:?}", store.wrong());
+    for n in [0, 1] {
+        let store = ObjectStore::start(Setup {
+            ahead: Duration::from_secs(7200),
+            ..Setup::default()
+        })
+        .await;
+        let (plan, recording) = (&Plan::both(&store)?[n], Recording::of(3000));
+        plan.deliver(&recording).await?;
+        the_audio(&store, &recording)?;
+        let wrong = store.wrong().len();
+        plan.deliver_as(&recording, "another", true).await?;
+        ensure!(store.wrong().len() == wrong, "{:?}", store.wrong());
+    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::places::{HERE, changes, document, marked, media, record, store_proxy_of};
 use crate::promises;
 use crate::simulator::sim::{CallOptions, Recording};
-use crate::support::object_store::{BUCKET, KEY, ObjectStore, SECRET, Setup};
+use crate::support::object_store::{BUCKET, Does, KEY, ObjectStore, SECRET, Setup};
 use crate::support::{SOON, Services, TestResult, World};
 
 promises![
@@ -17,6 +17,7 @@ promises![
     a_storage_plan_with_azure_is_stored_by_the_worker_itself,
     no_drivers_or_a_stub_leave_a_plan_to_kazoos_store_proxy,
     a_plan_that_changes_between_the_audio_and_the_document_is_followed,
+    two_recordings_with_one_objects_name_at_once_lose_neither,
     a_plan_with_a_wrong_key_slows_no_other_account_and_is_delivered_when_it_is_put_right,
 ];
 
@@ -262,6 +263,34 @@ async fn followed(
         "{all:?}"
     );
     Ok(())
+}
+
+/// The store knows no conditional PUT, and the first PUT takes long. The plan gives one name to all recordings.
+async fn two_recordings_with_one_objects_name_at_once_lose_neither(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let store = ObjectStore::start(Setup {
+        ignores_conditions: true,
+        ..Setup::default()
+    })
+    .await;
+    let mut settings = store.s3();
+    settings["field_list"] = json!(["shared.mp3"]);
+    let plan = plan("s3", &settings);
+    world.couch.create("system_data", world.account(), &plan).await?;
+    let _worker = world.worker_with(&[HERE]).await?;
+    store.next(&[Does::Slow(20_000)]);
+    let (first, second) = (record(&world, json!({})).await?, record(&world, json!({})).await?);
+    let mut told = Vec::new();
+    for recording in [&first, &second] {
+        let outcome = world.outcome(&recording.id).await?;
+        told.push((outcome["Outcome"].clone(), outcome["Cause"].clone()));
+    }
+    told.sort_by_key(|(outcome, _)| outcome.to_string());
+    ensure!(told[0] == (json!("parked"), json!("refused")), "{told:?}");
+    ensure!(told[1].0 == "stored", "{told:?}");
+    let objects = store.objects();
+    ensure!(objects.len() == 1 && objects["shared.mp3"].writes == 1, "{objects:?}");
+    world.finish().await
 }
 
 async fn a_plan_with_a_wrong_key_slows_no_other_account_and_is_delivered_when_it_is_put_right(

@@ -12,6 +12,7 @@ use crate::recording::audio::Audio;
 use crate::recording::digest::unhex;
 use crate::system_config::Settings;
 
+use super::learned::{Learned, skew_s};
 use super::not_ours::NotOurs;
 use super::refusal::code;
 use super::s3::endpoint::{authority, text};
@@ -20,6 +21,9 @@ use super::store::{Ask, Client, Found, Look, Object, is_key, known_settings};
 
 /// Since this version a single Put Blob may have 5000 MiB.
 const VERSION: &str = "2021-12-02";
+
+/// Azure takes no request whose date differs by more than 15 minutes. A server that corrects its clock meanwhile differs by less.
+const CLOCKS_DIFFER_S: u64 = 840;
 
 const KNOWN: [&str; 9] = [
     "account",
@@ -113,11 +117,16 @@ impl Azure {
         })
     }
 
-    pub(super) async fn put(&self, client: &Client<'_>, object: &Object<'_>) -> Result<Reply, Failure> {
-        let mut headers = vec![
-            ("content-type".to_owned(), object.content_type.to_owned()),
-            ("x-ms-blob-type".to_owned(), "BlockBlob".to_owned()),
-        ];
+    /// Writes the blob, under these conditions.
+    pub(super) async fn put(
+        &self,
+        client: &Client<'_>,
+        object: &Object<'_>,
+        conditions: Vec<(String, String)>,
+    ) -> Result<Reply, Failure> {
+        let mut headers = conditions;
+        headers.push(("content-type".to_owned(), object.content_type.to_owned()));
+        headers.push(("x-ms-blob-type".to_owned(), "BlockBlob".to_owned()));
         if let Some(md5) = unhex(&object.audio.digests.md5) {
             headers.push(("content-md5".to_owned(), STANDARD.encode(md5)));
         }
@@ -131,9 +140,25 @@ impl Azure {
         self.ask(client, &put).await
     }
 
+    /// A request, once more if the server's clock differs too much. Azure answers the same code to that as to a wrong key.
     async fn ask(&self, client: &Client<'_>, ask: &Ask<'_>) -> Result<Reply, Failure> {
+        let learned = client.memory.of(&self.place());
+        let reply = self.asked(client, ask, &learned).await?;
+        let skew = Some(&reply)
+            .filter(|reply| reply.status == 403)
+            .and_then(|reply| skew_s(reply, client.http.now()));
+        match skew {
+            Some(skew) if skew.abs_diff(learned.skew_s) > CLOCKS_DIFFER_S => {
+                client.memory.learn(&self.place(), |known| known.skew_s = skew);
+                self.asked(client, ask, &client.memory.of(&self.place())).await
+            }
+            _ => Ok(reply),
+        }
+    }
+
+    async fn asked(&self, client: &Client<'_>, ask: &Ask<'_>, learned: &Learned) -> Result<Reply, Failure> {
         let mut headers = ask.headers.clone();
-        headers.push(("x-ms-date".to_owned(), http_date(client.http.now())));
+        headers.push(("x-ms-date".to_owned(), http_date(learned.corrected(client.http.now()))));
         headers.push(("x-ms-version".to_owned(), VERSION.to_owned()));
         let path = self.path(ask.key);
         let signer = SharedKey {

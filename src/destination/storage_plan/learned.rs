@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::destination::url::http::exchange::Reply;
 use crate::kazoo::time::Moment;
 
 /// Places that are remembered. Accounts may name any number of them. Beyond that all are forgotten.
@@ -17,6 +18,8 @@ pub struct Learned {
     pub skew_s: i64,
     /// An ETag there was the MD5 of its object.
     pub has_md5_etags: bool,
+    /// The server answered 501 to a conditional PUT.
+    pub takes_no_conditions: bool,
 }
 
 impl Learned {
@@ -48,6 +51,13 @@ impl Memory {
         }
         lesson(known.entry(place.to_owned()).or_default());
     }
+}
+
+/// By how many seconds the server's clock is ahead of ours.
+pub fn skew_s(reply: &Reply, now: Moment) -> Option<i64> {
+    let theirs = httpdate::parse_http_date(reply.header("date")?).ok()?;
+    let theirs = theirs.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(i64::try_from(theirs.as_secs()).ok()? - now.unix_seconds())
 }
 
 /// The corrections of one request: each may be made once.

@@ -59,6 +59,22 @@ pub fn name(settings: &Settings, usual: Usual, subject: &Subject<'_>) -> Result<
     })
 }
 
+/// Whether no other recording can have this name: it has the recording's key, or it depends on the document's id and on the database or the
+/// account. A callflow can choose one id in many accounts. The id begins with the month, which with the account determines the database.
+pub fn is_own(name: &str, settings: &Settings, usual: Usual, subject: &Subject<'_>, key: &str) -> bool {
+    let depends = |other: &Subject<'_>| self::name(settings, usual, other).is_ok_and(|other| other != name);
+    let no_database = Subject {
+        database: "",
+        ..*subject
+    };
+    let no_id = Subject { id: "", ..*subject };
+    let no_account = Subject {
+        account_id: "",
+        ..*subject
+    };
+    name.contains(key) || (depends(&no_id) && (depends(&no_database) || depends(&no_account)))
+}
+
 fn usually(usual: Usual, subject: &Subject<'_>) -> String {
     let own = format!("{}_{}", encoded(subject.id), encoded(subject.attachment));
     match usual {
@@ -238,6 +254,41 @@ mod tests {
             s3(http).unwrap(),
             format!("4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4/0wn3r/{ID}/call%20recording.mp3")
         );
+    }
+
+    /// A recording's own key, and an id that a callflow gives to the recordings of many accounts.
+    #[test]
+    fn a_name_is_its_own_by_the_key_or_by_database_and_id() {
+        const KEY: &str = "7c9e0f1a2b3c4d5e6f708192a3b4c5d6";
+        let is_own = |list: Value, usual: Usual, id: &str| {
+            let document = document();
+            let subject = Subject {
+                account_id: "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4",
+                database: DATABASE,
+                id,
+                attachment: "call.mp3",
+                document: &document,
+            };
+            let settings = match list {
+                Value::Null => settings(&json!({})),
+                list => settings(&json!({ "field_list": list })),
+            };
+            let name = name(&settings, usual, &subject).unwrap();
+            super::is_own(&name, &settings, usual, &subject, KEY)
+        };
+        assert!(is_own(Value::Null, Usual::S3, ID) && is_own(Value::Null, Usual::Azure, ID));
+        assert!(is_own(Value::Null, Usual::S3, "202611-announcement"));
+        assert!(!is_own(Value::Null, Usual::Azure, "202611-announcement"));
+        // The id is a part of the database's name.
+        assert!(!is_own(json!([{"arg": "db"}]), Usual::S3, "202611"));
+        for (list, own) in [
+            (json!([{"arg": "db"}, {"arg": "id"}]), true),
+            (json!([{"arg": "account_id"}, {"arg": "id"}]), true),
+            (json!([{"arg": "db"}, {"arg": "attachment"}]), false),
+            (json!([{"arg": "account_id"}, {"field": "call_id"}]), false),
+        ] {
+            assert_eq!(is_own(list.clone(), Usual::S3, "202611-announcement"), own, "{list}");
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ use super::super::url::guard::resolve::{Lookup, System};
 use super::super::url::http::{Http, NoClient};
 use super::super::{Attempt, DeliveryError, Fault};
 use super::learned::Memory;
-use super::name::{Subject, name};
+use super::name::{Subject, is_own, name};
 use super::not_ours::NotOurs;
 use super::refusal::PlanRefusal;
 use super::store::{Client, Driver, Object};
@@ -95,6 +95,13 @@ pub struct Store {
     pub breaker: String,
 }
 
+/// The name of a recording's object.
+pub struct Named {
+    pub key: String,
+    /// Whether no other recording can have it.
+    pub is_own: bool,
+}
+
 impl Store {
     /// Host and port, without credentials.
     pub fn host(&self) -> String {
@@ -128,7 +135,7 @@ impl Native {
     }
 
     /// What the object of a recording would be called. `None`: only Kazoo can tell.
-    pub fn key(&self, store: &Store, placed: &Placed, attachment: &str) -> Option<String> {
+    pub fn named(&self, store: &Store, placed: &Placed, attachment: &str) -> Option<Named> {
         let account_id = placed.document.get("pvt_account_id").and_then(Value::as_str);
         let subject = Subject {
             account_id: account_id.unwrap_or("unknown_account"),
@@ -138,9 +145,14 @@ impl Native {
             document: &placed.document,
         };
         let settings = store.handler.settings.as_ref()?;
-        let named = name(settings, store.driver.usual(), &subject);
+        let usual = store.driver.usual();
+        let named = name(settings, usual, &subject);
         let named = named.and_then(|key| store.driver.can_name(&key).then_some(key).ok_or(NotOurs::Name));
-        named.map_err(|why| self.tell_not_ours(&store.handler, &why)).ok()
+        let key = named.map_err(|why| self.tell_not_ours(&store.handler, &why)).ok()?;
+        Some(Named {
+            is_own: is_own(&key, settings, usual, &subject, &placed.key.to_string()),
+            key,
+        })
     }
 
     /// Stores the audio under the key, and completes the document. The fact `ObjectStored` comes first, unless this attempt has it.
@@ -150,17 +162,17 @@ impl Native {
     pub async fn store(
         &self,
         (couch, store): (&Couch, &Store),
-        (placed, key): (&Placed, &str),
+        (placed, named): (&Placed, &Named),
         attempt: &Attempt<'_>,
     ) -> Result<What, DeliveryError> {
-        let parcel = &attempt.parcel;
+        let (parcel, key) = (&attempt.parcel, named.key.as_str());
         let sha256 = &parcel.audio.digests.sha256;
         let place = hex(digest(&SHA256, format!("{}\n{key}", store.driver.place()).as_bytes()).as_ref());
         let known = parcel.entry.object_at(&place, sha256).cloned();
         let object = match known {
             Some(object) => object,
             None => {
-                let object = self.put(couch, store, (placed, key), attempt, place).await?;
+                let object = self.put(couch, store, (placed, named), attempt, place).await?;
                 if parcel.entry.next_number("object_stored") <= attempt.number {
                     return Ok(What::ObjectStored(Box::new(object)));
                 }
@@ -181,7 +193,8 @@ impl Native {
         let entry = entry.map_err(|error| DeliveryError::Recording(error.to_string()))?;
         let name = parcel.order.media_name.as_str();
         let subject = parcel.subject(&placed.id);
-        let noted = attach(couch, placed, &subject, (name, &entry), &attempt.progress()).await?;
+        let noted = attach(couch, placed, &subject, (name, &entry), &attempt.progress()).await;
+        let noted = noted.map_err(DeliveryError::of_cluster)?;
         Ok(What::delivered(noted.delivery(Kind::StoragePlan)))
     }
 
@@ -189,11 +202,15 @@ impl Native {
         &self,
         couch: &Couch,
         store: &Store,
-        (placed, key): (&Placed, &str),
+        (placed, named): (&Placed, &Named),
         attempt: &Attempt<'_>,
         place: String,
     ) -> Result<StoredObject, DeliveryError> {
-        let parcel = &attempt.parcel;
+        let (parcel, key) = (&attempt.parcel, named.key.as_str());
+        if !named.is_own {
+            // Not every store knows a conditional PUT.
+            attempt.places.claim(parcel.entry, &place).await?;
+        }
         let http = if store.handler.is_systems {
             &self.stores.systems
         } else {
@@ -206,7 +223,7 @@ impl Native {
         };
         let object = Object {
             key,
-            is_own: key.contains(placed.id.as_str()),
+            is_own: named.is_own,
             audio: &parcel.audio,
             source: &attempt.source,
             content_type: parcel.order.format.content_type(),

@@ -15,7 +15,7 @@ use crate::recording::names;
 use crate::recording::settings::Method;
 use crate::system_config::Proxy;
 
-use super::super::pending_document::{Placed, look};
+use super::super::pending_document::{Placed, is_safe, look};
 use super::super::url::Target;
 use super::super::url::http::{Http, Upload};
 use super::super::{DeliveryError, Source};
@@ -48,8 +48,12 @@ pub struct Kept {
 /// When the proxy's address is missing, the proxy refuses the audio, or it reports success and the document does not show the audio.
 pub async fn store(couch: &Couch, http: &Http, proxy: &Proxy, job: &Job<'_>) -> Result<Kept, DeliveryError> {
     let placed = job.placed;
-    if let Some(kept) = kept(&Value::Object(look(couch, placed).await?), job) {
-        return Ok(kept);
+    let present = || async {
+        let document = look(couch, placed).await.map_err(DeliveryError::of_cluster)?;
+        Ok::<_, DeliveryError>(kept(&Value::Object(document), job))
+    };
+    if let Some(kept) = present().await? {
+        return safe(couch, kept, job).await;
     }
     let target = target(proxy, &placed.database, placed.id.as_str(), job.name)?;
     let upload = Upload {
@@ -61,14 +65,21 @@ pub async fn store(couch: &Couch, http: &Http, proxy: &Proxy, job: &Job<'_>) -> 
     };
     let sent = http.send(&target, &upload).await;
     // The audio may be stored although the answer was lost, or reports an error.
-    let document = Value::Object(look(couch, placed).await?);
-    match (kept(&document, job), sent) {
-        (Some(kept), _) => Ok(kept),
+    match (present().await?, sent) {
+        (Some(kept), _) => safe(couch, kept, job).await,
         (None, Err(error)) => Err(error.into()),
         (None, Ok(_)) => Err(DeliveryError::Target(
             "the store proxy says that it has the audio, but the document does not show it".into(),
         )),
     }
+}
+
+/// Audio in the document itself: the proxy does not say how many nodes took it.
+async fn safe(couch: &Couch, kept: Kept, job: &Job<'_>) -> Result<Kept, DeliveryError> {
+    if kept.handler.is_none() {
+        is_safe(couch, job.placed).await.map_err(DeliveryError::of_cluster)?;
+    }
+    Ok(kept)
 }
 
 /// The proxy's URL for an attachment (`kz_media_file:proxy_uri`).

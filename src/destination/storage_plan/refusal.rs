@@ -59,6 +59,18 @@ pub fn is_region(text: &str) -> bool {
     !text.is_empty() && text.len() <= 32 && text.bytes().all(good) && !text.starts_with('-') && !text.ends_with('-')
 }
 
+/// Whether the store refuses a conditional PUT because an object has the name: S3 answers 412, and Azure 409.
+pub fn is_taken(reply: &Reply) -> bool {
+    reply.status == 412 || (reply.status == 409 && code(reply) == "BlobAlreadyExists")
+}
+
+/// Whether an answer to a PUT looks like an object store's. A page that answers 200 to each request does not.
+pub fn is_stores_answer(reply: &Reply) -> bool {
+    ["etag", "x-amz-request-id", "x-ms-request-id"]
+        .iter()
+        .any(|name| reply.header(name).is_some_and(|value| !value.is_empty()))
+}
+
 fn request_id(reply: &Reply) -> Option<String> {
     let header = ["x-amz-request-id", "x-ms-request-id"]
         .iter()
@@ -101,16 +113,19 @@ pub fn judged(host: &str, reply: &Reply) -> DeliveryError {
     }
 }
 
+/// A refusal by the worker itself, before any request.
+pub fn refused(host: String, code: &str) -> DeliveryError {
+    DeliveryError::Plan(Box::new(PlanRefusal {
+        host,
+        status: None,
+        code: code.to_owned(),
+        request_id: None,
+    }))
+}
+
 /// What a request without an answer means.
 pub fn unanswered(host: &str, failure: Failure) -> DeliveryError {
-    let plan = |code: &str| {
-        DeliveryError::Plan(Box::new(PlanRefusal {
-            host: host.to_owned(),
-            status: None,
-            code: code.to_owned(),
-            request_id: None,
-        }))
-    };
+    let plan = |code: &str| refused(host.to_owned(), code);
     match failure {
         Failure::Source(why) => DeliveryError::Source(why),
         Failure::TooLarge(_) | Failure::Unsendable(_) => DeliveryError::Recording(format!("{host}: {failure}")),

@@ -19,7 +19,7 @@ use crate::recording::digest::unhex;
 use crate::system_config::Settings;
 use crate::telemetry::events::StorageRegionCorrected;
 
-use super::learned::{Learned, Lessons};
+use super::learned::{Learned, Lessons, skew_s};
 use super::not_ours::NotOurs;
 use super::refusal::{code, region};
 use super::sign::{self, OF_NOTHING, SigV4, amz_date};
@@ -151,9 +151,15 @@ impl S3 {
         }
     }
 
-    /// Writes the object.
-    pub(super) async fn put(&self, client: &Client<'_>, object: &Object<'_>) -> Result<Reply, Failure> {
-        let mut headers = self.wished.clone();
+    /// Writes the object, under these conditions.
+    pub(super) async fn put(
+        &self,
+        client: &Client<'_>,
+        object: &Object<'_>,
+        conditions: Vec<(String, String)>,
+    ) -> Result<Reply, Failure> {
+        let mut headers = conditions;
+        headers.extend_from_slice(&self.wished);
         let mut add = |name: &str, value: String| headers.push((name.to_owned(), value));
         add("content-type", object.content_type.to_owned());
         if let Some(md5) = base64_of(&object.audio.digests.md5) {
@@ -200,7 +206,7 @@ impl S3 {
             let is_skewed = matches!(code(&reply).as_str(), "RequestTimeTooSkewed" | "RequestExpired");
             if is_skewed
                 && lessons.clock()
-                && let Some(skew) = skew(&reply, client.http.now())
+                && let Some(skew) = skew_s(&reply, client.http.now())
             {
                 client.memory.learn(&self.place(), |known| known.skew_s = skew);
                 continue;
@@ -268,13 +274,6 @@ fn looked(head: &Reply) -> Option<Look> {
         404 => Some(Look::Absent),
         _ => None,
     }
-}
-
-/// By how many seconds the server's clock is ahead of ours.
-fn skew(reply: &Reply, now: Moment) -> Option<i64> {
-    let theirs = httpdate::parse_http_date(reply.header("date")?).ok()?;
-    let theirs = theirs.duration_since(std::time::UNIX_EPOCH).ok()?;
-    Some(i64::try_from(theirs.as_secs()).ok()? - now.unix_seconds())
 }
 
 fn base64_of(hex: &str) -> Option<String> {

@@ -5,10 +5,11 @@
 //! put    2xx: proof by ETag, checksum or length · refused: that refusal · no answer: a second look
 //! ```
 //!
+//! A plan can give one name to several recordings. Such a PUT is conditional (`If-None-Match: *`), and a name that is taken is never used.
+//!
 //! A server that refuses a body early can reset the connection before its answer is read. So the first look finds a refusal before any
 //! audio is sent, and the second look finds an object whose answer was lost.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -23,19 +24,17 @@ use crate::system_config::{Handler, Settings};
 use crate::telemetry::events::{StorageOverwritten, StorageUnproved};
 
 use super::azure::{self, Azure};
+use super::found::Compared;
+pub use super::found::{Found, Look, Proof, Receipt};
 use super::learned::Memory;
 use super::name::Usual;
 use super::not_ours::NotOurs;
-use super::refusal::{judged, unanswered};
+use super::refusal::{is_stores_answer, is_taken, judged, refused, unanswered};
 use super::s3::{self, S3};
 use super::stub::{self, Form};
 
 /// Time limit of the second look. The attempt's own time may be over by then.
 const SECOND_LOOK: Duration = Duration::from_secs(30);
-
-/// Headers of an answer that are kept, and the longest value.
-const MOST_HEADERS: usize = 40;
-const LONGEST_HEADER: usize = 512;
 
 /// A handler that the worker serves itself.
 pub enum Driver {
@@ -56,7 +55,7 @@ pub struct Client<'a> {
 pub struct Object<'a> {
     /// The object's name, as Kazoo builds it.
     pub key: &'a str,
-    /// Whether the name has the document's id in it. Then no other recording has the name.
+    /// Whether no other recording can have the name. Only then is an object with other content replaced.
     pub is_own: bool,
     pub audio: &'a Audio,
     pub source: &'a Source,
@@ -72,103 +71,6 @@ pub struct Ask<'a> {
     /// The SHA-256 of the body.
     pub payload: &'a str,
     pub body: Option<(&'a Source, u64)>,
-}
-
-/// What is there under a name.
-#[derive(Debug)]
-pub enum Look {
-    There(Found),
-    Absent,
-    /// The credentials may not look.
-    Denied,
-    Refused(Reply),
-}
-
-/// An object as the store describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// Bytes.
-    pub length: Option<u64>,
-    /// Without quotes.
-    pub etag: Option<String>,
-    /// Base64.
-    pub sha256: Option<String>,
-    /// Base64.
-    pub md5: Option<String>,
-    /// The headers that Kazoo writes into the document.
-    pub metadata: BTreeMap<String, String>,
-}
-
-/// An object that has the audio.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Receipt {
-    pub metadata: BTreeMap<String, String>,
-    pub proof: Proof,
-    /// It was there already.
-    pub was_there: bool,
-}
-
-/// What shows that the object is whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proof {
-    /// A digest that the store computed.
-    Digest,
-    /// Its length only.
-    Length,
-}
-
-impl Proof {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Digest => "digest",
-            Self::Length => "length",
-        }
-    }
-}
-
-/// How an object compares with the audio.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compared {
-    Same,
-    Other,
-    /// Its length is the same, and it has no digest that can be compared.
-    Perhaps,
-}
-
-impl Found {
-    /// `length` is that of a HEAD's answer.
-    pub fn of(reply: &Reply, sha256: Option<&str>) -> Self {
-        let etag = reply.header("etag").map(|etag| etag.replace('"', ""));
-        let mut found = Self {
-            length: reply.header("content-length").and_then(|length| length.parse().ok()),
-            sha256: sha256.map(str::to_owned),
-            etag: etag.clone(),
-            md5: None,
-            metadata: BTreeMap::new(),
-        };
-        found.keep(reply, |name| name.starts_with("x-amz"));
-        if let Some(etag) = etag.filter(|etag| etag.len() <= LONGEST_HEADER) {
-            found.metadata.insert("etag".into(), etag);
-        }
-        found
-    }
-
-    /// Kazoo's Azure handler keeps all headers.
-    pub fn with_all_headers(mut self, reply: &Reply) -> Self {
-        self.metadata.clear();
-        self.keep(reply, |_| true);
-        self
-    }
-
-    fn keep(&mut self, reply: &Reply, is_kept: impl Fn(&str) -> bool) {
-        let readable = reply
-            .headers
-            .iter()
-            .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-        let kept = readable.filter(|(name, value)| is_kept(name) && value.len() <= LONGEST_HEADER);
-        let owned = kept.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        self.metadata.extend(owned.take(MOST_HEADERS));
-    }
 }
 
 impl Driver {
@@ -245,19 +147,19 @@ impl Driver {
     /// What the store, the plan or our own copy lacks.
     pub async fn deliver(&self, client: &Client<'_>, object: &Object<'_>) -> Result<Receipt, DeliveryError> {
         let before = self.look(client, object).await?;
-        if let Look::There(found) = &before {
-            match self.compared(client, found, object.audio) {
-                Compared::Same => return Ok(receipt(found, Proof::Digest, true)),
-                Compared::Other if !object.is_own => {
-                    let why = "another object has its name, which does not contain the document's id";
-                    return Err(DeliveryError::Recording(format!("{}: {why}", self.host())));
-                }
+        match &before {
+            Look::There(found) => match self.compared(client, found, object.audio) {
+                Compared::Same => return Ok(Receipt::of(found, Proof::Digest, true)),
+                _ if !object.is_own => return Err(self.taken()),
                 Compared::Other => StorageOverwritten { host: &self.host() }.emit(),
-                Compared::Perhaps => {}
-            }
+                Compared::Perhaps | Compared::Unknown => {}
+            },
+            Look::Denied if !object.is_own => return Err(self.may_not_look()),
+            _ => {}
         }
         let failure = match self.put(client, object).await {
             Ok(reply) if reply.is_success() => return self.proven(client, object, &reply).await,
+            Ok(reply) if !object.is_own && is_taken(&reply) => return self.who_came_first(client, object).await,
             Ok(reply) => return Err(judged(&self.host(), &reply)),
             Err(failure) => failure,
         };
@@ -270,14 +172,36 @@ impl Driver {
         };
         match self.look(&again, object).await {
             Ok(Look::There(found)) => match self.compared(client, &found, object.audio) {
-                Compared::Same => Ok(receipt(&found, Proof::Digest, false)),
-                // It was not there before, and a store shows an object only when it is whole.
-                Compared::Perhaps if matches!(before, Look::Absent) => Ok(self.unproved(&found)),
+                Compared::Same => Ok(Receipt::of(&found, Proof::Digest, false)),
+                // It was not there before, no other recording has the name, and a store shows an object only when it is whole.
+                Compared::Perhaps if object.is_own && matches!(before, Look::Absent) => {
+                    Ok(self.unproved(&found, Proof::Length))
+                }
                 _ => Err(unanswered(&self.host(), failure)),
             },
             Err(refused) if refused.fault() == Fault::Plan => Err(refused),
             _ => Err(unanswered(&self.host(), failure)),
         }
+    }
+
+    /// An object came between the look and the PUT. An earlier attempt can have written it.
+    async fn who_came_first(&self, client: &Client<'_>, object: &Object<'_>) -> Result<Receipt, DeliveryError> {
+        match self.look(client, object).await? {
+            Look::There(found) if self.compared(client, &found, object.audio) == Compared::Same => {
+                Ok(Receipt::of(&found, Proof::Digest, true))
+            }
+            _ => Err(self.taken()),
+        }
+    }
+
+    fn taken(&self) -> DeliveryError {
+        let why = "another object has its name, which is not this recording's own";
+        DeliveryError::Recording(format!("{}: {why}", self.host()))
+    }
+
+    /// The plan gives the name to other recordings too, and its credentials cannot show whose the object is.
+    fn may_not_look(&self) -> DeliveryError {
+        refused(self.host(), "SharedNameCannotBeRead")
     }
 
     async fn look(&self, client: &Client<'_>, object: &Object<'_>) -> Result<Look, DeliveryError> {
@@ -296,9 +220,24 @@ impl Driver {
     }
 
     async fn put(&self, client: &Client<'_>, object: &Object<'_>) -> Result<Reply, Failure> {
+        let is_conditional = !object.is_own && !client.memory.of(&self.place()).takes_no_conditions;
+        let reply = self.put_once(client, object, is_conditional).await?;
+        if !is_conditional || reply.status != 501 {
+            return Ok(reply);
+        }
+        // The ledger and the look before are what protects another recording's object there.
+        client
+            .memory
+            .learn(&self.place(), |known| known.takes_no_conditions = true);
+        self.put_once(client, object, false).await
+    }
+
+    async fn put_once(&self, client: &Client<'_>, object: &Object<'_>, is_conditional: bool) -> Result<Reply, Failure> {
+        let none = ("if-none-match".to_owned(), "*".to_owned());
+        let conditions = Some(none).filter(|_| is_conditional).into_iter().collect();
         match self {
-            Self::S3(s3) => s3.put(client, object).await,
-            Self::Azure(azure) => azure.put(client, object).await,
+            Self::S3(s3) => s3.put(client, object, conditions).await,
+            Self::Azure(azure) => azure.put(client, object, conditions).await,
         }
     }
 
@@ -309,10 +248,18 @@ impl Driver {
         }
     }
 
+    /// How an object that a look found compares with the audio.
     fn compared(&self, client: &Client<'_>, found: &Found, audio: &Audio) -> Compared {
         if found.length.is_some_and(|length| length != audio.size) {
             return Compared::Other;
         }
+        match self.compared_by_digest(client, found, audio) {
+            Compared::Perhaps if found.length.is_none() => Compared::Unknown,
+            compared => compared,
+        }
+    }
+
+    fn compared_by_digest(&self, client: &Client<'_>, found: &Found, audio: &Audio) -> Compared {
         match self.is_same(found, audio) {
             Some(true) => Compared::Same,
             Some(false) => Compared::Other,
@@ -341,41 +288,45 @@ impl Driver {
             Self::Azure(_) => azure::put_found(reply),
         };
         let other = || DeliveryError::Corrupt(format!("{} describes another object than was sent", self.host()));
-        match self.compared(client, &told, object.audio) {
+        match self.compared_by_digest(client, &told, object.audio) {
             Compared::Same => {
                 if told.etag.as_ref() == Some(&object.audio.digests.md5) {
                     client.memory.learn(&self.place(), |known| known.has_md5_etags = true);
                 }
-                return Ok(receipt(&told, Proof::Digest, false));
+                return Ok(Receipt::of(&told, Proof::Digest, false));
             }
             Compared::Other => return Err(other()),
-            Compared::Perhaps => {}
+            Compared::Perhaps | Compared::Unknown => {}
         }
         match self.look(client, object).await? {
             Look::There(found) => match self.compared(client, &found, object.audio) {
-                Compared::Same => Ok(receipt(&told, Proof::Digest, false)),
+                Compared::Same => Ok(Receipt::of(&told, Proof::Digest, false)),
                 Compared::Other => Err(other()),
-                Compared::Perhaps => Ok(self.unproved(&told)),
+                Compared::Perhaps => Ok(self.unproved(&told, Proof::Length)),
+                Compared::Unknown => Err(DeliveryError::Corrupt(format!(
+                    "{} says neither the digest nor the length of the object",
+                    self.host()
+                ))),
             },
             Look::Absent => Err(DeliveryError::Corrupt(format!(
                 "{} took the object, and does not have it",
                 self.host()
             ))),
-            Look::Denied | Look::Refused(_) => Ok(self.unproved(&told)),
+            Look::Denied | Look::Refused(_) if is_stores_answer(reply) => Ok(self.unproved(&told, Proof::Answer)),
+            Look::Denied | Look::Refused(_) => Err(DeliveryError::Corrupt(format!(
+                "{} does not answer as an object store does, and the object cannot be read",
+                self.host()
+            ))),
         }
     }
 
-    fn unproved(&self, found: &Found) -> Receipt {
-        StorageUnproved { host: &self.host() }.emit();
-        receipt(found, Proof::Length, false)
-    }
-}
-
-fn receipt(found: &Found, proof: Proof, was_there: bool) -> Receipt {
-    Receipt {
-        metadata: found.metadata.clone(),
-        proof,
-        was_there,
+    fn unproved(&self, found: &Found, proof: Proof) -> Receipt {
+        StorageUnproved {
+            host: &self.host(),
+            proof: proof.name(),
+        }
+        .emit();
+        Receipt::of(found, proof, false)
     }
 }
 

@@ -191,7 +191,16 @@ impl Http {
     /// The server's own reason for refusing.
     async fn said(&self, answer: &mut Answer, to: &Target) -> Option<String> {
         let body = self.read(answer).await;
-        super::said::reason(&answer.headers, &body, to.expose())
+        let sent = self.further(to).filter_map(|header| header.value.to_str().ok());
+        super::said::reason(&answer.headers, &body, to.expose(), sent)
+    }
+
+    /// The further headers for a URL.
+    fn further(&self, to: &Target) -> impl Iterator<Item = &HostHeader> {
+        let (host, scheme) = (to.host(), to.expose().scheme());
+        self.headers
+            .iter()
+            .filter(move |header| header.host == host && header.scheme == scheme)
     }
 
     /// One request. A 2xx is returned only when the server took the whole audio.
@@ -221,13 +230,11 @@ impl Http {
         for (name, value) in to.scheme().map_or(&[][..], Scheme::headers) {
             request = request.header(*name, *value);
         }
-        let host = to.host();
-        let further = self.headers.iter().filter(|header| header.host == host);
-        let own = further.clone().any(|header| header.name == AUTHORIZATION);
+        let own = self.further(to).any(|header| header.name == AUTHORIZATION);
         if let Some(authorization) = basic(url).filter(|_| !own) {
             request = request.header(AUTHORIZATION, authorization);
         }
-        for header in further {
+        for header in self.further(to) {
             request = request.header(&header.name, &header.value);
         }
         let request = request

@@ -3,13 +3,10 @@
 use hyper::header::HeaderMap;
 use url::Url;
 
-use super::target::unescaped;
+use crate::telemetry::masked;
 
 /// Bytes of the reason that are kept.
 const LONGEST: usize = 200;
-
-/// Characters of a path segment that can be a key.
-const LEAST_OF_A_KEY: usize = 12;
 
 /// Headers in which object stores, proxies and APIs give the reason, when the body does not.
 const HEADERS: [&str; 7] = [
@@ -22,8 +19,13 @@ const HEADERS: [&str; 7] = [
     "www-authenticate",
 ];
 
-/// The reason as readable text. `None` when the server gives none.
-pub(super) fn reason(headers: &HeaderMap, body: &[u8], url: &Url) -> Option<String> {
+/// The reason as readable text. `sent`: the values of further headers. `None` when the server gives none.
+pub(super) fn reason<'a>(
+    headers: &HeaderMap,
+    body: &[u8],
+    url: &Url,
+    sent: impl IntoIterator<Item = &'a str>,
+) -> Option<String> {
     let text = plain(&String::from_utf8_lossy(body));
     let of_headers = || {
         HEADERS.iter().find_map(|name| {
@@ -32,16 +34,16 @@ pub(super) fn reason(headers: &HeaderMap, body: &[u8], url: &Url) -> Option<Stri
         })
     };
     let said = Some(text).filter(|text| !text.is_empty()).or_else(of_headers)?;
-    Some(shown(said, url))
+    Some(shown(said, url, sent))
 }
 
 /// What a file server says, as readable text.
 pub(super) fn words(text: &str, url: &Url) -> String {
-    shown(plain(text), url)
+    shown(plain(text), url, std::iter::empty())
 }
 
-fn shown(said: String, url: &Url) -> String {
-    let said = without_secrets(said, url);
+fn shown<'a>(said: String, url: &Url, sent: impl IntoIterator<Item = &'a str>) -> String {
+    let said = masked(said, url, sent);
     crate::kazoo::call::clip(&said, LONGEST).to_owned()
 }
 
@@ -65,37 +67,6 @@ fn plain(text: &str) -> String {
     kept.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A server may repeat the credentials or the signature of the request.
-fn without_secrets(mut said: String, url: &Url) -> String {
-    let mut secrets: Vec<String> = Vec::new();
-    let mut add = |text: &str| {
-        for form in [text.to_owned(), String::from_utf8_lossy(&unescaped(text)).into_owned()] {
-            if form.len() >= 4 {
-                secrets.push(form);
-            }
-        }
-    };
-    for segment in url.path_segments().into_iter().flatten() {
-        // A webhook's key, as a rule. Short words of a path are no secret, and hiding them hides the reason.
-        if segment.len() >= LEAST_OF_A_KEY {
-            add(segment);
-        }
-    }
-    add(url.username());
-    add(url.password().unwrap_or_default());
-    for parameter in url.query().unwrap_or_default().split('&') {
-        if let Some((_, value)) = parameter.split_once('=') {
-            add(value);
-        }
-    }
-    // The longest first, because one secret may be part of another.
-    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-    for secret in secrets {
-        said = said.replace(&secret, "***");
-    }
-    said
-}
-
 #[cfg(test)]
 mod tests {
     use hyper::header::HeaderValue;
@@ -104,7 +75,7 @@ mod tests {
 
     fn said(body: &str) -> Option<String> {
         let url = Url::parse("https://us%40er:hunt%2Fer2@h/in/T0K3N-0f-a-h00k?X-Amz-Signature=00ff00ff&a=b").unwrap();
-        reason(&HeaderMap::new(), body.as_bytes(), &url)
+        reason(&HeaderMap::new(), body.as_bytes(), &url, [])
     }
 
     #[test]
@@ -132,6 +103,6 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("x-ms-error-code", HeaderValue::from_static("AuthenticationFailed"));
         let url = Url::parse("https://h/").unwrap();
-        assert_eq!(reason(&headers, b"", &url).as_deref(), Some("AuthenticationFailed"));
+        assert_eq!(reason(&headers, b"", &url, []).as_deref(), Some("AuthenticationFailed"));
     }
 }

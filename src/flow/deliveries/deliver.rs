@@ -112,6 +112,7 @@ impl Deliverer {
             source,
             number: attempt,
             own,
+            places: &self.names,
         };
         self.destinations.of(destination).send(route, &attempt).await
     }

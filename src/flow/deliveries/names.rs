@@ -6,7 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+
 use crate::destination::url::Target;
+use crate::destination::{DeliveryError, Places};
 use crate::entry::Entry;
 use crate::entry::cause::Outcome;
 use crate::entry::fact::What;
@@ -142,6 +145,42 @@ impl Names {
             }
         };
         Ok(records.into_iter().map(|record| record.entry).filter(at_url).collect())
+    }
+}
+
+impl Places for Names {
+    fn claim<'a>(&'a self, entry: &'a Entry, place: &'a str) -> BoxFuture<'a, Result<(), DeliveryError>> {
+        Box::pin(async move {
+            let taking = tokio::time::timeout(KNOWLEDGE, self.take(entry, place));
+            let slow = |_| Err("the ledger does not answer in time".to_owned());
+            taking.await.unwrap_or_else(slow).map_err(DeliveryError::Cluster)
+        })
+    }
+}
+
+impl Names {
+    /// Takes an object's name in a store, as soon as the recording that has it is settled. Whether its object is there, a look shows.
+    async fn take(&self, entry: &Entry, place: &str) -> Result<(), String> {
+        // Another recording of the same name reads in the ledger what becomes of this one.
+        let receipt = self.ledger.note(entry, None, Duration::ZERO).await;
+        if !receipt.durable().await {
+            return Err("the ledger did not take the recording".to_owned());
+        }
+        let (mine, mut from) = (address(entry), None);
+        for _ in 0..TAKEN_OVER {
+            let claimed = self.ledger.claim(place, &mine, None, from.as_ref()).await;
+            let holder = match claimed.map_err(|error| error.to_string())? {
+                Holder::Mine => return Ok(()),
+                Holder::Other(holder) => holder,
+            };
+            let loaded = self.ledger.load(&holder).await.map_err(|error| error.to_string())?;
+            let is_settled = |entry: &Entry| entry.outcome().is_some() || entry.parked().is_some();
+            if loaded.is_some_and(|record| !is_settled(&record.entry)) {
+                break;
+            }
+            from = Some(holder);
+        }
+        Err("another recording has the object's name, and is not settled".to_owned())
     }
 }
 

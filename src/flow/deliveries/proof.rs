@@ -16,10 +16,13 @@ use crate::recording::names;
 use crate::recording::order::Order;
 use crate::telemetry::events::ReadBackFailed;
 
-use super::failure;
+use super::{failure, in_time};
 
 /// By this much the local time of a host differs from ours at most.
 const TIME_ZONES: Duration = Duration::from_secs(14 * 3600);
+
+/// Time limit of a look. A tenant's server may answer without end, and the file's slot at the switch is taken meanwhile.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// Looks for recordings at their destinations. May touch: documents there, to read them, and a monthly database that is missing.
 pub struct Proof {
@@ -147,7 +150,7 @@ impl Proof {
 
 impl Proofs for Proof {
     async fn stored_already(&self, case: &Case, order: &Order) -> Result<Option<What>, DeliveryError> {
-        find(&*self.destinations, &case.entry, order, self.common.now()).await
+        in_time(LOOK, find(&*self.destinations, &case.entry, order, self.common.now())).await
     }
 
     async fn in_vain(&self, case: &Case, attempt: u32) -> Option<Input> {
@@ -155,6 +158,7 @@ impl Proofs for Proof {
     }
 
     async fn stored_by_kazoo(&self, case: &Case) -> Option<Input> {
-        self.is_stored_by_kazoo(case).await
+        let looked = tokio::time::timeout(LOOK, self.is_stored_by_kazoo(case)).await;
+        looked.ok().flatten()
     }
 }

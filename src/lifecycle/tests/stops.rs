@@ -85,6 +85,15 @@ fn a_stop_that_was_noted_in_time_and_sent_after_the_end_is_told() {
     assert_eq!(told, [Why::Ended]);
 }
 
+fn noted(second: u64, what: What) -> Fact {
+    let by = "w".to_owned();
+    Fact {
+        at: after(second),
+        by,
+        what,
+    }
+}
+
 /// No worker ran for a while, or the ledger was away: nothing told that the stop was not confirmed while the recording ran.
 #[test]
 fn a_stop_that_the_switch_lost_is_told_although_the_recording_ran_on_for_long() {
@@ -93,11 +102,11 @@ fn a_stop_that_the_switch_lost_is_told_although_the_recording_ran_on_for_long() 
     let start = case.entry.newest_start();
     let action = "stop".to_owned();
     for what in [What::StopAsked { action, route: None }, What::StopSent { n: 1, start }] {
-        news.add(fact("w", after(20), what));
+        news.add(noted(20, what));
     }
     let mut end = told(5000);
     (end.at, end.stamp) = (after(620), Some(after(620).unix_micros()));
-    news.add(fact("w", after(620), What::Ended(end)));
+    news.add(noted(620, What::Ended(end)));
     at(&mut case, 620, Input::Known(Box::new(news)));
     let told: Vec<Why> = case.entry.controls().not_obeyed.iter().map(|one| one.why).collect();
     assert_eq!(told, [Why::Unconfirmed]);

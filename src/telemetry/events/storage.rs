@@ -111,6 +111,8 @@ impl StorageOverwritten<'_> {
 /// An object store took audio, and gives no digest that can be compared.
 pub struct StorageUnproved<'a> {
     pub host: &'a str,
+    /// What there is in place of the digest: `length`, or `answer` when nothing could be compared.
+    pub proof: &'a str,
 }
 
 impl StorageUnproved<'_> {
@@ -118,6 +120,7 @@ impl StorageUnproved<'_> {
         warn!(
             event = "storage_object_unproved",
             host = self.host,
+            proof = self.proof,
             "object stored, and its digest unknown"
         );
         counter!("kz_record_call_storage_unproved_total").increment(1);

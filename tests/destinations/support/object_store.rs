@@ -47,6 +47,10 @@ pub enum Does {
     Silent,
     /// Reads at so many bytes a second.
     Slow(u64),
+    /// Another recording's object appears under the name before the body is read.
+    ComesSecond,
+    /// As `ComesSecond`, and closes the connection in place of an answer. The other object has the same length.
+    ComesSecondUnheard,
     /// Answers with another `Location`.
     Redirects(u16, &'static str),
 }
@@ -65,6 +69,14 @@ pub struct Setup {
     pub shows_checksums: bool,
     /// Buckets with a lock demand Content-MD5.
     pub locked: bool,
+    /// No object store: a page with 200 for each request.
+    pub is_portal: bool,
+    /// It knows no conditions for a PUT, and says so.
+    pub refuses_conditions: bool,
+    /// It stores whatever the condition is.
+    pub ignores_conditions: bool,
+    /// Its answers have neither an ETag nor a request's id.
+    pub answers_bare: bool,
 }
 
 impl Default for Setup {
@@ -76,6 +88,10 @@ impl Default for Setup {
             odd_etags: false,
             shows_checksums: false,
             locked: false,
+            is_portal: false,
+            refuses_conditions: false,
+            ignores_conditions: false,
+            answers_bare: false,
         }
     }
 }
@@ -229,6 +245,11 @@ async fn answer(
     let method = parts.method.as_str().to_owned();
     state.lock().unwrap().asked.push(method.clone());
     let wrong = |what: &str| state.lock().unwrap().wrong.push(what.to_owned());
+    if setup.is_portal {
+        let _ = axum::body::to_bytes(Body::new(body), usize::MAX).await;
+        let page = futures_util::stream::iter([Ok::<_, std::io::Error>("<html>welcome</html>")]);
+        return Ok(Response::new(Body::from_stream(page)));
+    }
     let header = |name: &str| {
         parts
             .headers
@@ -244,7 +265,7 @@ async fn answer(
     let path = parts.uri.path().to_owned();
     let is_azure = header("authorization").starts_with("SharedKey ");
     let judged = if is_azure {
-        azure(&method, &path, &headers)
+        azure(&method, &path, &headers, setup)
     } else {
         aws(&method, &path, &headers, setup)
     };
@@ -314,7 +335,25 @@ async fn answer(
                 .unwrap());
         }
         Does::ClosesAt(0) => return Err(closed()),
+        Does::ComesSecond | Does::ComesSecondUnheard => {
+            let length = header("content-length").parse().unwrap_or_default();
+            let mut hasher = Hasher::default();
+            hasher.update(b"another recording");
+            let other = Stored {
+                length,
+                digests: hasher.finish(),
+                headers: BTreeMap::new(),
+                writes: 1,
+            };
+            state.lock().unwrap().objects.insert(name.clone(), other);
+            if does == Does::ComesSecondUnheard {
+                return Err(closed());
+            }
+        }
         _ => {}
+    }
+    if header("if-none-match") == "*" && setup.refuses_conditions {
+        return Ok(refused(setup, 501, "NotImplemented"));
     }
     let (mut hasher, mut length) = (Hasher::default(), 0u64);
     let mut last = Vec::new();
@@ -336,6 +375,15 @@ async fn answer(
     }
     hasher.update(&last);
     let digests = hasher.finish();
+    let is_conditional = header("if-none-match") == "*" && !setup.ignores_conditions;
+    if is_conditional && state.lock().unwrap().objects.contains_key(&name) {
+        let (status, code) = if is_azure {
+            (409, "BlobAlreadyExists")
+        } else {
+            (412, "PreconditionFailed")
+        };
+        return Ok(refused(setup, status, code));
+    }
     match does {
         Does::Silent => return std::future::pending().await,
         Does::Refuses(status, code) => return Ok(refused(setup, status, code)),
@@ -383,6 +431,11 @@ async fn answer(
         return Err(closed());
     }
     let mut reply = described(setup, &stored, setup.shows_checksums);
+    if setup.answers_bare {
+        for name in ["etag", "content-md5", "x-amz-request-id"] {
+            reply.headers_mut().remove(name);
+        }
+    }
     if is_azure {
         *reply.status_mut() = hyper::StatusCode::CREATED;
     }
@@ -495,7 +548,7 @@ fn aws(method: &str, path: &str, headers: &[(String, String)], setup: &Setup) ->
 }
 
 /// SharedKey of Azure Blob Storage.
-fn azure(method: &str, path: &str, headers: &[(String, String)]) -> Judged {
+fn azure(method: &str, path: &str, headers: &[(String, String)], setup: &Setup) -> Judged {
     let get = |name: &str| {
         let found = headers.iter().find(|(header, _)| header == name);
         found.map(|(_, value)| value.as_str()).unwrap_or_default()
@@ -513,7 +566,7 @@ fn azure(method: &str, path: &str, headers: &[(String, String)]) -> Judged {
         "",
         "",
         "",
-        "",
+        get("if-none-match"),
         "",
         "",
     ]
@@ -526,7 +579,14 @@ fn azure(method: &str, path: &str, headers: &[(String, String)]) -> Judged {
     }
     text += &format!("/{AZURE_ACCOUNT}{path}");
     let expected = format!("SharedKey {AZURE_ACCOUNT}:{}", STANDARD.encode(mac(AZURE_KEY, &text)));
-    if get("authorization") == expected {
+    let dated = httpdate::parse_http_date(get("x-ms-date")).ok();
+    let differs = |dated: std::time::SystemTime| {
+        now(setup)
+            .duration_since(dated)
+            .unwrap_or_else(|error| error.duration())
+    };
+    let is_in_time = dated.is_some_and(|dated| differs(dated) < Duration::from_secs(900));
+    if get("authorization") == expected && is_in_time {
         Ok(())
     } else {
         Err((403, "AuthenticationFailed"))
