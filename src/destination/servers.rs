@@ -19,6 +19,8 @@ use super::{DeliveryError, authority};
 /// Servers that are remembered. The least recently used one is forgotten first.
 const MOST: usize = 16;
 
+type Known = Vec<((Server, bool), Couch)>;
+
 /// Creates clients. Cheap to clone.
 #[derive(Clone)]
 pub struct Servers {
@@ -26,7 +28,7 @@ pub struct Servers {
     /// For the servers that tenants name.
     names: Arc<Guarded>,
     /// By whether a tenant names the server.
-    known: Arc<Mutex<Vec<((Server, bool), Couch)>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 /// Names of tenants' servers, through the SSRF filter.

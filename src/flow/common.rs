@@ -8,15 +8,24 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::envelope::Sender;
-use crate::kazoo::time::{Clock, Moment};
+use crate::kazoo::time::{Clock, Moment, Month};
 use crate::lifecycle::{Case, Input, Policy};
 use crate::telemetry::survive;
 
 /// Delay between two tries of an effect that must succeed.
 pub const AGAIN: Duration = Duration::from_secs(1);
 
+/// How old an event may be by its own clock, and how far ahead of ours.
+pub const OLDEST: Duration = Duration::from_secs(62 * 86_400);
+pub const AHEAD: Duration = Duration::from_secs(86_400);
+
 /// Postponed recordings resume within this time of each other, so that they do not all resume at once.
 const SPREAD: Duration = Duration::from_secs(2);
+
+/// Whether a recording that is handled now can be of that month.
+pub fn is_recent(month: Month, now: Moment) -> bool {
+    (now.minus(OLDEST).month()..=now.plus(AHEAD).month()).contains(&month)
+}
 
 /// Why an effect was left undone. The driver gives the recording back, and a worker resumes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,21 +12,17 @@ use crate::entry::Entry;
 use crate::entry::fact::What;
 use crate::faults::{Fault, is_back};
 use crate::kazoo::envelope::{MAX_BODY_BYTES, MessageError, check_ids};
-use crate::kazoo::time::{Moment, Month};
+use crate::kazoo::time::Moment;
 use crate::ledger::{Ledger, address};
 use crate::telemetry::events::Journalled;
 
-use super::common::Common;
+use super::common::{Common, is_recent};
 
 /// The reason for which no search can exclude a recording as long as starts wait there.
 pub const WAITING: &str = "starts wait in the journal";
 
 /// The queue.
 pub const JOURNAL: &str = "kz_record_call.journal";
-
-/// How old an event may be by its own clock, and how far ahead of ours.
-pub const OLDEST: Duration = Duration::from_secs(62 * 86_400);
-pub const AHEAD: Duration = Duration::from_secs(86_400);
 
 /// Batch delay of starts. Their calls have their answers already, and only the acknowledgement of the action waits.
 const TOGETHER: Duration = Duration::from_millis(25);
@@ -128,11 +124,6 @@ impl<Q: Queues> Journal<Q> {
     pub async fn has_more(&self) -> bool {
         self.publisher.depth(JOURNAL).await.is_some_and(|depth| depth > 0)
     }
-}
-
-/// Whether a recording that is handled now can be of that month.
-pub fn is_recent(month: Month, now: Moment) -> bool {
-    (now.minus(OLDEST).month()..=now.plus(AHEAD).month()).contains(&month)
 }
 
 /// Reads one message of the journal. Every client that may publish can put a message there, and a switch gets what it orders. So words that

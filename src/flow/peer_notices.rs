@@ -21,9 +21,8 @@ use crate::recording::identity::Key;
 use crate::recording::names;
 use crate::telemetry::survive;
 
-use super::common::Common;
+use super::common::{Common, is_recent};
 use super::in_flight::InFlight;
-use super::journal::is_recent;
 use super::memory::{Open, OpenRecordings};
 use crate::lifecycle::Input;
 

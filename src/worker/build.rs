@@ -1,7 +1,6 @@
 //! The composition of the flow: which service gets what.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, atomic::AtomicUsize};
 
 use tokio::time::Instant;
 
@@ -10,8 +9,7 @@ use crate::config::AdoptMode;
 use crate::couch::Couch;
 use crate::destination::circuit_breaker::CircuitBreakers;
 use crate::destination::storage_plan::native::Stores;
-use crate::destination::url::Uploads;
-use crate::destination::url::http::Http;
+use crate::destination::url::{Uploads, http::Http};
 use crate::flow::common::Common;
 use crate::flow::deliveries::Deliveries;
 use crate::flow::drivers::Drivers;

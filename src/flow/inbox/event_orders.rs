@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::flow::common::Common;
-use crate::flow::journal::{AHEAD, OLDEST, is_recent};
+use crate::flow::common::{AHEAD, Common, OLDEST, is_recent};
+
 use crate::flow::kazoo_recorder::{KazooRecorder, Verdict};
 use crate::flow::memory::OpenRecordings;
 use crate::kazoo::event::{EventName, RecordEvent};

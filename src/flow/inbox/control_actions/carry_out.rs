@@ -184,7 +184,7 @@ impl Carrier {
         let late = request.at.filter(|_| request.doubtful);
         let overtaken =
             what != Control::Stop && late.is_some_and(|at| known.as_ref().is_some_and(|entry| entry.is_overtaken(at)));
-        // Whoever gets the action next carries it out, and then perhaps the one that undoes it.
+        // The worker that gets the action next carries it out, and then perhaps the action that undoes it.
         let still = || !request.delivery.is_lost();
         let to = (&action.control, action.call_id.as_str());
         let sending = self
