@@ -17,11 +17,16 @@ pub enum Copy {
 }
 
 /// What the database has of recordings, each by its document's id and its file's name. One request for each hundred of them. A missing
-/// database has none.
+/// database has none. `is_home`: the server is the cluster's own, and is believed only if it knows the databases that every cluster has.
 ///
 /// # Errors
-/// When the database does not answer.
-pub async fn copies(couch: &Couch, database: &str, recordings: &[(&str, &str)]) -> Result<Vec<Copy>, CouchError> {
+/// When the database does not answer, or the answer comes from a node that knows no databases yet.
+pub async fn copies(
+    couch: &Couch,
+    is_home: bool,
+    database: &str,
+    recordings: &[(&str, &str)],
+) -> Result<Vec<Copy>, CouchError> {
     let ids: Vec<&str> = recordings.iter().map(|(id, _)| *id).collect();
     match couch.held(database, &ids).await {
         Ok(held) => Ok(held
@@ -29,7 +34,12 @@ pub async fn copies(couch: &Couch, database: &str, recordings: &[(&str, &str)]) 
             .zip(recordings)
             .map(|(held, (_, name))| judge(held, name))
             .collect()),
-        Err(CouchError::DatabaseMissing(_)) => Ok(vec![Copy::Lacking(KazooCopy::Missing); ids.len()]),
+        Err(CouchError::DatabaseMissing(_)) => {
+            if is_home {
+                couch.knows_databases().await?;
+            }
+            Ok(vec![Copy::Lacking(KazooCopy::Missing); ids.len()])
+        }
         Err(error) => Err(error),
     }
 }
@@ -103,12 +113,19 @@ mod tests {
         ]});
         let (couch, log) = testing::couch(move |_| (200, rows.clone())).await;
         let asked = [("1", "1.mp3"), ("2", "2.mp3"), ("3", "3.mp3")];
-        let found = copies(&couch, "db", &asked).await.unwrap();
+        let found = copies(&couch, true, "db", &asked).await.unwrap();
         assert_eq!(found, [Copy::Stored, Copy::Deleted, Copy::Lacking(KazooCopy::Missing)]);
         assert_eq!(log.lock().unwrap().len(), 1);
         let (couch, _) = testing::couch(|_| testing::no_database()).await;
-        let found = copies(&couch, "db", &asked).await.unwrap();
+        let found = copies(&couch, false, "db", &asked).await.unwrap();
         assert_eq!(found, [Copy::Lacking(KazooCopy::Missing); 3]);
+    }
+
+    /// It has joined, or has just started, and answers so for every database.
+    #[tokio::test]
+    async fn a_node_that_knows_no_databases_says_nothing_about_a_recording() {
+        let (couch, _) = testing::couch(|_| testing::no_database()).await;
+        assert!(copies(&couch, true, "db", &[("1", "1.mp3")]).await.is_err());
     }
 
     /// A part of the cluster that does not answer says nothing about a recording.
@@ -120,7 +137,7 @@ mod tests {
         ] {
             let rows = json!({"rows": [row]});
             let (couch, _) = testing::couch(move |_| (200, rows.clone())).await;
-            assert!(copies(&couch, "db", &[("1", "1.mp3")]).await.is_err());
+            assert!(copies(&couch, true, "db", &[("1", "1.mp3")]).await.is_err());
         }
     }
 }

@@ -53,7 +53,8 @@ impl Databases {
         let name = format!("{key}-{}", digests.sha256.get(..16).unwrap_or_default());
         let holding = item.holding(day, name);
         let (day, name) = (&holding.place, &holding.name);
-        for _ in 0..2 {
+        let mut is_replaced = false;
+        for _ in 0..3 {
             let attachment = Attachment {
                 name: AUDIO,
                 content_type: CONTENT_TYPE,
@@ -68,7 +69,15 @@ impl Databases {
                 // The name contains the content's digest, so a document of that name has the same content. How many nodes have it
                 // is unknown.
                 Err(CouchError::Conflict) => {
-                    self.check(&holding).await?;
+                    match self.check(&holding).await {
+                        // A server took a copy, and damaged it. It would keep the audio out of the hold for good.
+                        Err(HoldError::Corrupt) if !is_replaced => {
+                            self.delete(day, name).await?;
+                            is_replaced = true;
+                            continue;
+                        }
+                        checked => checked?,
+                    }
                     if !self.couch.has_quorum(day, name).await? {
                         return Err(HoldError::FewCopies);
                     }

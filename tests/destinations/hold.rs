@@ -21,6 +21,7 @@ promises![
     a_worker_without_a_hold_holds_nothing,
     what_a_dead_worker_left_half_written_is_not_held_by_a_folder,
     a_hold_with_too_few_copies_has_not_got_the_audio,
+    a_damaged_copy_in_the_hold_is_replaced,
 ];
 
 struct Held {
@@ -271,4 +272,19 @@ async fn a_hold_with_too_few_copies_has_not_got_the_audio(couchdb: Arc<Couchdb>)
     let held = hold.put(&whose, now(), &recording.audio, &recording.file);
     held.await?;
     case.finish().await
+}
+
+/// The server took the document, and lost its audio.
+async fn a_damaged_copy_in_the_hold_is_replaced(couchdb: Arc<Couchdb>) -> TestResult {
+    let held = Held::of(&couchdb, HoldKind::Couchdb)?;
+    let recording = Recording::of(1000);
+    let holding = held.put(&recording).await?;
+    held.hold.remove_named(&holding.place, &holding.name).await?;
+    let couch = held.world.couch();
+    let damaged = serde_json::json!({"call_id": recording.order.call_id});
+    couch.put_document(&holding.place, &holding.name, &damaged).await?;
+    let again = held.put(&recording).await?;
+    ensure!(again == holding, "{again:?}");
+    ensure!(held.read(&again).await? == recording.bytes);
+    held.finish().await
 }

@@ -107,13 +107,14 @@ impl KazooCopies {
     /// Looks in these databases, and notes what is more than what is known.
     async fn look_in(&self, places: BTreeMap<Place, (Couch, Vec<usize>)>, entries: &[&Entry], seen: &mut [Seen]) {
         let until = Instant::now() + PATIENCE;
-        let asked = places.into_iter().map(async |((_, database), (couch, indices))| {
+        let asked = places.into_iter().map(async |((server, database), (couch, indices))| {
             let of = |index: &usize| entries[*index].order().map_or(("", ""), sought);
             let recordings: Vec<(&str, &str)> = indices.iter().map(of).collect();
-            let found = match tokio::time::timeout_at(until, copies(&couch, &database, &recordings)).await {
-                Ok(found) => found.map_err(|error| error.to_string()),
-                Err(_) => Err(format!("no answer within {PATIENCE:?}")),
-            };
+            let found =
+                match tokio::time::timeout_at(until, copies(&couch, server.is_empty(), &database, &recordings)).await {
+                    Ok(found) => found.map_err(|error| error.to_string()),
+                    Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+                };
             (indices, found)
         });
         let mut asked = futures_util::stream::iter(asked).buffer_unordered(AT_ONCE);
