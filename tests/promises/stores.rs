@@ -160,13 +160,15 @@ async fn no_drivers_or_a_stub_leave_a_plan_to_kazoos_store_proxy(services: Arc<S
 async fn a_plan_that_changes_between_the_audio_and_the_document_is_followed(services: Arc<Services>) -> TestResult {
     /// More steps than come before the document.
     const MOST: u32 = 40;
+    const ROUNDS: u32 = 3;
     // Another place: the audio goes there too. The same place: the audio is not sent again.
     for (change, key, objects) in [
         (json!({"folder_path": "moved"}), "moved/account%2F", 2),
         (json!({"region": "us-east-1"}), "account%2F", 1),
     ] {
         let mut was_between = false;
-        for n in 1..MOST {
+        // Steps of other tasks count as well, so that one run through all of them can leave this one out.
+        for n in (0..ROUNDS).flat_map(|_| 1..MOST) {
             let world = World::new(&services).await?;
             world.kazoo.tolerate("order");
             let store = ObjectStore::start(Setup::default()).await;
@@ -192,11 +194,10 @@ async fn a_plan_that_changes_between_the_audio_and_the_document_is_followed(serv
             };
             if let Some(recording) = recording {
                 let stored = async { world.outcome(&recording.id).await };
-                let died = tokio::select! {
-                    died = first.exited() => died.map(|_| true)?,
-                    outcome = stored => outcome.map(|_| false)?,
-                };
-                ensure!(died, "no step is between the audio and the document");
+                tokio::select! {
+                    died = first.exited() => died.map(drop)?,
+                    outcome = stored => outcome.map(drop)?,
+                }
                 let document = world.couch.get(&world.modb(&recording.id), &recording.id).await?;
                 let pending = document.is_some_and(|document| document["pvt_recording"]["state"] == "pending");
                 if pending && store.objects().len() == 1 {
