@@ -1,8 +1,8 @@
 //! Which deliveries wait for which uploads.
 //!
 //! A delivery registers an expected upload here before it asks a switch for the file. Several PUTs may arrive for one request: two zones
-//! can serve one switch, and each may run the command. All of them are read. The first complete upload goes to the delivery, and the other
-//! PUTs get the same answer.
+//! can serve one switch, and each may run the command. All of them are read. The first complete upload goes to the delivery. Uploads
+//! that are complete before its answer get the same answer; later ones make the switch keep its file.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -251,5 +251,32 @@ impl Drop for Receiving {
                 (_, None) => Progress::Waiting,
             };
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kazoo::time::Moment;
+    use crate::recording::digest::Hasher;
+
+    use super::*;
+
+    /// The switch has deleted the file by then, and may record another part under its name.
+    #[tokio::test]
+    async fn an_upload_that_ends_after_the_answer_keeps_the_file() {
+        let (slots, key) = (Slots::default(), Key::of("call", "action"));
+        let wanted = Wanted {
+            key,
+            media_id: MediaId::derived(key, Moment::from_unix_seconds(1_795_386_262)),
+            format: Format::Mp3,
+            told_ms: None,
+        };
+        let _expected = slots.expect(wanted, 1, String::new());
+        let slot = slots.find((key, 1)).unwrap();
+        let digests = Hasher::default().finish();
+        let in_time = slot.answered(digests.clone());
+        slot.answer(Answer::Release, &digests);
+        assert_eq!(in_time.await, Answer::Release);
+        assert_eq!(slot.answered(digests).await, Answer::Keep);
     }
 }
