@@ -256,7 +256,8 @@ async fn a_servers_reason_is_told_without_secrets(_: Arc<Couchdb>) -> TestResult
 }
 
 async fn a_broken_transfer_leaves_nothing_under_the_name(_: Arc<Couchdb>) -> TestResult {
-    for way in Way::all(&[]).await? {
+    // The lost connection is noticed, and not only that nothing moves any more.
+    for way in Way::all(&[("SILENCE_TIMEOUT_MS", "600000")]).await? {
         let recording = Recording::of(2_000_000);
         way.disk().make(Trouble::Cut(1_000_000));
         let error = failed(&way, &recording).await?;

@@ -31,18 +31,23 @@ pub async fn serve(listener: TcpListener, disk: Arc<Disk>, key: PrivateKey) {
         methods: MethodSet::from(&[MethodKind::Password, MethodKind::KeyboardInteractive][..]),
         ..Default::default()
     });
-    while let Ok((stream, _)) = listener.accept().await {
+    while let Ok((mut stream, _)) = listener.accept().await {
         let (config, disk) = (Arc::clone(&config), Arc::clone(&disk));
         tokio::spawn(async move {
             let ssh = Ssh {
                 disk: Arc::clone(&disk),
                 channels: HashMap::new(),
             };
-            if let Ok(running) = server::run_stream(config, stream, ssh).await {
-                tokio::select! {
-                    _ = running => {}
-                    () = disk.cut.notified() => {}
-                }
+            // The library keeps what it is given, so the connection itself must stay here to be cut.
+            let (mut outside, inside) = tokio::io::duplex(64 << 10);
+            let bytes = tokio::io::copy_bidirectional(&mut stream, &mut outside);
+            let session = async {
+                let running = server::run_stream(config, inside, ssh).await?;
+                running.await
+            };
+            tokio::select! {
+                _ = async { tokio::join!(bytes, session) } => {}
+                () = disk.cut.notified() => {}
             }
         });
     }
