@@ -38,7 +38,7 @@ pub struct Couch {
     pub(super) most: usize,
     /// The longest silence while a request or an answer is in flight.
     pub(super) silence: Duration,
-    pub(super) version: Arc<Known>,
+    pub(super) told: Arc<Known>,
 }
 
 impl Couch {
@@ -87,7 +87,7 @@ impl Couch {
                 MAX_ANSWER
             },
             silence: config.read_timeout,
-            version: Arc::default(),
+            told: Arc::default(),
         })
     }
 

@@ -37,8 +37,20 @@ impl fmt::Display for Version {
     }
 }
 
-/// The server's version, and when it was read.
-pub(super) type Known = Mutex<Option<(Version, Instant)>>;
+/// What a server tells of itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told {
+    version: Version,
+    compares_digests: bool,
+}
+
+/// What the server tells of itself, and when it was read.
+pub(super) type Known = Mutex<Option<(Told, Instant)>>;
+
+/// The program whose multipart requests were tried with wrong digests. A server that imitates its API has another name here, or none.
+const COUCHDB: &str = "The Apache Software Foundation";
+/// The oldest version that was tried.
+const COMPARES: Version = Version(3, 3, 3);
 
 /// The version is read again after this time. An operator may have upgraded the server, or a load balancer may have switched to another
 /// one.
@@ -57,17 +69,31 @@ impl Couch {
     /// # Errors
     /// When the server does not answer.
     pub async fn version(&self) -> Result<Version, CouchError> {
-        let known = *self.version.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((version, at)) = known
+        Ok(self.told().await?.version)
+    }
+
+    /// Whether the server is known to compare an attachment of `create_with_attachment` with its digest before it answers 201.
+    pub async fn compares_digests(&self) -> bool {
+        self.told().await.is_ok_and(|told| told.compares_digests)
+    }
+
+    async fn told(&self) -> Result<Told, CouchError> {
+        let known = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((told, at)) = known
             && at.elapsed() < KNOWN_FOR
         {
-            return Ok(version);
+            return Ok(told);
         }
         let (_, welcome) = self.ask(self.server(Method::GET, ""), "").await?;
         let version =
             Version::read(&welcome).ok_or_else(|| CouchError::NoAnswer("the server tells no version".into()))?;
-        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some((version, Instant::now()));
-        Ok(version)
+        let vendor = welcome.pointer("/vendor/name").and_then(Value::as_str);
+        let told = Told {
+            version,
+            compares_digests: vendor == Some(COUCHDB) && version >= COMPARES,
+        };
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some((told, Instant::now()));
+        Ok(told)
     }
 
     /// Whether a database exists.

@@ -1,5 +1,5 @@
 //! Stores document and audio in monthly databases on CouchDB and BigCouch, the account's own and the third party's alike. Both are read
-//! back afterwards.
+//! back afterwards, unless the server is known to have compared the audio with its digest (`Couch::compares_digests`).
 //!
 //! The normal route is the single-request write, which is create-only. Old servers have faults with it, so there is also the
 //! attachment-first write: see `attachment_first`. A document of another recording is never overwritten. A document of this recording with other
@@ -106,6 +106,8 @@ struct Place<'a> {
     content_type: &'a str,
     audio: &'a Audio,
     source: &'a Source,
+    /// Failed attempts at this destination.
+    failures: u32,
 }
 
 /// Result for one id.
@@ -153,6 +155,7 @@ where
             content_type: subject.order.format.content_type(),
             audio: job.audio,
             source: job.source,
+            failures: job.failures,
         };
         let mut put = place.put(road).await;
         if job.create_database && matches!(put, Err(DeliveryError::NoDatabase(_))) {

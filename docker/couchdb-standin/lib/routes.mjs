@@ -14,7 +14,7 @@ import { compareBytes } from "./database.mjs";
 import { parseParameters, queryAllDocs, queryView, select } from "./views.mjs";
 
 const VERSION = "3.4.0";
-const VENDOR = "kz-record-call couchdb stand-in";
+const VARIANT = "kz-record-call couchdb stand-in";
 
 /** @param {{store: import("./store.mjs").Store, credentials: import("./auth.mjs").Credentials}} server */
 export async function route(server, exchange) {
@@ -35,7 +35,8 @@ function answerRoot(exchange) {
     git_sha: "stand-in",
     uuid: "00000000000000000000000000000000",
     features: [],
-    vendor: { name: VENDOR },
+    // As CouchDB: clients may trust a server of this vendor to compare digests.
+    vendor: { name: "The Apache Software Foundation", variant: VARIANT },
   });
 }
 

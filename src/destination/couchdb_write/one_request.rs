@@ -7,10 +7,15 @@ use super::{DeliveryError, Place, Put, Road, attachment_first};
 
 /// Single-request write, for a recording without a document. If a document exists, the attachment-first write resumes from it, and
 /// keeps the fields that other programs wrote there.
+///
+/// The request creates, and never replaces. So the first attempt of a recording whose id no other program can have looks for nothing
+/// before: a document that is there all the same makes the request fail.
 pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
-    match place.look_up().await? {
-        Found::Nothing => {}
-        _ => return attachment_first::put(place).await,
+    if place.failures > 0 || place.adopted {
+        match place.look_up().await? {
+            Found::Nothing => {}
+            _ => return attachment_first::put(place).await,
+        }
     }
     let document = place.document.clone();
     let sent = place
@@ -18,6 +23,15 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
         .create_with_attachment(place.database, place.id.as_str(), document, place.attachment().await?)
         .await;
     let (below_quorum, failed) = match sent {
+        // The server has compared the bytes with their digest, and a quorum of its nodes has them.
+        Ok(saved) if !saved.below_quorum && place.couch.compares_digests().await => {
+            return Ok(Put::Stored {
+                rev: saved.rev,
+                below_quorum: false,
+                road: Some(Road::First),
+                deleted: false,
+            });
+        }
         Ok(saved) => (saved.below_quorum, None),
         // The server may have stored it all the same. Only the existing-document check can show that.
         Err(

@@ -272,7 +272,10 @@ async fn rabbitmq_version(uri: &str) -> Option<String> {
 async fn couchdb_version(url: &str) -> Option<String> {
     let answer = Client::new().get(url).send().await.ok()?;
     let body: Value = serde_json::from_slice(&answer.bytes().await.ok()?).ok()?;
-    let vendor = body["vendor"]["name"].as_str().unwrap_or_default();
+    let vendor = ["variant", "name"]
+        .into_iter()
+        .find_map(|key| body["vendor"][key].as_str());
+    let vendor = vendor.unwrap_or_default();
     Some(format!("{} ({vendor})", body["version"].as_str()?))
 }
 
