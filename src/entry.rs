@@ -4,6 +4,8 @@
 //! long logs are removed. So two versions of an entry, written by two workers that did not see each other's, merge to their union. Pure: no
 //! I/O, no clock.
 
+use std::ops::Deref;
+
 use serde::{Deserialize, Serialize};
 
 use crate::kazoo::time::Moment;
@@ -26,6 +28,7 @@ mod observed;
 mod outcome_event;
 pub mod parts;
 mod places;
+mod shared;
 mod stray;
 mod union;
 mod watched;
@@ -34,6 +37,8 @@ pub mod webhooks;
 pub use observed::{Probe, longest};
 
 use cause::{Cause, Outcome};
+use shared::SharedFact;
+
 use fact::{Announcement, Delivery, Destination, Document, Fact, Holding, What};
 
 /// One recording's entry.
@@ -43,7 +48,7 @@ pub struct Entry {
     pub key: Key,
     /// The call's id when the action ran. Together with the key it is the entry's address.
     pub call_id: String,
-    facts: Vec<Fact>,
+    facts: Vec<SharedFact>,
     /// Facts of other program versions that this version cannot read completely.
     opaque: Vec<union::Opaque>,
 }
@@ -81,26 +86,26 @@ impl Entry {
     }
 
     /// In the order in which they happened.
-    pub fn facts(&self) -> &[Fact] {
-        &self.facts
+    pub fn facts(&self) -> impl DoubleEndedIterator<Item = &Fact> + ExactSizeIterator + Clone {
+        self.facts.iter().map(Deref::deref)
     }
 
     fn first<'a, T>(&'a self, pick: impl Fn(&'a What) -> Option<T>) -> Option<T> {
-        self.facts.iter().find_map(|fact| pick(&fact.what))
+        self.facts().find_map(|fact| pick(&fact.what))
     }
 
     fn last<'a, T>(&'a self, pick: impl Fn(&'a What) -> Option<T>) -> Option<T> {
-        self.facts.iter().rev().find_map(|fact| pick(&fact.what))
+        self.facts().rev().find_map(|fact| pick(&fact.what))
     }
 
     fn has(&self, is: impl Fn(&What) -> bool) -> bool {
-        self.facts.iter().any(|fact| is(&fact.what))
+        self.facts().any(|fact| is(&fact.what))
     }
 
     /// The order. An entry that only an event made known may have none.
     pub fn order(&self) -> Option<&Order> {
         // An order that was read from the action itself contains the command.
-        let mut asked = self.facts.iter().filter_map(|fact| match &fact.what {
+        let mut asked = self.facts().filter_map(|fact| match &fact.what {
             What::Asked(order) => Some(order.as_ref()),
             _ => None,
         });
@@ -165,8 +170,7 @@ impl Entry {
 
     /// When an action first asked to stop the recording.
     pub fn stop_asked_at(&self) -> Option<Moment> {
-        self.facts
-            .iter()
+        self.facts()
             .find(|fact| matches!(fact.what, What::StopAsked { .. }))
             .map(|fact| fact.at)
     }
@@ -175,7 +179,7 @@ impl Entry {
     pub fn is_newest_start_stopped(&self) -> bool {
         let newest = self.newest_start();
         let heard = self.at_of_last(|what| matches!(what, What::Started(_)));
-        self.facts.iter().any(|fact| match fact.what {
+        self.facts().any(|fact| match fact.what {
             What::StopSent { start: Some(start), .. } => newest.is_none_or(|newest| start >= newest),
             What::StopSent { start: None, .. } => heard.is_none_or(|heard| fact.at >= heard),
             _ => false,
@@ -184,10 +188,7 @@ impl Entry {
 
     /// How many stop commands were sent, and when the last one was.
     pub fn stops_sent(&self) -> (u32, Option<Moment>) {
-        let mut sent = self
-            .facts
-            .iter()
-            .filter(|fact| matches!(fact.what, What::StopSent { .. }));
+        let mut sent = self.facts().filter(|fact| matches!(fact.what, What::StopSent { .. }));
         (
             u32::try_from(sent.clone().count()).unwrap_or(u32::MAX),
             sent.next_back().map(|fact| fact.at),
@@ -196,7 +197,7 @@ impl Entry {
 
     /// The number of the next channel query, probe, or other counted fact of this kind.
     pub fn next_number(&self, kind: &str) -> u32 {
-        let numbers = self.facts.iter().filter(|fact| fact.what.kind() == kind);
+        let numbers = self.facts().filter(|fact| fact.what.kind() == kind);
         numbers
             .filter_map(|fact| fact.what.number())
             .max()
@@ -302,7 +303,7 @@ impl Entry {
         }
         let first: &Delivery = self.first(delivered)?;
         // It was delivered once more, because a read-back did not find it. It may have another id now.
-        let brought = self.facts.iter().filter_map(|fact| delivered(&fact.what));
+        let brought = self.facts().filter_map(|fact| delivered(&fact.what));
         let again = brought.filter(|again| again.again > 0 && again.sha256.is_some() && again.sha256 == first.sha256);
         again.max_by_key(|again| again.again).or(Some(first))
     }
@@ -329,7 +330,7 @@ impl Entry {
         let heard_of = self.has(|what| matches!(what, What::Started(_) | What::Ended(_)));
         let kept = self.held().is_some() || self.uploaded().is_some();
         let void = |cause: Cause| heard_of && cause.is_silence() || kept && cause == Cause::FileGone;
-        let conclusions = self.facts.iter().filter_map(|fact| match fact.what {
+        let conclusions = self.facts().filter_map(|fact| match fact.what {
             What::Concluded { outcome, cause } if !void(cause) => Some((outcome, cause)),
             _ => None,
         });

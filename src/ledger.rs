@@ -403,14 +403,9 @@ pub fn address(entry: &Entry) -> Address {
     let month = entry.order().map_or_else(
         || {
             // A notice says when the recording was ordered. Another worker's clock may stamp an earlier fact in the month before.
-            let notice = || {
-                entry
-                    .facts()
-                    .iter()
-                    .find(|fact| matches!(fact.what, What::HeardOf { .. }))
-            };
+            let notice = || entry.facts().find(|fact| matches!(fact.what, What::HeardOf { .. }));
             notice()
-                .or_else(|| entry.facts().first())
+                .or_else(|| entry.facts().next())
                 .map_or(Moment::from_unix_seconds(0), |fact| fact.at)
                 .month()
         },

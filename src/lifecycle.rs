@@ -238,7 +238,7 @@ fn to_do(case: &Case, now: Moment, policy: &Policy) -> Next {
 /// Until when nothing at all is done about a recording. The program panicked on it, or a newer version decided something that this one
 /// cannot judge, and that version handles it.
 fn left_alone(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
-    let mut facts = entry.facts().iter().rev();
+    let mut facts = entry.facts().rev();
     let parked = facts.find(|fact| matches!(fact.what, What::Parked { .. }));
     // Once the recording is parked for that reason, its notices are published. If publishing panics too, the notices wait like all else.
     let panicked = entry.panics().next_back();

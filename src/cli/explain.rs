@@ -64,7 +64,7 @@ fn as_json(record: &Record, now: Moment, policy: &lifecycle::Policy) -> serde_js
         "next": lifecycle::due(entry, now, policy).map(Moment::rfc3339),
         "lease": record.lease,
         "webhooks": webhooks::as_json(entry, policy),
-        "facts": entry.facts(),
+        "facts": entry.facts().collect::<Vec<_>>(),
     })
 }
 
@@ -101,7 +101,7 @@ fn story(
     let state = format!("state     {}", Plain(verdict(entry)));
     writeln!(out, "{}", wrapped(&state, width, "  ", "            "))?;
     writeln!(out, "\n  History")?;
-    let begin = entry.facts().first().map_or(now, |fact| fact.at);
+    let begin = entry.facts().next().map_or(now, |fact| fact.at);
     for fact in entry.facts() {
         let after = fact.at.since(begin).as_secs_f64();
         let line = format!(
@@ -162,7 +162,7 @@ fn verdict(entry: &Entry) -> String {
 
 /// Why the last attempt failed.
 fn last_error(entry: &Entry) -> Option<&str> {
-    entry.facts().iter().rev().find_map(|fact| match &fact.what {
+    entry.facts().rev().find_map(|fact| match &fact.what {
         What::DeliveryFailed { why, .. } | What::CollectFailed { why, .. } => Some(why.as_str()),
         _ => None,
     })
@@ -171,7 +171,7 @@ fn last_error(entry: &Entry) -> Option<&str> {
 /// A fact, in words.
 fn words(entry: &Entry, fact: &Fact) -> String {
     let heard_of = |known: &Fact| matches!(known.what, What::Started(_) | What::Ended(_) | What::PresumedEnded(_));
-    let unheard = || !entry.facts().iter().take_while(|known| *known != fact).any(heard_of);
+    let unheard = || !entry.facts().take_while(|known| *known != fact).any(heard_of);
     match &fact.what {
         What::Asked(order) if entry.watched().is_some() => {
             format!(

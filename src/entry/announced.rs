@@ -11,7 +11,7 @@ impl Entry {
     /// at the same time, which changes nothing then.
     pub(super) fn has_told(&self, outcome: Outcome, cause: Cause) -> bool {
         let concluded = |by: &str, at: Moment| {
-            let of_worker = self.facts.iter().filter(|fact| fact.by == by && fact.at <= at);
+            let of_worker = self.facts().filter(|fact| fact.by == by && fact.at <= at);
             let mut conclusions = of_worker.filter_map(|fact| match fact.what {
                 What::Concluded { outcome: of, cause } if of == outcome => Some(cause),
                 _ => None,
@@ -19,8 +19,7 @@ impl Entry {
             conclusions.next_back()
         };
         let mut announced = self
-            .facts
-            .iter()
+            .facts()
             .filter(|fact| fact.what == What::Announced(Announcement::Outcome(outcome)))
             .map(|fact| concluded(&fact.by, fact.at));
         let first = announced.next();

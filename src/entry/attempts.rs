@@ -32,8 +32,7 @@ impl Entry {
     pub fn postponed(&self) -> impl DoubleEndedIterator<Item = (Moment, Moment)> {
         let retried = self.retried();
         let mut all: Vec<(u32, Moment, Moment)> = self
-            .facts
-            .iter()
+            .facts()
             .filter_map(|fact| match fact.what {
                 What::Postponed { n, until, .. } if Self::counts(retried, fact) => Some((n, fact.at, until)),
                 _ => None,
@@ -59,7 +58,7 @@ impl Entry {
     /// The read-backs of a delivery that a server with too few copies took: whether each one found it. An attempt without an answer is no
     /// read-back.
     pub fn looks(&self) -> impl DoubleEndedIterator<Item = bool> {
-        self.facts.iter().filter_map(|fact| match &fact.what {
+        self.facts().filter_map(|fact| match &fact.what {
             What::Looked {
                 why, unanswered: false, ..
             } => Some(why.is_none()),
@@ -70,8 +69,7 @@ impl Entry {
     /// When a read-back or a delivery was last tried.
     pub fn last_looked_at(&self) -> Option<Moment> {
         let mut tried = self
-            .facts
-            .iter()
+            .facts()
             .filter(|fact| matches!(fact.what, What::Looked { .. } | What::Delivered(_)));
         tried.next_back().map(|fact| fact.at)
     }
@@ -86,7 +84,7 @@ impl Entry {
 
     /// Whether the last read-back did not find the delivery, and no worker has delivered it again since.
     pub fn is_lost(&self) -> bool {
-        let brought = self.facts.iter().filter_map(|fact| match &fact.what {
+        let brought = self.facts().filter_map(|fact| match &fact.what {
             What::Delivered(delivery) => Some(delivery.again),
             _ => None,
         });
@@ -137,7 +135,7 @@ impl Entry {
 
     /// Whether such a fact came after the last audio that a worker received.
     fn comes_after_collecting(&self, is: impl Fn(&What) -> bool) -> bool {
-        let last = |is: &dyn Fn(&What) -> bool| self.facts.iter().rposition(|fact| is(&fact.what));
+        let last = |is: &dyn Fn(&What) -> bool| self.facts().rposition(|fact| is(&fact.what));
         let collected = last(&|what| matches!(what, What::Collected(_)));
         last(&is).is_some_and(|at| collected.is_none_or(|collected| collected <= at))
     }
@@ -181,15 +179,14 @@ impl Entry {
 
     /// When a worker asked for a file that should be gone.
     pub fn tidied(&self) -> impl DoubleEndedIterator<Item = Moment> {
-        self.facts
-            .iter()
+        self.facts()
             .filter(|fact| matches!(fact.what, What::Tidied { .. }))
             .map(|fact| fact.at)
     }
 
     /// How often in a row, up to now, the switch could not open a file that should be gone.
     pub fn misses(&self) -> usize {
-        let since = self.facts.iter().rev();
+        let since = self.facts().rev();
         let since = since.take_while(|fact| !matches!(fact.what, What::Collected(_)));
         let asked = since.filter_map(|fact| match fact.what {
             What::Tidied { missing, .. } => Some(missing),
@@ -200,7 +197,7 @@ impl Entry {
 
     /// The operator's last retry.
     fn retried(&self) -> Option<&Fact> {
-        let retries = self.facts.iter().filter(|fact| fact.what.kind() == "retried");
+        let retries = self.facts().filter(|fact| fact.what.kind() == "retried");
         retries.max_by_key(|fact| fact.what.number())
     }
 
@@ -236,7 +233,7 @@ impl Entry {
     /// The failures to collect or deliver since an operator's last retry, by their numbers.
     pub fn failures(&self) -> impl DoubleEndedIterator<Item = &Fact> {
         let retried = self.retried();
-        let failed = self.facts.iter().filter(|fact| fact.what.attempt().is_some());
+        let failed = self.facts().filter(|fact| fact.what.attempt().is_some());
         let mut all: Vec<&Fact> = failed.filter(|fact| Self::counts(retried, fact)).collect();
         all.sort_by_key(|fact| fact.what.attempt());
         all.into_iter()
@@ -245,7 +242,7 @@ impl Entry {
     /// When the program panicked on the recording, since an operator's last retry.
     pub fn panics(&self) -> impl DoubleEndedIterator<Item = Moment> {
         let retried = self.retried();
-        let panics = self.facts.iter().filter(|fact| fact.what.kind() == "panicked");
+        let panics = self.facts().filter(|fact| fact.what.kind() == "panicked");
         let mut all: Vec<&Fact> = panics.filter(|fact| Self::counts(retried, fact)).collect();
         all.sort_by_key(|fact| fact.what.number());
         all.into_iter().map(|fact| fact.at)
@@ -253,8 +250,7 @@ impl Entry {
 
     /// The number of the next attempt to deliver the audio. It counts from 1, and a retry does not reset it.
     pub fn next_attempt(&self) -> u32 {
-        self.facts
-            .iter()
+        self.facts()
             .filter_map(|fact| fact.what.attempt())
             .max()
             .unwrap_or(0)
@@ -264,7 +260,7 @@ impl Entry {
     /// The number of the present parking, if the recording was parked and retried before.
     pub fn later_rest(&self) -> Option<u32> {
         self.parked()?;
-        let rests = self.facts.iter().filter(|fact| fact.what.kind() == "parked");
+        let rests = self.facts().filter(|fact| fact.what.kind() == "parked");
         let newest = rests.filter_map(|fact| fact.what.number()).max();
         newest.filter(|_| self.has(|what| matches!(what, What::Retried { .. })))
     }
@@ -275,7 +271,7 @@ impl Entry {
         if highest("parked") <= highest("retried") {
             return None;
         }
-        let rests = self.facts.iter().filter_map(|fact| match fact.what {
+        let rests = self.facts().filter_map(|fact| match fact.what {
             What::Parked { n, cause } => Some((n, cause)),
             _ => None,
         });

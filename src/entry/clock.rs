@@ -23,11 +23,11 @@ impl Entry {
             What::Started(told) | What::Ended(told) => Some((told.call_id.clone(), told.stamp)),
             _ => None,
         };
-        let mut carriers: Vec<String> = self.facts.iter().filter_map(of_recording).map(|(leg, _)| leg).collect();
+        let mut carriers: Vec<String> = self.facts().filter_map(of_recording).map(|(leg, _)| leg).collect();
         if carriers.is_empty() {
             carriers.push(self.call_id.clone());
         }
-        let heard_after = self.facts.iter().filter_map(|fact| {
+        let heard_after = self.facts().filter_map(|fact| {
             let stamp = match &fact.what {
                 What::Leg(leg) if carriers.contains(&leg.call_id) => leg.stamp,
                 _ => of_recording(fact).and_then(|(_, stamp)| stamp),

@@ -28,7 +28,7 @@ impl Entry {
 
     fn wanted(&self) -> Option<Wanted<'_>> {
         let mut newest: Option<(Moment, Wanted<'_>)> = None;
-        for fact in &self.facts {
+        for fact in self.facts() {
             let (at, action, on) = match &fact.what {
                 What::MaskAsked { action, on, asked, .. } => (asked.unwrap_or(fact.at), action, *on),
                 // An earlier version wrote this entry, and noted no more than this.
@@ -44,7 +44,7 @@ impl Entry {
 
     /// When an action that masks or unmasks was sent, by its sender's clock where that is known.
     pub(super) fn wanted_at(&self, of: &str) -> Option<Moment> {
-        self.facts.iter().find_map(|fact| match &fact.what {
+        self.facts().find_map(|fact| match &fact.what {
             What::MaskAsked { action, asked, .. } if action == of => Some(asked.unwrap_or(fact.at)),
             _ => None,
         })
@@ -52,7 +52,7 @@ impl Entry {
 
     /// When the newest known mask or unmask was sent.
     pub fn newest_mask_asked(&self) -> Option<Moment> {
-        let asked = self.facts.iter().filter_map(|fact| match &fact.what {
+        let asked = self.facts().filter_map(|fact| match &fact.what {
             What::MaskAsked { asked, .. } => Some(asked.unwrap_or(fact.at)),
             _ => None,
         });
@@ -61,7 +61,7 @@ impl Entry {
 
     /// Whether an action that was sent after that moment asked for a mask or an unmask. An older action that arrives late is void.
     pub fn is_overtaken(&self, sent: Moment) -> bool {
-        self.facts.iter().any(|fact| match &fact.what {
+        self.facts().any(|fact| match &fact.what {
             What::MaskAsked { asked, .. } => asked.unwrap_or(fact.at) > sent,
             _ => false,
         })
@@ -69,7 +69,7 @@ impl Entry {
 
     /// The newest known start, in the switch's order.
     pub fn newest_start(&self) -> Option<i64> {
-        let starts = self.facts.iter().filter_map(|fact| match &fact.what {
+        let starts = self.facts().filter_map(|fact| match &fact.what {
             What::Started(told) => Some(told.order()),
             _ => None,
         });
@@ -84,7 +84,7 @@ impl Entry {
             return None;
         }
         let sent = || {
-            self.facts.iter().filter_map(|fact| match &fact.what {
+            self.facts().filter_map(|fact| match &fact.what {
                 What::Masked {
                     action: of, n, start, ..
                 } if of == action => Some((fact.at, *n, *start)),
@@ -112,7 +112,7 @@ impl Entry {
                 }
                 _ => false,
             };
-            sent().count() < MOST_REPEATS && self.facts.iter().any(is_later)
+            sent().count() < MOST_REPEATS && self.facts().any(is_later)
         };
         let due = sent().next().is_none() && (on || !is_new) || on && !sent().any(reached) || is_undone();
         let n = sent().map(|(_, n, _)| n.saturating_add(1)).max().unwrap_or(0);
@@ -122,7 +122,7 @@ impl Entry {
     /// The commands of a mask or unmask that the broker had.
     pub(super) fn sent(&self, of: &str) -> impl Iterator<Item = &Fact> {
         let is_one = move |fact: &&Fact| matches!(&fact.what, What::Masked { action, .. } if action == of);
-        self.facts.iter().filter(is_one)
+        self.facts().filter(is_one)
     }
 
     /// Whether the mask or unmask of an action is known to have had no effect.
@@ -140,7 +140,7 @@ impl Entry {
 
     /// The control address that the newest action on the recording named, and when.
     pub fn route(&self) -> Option<(Moment, &Route)> {
-        self.facts.iter().rev().find_map(|fact| match &fact.what {
+        self.facts().rev().find_map(|fact| match &fact.what {
             What::StopAsked { route: Some(route), .. } | What::MaskAsked { route: Some(route), .. } => {
                 Some((fact.at, route))
             }
@@ -150,7 +150,7 @@ impl Entry {
 
     /// When an action asked for this mask or unmask.
     pub(super) fn asked(&self, of: &str) -> Option<Moment> {
-        let mut facts = self.facts.iter();
+        let mut facts = self.facts();
         let asked = facts.find(|fact| matches!(&fact.what, What::MaskAsked { action, .. } if action == of));
         asked.map(|fact| fact.at)
     }
@@ -162,7 +162,7 @@ impl Entry {
         let Some(written) = written.filter(|_| self.delivery().is_some_and(|delivery| !delivery.deleted)) else {
             return false;
         };
-        let amendments = self.facts.iter().filter_map(|fact| match &fact.what {
+        let amendments = self.facts().filter_map(|fact| match &fact.what {
             What::Amended { n, controls, .. } => Some((*n, controls.as_str())),
             _ => None,
         });

@@ -503,6 +503,9 @@ impl Fact {
             .cmp(&other.at)
             .then_with(|| self.what.kind().cmp(other.what.kind()))
             .then_with(|| self.by.cmp(&other.by))
-            .then_with(|| format!("{:?}", self.what).cmp(&format!("{:?}", other.what)))
+            .then_with(|| match self.what == other.what {
+                true => Ordering::Equal,
+                false => format!("{:?}", self.what).cmp(&format!("{:?}", other.what)),
+            })
     }
 }

@@ -45,7 +45,7 @@ impl Entry {
     /// Whether the leg that the recording was ordered on was answered, as the leg's end tells. Without that end a bridge counts as an
     /// answer. (A bridge alone is not certain: early media is bridged too.)
     pub fn was_answered(&self) -> bool {
-        let told = self.facts.iter().find_map(|fact| match &fact.what {
+        let told = self.facts().find_map(|fact| match &fact.what {
             What::Leg(leg) if leg.call_id == self.call_id => leg.was_answered,
             _ => None,
         });
@@ -54,10 +54,10 @@ impl Entry {
 
     /// Whether the leg that the recording was ordered on was bridged after its command.
     pub fn is_bridged_since_command(&self) -> bool {
-        let commanded = self.facts.iter().find(|fact| fact.what == What::Commanded);
+        let commanded = self.facts().find(|fact| fact.what == What::Commanded);
         let is_bridge = |what: &What| matches!(what, What::Leg(leg) if leg.event == LegEvent::Bridged && leg.call_id == self.call_id);
         commanded.is_some_and(|commanded| {
-            let mut facts = self.facts.iter();
+            let mut facts = self.facts();
             facts.any(|fact| fact.at > commanded.at && is_bridge(&fact.what))
         })
     }
@@ -101,8 +101,7 @@ impl Entry {
     /// What was learned of its legs, in the order in which it happened.
     pub fn legs(&self) -> Vec<(Moment, &Leg)> {
         let mut legs: Vec<(Moment, &Leg)> = self
-            .facts
-            .iter()
+            .facts()
             .filter_map(|fact| match &fact.what {
                 What::Leg(leg) => Some((fact.at, leg.as_ref())),
                 _ => None,

@@ -62,7 +62,7 @@ impl Entry {
         if self.has(is_told) {
             return None;
         }
-        let (asked, action) = self.facts.iter().find_map(|fact| match &fact.what {
+        let (asked, action) = self.facts().find_map(|fact| match &fact.what {
             What::StopAsked { action, .. } => Some((fact.at, action)),
             _ => None,
         })?;
@@ -73,7 +73,7 @@ impl Entry {
             What::StopSent { start, .. } => start == newest,
             _ => false,
         };
-        let sent = self.facts.iter().filter(of_newest);
+        let sent = self.facts().filter(of_newest);
         let arrived = sent.clone().find(|fact| !self.is_stop_returned(&fact.what));
         let ended = end.stamp.map(|stamp| self.by_our_clock(stamp));
         let ran_on = || {
@@ -112,11 +112,11 @@ impl Entry {
 
     /// When the first stop had been sent, by its sender's clock, if a worker carried it out a while later.
     fn stop_delayed(&self) -> Option<Moment> {
-        let first = self.facts.iter().find_map(|fact| match &fact.what {
+        let first = self.facts().find_map(|fact| match &fact.what {
             What::StopAsked { action, .. } => Some(action),
             _ => None,
         })?;
-        self.facts.iter().find_map(|fact| match &fact.what {
+        self.facts().find_map(|fact| match &fact.what {
             What::StopDelayed { action, asked } if action == first => Some(*asked),
             _ => None,
         })
@@ -131,7 +131,7 @@ impl Entry {
     /// Why a stop was not confirmed: no command of it reached a queue, or the switch did not obey.
     pub fn why_not_stopped(&self) -> Why {
         let is_stop = |fact: &&Fact| matches!(fact.what, What::StopSent { .. });
-        let mut sent = self.facts.iter().filter(is_stop);
+        let mut sent = self.facts().filter(is_stop);
         match sent.all(|fact| self.is_stop_returned(&fact.what)) {
             true => Why::Undelivered,
             false => Why::Unconfirmed,
@@ -139,7 +139,7 @@ impl Entry {
     }
 
     fn unheeded_mask(&self) -> Option<What> {
-        let mut asked = self.facts.iter().filter_map(|fact| match &fact.what {
+        let mut asked = self.facts().filter_map(|fact| match &fact.what {
             What::MaskAsked { action, on, asked, .. } => Some((fact, action, *on, asked.unwrap_or(fact.at))),
             _ => None,
         });
@@ -201,7 +201,7 @@ impl Entry {
     /// When a worker was about to send this mask or unmask for the first time.
     pub fn intended(&self, of: &str) -> Option<&Fact> {
         let is_it = |fact: &&Fact| matches!(&fact.what, What::Intended { action, .. } if action == of);
-        self.facts.iter().find(is_it)
+        self.facts().find(is_it)
     }
 
     /// Whether a worker was about to send this mask or unmask while the recording was where the switch finds it. The command may have met it,
@@ -271,12 +271,12 @@ impl Entry {
             tells && fact.by == command.by && fact.at < command.at
         };
         let stamped = end.stamp.map(|stamp| self.by_our_clock(stamp));
-        begins_once && self.facts.iter().any(knew) || stamped.is_some_and(|end| end.plus(ON_ITS_WAY) < command.at)
+        begins_once && self.facts().any(knew) || stamped.is_some_and(|end| end.plus(ON_ITS_WAY) < command.at)
     }
 
     /// When the recording began, by the switch's own stamp: a command can reach the switch before a worker hears of the start.
     fn began(&self) -> Option<Moment> {
-        let starts = self.facts.iter().filter_map(|fact| match &fact.what {
+        let starts = self.facts().filter_map(|fact| match &fact.what {
             What::Started(told) => {
                 // A start is presumed when its event was lost. It has no stamp, and its time is that of the command.
                 let at = told.stamp.map_or(told.at, |stamp| self.by_our_clock(stamp));
@@ -305,7 +305,7 @@ impl Entry {
     /// The masks and unmasks, in the order in which actions were sent.
     fn actions(&self) -> Vec<Action<'_>> {
         let mut actions: Vec<Action<'_>> = Vec::new();
-        for fact in &self.facts {
+        for fact in self.facts() {
             let (id, on, asked_at) = match &fact.what {
                 What::MaskAsked { action, on, asked, .. } => (action, *on, *asked),
                 // An earlier version wrote this entry, and noted no more than this.
@@ -331,7 +331,7 @@ impl Entry {
     fn masks(&self) -> Vec<Mask> {
         let actions = self.actions();
         // Each later start begins unmasked. The switch can have obeyed a mask of the first part before a worker heard of its start.
-        let starts = self.facts.iter().filter(|fact| matches!(fact.what, What::Started(_)));
+        let starts = self.facts().filter(|fact| matches!(fact.what, What::Started(_)));
         let starts: Vec<Moment> = starts.skip(1).map(|fact| fact.at).collect();
         let mut masks = Vec::new();
         for nth in 0..=starts.len() {
@@ -376,7 +376,7 @@ impl Entry {
     /// What had no effect, each action once: two workers can have noted different reasons.
     fn not_obeyed(&self) -> Vec<NotObeyed> {
         let mut told: Vec<(&str, NotObeyed)> = Vec::new();
-        for fact in &self.facts {
+        for fact in self.facts() {
             let (action, what, why) = match &fact.what {
                 What::NotObeyed { what, why, .. } if *what == Control::Stop => ("", *what, *why),
                 What::NotObeyed { action, what, why } if !self.is_void(action, *why) => (action.as_str(), *what, *why),

@@ -28,7 +28,7 @@ pub struct StoredObject {
 impl Entry {
     /// The object that has this audio, in an object store, if it is at this place.
     pub fn object_at(&self, place: &str, sha256: &str) -> Option<&StoredObject> {
-        self.facts.iter().rev().find_map(|fact| match &fact.what {
+        self.facts().rev().find_map(|fact| match &fact.what {
             What::ObjectStored(object) if object.place == place && object.sha256 == sha256 => Some(&**object),
             _ => None,
         })

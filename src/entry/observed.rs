@@ -29,7 +29,7 @@ impl Probe<'_> {
 impl Entry {
     /// The last channel query: when it was, and whether the channel was alive.
     pub fn channel_seen(&self) -> Option<(Moment, bool)> {
-        self.facts.iter().rev().find_map(|fact| match fact.what {
+        self.facts().rev().find_map(|fact| match fact.what {
             What::ChannelSeen { alive, .. } => Some((fact.at, alive)),
             _ => None,
         })
@@ -37,7 +37,7 @@ impl Entry {
 
     /// Since when every channel query found the channel gone.
     pub fn gone_since(&self) -> Option<Moment> {
-        let looks = self.facts.iter().rev().filter_map(|fact| match fact.what {
+        let looks = self.facts().rev().filter_map(|fact| match fact.what {
             What::ChannelSeen { alive, .. } => Some((fact.at, alive)),
             _ => None,
         });
@@ -48,8 +48,7 @@ impl Entry {
     /// numbers, because two workers' clocks may differ.
     fn gone_looks(&self) -> Vec<(&str, Moment)> {
         let mut looks: Vec<(u32, &Fact, bool)> = self
-            .facts
-            .iter()
+            .facts()
             .filter_map(|fact| match fact.what {
                 What::ChannelSeen { n, alive } => Some((n, fact, alive)),
                 _ => None,
@@ -74,7 +73,7 @@ impl Entry {
 
     /// The probes, the newest first.
     pub fn probes(&self) -> impl Iterator<Item = Probe<'_>> {
-        self.facts.iter().rev().filter_map(|fact| match &fact.what {
+        self.facts().rev().filter_map(|fact| match &fact.what {
             What::Probed { size, md5, open, .. } => Some(Probe {
                 at: fact.at,
                 size: *size,

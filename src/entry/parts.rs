@@ -231,7 +231,7 @@ impl Entry {
         let mut entry = Self::of_order(self.order()?.continuation(), by);
         // Stop and mask are states: they also apply to what the switch begins by itself later.
         let is_masked = self.is_masked();
-        let controls = self.facts.iter().filter_map(|fact| match &fact.what {
+        let controls = self.facts().filter_map(|fact| match &fact.what {
             stop @ What::StopAsked { .. } => Some(stop.clone()),
             What::MaskAsked {
                 action,
@@ -327,7 +327,7 @@ impl Entry {
             What::PresumedEnded(told) => fact.at <= sealed && part.begun_at().is_none_or(|begun| told.order() >= begun),
             _ => false,
         };
-        part.ended.is_none() && self.facts.iter().any(ended)
+        part.ended.is_none() && self.facts().any(ended)
     }
 
     /// Whether the audio has at least this many milliseconds, as far as can be determined.
@@ -354,8 +354,7 @@ impl Entry {
     /// Sorted in the switch's own order.
     fn events<'a>(&'a self, pick: impl Fn(&'a What) -> Option<&'a Told>) -> Vec<Event<'a>> {
         let mut events: Vec<Event<'a>> = self
-            .facts
-            .iter()
+            .facts()
             .filter_map(|fact| {
                 let (heard, by) = (fact.at, fact.by.as_str());
                 pick(&fact.what).map(|told| Event { heard, by, told })
@@ -368,13 +367,13 @@ impl Entry {
     }
 
     fn last_seen(&self, is: impl Fn(&What) -> bool) -> Option<Seen<'_>> {
-        let fact = self.facts.iter().rev().find(|fact| is(&fact.what))?;
+        let fact = self.facts().rev().find(|fact| is(&fact.what))?;
         let (at, by) = (fact.at, fact.by.as_str());
         Some(Seen { at, by })
     }
 
     pub(super) fn at_of_last(&self, is: impl Fn(&What) -> bool) -> Option<Moment> {
-        self.facts.iter().rev().find(|fact| is(&fact.what)).map(|fact| fact.at)
+        self.facts().rev().find(|fact| is(&fact.what)).map(|fact| fact.at)
     }
 }
 

@@ -13,7 +13,7 @@ use super::fact::{Fact, Holding, What};
 impl Entry {
     /// Misattributed copies in the hold.
     pub(super) fn strays(&self) -> impl Iterator<Item = &Holding> {
-        let held = self.facts.iter().filter_map(|fact| match &fact.what {
+        let held = self.facts().filter_map(|fact| match &fact.what {
             What::Held { n, holding } => Some((*n, holding)),
             _ => None,
         });
@@ -26,7 +26,7 @@ impl Entry {
 
     /// Whether the recording was delivered, and with other audio than this.
     pub(super) fn is_strange(&self, holding: &Holding) -> bool {
-        let mut delivered = self.facts.iter().filter_map(|fact| match &fact.what {
+        let mut delivered = self.facts().filter_map(|fact| match &fact.what {
             What::Uploaded { sha256, .. } => Some(sha256.as_deref()),
             What::Delivered(delivery) => Some(delivery.sha256.as_deref()),
             _ => None,
@@ -38,7 +38,7 @@ impl Entry {
     /// What was delivered in addition to this recording's own audio, as facts for the continuation.
     pub(super) fn delivered_beside(&self) -> Vec<What> {
         let own = self.delivery().and_then(|delivery| delivery.sha256.as_deref());
-        let other = self.facts.iter().find_map(|fact| match &fact.what {
+        let other = self.facts().find_map(|fact| match &fact.what {
             What::Delivered(delivery) => delivery.sha256.as_deref().filter(|sha256| Some(*sha256) != own),
             _ => None,
         });
@@ -50,7 +50,7 @@ impl Entry {
             What::Delivered(delivery) => delivery.sha256.as_deref() == Some(other),
             _ => false,
         };
-        let told = self.facts.iter().map(|fact| &fact.what);
+        let told = self.facts().map(|fact| &fact.what);
         told.filter(|what| is_of_it(what)).cloned().collect()
     }
 
@@ -64,7 +64,7 @@ impl Entry {
     pub fn separated(&self, name: &str, now: Moment, by: &str) -> Option<Self> {
         let holding = self.strays().find(|holding| holding.name == name)?;
         let mut entry = Self::of_order(self.order()?.of_audio(&holding.digests.sha256), by);
-        let collected = self.facts.iter().find_map(|fact| match &fact.what {
+        let collected = self.facts().find_map(|fact| match &fact.what {
             What::Collected(audio) if audio.digests == holding.digests => Some(fact.what.clone()),
             _ => None,
         });

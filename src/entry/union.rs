@@ -11,6 +11,7 @@ use crate::recording::identity::Key;
 
 use super::Entry;
 use super::fact::{Fact, What};
+use super::shared::{SharedFact, fingerprint};
 
 /// Facts of one kind that are kept: the first of them and the last.
 pub(super) const KEPT_FIRST: usize = 4;
@@ -28,7 +29,7 @@ pub(super) struct Opaque {
     text: String,
     written: Value,
     /// The part of it that this version can read.
-    read: Option<Fact>,
+    read: Option<SharedFact>,
 }
 
 /// An entry as it is written down.
@@ -40,7 +41,7 @@ pub(super) struct Written {
 }
 
 impl Opaque {
-    fn of(written: Value, read: Option<Fact>) -> Self {
+    fn of(written: Value, read: Option<SharedFact>) -> Self {
         Self {
             at: written.get("at").and_then(Value::as_i64).unwrap_or_default(),
             kind: written
@@ -61,20 +62,7 @@ impl Opaque {
 
 impl From<Written> for Entry {
     fn from(written: Written) -> Self {
-        let mut entry = Self::new(written.key, &written.call_id);
-        for fact in written.facts {
-            let read = Fact::deserialize(&fact).ok();
-            let whole = read
-                .as_ref()
-                .and_then(|read| serde_json::to_value(read).ok())
-                .is_some_and(|ours| says_all(&ours, &fact));
-            entry.facts.extend(read.clone());
-            if !whole {
-                entry.opaque.push(Opaque::of(fact, read));
-            }
-        }
-        entry.normalise();
-        entry
+        Self::of_written(written.key, &written.call_id, &written.facts)
     }
 }
 
@@ -102,14 +90,32 @@ fn says_all(ours: &Value, theirs: &Value) -> bool {
 }
 
 impl Entry {
+    /// The entry whose facts are stored like this.
+    pub fn of_written(key: Key, call_id: &str, facts: &[Value]) -> Self {
+        let mut entry = Self::new(key, call_id);
+        for fact in facts {
+            let read = Fact::deserialize(fact).ok().map(SharedFact::from);
+            let whole = read
+                .as_ref()
+                .and_then(|read| serde_json::to_value(read).ok())
+                .is_some_and(|ours| says_all(&ours, fact));
+            entry.facts.extend(read.clone());
+            if !whole {
+                entry.opaque.push(Opaque::of(fact.clone(), read));
+            }
+        }
+        entry.normalise();
+        entry
+    }
+
     /// Adds a fact. `false` when the same fact is known already, from any worker and any time. Also `false` when too many of its kind are
     /// known to keep it.
     pub fn add(&mut self, fact: Fact) -> bool {
-        let what = fact.what.clone();
-        let news = !self.facts.iter().any(|known| known.what == what);
-        self.facts.push(fact);
+        let fact = SharedFact::from(fact);
+        let news = !self.facts().any(|known| known.what == fact.what);
+        self.facts.push(fact.clone());
         self.normalise();
-        news && self.facts.iter().any(|known| known.what == what)
+        news && self.facts.contains(&fact)
     }
 
     /// The union of two versions of the same entry. Commutative, associative and idempotent.
@@ -124,14 +130,14 @@ impl Entry {
 
     /// Whether everything that `other` knows is known here.
     pub fn knows(&self, other: &Self) -> bool {
-        let fact = |fact: &Fact| self.facts.iter().any(|known| known.what == fact.what);
+        let fact = |fact: &SharedFact| self.facts.iter().any(|known| known == fact || known.what == fact.what);
         let opaque = |opaque: &Opaque| self.opaque.iter().any(|known| known.written == opaque.written);
         other.facts.iter().all(fact) && other.opaque.iter().all(opaque)
     }
 
     /// The facts as they are stored, including those of other versions.
     pub fn written(&self) -> Vec<Value> {
-        let is_there = |fact: &Fact| self.opaque.iter().any(|opaque| opaque.read.as_ref() == Some(fact));
+        let is_there = |fact: &SharedFact| self.opaque.iter().any(|opaque| opaque.read.as_ref() == Some(fact));
         let own = self.facts.iter().filter(|fact| !is_there(fact));
         let mut written: Vec<(i64, Value)> = own
             .filter_map(|fact| Some((fact.at.unix_micros(), serde_json::to_value(fact).ok()?)))
@@ -141,13 +147,11 @@ impl Entry {
         written.into_iter().map(|(_, fact)| fact).collect()
     }
 
-    /// Texts that differ for facts that differ, and are the same for facts with the same content. Facts of other versions are included.
-    pub fn says(&self) -> impl Iterator<Item = String> {
-        let own = self
-            .facts
-            .iter()
-            .map(|fact| serde_json::to_string(&fact.what).unwrap_or_default());
-        own.chain(self.opaque.iter().map(|opaque| opaque.text.clone()))
+    /// A number for each fact. Facts with the same content have the same number. Facts of other versions are included.
+    pub fn fingerprints(&self) -> Vec<u64> {
+        let own = self.facts.iter().map(SharedFact::fingerprint);
+        own.chain(self.opaque.iter().map(|opaque| fingerprint(&opaque.text)))
+            .collect()
     }
 
     /// Facts of kinds that this version knows, with unknown content: a newer version decided something that this one cannot judge.
@@ -165,8 +169,8 @@ impl Entry {
 
     /// Sorts. Keeps the earliest of facts with the same content, and the first few and the last of each kind.
     fn normalise(&mut self) {
-        self.facts.sort_by(Fact::order);
-        let mut kept: Vec<Fact> = Vec::with_capacity(self.facts.len());
+        self.facts.sort_by(|one, other| one.order(other));
+        let mut kept: Vec<SharedFact> = Vec::with_capacity(self.facts.len());
         for fact in self.facts.drain(..) {
             if !kept.iter().any(|known| known.what == fact.what) {
                 kept.push(fact);
@@ -175,7 +179,7 @@ impl Entry {
         // Rarely needed.
         if kept.len() > KEPT_FIRST + KEPT_LAST {
             for kind in What::KINDS.iter().copied() {
-                bound(&mut kept, |fact| fact.what.kind() == kind, rank);
+                bound(&mut kept, |fact| fact.what.kind() == kind, |fact| rank(fact));
             }
         }
         self.facts = kept;
@@ -258,10 +262,10 @@ mod tests {
         };
         for n in 0..200 {
             let news = entry.add(fact(n));
-            let is_there = entry.facts().iter().any(|known| known.what == fact(n).what);
+            let is_there = entry.facts().any(|known| known.what == fact(n).what);
             assert_eq!(news, is_there, "{n}");
         }
-        assert!(entry.facts().len() <= 32);
+        assert!(entry.facts().count() <= 32);
         let added = (0..200).filter(|n| entry.add(fact(*n))).count();
         assert!(added < 200, "{added}");
     }

@@ -38,7 +38,7 @@ impl Entry {
     /// When a worker began to watch the recording, and when Kazoo's own recorder tries no more. `None`: the recording is the worker's to
     /// store.
     pub fn watched(&self) -> Option<(Moment, Moment)> {
-        self.facts.iter().find_map(|fact| match fact.what {
+        self.facts().find_map(|fact| match fact.what {
             What::Watched { due } => Some((fact.at, due)),
             _ => None,
         })
@@ -54,7 +54,7 @@ impl Entry {
 
     /// What Kazoo's own recorder had left at the last look.
     pub fn kazoo_copy(&self) -> Option<KazooCopy> {
-        let found = self.facts.iter().filter_map(|fact| match fact.what {
+        let found = self.facts().filter_map(|fact| match fact.what {
             What::Sought { n, found, .. } => Some((n, found)),
             _ => None,
         });

@@ -80,8 +80,7 @@ impl Entry {
     /// The notices that endpoints have not accepted, in order.
     pub fn webhooks(&self) -> Vec<Debt> {
         let mut owed: Vec<(Moment, &Owed)> = self
-            .facts
-            .iter()
+            .facts()
             .filter_map(|fact| match &fact.what {
                 What::WebhooksOwed(owed) => Some((fact.at, owed.as_ref())),
                 _ => None,
@@ -114,7 +113,7 @@ impl Entry {
         let later = notice.n.saturating_add(LONG_AGO);
         let (mut attempts, mut parked, mut retried_after) = (0, 0, 0);
         let (mut failed, mut retried, mut is_settled, mut is_old) = (None, None, false, false);
-        for fact in &self.facts {
+        for fact in self.facts() {
             match &fact.what {
                 What::WebhookSent(sent) if sent.endpoint == notice.endpoint => {
                     is_settled |= sent.is_same(&notice);

@@ -283,7 +283,7 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
             Effect::Control { .. } => matches!(what, What::MaskAsked { .. }),
             _ => false,
         };
-        let mut facts = self.case.entry.facts().iter().rev();
+        let mut facts = self.case.entry.facts().rev();
         facts.find(|fact| is_it(&fact.what)).map(|fact| fact.at)
     }
 

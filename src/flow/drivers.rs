@@ -96,7 +96,7 @@ impl Drivers {
         // Every worker that learns of a fault logs it. The worker that noted it alerts the operators, so that they get one mail.
         let worker = &self.common.policy.worker;
         let noted = |is: fn(&What) -> bool| noted_by(worker, before, entry).any(|fact| is(&fact.what));
-        let alarmed = |entry: &Entry| entry.facts().iter().any(|fact| fact.what == What::StopUnconfirmed);
+        let alarmed = |entry: &Entry| entry.facts().any(|fact| fact.what == What::StopUnconfirmed);
         if alarmed(entry) && !alarmed(before) {
             StopUnconfirmed {
                 call_id,
@@ -109,7 +109,7 @@ impl Drivers {
                 self.alerts.raise(entry, kind);
             }
         }
-        for fact in entry.facts().iter().filter(|fact| !before.facts().contains(fact)) {
+        for fact in entry.facts().filter(|fact| !before.facts().any(|known| known == *fact)) {
             if let What::NotObeyed { what, why, .. } = fact.what {
                 ControlNotObeyed {
                     call_id,
@@ -235,7 +235,7 @@ fn is_alarming(outcome: Outcome, cause: Cause) -> bool {
 
 /// The facts of a step that a worker noted itself.
 fn noted_by<'a>(worker: &'a str, before: &'a Entry, after: &'a Entry) -> impl Iterator<Item = &'a Fact> {
-    let news = after.facts().iter().filter(|fact| !before.facts().contains(fact));
+    let news = after.facts().filter(|fact| !before.facts().any(|known| known == *fact));
     news.filter(move |fact| fact.by == worker)
 }
 

@@ -110,10 +110,10 @@ impl Outcomes {
 
     /// Passes on what a step of `worker` owes. A notice that finds no room here is sent when it is due.
     pub fn owed(&self, worker: &str, before: &Entry, after: &Entry) {
-        let news = after.facts().iter().filter(|fact| fact.by == worker);
+        let news = after.facts().filter(|fact| fact.by == worker);
         for fact in news {
             if let What::WebhooksOwed(owed) = &fact.what
-                && !before.facts().contains(fact)
+                && !before.facts().any(|known| known == fact)
             {
                 let wanted = self.0.iter().filter(|(name, _)| owed.endpoints.contains(name));
                 wanted.for_each(|(_, sender)| drop(sender.try_send(after.clone())));

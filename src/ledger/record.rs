@@ -102,13 +102,14 @@ impl Lease {
 impl Record {
     /// Parses a document. `None` when it is not an entry.
     pub fn read(document: &Value) -> Option<Self> {
-        let entry = serde_json::from_value(json!({
-            "key": document.get("key")?,
-            "call_id": document.get("call_id")?,
-            "facts": document.get("facts")?,
-        }))
-        .ok()
-        .filter(|entry: &Entry| entry.of_other_versions() == 0 || !is_back(Fault::OthersUnreadable))?;
+        let entry = Entry::of_written(
+            Key::deserialize(document.get("key")?).ok()?,
+            document.get("call_id")?.as_str()?,
+            document.get("facts")?.as_array()?,
+        );
+        if entry.of_other_versions() > 0 && is_back(Fault::OthersUnreadable) {
+            return None;
+        }
         let lease = document
             .get("lease")
             .and_then(|lease| serde_json::from_value(lease.clone()).ok());

@@ -1,7 +1,6 @@
 //! The last known revisions, so that a write needs no read before it.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use crate::entry::Entry;
 
@@ -28,7 +27,7 @@ impl Revs {
     /// facts that were written already. Its write would delete them.
     pub fn get(&self, id: &str, entry: &Entry) -> Option<String> {
         let known = self.known.get(id)?;
-        let has = fingerprints(entry);
+        let has = entry.fingerprints();
         known
             .facts
             .iter()
@@ -39,14 +38,14 @@ impl Revs {
     /// Whether all facts of `entry` were written before, with enough copies.
     pub fn has_all(&self, id: &str, entry: &Entry) -> bool {
         let Some(known) = self.known.get(id) else { return false };
-        known.safe && fingerprints(entry).iter().all(|fact| known.facts.contains(fact))
+        known.safe && entry.fingerprints().iter().all(|fact| known.facts.contains(fact))
     }
 
     /// `safe`: as many copies as the quorum contain the revision.
     pub fn remember(&mut self, id: &str, rev: &str, entry: &Entry, safe: bool) {
         let known = Known {
             rev: rev.to_owned(),
-            facts: fingerprints(entry),
+            facts: entry.fingerprints(),
             safe,
         };
         if self.known.insert(id.to_owned(), known).is_none() {
@@ -67,16 +66,6 @@ impl Revs {
         self.known.clear();
         self.order.clear();
     }
-}
-
-/// A number for each fact. Equal facts have equal numbers.
-fn fingerprints(entry: &Entry) -> Vec<u64> {
-    let fingerprint = |fact: String| {
-        let mut hasher = DefaultHasher::new();
-        fact.hash(&mut hasher);
-        hasher.finish()
-    };
-    entry.says().map(fingerprint).collect()
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
         if let (Some(probe), Some((node, path))) = (entry.probes().next(), guess(entry)) {
             // The switch does record, and only the start event was lost. The start is the command's time, not the probe's: the end may be
             // on the way, and must not belong to an earlier part.
-            let since = entry.facts().iter().find(|fact| fact.what == What::Commanded);
+            let since = entry.facts().find(|fact| fact.what == What::Commanded);
             let at = since
                 .filter(|_| trigger(entry) == Trigger::Now)
                 .map_or(probe.at, |fact| fact.at);
@@ -77,7 +77,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
         return Some(What::PresumedEnded(Box::new(end)));
     }
     let asked = entry.stop_asked_at()?;
-    let alarmed = entry.facts().iter().any(|fact| fact.what == What::StopUnconfirmed);
+    let alarmed = entry.facts().any(|fact| fact.what == What::StopUnconfirmed);
     (!alarmed && asked.plus(policy.stop_alarm) <= now).then_some(What::StopUnconfirmed)
 }
 
@@ -188,7 +188,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
 
 /// Why a start that was commanded was never reported, and left no file.
 fn unstarted(entry: &Entry) -> Cause {
-    let commanded = entry.facts().iter().find(|fact| fact.what == What::Commanded);
+    let commanded = entry.facts().find(|fact| fact.what == What::Commanded);
     let gone = entry.gone_at(&entry.call_id);
     // The time at which the call ended decides. A call that lasted and was not recorded is a fault that must be reported.
     match commanded.zip(gone) {
@@ -199,7 +199,7 @@ fn unstarted(entry: &Entry) -> Cause {
 
 /// Whether the command was sent long after the action, when the call was almost over.
 fn was_late(entry: &Entry) -> bool {
-    let commanded = entry.facts().iter().find(|fact| fact.what == What::Commanded);
+    let commanded = entry.facts().find(|fact| fact.what == What::Commanded);
     let Some((commanded, order)) = commanded.zip(entry.order()) else {
         return false;
     };
@@ -208,7 +208,6 @@ fn was_late(entry: &Entry) -> bool {
         // No event reported the end: no look saw the call alive after the command.
         None => !entry
             .facts()
-            .iter()
             .any(|fact| fact.at >= commanded.at && matches!(fact.what, What::ChannelSeen { alive: true, .. })),
     };
     commanded.at.since(order.asked_at) > STARTS_WITHIN && is_all_but_over
@@ -216,7 +215,7 @@ fn was_late(entry: &Entry) -> bool {
 
 /// Why a start command came to nothing, as the broker or call control said.
 fn came_to_nothing(entry: &Entry, now: Moment, policy: &Policy) -> Option<Cause> {
-    entry.facts().iter().find_map(|fact| match fact.what {
+    entry.facts().find_map(|fact| match fact.what {
         // It was sent once more, and taken.
         What::CommandLost { .. } if commanded_after(entry, fact.at) => None,
         // The control process was gone, or only its queue: an ecallmgr that lost its connection declares its queues again when it is back.
@@ -244,13 +243,13 @@ fn seen_since(entry: &Entry, since: Moment) -> Option<bool> {
 
 /// When a start command met no queue, if no later one was taken.
 fn lost(entry: &Entry) -> Option<Moment> {
-    let mut facts = entry.facts().iter();
+    let mut facts = entry.facts();
     let lost = facts.find(|fact| matches!(fact.what, What::CommandLost { .. }))?;
     (!commanded_after(entry, lost.at)).then_some(lost.at)
 }
 
 fn commanded_after(entry: &Entry, lost: Moment) -> bool {
-    let mut facts = entry.facts().iter();
+    let mut facts = entry.facts();
     facts.any(|fact| fact.what == What::Commanded && fact.at > lost)
 }
 
@@ -292,7 +291,7 @@ fn trigger(entry: &Entry) -> Trigger {
 
 /// By when the switch should have confirmed the start.
 fn confirm_by(entry: &Entry, policy: &Policy) -> Option<Moment> {
-    let commanded = entry.facts().iter().find(|fact| fact.what == What::Commanded)?;
+    let commanded = entry.facts().find(|fact| fact.what == What::Commanded)?;
     Some(commanded.at.plus(policy.start_timeout))
 }
 

@@ -18,13 +18,13 @@ const LONGEST_CALL: Duration = Duration::from_secs(86_400);
 /// all.
 pub(super) fn woken(entry: &Entry) -> Option<What> {
     let (since, _) = last_parked(entry).filter(|(_, cause)| *cause == Cause::NotCollected)?;
-    let mut ends = entry.facts().iter().filter(|fact| matches!(fact.what, What::Ended(_)));
+    let mut ends = entry.facts().filter(|fact| matches!(fact.what, What::Ended(_)));
     ends.any(|end| end.at > since).then(|| entry.retry())
 }
 
 /// When the recording was parked last, and why.
 fn last_parked(entry: &Entry) -> Option<(Moment, Cause)> {
-    entry.facts().iter().rev().find_map(|fact| match fact.what {
+    entry.facts().rev().find_map(|fact| match fact.what {
         What::Parked { cause, .. } => Some((fact.at, cause)),
         _ => None,
     })

@@ -246,12 +246,7 @@ mod tests {
     fn without_an_endpoint_nothing_is_noted() {
         let entry = failed_case(&hooked(Vec::new())).entry;
         assert_eq!(entry, failed_case(&policy()).entry);
-        assert!(
-            entry
-                .facts()
-                .iter()
-                .all(|fact| !fact.what.kind().starts_with("webhook"))
-        );
+        assert!(entry.facts().all(|fact| !fact.what.kind().starts_with("webhook")));
     }
 
     #[test]

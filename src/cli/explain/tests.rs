@@ -157,7 +157,7 @@ fn a_file_of_a_recording_that_nobody_heard_of_is_only_asked_about() {
     let told = Told::presumed("call", at(4), "fs1", "/tmp/a.mp3");
     add(4, What::Started(Box::new(told)));
     add(5, failed(3, CollectFailure::Unreachable));
-    let said: Vec<String> = entry.facts().iter().map(|fact| words(&entry, fact)).collect();
+    let said: Vec<String> = entry.facts().map(|fact| words(&entry, fact)).collect();
     assert_eq!(said[1], "the switch could not be asked for a file: x");
     assert_eq!(said[2], "the switch was asked for a file: x");
     assert_eq!(said[4], "attempt 3: upload from the switch failed: x");

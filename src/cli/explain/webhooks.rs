@@ -58,7 +58,7 @@ fn when(entry: &Entry, debt: &Debt, policy: &Policy) -> Option<Moment> {
 
 /// Why the last attempt failed.
 fn last_answer<'a>(entry: &'a Entry, debt: &Debt) -> Option<&'a str> {
-    entry.facts().iter().rev().find_map(|fact| match &fact.what {
+    entry.facts().rev().find_map(|fact| match &fact.what {
         What::WebhookFailed(refused) if refused.notice == debt.notice => Some(refused.why.as_str()),
         _ => None,
     })

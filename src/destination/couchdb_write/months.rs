@@ -77,7 +77,7 @@ impl Months {
             return Err(missing());
         };
         let month = month(order, account_id, database).ok_or_else(missing)?;
-        let since = entry.facts().iter().find(|fact| is_about_database(&fact.what));
+        let since = entry.facts().find(|fact| is_about_database(&fact.what));
         let since = since.map_or(now, |fact| fact.at);
         let unclear = |error: CouchError| DeliveryError::Target(error.to_string());
         let account = missing_month::account(&self.couch, account_id).await.map_err(unclear)?;

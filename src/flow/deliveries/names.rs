@@ -195,7 +195,7 @@ fn is_earlier(other: &Order, than: &Order) -> bool {
 
 fn has_tried(entry: &Entry) -> bool {
     let is_try = |what: &What| matches!(what, What::DeliveryFailed { .. });
-    entry.facts().iter().any(|fact| is_try(&fact.what))
+    entry.facts().any(|fact| is_try(&fact.what))
 }
 
 /// Whether another recording has Kazoo's name at the URL, or is about to get it. The answer stays the same at every attempt: recordings that

@@ -164,7 +164,7 @@ impl Commands {
 
     /// Whether a mask, or unmask, was asked for so lately that its call's control process may be back soon.
     fn may_be_back(&self, entry: &Entry, action: Option<&str>) -> bool {
-        let mut facts = entry.facts().iter();
+        let mut facts = entry.facts();
         let asked =
             facts.find(|fact| matches!(&fact.what, What::MaskAsked { action: of, .. } if Some(of.as_str()) == action));
         asked.is_some_and(|asked| self.common.now().since(asked.at) < self.common.policy.grace)

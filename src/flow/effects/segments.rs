@@ -44,7 +44,7 @@ impl<Q: Queues> Segments<Q> {
             }
             None => self.memory.close(continuation.key),
         }
-        if !case.entry.facts().iter().any(|fact| fact.what.kind() == "continued") {
+        if !case.entry.facts().any(|fact| fact.what.kind() == "continued") {
             let order = continuation.order();
             RecordingContinued {
                 call_id: &continuation.call_id,

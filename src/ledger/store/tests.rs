@@ -110,11 +110,14 @@ async fn to_resolve_a_conflict_second_is_no_outage() {
         json!({"error": "conflict", "reason": "Document update conflict."}),
     );
     let (loaded, _) = in_conflict(("200 OK", loser.clone()), saved(), conflict.clone()).await;
-    assert_eq!(loaded.unwrap().unwrap().entry.facts().len(), 2);
+    assert_eq!(loaded.unwrap().unwrap().entry.facts().count(), 2);
     // The other worker was first with the union.
     let lost = json!({"id": "x", "error": "conflict", "reason": "Document update conflict."});
     let (loaded, log) = in_conflict(("200 OK", loser), lost, conflict).await;
-    assert_eq!((loaded.unwrap().unwrap().entry.facts().len(), deletions(&log)), (2, 0));
+    assert_eq!(
+        (loaded.unwrap().unwrap().entry.facts().count(), deletions(&log)),
+        (2, 0)
+    );
 }
 
 #[tokio::test]

@@ -137,11 +137,7 @@ fn a_mask_and_an_unmask_after_a_move_are_told_as_not_obeyed() {
         asked_at: None,
     };
     assert_eq!(controls.not_obeyed, [not_obeyed]);
-    let told_once = case
-        .entry
-        .facts()
-        .iter()
-        .filter(|fact| fact.what.kind() == "not_obeyed");
+    let told_once = case.entry.facts().filter(|fact| fact.what.kind() == "not_obeyed");
     assert_eq!(told_once.count(), 1);
 }
 
@@ -189,7 +185,6 @@ fn stopped(before: Option<Input>, end_of: &str, second: u64) -> Vec<NotObeyed> {
     let told = case
         .entry
         .facts()
-        .iter()
         .filter(|fact| fact.what.kind() == "not_obeyed")
         .count();
     let not_obeyed = case.entry.controls().not_obeyed;

@@ -101,7 +101,7 @@ fn a_mask_that_no_queue_took_and_an_unmask_overtook_is_told() {
     let case = overtaken(true);
     assert_eq!(not_obeyed(&case), [(Control::Mask, Why::Undelivered)]);
     assert_eq!(case.entry.controls().not_obeyed[0].asked_at, Some(tenth(100)));
-    let told = case.entry.facts().iter().filter(|one| one.what.kind() == "not_obeyed");
+    let told = case.entry.facts().filter(|one| one.what.kind() == "not_obeyed");
     assert_eq!(told.count(), 1, "operators are alerted once");
     assert_eq!(not_obeyed(&overtaken(false)), [], "nothing was recorded in between");
 }

@@ -327,7 +327,7 @@ fn a_stop_is_repeated_until_the_recording_ends_and_told_when_it_does_not() {
         &policy(),
     );
     next(&mut case, Input::Due, after(30), &policy());
-    assert!(case.entry.facts().iter().any(|fact| fact.what == What::StopUnconfirmed));
+    assert!(case.entry.facts().any(|fact| fact.what == What::StopUnconfirmed));
 }
 
 #[test]

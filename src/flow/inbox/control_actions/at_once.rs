@@ -82,7 +82,7 @@ impl AtOnce {
             let Some(entry) = self.now_known(&newest).await else {
                 break;
             };
-            let mut stops = entry.facts().iter().filter_map(stop_of);
+            let mut stops = entry.facts().filter_map(stop_of);
             let collides = stops.any(|(at, action)| action != mine.1 && (at, action) < mine);
             // The stop itself ends it too: what counts is an end well before.
             let end = entry.told_end().and_then(|told| Some(entry.by_our_clock(told.stamp?)));

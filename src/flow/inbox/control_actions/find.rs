@@ -426,7 +426,7 @@ fn of_action(request: &Request<'_>, entry: &Entry) -> Vec<Fact> {
         What::StopAsked { action, .. } | What::MaskAsked { action, .. } => action == id,
         _ => false,
     };
-    entry.facts().iter().filter(of_it).cloned().collect()
+    entry.facts().filter(of_it).cloned().collect()
 }
 
 fn done_in_ledger(request: &Request<'_>, entry: &Entry) -> Option<Found> {

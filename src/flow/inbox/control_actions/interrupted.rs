@@ -53,7 +53,7 @@ impl Finder {
         if newest.is_open() && !was_closed {
             return Some(Found::Here(open));
         }
-        let heard_end = newest.facts().iter().find_map(|fact| match fact.what {
+        let heard_end = newest.facts().find_map(|fact| match fact.what {
             What::Ended(_) => Some(fact.at),
             _ => None,
         });
