@@ -35,6 +35,7 @@ mod revs;
 mod store;
 #[cfg(test)]
 mod testing;
+mod views;
 mod webhooks;
 mod writer;
 
@@ -387,7 +388,7 @@ impl Ledger {
 }
 
 /// The view of a month's database, by state, and the parameters that select the parked entries.
-pub const LOOKUP: &str = store::LOOKUP;
+pub const LOOKUP: &str = views::LOOKUP;
 pub const PARKED: [(&str, &str); 2] = [("startkey", "[\"parked\"]"), ("endkey", "[\"parked\",{}]")];
 
 /// The name of the ledger's database for a month.

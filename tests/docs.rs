@@ -483,6 +483,8 @@ fn every_metric_and_every_alert_that_is_named_exists() {
                 "kz_record_call_",
                 "kz_record_call_hold",
                 "kz_record_call_lookup",
+                "kz_record_call_fields",
+                "kz_record_call_legs",
                 "kz_record_call_check_",
             ]
             .contains(&name);

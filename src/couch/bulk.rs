@@ -239,10 +239,18 @@ impl Couch {
     /// # Errors
     /// `Conflict` when it exists.
     pub async fn put_design(&self, database: &str, name: &str, design: &Value) -> Result<(), CouchError> {
+        self.put_text(database, name, &design.to_string()).await
+    }
+
+    /// The same for the text of one.
+    ///
+    /// # Errors
+    /// `Conflict` when it exists.
+    pub async fn put_text(&self, database: &str, name: &str, design: &str) -> Result<(), CouchError> {
         let request = self
             .request(Method::PUT, database, &["_design", name])
             .header(CONTENT_TYPE, "application/json")
-            .body(design.to_string());
+            .body(design.to_owned());
         self.ask(request, database).await.map(drop)
     }
 

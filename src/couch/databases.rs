@@ -60,6 +60,10 @@ const KNOWN_FOR: Duration = Duration::from_secs(600);
 const ACCOUNTS: &str = "accounts";
 const SYSTEM_CONFIG: &str = "system_config";
 
+/// Who makes CouchDB, as it says itself, and the first version whose indexes over fields this program was tried with.
+const VENDOR: &str = "The Apache Software Foundation";
+const SINCE: Version = Version(3, 0, 0);
+
 /// Documents per request.
 const PAGE: usize = 500;
 
@@ -94,6 +98,24 @@ impl Couch {
         };
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some((told, Instant::now()));
         Ok(told)
+    }
+
+    /// Whether the server is a CouchDB that has indexes over fields (Mango), and answers queries of them as it does of views. Another server
+    /// may take such an index without a use for it.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn indexes_fields(&self) -> Result<bool, CouchError> {
+        let welcome = match self.ask(self.server(Method::GET, ""), "").await {
+            Ok((_, welcome)) => welcome,
+            // For example a proxy that lets only databases through.
+            Err(CouchError::NotFound | CouchError::DatabaseMissing(_) | CouchError::Refused { .. }) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        let vendor = welcome.pointer("/vendor/name").and_then(Value::as_str);
+        Ok(vendor == Some(VENDOR) && Version::read(&welcome).is_some_and(|version| version >= SINCE))
     }
 
     /// Whether a database exists.

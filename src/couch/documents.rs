@@ -26,6 +26,16 @@ pub trait Documents: Send + Sync {
 
     fn put_design<'a>(&'a self, database: &'a str, name: &'a str, design: &'a Value) -> Answer<'a, ()>;
 
+    /// Whether the server has indexes over fields, and answers queries of them as it does of views. A server without them gets none.
+    fn indexes_fields(&self) -> Answer<'_, bool> {
+        Box::pin(async { Ok(false) })
+    }
+
+    /// As `put_design`, for a document whose order of fields counts.
+    fn put_text<'a>(&'a self, _database: &'a str, _name: &'a str, _design: &'a str) -> Answer<'a, ()> {
+        Box::pin(async { Err(CouchError::NotFound) })
+    }
+
     fn bulk_docs<'a>(&'a self, database: &'a str, documents: &'a [Value]) -> Answer<'a, Vec<Row>>;
 
     fn get_many<'a>(&'a self, database: &'a str, ids: &'a [String]) -> Answer<'a, Vec<Option<Value>>>;
@@ -74,6 +84,14 @@ impl dyn Documents {
 }
 
 impl Documents for Couch {
+    fn indexes_fields(&self) -> Answer<'_, bool> {
+        Box::pin(Self::indexes_fields(self))
+    }
+
+    fn put_text<'a>(&'a self, database: &'a str, name: &'a str, design: &'a str) -> Answer<'a, ()> {
+        Box::pin(Self::put_text(self, database, name, design))
+    }
+
     fn ping(&self) -> Answer<'_, ()> {
         Box::pin(Self::ping(self))
     }

@@ -9,15 +9,8 @@ use crate::kazoo::time::{Moment, Month};
 
 use super::database;
 use super::readable::Readable;
-use super::store::{LOOKUP, Store};
-
-/// The view of the counts. Its design document is the one of the lookups.
-pub(super) const COUNTS: &str = "counts";
-/// The key is zone and state. The value is the time of the request in Unix seconds, so that CouchDB computes count and minimum.
-pub(super) const COUNTS_MAP: &str = "function(doc) { if (doc.state) { var at = doc.asked_at; \
-     if (typeof at !== 'number') { at = doc.facts && doc.facts.length ? doc.facts[0].at : 0; } \
-     emit([doc.zone || '', doc.state], Math.floor(at / 1000000)); } }";
-pub(super) const COUNTS_REDUCE: &str = "_stats";
+use super::store::Store;
+use super::views::{COUNTS, LOOKUP};
 
 /// The entries in one state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

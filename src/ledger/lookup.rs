@@ -11,7 +11,8 @@ use crate::lifecycle::{STATES, State};
 
 use super::LedgerError;
 use super::record::{Address, Record, call_prefix};
-use super::store::{LOOKUP, Store, address};
+use super::store::{Store, address};
+use super::views::LOOKUP;
 
 /// Which entries to return.
 #[derive(Debug, Clone, Default)]

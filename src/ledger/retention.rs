@@ -83,7 +83,7 @@ pub async fn expire(ledger: &Ledger, now: Moment, state: &str, keep: Duration) -
     let query = [("startkey", from.as_str()), ("endkey", &to), ("limit", &most)];
     for month in store.months_now().await.map_err(LedgerError::Down)? {
         let expiring = async {
-            let rows = store.rows(month, super::store::LOOKUP, "state", &query).await?;
+            let rows = store.rows(month, super::views::LOOKUP, "state", &query).await?;
             let ids: Vec<String> = rows.into_iter().map(|row| row.id).collect();
             let mut deleted = 0;
             for (id, found) in store.load_many(month, &ids).await? {
@@ -126,7 +126,7 @@ async fn has_open(ledger: &Ledger, month: Month) -> Result<bool, CouchError> {
         let rows = ledger
             .store()
             .couch
-            .view(&database(month), super::store::LOOKUP, "state", &query)
+            .view(&database(month), super::views::LOOKUP, "state", &query)
             .await?;
         if !rows.is_empty() {
             return Ok(true);

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 use tracing::{debug, warn};
 
 use crate::couch::{CouchError, Documents, Pages, Range, Row, ViewRow};
@@ -12,19 +13,14 @@ use crate::kazoo::time::{Clock, Moment, Month};
 use crate::lifecycle::Policy;
 
 use super::branches::Seen;
-use super::counts::{COUNTS, COUNTS_MAP, COUNTS_REDUCE};
 use super::database;
 use super::due::{Timers, timers};
 use super::months::Known;
 use super::readable::Readable;
 use super::record::{Address, Record, call_prefix};
 use super::retention::Done;
+use super::views::{DUE, FETCH, FIELDS, INTERACTION, NATIVE, OPEN, View, designs};
 use super::webhooks::{self, WEBHOOKS};
-
-/// The design document that workers read continuously. It is small, because each write updates its index.
-const DESIGN: &str = "kz_record_call";
-/// The design document that only commands read, and gauges once a minute.
-pub const LOOKUP: &str = "kz_record_call_lookup";
 
 pub struct Store {
     pub(super) couch: Arc<dyn Documents>,
@@ -36,10 +32,9 @@ pub struct Store {
     pub(super) known: Known,
     pub(super) done: Done,
     pub(super) branches: Seen,
+    /// Whether the server has indexes over fields.
+    native: OnceCell<bool>,
 }
-
-/// A design document of its own. Workers of another version know only the other two, and would otherwise overwrite this one back and forth.
-const LEGS: &str = "kz_record_call_legs";
 
 /// Entries per request to the view of due timers, and requests per month in a search for wanted entries.
 const PAGE: usize = 128;
@@ -61,31 +56,6 @@ impl Found {
     }
 }
 
-fn designs() -> [(&'static str, Value); 3] {
-    let due = "function(doc) { if (typeof doc.due === 'number') { emit([doc.zone, doc.due], null); } }";
-    let open = "function(doc) { if (doc.open) { emit(doc.zone, null); } }";
-    let fetch = "function(doc) { if (doc.open && doc.fetch_id) { emit(doc.fetch_id, null); } }";
-    let media = "function(doc) { if (doc.media_id) { emit(doc.media_id, null); } \
-                 if (doc.document_id && doc.document_id !== doc.media_id) { emit(doc.document_id, null); } }";
-    let state = "function(doc) { if (doc.state) { emit([doc.state, doc.asked_at], null); } }";
-    let interaction = "function(doc) { if (doc.open && doc.interaction) { emit(doc.interaction, null); } }";
-    [
-        (
-            DESIGN,
-            json!({"due": {"map": due}, "open": {"map": open}, "fetch": {"map": fetch}}),
-        ),
-        (
-            LOOKUP,
-            json!({
-                "media": {"map": media},
-                "state": {"map": state},
-                COUNTS: {"map": COUNTS_MAP, "reduce": COUNTS_REDUCE},
-            }),
-        ),
-        (LEGS, json!({"interaction": {"map": interaction}})),
-    ]
-}
-
 impl Store {
     pub fn new(couch: Arc<dyn Documents>, clock: Clock, policy: Policy) -> Self {
         Self {
@@ -96,6 +66,7 @@ impl Store {
             known: Known::default(),
             done: Done::default(),
             branches: Seen::default(),
+            native: OnceCell::new(),
         }
     }
 
@@ -117,6 +88,13 @@ impl Store {
             match self.couch.put_design(&name, design, &wanted).await {
                 Ok(()) => {}
                 Err(CouchError::Conflict) => self.renew(&name, design, &id, wanted).await?,
+                Err(error) => return Err(error),
+            }
+        }
+        if self.is_native().await? {
+            match self.couch.put_text(&name, NATIVE, FIELDS).await {
+                // The name stands for what it is.
+                Ok(()) | Err(CouchError::Conflict) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -271,27 +249,31 @@ impl Store {
     }
 
     pub async fn of_fetch(&self, months: &[Month], fetch_id: &str) -> Result<Vec<Record>, CouchError> {
-        self.of_key(months, DESIGN, "fetch", fetch_id).await
+        self.of_key(months, FETCH, fetch_id).await
     }
 
     pub async fn of_interaction(&self, months: &[Month], interaction: &str) -> Result<Vec<Record>, CouchError> {
-        self.of_key(months, LEGS, "interaction", interaction).await
+        self.of_key(months, INTERACTION, interaction).await
     }
 
     /// Updates the view of `of_interaction`.
     pub async fn update_views(&self, months: &[Month]) {
+        if matches!(self.is_native().await, Ok(true)) {
+            // It is updated with the view of due timers.
+            return;
+        }
         for month in months {
             // An error is seen by the next query too, which reports it.
-            let _ = self.rows(*month, LEGS, "interaction", &[("limit", "0")]).await;
+            let _ = self.read_view(*month, INTERACTION, &[("limit", "0")]).await;
         }
     }
 
-    async fn of_key(&self, months: &[Month], design: &str, view: &str, key: &str) -> Result<Vec<Record>, CouchError> {
-        let key = json!(key).to_string();
+    async fn of_key(&self, months: &[Month], view: View, key: &str) -> Result<Vec<Record>, CouchError> {
+        let key = View::key(self.is_native().await?, key).to_string();
         let mut records = Vec::new();
         for month in months {
             let query = [("key", key.as_str()), ("include_docs", "true")];
-            let rows = self.rows(*month, design, view, &query).await?;
+            let rows = self.read_view(*month, view, &query).await?;
             records.extend(rows.iter().filter_map(|row| row.doc.as_ref()).filter_map(Record::read));
         }
         Ok(records)
@@ -343,7 +325,7 @@ impl Store {
                 ("skip", &skip),
                 ("include_docs", "true"),
             ];
-            let rows = self.rows(month, DESIGN, "due", &query).await?;
+            let rows = self.read_view(month, DUE, &query).await?;
             let is_last = rows.len() < PAGE.max(limit);
             let documents = rows.iter().filter_map(|row| row.doc.as_ref());
             let read = documents.filter_map(|doc| Some((address(month, doc)?, Record::read(doc)?)));
@@ -365,11 +347,16 @@ impl Store {
     }
 
     async fn open_in(&self, zone: &str, month: Month) -> Result<Vec<Address>, CouchError> {
+        let native = self.is_native().await?;
+        if native {
+            // Makes sure that the index exists.
+            self.read_view(month, OPEN, &[("limit", "0")]).await?;
+        }
         let pages = Pages::of(Range {
-            design: DESIGN,
-            view: "open",
-            from: json!(zone),
-            to: json!(zone),
+            design: OPEN.design(native),
+            view: OPEN.name,
+            from: View::key(native, zone),
+            to: View::key(native, zone),
             descending: false,
         });
         let rows = match pages.all(&*self.couch, &database(month)).await {
@@ -377,6 +364,34 @@ impl Store {
             Err(error) => self.missing(error).await.map(|()| Vec::new())?,
         };
         self.addresses(month, rows).await
+    }
+
+    /// Rows of a view that workers read continuously, in the form that costs this server less.
+    async fn read_view(&self, month: Month, view: View, query: &[(&str, &str)]) -> Result<Vec<ViewRow>, CouchError> {
+        let native = self.is_native().await?;
+        let (design, database) = (view.design(native), database(month));
+        let ask = || self.couch.view(&database, design, view.name, query);
+        let rows = match ask().await {
+            // A worker of an older version made the month's database.
+            Err(CouchError::NotFound) if native => {
+                self.forget(month);
+                self.ensure(month).await?;
+                ask().await
+            }
+            other => other,
+        };
+        match rows {
+            Ok(rows) => Ok(rows),
+            Err(error) => self.missing(error).await.map(|()| Vec::new()),
+        }
+    }
+
+    /// Whether the server has indexes over fields. It is asked once.
+    async fn is_native(&self) -> Result<bool, CouchError> {
+        self.native
+            .get_or_try_init(|| self.couch.indexes_fields())
+            .await
+            .copied()
     }
 
     pub(super) async fn rows(

@@ -297,3 +297,64 @@ async fn many_leases_are_taken_with_one_read_and_one_write() {
     assert_eq!(written["docs"].as_array().unwrap().len(), 2, "{written}");
     assert_eq!(written["docs"][0]["lease"]["by"], "me");
 }
+
+/// A server with that vendor whose databases an older version of the worker made.
+async fn of_an_older_version(vendor: &'static str) -> (Couch, Log) {
+    let is_made = std::sync::atomic::AtomicBool::new(false);
+    server(move |first, _| {
+        let path = first.split(' ').nth(1).unwrap_or_default();
+        let document = document(&[What::Commanded], "1-a");
+        let row = json!({"id": document["_id"], "key": ["west", 1], "value": null, "doc": document});
+        if path == "/" {
+            (
+                "200 OK",
+                json!({"couchdb": "Welcome", "version": "3.4.3", "vendor": {"name": vendor}}),
+            )
+        } else if path.starts_with("/_all_dbs") {
+            ("200 OK", json!(["kz_record_call-202611"]))
+        } else if first.starts_with("PUT") && path.ends_with("kz_record_call_fields") {
+            is_made.store(true, std::sync::atomic::Ordering::Release);
+            welcome()
+        } else if path.contains("kz_record_call_fields/_view") && !is_made.load(std::sync::atomic::Ordering::Acquire) {
+            (
+                "404 Object Not Found",
+                json!({"error": "not_found", "reason": "missing"}),
+            )
+        } else if path.contains("/_view/") {
+            ("200 OK", json!({"total_rows": 1, "offset": 0, "rows": [row]}))
+        } else {
+            welcome()
+        }
+    })
+    .await
+}
+
+fn asked(log: &Log, part: &str) -> usize {
+    let log = log.lock().unwrap();
+    log.iter().filter(|(first, _)| first.contains(part)).count()
+}
+
+#[tokio::test]
+async fn what_is_due_in_a_month_of_an_older_version_is_found_by_an_index_over_fields() {
+    let (couch, log) = of_an_older_version("The Apache Software Foundation").await;
+    let store = store(couch);
+    assert_eq!(store.due("west", NOW, 10).await.unwrap().len(), 1);
+    assert_eq!(
+        asked(&log, "PUT /kz_record_call-202611/_design/kz_record_call_fields"),
+        1
+    );
+    assert_eq!(asked(&log, "_design/kz_record_call/_view"), 0);
+    assert_eq!(store.of_fetch(&[NOW.month()], "f").await.unwrap().len(), 1);
+    assert_eq!(asked(&log, "kz_record_call_fields/_view/fetch?key=%5B%22f%22%5D"), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_couchdb_gets_no_index_over_fields() {
+    let (couch, log) = of_an_older_version("another").await;
+    let store = store(couch);
+    assert_eq!(store.due("west", NOW, 10).await.unwrap().len(), 1);
+    store.ensure(NOW.month()).await.unwrap();
+    assert_eq!(asked(&log, "kz_record_call_fields"), 0);
+    assert_eq!(store.of_fetch(&[NOW.month()], "f").await.unwrap().len(), 1);
+    assert_eq!(asked(&log, "kz_record_call/_view/fetch?key=%22f%22"), 1);
+}
