@@ -32,6 +32,7 @@ mod readable;
 mod record;
 pub mod retention;
 mod revs;
+mod soon;
 mod store;
 #[cfg(test)]
 mod testing;
@@ -294,10 +295,17 @@ impl Ledger {
     /// # Errors
     /// When the ledger does not answer.
     pub async fn due(&self, zone: &str, limit: usize) -> Result<Vec<(Address, Record)>, LedgerError> {
-        self.store
-            .due(zone, self.clock.now(), limit)
-            .await
-            .map_err(LedgerError::Down)
+        let now = self.clock.now();
+        let due = self.store.due(zone, now, limit).await.map_err(LedgerError::Down)?;
+        if due.len() < limit {
+            self.store.soon.passed(now);
+        }
+        Ok(due)
+    }
+
+    /// Whether an entry is due that this worker wrote, as far as it remembers.
+    pub fn has_due(&self) -> bool {
+        self.store.soon.has(self.clock.now())
     }
 
     /// Updates the views that are queried seldom, so that a query that a call waits for need not do it.

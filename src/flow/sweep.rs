@@ -29,6 +29,9 @@ const NEXT: Duration = Duration::from_millis(100);
 /// updates the view, which costs the database most while most is written.
 const SHARE: u32 = 10;
 
+/// The same while nothing is due that this worker wrote. Other workers query for what they wrote, as long as they live.
+const SHARE_OF_OTHERS: u32 = 30;
+
 /// Drives the recordings that a sweep takes.
 pub trait Resume: Send + Sync + 'static {
     /// Drives a recording that is in flight now.
@@ -66,20 +69,18 @@ impl<D: Resume> Sweep<D> {
         let mut behind_until: Option<Instant> = None;
         let (mut was_up, mut was_full, mut has_more) = (true, false, false);
         let (mut took, mut updated) = (Duration::ZERO, Instant::now());
+        let mut asked: Option<Instant> = None;
         loop {
             let poll = self.common.config.ledger.poll;
             let longest = poll * SHARE;
-            let poll = match has_more {
-                true => poll.min(NEXT),
-                false => (took * SHARE).clamp(poll, longest),
-            };
+            let pause = if has_more { poll.min(NEXT) } else { poll };
             // Jitter, so that the workers do not sweep at the same time.
-            let pause = poll.mul_f64(0.75 + fastrand::f64() * 0.5);
-            has_more = false;
+            let pause = pause.mul_f64(0.75 + fastrand::f64() * 0.5);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.common.stop().cancelled() => return,
             }
+            let had_more = std::mem::take(&mut has_more);
             let is_up = self.ledger.is_up();
             if is_up && !was_up {
                 behind_until = Some(Instant::now() + self.common.config.flow.start_timeout);
@@ -96,8 +97,17 @@ impl<D: Resume> Sweep<D> {
             if !is_up || is_full {
                 continue;
             }
+            let share = if self.ledger.has_due() { SHARE } else { SHARE_OF_OTHERS };
+            let interval = (took * share).clamp(poll, poll * share);
+            // A pause may be shorter than the interval by its jitter.
+            let rests = |asked: Instant| asked.elapsed() + poll / 2 < interval;
+            if !had_more && asked.is_some_and(rests) {
+                self.take_over_some().await;
+                continue;
+            }
             let behind = behind_until.is_some_and(|until| Instant::now() < until);
             let begun = Instant::now();
+            asked = Some(begun);
             if updated.elapsed() > longest {
                 self.ledger.update_views().await;
                 updated = Instant::now();
@@ -113,9 +123,13 @@ impl<D: Resume> Sweep<D> {
                 }
                 Err(error) => debug!(event = "sweep_failed", %error, "due recordings not read"),
             }
-            self.take_over(TAKE.min(IN_FLIGHT.saturating_sub(self.in_flight.busy())))
-                .await;
+            self.take_over_some().await;
         }
+    }
+
+    async fn take_over_some(self: &Arc<Self>) {
+        let room = TAKE.min(IN_FLIGHT.saturating_sub(self.in_flight.busy()));
+        self.take_over(room).await;
     }
 
     /// Takes over what a worker that is gone had in flight, without waiting until its leases expire.

@@ -65,7 +65,9 @@ impl Store {
                 due: Some(lease.until),
                 webhooks: webhooks(&record.entry, &self.policy),
             };
-            documents.push(record.document(id, timers));
+            let document = record.document(id, timers);
+            self.soon.note(&document);
+            documents.push(document);
             mine.push((*n, record));
         }
         if documents.is_empty() {

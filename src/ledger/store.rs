@@ -19,6 +19,7 @@ use super::months::Known;
 use super::readable::Readable;
 use super::record::{Address, Record, call_prefix};
 use super::retention::Done;
+use super::soon::Soon;
 use super::views::{DUE, FETCH, FIELDS, INTERACTION, NATIVE, OPEN, View, designs};
 use super::webhooks::{self, WEBHOOKS};
 
@@ -34,6 +35,7 @@ pub struct Store {
     pub(super) branches: Seen,
     /// Whether the server has indexes over fields.
     native: OnceCell<bool>,
+    pub(super) soon: Soon,
 }
 
 /// Entries per request to the view of due timers, and requests per month in a search for wanted entries.
@@ -67,6 +69,7 @@ impl Store {
             done: Done::default(),
             branches: Seen::default(),
             native: OnceCell::new(),
+            soon: Soon::default(),
         }
     }
 
@@ -209,6 +212,7 @@ impl Store {
             timers
         };
         let document = record.document(id, timers);
+        self.soon.note(&document);
         let rows = self.couch.bulk_docs(name, &[document]).await?;
         let [Row::Saved { rev, below_quorum }] = &rows[..] else {
             return Ok(());

@@ -244,7 +244,9 @@ impl Writer {
             .map(|(id, pending)| {
                 let mut record = pending.record.clone();
                 record.rev = record.rev.or_else(|| self.revs.get(id, &record.entry));
-                record.document(id, timers(&record.entry, now, &self.store.policy))
+                let document = record.document(id, timers(&record.entry, now, &self.store.policy));
+                self.store.soon.note(&document);
+                document
             })
             .collect();
         let (store, begun) = (Arc::clone(&self.store), Instant::now());
