@@ -240,7 +240,13 @@ impl Calls {
 
     /// Waits until a message may go to a queue of Kazoo's. The caller must keep the returned value until the message is there.
     pub async fn keep_pace(&self, queue: &str) -> Pass {
-        self.rate_limit.keep(queue, || self.publisher.depth(queue)).await
+        let (pass, ahead) = self.rate_limit.keep(queue, || self.publisher.depth(queue)).await;
+        if let Some(ahead) = ahead {
+            let (publisher, queue) = (self.publisher.clone(), queue.to_owned());
+            let asking = async move { ahead.end(publisher.depth(&queue).await) };
+            self.common.tasks.spawn("queue_depth", asking);
+        }
+        pass
     }
 
     /// The same without waiting: `None` when there is no room at once.

@@ -21,8 +21,9 @@ const ADDRESSES: usize = 2_000;
 /// Messages that may wait in a queue of Kazoo's. The other half is for other senders.
 const ROOM: u32 = 50;
 
-/// Interval between two queries of a queue that is full.
+/// Interval between two queries of a queue that is full. It begins with `BRIEFLY` and doubles.
 const AGAIN: Duration = Duration::from_millis(20);
+const BRIEFLY: Duration = Duration::from_millis(2);
 
 /// A queue that stays full this long has no reader, or does not drop messages. The time counts for the queue, not for each message. After
 /// it the messages go out at the fixed rate, until a query finds room again.
@@ -50,6 +51,8 @@ struct Address {
     seen: Mutex<Option<Seen>>,
     /// Such a query ended.
     asked: Notify,
+    /// A message that was let through is in the queue.
+    arrived: Notify,
 }
 
 /// What a query ahead of time said, and what was known when it began.
@@ -61,6 +64,16 @@ struct Seen {
 }
 
 impl Address {
+    /// Waits until at most `most` messages are under way, for at most `AGAIN`.
+    async fn has_arrived(&self, most: u32) {
+        let arrived = async {
+            while self.under_way.load(Ordering::Acquire) > most {
+                self.arrived.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(AGAIN, arrived).await;
+    }
+
     fn take_back(&self, room: &mut Room) {
         if let Some(seen) = self.seen.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // What was let through since counts as if it were in the queue.
@@ -72,13 +85,32 @@ impl Address {
     }
 }
 
-/// A query ahead of time, until it ends or is given up.
-struct Asking<'a>(&'a Address);
+/// A query ahead of time, until it ends or is given up. No message waits for it.
+#[derive(Debug)]
+pub struct Ahead {
+    address: Arc<Address>,
+    /// What was known when it began.
+    under_way: u32,
+    let_through: u32,
+}
 
-impl Drop for Asking<'_> {
+impl Ahead {
+    /// The query's answer: how many messages are in the queue, if that is known.
+    pub fn end(self, depth: Option<u32>) {
+        let Some(depth) = depth else { return };
+        let seen = Seen {
+            depth,
+            under_way: self.under_way,
+            let_through: self.let_through,
+        };
+        *self.address.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+    }
+}
+
+impl Drop for Ahead {
     fn drop(&mut self) {
-        self.0.asking.store(false, Ordering::Release);
-        self.0.asked.notify_waiters();
+        self.address.asking.store(false, Ordering::Release);
+        self.address.asked.notify_waiters();
     }
 }
 
@@ -137,6 +169,7 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         self.address.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.address.arrived.notify_one();
     }
 }
 
@@ -148,8 +181,9 @@ impl RateLimit {
         }
     }
 
-    /// Waits until a message may go to `queue`. `depth` returns how many messages are in it, if that is known.
-    pub async fn keep<F>(&self, queue: &str, depth: impl Fn() -> F) -> Pass
+    /// Waits until a message may go to `queue`. `depth` returns how many messages are in it, if that is known. If a query ahead of time is
+    /// due, the caller must perform it beside its message.
+    pub async fn keep<F>(&self, queue: &str, depth: impl Fn() -> F) -> (Pass, Option<Ahead>)
     where
         F: Future<Output = Option<u32>>,
     {
@@ -157,7 +191,7 @@ impl RateLimit {
         let waiting = Waiting::new(&address.waiting);
         // One task queries. The other tasks wait behind it, and continue in their order.
         let mut room = address.room.lock().await;
-        let mut is_unsure = false;
+        let (mut is_unsure, mut pause) = (false, BRIEFLY);
         address.take_back(&mut room);
         while room.left == 0 {
             let asked = address.asked.notified();
@@ -170,8 +204,16 @@ impl RateLimit {
             }
             // Read before the query: a message that is confirmed meanwhile counts twice rather than not at all.
             let under_way = address.under_way.load(Ordering::Acquire);
-            // Without room for what is in flight alone, a query says nothing new.
-            let depth = if under_way < ROOM { depth().await } else { Some(0) };
+            let depth = if under_way < ROOM {
+                depth().await
+            } else {
+                // Without room for what is in flight alone, a query says nothing new.
+                address.has_arrived(ROOM / 2).await;
+                if address.under_way.load(Ordering::Acquire) < ROOM {
+                    continue;
+                }
+                Some(0)
+            };
             match depth {
                 Some(depth) if depth.saturating_add(under_way) < ROOM => {
                     room.left = ROOM - depth - under_way;
@@ -181,7 +223,8 @@ impl RateLimit {
                 Some(_) if room.full_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE => {
                     is_unsure = true;
                     room.ahead_at = 0;
-                    tokio::time::sleep(AGAIN).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(AGAIN);
                 }
                 // The queue has no reader, or its length is unknown.
                 Some(_) | None => {
@@ -198,20 +241,12 @@ impl RateLimit {
         let let_through = room.let_through;
         drop(room);
         drop(waiting);
-        let pass = Pass { address, is_unsure };
-        if begins {
-            let asking = Asking(&pass.address);
-            if let Some(depth) = depth().await {
-                let seen = Seen {
-                    depth,
-                    under_way,
-                    let_through,
-                };
-                *pass.address.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
-            }
-            drop(asking);
-        }
-        pass
+        let ahead = begins.then(|| Ahead {
+            address: Arc::clone(&address),
+            under_way,
+            let_through,
+        });
+        (Pass { address, is_unsure }, ahead)
     }
 
     /// Lets a message through if there is room for it now, without a query.
@@ -255,6 +290,7 @@ impl RateLimit {
                 asking: AtomicBool::new(false),
                 seen: Mutex::default(),
                 asked: Notify::new(),
+                arrived: Notify::new(),
             })
         });
         Arc::clone(address)
@@ -265,16 +301,25 @@ impl RateLimit {
 mod tests {
     use super::*;
 
+    /// A message that waits for the query ahead of time too.
+    async fn keep<F: Future<Output = Option<u32>>>(pace: &RateLimit, queue: &str, depth: impl Fn() -> F) -> Pass {
+        let (pass, ahead) = pace.keep(queue, &depth).await;
+        if let Some(ahead) = ahead {
+            ahead.end(depth().await);
+        }
+        pass
+    }
+
     #[tokio::test(start_paused = true)]
     async fn where_nobody_can_look_the_first_go_at_once_and_the_rest_at_a_pace() {
         let (pace, begun) = (RateLimit::new(100), Instant::now());
         let mut unsure = 0;
         for _ in 0..UNSEEN + 100 {
-            unsure += u32::from(pace.keep("q", async || None).await.is_unsure);
+            unsure += u32::from(keep(&pace, "q", async || None).await.is_unsure);
         }
         assert_eq!(unsure, 100);
         assert!(begun.elapsed() >= Duration::from_millis(990), "{:?}", begun.elapsed());
-        let another = pace.keep("another", async || None).await;
+        let another = keep(&pace, "another", async || None).await;
         assert!(!another.is_unsure, "each address has its own");
     }
 
@@ -288,7 +333,7 @@ mod tests {
             sent.load(Ordering::Relaxed).saturating_sub(read)
         };
         for _ in 0..400 {
-            pace.keep("q", async || Some(depth())).await;
+            keep(&pace, "q", async || Some(depth())).await;
             sent.fetch_add(1, Ordering::Relaxed);
             assert!(depth() <= ROOM, "{}", depth());
         }
@@ -300,13 +345,13 @@ mod tests {
         let pace = RateLimit::new(200);
         let mut under_way = Vec::new();
         // The broker is slow: nothing arrives, and each query shows an empty queue.
-        while let Ok(pass) = tokio::time::timeout(PATIENCE / 2, pace.keep("q", async || Some(0))).await {
+        while let Ok(pass) = tokio::time::timeout(PATIENCE / 2, keep(&pace, "q", async || Some(0))).await {
             under_way.push(pass);
             assert!(under_way.len() <= 2 * ROOM as usize);
         }
         assert_eq!(under_way.len(), ROOM as usize);
         under_way.pop();
-        let next = tokio::time::timeout(PATIENCE / 2, pace.keep("q", async || Some(0))).await;
+        let next = tokio::time::timeout(PATIENCE / 2, keep(&pace, "q", async || Some(0))).await;
         assert!(next.is_ok());
     }
 
@@ -319,7 +364,7 @@ mod tests {
                 queries.fetch_add(1, Ordering::Relaxed);
                 Some(0)
             };
-            pace.keep("q", counted).await.give_back();
+            keep(&pace, "q", counted).await.give_back();
         }
         assert_eq!(queries.into_inner(), 0);
     }
@@ -329,7 +374,7 @@ mod tests {
         let pace = RateLimit::new(200);
         let mut under_way = Vec::new();
         for _ in 0..UNSEEN {
-            under_way.push(pace.keep("q", async || Some(0)).await);
+            under_way.push(keep(&pace, "q", async || Some(0)).await);
         }
         let returning = std::cell::RefCell::new(under_way);
         let queries = AtomicU32::new(0);
@@ -341,7 +386,7 @@ mod tests {
         // With half of the room left, the next query would begin.
         for _ in 1..ROOM / 2 {
             // What is let through stays in flight.
-            std::mem::forget(pace.keep("q", all_come_back).await);
+            std::mem::forget(keep(&pace, "q", all_come_back).await);
         }
         assert_eq!(queries.into_inner(), 1);
     }
@@ -350,7 +395,7 @@ mod tests {
     async fn a_queue_that_is_read_at_once_holds_nobody_up() {
         let (pace, begun) = (RateLimit::new(200), Instant::now());
         for _ in 0..5_000 {
-            assert!(!pace.keep("q", async || Some(0)).await.is_unsure);
+            assert!(!keep(&pace, "q", async || Some(0)).await.is_unsure);
         }
         assert!(begun.elapsed() < Duration::from_millis(10), "{:?}", begun.elapsed());
     }
@@ -359,13 +404,13 @@ mod tests {
     async fn a_queue_that_nobody_reads_uses_up_one_patience_and_not_one_for_each_message() {
         let (pace, begun) = (RateLimit::new(200), Instant::now());
         for _ in 0..UNSEEN + 100 {
-            pace.keep("q", async || Some(100)).await;
+            keep(&pace, "q", async || Some(100)).await;
         }
         let took = begun.elapsed();
         assert!(took <= PATIENCE + Duration::from_secs(2), "{took:?}");
         // A query found room once, so messages wait for room again.
-        pace.keep("q", async || Some(ROOM - 1)).await;
-        let waits = tokio::time::timeout(PATIENCE / 2, pace.keep("q", async || Some(100))).await;
+        keep(&pace, "q", async || Some(ROOM - 1)).await;
+        let waits = tokio::time::timeout(PATIENCE / 2, keep(&pace, "q", async || Some(100))).await;
         assert!(waits.is_err());
     }
 
@@ -377,7 +422,7 @@ mod tests {
         }
         assert!(pace.at_once("q").is_none() && pace.at_once("another").is_some());
         let full = async || Some(100);
-        let waits = [pace.keep("q", full), pace.keep("q", full)];
+        let waits = [keep(&pace, "q", full), keep(&pace, "q", full)];
         let waits = waits.map(|wait| Box::pin(tokio::time::timeout(Duration::from_secs(1), wait)));
         let counts = async {
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -392,7 +437,7 @@ mod tests {
     async fn a_queue_that_nobody_reads_does_not_hold_an_answer_for_ever() {
         let (pace, begun) = (RateLimit::new(1000), Instant::now());
         for _ in 0..=UNSEEN {
-            pace.keep("q", async || Some(100)).await;
+            keep(&pace, "q", async || Some(100)).await;
         }
         assert!(
             begun.elapsed() <= PATIENCE + Duration::from_secs(1),
