@@ -1,23 +1,25 @@
 //! Publishing, each message confirmed by the broker.
 //!
-//! Each channel has the messages of at most one caller in flight. lapin attaches a returned message to whichever confirmation comes next,
-//! so a returned message belongs to that caller, and its `message_id` says which one it is. A pool of channels provides concurrency.
+//! Answers and commands share a channel: see `lane`. Each of the other channels has the messages of at most one caller in flight. lapin
+//! attaches a returned message to whichever confirmation comes next, so a returned message belongs to that caller, and its `message_id` says
+//! which one it is. A pool of channels provides concurrency.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use serde_json::Value;
 use thiserror::Error;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config;
-use crate::kazoo::names::{CONTENT_TYPE, DELIVER_TO_PID, TRACE_PARENT, TRACE_STATE};
+use crate::kazoo::names::{CONTENT_TYPE, DELIVER_TO_PID, Exchange, TRACE_PARENT, TRACE_STATE};
 use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::routing_key::MAX_BYTES;
 use crate::kazoo::time::Clock;
@@ -28,14 +30,15 @@ use crate::telemetry::trace::{self, Trace};
 use super::brokers::Brokers;
 use super::delivery::Delivery;
 use super::link::Link;
-use super::probe::Load;
 use super::topology::{self, QueueSpec, Restored};
 use super::{AmqpError, within};
 
+mod lane;
 pub(super) mod letters;
 mod looks;
 mod session;
 
+use lane::Bundle;
 use looks::Looks;
 use session::Live;
 
@@ -76,6 +79,9 @@ impl PublishError {
     }
 }
 
+/// The handler of a delivery lost it while its message waited.
+const NOT_ANY_MORE: AmqpError = AmqpError::Ended("the message is not to be sent any more");
+
 /// A message as the broker gets it.
 struct Encoded<'a> {
     exchange: &'static str,
@@ -85,6 +91,20 @@ struct Encoded<'a> {
     /// The property `message_id`.
     id: String,
     properties: BasicProperties,
+}
+
+impl Encoded<'_> {
+    /// Hands the message to the channel when it is polled first, so several messages keep their order without waiting for each other.
+    async fn publish(&self, channel: &Channel) -> lapin::Result<PublisherConfirm> {
+        let options = BasicPublishOptions {
+            mandatory: self.mandatory,
+            ..BasicPublishOptions::default()
+        };
+        let (exchange, key) = (self.exchange.into(), self.key.clone());
+        channel
+            .basic_publish(exchange, key, options, &self.body, self.properties.clone())
+            .await
+    }
 }
 
 /// Whether messages that waited for a connection are still to be sent.
@@ -97,9 +117,13 @@ pub struct Publisher(Arc<Inner>);
 struct Inner {
     connection: watch::Receiver<Option<Live>>,
     permits: Semaphore,
+    /// Answers and commands wait for no other messages.
+    lane_permits: Semaphore,
     /// The broker's reason for blocking publishers now.
     blocked: watch::Receiver<Option<String>>,
     idle: Mutex<Vec<(u64, Channel)>>,
+    /// The lane of a connection, for answers and commands.
+    lane: tokio::sync::Mutex<Option<(u64, mpsc::Sender<Bundle>)>>,
     looks: Looks,
     lost: Arc<Notify>,
     limit: Duration,
@@ -130,8 +154,10 @@ impl Publisher {
         Self(Arc::new(Inner {
             connection,
             permits: Semaphore::new(usize::from(config.publish_window)),
+            lane_permits: Semaphore::new(usize::from(config.publish_window)),
             blocked,
             idle: Mutex::new(Vec::new()),
+            lane: tokio::sync::Mutex::default(),
             looks: Looks::default(),
             lost,
             limit: config.publish_timeout,
@@ -178,12 +204,21 @@ impl Publisher {
 
     /// As `publish_all`, but publishes nothing if `still` says no when there is a connection to publish on.
     pub async fn publish_all_if(&self, messages: &[&Outgoing], still: Still<'_>) -> Vec<Result<(), PublishError>> {
-        let encoded: Vec<Result<Encoded, PublishError>> = messages.iter().map(|message| self.encode(message)).collect();
-        let sent: Vec<&Encoded> = encoded.iter().flatten().collect();
-        let mut results = self.raw(&sent, still).await.into_iter();
-        let results = encoded.iter().map(|encoded| match encoded {
-            Ok(_) => results.next().unwrap_or(Err(PublishError::Refused)),
-            Err(_) => Err(PublishError::TooLong),
+        let (mut sent, mut fits) = (Vec::with_capacity(messages.len()), Vec::with_capacity(messages.len()));
+        for message in messages {
+            let encoded = self.encode(message);
+            fits.push(encoded.is_ok());
+            sent.extend(encoded);
+        }
+        let of_calls = |message: &&Outgoing| matches!(message.exchange, Exchange::Targeted | Exchange::Callctl);
+        let results = match messages.iter().all(of_calls) {
+            true => self.by_lane(sent.into(), still).await,
+            false => self.raw(&sent.iter().collect::<Vec<_>>(), still).await,
+        };
+        let mut results = results.into_iter();
+        let results = fits.into_iter().map(|fits| match fits {
+            true => results.next().unwrap_or(Err(PublishError::Refused)),
+            false => Err(PublishError::TooLong),
         });
         let results: Vec<Result<(), PublishError>> = results.collect();
         for (message, result) in messages.iter().zip(&results) {
@@ -202,7 +237,7 @@ impl Publisher {
 
     /// # Errors
     /// A name is too long for the protocol.
-    fn encode(&self, message: &Outgoing) -> Result<Encoded<'_>, PublishError> {
+    fn encode(&self, message: &Outgoing) -> Result<Encoded<'static>, PublishError> {
         let id = property_id(message.body.get("Msg-ID").and_then(Value::as_str).unwrap_or_default());
         let mut properties = BasicProperties::default()
             .with_content_type(CONTENT_TYPE.into())
@@ -248,21 +283,6 @@ impl Publisher {
             .with_delivery_mode(2);
         let body = body.to_string().into_bytes().into();
         self.to_queue(queue, body, id.into_owned(), properties).await
-    }
-
-    /// Number of ready messages in another client's queue. `None` when the number is unavailable.
-    pub async fn depth(&self, queue: &str) -> Option<u32> {
-        Some(self.load(queue).await?.messages)
-    }
-
-    /// Number of ready messages and of consumers of another client's queue. `None` when the numbers are unavailable.
-    pub async fn load(&self, queue: &str) -> Option<Load> {
-        if self.alarm().is_some() {
-            return None;
-        }
-        let name = short(queue).ok()?;
-        let live = self.0.connection.borrow().clone()?;
-        self.0.looks.load(&live, name).await
     }
 
     /// Publishes a copy of a delivery to `queue`, with the reason in a header. The body is copied byte by byte. Only the properties that
@@ -315,15 +335,20 @@ impl Publisher {
         if messages.is_empty() {
             return Vec::new();
         }
-        let limit = self.0.limit;
         let mut confirmed = Vec::with_capacity(messages.len());
         let publishing = self.on_a_channel(messages, still, &mut confirmed);
-        let error = match tokio::time::timeout(limit, publishing).await {
-            Ok(Ok(())) => return confirmed,
-            Ok(Err(error)) => Some(error),
+        match tokio::time::timeout(self.0.limit, publishing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.give_up(Some(error), messages.len(), &mut confirmed),
             // The channel was dropped with the future.
-            Err(_) => None,
-        };
+            Err(_) => self.give_up(None, messages.len(), &mut confirmed),
+        }
+        confirmed
+    }
+
+    /// Completes the results of `count` messages after an error, or after the time limit. What was confirmed before is confirmed.
+    fn give_up(&self, error: Option<AmqpError>, count: usize, confirmed: &mut Vec<Result<(), PublishError>>) {
+        let limit = self.0.limit;
         let blocked = if error.is_none() { self.alarm() } else { None };
         if error.is_none() && blocked.is_none() {
             // The connection may be dead without an error.
@@ -334,10 +359,8 @@ impl Publisher {
             (None, Some(reason)) => PublishError::Blocked(reason.clone()),
             (None, None) => PublishError::TimedOut(limit),
         };
-        // What was confirmed before the fault is confirmed.
-        let missing = messages.len().saturating_sub(confirmed.len());
+        let missing = count.saturating_sub(confirmed.len());
         confirmed.extend(std::iter::repeat_with(|| Err(failed())).take(missing));
-        confirmed
     }
 
     /// Publishes messages on a channel that has no other messages in flight, so a returned message is one of these.
@@ -359,7 +382,7 @@ impl Publisher {
         let (epoch, channel) = self.channel().await?;
         if !still() {
             self.put_back(epoch, channel);
-            return Err(AmqpError::Ended("the message is not to be sent any more"));
+            return Err(NOT_ANY_MORE);
         }
         let broken = |source| {
             self.0.lost.notify_one();
@@ -368,21 +391,8 @@ impl Publisher {
                 source,
             }
         };
-        let mut waiting = Vec::with_capacity(messages.len());
-        for message in messages {
-            let options = BasicPublishOptions {
-                mandatory: message.mandatory,
-                ..BasicPublishOptions::default()
-            };
-            let publishing = channel.basic_publish(
-                message.exchange.into(),
-                message.key.clone(),
-                options,
-                &message.body,
-                message.properties.clone(),
-            );
-            waiting.push(publishing.await.map_err(broken)?);
-        }
+        let publishing = messages.iter().map(|message| message.publish(&channel));
+        let waiting = try_join_all(publishing).await.map_err(broken)?;
         let mut returned = Vec::new();
         for confirm in waiting {
             let (result, message) = match confirm.await.map_err(broken)? {
@@ -412,14 +422,8 @@ impl Publisher {
 
     /// An idle channel of the present connection, or a new one.
     async fn channel(&self) -> Result<(u64, Channel), AmqpError> {
-        let mut watching = self.0.connection.clone();
-        let live = match watching.wait_for(Option::is_some).await {
-            Ok(live) => live.clone(),
-            Err(_) => None,
-        };
-        let Some(Live { epoch, connection }) = live else {
-            return Err(AmqpError::Ended("publishing is over"));
-        };
+        let live = self.live().await?;
+        let epoch = live.epoch;
         let idle = self.0.idle.lock().ok().and_then(|mut idle| {
             idle.retain(|(of, channel)| *of == epoch && channel.status().connected());
             idle.pop()
@@ -427,10 +431,25 @@ impl Publisher {
         if let Some(channel) = idle {
             return Ok(channel);
         }
-        let channel = within(self.0.limit, "opening a channel", connection.create_channel()).await?;
+        Ok((epoch, self.confirming(&live).await?))
+    }
+
+    /// The present connection, or the next one.
+    async fn live(&self) -> Result<Live, AmqpError> {
+        let mut watching = self.0.connection.clone();
+        let live = match watching.wait_for(Option::is_some).await {
+            Ok(live) => live.clone(),
+            Err(_) => None,
+        };
+        live.ok_or(AmqpError::Ended("publishing is over"))
+    }
+
+    /// A new channel with confirms.
+    async fn confirming(&self, live: &Live) -> Result<Channel, AmqpError> {
+        let channel = within(self.0.limit, "opening a channel", live.connection.create_channel()).await?;
         let confirm = channel.confirm_select(ConfirmSelectOptions::default());
         within(self.0.limit, "asking for confirms", confirm).await?;
-        Ok((epoch, channel))
+        Ok(channel)
     }
 
     fn put_back(&self, epoch: u64, channel: Channel) {

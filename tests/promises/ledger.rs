@@ -22,6 +22,7 @@ promises![
     a_lost_start_at_an_answer_that_came_fails_with_its_cause,
     a_dialplan_error_fails_the_recording_with_its_cause,
     a_control_queue_that_is_gone_fails_the_recording_with_its_cause,
+    of_many_starts_at_once_those_fail_whose_control_queue_is_gone,
     events_that_come_twice_change_nothing,
     an_action_that_comes_twice_makes_one_recording,
     a_recording_is_taken_up_again_when_its_workers_lease_runs_out,
@@ -350,6 +351,44 @@ async fn a_control_queue_that_is_gone_fails_the_recording_with_its_cause(service
             worker.logged("a command that met no queue", again, SOON).await?;
         }
         fails_with(&world, &call.id(), cause).await?;
+    }
+    world.finish().await
+}
+
+/// The starts of many calls are in flight to the broker on one channel, which returns those that meet no queue.
+async fn of_many_starts_at_once_those_fail_whose_control_queue_is_gone(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let worker = world.worker_with(&FAST).await?;
+    let mut runs = Vec::new();
+    for n in 0..40 {
+        let call = world.kazoo.new_call(CallOptions::talking());
+        let mut body = Value::Object(call.action(json!({}))?);
+        let is_gone = n % 3 == 0;
+        if is_gone {
+            body["Call"]["Control-Queue"] = json!("pid://<0.1.2>/ecallmgr@gone-<0.3.4>-abcdef");
+        }
+        let raw = crate::simulator::sim::RawExecute::new(body.to_string());
+        runs.push((is_gone, call.execute_raw(raw).await?, call));
+    }
+    for (is_gone, run, call) in &runs {
+        run.continued(SOON).await?;
+        if !is_gone {
+            let recording = call.wait_recording_started(SOON).await?;
+            call.hangup("NORMAL_CLEARING").await;
+            world.stored(&recording).await?;
+        }
+    }
+    for (_, _, call) in runs.iter().filter(|(is_gone, ..)| *is_gone) {
+        fails_with(&world, &call.id(), "never_started").await?;
+    }
+    for (is_gone, _, call) in &runs {
+        let lines = worker.lines();
+        let returned = |line: &&Value| line["event"] == "command_unroutable" && line["call_id"] == json!(call.id());
+        let count = lines.iter().filter(returned).count();
+        ensure!(
+            (count > 0) == *is_gone,
+            "{count} returned of a call whose queue is gone: {is_gone}"
+        );
     }
     world.finish().await
 }
