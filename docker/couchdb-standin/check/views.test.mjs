@@ -104,6 +104,24 @@ test("a view reduces, by group or altogether", async (t) => {
   assert.equal((await get(`${view}/sums?reduce=false`)).json.rows.length, 6);
 });
 
+test("an index over fields is asked as a view", async (t) => {
+  const db = await database(t);
+  const map = { fields: { kind: "asc", n: "asc" }, partial_filter_selector: { open: { $eq: true } } };
+  const views = { by_kind: { map, options: { def: { fields: ["kind", "n"] } } } };
+  const design = { language: "query", autoupdate: false, views };
+  assert.equal((await put(`${db}/_design/q`, design)).status, 201);
+  const docs = ["a", "b", "c", "d"].map((_id, n) => ({ _id, kind: "x", n, open: n !== 1 }));
+  await post(`${db}/_bulk_docs`, { docs: [...docs, { _id: "e", kind: "x", open: true }] });
+  const view = `${db}/_design/q/_view/by_kind`;
+  const { json } = await get(view);
+  assert.deepEqual(json.rows[0], { id: "a", key: ["x", 0], value: null });
+  assert.deepEqual(ids({ json }), ["a", "c", "d"]);
+  assert.deepEqual(ids(await get(`${view}?startkey=${enc(["x", 1])}&endkey=${enc(["x", 2])}`)), ["c"]);
+  assert.deepEqual(ids(await get(`${view}?key=${enc(["x", 3])}&include_docs=true`)), ["d"]);
+  await del(`${db}/d?rev=${(await get(`${db}/d`)).json._rev}`);
+  assert.deepEqual(ids(await get(view)), ["a", "c"]);
+});
+
 test("what makes no sense for a view is refused", async (t) => {
   const { db, view } = await filled(t);
   for (const query of [

@@ -9,6 +9,7 @@ import { toJson } from "./edits.mjs";
 import { badRequest, CouchError, notFound, queryParseError } from "./errors.mjs";
 import { parseJson } from "./exchange.mjs";
 import { compileMap, compileReduce } from "./sandbox.mjs";
+import { field, matcher } from "./selector.mjs";
 
 // --- parameters -------------------------------------------------------------------------------------------------------
 
@@ -164,6 +165,24 @@ export function indexOf(database, name, definition, makeEmit) {
   return index;
 }
 
+/** The rows of an index over fields (Mango): one for each document that has all its fields and matches its selector. */
+function fieldsOf({ fields, partial_filter_selector: selector = {} }) {
+  const names = Object.keys(fields);
+  const matches = matcher(selector);
+  return (documents) =>
+    documents.map((document) => {
+      const values = names.map((name) => field(document, name));
+      return values.includes(undefined) || !matches(document) ? [] : [[values, null]];
+    });
+}
+
+/** What a view's map is, in a text that changes with it, and what it emits. */
+function mapOf({ map }, language, viewName) {
+  if (language === "query" && typeof map?.fields === "object") return [JSON.stringify(map), () => fieldsOf(map)];
+  if (language === "javascript" && typeof map === "string") return [map, () => compileMap(map, viewName)];
+  throw notFound("missing_named_view");
+}
+
 // --- one view ---------------------------------------------------------------------------------------------------------
 
 /** Answers a view as an object with its head and its rows. */
@@ -173,7 +192,7 @@ export function queryView(database, designId, viewName, parameters) {
   if (design.winner.deleted) throw notFound("deleted");
   const { views = {}, language = "javascript" } = database.body(design.winner);
   const view = Object.hasOwn(views, viewName) ? views[viewName] : undefined;
-  if (typeof view?.map !== "string" || language !== "javascript") throw notFound("missing_named_view");
+  const [definition, makeEmit] = mapOf(view ?? {}, language, viewName);
 
   const grouped = parameters.group === true || parameters.group_level > 0;
   const reducing = view.reduce !== undefined && parameters.reduce !== false;
@@ -182,7 +201,7 @@ export function queryView(database, designId, viewName, parameters) {
   if (grouped && !reducing) throw queryParseError("Invalid use of grouping on a map view.");
   if (reducing && parameters.include_docs) throw queryParseError("`include_docs` is invalid for reduce");
 
-  const index = indexOf(database, `${designId}/${viewName}`, view.map, () => compileMap(view.map, viewName));
+  const index = indexOf(database, `${designId}/${viewName}`, definition, makeEmit);
   const stale = parameters.update !== "true" || parameters.stale !== undefined;
   if (!stale) index.update(database);
   const { rows, offset } = select(index.rows, reducing ? { ...parameters, skip: 0, limit: Infinity } : parameters);
