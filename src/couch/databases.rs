@@ -40,17 +40,27 @@ impl fmt::Display for Version {
 /// What a server tells of itself.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Told {
-    version: Version,
-    compares_digests: bool,
+    version: Option<Version>,
+    is_couchdb: bool,
+}
+
+impl Told {
+    fn is_couchdb_since(self, version: Version) -> bool {
+        self.is_couchdb && self.version.is_some_and(|told| told >= version)
+    }
 }
 
 /// What the server tells of itself, and when it was read.
 pub(super) type Known = Mutex<Option<(Told, Instant)>>;
 
-/// The program whose multipart requests were tried with wrong digests. A server that imitates its API has another name here, or none.
+/// The vendor that CouchDB reports. A server that only has the same API reports another one, or none.
 const COUCHDB: &str = "The Apache Software Foundation";
-/// The oldest version that was tried.
+
+/// The first version that was tried with wrong digests in multipart requests.
 const COMPARES: Version = Version(3, 3, 3);
+
+/// The first version whose indexes over fields this program was tried with.
+const INDEXES: Version = Version(3, 0, 0);
 
 /// The version is read again after this time. An operator may have upgraded the server, or a load balancer may have switched to another
 /// one.
@@ -59,10 +69,6 @@ const KNOWN_FOR: Duration = Duration::from_secs(600);
 /// A database that every Kazoo cluster has.
 const ACCOUNTS: &str = "accounts";
 const SYSTEM_CONFIG: &str = "system_config";
-
-/// Who makes CouchDB, as it says itself, and the first version whose indexes over fields this program was tried with.
-const VENDOR: &str = "The Apache Software Foundation";
-const SINCE: Version = Version(3, 0, 0);
 
 /// Documents per request.
 const PAGE: usize = 500;
@@ -73,12 +79,13 @@ impl Couch {
     /// # Errors
     /// When the server does not answer.
     pub async fn version(&self) -> Result<Version, CouchError> {
-        Ok(self.told().await?.version)
+        let version = self.told().await?.version;
+        version.ok_or_else(|| CouchError::NoAnswer("the server tells no version".into()))
     }
 
     /// Whether the server is known to compare an attachment of `create_with_attachment` with its digest before it answers 201.
     pub async fn compares_digests(&self) -> bool {
-        self.told().await.is_ok_and(|told| told.compares_digests)
+        self.told().await.is_ok_and(|told| told.is_couchdb_since(COMPARES))
     }
 
     async fn told(&self) -> Result<Told, CouchError> {
@@ -89,12 +96,10 @@ impl Couch {
             return Ok(told);
         }
         let (_, welcome) = self.ask(self.server(Method::GET, ""), "").await?;
-        let version =
-            Version::read(&welcome).ok_or_else(|| CouchError::NoAnswer("the server tells no version".into()))?;
         let vendor = welcome.pointer("/vendor/name").and_then(Value::as_str);
         let told = Told {
-            version,
-            compares_digests: vendor == Some(COUCHDB) && version >= COMPARES,
+            version: Version::read(&welcome),
+            is_couchdb: vendor == Some(COUCHDB),
         };
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some((told, Instant::now()));
         Ok(told)
@@ -106,16 +111,12 @@ impl Couch {
     /// # Errors
     /// When the server does not answer.
     pub async fn indexes_fields(&self) -> Result<bool, CouchError> {
-        let welcome = match self.ask(self.server(Method::GET, ""), "").await {
-            Ok((_, welcome)) => welcome,
+        match self.told().await {
+            Ok(told) => Ok(told.is_couchdb_since(INDEXES)),
             // For example a proxy that lets only databases through.
-            Err(CouchError::NotFound | CouchError::DatabaseMissing(_) | CouchError::Refused { .. }) => {
-                return Ok(false);
-            }
-            Err(error) => return Err(error),
-        };
-        let vendor = welcome.pointer("/vendor/name").and_then(Value::as_str);
-        Ok(vendor == Some(VENDOR) && Version::read(&welcome).is_some_and(|version| version >= SINCE))
+            Err(CouchError::NotFound | CouchError::DatabaseMissing(_) | CouchError::Refused { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether a database exists.
