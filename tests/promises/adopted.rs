@@ -470,11 +470,11 @@ async fn a_stop_of_ours_does_not_end_kazoos_own_recording(services: Arc<Services
 async fn a_thousand_ends_in_one_second_are_all_stored(services: Arc<Services>) -> TestResult {
     const MANY: usize = 1_000;
     let world = World::new(&services).await?;
-    // As by default: all of them are on their way at once, on a machine with few cores.
+    // As by default: all of them are on their way at once, on a machine with few cores, and the last ones wait for their switch until then.
     let settings = [
         ("LEDGER__LEASE_S", "300"),
         ("INGEST__DELIVERY_TIMEOUT_S", "120"),
-        ("FLOW__RETRY_MS", "10000"),
+        ("FLOW__RETRY_MS", "10000,20000,40000,80000,160000,300000"),
         ("FLOW__MAX_ATTEMPTS", "28"),
     ];
     let own = |media: &mut Value| {
