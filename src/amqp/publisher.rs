@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::ConfirmSelectOptions;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
+use lapin::{BasicProperties, Channel, Confirmation};
 use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -30,14 +30,17 @@ use crate::telemetry::trace::{self, Trace};
 use super::brokers::Brokers;
 use super::delivery::Delivery;
 use super::link::Link;
+use super::probe::Load;
 use super::topology::{self, QueueSpec, Restored};
 use super::{AmqpError, within};
 
+mod encoded;
 mod lane;
 pub(super) mod letters;
 mod looks;
 mod session;
 
+use encoded::Encoded;
 use lane::Bundle;
 use looks::Looks;
 use session::Live;
@@ -81,31 +84,6 @@ impl PublishError {
 
 /// The handler of a delivery lost it while its message waited.
 const NOT_ANY_MORE: AmqpError = AmqpError::Ended("the message is not to be sent any more");
-
-/// A message as the broker gets it.
-struct Encoded<'a> {
-    exchange: &'static str,
-    key: ShortString,
-    mandatory: bool,
-    body: Cow<'a, [u8]>,
-    /// The property `message_id`.
-    id: String,
-    properties: BasicProperties,
-}
-
-impl Encoded<'_> {
-    /// Hands the message to the channel when it is polled first, so several messages keep their order without waiting for each other.
-    async fn publish(&self, channel: &Channel) -> lapin::Result<PublisherConfirm> {
-        let options = BasicPublishOptions {
-            mandatory: self.mandatory,
-            ..BasicPublishOptions::default()
-        };
-        let (exchange, key) = (self.exchange.into(), self.key.clone());
-        channel
-            .basic_publish(exchange, key, options, &self.body, self.properties.clone())
-            .await
-    }
-}
 
 /// Whether messages that waited for a connection are still to be sent.
 pub type Still<'a> = &'a (dyn Fn() -> bool + Sync);
@@ -212,7 +190,7 @@ impl Publisher {
         }
         let of_calls = |message: &&Outgoing| matches!(message.exchange, Exchange::Targeted | Exchange::Callctl);
         let results = match messages.iter().all(of_calls) {
-            true => self.by_lane(sent.into(), still).await,
+            true => lane::by_lane(self, sent.into(), still).await,
             false => self.raw(&sent.iter().collect::<Vec<_>>(), still).await,
         };
         let mut results = results.into_iter();
@@ -283,6 +261,21 @@ impl Publisher {
             .with_delivery_mode(2);
         let body = body.to_string().into_bytes().into();
         self.to_queue(queue, body, id.into_owned(), properties).await
+    }
+
+    /// Number of ready messages in another client's queue. `None` when the number is unavailable.
+    pub async fn depth(&self, queue: &str) -> Option<u32> {
+        Some(self.load(queue).await?.messages)
+    }
+
+    /// Number of ready messages and of consumers of another client's queue. `None` when the numbers are unavailable.
+    pub async fn load(&self, queue: &str) -> Option<Load> {
+        if self.alarm().is_some() {
+            return None;
+        }
+        let name = short(queue).ok()?;
+        let live = self.0.connection.borrow().clone()?;
+        self.0.looks.load(&live, name).await
     }
 
     /// Publishes a copy of a delivery to `queue`, with the reason in a header. The body is copied byte by byte. Only the properties that

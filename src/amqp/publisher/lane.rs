@@ -195,7 +195,7 @@ impl Flight {
     }
 }
 
-/// Publishes bundles on a channel with confirms, until the channel breaks or nobody can publish any more.
+/// Publishes bundles on a channel with confirms, until the channel breaks, or no publisher is left.
 pub(super) async fn run(channel: Channel, mut bundles: mpsc::Receiver<Bundle>) {
     let mut flight = Flight::default();
     let broken = poll_fn(|cx| {
@@ -218,68 +218,70 @@ pub(super) async fn run(channel: Channel, mut bundles: mpsc::Receiver<Bundle>) {
     // Nothing of these was published. Their callers learn from the closed channel that the lane is gone.
 }
 
-impl Publisher {
-    /// Publishes messages to calls on the channel that all callers share, with one result for each.
-    pub(super) async fn by_lane(&self, messages: Messages, still: Still<'_>) -> Vec<Result<(), PublishError>> {
-        if messages.is_empty() {
-            return Vec::new();
+/// Publishes messages to calls on the channel that all callers share, with one result for each.
+pub(super) async fn by_lane(
+    publisher: &Publisher,
+    messages: Messages,
+    still: Still<'_>,
+) -> Vec<Result<(), PublishError>> {
+    if messages.is_empty() {
+        return Vec::new();
+    }
+    let publishing = on_the_lane(publisher, &messages, still);
+    let error = match tokio::time::timeout(publisher.0.limit, publishing).await {
+        Ok(Ok(results)) => return results,
+        Ok(Err(NotHere::Broken(error))) if error.reply().is_none() => Some(error),
+        // The message of one caller may have closed the channel of all. What arrives twice is harmless.
+        Ok(Err(NotHere::Broken(_) | NotHere::Untaken)) => {
+            return publisher.raw(&messages.iter().collect::<Vec<_>>(), still).await;
         }
-        let publishing = self.on_the_lane(&messages, still);
-        let error = match tokio::time::timeout(self.0.limit, publishing).await {
-            Ok(Ok(results)) => return results,
-            Ok(Err(NotHere::Broken(error))) if error.reply().is_none() => Some(error),
-            // The message of one caller may have closed the channel of all. What arrives twice is harmless.
-            Ok(Err(NotHere::Broken(_) | NotHere::Untaken)) => {
-                return self.raw(&messages.iter().collect::<Vec<_>>(), still).await;
+        Err(_) => {
+            // What follows does not wait for the same fault.
+            if let Ok(mut lane) = publisher.0.lane.try_lock() {
+                *lane = None;
             }
-            Err(_) => {
-                // What follows does not wait for the same fault.
-                if let Ok(mut lane) = self.0.lane.try_lock() {
-                    *lane = None;
-                }
-                None
-            }
-        };
-        let mut results = Vec::new();
-        self.give_up(error, messages.len(), &mut results);
-        results
-    }
-
-    async fn on_the_lane(&self, messages: &Messages, still: Still<'_>) -> Result<Results, NotHere> {
-        let over = |_| NotHere::Broken(AmqpError::Ended("publishing is over"));
-        // As in `on_a_channel`.
-        let mut alarm = self.0.blocked.clone();
-        let _ = alarm.wait_for(Option::is_none).await;
-        let _permit = self.0.lane_permits.acquire().await.map_err(over)?;
-        let lane = self.lane().await.map_err(NotHere::Broken)?;
-        if !still() {
-            return Err(NotHere::Broken(NOT_ANY_MORE));
+            None
         }
-        let (done, results) = oneshot::channel();
-        let messages = Arc::clone(messages);
-        lane.send(Bundle { messages, done })
-            .await
-            .map_err(|_| NotHere::Untaken)?;
-        results
-            .await
-            .unwrap_or(Err(NotHere::Untaken))
-            .inspect_err(|_| self.0.lost.notify_one())
-    }
+    };
+    let mut results = Vec::new();
+    publisher.give_up(error, messages.len(), &mut results);
+    results
+}
 
-    /// The lane of the present connection.
-    async fn lane(&self) -> Result<mpsc::Sender<Bundle>, AmqpError> {
-        let mut lane = self.0.lane.lock().await;
-        let live = self.live().await?;
-        if let Some((epoch, lane)) = lane.as_ref()
-            && *epoch == live.epoch
-            && !lane.is_closed()
-        {
-            return Ok(lane.clone());
-        }
-        let channel = self.confirming(&live).await?;
-        let (sender, bundles) = mpsc::channel(WAITING);
-        tokio::spawn(survive("publish_lane", run(channel, bundles)));
-        *lane = Some((live.epoch, sender.clone()));
-        Ok(sender)
+async fn on_the_lane(publisher: &Publisher, messages: &Messages, still: Still<'_>) -> Result<Results, NotHere> {
+    let over = |_| NotHere::Broken(AmqpError::Ended("publishing is over"));
+    // As in `on_a_channel`.
+    let mut alarm = publisher.0.blocked.clone();
+    let _ = alarm.wait_for(Option::is_none).await;
+    let _permit = publisher.0.lane_permits.acquire().await.map_err(over)?;
+    let lane = lane(publisher).await.map_err(NotHere::Broken)?;
+    if !still() {
+        return Err(NotHere::Broken(NOT_ANY_MORE));
     }
+    let (done, results) = oneshot::channel();
+    let messages = Arc::clone(messages);
+    lane.send(Bundle { messages, done })
+        .await
+        .map_err(|_| NotHere::Untaken)?;
+    results
+        .await
+        .unwrap_or(Err(NotHere::Untaken))
+        .inspect_err(|_| publisher.0.lost.notify_one())
+}
+
+/// The lane of the present connection.
+async fn lane(publisher: &Publisher) -> Result<mpsc::Sender<Bundle>, AmqpError> {
+    let mut lane = publisher.0.lane.lock().await;
+    let live = publisher.live().await?;
+    if let Some((epoch, lane)) = lane.as_ref()
+        && *epoch == live.epoch
+        && !lane.is_closed()
+    {
+        return Ok(lane.clone());
+    }
+    let channel = publisher.confirming(&live).await?;
+    let (sender, bundles) = mpsc::channel(WAITING);
+    tokio::spawn(survive("publish_lane", run(channel, bundles)));
+    *lane = Some((live.epoch, sender.clone()));
+    Ok(sender)
 }

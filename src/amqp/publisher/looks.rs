@@ -13,7 +13,6 @@ use crate::telemetry::events::LooksRefused;
 
 use super::super::{Load, within};
 use super::session::Live;
-use super::{Publisher, short};
 
 /// Time limit of one step of a read.
 const LOOK: Duration = Duration::from_secs(1);
@@ -98,22 +97,5 @@ impl Looks {
             _ => {}
         }
         None
-    }
-}
-
-impl Publisher {
-    /// Number of ready messages in another client's queue. `None` when the number is unavailable.
-    pub async fn depth(&self, queue: &str) -> Option<u32> {
-        Some(self.load(queue).await?.messages)
-    }
-
-    /// Number of ready messages and of consumers of another client's queue. `None` when the numbers are unavailable.
-    pub async fn load(&self, queue: &str) -> Option<Load> {
-        if self.alarm().is_some() {
-            return None;
-        }
-        let name = short(queue).ok()?;
-        let live = self.0.connection.borrow().clone()?;
-        self.0.looks.load(&live, name).await
     }
 }
