@@ -152,6 +152,9 @@ impl Entry {
                 return None;
             }
             let sent = self.sent(action).last();
+            if sent.is_none() && self.may_lack_commands(action) {
+                return None;
+            }
             let why = match self.place(sent.unwrap_or(asked)) {
                 Place::Elsewhere(why) => {
                     // An unmask is not missed then, nor a mask that was asked for when the recording was over.

@@ -8,6 +8,7 @@ use super::{Action, ON_ITS_WAY, Place};
 use crate::entry::Entry;
 use crate::entry::controls::CLOCKS_DIFFER;
 use crate::entry::fact::{Fact, What};
+use crate::entry::union::{KEPT_FIRST, KEPT_LAST};
 
 /// What is known of masks.
 #[derive(Default)]
@@ -92,7 +93,9 @@ impl Entry {
             return;
         }
         let Some(command) = command else {
-            masks.undone.push(action.id);
+            if !self.may_lack_commands(action.id) {
+                masks.undone.push(action.id);
+            }
             return;
         };
         let at = part.changed.map_or(command.at, |(changed, _)| command.at.max(changed));
@@ -107,6 +110,18 @@ impl Entry {
             perhaps_at: perhaps.map(|intended| intended.at),
         });
         (part.masked, part.changed) = (action.on, Some((at, command)));
+    }
+
+    /// Whether commands of this action are perhaps kept no more: an entry keeps the first few and the last facts of each kind.
+    pub(super) fn may_lack_commands(&self, action: &str) -> bool {
+        let sent = self
+            .facts
+            .iter()
+            .filter(|fact| matches!(fact.what, What::Masked { .. }));
+        let is_full = sent.clone().count() >= KEPT_FIRST + KEPT_LAST;
+        let oldest = sent.map(|fact| fact.at).nth(KEPT_FIRST);
+        let asked = self.asked(action);
+        is_full && asked.zip(oldest).is_some_and(|(asked, oldest)| asked <= oldest)
     }
 
     /// A mask or unmask that an earlier action undid, of a recording that ended before a worker could send it again.

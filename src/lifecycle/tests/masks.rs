@@ -316,6 +316,24 @@ fn a_mask_that_another_worker_repeated_is_told_although_clocks_differ() {
     assert_eq!(repeated(0, 101), 2, "no repeat");
 }
 
+/// The ledger keeps the first four and the last twenty-eight facts of a kind.
+#[test]
+fn a_mask_whose_command_is_kept_no_more_is_not_told_as_undelivered() {
+    let names: Vec<String> = (0..40).map(|n| format!("a{n}")).collect();
+    let mut facts = Vec::new();
+    for (name, n) in names.iter().zip(0..) {
+        let (on, at) = (n % 2 == 0, 100 + 10 * n);
+        facts.push(("w", at, asked(name, on, at)));
+        facts.push(("w", at + 1, sent(name, on, 0)));
+        if n == 30 {
+            facts.push(("w", at + 2, sent(name, on, 1)));
+        }
+    }
+    let mut case = noted(facts);
+    next(&mut case, Input::Due, tenth(1000), &policy());
+    assert_eq!(not_obeyed(&case), []);
+}
+
 #[test]
 fn a_mask_that_met_no_queue_does_not_delay_a_stop() {
     let returned = What::Returned {
