@@ -209,6 +209,7 @@ fn performer(
                 requests: shared.requests.clone(),
                 memory: Arc::clone(&shared.memory),
                 ledger: outside.ledger.clone(),
+                kazoo_recorder: shared.kazoo_recorder.clone(),
             },
             quiescence: Quiescence {
                 common: Arc::clone(common),
@@ -343,10 +344,7 @@ fn inbox(common: &Arc<Common>, outside: &Outside, shared: &Shared, services: Ser
                     common: Arc::clone(common),
                     seal: Arc::clone(&shared.seal),
                     memory: Arc::clone(&shared.memory),
-                    kazoo_recorder: shared
-                        .kazoo_recorder
-                        .clone()
-                        .filter(|_| common.config.adopt.mode == AdoptMode::Store),
+                    kazoo_recorder: shared.kazoo_recorder.clone(),
                 },
                 memory: Arc::clone(&shared.memory),
                 ledger: outside.ledger.clone(),

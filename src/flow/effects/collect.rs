@@ -321,6 +321,10 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
                 upload.answer(Answer::Keep);
                 Some("the switch records another call into it".to_owned())
             }
+            Ok(upload) if self.files.is_kazoos_too(&case.entry).await => {
+                upload.answer(Answer::Keep);
+                Some("Kazoo's own recorder may ask for it".to_owned())
+            }
             Ok(upload) if may_go(&upload.audio().digests) => {
                 self.files.remember_safe(order.key, upload.audio().written());
                 (!upload.answer(Answer::Release)).then(|| "the switch waited no longer for its answer".to_owned())
@@ -358,6 +362,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
         let safe = entry.is_safe(&audio.digests) || entry.is_unwanted() || is_back(Fault::DigestsIgnored);
         let answer = match answer {
             Answer::Release if !safe || self.files.is_shared(entry, audio).await => Answer::Keep,
+            Answer::Release if self.files.is_kazoos_too(entry).await => Answer::Keep,
             Answer::Release if self.quiescence.is_still(entry, &held.look, audio).await => Answer::Release,
             _ => Answer::Keep,
         };
