@@ -155,6 +155,7 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8], endp
         in_flight: shared.in_flight.clone(),
         memory: Arc::clone(&shared.memory),
         outcomes: outside.outcomes.clone(),
+        consumers: outside.consumers.clone(),
         alerts: Alerts::new(
             common.config.kazoo.system_alerts,
             &outside.publisher,
