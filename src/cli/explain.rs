@@ -244,7 +244,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
             ..
         } => format!("read-back unanswered: {why}"),
         What::Looked { why: Some(why), .. } => format!("read-back: incomplete: {why}"),
-        What::Marked { .. } => "document marked as parked".into(),
+        What::Marked { .. } => "state and cause written to the document".into(),
         What::CollectFailed {
             failure: CollectFailure::Missing,
             why,

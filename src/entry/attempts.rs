@@ -105,11 +105,18 @@ impl Entry {
             || self.has(|what| matches!(what, What::Looked { deleted: true, .. }))
     }
 
-    /// Whether the document that came before the audio must still say that the recording is parked.
-    pub fn is_unmarked(&self) -> bool {
-        self.parked().is_some()
-            && self.documented().is_some()
-            && self.next_number("marked") < self.next_number("parked")
+    /// What the document that came before the audio must still say: that the recording is parked, or that it ended without a delivery. Each
+    /// parking has its number. The end has the number after the last parking's.
+    pub fn owes_mark(&self) -> Option<(u32, Cause)> {
+        self.documented()?;
+        let next = self.next_number("parked");
+        let (n, cause) = match self.outcome() {
+            None => (next - 1, self.parked()?),
+            Some((_, cause)) if self.delivery().is_none() => (next, cause),
+            // The delivery completed the document.
+            Some(_) => return None,
+        };
+        (self.next_number("marked") <= n).then_some((n, cause))
     }
 
     /// Whether the switch may still have a file that is not needed there any more. The worker that made the audio safe may have crashed
