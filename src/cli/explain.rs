@@ -21,7 +21,7 @@ use super::terminal::{self, wrapped};
 mod audio;
 mod webhooks;
 
-pub use audio::{places, what_stays};
+pub use audio::{after_discarding, places, what_stays};
 
 /// The indentation of a second line in the history.
 const AFTER_TIMES: &str = "                                  ";

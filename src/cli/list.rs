@@ -367,7 +367,7 @@ pub fn discard(config: &Config, args: &DiscardArgs) -> anyhow::Result<bool> {
                 holding.place, holding.name
             )?;
         }
-        for left in explain::what_stays(&entry) {
+        for left in explain::after_discarding(&entry) {
             writeln!(out, "  {}", Plain(left))?;
         }
         Ok(true)

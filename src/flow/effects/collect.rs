@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{CollectFailure, What};
 use crate::entry::{Entry, MISSES_PROVE, TIDIES};
 use crate::faults::{Fault, is_back};
@@ -306,11 +305,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
             .common
             .unless_stopped(self.files.fetch(case, order, node, path))
             .await?;
-        let short = case.entry.outcome() == Some((Outcome::Discarded, Cause::TooShort));
-        let seen = case.entry.audio().map(|audio| &audio.digests);
-        let may_go = |there: &Digests| {
-            case.entry.is_safe(there) || short && seen == Some(there) || is_back(Fault::DigestsIgnored)
-        };
+        let may_go = |there: &Digests| case.entry.may_let_go(there) || is_back(Fault::DigestsIgnored);
         let mut missing = false;
         let left = match result {
             Ok(upload) if !self.quiescence.is_still(&case.entry, &look, upload.audio()).await => {
@@ -349,7 +344,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
                 media_id = %order.media_id,
                 switch = node,
                 why,
-                "recording stored, file left on the switch"
+                "file left on the switch"
             );
         }
         Ok(Input::Fact(What::Tidied { n, left, missing }))
