@@ -34,7 +34,7 @@ pub mod retention;
 mod revs;
 mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod webhooks;
 mod writer;
 
