@@ -406,6 +406,7 @@ impl Entry {
             && self.held().is_none()
             && !self.is_unverified()
             && !self.owes_release()
+            && self.owes_mark().is_none()
             && !self.is_to_be_continued()
             && !self.is_to_be_amended()
             && self.stray().is_none()

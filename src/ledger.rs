@@ -35,7 +35,7 @@ mod revs;
 mod soon;
 mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod views;
 mod webhooks;
 mod writer;

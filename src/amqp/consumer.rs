@@ -8,6 +8,7 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -33,6 +34,8 @@ pub struct SessionState {
     pub epoch: u64,
     /// Every queue is bound and consumed.
     pub consuming: bool,
+    /// Since when, in the present session. RabbitMQ has given what an earlier session did not acknowledge to another worker.
+    pub since: Option<Instant>,
     /// The queue that replies to this worker go to; another one in each session.
     pub reply_queue: Option<String>,
 }
@@ -115,6 +118,7 @@ impl Side {
                     let ended = self.session(&connection, &mut link).await;
                     self.state.send_modify(|state| {
                         state.consuming = false;
+                        state.since = None;
                         state.reply_queue = None;
                     });
                     link::close(&connection).await;
@@ -146,6 +150,7 @@ impl Side {
 
     /// Runs one session until it ends, and returns the reason.
     async fn session(&self, connection: &Connection, link: &mut Link) -> AmqpError {
+        let begun = Instant::now();
         let mut consuming: JoinSet<&'static str> = JoinSet::new();
         let mut channels = Vec::new();
         let mut reply_queue = None;
@@ -178,6 +183,7 @@ impl Side {
         self.state.send_modify(|state| {
             state.epoch += 1;
             state.consuming = true;
+            state.since = Some(begun);
             tracing::info!(event = "consuming", "bound and consuming");
             state.reply_queue = reply_queue;
         });

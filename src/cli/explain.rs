@@ -21,7 +21,7 @@ use super::terminal::{self, wrapped};
 mod audio;
 mod webhooks;
 
-pub use audio::{places, what_stays};
+pub use audio::{after_discarding, places, what_stays};
 
 /// The indentation of a second line in the history.
 const AFTER_TIMES: &str = "                                  ";
@@ -244,7 +244,7 @@ fn words(entry: &Entry, fact: &Fact) -> String {
             ..
         } => format!("read-back unanswered: {why}"),
         What::Looked { why: Some(why), .. } => format!("read-back: incomplete: {why}"),
-        What::Marked { .. } => "document marked as parked".into(),
+        What::Marked { .. } => "state and cause written to the document".into(),
         What::CollectFailed {
             failure: CollectFailure::Missing,
             why,

@@ -9,7 +9,7 @@ use crate::couch::Couch;
 use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::time::Clock;
-use crate::ledger::{Filter, Ledger, Record};
+use crate::ledger::{Filter, Ledger, Record, address};
 use crate::lifecycle::Policy;
 use crate::telemetry::Pulses;
 
@@ -28,8 +28,12 @@ pub struct Desk {
 impl Desk {
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         let couch = Couch::new(&config.couchdb).context("the HTTP client cannot be built")?;
-        let (clock, tasks, stop) = (super::clock(), TaskTracker::new(), CancellationToken::new());
         let policy = Policy::of(config, format!("operator@{}", config.kazoo.host));
+        Ok(Self::over(couch, policy))
+    }
+
+    pub(super) fn over(couch: Couch, policy: Policy) -> Self {
+        let (clock, tasks, stop) = (super::clock(), TaskTracker::new(), CancellationToken::new());
         let ledger = Ledger::start(
             couch,
             clock.clone(),
@@ -37,13 +41,13 @@ impl Desk {
             (&tasks, &Pulses::default()),
             stop.clone(),
         );
-        Ok(Self {
+        Self {
             ledger,
             policy,
             clock,
             stop,
             tasks,
-        })
+        }
     }
 
     /// The recordings that `name` means: the id of a recording, of a document, or of a call.
@@ -76,6 +80,16 @@ impl Desk {
             1 => Ok(found.remove(0)),
             more => bail!("{name:?} matches {more} recordings: repeat the command with one media id"),
         }
+    }
+
+    /// What the ledger knows of a recording now.
+    pub async fn now(&self, entry: Entry) -> anyhow::Result<Entry> {
+        let known = self.ledger.load(&address(&entry)).await;
+        let known = known.context("the ledger cannot be read")?;
+        Ok(match known {
+            Some(record) => entry.merge(record.entry),
+            None => entry,
+        })
     }
 
     /// Adds a fact to a recording, and waits until it is written. A worker resumes the recording from

@@ -289,15 +289,16 @@ pub fn retry(config: &Config, args: &RetryArgs) -> anyhow::Result<bool> {
 
 /// Retries one recording; returns how many were retried.
 async fn again(desk: &Desk, out: &mut impl Write, record: Record) -> anyhow::Result<usize> {
-    let mut entry = record.entry;
+    // A long list is old when its end is reached: a worker may have discarded the recording meanwhile.
+    let mut entry = desk.now(record.entry).await?;
     let media_id = entry
         .order()
         .map_or("unknown", |order| order.media_id.as_str())
         .to_owned();
     let notified = notify_again(desk, out, &mut entry).await?;
-    if entry.outcome().is_some() {
+    if let Some((outcome, _)) = entry.outcome() {
         if notified == 0 {
-            writeln!(out, "{media_id}: already {}, not retried", State::of(&entry).name())?;
+            writeln!(out, "{media_id}: already {}, not retried", outcome.name())?;
         }
         return Ok(notified);
     }
@@ -367,7 +368,7 @@ pub fn discard(config: &Config, args: &DiscardArgs) -> anyhow::Result<bool> {
                 holding.place, holding.name
             )?;
         }
-        for left in explain::what_stays(&entry) {
+        for left in explain::after_discarding(&entry) {
             writeln!(out, "  {}", Plain(left))?;
         }
         Ok(true)
@@ -378,7 +379,38 @@ pub fn discard(config: &Config, args: &DiscardArgs) -> anyhow::Result<bool> {
 mod tests {
     use clap::FromArgMatches as _;
 
+    use crate::ledger::testing;
+
     use super::*;
+
+    /// `retry --all-parked` reads a long list, and a worker discards one of its last recordings meanwhile.
+    #[tokio::test]
+    async fn a_recording_that_was_discarded_meanwhile_is_not_told_as_retried() {
+        let parked = What::Parked {
+            n: 1,
+            cause: Cause::Refused,
+        };
+        let (outcome, cause) = (Outcome::Discarded, Cause::RetentionOver);
+        let now = testing::document(&[parked.clone(), What::Concluded { outcome, cause }], "2-b");
+        let (couch, log) = testing::server(move |first, _| match first.contains("_all_docs") {
+            true => testing::found(&now),
+            false => testing::welcome(),
+        })
+        .await;
+        let desk = Desk::over(couch, testing::policy());
+        let listed = Record {
+            entry: testing::entry("action", 1_795_386_262, &[parked]),
+            lease: None,
+            rev: None,
+        };
+        let mut out = Vec::new();
+        assert_eq!(again(&desk, &mut out, listed).await.unwrap(), 0);
+        let said = String::from_utf8(out).unwrap();
+        assert!(said.contains("already discarded"), "{said}");
+        desk.close().await;
+        let log = log.lock().unwrap();
+        assert!(!log.iter().any(|(first, _)| first.contains("_bulk_docs")), "{log:?}");
+    }
 
     #[test]
     fn nothing_can_be_both_older_and_newer_when_the_ages_do_not_leave_any() {

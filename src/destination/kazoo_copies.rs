@@ -11,7 +11,7 @@ use crate::kazoo::json::owned_text;
 pub enum Copy {
     /// The document has its audio, here or where a storage plan or a URL puts it.
     Stored,
-    /// The document was there, and was deleted.
+    /// The document is there, and a user deleted it in Crossbar (`pvt_deleted`).
     Deleted,
     Lacking(KazooCopy),
 }
@@ -46,8 +46,8 @@ pub async fn copies(
 
 fn judge(held: &Held, name: &str) -> Copy {
     let document = match held {
-        Held::Missing => return Copy::Lacking(KazooCopy::Missing),
-        Held::Deleted => return Copy::Deleted,
+        // Crossbar keeps what users delete. media_mgr deletes its own document for good if the switch does not open the file.
+        Held::Missing | Held::Deleted => return Copy::Lacking(KazooCopy::Missing),
         Held::Document(document) => document,
     };
     let length = |all: &str| document.get(all)?.get(name)?.get("length")?.as_u64();
@@ -100,8 +100,16 @@ mod tests {
         ] {
             assert_eq!(judged(document.clone()), copy, "{document}");
         }
-        assert_eq!(judge(&Held::Deleted, "a.mp3"), Copy::Deleted);
         assert_eq!(judge(&Held::Missing, "a.mp3"), Copy::Lacking(KazooCopy::Missing));
+    }
+
+    /// media_mgr deletes its document if the switch does not open the file. Crossbar keeps what users delete, with `pvt_deleted`.
+    #[test]
+    fn a_document_that_is_gone_for_good_was_not_deleted_by_a_user() {
+        let missing = Copy::Lacking(KazooCopy::Missing);
+        assert_eq!(judge(&Held::Deleted, "a.mp3"), missing);
+        let soft = Held::Document(json!({"pvt_deleted": true}));
+        assert_eq!(judge(&soft, "a.mp3"), Copy::Deleted);
     }
 
     #[tokio::test]
@@ -114,7 +122,8 @@ mod tests {
         let (couch, log) = testing::couch(move |_| (200, rows.clone())).await;
         let asked = [("1", "1.mp3"), ("2", "2.mp3"), ("3", "3.mp3")];
         let found = copies(&couch, true, "db", &asked).await.unwrap();
-        assert_eq!(found, [Copy::Stored, Copy::Deleted, Copy::Lacking(KazooCopy::Missing)]);
+        let missing = Copy::Lacking(KazooCopy::Missing);
+        assert_eq!(found, [Copy::Stored, missing, missing]);
         assert_eq!(log.lock().unwrap().len(), 1);
         let (couch, _) = testing::couch(|_| testing::no_database()).await;
         let found = copies(&couch, false, "db", &asked).await.unwrap();

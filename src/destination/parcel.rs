@@ -34,9 +34,18 @@ pub struct Parcel<'a> {
 pub struct Writer<'a> {
     /// This worker's name on the wire.
     pub node: &'a str,
+    /// This process, as leases and facts name it. Two workers of one host have the same `node`.
+    pub worker: &'a str,
     pub clock: &'a Clock,
     /// See `Subject`.
     pub url_credentials: bool,
+}
+
+impl Writer<'_> {
+    /// See `Parcel::writer_of`.
+    fn of(&self, key: &str) -> String {
+        format!("{key} {}", self.worker)
+    }
 }
 
 impl<'a> Parcel<'a> {
@@ -83,7 +92,7 @@ impl<'a> Parcel<'a> {
 
     /// What tells this worker's attempts from those of other workers.
     pub fn writer_of(&self, key: &str) -> String {
-        format!("{key} {}", self.writer.node)
+        self.writer.of(key)
     }
 
     pub fn now(&self) -> Moment {
@@ -184,5 +193,31 @@ impl Search<'_> {
             Some(audio) => ids_with_other(self.order, audio),
             None => ids(self.order),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of them would give its name to the file into which the other still writes.
+    #[test]
+    fn two_workers_of_one_host_never_write_into_one_temporary_file() {
+        let clock = Clock::fixed(Moment::from_unix_seconds(0));
+        let of = |worker| {
+            let writer = Writer {
+                node: "kz_record_call@rec1",
+                worker,
+                clock: &clock,
+                url_credentials: false,
+            };
+            writer.of("key")
+        };
+        assert_ne!(of("rec1#7-a1b2c3"), of("rec1#7-d4e5f6"));
+        assert_eq!(
+            of("rec1#7-a1b2c3"),
+            of("rec1#7-a1b2c3"),
+            "a repeat replaces its own file"
+        );
     }
 }

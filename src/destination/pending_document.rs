@@ -329,6 +329,23 @@ pub async fn park(
     .await
 }
 
+/// Writes into the document that the recording ended without a delivery. Nothing else of the document changes, and nothing at all if the
+/// document says that the audio arrived.
+///
+/// # Errors
+/// As `complete`.
+pub async fn conclude(
+    couch: &Couch,
+    placed: &Placed,
+    progress: &Progress<'_>,
+    now: Moment,
+) -> Result<(), DeliveryError> {
+    let concluded = edit(couch, placed, |document| {
+        (!is_complete(&document)).then(|| edited(document, Map::new(), progress, now))
+    });
+    concluded.await.map(drop)
+}
+
 /// Writes the known stops and masks into the document. `None` when it has them already.
 ///
 /// # Errors
@@ -451,6 +468,44 @@ mod tests {
             assert_eq!(edited.is_ok(), is_written, "{status}: {edited:?}");
             let written = log.lock().unwrap().iter().filter(|asked| asked.method == "PUT").count();
             assert_eq!(written, 1, "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_document_tells_that_its_recording_was_discarded_unless_it_has_the_audio() {
+        let key = Key::of("call", "action");
+        let id: MediaId = "202611-x".to_owned().try_into().unwrap();
+        for (state, written) in [("parked", 1), ("pending", 1), ("complete", 0)] {
+            let document = json!({
+                "_id": "202611-x", "_rev": "1-a", "pvt_created": 63_962_610_332_i64, "duration": 5,
+                "pvt_recording": {"key": key, "state": state, "attempts": 2, "cause": "refused"},
+            });
+            let present = document.clone();
+            let (couch, log) = testing::couch(move |asked| match asked.method.as_str() {
+                "PUT" => (201, json!({"ok": true, "id": "202611-x", "rev": "2-b"})),
+                _ => (200, present.clone()),
+            })
+            .await;
+            let placed = Placed::of(&id, "account/x-202611", key, document).unwrap();
+            let progress = Progress {
+                state: State::Discarded,
+                attempts: 2,
+                cause: Some("retention_over"),
+            };
+            let now = Moment::from_gregorian_seconds(63_962_610_500);
+            conclude(&couch, &placed, &progress, now).await.unwrap();
+            let log = log.lock().unwrap();
+            let puts: Vec<_> = log.iter().filter(|asked| asked.method == "PUT").collect();
+            assert_eq!(puts.len(), written, "{state}");
+            for put in puts {
+                let body: Value = serde_json::from_str(&put.body).unwrap();
+                let told = &body["pvt_recording"];
+                assert_eq!(
+                    (&told["state"], &told["cause"]),
+                    (&json!("discarded"), &json!("retention_over"))
+                );
+                assert_eq!((&body["duration"], &told["key"]), (&json!(5), &json!(key)));
+            }
         }
     }
 }

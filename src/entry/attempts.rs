@@ -103,18 +103,25 @@ impl Entry {
             || self.has(|what| matches!(what, What::Looked { deleted: true, .. }))
     }
 
-    /// Whether the document that came before the audio must still say that the recording is parked.
-    pub fn is_unmarked(&self) -> bool {
-        self.parked().is_some()
-            && self.documented().is_some()
-            && self.next_number("marked") < self.next_number("parked")
+    /// What the document that came before the audio must still say: that the recording is parked, or that it ended without a delivery. Each
+    /// parking has its number. The end has the number after the last parking's.
+    pub fn owes_mark(&self) -> Option<(u32, Cause)> {
+        self.documented()?;
+        let next = self.next_number("parked");
+        let (n, cause) = match self.outcome() {
+            None => (next - 1, self.parked()?),
+            Some((_, cause)) if self.delivery().is_none() => (next, cause),
+            // The delivery completed the document.
+            Some(_) => return None,
+        };
+        (self.next_number("marked") <= n).then_some((n, cause))
     }
 
     /// Whether the switch may still have a file that is not needed there any more. The worker that made the audio safe may have crashed
     /// before it released the file.
     pub fn owes_release(&self) -> bool {
-        let too_short = self.outcome() == Some((Outcome::Discarded, Cause::TooShort));
-        let safe = too_short || self.audio_is_safe();
+        // What was discarded leaves the hold in any case. That does not settle the file.
+        let safe = self.is_unwanted() || self.audio_is_safe();
         let collected = self.has(|what| matches!(what, What::Collected(_)));
         let owes = !self.is_let_go() || self.owes_last_look();
         safe && collected && owes && self.tidied().count() < TIDIES
@@ -144,6 +151,13 @@ impl Entry {
     /// recorded again.
     pub fn audio_is_safe(&self) -> bool {
         self.last_audio().is_some_and(|audio| self.is_safe(&audio.digests))
+    }
+
+    /// Whether a file with these bytes may go from its switch. Of a recording that is not wanted any more, only the audio that a worker
+    /// received may go: the switch may have recorded something else into the file.
+    pub fn may_let_go(&self, there: &Digests) -> bool {
+        let is_known = || self.has(|what| matches!(what, What::Collected(audio) if audio.digests == *there));
+        self.is_safe(there) || self.is_unwanted() && is_known()
     }
 
     /// Whether its audio turned out to be in the recording that this one continues.
@@ -285,6 +299,49 @@ mod tests {
     use crate::recording::identity::Key;
 
     use super::*;
+
+    fn entry(facts: impl IntoIterator<Item = What>) -> Entry {
+        let mut entry = Entry::new(Key::of("call", "action"), "call");
+        for (second, what) in (1_795_386_300..).zip(facts) {
+            entry.add(Fact {
+                at: Moment::from_unix_seconds(second),
+                by: "w".into(),
+                what,
+            });
+        }
+        entry
+    }
+
+    fn digests(of: &str) -> Digests {
+        Digests {
+            md5: of.into(),
+            sha256: of.into(),
+        }
+    }
+
+    /// The switch may have recorded another call, or another part, into the file since.
+    #[test]
+    fn of_a_discarded_recording_only_the_audio_that_a_worker_received_may_go() {
+        let collected = || {
+            What::Collected(Audio {
+                size: 1,
+                digests: digests("own"),
+                duration_ms: None,
+                findings: Vec::new(),
+                as_written: None,
+            })
+        };
+        for cause in [Cause::TooShort, Cause::DiscardedByOperator, Cause::RetentionOver] {
+            let outcome = Outcome::Discarded;
+            let discarded = entry([collected(), What::Concluded { outcome, cause }]);
+            assert!(
+                discarded.owes_release() && discarded.may_let_go(&digests("own")),
+                "{cause}"
+            );
+            assert!(!discarded.may_let_go(&digests("other")), "{cause}");
+        }
+        assert!(!entry([collected()]).may_let_go(&digests("own")), "it is nowhere else");
+    }
 
     #[test]
     fn requests_for_a_file_that_should_be_gone_prove_it_only_in_a_row() {

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::Moment;
-use crate::recording::controls::{Controls, Mask, NotObeyed, Why};
+use crate::recording::controls::{Controls, NotObeyed, Why};
 
 use super::Entry;
 use super::controls::CLOCKS_DIFFER;
 use super::fact::{Fact, What};
+
+mod masks;
 
 /// A command and a move this close together have no certain order. The switch's stamps tick in 20 ms, its clock differs from ours, and the
 /// command takes time.
@@ -49,7 +51,9 @@ struct Action<'a> {
 impl Entry {
     /// A stop, mask or unmask that is known by now to have had no effect, and was not reported yet.
     pub fn unheeded(&self) -> Option<What> {
-        self.unheeded_mask().or_else(|| self.unheeded_stop())
+        self.unheeded_mask()
+            .or_else(|| self.undone_mask())
+            .or_else(|| self.unheeded_stop())
     }
 
     /// A stop that the switch did not obey, of a recording that has ended by itself. While it runs, `StopUnconfirmed` tells it.
@@ -148,6 +152,9 @@ impl Entry {
                 return None;
             }
             let sent = self.sent(action).last();
+            if sent.is_none() && self.may_lack_commands(action) {
+                return None;
+            }
             let why = match self.place(sent.unwrap_or(asked)) {
                 Place::Elsewhere(why) => {
                     // An unmask is not missed then, nor a mask that was asked for when the recording was over.
@@ -296,9 +303,10 @@ impl Entry {
 
     /// What the document says of stops and masks.
     pub fn controls(&self) -> Controls {
+        let masks = self.masks();
         Controls {
-            masks: self.masks(),
-            not_obeyed: self.not_obeyed(),
+            not_obeyed: self.not_obeyed(&masks.undone),
+            masks: masks.told,
         }
     }
 
@@ -326,62 +334,20 @@ impl Entry {
         actions
     }
 
-    /// When the audio was masked and unmasked. The order is that of the actions: two workers can send commands at the same time, and a command
-    /// can be sent twice. The audio is not told as masked where a command of an earlier unmask may have come between.
-    fn masks(&self) -> Vec<Mask> {
-        let actions = self.actions();
-        // Each later start begins unmasked. The switch can have obeyed a mask of the first part before a worker heard of its start.
-        let starts = self.facts().filter(|fact| matches!(fact.what, What::Started(_)));
-        let starts: Vec<Moment> = starts.skip(1).map(|fact| fact.at).collect();
-        let mut masks = Vec::new();
-        for nth in 0..=starts.len() {
-            let (from, until) = (nth.checked_sub(1).map(|before| starts[before]), starts.get(nth));
-            let is_of_part = |at: Moment| from.is_none_or(|from| at >= from) && until.is_none_or(|until| at < *until);
-            let (mut masked, mut changed, mut unmasked) = (false, None, None);
-            for action in &actions {
-                let met = |fact: &&Fact| is_of_part(fact.at) && matches!(self.place(fact), Place::Here);
-                let is_it = |fact: &&Fact| matches!(fact.what, What::Masked { on, .. } if on == action.on);
-                let sent: Vec<&Fact> = self.sent(action.id).filter(is_it).filter(met).collect();
-                let Some(last) = sent.last().filter(|_| !self.is_refused(action.id)) else {
-                    continue;
-                };
-                let is_in_order = |fact: &&&Fact| match action.on {
-                    true => Some(fact.at) >= unmasked,
-                    false => Some(fact.at.plus(ON_ITS_WAY)) >= changed,
-                };
-                let command = sent.iter().find(is_in_order).unwrap_or(last);
-                if !action.on {
-                    unmasked = unmasked.max(Some(last.at));
-                }
-                if masked == action.on {
-                    continue;
-                }
-                let at = changed.map_or(command.at, |changed| command.at.max(changed));
-                let perhaps = self.intended(action.id).filter(|intended| {
-                    let is_of_another = intended.by != command.by || intended.at.plus(ON_ITS_WAY) < at;
-                    is_of_another && intended.at < at && met(intended) && !self.is_returned(action.id)
-                });
-                masks.push(Mask {
-                    at,
-                    on: action.on,
-                    asked_at: action.asked_at,
-                    perhaps_at: perhaps.map(|intended| intended.at),
-                });
-                (masked, changed) = (action.on, Some(at));
-            }
-        }
-        masks
-    }
-
-    /// What had no effect, each action once: two workers can have noted different reasons.
-    fn not_obeyed(&self) -> Vec<NotObeyed> {
+    /// What had no effect, each action once: two workers can have noted different reasons. `undone`: see `Masks`.
+    fn not_obeyed(&self, undone: &[&str]) -> Vec<NotObeyed> {
+        let is_over = self.told_end().is_some();
         let mut told: Vec<(&str, NotObeyed)> = Vec::new();
         for fact in self.facts() {
             let (action, what, why) = match &fact.what {
                 What::NotObeyed { what, why, .. } if *what == Control::Stop => ("", *what, *why),
                 What::NotObeyed { action, what, why } if !self.is_void(action, *why) => (action.as_str(), *what, *why),
                 What::StopUnconfirmed => ("", Control::Stop, self.why_not_stopped()),
-                What::Intended { action, on, .. } if self.told_end().is_some() && self.asked(action).is_none() => {
+                What::MaskAsked { action, on, .. } if is_over && undone.contains(&action.as_str()) => {
+                    let what = if *on { Control::Mask } else { Control::Unmask };
+                    (action.as_str(), what, Why::Unconfirmed)
+                }
+                What::Intended { action, on, .. } if is_over && self.asked(action).is_none() => {
                     let what = if *on { Control::Mask } else { Control::Unmask };
                     (action.as_str(), what, Why::Unconfirmed)
                 }

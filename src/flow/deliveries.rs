@@ -41,6 +41,7 @@ pub struct Deliveries {
 fn writer(common: &Common) -> Writer<'_> {
     Writer {
         node: &common.sender.node,
+        worker: &common.policy.worker,
         clock: &common.clock,
         url_credentials: common.config.destination.url_credentials,
     }

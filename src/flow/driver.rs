@@ -47,6 +47,9 @@ pub trait Effects: Sync {
 
     /// Reports what a step brought about.
     fn stepped(&self, before: &Entry, after: &Entry);
+
+    /// Since when this worker receives actions without a break, by its own clock. `None`: it does not now.
+    fn receives_since(&self) -> Option<Moment>;
 }
 
 /// Where a driver notes what it knows.
@@ -163,7 +166,7 @@ async fn drive<E: Effects, L: EntryStore>(
                         }
                     }
                 }
-                if let Some(asked) = driver.perhaps_carried_out(&effect) {
+                if let Some(is_ours) = driver.perhaps_carried_out(&effect) {
                     // The action was perhaps handled before, and what it asks for was undone by a later one: another worker may have stopped
                     // what it began, or unmasked.
                     match driver.learn_now().await {
@@ -172,7 +175,7 @@ async fn drive<E: Effects, L: EntryStore>(
                             next = news;
                             continue;
                         }
-                        None if asked.plus(SURELY_OURS) > driver.host.now() => {}
+                        None if is_ours => {}
                         None if driver.host.rest().await.is_ok() => {
                             next = driver.step(Input::Due).await;
                             continue;
@@ -213,7 +216,8 @@ async fn drive<E: Effects, L: EntryStore>(
 }
 
 /// RabbitMQ gives the actions of a worker that it does not hear of to another worker after twenty seconds or more. So a worker whose ledger does not
-/// answer either is still the only one that has an action, if it got the action less than this long ago.
+/// answer either is still the only one that has an action, if it got the action less than this long ago. If the connection was closed since,
+/// RabbitMQ has given the action to another worker at once.
 const SURELY_OURS: Duration = Duration::from_secs(15);
 
 /// Time limit for the ledger to confirm. After that the switch gets the answer to keep its file.
@@ -272,9 +276,9 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
         }
     }
 
-    /// When a worker noted the action that this command carries out, if the command does harm when another worker has sent it, and more,
-    /// meanwhile.
-    fn perhaps_carried_out(&self, effect: &Effect) -> Option<Moment> {
+    /// Whether this worker is surely the only one that has the action which this command carries out. `None`: the command does no harm when
+    /// another worker has sent it, and more, meanwhile.
+    fn perhaps_carried_out(&self, effect: &Effect) -> Option<bool> {
         let is_it = |what: &What| match effect {
             Effect::Command => matches!(what, What::Asked(_)),
             Effect::Control {
@@ -284,7 +288,12 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
             _ => false,
         };
         let mut facts = self.case.entry.facts().rev();
-        facts.find(|fact| is_it(&fact.what)).map(|fact| fact.at)
+        let asked = facts.find(|fact| is_it(&fact.what))?;
+        // Another worker's stamp is of another clock, and says that this worker did not get the action first.
+        let is_its_own = asked.by == self.host.policy.worker;
+        let is_new = asked.at.plus(SURELY_OURS) > self.host.now();
+        let is_held = || self.effects.receives_since().is_some_and(|since| since <= asked.at);
+        Some(is_its_own && is_new && is_held())
     }
 
     /// Merges what the ledger knows, unless the worker is shutting down.

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::amqp::Consumers;
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::dialplan::Control;
+use crate::kazoo::time::Moment;
 use crate::ledger::{Address, Lease, Ledger, Receipt};
 use crate::telemetry::events::{
     ControlNotObeyed, RecordingClosed, RecordingLost, RecordingParked, RecordingsInHand, StopUnconfirmed, TaskPanicked,
@@ -34,6 +36,7 @@ pub struct Drivers {
     pub alerts: Alerts,
     /// Passes outcomes to endpoints of operators.
     pub outcomes: Outcomes,
+    pub consumers: Consumers,
 }
 
 impl Drivers {
@@ -202,6 +205,11 @@ impl Effects for Drivers {
             // A handler that receives its end in this worker starts from what is remembered.
             self.memory.remember(after);
         }
+    }
+
+    fn receives_since(&self) -> Option<Moment> {
+        let since = self.consumers.state().since?;
+        Some(self.common.now().minus(since.elapsed()))
     }
 }
 

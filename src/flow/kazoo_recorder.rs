@@ -13,6 +13,9 @@
 //! `a` is adopted at once. `b` may be stored by both: the worker finds Kazoo's document, or Kazoo finds the worker's. `c` and `d` wait for a
 //! look that began after they arrived. `c` is left to Kazoo. `d` is adopted, after the time that Kazoo's own recorder needs to store what it
 //! took before it ended.
+//!
+//! `b` is adopted at once, so both may have it. A later version of Kazoo's own recorder deletes the document of a recording whose file is gone, and
+//! that document is the worker's by then. So no file is released before a look that began after its end arrived has found no consumer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +25,8 @@ use tokio::time::Instant;
 
 use crate::amqp::Publisher;
 use crate::config::AdoptMode;
+use crate::entry::Entry;
+use crate::entry::fact::What;
 use crate::kazoo::names::{KAZOO_4_RECORDER_QUEUE, KAZOO_RECORDER_QUEUE};
 use crate::telemetry::events::{Adopting, KazooRecorderAbsent, KazooRecorderSeen};
 
@@ -48,6 +53,18 @@ const TOLD_AGAIN: Duration = Duration::from_secs(60);
 /// Time limit for a look that an event waits for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The same for a look that a switch waits for, which holds a thread of the switch. Without the look the file stays there, and is asked for later.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The shortest time between two looks for files that wait for their release.
+const RELEASE_GAP: Duration = Duration::from_secs(1);
+
+/// Kazoo's own recorder has given up by then: with its default settings its tries last three and a half hours.
+const GIVEN_UP: Duration = Duration::from_secs(86_400);
+
+/// The clocks of two workers differ by less than this.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
+
 /// Who stores Kazoo's own recordings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Storer {
@@ -68,6 +85,17 @@ struct Look {
     since: Instant,
     /// When the worker last logged that it leaves the recordings to Kazoo, or adopts them.
     told: Instant,
+    /// When the last look began that found no consumer.
+    absent: Option<Instant>,
+}
+
+impl Look {
+    /// Whether Kazoo's own recorder did not get an event that arrived then. `None`: it takes a later look to say so.
+    fn missed(&self, arrived: Option<Instant>) -> Option<bool> {
+        let is_later = |begun: Instant| arrived.is_none_or(|arrived| begun >= arrived);
+        let missed = self.absent.is_some_and(is_later);
+        (missed || is_later(self.begun)).then_some(missed)
+    }
 }
 
 /// What to do with an event of Kazoo's own recording.
@@ -98,6 +126,7 @@ impl KazooRecorder {
             begun: now,
             since: now,
             told: now,
+            absent: None,
         };
         Self {
             common: Arc::clone(common),
@@ -145,7 +174,7 @@ impl KazooRecorder {
     }
 
     /// Whether the worker watches Kazoo's own recorder, and does not store in its place.
-    fn watches(&self) -> bool {
+    pub fn watches(&self) -> bool {
         self.common.config.adopt.mode.watches()
     }
 
@@ -165,9 +194,13 @@ impl KazooRecorder {
             Storer::Worker => WHILE_ADOPTING,
             _ => WHILE_REFUSED,
         };
+        let gap = match self.last.borrow().storer {
+            Storer::Worker => RELEASE_GAP,
+            _ => GAP,
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = self.wanted.notified() => tokio::time::sleep_until(begun + GAP).await,
+            () = self.wanted.notified() => tokio::time::sleep_until(begun + gap).await,
             () = self.common.stop().cancelled() => {}
         }
     }
@@ -195,6 +228,7 @@ impl KazooRecorder {
             begun,
             since,
             told,
+            absent: absent(before, storer, begun),
         });
         if is_news || is_old {
             Adopting {
@@ -216,6 +250,7 @@ impl KazooRecorder {
             begun,
             since: if is_news { begun } else { before.since },
             told: if tells { begun } else { before.told },
+            absent: absent(before, storer, begun),
         });
         if tells && storer != Storer::Untold {
             let why = format!("the queue {KAZOO_RECORDER_QUEUE} has no consumers");
@@ -231,6 +266,8 @@ impl KazooRecorder {
         let arrived = Instant::now();
         let known = *self.last.borrow();
         if known.storer == Storer::Worker {
+            // The look that the release of its file will need.
+            self.wanted.notify_one();
             return self.settled(known).await;
         }
         match self.look_since(arrived).await {
@@ -249,6 +286,38 @@ impl KazooRecorder {
                 .map_or(Verdict::Unknown, |look| verdict(look.storer)),
             storer => verdict(storer),
         }
+    }
+
+    /// Whether Kazoo's own recorder may ask the switch for the file of a recording that the worker stores in its place.
+    pub async fn may_ask_for(&self, entry: &Entry) -> bool {
+        let is_adopted = entry.order().is_some_and(|order| order.adopted.is_some());
+        if self.watches() || !is_adopted || entry.watched().is_some() {
+            return false;
+        }
+        let heard = entry.facts().rev().find(|fact| matches!(fact.what, What::Ended(_)));
+        let Some(heard) = heard else { return false };
+        let margin = match heard.by == self.common.policy.worker {
+            true => Duration::ZERO,
+            false => CLOCKS_DIFFER,
+        };
+        let now = self.common.now();
+        if heard.at.plus(GIVEN_UP) <= now {
+            return false;
+        }
+        // The host may have started after the end.
+        let arrived = Instant::now()
+            .checked_sub(now.since(heard.at))
+            .map(|arrived| arrived + margin);
+        !self.missed(arrived).await
+    }
+
+    /// Whether a look shows that Kazoo's own recorder did not get an event that arrived then.
+    async fn missed(&self, arrived: Option<Instant>) -> bool {
+        if let Some(missed) = self.last.borrow().missed(arrived) {
+            return missed;
+        }
+        self.wanted.notify_one();
+        missed_by(&self.last, arrived).await
     }
 
     /// The verdict of a look. If Kazoo's own recorder ran until a moment ago, it may have taken the event, and its document shows that.
@@ -273,10 +342,88 @@ impl KazooRecorder {
     }
 }
 
+/// When the last look began that found no consumer, after this look.
+fn absent(before: Look, storer: Storer, begun: Instant) -> Option<Instant> {
+    match storer {
+        Storer::Worker => Some(begun),
+        _ => before.absent,
+    }
+}
+
+/// As `Look::missed`, by the looks that come.
+async fn missed_by(looks: &watch::Sender<Look>, arrived: Option<Instant>) -> bool {
+    let mut looks = looks.subscribe();
+    let tells = |look: &Look| look.missed(arrived).is_some();
+    match tokio::time::timeout(RELEASE_PATIENCE, looks.wait_for(tells)).await {
+        Ok(Ok(look)) => look.missed(arrived) == Some(true),
+        _ => false,
+    }
+}
+
 fn verdict(storer: Storer) -> Verdict {
     match storer {
         Storer::Worker => Verdict::Adopt,
         Storer::Kazoo | Storer::Untold => Verdict::Leave,
         Storer::Unknown => Verdict::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The last look found no consumer. What the looks find that begin so many seconds after an end; whether its file may go.
+    async fn is_released(found: &[(u64, Storer)]) -> bool {
+        let arrived = Instant::now();
+        let first = Look {
+            storer: Storer::Worker,
+            begun: arrived - Duration::from_secs(8),
+            since: arrived - Duration::from_secs(60),
+            told: arrived,
+            absent: Some(arrived - Duration::from_secs(8)),
+        };
+        let looks = watch::channel(first).0;
+        let looking = async {
+            for (second, storer) in found {
+                let begun = arrived + Duration::from_secs(*second);
+                tokio::time::sleep_until(begun).await;
+                let before = *looks.borrow();
+                let absent = absent(before, *storer, begun);
+                looks.send_replace(Look {
+                    storer: *storer,
+                    begun,
+                    absent,
+                    ..before
+                });
+            }
+        };
+        tokio::join!(missed_by(&looks, Some(arrived)), looking).0
+    }
+
+    /// media_mgr was restarted between the last look and the end of the recording. It gets the end too, and its later versions delete the
+    /// document of a recording whose file is gone.
+    #[tokio::test(start_paused = true)]
+    async fn no_file_is_released_that_kazoos_own_recorder_may_ask_for() {
+        assert!(!is_released(&[(1, Storer::Kazoo)]).await);
+        assert!(!is_released(&[]).await, "RabbitMQ does not answer");
+        assert!(is_released(&[(1, Storer::Worker)]).await);
+        assert!(!is_released(&[(1, Storer::Untold)]).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_recorder_that_comes_back_after_a_look_has_not_got_the_end() {
+        let arrived = Instant::now();
+        let second = |n| arrived + Duration::from_secs(n);
+        let look = |storer, begun, absent| Look {
+            storer,
+            begun,
+            since: begun,
+            told: begun,
+            absent,
+        };
+        let back = look(Storer::Kazoo, second(9), Some(second(1)));
+        assert_eq!(back.missed(Some(arrived)), Some(true));
+        assert_eq!(back.missed(Some(second(2))), Some(false));
+        assert_eq!(back.missed(Some(second(10))), None);
     }
 }

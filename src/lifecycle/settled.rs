@@ -78,12 +78,7 @@ pub(super) fn owed(case: &Case, now: Moment, policy: &Policy) -> Vec<Next> {
     if entry.is_to_be_continued() {
         owed.push(Next::Do(Effect::Continue));
     }
-    // A document that another worker completed meanwhile is not marked as parked.
-    let rests = entry
-        .parked()
-        .filter(|_| entry.outcome().is_none() && entry.is_unmarked());
-    if let Some(cause) = rests {
-        let n = entry.next_number("parked") - 1;
+    if let Some((n, cause)) = entry.owes_mark() {
         owed.push(Next::Do(Effect::Mark { n, cause }));
     }
     if case.hand == Hand::Empty && entry.owes_release() {

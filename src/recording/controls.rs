@@ -19,7 +19,8 @@ pub enum Why {
     PerhapsMoved,
     /// The broker had no queue for the command: the call's control process has ended.
     Undelivered,
-    /// Of a stop: the switch kept recording after the command. Of a mask or unmask: its worker was killed while it sent the command.
+    /// Of a stop: the switch kept recording after the command. Of a mask or unmask: its worker was killed while it sent the command, or the
+    /// command of an earlier action came after it.
     Unconfirmed,
     /// The command reached the switch after the end of the recording.
     Ended,
@@ -50,7 +51,9 @@ impl Why {
             (Self::PerhapsMoved, _) => "the recording moved to another leg, perhaps before this command",
             (Self::Undelivered, _) => "the command did not reach the call's control process",
             (Self::Unconfirmed, Control::Stop) => "the switch did not end the recording",
-            (Self::Unconfirmed, _) => "its worker was killed while it sent the command; the switch may have obeyed",
+            (Self::Unconfirmed, _) => {
+                "its worker was killed while it sent the command, or an earlier action came after it; the switch may have obeyed"
+            }
             (Self::Ended, _) => "the recording had ended when the command was sent",
         }
     }

@@ -19,6 +19,10 @@ pub enum State {
     Complete,
     /// Delivery has stopped, and the audio is kept elsewhere. An operator must retry or discard it.
     Parked,
+    /// The recording ended without a delivery: an operator or the configuration discarded it, for example.
+    Discarded,
+    /// The recording ended without a delivery, and its audio is lost.
+    Failed,
 }
 
 impl State {
@@ -27,6 +31,8 @@ impl State {
             Self::Pending => "pending",
             Self::Complete => "complete",
             Self::Parked => "parked",
+            Self::Discarded => "discarded",
+            Self::Failed => "failed",
         }
     }
 }

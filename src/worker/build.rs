@@ -155,6 +155,7 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8], endp
         in_flight: shared.in_flight.clone(),
         memory: Arc::clone(&shared.memory),
         outcomes: outside.outcomes.clone(),
+        consumers: outside.consumers.clone(),
         alerts: Alerts::new(
             common.config.kazoo.system_alerts,
             &outside.publisher,
@@ -209,6 +210,7 @@ fn performer(
                 requests: shared.requests.clone(),
                 memory: Arc::clone(&shared.memory),
                 ledger: outside.ledger.clone(),
+                kazoo_recorder: shared.kazoo_recorder.clone(),
             },
             quiescence: Quiescence {
                 common: Arc::clone(common),
@@ -343,10 +345,7 @@ fn inbox(common: &Arc<Common>, outside: &Outside, shared: &Shared, services: Ser
                     common: Arc::clone(common),
                     seal: Arc::clone(&shared.seal),
                     memory: Arc::clone(&shared.memory),
-                    kazoo_recorder: shared
-                        .kazoo_recorder
-                        .clone()
-                        .filter(|_| common.config.adopt.mode == AdoptMode::Store),
+                    kazoo_recorder: shared.kazoo_recorder.clone(),
                 },
                 memory: Arc::clone(&shared.memory),
                 ledger: outside.ledger.clone(),

@@ -25,6 +25,7 @@ promises![
     other_content_is_replaced_only_under_a_name_of_its_own,
     another_recordings_object_is_never_replaced_or_taken_for_ones_own,
     a_store_without_conditions_still_stores_under_a_shared_name,
+    a_fault_of_a_store_does_not_end_conditions_for_its_bucket,
     what_is_no_object_store_is_never_believed,
     an_answer_that_is_lost_is_looked_up,
     a_connection_that_breaks_is_the_stores_fault,
@@ -297,6 +298,28 @@ async fn a_store_without_conditions_still_stores_under_a_shared_name(_: Arc<Couc
     // That is remembered.
     plan.deliver_as(&recording, "another", false).await?;
     ensure!(store.asked("PUT") == 3);
+    Ok(())
+}
+
+/// Another reason for a 501 than the condition: the same answer comes without it.
+async fn a_fault_of_a_store_does_not_end_conditions_for_its_bucket(_: Arc<Couchdb>) -> TestResult {
+    let store = ObjectStore::start(Setup::default()).await;
+    let (plan, recording) = (Plan::s3(&store)?, Recording::of(3000));
+    store.next(&[
+        Does::RefusesEarly(501, "NotImplemented"),
+        Does::RefusesEarly(501, "NotImplemented"),
+    ]);
+    plan.deliver_as(&recording, KEY_OF_THE_CALL, false)
+        .await
+        .err()
+        .context("stored")?;
+    ensure!(store.asked("PUT") == 2);
+    // Another recording's object comes between the look and the PUT.
+    store.next(&[Does::ComesSecond]);
+    let error = plan.deliver_as(&recording, KEY_OF_THE_CALL, false).await.err();
+    let error = error.context("replaced")?;
+    ensure!(error.fault() == Fault::Recording, "{error:?}");
+    ensure!(store.objects()[KEY_OF_THE_CALL].digests != recording.audio.digests);
     Ok(())
 }
 

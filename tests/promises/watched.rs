@@ -26,6 +26,7 @@ promises![
     a_killed_worker_rescues_nothing_twice,
     nothing_is_reported_of_looks_that_the_database_did_not_answer,
     a_deleted_document_is_left_deleted_and_its_file_is_not_asked_for,
+    a_document_that_kazoo_removed_itself_is_rescued,
     what_kazoo_does_not_want_to_store_is_not_lost,
     a_file_that_can_be_another_calls_is_reported_and_never_fetched,
     a_missing_recorder_is_reported_within_a_minute,
@@ -462,17 +463,12 @@ async fn a_deleted_document_is_left_deleted_and_its_file_is_not_asked_for(servic
     let media_mgr = MediaMgr::start(&world.kazoo, &world.couch, of_an_endpoint()).await?;
     media_mgr.faults(|faults| faults.all = Fate::NoAudio);
     let worker = watching(&world, "rescue", "4").await?;
-    let calls = many(&world, 4).await?;
+    let calls = many(&world, 3).await?;
     let modb = world.modb(&calls[0].1.id);
-    let delete = async |recording: &Recording, for_good: bool| {
-        if for_good {
-            let document = world.couch.get(&modb, &recording.id).await?.context("no document")?;
-            let rev = document["_rev"].as_str().unwrap_or_default();
-            world.couch.delete(&modb, &recording.id, rev).await
-        } else {
-            let soft = |document: &mut Value| document["pvt_deleted"] = json!(true);
-            world.couch.edit(&modb, &recording.id, soft).await
-        }
+    // As Crossbar deletes.
+    let delete = async |recording: &Recording| {
+        let soft = |document: &mut Value| document["pvt_deleted"] = json!(true);
+        world.couch.edit(&modb, &recording.id, soft).await
     };
     let documented = async |recording: &Recording| {
         let begun = Instant::now();
@@ -483,20 +479,18 @@ async fn a_deleted_document_is_left_deleted_and_its_file_is_not_asked_for(servic
         anyhow::Ok(())
     };
     // Before the first look, which comes a second after the end.
-    hang_up(&calls[..2]).await;
-    for ((_, recording), for_good) in calls[..2].iter().zip([true, false]) {
-        documented(recording).await?;
-        delete(recording, for_good).await?;
-    }
-    looked(&worker, "first", "deleted", 2).await?;
+    hang_up(&calls[..1]).await;
+    documented(&calls[0].1).await?;
+    delete(&calls[0].1).await?;
+    looked(&worker, "first", "deleted", 1).await?;
     ensure!(world.entries().await?.is_empty(), "the ledger has them");
     // While the worker waits for Kazoo.
-    hang_up(&calls[2..]).await;
-    for ((call, recording), for_good) in calls[2..].iter().zip([true, false]) {
+    hang_up(&calls[1..]).await;
+    for (call, recording) in &calls[1..] {
         world.state(&call.id(), "watched", SOON).await?;
-        delete(recording, for_good).await?;
+        delete(recording).await?;
     }
-    for (_, recording) in &calls[2..] {
+    for (_, recording) in &calls[1..] {
         let outcome = world.outcome(&recording.id).await?;
         ensure!(
             outcome["Outcome"] == "discarded" && outcome["Cause"] == "deleted",
@@ -507,6 +501,27 @@ async fn a_deleted_document_is_left_deleted_and_its_file_is_not_asked_for(servic
         ensure!(!is_fetched(&world, recording), "its file was asked for");
     }
     forget_documents(&world, &calls[0].1).await?;
+    media_mgr.stop().await?;
+    world.finish().await
+}
+
+/// A later version of media_mgr deletes its document for good if the switch does not open the file.
+async fn a_document_that_kazoo_removed_itself_is_rescued(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let media_mgr = MediaMgr::start(&world.kazoo, &world.couch, of_an_endpoint()).await?;
+    media_mgr.faults(|faults| faults.all = Fate::NoAudio);
+    let _worker = watching(&world, "rescue", "4").await?;
+    let calls = many(&world, 1).await?;
+    let (call, recording) = &calls[0];
+    let modb = world.modb(&recording.id);
+    hang_up(&calls).await;
+    world.state(&call.id(), "watched", SOON).await?;
+    let document = world.couch.get(&modb, &recording.id).await?.context("no document")?;
+    let rev = document["_rev"].as_str().unwrap_or_default();
+    world.couch.delete(&modb, &recording.id, rev).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(outcome["Outcome"] == "stored", "{outcome:#}");
+    ensure!(world.couch.get(&modb, &recording.id).await?.is_some(), "it is nowhere");
     media_mgr.stop().await?;
     world.finish().await
 }

@@ -75,6 +75,10 @@ impl Files for Switches {
     async fn is_shared(&self, _: &Entry, _: &Audio) -> bool {
         false
     }
+
+    async fn is_kazoos_too(&self, _: &Entry) -> bool {
+        false
+    }
 }
 
 impl Received for Upload {

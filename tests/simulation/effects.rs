@@ -10,6 +10,7 @@ use kz_record_call::flow::common::Interrupted;
 use kz_record_call::flow::driver::Effects;
 use kz_record_call::flow::effects::collect::Received as _;
 use kz_record_call::kazoo::dialplan::Control;
+use kz_record_call::kazoo::time::Moment;
 use kz_record_call::lifecycle::{Answer, Case, Effect, Input};
 use kz_record_call::recording::identity::{Key, MediaId};
 
@@ -126,6 +127,11 @@ impl Effects for Services {
         } else if after.is_closed() {
             self.0.memory.close(after.key);
         }
+    }
+
+    /// Connections of simulated workers never end before the worker does.
+    fn receives_since(&self) -> Option<Moment> {
+        Some(Moment::from_unix_seconds(0))
     }
 }
 

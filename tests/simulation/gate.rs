@@ -7,6 +7,7 @@ use std::time::Duration;
 use kz_record_call::entry::Entry;
 use kz_record_call::flow::common::Interrupted;
 use kz_record_call::flow::driver::{Effects, EntryStore};
+use kz_record_call::kazoo::time::Moment;
 use kz_record_call::ledger::{Address, Lease, Receipt};
 use kz_record_call::lifecycle::{Case, Effect, Input};
 
@@ -70,6 +71,10 @@ impl<E: Effects> Effects for Gate<E> {
 
     fn stepped(&self, before: &Entry, after: &Entry) {
         self.inner.stepped(before, after);
+    }
+
+    fn receives_since(&self) -> Option<Moment> {
+        self.inner.receives_since()
     }
 }
 

@@ -80,21 +80,31 @@ fn switch_file(entry: &Entry) -> Option<(&str, &str)> {
     told.node.as_deref().zip(told.path.as_deref())
 }
 
-/// What remains of a recording that an operator discards, in words: everything that no worker
-/// removes.
+/// What becomes of a recording that an operator discards, in words: what a worker removes, and what no worker removes.
+pub fn after_discarding(entry: &Entry) -> Vec<String> {
+    let file = switch_file(entry).filter(|_| entry.owes_release());
+    let Some((node, path)) = file else {
+        return what_stays(entry);
+    };
+    let goes =
+        format!("removed by a worker: file {path} on the switch {node}, unless the switch recorded more into it");
+    std::iter::once(goes).chain(elsewhere(entry)).collect()
+}
+
+/// What remains of a recording, in words: everything that no worker removes.
 pub fn what_stays(entry: &Entry) -> Vec<String> {
-    let mut stays = Vec::new();
-    if let Some((node, path)) = switch_file(entry).filter(|_| !entry.is_let_go()) {
-        stays.push(format!("not removed: file {path} on the switch {node}"));
-    }
-    if let Some(document) = entry.documented() {
-        stays.push(format!(
-            "not removed: document {} in {}",
-            document.id, document.database
-        ));
-    }
-    if let Some(url) = entry.uploaded() {
-        stays.push(format!("not removed: audio at {}", without_secrets(url)));
-    }
-    stays
+    let file = switch_file(entry).filter(|_| !entry.is_let_go());
+    let file = file.map(|(node, path)| format!("not removed: file {path} on the switch {node}"));
+    file.into_iter().chain(elsewhere(entry)).collect()
+}
+
+/// What remains of a recording without a delivery elsewhere than on its switch.
+fn elsewhere(entry: &Entry) -> impl Iterator<Item = String> {
+    let document = entry
+        .documented()
+        .map(|document| format!("not removed: document {} in {}", document.id, document.database));
+    let audio = entry
+        .uploaded()
+        .map(|url| format!("not removed: audio at {}", without_secrets(url)));
+    document.into_iter().chain(audio)
 }

@@ -3,6 +3,7 @@ use crate::entry::cause::Cause;
 use crate::entry::cause::Outcome;
 use crate::entry::fact::{DeliveryFailure, Destination, Document, Holding};
 use crate::kazoo::call::Parties;
+use crate::recording::audio::Audio;
 use crate::recording::digest::Digests;
 use crate::recording::ending::Told;
 use crate::recording::identity::{Key, MediaId};
@@ -41,6 +42,19 @@ fn ended(facts: Vec<What>) -> Entry {
         });
     }
     entry
+}
+
+fn collected() -> What {
+    What::Collected(Audio {
+        size: 7,
+        digests: Digests {
+            md5: "0".into(),
+            sha256: "1".into(),
+        },
+        duration_ms: None,
+        findings: Vec::new(),
+        as_written: None,
+    })
 }
 
 fn held() -> What {
@@ -109,6 +123,17 @@ fn whoever_discards_is_told_what_stays() {
     assert_eq!(stays[0], "not removed: file /tmp/a.mp3 on the switch freeswitch@fs1");
     assert!(stays[1].ends_with("in account/4b/a1/rest-202607"), "{stays:?}");
     assert!(what_stays(&ended(vec![held(), What::Released { n: 1 }])).is_empty());
+    let (outcome, cause) = (Outcome::Discarded, Cause::DiscardedByOperator);
+    let told = |mut facts: Vec<What>| {
+        facts.push(What::Concluded { outcome, cause });
+        after_discarding(&ended(facts))
+    };
+    assert!(
+        told(vec![])[0].starts_with("not removed: file"),
+        "no worker has its audio"
+    );
+    assert!(told(vec![held(), collected()])[0].starts_with("removed by a worker: file"));
+    assert!(told(vec![held(), collected(), What::Released { n: 1 }]).is_empty());
 }
 
 #[test]

@@ -226,10 +226,13 @@ impl Driver {
             return Ok(reply);
         }
         // The ledger and the look before are what protects another recording's object there.
-        client
-            .memory
-            .learn(&self.place(), |known| known.takes_no_conditions = true);
-        self.put_once(client, object, false).await
+        let reply = self.put_once(client, object, false).await?;
+        // A server that answers the same without the condition has another reason for it.
+        if reply.status != 501 {
+            let place = self.place();
+            client.memory.learn(&place, |known| known.takes_no_conditions = true);
+        }
+        Ok(reply)
     }
 
     async fn put_once(&self, client: &Client<'_>, object: &Object<'_>, is_conditional: bool) -> Result<Reply, Failure> {

@@ -10,7 +10,8 @@ use crate::couch::Couch;
 use crate::destination::couchdb_write::months::Months;
 use crate::destination::pending_document::{self, Placed, find_or_create};
 use crate::destination::{DeliveryError, Destinations, Parcel, Registry};
-use crate::entry::cause::Cause;
+use crate::entry::Entry;
+use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{Delivery, Destination, What};
 use crate::flow::common::Common;
 use crate::kazoo::change::{self, Change, DocumentChange};
@@ -66,13 +67,30 @@ impl Documents {
         }
     }
 
-    /// Writes into the document that came before the audio that the recording is parked. It is tried once, because the ledger
-    /// knows it anyway.
+    /// Writes into the document that came before the audio that the recording is parked, or that it ended without a delivery. It is tried
+    /// once, because the ledger knows it anyway.
     pub async fn mark(&self, case: &Case, n: u32, cause: Cause) -> Input {
-        if let Err(error) = self.mark_parked(case, cause).await {
-            tracing::warn!(event = "document_not_marked_parked", call_id = case.entry.call_id, %error, "parked state not written to the document");
+        let marked = match case.entry.outcome() {
+            None => self.mark_parked(case, cause).await.map(drop),
+            Some((outcome, cause)) => self.mark_ended(case, outcome, cause).await,
+        };
+        if let Err(error) = marked {
+            tracing::warn!(event = "document_not_marked_parked", call_id = case.entry.call_id, %error, "state not written to the document");
         }
         Input::Fact(What::Marked { n })
+    }
+
+    /// The audio may be gone, so nothing else of the document changes.
+    async fn mark_ended(&self, case: &Case, outcome: Outcome, cause: Cause) -> Result<(), DeliveryError> {
+        let entry = &case.entry;
+        let Some(document) = entry.documented() else {
+            return Ok(());
+        };
+        let couch = self.destinations.of_document(entry).documents(entry).await?;
+        let placed = pending_document::find(&couch, &document.database, &document.id, entry.key).await?;
+        let Some(placed) = placed else { return Ok(()) };
+        let progress = ended(entry, outcome, cause);
+        pending_document::conclude(&couch, &placed, &progress, self.common.now()).await
     }
 
     async fn mark_parked(&self, case: &Case, cause: Cause) -> Result<Placed, DeliveryError> {
@@ -168,5 +186,17 @@ impl Documents {
             tracing::warn!(event = "document_change_not_published", call_id = entry.call_id, %error, "document change not published");
         }
         Ok(())
+    }
+}
+
+/// What the document says of a recording that ended without a delivery.
+fn ended(entry: &Entry, outcome: Outcome, cause: Cause) -> Progress<'static> {
+    Progress {
+        state: match outcome {
+            Outcome::Failed => State::Failed,
+            _ => State::Discarded,
+        },
+        attempts: entry.next_attempt() - 1,
+        cause: Some(cause.name()),
     }
 }

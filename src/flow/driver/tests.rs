@@ -68,6 +68,10 @@ impl Effects for Hold {
     }
 
     fn stepped(&self, _: &Entry, _: &Entry) {}
+
+    fn receives_since(&self) -> Option<Moment> {
+        None
+    }
 }
 
 /// A recording that was delivered from the hold, and is still there.
@@ -177,13 +181,16 @@ impl EntryStore for BackAgain {
 
 /// Notes the first effect that is wanted, and then the worker ends.
 #[derive(Default)]
-struct First(Mutex<Option<Effect>>);
+struct First {
+    wanted: Mutex<Option<Effect>>,
+    receives_since: Option<Moment>,
+}
 
 impl Effects for First {
     type Upload = ();
 
     async fn perform(&self, _: &Case, effect: Effect, _: &mut Option<()>) -> Result<Input, Interrupted> {
-        *self.0.lock().unwrap() = Some(effect);
+        *self.wanted.lock().unwrap() = Some(effect);
         Err(Interrupted::ShuttingDown)
     }
 
@@ -194,6 +201,10 @@ impl Effects for First {
     }
 
     fn stepped(&self, _: &Entry, _: &Entry) {}
+
+    fn receives_since(&self) -> Option<Moment> {
+        self.receives_since
+    }
 }
 
 /// The command of this worker met no queue. Another worker's did later, and the ledger was away when this one saw that the call is over.
@@ -223,6 +234,56 @@ async fn a_call_counts_as_gone_only_by_all_that_workers_know() {
     };
     let over = Input::Fact(What::ChannelSeen { n: 1, alive: false });
     survive((&first, &ledger, host), entry, over, mailbox).await;
-    let wanted = first.0.lock().unwrap().take();
+    let wanted = first.wanted.lock().unwrap().take();
     assert!(matches!(wanted, Some(Effect::Probe { .. })), "{wanted:?}");
+}
+
+/// The ledger is away when the command is due, and then has what another worker did meanwhile. `by`: who noted the action. `since`: since
+/// which second after the action this worker receives actions. Returns what this worker did.
+async fn with_the_ledger_away(by: &str, since: Option<u64>) -> Option<Effect> {
+    let after = |seconds: u64| order().asked_at.plus(Duration::from_secs(seconds));
+    let mut entry = Entry::of_order(order(), by);
+    entry.add(Fact {
+        at: after(4),
+        by: "w".into(),
+        what: What::ChannelSeen { n: 1, alive: true },
+    });
+    let mut known = entry.clone();
+    known.add(Fact {
+        at: after(4),
+        by: "v".into(),
+        what: What::Commanded,
+    });
+    let ledger = BackAgain {
+        away: AtomicBool::new(true),
+        known,
+    };
+    let first = First {
+        wanted: Mutex::default(),
+        receives_since: since.map(after),
+    };
+    let mailbox = InFlight::default().take(entry.key).unwrap();
+    let (policy, clock) = (policy(), Clock::fixed(after(5)));
+    let host = Host {
+        policy: &policy,
+        clock: &clock,
+        stop: &CancellationToken::new(),
+        lease: Duration::from_secs(300),
+        linger: Duration::from_millis(50),
+    };
+    survive((&first, &ledger, host), entry, Input::Due, mailbox).await;
+    first.wanted.into_inner().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_that_another_worker_noted_waits_for_the_ledger() {
+    assert_eq!(with_the_ledger_away("w", Some(0)).await, Some(Effect::Command));
+    assert_eq!(with_the_ledger_away("v", Some(0)).await, None);
+}
+
+/// RabbitMQ gives what a closed connection did not acknowledge to another worker at once.
+#[tokio::test(start_paused = true)]
+async fn an_action_of_an_earlier_connection_waits_for_the_ledger() {
+    assert_eq!(with_the_ledger_away("w", Some(2)).await, None);
+    assert_eq!(with_the_ledger_away("w", None).await, None);
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::{CollectFailure, What};
 use crate::entry::{Entry, MISSES_PROVE, TIDIES};
 use crate::faults::{Fault, is_back};
@@ -306,11 +305,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
             .common
             .unless_stopped(self.files.fetch(case, order, node, path))
             .await?;
-        let short = case.entry.outcome() == Some((Outcome::Discarded, Cause::TooShort));
-        let seen = case.entry.audio().map(|audio| &audio.digests);
-        let may_go = |there: &Digests| {
-            case.entry.is_safe(there) || short && seen == Some(there) || is_back(Fault::DigestsIgnored)
-        };
+        let may_go = |there: &Digests| case.entry.may_let_go(there) || is_back(Fault::DigestsIgnored);
         let mut missing = false;
         let left = match result {
             Ok(upload) if !self.quiescence.is_still(&case.entry, &look, upload.audio()).await => {
@@ -320,6 +315,10 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
             Ok(upload) if self.files.is_shared(&case.entry, upload.audio()).await => {
                 upload.answer(Answer::Keep);
                 Some("the switch records another call into it".to_owned())
+            }
+            Ok(upload) if self.files.is_kazoos_too(&case.entry).await => {
+                upload.answer(Answer::Keep);
+                Some("Kazoo's own recorder may ask for it".to_owned())
             }
             Ok(upload) if may_go(&upload.audio().digests) => {
                 self.files.remember_safe(order.key, upload.audio().written());
@@ -345,7 +344,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
                 media_id = %order.media_id,
                 switch = node,
                 why,
-                "recording stored, file left on the switch"
+                "file left on the switch"
             );
         }
         Ok(Input::Fact(What::Tidied { n, left, missing }))
@@ -358,6 +357,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
         let safe = entry.is_safe(&audio.digests) || entry.is_unwanted() || is_back(Fault::DigestsIgnored);
         let answer = match answer {
             Answer::Release if !safe || self.files.is_shared(entry, audio).await => Answer::Keep,
+            Answer::Release if self.files.is_kazoos_too(entry).await => Answer::Keep,
             Answer::Release if self.quiescence.is_still(entry, &held.look, audio).await => Answer::Release,
             _ => Answer::Keep,
         };

@@ -36,7 +36,7 @@ pub struct EventOrders {
     /// Opens the recording context that an event carries.
     pub seal: Arc<Seal>,
     pub memory: Arc<OpenRecordings>,
-    /// Set if the worker stores the recordings of Kazoo's own recorder.
+    /// Set if it counts whether Kazoo's own recorder runs.
     pub kazoo_recorder: Option<Arc<KazooRecorder>>,
 }
 
@@ -44,7 +44,7 @@ impl EventOrders {
     /// The order of the event's recording.
     pub(super) async fn of(&self, event: &RecordEvent) -> Found {
         if event.recording.is_kazoos()
-            && let Some(kazoo_recorder) = &self.kazoo_recorder
+            && let Some(kazoo_recorder) = self.kazoo_recorder.as_ref().filter(|it| !it.watches())
         {
             return self.adopted(event, kazoo_recorder).await;
         }

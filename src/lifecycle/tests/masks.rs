@@ -6,6 +6,8 @@ use crate::recording::controls::{Controls, Why};
 
 use super::*;
 
+const HALF_A_TENTH: Duration = Duration::from_millis(50);
+
 /// When a command came, by tenths of a second.
 fn tenth(tenths: u64) -> Moment {
     NOW.plus(Duration::from_millis(100 * tenths))
@@ -256,6 +258,80 @@ fn a_mask_that_an_earlier_unmask_came_after_is_sent_again_and_told_from_then_on(
     assert!(case.entry.mask_to_send().is_none());
     let told = [(tenth(90), true), (tenth(103), false), (tenth(104), true)];
     assert_eq!(masks(&case.entry.controls()), told);
+}
+
+/// Nothing was sent again before the end.
+#[test]
+fn a_mask_or_unmask_that_an_earlier_action_undid_is_not_told_as_obeyed() {
+    let unmasked = noted([
+        ("w", 90, asked("a", true, 90)),
+        ("w", 90, sent("a", true, 0)),
+        ("v", 101, asked("c", true, 101)),
+        ("v", 101, sent("c", true, 0)),
+        ("w", 103, asked("b", false, 100)),
+        ("w", 103, sent("b", false, 0)),
+        ("w", 104, end(104)),
+    ]);
+    let told = [(tenth(90), true), (tenth(103), false)];
+    assert_eq!(masks(&unmasked.entry.controls()), told);
+    assert_eq!(not_obeyed(&unmasked), [(Control::Mask, Why::Unconfirmed)]);
+    let alerts = unmasked.entry.facts();
+    assert_eq!(alerts.filter(|one| one.what.kind() == "not_obeyed").count(), 1);
+    // The mask was asked for before the unmask, and its worker sent it more than a second after the unmask.
+    let silent = noted([
+        ("v", 101, asked("b", false, 101)),
+        ("v", 101, sent("b", false, 0)),
+        ("w", 115, asked("a", true, 100)),
+        ("w", 115, sent("a", true, 0)),
+        ("w", 116, end(116)),
+    ]);
+    assert_eq!(masks(&silent.entry.controls()), [(tenth(115), true)]);
+    assert_eq!(not_obeyed(&silent), [(Control::Unmask, Why::Unconfirmed)]);
+    // Another worker had sent it again, which became known after the end.
+    let mut again = unmasked;
+    let mut news = Entry::new(again.entry.key, "call");
+    news.add(fact("v", tenth(103).plus(HALF_A_TENTH), sent("c", true, 1)));
+    next(&mut again, Input::Known(Box::new(news)), tenth(110), &policy());
+    assert_eq!(masks(&again.entry.controls()).len(), 3);
+    assert_eq!(not_obeyed(&again), []);
+}
+
+/// The clocks of two workers differ: the repeat followed the unmask, whatever the times say.
+#[test]
+fn a_mask_that_another_worker_repeated_is_told_although_clocks_differ() {
+    let repeated = |n, at| {
+        let case = noted([
+            ("w", 90, asked("a", true, 90)),
+            ("w", 90, sent("a", true, 0)),
+            ("v", 101, asked("c", true, 101)),
+            ("v", 101, sent("c", true, 0)),
+            ("w", 120, asked("b", false, 100)),
+            ("w", 120, sent("b", false, 0)),
+            ("v", at, sent("c", true, n)),
+            ("w", 180, end(180)),
+        ]);
+        masks(&case.entry.controls()).len()
+    };
+    assert_eq!(repeated(1, 102), 3);
+    assert_eq!(repeated(0, 101), 2, "no repeat");
+}
+
+/// The ledger keeps the first four and the last twenty-eight facts of a kind.
+#[test]
+fn a_mask_whose_command_is_kept_no_more_is_not_told_as_undelivered() {
+    let names: Vec<String> = (0..40).map(|n| format!("a{n}")).collect();
+    let mut facts = Vec::new();
+    for (name, n) in names.iter().zip(0..) {
+        let (on, at) = (n % 2 == 0, 100 + 10 * n);
+        facts.push(("w", at, asked(name, on, at)));
+        facts.push(("w", at + 1, sent(name, on, 0)));
+        if n == 30 {
+            facts.push(("w", at + 2, sent(name, on, 1)));
+        }
+    }
+    let mut case = noted(facts);
+    next(&mut case, Input::Due, tenth(1000), &policy());
+    assert_eq!(not_obeyed(&case), []);
 }
 
 #[test]

@@ -99,6 +99,67 @@ fn a_url_that_cannot_be_served_is_parked_and_its_document_says_so() {
 }
 
 #[test]
+fn a_document_does_not_say_parked_for_ever_when_its_recording_is_discarded() {
+    for cause in [Cause::RetentionOver, Cause::DiscardedByOperator] {
+        let mut case = ended_as(order(), Destination::Url);
+        let mark = |n| Next::Do(Effect::Mark { n, cause });
+        step(&mut case, Input::Received(audio(5000)));
+        step(&mut case, Input::Fact(What::Documented(document())));
+        for announcement in [Announcement::DocumentCreated, Announcement::Outcome(Outcome::Parked)] {
+            step(&mut case, Input::Fact(What::Announced(announcement)));
+        }
+        step(
+            &mut case,
+            Input::Fact(failed(1, Destination::Url, DeliveryFailure::Unusable)),
+        );
+        step(&mut case, Input::Fact(holding()));
+        step(&mut case, Input::Answered(Answer::Release));
+        step(&mut case, Input::Fact(What::Marked { n: 1 }));
+        let outcome = Outcome::Discarded;
+        let owed = step(&mut case, Input::Fact(What::Concluded { outcome, cause }));
+        assert!(owed.contains(&mark(2)), "{owed:?}");
+        step(&mut case, Input::Fact(What::Announced(Announcement::Outcome(outcome))));
+        step(&mut case, Input::Fact(What::Unheld { n: 1 }));
+        assert!(!case.entry.is_closed());
+        let owed = step(&mut case, Input::Fact(What::Marked { n: 2 }));
+        assert!(owed.is_empty() && case.entry.is_closed(), "{owed:?}");
+    }
+}
+
+#[test]
+fn a_discarded_recordings_file_is_asked_for_until_it_is_gone_or_told() {
+    for cause in [Cause::RetentionOver, Cause::DiscardedByOperator] {
+        let mut case = ended_as(order(), Destination::ThirdParty);
+        step(&mut case, Input::Received(audio(5000)));
+        let refused = failed(1, Destination::ThirdParty, DeliveryFailure::Refused);
+        step(&mut case, Input::Fact(refused));
+        step(&mut case, Input::Fact(holding()));
+        // The switch waited no longer for its answer.
+        step(&mut case, Input::Answered(Answer::Keep));
+        let outcome = Outcome::Discarded;
+        step(&mut case, Input::Fact(What::Concluded { outcome, cause }));
+        for outcome in [Outcome::Parked, outcome] {
+            step(&mut case, Input::Fact(What::Announced(Announcement::Outcome(outcome))));
+        }
+        let left = |n| What::Tidied {
+            n,
+            left: Some("no answer".into()),
+            missing: false,
+        };
+        let owed = step(&mut case, Input::Fact(left(1)));
+        assert_eq!(owed, [Effect::Unhold], "the file waits for its next request");
+        step(&mut case, Input::Fact(What::Unheld { n: 1 }));
+        assert!(!case.entry.is_closed(), "{cause}");
+        let owed = next(&mut case, Input::Due, after(4000), &policy());
+        assert!(matches!(owed[0], Next::Do(Effect::Tidy { n: 2, .. })), "{owed:?}");
+        for n in 2..=u32::try_from(crate::entry::TIDIES).unwrap() {
+            next(&mut case, Input::Fact(left(n)), after(4000), &policy());
+        }
+        assert!(case.entry.is_closed(), "the log tells of the file");
+    }
+}
+
+#[test]
 fn an_operators_retry_decides_anew() {
     let mut case = ended_as(order(), Destination::ThirdParty);
     step(&mut case, Input::Received(audio(5000)));

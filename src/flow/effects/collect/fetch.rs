@@ -20,6 +20,7 @@ use crate::recording::order::Order;
 use crate::telemetry::events::NoEcallmgr;
 
 use crate::flow::common::{AGAIN, Common};
+use crate::flow::kazoo_recorder::KazooRecorder;
 use crate::flow::memory::OpenRecordings;
 
 /// What a switch uploaded, or why it did not.
@@ -43,6 +44,9 @@ pub trait Files: Send + Sync {
 
     /// Whether the switch may be recording another call into the recording's file, of which it uploaded this.
     fn is_shared(&self, entry: &Entry, audio: &Audio) -> impl Future<Output = bool> + Send;
+
+    /// Whether Kazoo's own recorder may ask for the recording's file too.
+    fn is_kazoos_too(&self, entry: &Entry) -> impl Future<Output = bool> + Send;
 }
 
 /// A file that was received, and whose switch waits for the answer.
@@ -73,6 +77,8 @@ pub struct Fetcher {
     pub requests: Requests,
     pub memory: Arc<OpenRecordings>,
     pub ledger: Ledger,
+    /// Set if it counts whether Kazoo's own recorder runs.
+    pub kazoo_recorder: Option<Arc<KazooRecorder>>,
 }
 
 impl Files for Fetcher {
@@ -157,8 +163,16 @@ impl Files for Fetcher {
             }
         }
     }
+
     fn remember_safe(&self, key: Key, written: &Digests) {
         self.ingest.remember_safe(key, written);
+    }
+
+    async fn is_kazoos_too(&self, entry: &Entry) -> bool {
+        match &self.kazoo_recorder {
+            Some(kazoo_recorder) => kazoo_recorder.may_ask_for(entry).await,
+            None => false,
+        }
     }
 
     /// Only a callflow that chose the name of Kazoo's own recording can bring two calls into one file. Another worker may have heard of the
