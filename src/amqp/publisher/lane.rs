@@ -9,8 +9,10 @@
 //! lapin    waits              1 complete, with 2 in it   2 complete
 //! ```
 //!
-//! So a caller gets its results only after all confirmations were looked at once more since the last of its own was complete. A returned
-//! message is recognized by its id and its routing key, so no two messages in flight have the same.
+//! So a caller gets its results only after all confirmations were looked at once more since the last of its own was complete. lapin completes
+//! the confirmations of one answer of the broker in any order, one returned message with each. So where another caller's returned message came
+//! with a confirmation, the caller's own may still wait for an earlier confirmation, and the results wait until all earlier ones are complete. A
+//! returned message is recognized by its id and its routing key, so no two messages in flight have the same.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -56,6 +58,8 @@ struct Sent {
     step: Step,
     /// The broker's reason for returning it.
     returned: Option<String>,
+    /// Another message's return was attached to its confirmation. Its own may then wait for one of the earlier confirmations.
+    has_anothers: bool,
 }
 
 /// How far a message is.
@@ -86,7 +90,9 @@ impl Sent {
                     Poll::Ready(confirmed) => {
                         let confirmed = confirmed?;
                         let is_taken = matches!(confirmed, Confirmation::Ack(_));
-                        returned.extend(confirmed.take_message());
+                        let message = confirmed.take_message();
+                        self.has_anothers = message.as_ref().is_some_and(|message| !self.is_of(message));
+                        returned.extend(message);
                         self.step = Step::Done { is_taken };
                         return Ok(true);
                     }
@@ -95,6 +101,10 @@ impl Sent {
                 Step::Done { .. } => return Ok(false),
             }
         }
+    }
+
+    fn is_of(&self, message: &BasicReturnMessage) -> bool {
+        self.is(id_of(message), &message.routing_key)
     }
 
     fn is(&self, id: &str, key: &ShortString) -> bool {
@@ -113,6 +123,10 @@ impl Sent {
             (None, _) => Err(PublishError::Refused),
         }
     }
+}
+
+fn id_of(message: &BasicReturnMessage) -> &str {
+    message.properties.message_id().as_ref().map_or("", |id| id.as_str())
 }
 
 /// What is in flight on the channel.
@@ -140,6 +154,7 @@ impl Flight {
                 nth,
                 step: Step::Writing(Box::pin(writing)),
                 returned: None,
+                has_anothers: false,
             }
         });
         self.0.push(Flying {
@@ -163,18 +178,20 @@ impl Flight {
             for message in returned {
                 self.give(&message)?;
             }
-            let mut ripens = false;
+            let (mut ripens, mut earlier_are_complete) = (false, true);
             let mut nth = 0;
             while let Some(flying) = self.0.get_mut(nth) {
                 let is_complete = flying.sent.iter().all(Sent::is_complete);
-                if is_complete && flying.was_complete {
+                let is_certain = earlier_are_complete || !flying.sent.iter().any(|sent| sent.has_anothers);
+                if is_complete && flying.was_complete && is_certain {
                     let Flying { sent, done, .. } = self.0.remove(nth);
                     // A caller that gave up needs no results.
                     let _ = done.send(Ok(sent.into_iter().map(Sent::result).collect()));
                     continue;
                 }
-                ripens |= is_complete;
+                ripens |= is_complete && !flying.was_complete;
                 flying.was_complete = is_complete;
+                earlier_are_complete &= is_complete;
                 nth += 1;
             }
             if !news && !ripens {
@@ -183,11 +200,16 @@ impl Flight {
         }
     }
 
+    /// Whether no caller waits for a result.
+    fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut all = self.0.iter_mut();
+        all.all(|flying| flying.done.poll_closed(cx).is_ready())
+    }
+
     /// Notes a returned message at its own.
     fn give(&mut self, message: &BasicReturnMessage) -> Result<(), AmqpError> {
-        let id = message.properties.message_id().as_ref().map_or("", |id| id.as_str());
         let mut all = self.0.iter_mut().flat_map(|flying| &mut flying.sent);
-        let Some(sent) = all.find(|sent| sent.returned.is_none() && sent.is(id, &message.routing_key)) else {
+        let Some(sent) = all.find(|sent| sent.returned.is_none() && sent.is_of(message)) else {
             return Err(AmqpError::Ended("a returned message was not ours"));
         };
         sent.returned = Some(message.reply_text.as_str().to_owned());
@@ -205,7 +227,8 @@ pub(super) async fn run(channel: Channel, mut bundles: mpsc::Receiver<Bundle>) {
             }
             match bundles.poll_recv(cx) {
                 Poll::Ready(Some(bundle)) => flight.begin(&channel, bundle),
-                Poll::Ready(None) if flight.0.is_empty() => return Poll::Ready(None),
+                // Also where the broker confirms no more, and all callers have given up: the channel must not stay open for ever.
+                Poll::Ready(None) if flight.is_given_up(cx) => return Poll::Ready(None),
                 Poll::Ready(None) | Poll::Pending => return Poll::Pending,
             }
         }
