@@ -28,6 +28,7 @@ use crate::config::AdoptMode;
 use crate::entry::Entry;
 use crate::entry::fact::What;
 use crate::kazoo::names::{KAZOO_4_RECORDER_QUEUE, KAZOO_RECORDER_QUEUE};
+use crate::kazoo::time::Moment;
 use crate::telemetry::events::{Adopting, KazooRecorderAbsent, KazooRecorderSeen};
 
 use super::common::Common;
@@ -116,6 +117,14 @@ pub struct KazooRecorder {
     last: watch::Sender<Look>,
     /// An event waits for a look.
     wanted: Notify,
+}
+
+/// Whether the worker stores the recording in the place of Kazoo's own recorder, and Kazoo's own recorder would still ask for its file if it
+/// had the end.
+pub fn may_be_asked_for(entry: &Entry, now: Moment) -> bool {
+    let is_end = |what: &What| matches!(what, What::Ended(_) | What::PresumedEnded(_));
+    let heard = entry.facts().rev().find(|fact| is_end(&fact.what));
+    entry.is_adopted() && entry.watched().is_none() && heard.is_some_and(|heard| heard.at.plus(GIVEN_UP) > now)
 }
 
 impl KazooRecorder {
@@ -290,20 +299,18 @@ impl KazooRecorder {
 
     /// Whether Kazoo's own recorder may ask the switch for the file of a recording that the worker stores in its place.
     pub async fn may_ask_for(&self, entry: &Entry) -> bool {
-        let is_adopted = entry.order().is_some_and(|order| order.adopted.is_some());
-        if self.watches() || !is_adopted || entry.watched().is_some() {
+        if !may_be_asked_for(entry, self.common.now()) {
             return false;
         }
-        let heard = entry.facts().rev().find(|fact| matches!(fact.what, What::Ended(_)));
-        let Some(heard) = heard else { return false };
+        let is_end = |what: &What| matches!(what, What::Ended(_) | What::PresumedEnded(_));
+        let Some(heard) = entry.facts().rev().find(|fact| is_end(&fact.what)) else {
+            return false;
+        };
         let margin = match heard.by == self.common.policy.worker {
             true => Duration::ZERO,
             false => CLOCKS_DIFFER,
         };
         let now = self.common.now();
-        if heard.at.plus(GIVEN_UP) <= now {
-            return false;
-        }
         // The host may have started after the end.
         let arrived = Instant::now()
             .checked_sub(now.since(heard.at))
@@ -425,5 +432,28 @@ mod tests {
         assert_eq!(back.missed(Some(arrived)), Some(true));
         assert_eq!(back.missed(Some(second(2))), Some(false));
         assert_eq!(back.missed(Some(second(10))), None);
+    }
+
+    /// The worker stored it while the operator switched back. A presumed end counts as well: then Kazoo's own recorder alone got the event.
+    #[test]
+    fn the_file_of_an_adopted_recording_may_be_asked_for_for_a_day() {
+        use crate::entry::fact::Fact;
+        let told = crate::lifecycle::tests::told(5000);
+        let at = told.at;
+        for end in [What::Ended(told.clone()), What::PresumedEnded(told.clone())] {
+            let mut order = crate::lifecycle::tests::order();
+            order.adopted = None;
+            let mut of_an_action = Entry::of_order(order.clone(), "w");
+            order.adopted = serde_json::from_value(serde_json::json!({})).ok();
+            let mut adopted = Entry::of_order(order, "w");
+            assert!(!may_be_asked_for(&adopted, at), "it runs");
+            for entry in [&mut of_an_action, &mut adopted] {
+                let (by, what) = ("w".into(), end.clone());
+                entry.add(Fact { at, by, what });
+            }
+            assert!(!may_be_asked_for(&of_an_action, at));
+            assert!(may_be_asked_for(&adopted, at.plus(GIVEN_UP / 2)));
+            assert!(!may_be_asked_for(&adopted, at.plus(GIVEN_UP)));
+        }
     }
 }

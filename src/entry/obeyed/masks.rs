@@ -40,10 +40,20 @@ impl<'a> Part<'a> {
         } else {
             self.changed.map(|(_, by)| by)
         };
-        // The sender of a repeat knew of the command between. Only the clocks of two workers can put the repeat before that command.
+        // The sender of a repeat knew of the command between, unless it repeated because of a later start. Only the clocks of two workers can put
+        // the repeat before that command.
+        let start_of = |fact: &Fact| match fact.what {
+            What::Masked { start, .. } => start,
+            _ => None,
+        };
         let is_repeat = |fact: &&&Fact| {
             let repeats = matches!(fact.what, What::Masked { n: 1.., .. });
-            repeats && before.is_some_and(|before| before.by != fact.by && before.at < fact.at.plus(CLOCKS_DIFFER))
+            let is_again = sent
+                .iter()
+                .any(|sent| sent.at < fact.at && start_of(sent) == start_of(fact));
+            repeats
+                && is_again
+                && before.is_some_and(|before| before.by != fact.by && before.at < fact.at.plus(CLOCKS_DIFFER))
         };
         let found = sent.iter().find(is_in_order);
         found.or_else(|| sent.last().filter(is_repeat)).copied()

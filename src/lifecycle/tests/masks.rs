@@ -1,5 +1,6 @@
 //! Masks, unmasks and stops that came to nothing, came twice, or in another order than they were asked for.
 
+use crate::entry::fact::BEFORE_ANY_START;
 use crate::entry::legs::Leg;
 use crate::kazoo::leg::LegEvent;
 use crate::recording::controls::{Controls, Why};
@@ -314,6 +315,27 @@ fn a_mask_that_another_worker_repeated_is_told_although_clocks_differ() {
     };
     assert_eq!(repeated(1, 102), 3);
     assert_eq!(repeated(0, 101), 2, "no repeat");
+}
+
+/// A mask that was sent before its recording's start is sent again for the start, whatever came between.
+#[test]
+fn a_mask_that_was_repeated_for_a_start_is_not_told_where_an_unmask_came_after_it() {
+    let before_any_start = What::Masked {
+        action: "c".into(),
+        on: true,
+        n: 0,
+        start: Some(BEFORE_ANY_START),
+        sender: None,
+    };
+    let case = noted([
+        ("v", 101, asked("c", true, 101)),
+        ("v", 101, before_any_start),
+        ("v", 110, sent("c", true, 1)),
+        ("w", 120, asked("b", false, 100)),
+        ("w", 120, sent("b", false, 0)),
+        ("w", 180, end(180)),
+    ]);
+    assert_eq!(masks(&case.entry.controls()), []);
 }
 
 /// The ledger keeps the first four and the last twenty-eight facts of a kind.

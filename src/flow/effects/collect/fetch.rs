@@ -20,7 +20,7 @@ use crate::recording::order::Order;
 use crate::telemetry::events::NoEcallmgr;
 
 use crate::flow::common::{AGAIN, Common};
-use crate::flow::kazoo_recorder::KazooRecorder;
+use crate::flow::kazoo_recorder::{KazooRecorder, may_be_asked_for};
 use crate::flow::memory::OpenRecordings;
 
 /// What a switch uploaded, or why it did not.
@@ -171,7 +171,8 @@ impl Files for Fetcher {
     async fn is_kazoos_too(&self, entry: &Entry) -> bool {
         match &self.kazoo_recorder {
             Some(kazoo_recorder) => kazoo_recorder.may_ask_for(entry).await,
-            None => false,
+            // `adopt.mode` was set back to `off`. Nothing tells whether Kazoo's own recorder got the end.
+            None => may_be_asked_for(entry, self.common.now()),
         }
     }
 
