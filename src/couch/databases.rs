@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::CouchError;
 use super::client::Couch;
+use super::upload::Saved;
 
 /// A server's version. BigCouch reports the CouchDB 1.x that it is based on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,7 +20,16 @@ pub struct Version(pub u32, pub u32, pub u32);
 impl Version {
     /// Reads the answer to `GET /`. A part such as `3-dirty` in `3.4.3-dirty` ends at its last digit.
     pub fn read(welcome: &Value) -> Option<Self> {
-        let mut parts = welcome.get("version")?.as_str()?.split('.').map(|part| {
+        Self::parse(welcome.get("version")?.as_str()?)
+    }
+
+    /// The version in the header `Server` of CouchDB's answers, such as `CouchDB/3.4.3 (Erlang OTP/25)`. A proxy can have another header.
+    pub fn of_header(server: &str) -> Option<Self> {
+        Self::parse(server.strip_prefix("CouchDB/")?)
+    }
+
+    fn parse(version: &str) -> Option<Self> {
+        let mut parts = version.split('.').map(|part| {
             let digits = part.bytes().take_while(u8::is_ascii_digit).count();
             part[..digits].parse::<u32>().ok()
         });
@@ -83,9 +93,11 @@ impl Couch {
         version.ok_or_else(|| CouchError::NoAnswer("the server tells no version".into()))
     }
 
-    /// Whether the server is known to compare an attachment of `create_with_attachment` with its digest before it answers 201.
-    pub async fn compares_digests(&self) -> bool {
-        self.told().await.is_ok_and(|told| told.is_couchdb_since(COMPARES))
+    /// Whether the server that answered a `create_with_attachment` is known to compare an attachment with its digest before it answers 201.
+    /// Behind a load balancer that can be another server than the one that was asked for its version.
+    pub async fn has_compared_digests(&self, saved: &Saved) -> bool {
+        let answered_by_one = saved.by.is_some_and(|version| version >= COMPARES);
+        !saved.below_quorum && answered_by_one && self.told().await.is_ok_and(|told| told.is_couchdb_since(COMPARES))
     }
 
     async fn told(&self) -> Result<Told, CouchError> {
@@ -343,6 +355,11 @@ mod tests {
         assert_eq!(read("1.1.1"), Some(Version(1, 1, 1)));
         assert_eq!(read("three"), None);
         assert_eq!(Version::read(&json!({})), None);
+        assert_eq!(
+            Version::of_header("CouchDB/3.4.3 (Erlang OTP/25)"),
+            Some(Version(3, 4, 3))
+        );
+        assert_eq!(Version::of_header("nginx/1.25.3"), None);
         assert!(read("3.3.2") < read("3.3.3") && read("3.3.3") < read("3.10.0"));
     }
 }

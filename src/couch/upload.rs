@@ -8,12 +8,12 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, SERVER};
 use reqwest::{Body, Method, RequestBuilder, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::client::{Couch, answer, bounded};
-use super::{CouchError, Watch};
+use super::{CouchError, Version, Watch};
 
 /// Bytes as they arrive from a file or another server.
 pub type ByteStream = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
@@ -47,6 +47,8 @@ pub struct Saved {
     pub rev: String,
     /// The server has fewer copies so far than its quorum (202).
     pub below_quorum: bool,
+    /// The version of the server that answered, if the answer tells it.
+    pub by: Option<Version>,
 }
 
 impl Couch {
@@ -147,13 +149,31 @@ impl Couch {
         let (watch, body) = Watch::over(body, length);
         let request = request.header(CONTENT_LENGTH, length).body(Body::wrap_stream(body));
         let answered = watch
-            .patiently(self.silence, async { self.ask(request, database).await })
+            .patiently(self.silence, self.told_by(request, database))
             .await
             .unwrap_or_else(|silent| Err(CouchError::NoAnswer(silent.to_string())));
         match watch.failure() {
             Some(why) if matches!(answered, Err(CouchError::NoAnswer(_))) => Err(CouchError::Body(why.to_string())),
             _ => saved(answered?),
         }
+    }
+
+    /// The answer to a request, and the version of the server that gave it.
+    async fn told_by(
+        &self,
+        request: RequestBuilder,
+        database: &str,
+    ) -> Result<((u16, Value), Option<Version>), CouchError> {
+        self.send_with(async {
+            let response = request.send().await;
+            let server = response
+                .as_ref()
+                .ok()
+                .and_then(|response| response.headers().get(SERVER));
+            let by = server.and_then(|server| Version::of_header(server.to_str().ok()?));
+            Ok((answer(response, database, self.most).await?, by))
+        })
+        .await
     }
 
     /// An attachment's bytes, as they arrive.
@@ -188,15 +208,16 @@ impl Couch {
             .request(Method::PUT, database, &[id])
             .header(CONTENT_TYPE, "application/json")
             .body(document.to_string());
-        saved(self.ask(request, database).await?)
+        saved(self.told_by(request, database).await?)
     }
 }
 
-fn saved((status, json): (u16, Value)) -> Result<Saved, CouchError> {
+fn saved(((status, json), by): ((u16, Value), Option<Version>)) -> Result<Saved, CouchError> {
     match json.get("rev").and_then(Value::as_str) {
         Some(rev) => Ok(Saved {
             rev: rev.to_owned(),
             below_quorum: status == 202,
+            by,
         }),
         None => Err(CouchError::NoAnswer("the answer names no revision".into())),
     }

@@ -1,5 +1,5 @@
 //! Stores document and audio in monthly databases on CouchDB and BigCouch, the account's own and the third party's alike. Both are read
-//! back afterwards, unless the server is known to have compared the audio with its digest (`Couch::compares_digests`).
+//! back afterwards, unless the server is known to have compared the audio with its digest (`Couch::has_compared_digests`).
 //!
 //! The normal route is the single-request write, which is create-only. Old servers have faults with it, so there is also the
 //! attachment-first write: see `attachment_first`. A document of another recording is never overwritten. A document of this recording with other

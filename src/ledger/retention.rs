@@ -87,8 +87,10 @@ pub async fn expire(ledger: &Ledger, now: Moment, state: &str, keep: Duration) -
             let ids: Vec<String> = rows.into_iter().map(|row| row.id).collect();
             let mut deleted = 0;
             for (id, found) in store.load_many(month, &ids).await? {
-                // The view may be older than the entry.
-                let record = found.record().filter(|record| State::of(&record.entry).name() == state);
+                // The view may be older than the entry. An entry that an earlier version of this program took for final can owe something by
+                // the rules of this version.
+                let is_final = |state_now: State| state_now.name() == state || state_now == State::Closing;
+                let record = found.record().filter(|record| is_final(State::of(&record.entry)));
                 // An endpoint that is down must still get its notice.
                 let record = record.filter(|record| !owes(store, &record.entry));
                 let Some(rev) = record.and_then(|record| record.rev) else {

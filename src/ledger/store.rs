@@ -1,10 +1,12 @@
 //! The ledger's databases: their names, views, and reads.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::couch::{CouchError, Documents, Pages, Range, Row, ViewRow};
@@ -35,8 +37,13 @@ pub struct Store {
     pub(super) branches: Seen,
     /// Whether the server has indexes over fields.
     native: OnceCell<bool>,
+    /// Which months have the index over fields, and when that was read.
+    fields: Mutex<HashMap<Month, (bool, Instant)>>,
     pub(super) soon: Soon,
 }
+
+/// How long a month counts as one without the index over fields. Another worker may just be making the month.
+const ABSENT_FOR: Duration = Duration::from_secs(600);
 
 /// Entries per request to the view of due timers, and requests per month in a search for wanted entries.
 const PAGE: usize = 128;
@@ -69,6 +76,7 @@ impl Store {
             done: Done::default(),
             branches: Seen::default(),
             native: OnceCell::new(),
+            fields: Mutex::default(),
             soon: Soon::default(),
         }
     }
@@ -81,7 +89,7 @@ impl Store {
         let name = database(month);
         // A node that has not yet received the list of databases from the other nodes would create a second one of this name.
         self.couch.knows_databases().await?;
-        self.couch.create_database(&name).await?;
+        let is_new = self.couch.create_database(&name).await?;
         let hooked = (!self.policy.hooks.endpoints.is_empty()).then(|| (WEBHOOKS, webhooks::views()));
         for (design, views) in designs().into_iter().chain(hooked) {
             let id = format!("_design/{design}");
@@ -94,12 +102,14 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        if self.is_native().await? {
+        // A month that an earlier version made keeps its views in JavaScript: to build an index of many entries takes longer than a query may.
+        if is_new && self.has_indexes().await? {
             match self.couch.put_text(&name, NATIVE, FIELDS).await {
                 // The name stands for what it is.
                 Ok(()) | Err(CouchError::Conflict) => {}
                 Err(error) => return Err(error),
             }
+            self.lock_fields().insert(month, (true, Instant::now()));
         }
         if let Ok(mut ready) = self.ready.lock() {
             ready.insert(month);
@@ -142,6 +152,7 @@ impl Store {
         if let Ok(mut ready) = self.ready.lock() {
             ready.remove(&month);
         }
+        self.lock_fields().remove(&month);
         self.known.forget();
     }
 
@@ -262,22 +273,21 @@ impl Store {
 
     /// Updates the view of `of_interaction`.
     pub async fn update_views(&self, months: &[Month]) {
-        if matches!(self.is_native().await, Ok(true)) {
-            // It is updated with the view of due timers.
-            return;
-        }
         for month in months {
-            // An error is seen by the next query too, which reports it.
-            let _ = self.read_view(*month, INTERACTION, &[("limit", "0")]).await;
+            // The index over fields is updated with the view of due timers. An error is seen by the next query too, which reports it.
+            if matches!(self.is_native(*month).await, Ok(false)) {
+                let _ = self.read_view(*month, (INTERACTION, false), &[("limit", "0")]).await;
+            }
         }
     }
 
     async fn of_key(&self, months: &[Month], view: View, key: &str) -> Result<Vec<Record>, CouchError> {
-        let key = View::key(self.is_native().await?, key).to_string();
         let mut records = Vec::new();
         for month in months {
+            let native = self.is_native(*month).await?;
+            let key = View::key(native, key).to_string();
             let query = [("key", key.as_str()), ("include_docs", "true")];
-            let rows = self.read_view(*month, view, &query).await?;
+            let rows = self.read_view(*month, (view, native), &query).await?;
             records.extend(rows.iter().filter_map(|row| row.doc.as_ref()).filter_map(Record::read));
         }
         Ok(records)
@@ -319,6 +329,7 @@ impl Store {
         wanted: impl Fn(&Record) -> bool,
     ) -> Result<Vec<(Address, Record)>, CouchError> {
         let (from, to, page) = (from.to_string(), to.to_string(), PAGE.max(limit).to_string());
+        let native = self.is_native(month).await?;
         let mut found = Vec::new();
         for nth in 0..MOST_PAGES {
             let skip = (nth * PAGE.max(limit)).to_string();
@@ -329,7 +340,7 @@ impl Store {
                 ("skip", &skip),
                 ("include_docs", "true"),
             ];
-            let rows = self.read_view(month, DUE, &query).await?;
+            let rows = self.read_view(month, (DUE, native), &query).await?;
             let is_last = rows.len() < PAGE.max(limit);
             let documents = rows.iter().filter_map(|row| row.doc.as_ref());
             let read = documents.filter_map(|doc| Some((address(month, doc)?, Record::read(doc)?)));
@@ -351,11 +362,7 @@ impl Store {
     }
 
     async fn open_in(&self, zone: &str, month: Month) -> Result<Vec<Address>, CouchError> {
-        let native = self.is_native().await?;
-        if native {
-            // Makes sure that the index exists.
-            self.read_view(month, OPEN, &[("limit", "0")]).await?;
-        }
+        let native = self.is_native(month).await?;
         let pages = Pages::of(Range {
             design: OPEN.design(native),
             view: OPEN.name,
@@ -370,28 +377,51 @@ impl Store {
         self.addresses(month, rows).await
     }
 
-    /// Rows of a view that workers read continuously, in the form that costs this server less.
-    async fn read_view(&self, month: Month, view: View, query: &[(&str, &str)]) -> Result<Vec<ViewRow>, CouchError> {
-        let native = self.is_native().await?;
-        let (design, database) = (view.design(native), database(month));
-        let ask = || self.couch.view(&database, design, view.name, query);
-        let rows = match ask().await {
-            // A worker of an older version made the month's database.
-            Err(CouchError::NotFound) if native => {
-                self.forget(month);
-                self.ensure(month).await?;
-                ask().await
-            }
-            other => other,
-        };
-        match rows {
+    /// Rows of a view that workers read continuously. `query` is in the form that the month has.
+    async fn read_view(
+        &self,
+        month: Month,
+        (view, native): (View, bool),
+        query: &[(&str, &str)],
+    ) -> Result<Vec<ViewRow>, CouchError> {
+        let database = database(month);
+        match self.couch.view(&database, view.design(native), view.name, query).await {
             Ok(rows) => Ok(rows),
+            // The index was removed. The next query reads which form there is.
+            Err(CouchError::NotFound) if native => {
+                self.lock_fields().remove(&month);
+                Err(CouchError::NoAnswer("the month has no index any more".into()))
+            }
             Err(error) => self.missing(error).await.map(|()| Vec::new()),
         }
     }
 
+    /// Whether the month has the index over fields.
+    async fn is_native(&self, month: Month) -> Result<bool, CouchError> {
+        if !self.has_indexes().await? {
+            return Ok(false);
+        }
+        let known = self.lock_fields().get(&month).copied();
+        if let Some((native, read)) = known
+            && (native || read.elapsed() < ABSENT_FOR)
+        {
+            return Ok(native);
+        }
+        let id = [format!("_design/{NATIVE}")];
+        let native = match self.couch.get_many(&database(month), &id).await {
+            Ok(found) => found.into_iter().flatten().next().is_some(),
+            Err(error) => return self.missing(error).await.map(|()| false),
+        };
+        self.lock_fields().insert(month, (native, Instant::now()));
+        Ok(native)
+    }
+
+    fn lock_fields(&self) -> MutexGuard<'_, HashMap<Month, (bool, Instant)>> {
+        self.fields.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the server has indexes over fields. It is asked once.
-    async fn is_native(&self) -> Result<bool, CouchError> {
+    async fn has_indexes(&self) -> Result<bool, CouchError> {
         self.native
             .get_or_try_init(|| self.couch.indexes_fields())
             .await

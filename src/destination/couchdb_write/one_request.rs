@@ -24,7 +24,7 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
         .await;
     let (below_quorum, failed) = match sent {
         // The server has compared the bytes with their digest, and a quorum of its nodes has them.
-        Ok(saved) if !saved.below_quorum && place.couch.compares_digests().await => {
+        Ok(saved) if place.couch.has_compared_digests(&saved).await => {
             return Ok(Put::Stored {
                 rev: saved.rev,
                 below_quorum: false,

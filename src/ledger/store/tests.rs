@@ -298,9 +298,8 @@ async fn many_leases_are_taken_with_one_read_and_one_write() {
     assert_eq!(written["docs"][0]["lease"]["by"], "me");
 }
 
-/// A server with that vendor whose databases an older version of the worker made.
-async fn of_an_older_version(vendor: &'static str) -> (Couch, Log) {
-    let is_made = std::sync::atomic::AtomicBool::new(false);
+/// A server with that vendor, and a month that has the index over fields, or that an older version of the worker made.
+async fn with_a_month(vendor: &'static str, has_index: bool) -> (Couch, Log) {
     server(move |first, _| {
         let path = first.split(' ').nth(1).unwrap_or_default();
         let document = document(&[What::Commanded], "1-a");
@@ -312,14 +311,10 @@ async fn of_an_older_version(vendor: &'static str) -> (Couch, Log) {
             )
         } else if path.starts_with("/_all_dbs") {
             ("200 OK", json!(["kz_record_call-202611"]))
-        } else if first.starts_with("PUT") && path.ends_with("kz_record_call_fields") {
-            is_made.store(true, std::sync::atomic::Ordering::Release);
-            welcome()
-        } else if path.contains("kz_record_call_fields/_view") && !is_made.load(std::sync::atomic::Ordering::Acquire) {
-            (
-                "404 Object Not Found",
-                json!({"error": "not_found", "reason": "missing"}),
-            )
+        } else if path.contains("_all_docs") && has_index {
+            found(&json!({"_id": "_design/kz_record_call_fields", "_rev": "1-a"}))
+        } else if path.contains("_all_docs") {
+            ("200 OK", json!({"rows": [{"key": "x", "error": "not_found"}]}))
         } else if path.contains("/_view/") {
             ("200 OK", json!({"total_rows": 1, "offset": 0, "rows": [row]}))
         } else {
@@ -335,22 +330,28 @@ fn asked(log: &Log, part: &str) -> usize {
 }
 
 #[tokio::test]
-async fn what_is_due_in_a_month_of_an_older_version_is_found_by_an_index_over_fields() {
-    let (couch, log) = of_an_older_version("The Apache Software Foundation").await;
-    let store = store(couch);
-    assert_eq!(store.due("west", NOW, 10).await.unwrap().len(), 1);
-    assert_eq!(
-        asked(&log, "PUT /kz_record_call-202611/_design/kz_record_call_fields"),
-        1
-    );
-    assert_eq!(asked(&log, "_design/kz_record_call/_view"), 0);
-    assert_eq!(store.of_fetch(&[NOW.month()], "f").await.unwrap().len(), 1);
-    assert_eq!(asked(&log, "kz_record_call_fields/_view/fetch?key=%5B%22f%22%5D"), 1);
+async fn a_month_is_asked_in_the_form_that_it_has_and_no_index_is_built_while_a_query_waits() {
+    for has_index in [true, false] {
+        let (couch, log) = with_a_month("The Apache Software Foundation", has_index).await;
+        let store = store(couch);
+        assert_eq!(store.due("west", NOW, 10).await.unwrap().len(), 1);
+        store.ensure(NOW.month()).await.unwrap();
+        assert_eq!(store.due("west", NOW, 10).await.unwrap().len(), 1);
+        assert_eq!(
+            asked(&log, "PUT /kz_record_call-202611/_design/kz_record_call_fields"),
+            0
+        );
+        assert_eq!(asked(&log, "_design/kz_record_call/_view") == 0, has_index);
+        assert_eq!(store.of_fetch(&[NOW.month()], "f").await.unwrap().len(), 1);
+        let key = if has_index { "%5B%22f%22%5D" } else { "%22f%22" };
+        assert_eq!(asked(&log, &format!("_view/fetch?key={key}")), 1);
+        assert_eq!(asked(&log, "_all_docs"), 1, "that is remembered");
+    }
 }
 
 #[tokio::test]
 async fn a_server_that_is_no_couchdb_gets_no_index_over_fields() {
-    let (couch, log) = of_an_older_version("another").await;
+    let (couch, log) = with_a_month("another", false).await;
     let store = store(couch);
     assert_eq!(store.due("west", NOW, 10).await.unwrap().len(), 1);
     store.ensure(NOW.month()).await.unwrap();
