@@ -205,9 +205,10 @@ impl Entry {
             .saturating_add(1)
     }
 
-    /// The number of a parking that begins now: higher than that of every parking and every retry before.
+    /// The number of a parking that begins now: higher than that of every parking, retry and mark before.
     pub fn next_rest(&self) -> u32 {
-        self.next_number("parked").max(self.next_number("retried"))
+        let numbers = ["parked", "retried", "marked"].map(|kind| self.next_number(kind));
+        numbers.into_iter().max().unwrap_or(1)
     }
 
     /// The number of a retry that ends the present parking, if the recording is parked.

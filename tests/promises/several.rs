@@ -13,7 +13,7 @@ use crate::places::HERE;
 use crate::promises;
 use crate::simulator::sim::{CallOptions, Observed, Recording, Size};
 use crate::support::http::{Reply, Server};
-use crate::support::{Mode, SOON, Services, TestResult, Worker, World, machine};
+use crate::support::{Mode, Proxy, SOON, Services, TestResult, Worker, World, machine};
 
 promises![
     two_then_four_workers_share_the_work,
@@ -22,6 +22,7 @@ promises![
     the_next_attempt_comes_at_its_time_though_the_worker_was_killed,
     workers_with_different_secrets_lose_nothing,
     a_worker_that_stood_still_starts_nothing_that_another_worker_has_started,
+    a_worker_that_stood_still_masks_nothing_that_another_worker_has_unmasked,
 ];
 
 /// Between two calls of a load.
@@ -260,6 +261,20 @@ async fn workers_with_different_secrets_lose_nothing(services: Arc<Services>) ->
     world.finish().await
 }
 
+/// A worker that stood still, and whose broker was away, goes on with both.
+async fn back(worker: &Worker, broker: &Proxy) -> TestResult {
+    broker.set(Mode::Pass);
+    worker.thaw()?;
+    // It handles the action that it had, unless it notices first that the connection is gone.
+    let consuming = |line: &&Value| line["event"] == "consuming";
+    let begun = Instant::now();
+    while worker.lines().iter().filter(consuming).count() < 2 {
+        ensure!(begun.elapsed() < SOON, "it does not consume again: {}", worker.tail());
+        tokio::time::sleep(GAP).await;
+    }
+    worker.ready(SOON).await
+}
+
 /// A machine was suspended with an action in its worker's hands. The broker gave the action to another worker, and that recording is over
 /// when the machine goes on.
 async fn a_worker_that_stood_still_starts_nothing_that_another_worker_has_started(
@@ -278,19 +293,58 @@ async fn a_worker_that_stood_still_starts_nothing_that_another_worker_has_starte
     let recording = call.wait_recording_started(SOON).await?;
     call.execute(json!({"action": "stop"})).await?.continued(SOON).await?;
     world.stored(&recording).await?;
-    proxy.set(Mode::Pass);
-    first.thaw()?;
-    // It handles the action that it had, unless it notices first that the connection is gone.
-    let consuming = |line: &&Value| line["event"] == "consuming";
-    let begun = Instant::now();
-    while first.lines().iter().filter(consuming).count() < 2 {
-        ensure!(begun.elapsed() < SOON, "it does not consume again: {}", first.tail());
-        tokio::time::sleep(GAP).await;
-    }
-    first.ready(SOON).await?;
+    back(&first, &proxy).await?;
     let messages = world.kazoo.tap().messages();
     let is_start = |m: &&Observed| m.exchange == "callctl" && m.header("Record-Action") == "start";
     let starts = messages.iter().filter(is_start).count();
     ensure!(starts == 1, "{starts} start commands");
+    world.finish().await
+}
+
+/// The same with a mask. The other worker has masked and unmasked when the machine goes on.
+async fn a_worker_that_stood_still_masks_nothing_that_another_worker_has_unmasked(
+    services: Arc<Services>,
+) -> TestResult {
+    let world = World::new(&services).await?;
+    world.kazoo.tolerate("order");
+    let (proxy, (key, uri)) = world.broker_proxy().await?;
+    let first = world.worker_with(&[(key, &uri)]).await?;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({})).await?.continued(SOON).await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    world.state(&call.id(), "recording", SOON).await?;
+    first.freeze()?;
+    let mask = call.execute(json!({"action": "mask"})).await?;
+    proxy.set(Mode::Refuse);
+    let _second = world.worker().await?;
+    mask.continued(SOON).await?;
+    let masks = |many: u32| {
+        move |state: &crate::simulator::sim::State| {
+            let recording = state.recordings().first()?;
+            (recording.masks == many).then_some(())
+        }
+    };
+    world.kazoo.wait_for("a mask", SOON, masks(1)).await?;
+    call.execute(json!({"action": "unmask"})).await?.continued(SOON).await?;
+    back(&first, &proxy).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    let document = world.stored(&recording).await?.document;
+    let messages = world.kazoo.tap().messages();
+    let commands: Vec<&str> = messages
+        .iter()
+        .filter(|message| message.exchange == "callctl")
+        .map(|message| message.header("Record-Action"))
+        .filter(|action| !action.is_empty())
+        .collect();
+    ensure!(commands == ["start", "mask", "unmask"], "{commands:?}");
+    let told: Vec<&Value> = document["pvt_recording"]["masks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .collect();
+    ensure!(
+        told.len() == 2 && told[0]["masked"] == true && told[1]["masked"] == false,
+        "{document:#}"
+    );
     world.finish().await
 }
