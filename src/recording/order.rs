@@ -158,6 +158,11 @@ impl Order {
         self.command.is_some() && self.may_begin_again()
     }
 
+    /// Whether the switch surely writes the recording's file once, and no other recording has a file of its name.
+    pub fn is_written_once(&self) -> bool {
+        self.adopted.is_none() && !self.may_begin_again()
+    }
+
     /// Whether a path from an event can be the one of the recording's file on its switch.
     pub fn is_path(&self, path: &str) -> bool {
         match self.adopted {

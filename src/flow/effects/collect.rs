@@ -321,8 +321,8 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
                 Some("Kazoo's own recorder may ask for it".to_owned())
             }
             Ok(upload) if may_go(&upload.audio().digests) => {
-                self.files.remember_safe(order.key, upload.audio().written());
-                (!upload.answer(Answer::Release)).then(|| "the switch waited no longer for its answer".to_owned())
+                let released = self.files.release(&case.entry, upload);
+                (!released).then(|| "the switch waited no longer for its answer".to_owned())
             }
             Ok(upload) => {
                 upload.answer(Answer::Keep);
@@ -361,10 +361,11 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
             Answer::Release if self.quiescence.is_still(entry, &held.look, audio).await => Answer::Release,
             _ => Answer::Keep,
         };
-        if answer == Answer::Release {
-            self.files.remember_safe(case.entry.key, audio.written());
-        }
-        if held.upload.answer(answer) {
+        let is_answered = match answer {
+            Answer::Release => self.files.release(entry, held.upload),
+            Answer::Keep => held.upload.answer(Answer::Keep),
+        };
+        if is_answered {
             answer
         } else {
             // The switch has given up, or got the answer to keep its file. The audio is safe, and a worker asks for the file once more to

@@ -42,6 +42,18 @@ pub trait Files: Send + Sync {
     /// This audio of a recording is safe: a switch that uploads exactly this audio once more may delete its file.
     fn remember_safe(&self, key: Key, written: &Digests);
 
+    /// Answers a switch that it may delete its file. `false`: the switch waits no longer. A later upload of the same bytes gets the same
+    /// answer without a further look at the call, so that is left to files that are written once. Another zone's upload may have
+    /// opened the file before it was deleted, and end when the switch records the next bridge under the same name.
+    fn release(&self, entry: &Entry, upload: Self::Upload) -> bool {
+        let written = upload.audio().written().clone();
+        let released = upload.answer(Answer::Release);
+        if released && entry.order().is_some_and(Order::is_written_once) {
+            self.remember_safe(entry.key, &written);
+        }
+        released
+    }
+
     /// Whether the switch may be recording another call into the recording's file, of which it uploaded this.
     fn is_shared(&self, entry: &Entry, audio: &Audio) -> impl Future<Output = bool> + Send;
 
@@ -194,5 +206,139 @@ impl Files for Fetcher {
             }
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use crate::config::{Config, Layers};
+    use crate::ingest::{Expected, Spool};
+    use crate::kazoo::dialplan::Trigger;
+    use crate::kazoo::time::Clock;
+    use crate::lifecycle::tests::order;
+
+    use super::*;
+
+    /// The files of a switch, at the real port for uploads.
+    struct Uploads(Ingest);
+
+    impl Files for Uploads {
+        type Upload = Upload;
+
+        async fn fetch(&self, _: &Case, _: &Order, _: &str, _: &str) -> Fetched<Upload> {
+            Err((CollectFailure::Missing, String::new()))
+        }
+
+        fn remember_safe(&self, key: Key, written: &Digests) {
+            self.0.remember_safe(key, written);
+        }
+
+        async fn is_shared(&self, _: &Entry, _: &Audio) -> bool {
+            false
+        }
+
+        async fn is_kazoos_too(&self, _: &Entry) -> bool {
+            false
+        }
+    }
+
+    impl Uploads {
+        async fn open() -> (Self, Removed) {
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+            let set = [("KZ_RECORD_CALL__INGEST__LISTEN".to_owned(), "127.0.0.1:0".to_owned())];
+            let config = Config::of(Layers::load(None, set.into_iter()).unwrap()).unwrap();
+            let dir = std::env::temp_dir().join(format!("kz-record-call-{}", uuid::Uuid::new_v4().simple()));
+            let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+            let (spool, clock) = (Spool::open(&dir, 0).unwrap(), Clock::system());
+            let ingest = Ingest::start(
+                &config.ingest,
+                "127.0.0.1",
+                b"secret",
+                spool,
+                clock,
+                &tasks,
+                stop.clone(),
+            );
+            (Self(ingest.await.unwrap()), Removed(dir, stop))
+        }
+
+        fn expect(&self, order: &Order) -> Expected {
+            self.0.expect(Wanted {
+                key: order.key,
+                media_id: order.media_id.clone(),
+                format: order.format,
+                told_ms: None,
+            })
+        }
+    }
+
+    /// What is left of a port at its end.
+    struct Removed(PathBuf, CancellationToken);
+
+    impl Drop for Removed {
+        fn drop(&mut self) {
+            self.1.cancel();
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// A switch that uploads its file.
+    async fn put(url: String) -> u16 {
+        let sent = reqwest::Client::new().put(&url).body(vec![0u8; 10_000]).send().await;
+        sent.unwrap().status().as_u16()
+    }
+
+    /// The status of an upload that a delivery releases, and of a later upload of the same bytes.
+    async fn answers(order: &Order) -> [u16; 2] {
+        let (files, _removed) = Uploads::open().await;
+        let mut expected = files.expect(order);
+        let url = expected.url.clone();
+        let entry = Entry::of_order(order.clone(), "w");
+        let releasing = async { files.release(&entry, expected.upload().await.unwrap()) };
+        let (first, released) = tokio::join!(put(url.clone()), releasing);
+        assert!(released);
+        drop(expected);
+        [first, put(url).await]
+    }
+
+    /// Two zones serve the switch, and the second zone's upload began before the first one let the switch delete the file. The switch
+    /// records the next bridge under the same name by then.
+    #[tokio::test]
+    async fn only_a_file_that_is_written_once_is_released_by_a_later_upload_too() {
+        let mut order = order();
+        assert_eq!(
+            answers(&order).await,
+            [200, 200],
+            "the answer to the first one was lost"
+        );
+        order.command.as_mut().unwrap().trigger = Trigger::Bridge;
+        assert_eq!(answers(&order).await, [200, 503], "it may begin again");
+        order.command.as_mut().unwrap().trigger = Trigger::Now;
+        order.adopted = serde_json::from_value(serde_json::json!({})).ok();
+        assert_eq!(answers(&order).await, [200, 503], "a callflow may have chosen the name");
+    }
+
+    /// Such a file stays on the switch, and the worker looks at the call before it asks for the file again.
+    #[tokio::test]
+    async fn no_later_upload_is_released_if_the_switch_did_not_wait_for_the_answer() {
+        let (files, _removed) = Uploads::open().await;
+        let order = order();
+        let mut expected = files.expect(&order);
+        let (url, mut progress) = (expected.url.clone(), expected.progress());
+        let gives_up = tokio::spawn(put(url.clone()));
+        let upload = expected.upload().await.unwrap();
+        gives_up.abort();
+        progress
+            .wait_for(|progress| *progress == Progress::Waiting)
+            .await
+            .unwrap();
+        assert!(!files.release(&Entry::of_order(order, "w"), upload));
+        drop(expected);
+        assert_eq!(put(url).await, 503);
     }
 }
