@@ -2,6 +2,7 @@
 //! one implementation of `Store`. `tests/destinations/hold.rs` has the contract that each of them keeps.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use secrecy::ExposeSecret as _;
@@ -37,11 +38,13 @@ pub enum HoldError {
     /// A 202: the only copy may be on a node that fails later.
     #[error("the hold's database has fewer copies than its quorum")]
     FewCopies,
+    #[error("the hold was not done within {0:?}")]
+    Late(Duration),
 }
 
 impl HoldError {
     /// The kinds of refusals, for the metric.
-    pub const REASONS: [&str; 6] = ["full", "none", "database", "folder", "source", "corrupt"];
+    pub const REASONS: [&str; 7] = ["full", "none", "database", "folder", "source", "corrupt", "late"];
 
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -51,6 +54,7 @@ impl HoldError {
             Self::Source(_) => "source",
             Self::Folder(_) => "folder",
             Self::Corrupt => "corrupt",
+            Self::Late(_) => "late",
         }
     }
 }
@@ -117,11 +121,15 @@ pub trait Store: Send + Sync {
     fn bytes(&self) -> BoxFuture<'_, Result<u64, HoldError>>;
 }
 
+/// Time limit of an operation, unless another one is set.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// The hold, in its configured place. Touches its store, and no more bytes of it than the limit. Cheap to clone.
 #[derive(Clone)]
 pub struct Hold {
     store: Arc<dyn Store>,
     max_bytes: u64,
+    patience: Duration,
 }
 
 impl Hold {
@@ -143,7 +151,20 @@ impl Hold {
         Ok(Self {
             store,
             max_bytes: config.max_bytes,
+            patience: PATIENCE,
         })
+    }
+
+    /// The same hold, with another time limit of each operation.
+    #[must_use]
+    pub fn within(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// A folder can hang, and a database can take a body ever more slowly. The recording that waits for it has a slot of its switch.
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, HoldError>>) -> Result<T, HoldError> {
+        let done = tokio::time::timeout(self.patience, work).await;
+        done.unwrap_or(Err(HoldError::Late(self.patience)))
     }
 
     pub fn is_there(&self) -> bool {
@@ -160,15 +181,20 @@ impl Hold {
     /// # Errors
     /// When the audio is not completely stored.
     pub async fn put(&self, of: &Address, now: Moment, audio: &Audio, file: &SpoolFile) -> Result<Holding, HoldError> {
-        let held = self.bytes().await?;
-        if held.saturating_add(audio.size) > self.max_bytes {
+        let item = Item { of, now, audio, file };
+        self.in_time(self.put_if_it_fits(&item)).await
+    }
+
+    async fn put_if_it_fits(&self, item: &Item<'_>) -> Result<Holding, HoldError> {
+        let (held, size) = (self.bytes().await?, item.audio.size);
+        if held.saturating_add(size) > self.max_bytes {
             return Err(HoldError::Full {
                 held,
                 max: self.max_bytes,
-                size: audio.size,
+                size,
             });
         }
-        self.store.put(&Item { of, now, audio, file }).await
+        self.store.put(item).await
     }
 
     /// The audio from its beginning.
@@ -192,7 +218,7 @@ impl Hold {
     /// # Errors
     /// As `remove`.
     pub async fn remove_named(&self, place: &str, name: &str) -> Result<(), HoldError> {
-        self.store.remove(place, name).await
+        self.in_time(self.store.remove(place, name)).await
     }
 
     /// Creates the next day's database ahead, if the hold is in use. At midnight many tasks and workers would create it at the same moment,
@@ -201,7 +227,7 @@ impl Hold {
     /// # Errors
     /// When the database does not answer.
     pub async fn prepare(&self, now: Moment, next: Moment) -> Result<(), HoldError> {
-        self.store.prepare(now, next).await
+        self.in_time(self.store.prepare(now, next)).await
     }
 
     /// Drops the empty databases of past days, which frees the disk. In a folder, removes partial files of workers that were killed.
@@ -226,5 +252,84 @@ impl Hold {
     /// When the database, or the folder, does not answer.
     pub async fn bytes(&self) -> Result<u64, HoldError> {
         self.store.bytes().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::pending;
+
+    use crate::ingest::Spool;
+    use crate::recording::digest::Hasher;
+    use crate::recording::identity::Key;
+
+    use super::*;
+
+    /// A place that hangs.
+    struct Hanging;
+
+    impl Store for Hanging {
+        fn put<'a>(&'a self, _: &'a Item<'a>) -> BoxFuture<'a, Result<Holding, HoldError>> {
+            Box::pin(pending())
+        }
+
+        fn open<'a>(&'a self, _: &'a Holding) -> BoxFuture<'a, Result<ByteStream, HoldError>> {
+            Box::pin(pending())
+        }
+
+        fn remove<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<(), HoldError>> {
+            Box::pin(pending())
+        }
+
+        fn older(&self, _: Moment, _: Option<Mark>) -> BoxFuture<'_, Result<Page, HoldError>> {
+            Box::pin(pending())
+        }
+
+        fn prepare(&self, _: Moment, _: Moment) -> BoxFuture<'_, Result<(), HoldError>> {
+            Box::pin(pending())
+        }
+
+        fn tidy(&self, _: Moment) -> BoxFuture<'_, Result<(), HoldError>> {
+            Box::pin(pending())
+        }
+
+        fn bytes(&self) -> BoxFuture<'_, Result<u64, HoldError>> {
+            Box::pin(async { Ok(0) })
+        }
+    }
+
+    /// The recording has a slot of its switch meanwhile, and after four of them the worker would take no file of that switch any more.
+    #[tokio::test(start_paused = true)]
+    async fn a_hold_that_hangs_refuses_in_time() {
+        let hold = Hold {
+            store: Arc::new(Hanging),
+            max_bytes: 10_000,
+            patience: PATIENCE,
+        };
+        let hold = hold.within(Duration::from_secs(7));
+        let dir = std::env::temp_dir().join(format!("kz-record-call-{}", uuid::Uuid::new_v4().simple()));
+        let spool = Spool::open(&dir, 0).unwrap();
+        let (_, file) = spool.create().unwrap();
+        let audio = Audio {
+            size: 1000,
+            digests: Hasher::default().finish(),
+            duration_ms: None,
+            findings: Vec::new(),
+            as_written: None,
+        };
+        let now = Moment::from_unix_seconds(1_795_386_262);
+        let of = Address {
+            month: now.month(),
+            call_id: "call".into(),
+            key: Key::of("call", "action"),
+        };
+        let begun = tokio::time::Instant::now();
+        let late = hold.put(&of, now, &audio, &file).await.unwrap_err();
+        assert_eq!(begun.elapsed(), Duration::from_secs(7));
+        assert_eq!(late.to_string(), "the hold was not done within 7s");
+        assert_eq!(late.reason(), "late");
+        assert!(hold.remove_named("place", "name").await.is_err());
+        assert!(hold.prepare(now, now).await.is_err());
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

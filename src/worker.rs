@@ -128,6 +128,7 @@ impl Worker {
         })?;
         let couch = Couch::new(&config.couchdb).map_err(StartError::Http)?;
         let hold = Hold::new(&config.hold, &config.couchdb, &couch).map_err(StartError::Http)?;
+        let hold = hold.within(config.ingest.delivery_timeout);
         let upload = |error: NoClient| StartError::Http(CouchError::NoAnswer(error.to_string()));
         let users = Uploads::new(&config.destination, clock.clone()).map_err(upload)?;
         let cluster = Http::trusting(&config.destination, clock.clone()).map_err(upload)?;

@@ -27,6 +27,9 @@ const RETENTION: Duration = Duration::from_secs(6 * 3600);
 /// How long ahead the databases of the next day and month are created: longer than the longest interval between two runs.
 const AHEAD: Duration = Duration::from_secs(12 * 3600);
 
+/// Time limit for the hold to be examined: its folder can hang.
+const TIDYING: Duration = Duration::from_secs(3600);
+
 /// Interval between two searches for entries that were written on both sides of a partitioned cluster.
 const MEND: Duration = Duration::from_secs(60);
 
@@ -73,8 +76,10 @@ impl Retention {
                 debug!(event = "hold_retention_failed", %error, "parked recordings past their retention not read");
             }
             self.expire_dead_letters().await;
-            if let Err(error) = self.tidy_hold().await {
-                debug!(event = "hold_retention_failed", %error, "old days of the hold not examined");
+            match tokio::time::timeout(TIDYING, self.tidy_hold()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(event = "hold_retention_failed", %error, "old days of the hold not examined"),
+                Err(_) => debug!(event = "hold_retention_failed", "old days of the hold not examined within an hour"),
             }
             self.prepare().await;
             debug!(event = "retention_done", "ledger, hold and dead letters examined");

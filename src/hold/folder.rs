@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -10,6 +11,8 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::fs;
 use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
 use tokio_util::io::ReaderStream;
 
 use crate::couch::ByteStream;
@@ -32,33 +35,66 @@ const OWNER: &str = ".owner";
 /// No upload takes this long. An older partial file belongs to a worker that was killed.
 const ABANDONED: Duration = Duration::from_secs(2 * 86_400);
 
+/// Time limit for the folder's file system to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A file system that has answered is not asked again for this time.
+const ANSWERED_FOR: Duration = Duration::from_secs(1);
+
 /// The folder. Touches no file outside of it.
-pub struct Folder(PathBuf);
+pub struct Folder {
+    path: PathBuf,
+    /// When its file system answered last. Locked while it is asked: a network file system that hangs blocks each thread that asks it, for
+    /// ever, and the spool needs these threads too.
+    answered: Arc<Mutex<Option<Instant>>>,
+}
 
 impl Folder {
-    pub const fn new(folder: PathBuf) -> Self {
-        Self(folder)
+    pub fn new(path: PathBuf) -> Self {
+        let answered = Arc::default();
+        Self { path, answered }
+    }
+
+    /// The folder, if its file system answers.
+    async fn path(&self) -> Result<&Path, HoldError> {
+        let look = async {
+            let mut answered = Arc::clone(&self.answered).lock_owned().await;
+            if answered.is_some_and(|at| at.elapsed() < ANSWERED_FOR) {
+                return;
+            }
+            let path = self.path.clone();
+            let look = move || {
+                // Whatever it answers: the operation itself reports what is wrong. The file system is asked each time, whereas what is
+                // known of files may be remembered by this host.
+                let _ = rustix::fs::statvfs(&path);
+                *answered = Some(Instant::now());
+            };
+            let _ = tokio::task::spawn_blocking(look).await;
+        };
+        let late = |_| std::io::Error::new(ErrorKind::TimedOut, format!("no answer within {PATIENCE:?}"));
+        timeout(PATIENCE, look).await.map_err(late)?;
+        Ok(&self.path)
     }
 }
 
 impl Store for Folder {
     fn put<'a>(&'a self, item: &'a Item<'a>) -> BoxFuture<'a, Result<Holding, HoldError>> {
-        Box::pin(put(&self.0, item))
+        Box::pin(async { put(self.path().await?, item).await })
     }
 
     fn open<'a>(&'a self, holding: &'a Holding) -> BoxFuture<'a, Result<ByteStream, HoldError>> {
         Box::pin(async move {
-            let file = fs::File::open(file(&self.0, &holding.name)?).await?;
+            let file = fs::File::open(file(self.path().await?, &holding.name)?).await?;
             Ok(ReaderStream::with_capacity(file, CHUNK).boxed())
         })
     }
 
     fn remove<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<(), HoldError>> {
-        Box::pin(remove(&self.0, name))
+        Box::pin(async move { remove(self.path().await?, name).await })
     }
 
     fn older(&self, now: Moment, _: Option<Mark>) -> BoxFuture<'_, Result<Page, HoldError>> {
-        Box::pin(async move { Ok((older(&self.0, &now.day().to_string()).await?, None)) })
+        Box::pin(async move { Ok((older(self.path().await?, &now.day().to_string()).await?, None)) })
     }
 
     fn prepare(&self, _: Moment, _: Moment) -> BoxFuture<'_, Result<(), HoldError>> {
@@ -66,11 +102,11 @@ impl Store for Folder {
     }
 
     fn tidy(&self, _: Moment) -> BoxFuture<'_, Result<(), HoldError>> {
-        Box::pin(tidy(&self.0))
+        Box::pin(async { tidy(self.path().await?).await })
     }
 
     fn bytes(&self) -> BoxFuture<'_, Result<u64, HoldError>> {
-        Box::pin(bytes(&self.0))
+        Box::pin(async { bytes(self.path().await?).await })
     }
 }
 
@@ -226,4 +262,23 @@ async fn files(folder: &Path) -> Result<Vec<(String, std::fs::Metadata)>, HoldEr
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each look would block a thread of its own: after some hundred of them the worker could not even use its spool.
+    #[tokio::test(start_paused = true)]
+    async fn a_folder_that_hangs_is_asked_by_one_thread_at_a_time() {
+        let folder = Folder::new(std::env::temp_dir());
+        let hangs = Arc::clone(&folder.answered).lock_owned().await;
+        for _ in 0..3 {
+            let error = folder.bytes().await.unwrap_err();
+            assert_eq!(error.to_string(), "the hold's folder: no answer within 3s");
+            assert!(folder.remove("", "name").await.is_err());
+        }
+        drop(hangs);
+        assert!(folder.path().await.is_ok(), "it answers again");
+    }
 }

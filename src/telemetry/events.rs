@@ -228,7 +228,7 @@ pub const METRICS: &[(&str, &str)] = &[
     ("kz_record_call_hold_max_bytes", "The most that the hold takes."),
     (
         "kz_record_call_hold_refusals_total",
-        "Times that the hold did not take audio, by reason: full, none, database, folder, source, corrupt.",
+        "Times that the hold did not take audio, by reason: full, none, database, folder, source, corrupt, late.",
     ),
     ("kz_record_call_spool_free_bytes", "What the spool's disk has free."),
     (
