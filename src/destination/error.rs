@@ -27,7 +27,7 @@ pub enum DeliveryError {
     #[error("what arrived is not what was sent: {0}")]
     Corrupt(String),
     /// Our own copy cannot be read.
-    #[error("the spooled file cannot be read: {0}")]
+    #[error("the audio cannot be read: {0}")]
     Source(Arc<str>),
     /// The monthly database does not exist.
     #[error("the database {0} does not exist")]

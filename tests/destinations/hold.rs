@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use futures_util::StreamExt as _;
 use kz_record_call::config::HoldKind;
+use kz_record_call::destination::Source;
+use kz_record_call::destination::url::http::Failure;
 use kz_record_call::entry::fact::Holding;
 use kz_record_call::hold::Hold;
 use kz_record_call::kazoo::time::Moment;
@@ -14,7 +16,9 @@ use kz_record_call::ledger::Address;
 use kz_record_call::recording::identity::MediaId;
 
 use crate::promises;
-use crate::support::{Case, Couchdb, Fault, Recording, TestResult, WAYS, World, whole_settings};
+use crate::support::{
+    Case, Couchdb, Fault, Recording, Reply, Server, TestResult, WAYS, World, http_here, send, whole_settings,
+};
 
 promises![
     every_place_of_the_hold_keeps_its_contract,
@@ -22,6 +26,7 @@ promises![
     what_a_dead_worker_left_half_written_is_not_held_by_a_folder,
     a_hold_with_too_few_copies_has_not_got_the_audio,
     a_damaged_copy_in_the_hold_is_replaced,
+    a_damaged_copy_in_a_folder_reaches_no_url_whole,
 ];
 
 struct Held {
@@ -286,5 +291,30 @@ async fn a_damaged_copy_in_the_hold_is_replaced(couchdb: Arc<Couchdb>) -> TestRe
     let again = held.put(&recording).await?;
     ensure!(again == holding, "{again:?}");
     ensure!(held.read(&again).await? == recording.bytes);
+    held.finish().await
+}
+
+/// One bit of a disk has changed. The length is the same, and a URL has no digest to compare.
+async fn a_damaged_copy_in_a_folder_reaches_no_url_whole(couchdb: Arc<Couchdb>) -> TestResult {
+    let held = Held::of(&couchdb, HoldKind::Folder)?;
+    let folder = held.folder.clone().context("a folder")?.join("below");
+    for size in [1000, 1_000_000] {
+        let mut recording = Recording::of(size);
+        let holding = held.put(&recording).await?;
+        recording.source = Source::held(held.hold.clone(), holding.clone());
+        let server = Server::always(Reply::Status(200)).await;
+        send(&http_here(&[]), &server.url("/good"), &recording).await?;
+        let mut copy = std::fs::read(folder.join(&holding.name))?;
+        copy[7] ^= 1;
+        std::fs::write(folder.join(&holding.name), copy)?;
+        let error = send(&http_here(&[]), &server.url("/damaged"), &recording).await;
+        let error = error.err().context("delivered")?;
+        ensure!(matches!(error.kind, Failure::Source(_)), "{error}");
+        let received = server.received();
+        ensure!(
+            received.len() == 1 && received[0].digests == recording.audio.digests,
+            "{received:?}"
+        );
+    }
     held.finish().await
 }
