@@ -86,6 +86,16 @@ pub fn due(entry: &Entry, now: Moment, policy: &Policy) -> Option<Moment> {
     }
 }
 
+/// Whether the hold keeps the audio of a parked recording no longer, if the clock is right.
+pub fn is_outlived(entry: &Entry, now: Moment, policy: &Policy) -> bool {
+    let case = Case {
+        entry: entry.clone(),
+        hand: Hand::Empty,
+        informed: false,
+    };
+    settled::outlived(&case, now, policy).is_some()
+}
+
 fn is_from_silence(what: &What) -> bool {
     matches!(what, What::Concluded { cause, .. } if cause.is_silence())
 }
@@ -137,6 +147,10 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
             case.entry = case.entry.clone().merge(*known);
             return;
         }
+        Input::Outlived => match settled::outlived(case, now, policy) {
+            Some(what) => what,
+            None => return,
+        },
         Input::Due | Input::Doubt => return,
     };
     let owed = webhooks::owed(&case.entry, &what, policy);
@@ -159,7 +173,7 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
         return None;
     }
     if entry.parked().is_some() {
-        return settled::woken(entry).or_else(|| settled::outlived(case, now, policy));
+        return settled::woken(entry);
     }
     if entry.awaits_kazoo() {
         return None;

@@ -9,12 +9,14 @@ use std::time::Duration;
 use tracing::debug;
 
 use crate::amqp::{self, Letter, Removed};
+use crate::couch::{Couch, CouchError};
 use crate::entry::Entry;
 use crate::hold::{Hold, HoldError};
 use crate::kazoo::names::APP_NAME;
+use crate::kazoo::time::Clock;
 use crate::ledger::{self, Address, Filter, Ledger, LedgerError, retention};
 use crate::lifecycle::{self, Input, State};
-use crate::telemetry::events::DeadLettersExpired;
+use crate::telemetry::events::{DeadLettersExpired, RetentionPutOff};
 
 use super::common::{Common, Interrupted};
 use super::drivers::Drivers;
@@ -33,9 +35,13 @@ const TIDYING: Duration = Duration::from_secs(3600);
 /// Interval between two searches for entries that were written on both sides of a partitioned cluster.
 const MEND: Duration = Duration::from_secs(60);
 
+/// If the host's clock differs by more than this from the database server's, nothing is taken for old.
+const CLOCKS_AGREE: Duration = Duration::from_secs(3600);
+
 /// Keeps ledger and hold tidy.
 pub struct Retention {
     pub common: Arc<Common>,
+    pub couch: Couch,
     pub ledger: Ledger,
     pub hold: Hold,
     pub sweep: Arc<Sweep<Drivers>>,
@@ -66,20 +72,19 @@ impl Retention {
     /// Drops what is past its retention, and prepares what comes next, every few hours.
     pub async fn retain(self: Arc<Self>) {
         loop {
-            if let Err(error) =
-                retention::sweep(&self.ledger, self.common.now(), self.common.config.ledger.retention).await
-            {
-                debug!(event = "retention_failed", %error, "old months not examined");
+            // The host's own clock, also where a test puts the worker's clock forward: that stands for time that has passed everywhere.
+            match clock_fault(&self.couch, &Clock::system()).await {
+                Ok(None) => self.remove_old().await,
+                Ok(Some(why)) => RetentionPutOff { why: &why }.emit(),
+                Err(error) => debug!(event = "retention_failed", %error, "clock of the database server not read"),
             }
-            self.expire().await;
-            if let Err(error) = self.conclude_outlived().await {
-                debug!(event = "hold_retention_failed", %error, "parked recordings past their retention not read");
-            }
-            self.expire_dead_letters().await;
             match tokio::time::timeout(TIDYING, self.tidy_hold()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => debug!(event = "hold_retention_failed", %error, "old days of the hold not examined"),
-                Err(_) => debug!(event = "hold_retention_failed", "old days of the hold not examined within an hour"),
+                Err(_) => debug!(
+                    event = "hold_retention_failed",
+                    "old days of the hold not examined within an hour"
+                ),
             }
             self.prepare().await;
             debug!(event = "retention_done", "ledger, hold and dead letters examined");
@@ -89,6 +94,19 @@ impl Retention {
                 () = self.common.stop().cancelled() => return,
             }
         }
+    }
+
+    /// Removes what is older than the configuration keeps it.
+    async fn remove_old(self: &Arc<Self>) {
+        if let Err(error) = retention::sweep(&self.ledger, self.common.now(), self.common.config.ledger.retention).await
+        {
+            debug!(event = "retention_failed", %error, "old months not examined");
+        }
+        self.expire().await;
+        if let Err(error) = self.conclude_outlived().await {
+            debug!(event = "hold_retention_failed", %error, "parked recordings past their retention not read");
+        }
+        self.expire_dead_letters().await;
     }
 
     /// Deletes the entries that the configuration keeps less long than their month.
@@ -118,14 +136,14 @@ impl Retention {
             let zone = &self.common.config.kazoo.zone;
             let entries = records.into_iter().map(|record| record.entry);
             let ours = entries.filter(|entry| entry.order().is_some_and(|order| order.zone == *zone));
-            let over = ours.filter(|entry| lifecycle::due(entry, now, policy).is_some_and(|due| due <= now));
+            let over = ours.filter(|entry| lifecycle::is_outlived(entry, now, policy));
             let wanted: Vec<_> = over.map(|entry| (ledger::address(&entry), Some(entry))).collect();
             while self.sweep.in_flight.busy() >= IN_FLIGHT {
                 if let Err(Interrupted::ShuttingDown) = self.common.rest().await {
                     return Ok(());
                 }
             }
-            self.sweep.take(wanted, &Input::Due, false).await;
+            self.sweep.take(wanted, &Input::Outlived, false).await;
         }
         Ok(())
     }
@@ -210,5 +228,73 @@ impl Retention {
             None => needed,
         };
         entry.is_none_or(|entry| !entry.is_closed())
+    }
+}
+
+/// Why the age of nothing can be told now. A host can boot with a clock that is months ahead: by that clock the only copy of each parked
+/// recording would be too old.
+async fn clock_fault(couch: &Couch, clock: &Clock) -> Result<Option<String>, CouchError> {
+    let Some(ahead) = couch.welcome(clock).await?.ahead_ms else {
+        return Ok(Some("the database server does not tell its time".into()));
+    };
+    let apart = Duration::from_millis(ahead.unsigned_abs());
+    let side = if ahead > 0 { "ahead of" } else { "behind" };
+    let (is_wrong, seconds) = (apart > CLOCKS_AGREE, apart.as_secs());
+    let fault = || format!("this host's clock is {seconds} s {side} the database server's clock");
+    Ok(is_wrong.then(fault))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use crate::config::{Config, Couchdb, Layers};
+    use crate::kazoo::time::Moment;
+
+    use super::*;
+
+    /// What a host finds whose clock is so many seconds ahead of a server with this `Date`.
+    async fn found(ahead: i64, date: &'static str) -> Option<String> {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = Config::of(Layers::load(None, std::iter::empty()).unwrap()).unwrap();
+        let couch = Couch::new(&Couchdb {
+            url: format!("http://{}", listener.local_addr().unwrap()).parse().unwrap(),
+            ..config.couchdb
+        });
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let body = r#"{"couchdb":"Welcome","version":"3.5.0"}"#;
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\n{date}Content-Length: {}\r\nConnection: close",
+                    body.len()
+                );
+                let _ = stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await;
+            }
+        });
+        // What `date` says, in seconds.
+        let server = 1_795_386_262;
+        let clock = Clock::fixed(Moment::from_unix_seconds(server + ahead));
+        clock_fault(&couch.unwrap(), &clock).await.unwrap()
+    }
+
+    /// The audio of all parked recordings would be dropped otherwise, within seconds of a start.
+    #[tokio::test]
+    async fn nothing_is_taken_for_old_by_a_clock_that_the_database_server_does_not_share() {
+        const DATE: &str = "Date: Sun, 22 Nov 2026 22:24:22 GMT\r\n";
+        for ahead in [0, 5, -5, 3500, -3500] {
+            assert_eq!(found(ahead, DATE).await, None, "{ahead}");
+        }
+        let day = 86_400;
+        let ahead = found(400 * day, DATE).await.unwrap();
+        assert_eq!(
+            ahead,
+            "this host's clock is 34559999 s ahead of the database server's clock"
+        );
+        assert!(found(-day, DATE).await.unwrap().contains("behind"));
+        let silent = found(0, "").await;
+        assert_eq!(silent.as_deref(), Some("the database server does not tell its time"));
     }
 }

@@ -41,6 +41,8 @@ pub enum Input {
     Known(Box<Entry>),
     /// A timer is due.
     Due,
+    /// The time is over for which the hold keeps the audio of a parked recording, by a clock that is right.
+    Outlived,
     /// Events may have been missed: the channel must be queried now.
     Doubt,
 }

@@ -32,12 +32,15 @@ fn last_parked(entry: &Entry) -> Option<(Moment, Cause)> {
 
 /// A recording is parked with its audio in the hold for as long as the configuration keeps such audio. The copy may be the only one, so the
 /// recording gets its outcome first, which the ledger, an event and the log tell. The copy is removed after that.
+/// A clock that is wrong would make every copy look old, so this follows from no other input than `Outlived`.
 pub(super) fn outlived(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
     let (keep, entry) = (policy.hold_retention?, &case.entry);
+    entry.parked()?;
     let (since, _) = last_parked(entry)?;
+    let is_settled = entry.outcome().is_some() || entry.unreadable().next().is_some() || woken(entry).is_some();
     let is_over = entry.held().is_some() && since.plus(keep) <= now;
     let is_told = entry.open_announcements().next().is_none();
-    (is_over && is_told && case.hand == Hand::Empty).then_some(What::Concluded {
+    (is_over && is_told && !is_settled && case.hand == Hand::Empty).then_some(What::Concluded {
         outcome: Outcome::Discarded,
         cause: Cause::RetentionOver,
     })

@@ -268,6 +268,7 @@ fn background(
         }),
         retention: Arc::new(Retention {
             common: Arc::clone(common),
+            couch: outside.couch.clone(),
             ledger: outside.ledger.clone(),
             hold: outside.hold.clone(),
             sweep: Arc::clone(&sweep),

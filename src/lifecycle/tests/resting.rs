@@ -297,7 +297,7 @@ fn held_audio_of_a_parked_recording_outlives_its_retention_only_with_an_outcome(
         assert!(case.entry.held().is_some());
         case
     };
-    let at = |case: &mut Case, seconds: u64, policy: &Policy| next(case, Input::Due, after(seconds), policy);
+    let at = |case: &mut Case, seconds: u64, policy: &Policy| next(case, Input::Outlived, after(seconds), policy);
     // Without the setting, and before the time, the copy stays.
     let mut case = parked(true);
     assert!(at(&mut case, 1000 * day, &policy()).is_empty());
@@ -313,6 +313,13 @@ fn held_audio_of_a_parked_recording_outlives_its_retention_only_with_an_outcome(
     next(&mut retried, Input::Fact(retry), after(29 * day), &keeps(30));
     at(&mut retried, 31 * day, &keeps(30));
     assert_eq!(retried.entry.outcome(), None);
+    // Only what has compared the clocks says that it is over.
+    for input in [Input::Due, Input::Doubt, Input::Known(Box::new(case.entry.clone()))] {
+        assert!(next(&mut case, input, after(400 * day), &keeps(30)).is_empty());
+        assert_eq!(case.entry.outcome(), None);
+    }
+    assert!(!crate::lifecycle::is_outlived(&case.entry, after(29 * day), &keeps(30)));
+    assert!(crate::lifecycle::is_outlived(&case.entry, after(31 * day), &keeps(30)));
     // The outcome is published before the copy is removed.
     let discarded = Announcement::Outcome(Outcome::Discarded);
     assert_eq!(
@@ -340,6 +347,6 @@ fn a_parked_recording_whose_audio_is_not_in_the_hold_does_not_expire() {
     step(&mut case, Input::Fact(What::Parked { n: 1, cause }));
     let announced = What::Announced(Announcement::Outcome(Outcome::Parked));
     step(&mut case, Input::Fact(announced));
-    next(&mut case, Input::Due, after(1000 * 86_400), &keeps);
+    next(&mut case, Input::Outlived, after(1000 * 86_400), &keeps);
     assert_eq!(case.entry.outcome(), None);
 }

@@ -1,7 +1,7 @@
 //! Events of what is removed because it is older than the configuration keeps it.
 
 use metrics::counter;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Dead letters were older than the configuration keeps them.
 pub struct DeadLettersExpired<'a> {
@@ -22,6 +22,21 @@ impl DeadLettersExpired<'_> {
             removed = self.removed,
             left = self.left,
             "dead letters past their retention removed"
+        );
+    }
+}
+
+/// Nothing was removed by its age, because the age of nothing can be told now.
+pub struct RetentionPutOff<'a> {
+    pub why: &'a str,
+}
+
+impl RetentionPutOff<'_> {
+    pub fn emit(self) {
+        warn!(
+            event = "retention_put_off",
+            why = self.why,
+            "nothing removed by its age"
         );
     }
 }
