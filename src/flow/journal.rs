@@ -120,9 +120,15 @@ impl<Q: Queues> Journal<Q> {
         }
     }
 
-    /// Whether starts wait in the journal that the ledger does not know yet, as far as the broker reports.
+    /// Whether the broker reports that starts wait in the journal which the ledger does not know yet. For decisions that can do without: in an
+    /// alarm the broker reports nothing, perhaps for hours.
     pub async fn has_more(&self) -> bool {
         self.publisher.depth(JOURNAL).await.is_some_and(|depth| depth > 0)
+    }
+
+    /// Whether such starts may wait there: the broker reports them, or does not report. For decisions that no later start could undo.
+    pub async fn may_have_more(&self) -> bool {
+        self.publisher.depth(JOURNAL).await.is_none_or(|depth| depth > 0)
     }
 }
 
@@ -159,8 +165,57 @@ pub fn read(body: &[u8], now: Moment) -> Result<Entry, String> {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use crate::config::{Config, Layers};
+    use crate::flow::common::Tasks;
+    use crate::kazoo::envelope::Sender;
+    use crate::kazoo::time::Clock;
+    use crate::ledger::testing::{policy, server, welcome};
 
     use super::*;
+
+    /// A broker that reports this depth.
+    struct Deep(Option<u32>);
+
+    impl Queues for Deep {
+        async fn enqueue(&self, _: &str, _: &str, _: &Value) -> Result<(), PublishError> {
+            Ok(())
+        }
+
+        async fn depth(&self, _: &str) -> Option<u32> {
+            self.0
+        }
+    }
+
+    /// The broker is in an alarm, or its queue elects a leader. The start of the recording that a stop is for may wait there.
+    #[tokio::test]
+    async fn starts_may_wait_in_a_journal_of_which_the_broker_reports_nothing() {
+        let (couch, _) = server(|_, _| welcome()).await;
+        let (clock, stop) = (Clock::system(), CancellationToken::new());
+        let (ledger, _writer) = Ledger::over(Arc::new(couch), clock.clone(), &policy(), stop.clone());
+        let common = Arc::new(Common {
+            config: Config::of(Layers::load(None, std::iter::empty()).unwrap()).unwrap(),
+            sender: Sender { node: "w".into() },
+            clock,
+            policy: policy(),
+            tasks: Tasks::new(TaskTracker::new(), stop),
+        });
+        for (depth, has, may_have) in [(Some(0), false, false), (Some(1), true, true), (None, false, true)] {
+            let journal = Journal {
+                common: Arc::clone(&common),
+                ledger: ledger.clone(),
+                publisher: Deep(depth),
+                waiting: AtomicUsize::new(0),
+            };
+            assert_eq!(
+                (journal.has_more().await, journal.may_have_more().await),
+                (has, may_have),
+                "{depth:?}"
+            );
+        }
+    }
 
     const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
 

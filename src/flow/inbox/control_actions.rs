@@ -105,7 +105,7 @@ impl Controls {
             match look {
                 Look::Found(found) => return Box::pin(self.carry_out(request, *found, what)).await,
                 // A recording of ours may wait in the journal.
-                Look::None if self.journal.has_more().await => {}
+                Look::None if self.journal.may_have_more().await => {}
                 Look::None => {
                     self.carrier.stranger(request, name, what).await;
                     return (String::new(), self.answers.result_of_request(request.reply_to).await);
@@ -140,7 +140,7 @@ impl Controls {
             look = self.finder.look_further(request).await;
         }
         if matches!(look, Look::None) {
-            if self.journal.has_more().await {
+            if self.journal.may_have_more().await {
                 look = Look::Untold(journal::WAITING.to_owned());
             } else if self.finder.stranger(request).is_none() && self.begun.elapsed() < MEMORY_GROWS {
                 look = Look::Untold(STARTED_LATELY.to_owned());
@@ -247,7 +247,7 @@ impl Controls {
         }
         let done = match look {
             Look::Found(found) => Box::pin(self.carry_out(&request, *found, what)).await.1,
-            Look::None if delivery.returns() >= ENOUGH && !self.journal.has_more().await => {
+            Look::None if delivery.returns() >= ENOUGH && !self.journal.may_have_more().await => {
                 self.none_of_ours(&request, what).await.is_ok()
             }
             Look::None | Look::Untold(_) => false,

@@ -115,7 +115,7 @@ impl Finder {
             Err(why) => return Look::Untold(why),
         };
         if !request.waited && records.iter().any(|record| is_to_be_controlled(request, &record.entry)) {
-            if self.journal.has_more().await {
+            if self.journal.may_have_more().await {
                 // A newer one's start may be among them.
                 return Look::Untold(journal::WAITING.to_owned());
             }
@@ -194,7 +194,7 @@ impl Finder {
             if (is_here || !is_its_own() && self.calls.is_alive(&its_leg).await == Some(false))
                 && let Some(open) = Open::of(&entry)
             {
-                if !request.waited && self.journal.has_more().await {
+                if !request.waited && self.journal.may_have_more().await {
                     return Look::Untold(journal::WAITING.to_owned());
                 }
                 self.memory.remember(&entry);
