@@ -341,38 +341,45 @@ pub struct DiscardArgs {
 pub fn discard(config: &Config, args: &DiscardArgs) -> anyhow::Result<bool> {
     block_on(async {
         let desk = Desk::open(config)?;
-        let mut entry = desk.one(&args.name).await?.entry;
-        let mut out = std::io::stdout().lock();
-        let media_id = entry
-            .order()
-            .map_or("unknown", |order| order.media_id.as_str())
-            .to_owned();
-        if entry.outcome().is_some() {
-            bail!("{media_id} is already {}", State::of(&entry).name());
-        }
-        if entry.ended().is_none() {
-            bail!("{media_id} is still recording: stop it by a callflow, or wait for the end of the call");
-        }
-        if !args.yes {
-            bail!("discard removes {media_id} and its audio for good: repeat the command with --yes to confirm");
-        }
-        let held = entry.held().cloned();
-        let (outcome, cause) = (Outcome::Discarded, Cause::DiscardedByOperator);
-        desk.add(&mut entry, What::Concluded { outcome, cause }).await?;
+        let found = desk.one(&args.name).await?;
+        give_up(&desk, &mut std::io::stdout().lock(), found, args.yes).await?;
         desk.close().await;
-        writeln!(out, "{media_id}: discarded")?;
-        if let Some(holding) = &held {
-            writeln!(
-                out,
-                "  removed by a worker: copy in the hold, {}/{}",
-                holding.place, holding.name
-            )?;
-        }
-        for left in explain::after_discarding(&entry) {
-            writeln!(out, "  {}", Plain(left))?;
-        }
         Ok(true)
     })
+}
+
+/// Discards one recording, if `yes`.
+async fn give_up(desk: &Desk, out: &mut impl Write, record: Record, yes: bool) -> anyhow::Result<()> {
+    // What a search finds comes from one node, and a worker may have stored the recording since.
+    let mut entry = desk.now(record.entry).await?;
+    let media_id = entry
+        .order()
+        .map_or("unknown", |order| order.media_id.as_str())
+        .to_owned();
+    if entry.outcome().is_some() {
+        bail!("{media_id} is already {}", State::of(&entry).name());
+    }
+    if entry.ended().is_none() {
+        bail!("{media_id} is still recording: stop it by a callflow, or wait for the end of the call");
+    }
+    if !yes {
+        bail!("discard removes {media_id} and its audio for good: repeat the command with --yes to confirm");
+    }
+    let held = entry.held().cloned();
+    let (outcome, cause) = (Outcome::Discarded, Cause::DiscardedByOperator);
+    desk.add(&mut entry, What::Concluded { outcome, cause }).await?;
+    writeln!(out, "{media_id}: discarded")?;
+    if let Some(holding) = &held {
+        writeln!(
+            out,
+            "  removed by a worker: copy in the hold, {}/{}",
+            holding.place, holding.name
+        )?;
+    }
+    for left in explain::after_discarding(&entry) {
+        writeln!(out, "  {}", Plain(left))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -407,6 +414,35 @@ mod tests {
         assert_eq!(again(&desk, &mut out, listed).await.unwrap(), 0);
         let said = String::from_utf8(out).unwrap();
         assert!(said.contains("already discarded"), "{said}");
+        desk.close().await;
+        let log = log.lock().unwrap();
+        assert!(!log.iter().any(|(first, _)| first.contains("_bulk_docs")), "{log:?}");
+    }
+
+    /// A search is answered by one node, which may lack what a worker wrote a moment ago.
+    #[tokio::test]
+    async fn a_recording_that_was_stored_meanwhile_is_not_discarded() {
+        let parked = What::Parked {
+            n: 1,
+            cause: Cause::Refused,
+        };
+        let (outcome, cause) = (Outcome::Stored, Cause::Complete);
+        let now = testing::document(&[parked.clone(), What::Concluded { outcome, cause }], "2-b");
+        let (couch, log) = testing::server(move |first, _| match first.contains("_all_docs") {
+            true => testing::found(&now),
+            false => testing::welcome(),
+        })
+        .await;
+        let desk = Desk::over(couch, testing::policy());
+        let listed = Record {
+            entry: testing::entry("action", 1_795_386_262, &[parked]),
+            lease: None,
+            rev: None,
+        };
+        let mut out = Vec::new();
+        let refused = give_up(&desk, &mut out, listed, true).await.unwrap_err().to_string();
+        assert!(refused.contains("is already"), "{refused}");
+        assert!(out.is_empty());
         desk.close().await;
         let log = log.lock().unwrap();
         assert!(!log.iter().any(|(first, _)| first.contains("_bulk_docs")), "{log:?}");
