@@ -173,12 +173,20 @@ pub async fn find_or_create(couch: &Couch, parcel: &Parcel<'_>, months: &Months)
 /// Looks for the completed document of a recording, under its possible ids.
 ///
 /// # Errors
-/// When the database does not answer, or a document does not prove its audio.
+/// When the database does not answer, a document does not prove its audio, or no database of any id exists.
 pub async fn search(couch: &Couch, to: Kind, sought: &Search<'_>) -> Result<Option<What>, DeliveryError> {
-    let mut is_damaged = false;
+    let (mut is_damaged, mut missing, mut answered) = (false, None, false);
     for id in sought.ids() {
         let database = names::modb(sought.account_id, id.month());
-        let placed = find(couch, &database, &id, sought.order.key).await?;
+        let placed = match find(couch, &database, &id, sought.order.key).await {
+            // The document is then under the next id, as the month of its first one has no database.
+            Err(error @ DeliveryError::NoDatabase(_)) => {
+                missing = Some(error);
+                continue;
+            }
+            placed => placed?,
+        };
+        answered = true;
         let Some(placed) = placed.filter(Placed::is_complete) else {
             continue;
         };
@@ -195,7 +203,7 @@ pub async fn search(couch: &Couch, to: Kind, sought: &Search<'_>) -> Result<Opti
         let why = "the document does not tell the same length of the audio twice";
         return Err(DeliveryError::Corrupt(why.into()));
     }
-    Ok(None)
+    missing.filter(|_| !answered).map_or(Ok(None), Err)
 }
 
 /// Attempts of an edit that conflicts with the edits of other workers.
@@ -438,8 +446,45 @@ mod tests {
     use serde_json::json;
 
     use crate::couch::testing;
+    use crate::entry::Entry;
 
     use super::*;
+
+    /// The action chose an id of a month without a database, so the document has the recording's own id.
+    #[tokio::test]
+    async fn a_document_is_found_under_its_second_id_if_the_first_ones_month_has_no_database() {
+        let mut order = crate::lifecycle::tests::order();
+        let derived = MediaId::derived(order.key, order.asked_at);
+        order.media_id = "202001-chosen".to_owned().try_into().unwrap();
+        let entry = Entry::of_order(order.clone(), "w");
+        let stub = json!({(order.media_name.as_str()): {"length": 5}});
+        let document = json!({
+            "_id": derived.as_str(), "_rev": "2-b", "pvt_created": 63_962_610_332_i64, "pvt_attachments": stub,
+            "pvt_recording": {"key": order.key, "state": "complete", "size": 5, "md5": "m", "sha256": "s"},
+        });
+        let sought = Search {
+            entry: &entry,
+            order: &order,
+            account_id: "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4",
+            now: order.asked_at,
+        };
+        for is_there in [true, false] {
+            let present = document.clone();
+            let (couch, _) = testing::couch(move |asked| match asked.path.as_str() {
+                path if path.contains("_membership") => (200, json!({"all_nodes": ["a"], "cluster_nodes": ["a"]})),
+                path if path.contains("_shards") => (200, json!({"range": "0-f", "nodes": ["a"]})),
+                path if path.contains("-202001/") || !is_there => testing::no_database(),
+                _ => (200, present.clone()),
+            })
+            .await;
+            match (is_there, search(&couch, Kind::Url, &sought).await) {
+                (true, Ok(Some(What::Delivered(delivery)))) => assert_eq!(delivery.document.id, derived),
+                // This says nothing of the document.
+                (false, Err(DeliveryError::NoDatabase(_))) => {}
+                (_, found) => panic!("{is_there}: {found:?}"),
+            }
+        }
+    }
 
     /// A server's 202: fewer nodes than the quorum took the document. The audio's only other copy may be given up after this.
     #[tokio::test]
