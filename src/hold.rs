@@ -16,9 +16,12 @@ use crate::kazoo::time::Moment;
 use crate::ledger::Address;
 use crate::recording::audio::Audio;
 
+use room::Room;
+
 mod couch;
 mod folder;
 mod nowhere;
+mod room;
 
 /// Why the hold failed.
 #[derive(Debug, Error)]
@@ -130,6 +133,7 @@ pub struct Hold {
     store: Arc<dyn Store>,
     max_bytes: u64,
     patience: Duration,
+    room: Arc<Room>,
 }
 
 impl Hold {
@@ -152,6 +156,7 @@ impl Hold {
             store,
             max_bytes: config.max_bytes,
             patience: PATIENCE,
+            room: Arc::default(),
         })
     }
 
@@ -186,15 +191,13 @@ impl Hold {
     }
 
     async fn put_if_it_fits(&self, item: &Item<'_>) -> Result<Holding, HoldError> {
-        let (held, size) = (self.bytes().await?, item.audio.size);
-        if held.saturating_add(size) > self.max_bytes {
-            return Err(HoldError::Full {
-                held,
-                max: self.max_bytes,
-                size,
-            });
-        }
-        self.store.put(item).await
+        let place = self
+            .room
+            .take(item.audio.size, self.max_bytes, self.store.bytes())
+            .await?;
+        let holding = self.store.put(item).await?;
+        place.fill();
+        Ok(holding)
     }
 
     /// The audio from its beginning.
@@ -251,14 +254,18 @@ impl Hold {
     /// # Errors
     /// When the database, or the folder, does not answer.
     pub async fn bytes(&self) -> Result<u64, HoldError> {
-        self.store.bytes().await
+        self.room.measured_by(self.store.bytes()).await
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use futures_util::future::pending;
+    use std::io::Write as _;
 
+    use futures_util::future::pending;
+    use serde_json::json;
+
+    use crate::couch::testing;
     use crate::ingest::Spool;
     use crate::recording::digest::Hasher;
     use crate::recording::identity::Key;
@@ -305,14 +312,80 @@ mod tests {
             store: Arc::new(Hanging),
             max_bytes: 10_000,
             patience: PATIENCE,
+            room: Arc::default(),
         };
         let hold = hold.within(Duration::from_secs(7));
+        let (of, now, audio, spooled) = to_be_held();
+        let file = &spooled.file;
+        let begun = tokio::time::Instant::now();
+        let late = hold.put(&of, now, &audio, file).await.unwrap_err();
+        assert_eq!(begun.elapsed(), Duration::from_secs(7));
+        assert_eq!(late.to_string(), "the hold was not done within 7s");
+        assert_eq!(late.reason(), "late");
+        assert!(hold.remove_named("place", "name").await.is_err());
+        assert!(hold.prepare(now, now).await.is_err());
+    }
+
+    /// BigCouch returns the names of all databases of the cluster, whatever range is requested.
+    #[tokio::test]
+    async fn many_puts_read_the_names_of_all_databases_once() {
+        let (of, now, audio, spooled) = to_be_held();
+        let day = format!("kz_record_call_hold-{}", now.day());
+        let there = day.clone();
+        let stub = json!({"audio": {"length": audio.size, "digest": audio.digests.couch()}});
+        let document = json!({"_id": "x", "_rev": "1-a", "_attachments": stub});
+        let key = of.key.to_string();
+        let (couch, log) = testing::couch(move |asked| match (asked.method.as_str(), asked.path.as_str()) {
+            (_, path) if path.contains("_all_dbs") => (200, json!(["account%2Fa", there, "system_config"])),
+            ("PUT", _) => (201, json!({"ok": true, "id": "x", "rev": "1-a"})),
+            (_, path) if path.contains(&key) => (200, document.clone()),
+            _ => (200, json!({"db_name": there, "doc_count": 1, "sizes": {"active": 5}})),
+        })
+        .await;
+        let hold = Hold {
+            store: Arc::new(couch::Databases::new(couch)),
+            max_bytes: 20_500,
+            patience: PATIENCE,
+            room: Arc::default(),
+        };
+        let puts = (0..20).map(|_| hold.put(&of, now, &audio, &spooled.file));
+        let held = futures_util::future::join_all(puts).await;
+        assert!(held.iter().all(Result::is_ok), "{held:?}");
+        let full = hold.put(&of, now, &audio, &spooled.file).await.unwrap_err();
+        assert_eq!(
+            full.to_string(),
+            "the hold is full: 20005 of 20500 bytes, and 1000 more do not fit"
+        );
+        let log = log.lock().unwrap();
+        let lists = log.iter().filter(|asked| asked.path.contains("_all_dbs")).count();
+        assert_eq!(
+            (lists, log.iter().filter(|asked| asked.method == "PUT").count()),
+            (1, 20)
+        );
+        assert!(log.iter().any(|asked| asked.path.contains(&day)));
+    }
+
+    struct Spooled {
+        file: SpoolFile,
+        dir: std::path::PathBuf,
+    }
+
+    impl Drop for Spooled {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    /// A recording with a file of a thousand bytes.
+    fn to_be_held() -> (Address, Moment, Audio, Spooled) {
         let dir = std::env::temp_dir().join(format!("kz-record-call-{}", uuid::Uuid::new_v4().simple()));
-        let spool = Spool::open(&dir, 0).unwrap();
-        let (_, file) = spool.create().unwrap();
+        let (mut open, file) = Spool::open(&dir, 0).unwrap().create().unwrap();
+        open.write_all(&[b'x'; 1000]).unwrap();
+        let mut hasher = Hasher::default();
+        hasher.update(&[b'x'; 1000]);
         let audio = Audio {
             size: 1000,
-            digests: Hasher::default().finish(),
+            digests: hasher.finish(),
             duration_ms: None,
             findings: Vec::new(),
             as_written: None,
@@ -323,13 +396,6 @@ mod tests {
             call_id: "call".into(),
             key: Key::of("call", "action"),
         };
-        let begun = tokio::time::Instant::now();
-        let late = hold.put(&of, now, &audio, &file).await.unwrap_err();
-        assert_eq!(begun.elapsed(), Duration::from_secs(7));
-        assert_eq!(late.to_string(), "the hold was not done within 7s");
-        assert_eq!(late.reason(), "late");
-        assert!(hold.remove_named("place", "name").await.is_err());
-        assert!(hold.prepare(now, now).await.is_err());
-        std::fs::remove_dir_all(&dir).unwrap();
+        (of, now, audio, Spooled { file, dir })
     }
 }
