@@ -72,6 +72,9 @@ impl Retention {
             if let Err(error) = self.conclude_outlived().await {
                 debug!(event = "hold_retention_failed", %error, "parked recordings past their retention not read");
             }
+            if let Err(error) = self.finish().await {
+                debug!(event = "retention_failed", %error, "final entries of earlier versions not read");
+            }
             self.expire_dead_letters().await;
             if let Err(error) = self.tidy_hold().await {
                 debug!(event = "hold_retention_failed", %error, "old days of the hold not examined");
@@ -99,15 +102,33 @@ impl Retention {
     /// Resumes the parked recordings whose audio the hold keeps no longer: the lifecycle concludes them. They have no timer, because they were
     /// parked for an operator, perhaps under other settings.
     async fn conclude_outlived(&self) -> Result<(), LedgerError> {
-        let (policy, now) = (&self.common.policy, self.common.now());
-        let Some(keep) = policy.hold_retention else {
+        let Some(keep) = self.common.policy.hold_retention else {
             return Ok(());
         };
         let filter = Filter {
             state: Some(State::Parked),
-            before: Some(now.minus(keep)),
+            before: Some(self.common.now().minus(keep)),
             ..Filter::default()
         };
+        self.resume(filter).await
+    }
+
+    /// Resumes what an earlier version took for final, and what is not by the rules of this version: the document must tell that its
+    /// recording was discarded or failed, or the switch still has the file. These entries have no timer.
+    async fn finish(&self) -> Result<(), LedgerError> {
+        for state in [State::Discarded, State::Failed] {
+            let filter = Filter {
+                noted_as: Some(state),
+                ..Filter::default()
+            };
+            self.resume(filter).await?;
+        }
+        Ok(())
+    }
+
+    /// Resumes the recordings of this zone that fit, and for which something is due.
+    async fn resume(&self, filter: Filter) -> Result<(), LedgerError> {
+        let (policy, now) = (&self.common.policy, self.common.now());
         let mut search = self.ledger.search(filter).await?;
         while let Some(records) = search.next().await? {
             let zone = &self.common.config.kazoo.zone;
