@@ -207,7 +207,7 @@ fn collect(attempt: u32) -> Effect {
     }
 }
 
-fn document() -> Document {
+pub(crate) fn document() -> Document {
     Document {
         id: order().media_id,
         database: "db".into(),
