@@ -150,6 +150,87 @@ async fn the_hold_is_emptied_only_when_the_ledger_has_the_delivery() {
     assert!(hold.emptied.load(Ordering::SeqCst));
 }
 
+/// A ledger that remembers what it got last.
+#[derive(Default)]
+struct Notes(Mutex<Option<Entry>>);
+
+impl EntryStore for Notes {
+    async fn known(&self, _: &Address) -> Option<Option<Entry>> {
+        Some(None)
+    }
+
+    async fn note(&self, entry: &Entry, _: Option<Lease>, _: Duration) -> Receipt {
+        *self.0.lock().unwrap() = Some(entry.clone());
+        let (promise, receipt): (Promise, Receipt) = Receipt::promised();
+        promise.keep();
+        receipt
+    }
+
+    fn lease(&self, duration: Duration) -> Lease {
+        let (by, until, stamped) = ("w".into(), order().asked_at.plus(duration), order().asked_at);
+        Lease { by, until, stamped }
+    }
+
+    fn no_lease(&self) -> Lease {
+        self.lease(Duration::ZERO)
+    }
+}
+
+/// Announces, and panics when the announcement of the outcome is to be noted.
+struct PanicsAtTheOutcome;
+
+impl Effects for PanicsAtTheOutcome {
+    type Upload = ();
+
+    async fn perform(&self, _: &Case, effect: Effect, _: &mut Option<()>) -> Result<Input, Interrupted> {
+        match effect {
+            Effect::Announce(announcement) => Ok(Input::Fact(What::Announced(announcement))),
+            _ => Err(Interrupted::ShuttingDown),
+        }
+    }
+
+    fn keep(&self, (): ()) {}
+
+    fn panicked(&self, _: &Entry, _: &str) {}
+
+    fn stepped(&self, _: &Entry, after: &Entry) {
+        assert!(
+            !after.facts().any(|fact| is_outcome(&fact.what)),
+            "a fault of the program"
+        );
+    }
+
+    fn receives_since(&self) -> Option<Moment> {
+        None
+    }
+}
+
+fn is_outcome(what: &What) -> bool {
+    matches!(what, What::Announced(Announcement::Outcome(_)))
+}
+
+/// The step that notes an announcement also notes the webhooks that are owed for it.
+#[tokio::test(start_paused = true)]
+async fn an_announcement_whose_step_panicked_is_made_once_more() {
+    let mut entry = Entry::of_order(order(), "w");
+    for fact in delivered().facts().filter(|fact| !is_outcome(&fact.what)) {
+        entry.add(Fact::clone(fact));
+    }
+    let (ledger, mailbox) = (Notes::default(), InFlight::default().take(entry.key).unwrap());
+    let (policy, clock) = (policy(), Clock::fixed(order().asked_at.plus(Duration::from_secs(60))));
+    let host = Host {
+        policy: &policy,
+        clock: &clock,
+        stop: &CancellationToken::new(),
+        lease: Duration::from_secs(300),
+        linger: Duration::from_millis(50),
+    };
+    survive((&PanicsAtTheOutcome, &ledger, host), entry, Input::Due, mailbox).await;
+    let noted = ledger.0.lock().unwrap().take().expect("noted");
+    assert_eq!(noted.panics().count(), 1);
+    assert!(!noted.facts().any(|fact| is_outcome(&fact.what)));
+}
+
 /// A ledger that was away, and then has what another worker wrote.
 struct BackAgain {
     away: AtomicBool,
