@@ -91,7 +91,7 @@ pub(crate) fn order() -> Order {
 }
 
 /// The order of Kazoo's own recording, whose file may have another call's audio.
-fn shared() -> Order {
+pub(crate) fn shared() -> Order {
     let adopted = Adopted {
         endpoint_id: None,
         at_bridges: false,
