@@ -362,4 +362,26 @@ mod tests {
         assert_eq!(Version::of_header("nginx/1.25.3"), None);
         assert!(read("3.3.2") < read("3.3.3") && read("3.3.3") < read("3.10.0"));
     }
+    /// Behind a load balancer the server that took an upload can be another one than the one that told its version.
+    #[tokio::test]
+    async fn a_digest_counts_as_compared_only_where_the_server_that_answered_compares_it() {
+        for (welcome, by, below_quorum, compared) in [
+            ("3.4.3", Some(Version(3, 4, 3)), false, true),
+            ("3.4.3", Some(Version(3, 3, 3)), false, true),
+            ("3.4.3", Some(Version(3, 3, 2)), false, false),
+            ("3.4.3", None, false, false),
+            ("3.4.3", Some(Version(3, 4, 3)), true, false),
+            ("3.3.2", Some(Version(3, 4, 3)), false, false),
+        ] {
+            let told = json!({"couchdb": "Welcome", "version": welcome, "vendor": {"name": COUCHDB}});
+            let (couch, _) = crate::couch::testing::couch(move |_| (200, told.clone())).await;
+            let rev = "1-a".to_owned();
+            let saved = Saved { rev, below_quorum, by };
+            assert_eq!(
+                couch.has_compared_digests(&saved).await,
+                compared,
+                "{welcome}, {saved:?}"
+            );
+        }
+    }
 }

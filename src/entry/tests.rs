@@ -259,3 +259,21 @@ fn an_operators_clock_does_not_decide_which_failures_count() {
         assert_eq!(entry.failures().count(), 1, "{skew}");
     }
 }
+
+/// The outcome that had the mark is void: audio that was lost came into the hold after all. What the document then must say has a number
+/// of its own.
+#[test]
+fn a_parking_after_a_mark_has_a_higher_number_than_the_mark() {
+    let fact = |second: i64, what: What| Fact {
+        at: at(second),
+        by: "w".into(),
+        what,
+    };
+    let mut entry = Entry::new(KEY.parse().unwrap(), "call");
+    entry.add(fact(1, What::Documented(document(1))));
+    entry.add(fact(2, What::Marked { n: 1 }));
+    let (n, cause) = (entry.next_rest(), Cause::NotCollected);
+    assert_eq!(n, 2);
+    entry.add(fact(3, What::Parked { n, cause }));
+    assert_eq!(entry.owes_mark(), Some((2, cause)));
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::entry::Entry;
-use crate::entry::fact::{Announcement, What};
+use crate::entry::fact::{Announcement, Fact, What};
 use crate::faults::{Fault, is_back};
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::{Clock, Moment};
@@ -220,6 +220,9 @@ async fn drive<E: Effects, L: EntryStore>(
 /// RabbitMQ has given the action to another worker at once.
 const SURELY_OURS: Duration = Duration::from_secs(15);
 
+/// The clocks of the nodes of a cluster differ by less than this, as a rule.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
+
 /// Time limit for the ledger to confirm. After that the switch gets the answer to keep its file.
 const NO_RETURN: Duration = Duration::from_secs(5);
 
@@ -290,10 +293,23 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
         let mut facts = self.case.entry.facts().rev();
         let asked = facts.find(|fact| is_it(&fact.what))?;
         // Another worker's stamp is of another clock, and says that this worker did not get the action first.
-        let is_its_own = asked.by == self.host.policy.worker;
-        let is_new = asked.at.plus(SURELY_OURS) > self.host.now();
-        let is_held = || self.effects.receives_since().is_some_and(|since| since <= asked.at);
-        Some(is_its_own && is_new && is_held())
+        let is_its_own = |fact: &Fact| fact.by == self.host.policy.worker;
+        // A start that this worker just heard of shows that RabbitMQ hears this worker, and tells it what other workers do. A mask that was
+        // asked for earlier is sent again for this start.
+        let begun = self.case.entry.facts().filter(|fact| {
+            matches!(fact.what, What::Started { .. }) && !matches!(effect, Effect::Command) && is_its_own(fact)
+        });
+        let heard = begun.map(|fact| fact.at).max();
+        let is_new = heard
+            .max(Some(asked.at))
+            .is_some_and(|at| at.plus(SURELY_OURS) > self.host.now());
+        // The action that begins a recording has the time of its callflow node.
+        let differ = match effect {
+            Effect::Command => CLOCKS_DIFFER,
+            _ => Duration::ZERO,
+        };
+        let is_held = |since: Moment| since.plus(differ) <= asked.at && asked.at <= self.host.now().plus(differ);
+        Some(is_its_own(asked) && is_new && self.effects.receives_since().is_some_and(is_held))
     }
 
     /// Merges what the ledger knows, unless the worker is shutting down.

@@ -13,7 +13,7 @@ use crate::couch::{Couch, CouchError};
 use crate::entry::Entry;
 use crate::hold::{Hold, HoldError};
 use crate::kazoo::names::APP_NAME;
-use crate::kazoo::time::Clock;
+use crate::kazoo::time::{Clock, Moment};
 use crate::ledger::{self, Address, Filter, Ledger, LedgerError, retention};
 use crate::lifecycle::{self, Input, State};
 use crate::telemetry::events::{DeadLettersExpired, RetentionPutOff};
@@ -78,6 +78,9 @@ impl Retention {
                 Ok(Some(why)) => RetentionPutOff { why: &why }.emit(),
                 Err(error) => debug!(event = "retention_failed", %error, "clock of the database server not read"),
             }
+            if let Err(error) = self.finish().await {
+                debug!(event = "retention_failed", %error, "final entries of earlier versions not read");
+            }
             match tokio::time::timeout(TIDYING, self.tidy_hold()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => debug!(event = "hold_retention_failed", %error, "old days of the hold not examined"),
@@ -122,28 +125,55 @@ impl Retention {
     /// Resumes the parked recordings whose audio the hold keeps no longer: the lifecycle concludes them. They have no timer, because they were
     /// parked for an operator, perhaps under other settings.
     async fn conclude_outlived(&self) -> Result<(), LedgerError> {
-        let (policy, now) = (&self.common.policy, self.common.now());
-        let Some(keep) = policy.hold_retention else {
+        let Some(keep) = self.common.policy.hold_retention else {
             return Ok(());
         };
         let filter = Filter {
             state: Some(State::Parked),
-            before: Some(now.minus(keep)),
+            before: Some(self.common.now().minus(keep)),
             ..Filter::default()
         };
+        let policy = &self.common.policy;
+        let is_over = |entry: &Entry, now| lifecycle::is_outlived(entry, now, policy);
+        self.resume(filter, &Input::Outlived, is_over).await
+    }
+
+    /// Resumes what an earlier version took for final, and what is not by the rules of this version: the document must tell that its
+    /// recording was discarded or failed, or the switch still has the file. These entries have no timer.
+    async fn finish(&self) -> Result<(), LedgerError> {
+        for state in [State::Discarded, State::Failed] {
+            let filter = Filter {
+                noted_as: Some(state),
+                ..Filter::default()
+            };
+            let policy = &self.common.policy;
+            let owes = |entry: &Entry, now| lifecycle::due(entry, now, policy).is_some_and(|due| due <= now);
+            self.resume(filter, &Input::Due, owes).await?;
+        }
+        Ok(())
+    }
+
+    /// Resumes the recordings of this zone that fit, with this input.
+    async fn resume(
+        &self,
+        filter: Filter,
+        input: &Input,
+        fits: impl Fn(&Entry, Moment) -> bool,
+    ) -> Result<(), LedgerError> {
+        let now = self.common.now();
         let mut search = self.ledger.search(filter).await?;
         while let Some(records) = search.next().await? {
             let zone = &self.common.config.kazoo.zone;
             let entries = records.into_iter().map(|record| record.entry);
             let ours = entries.filter(|entry| entry.order().is_some_and(|order| order.zone == *zone));
-            let over = ours.filter(|entry| lifecycle::is_outlived(entry, now, policy));
+            let over = ours.filter(|entry| fits(entry, now));
             let wanted: Vec<_> = over.map(|entry| (ledger::address(&entry), Some(entry))).collect();
             while self.sweep.in_flight.busy() >= IN_FLIGHT {
                 if let Err(Interrupted::ShuttingDown) = self.common.rest().await {
                     return Ok(());
                 }
             }
-            self.sweep.take(wanted, &Input::Outlived, false).await;
+            self.sweep.take(wanted, input, false).await;
         }
         Ok(())
     }

@@ -132,8 +132,17 @@ pub fn is_account_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// The channel variables: at most 64, and at most 256 bytes each. That is enough for all variables of Kazoo, and limits the variables that
-/// other programs set. A value that is not an object gives an empty object.
+/// A text, number or boolean of a channel variable, at most 256 bytes.
+fn bounded(value: &Value) -> Option<Value> {
+    match value {
+        Value::String(text) => Some(Value::String(clip(text, MAX_TEXT).to_owned())),
+        Value::Number(_) | Value::Bool(_) => Some(value.clone()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+/// The channel variables: at most 64, and at most 256 bytes each, or a list of at most 64 such values. That is enough for all variables of
+/// Kazoo, and limits the variables that other programs set. A value that is not an object gives an empty object.
 pub fn bounded_variables(variables: Option<&Value>) -> Value {
     let Some(Value::Object(map)) = variables else {
         return Value::Object(serde_json::Map::new());
@@ -144,9 +153,8 @@ pub fn bounded_variables(variables: Option<&Value>) -> Value {
         .take(64)
         .filter_map(|(key, value)| {
             let value = match value {
-                Value::String(text) => Value::String(clip(text, MAX_TEXT).to_owned()),
-                Value::Number(_) | Value::Bool(_) => value.clone(),
-                _ => return None,
+                Value::Array(items) => Value::Array(items.iter().take(64).filter_map(bounded).collect()),
+                value => bounded(value)?,
             };
             Some((key.clone(), value))
         });
@@ -203,6 +211,10 @@ mod tests {
         let many: serde_json::Map<_, _> = (0..500).map(|i| (format!("k{i}"), json!("v".repeat(1000)))).collect();
         let kept = bounded_variables(Some(&Value::Object(many)));
         assert!(kept.as_object().unwrap().len() <= 64 && kept.to_string().len() < 64 * 400);
+        assert_eq!(
+            bounded_variables(Some(&json!({"l": ["a", {"b": 1}, 2], "o": {}}))),
+            json!({"l": ["a", 2]})
+        );
         assert_eq!(
             bounded_variables(Some(&json!({"a": {"b": 1}, "c": true}))),
             json!({"c": true})

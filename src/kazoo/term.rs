@@ -19,6 +19,7 @@ const STRING: u8 = 107;
 const LIST: u8 = 108;
 const BINARY: u8 = 109;
 const SMALL_BIG: u8 = 110;
+const LARGE_BIG: u8 = 111;
 const SMALL_ATOM: u8 = 115;
 const MAP: u8 = 116;
 const ATOM_UTF8: u8 = 118;
@@ -265,7 +266,14 @@ impl<'a> Reader<'a> {
                     .then_some(Term::Float(value))
                     .ok_or(TermError::NotATerm)
             }
-            SMALL_BIG => self.big(),
+            SMALL_BIG => {
+                let count = usize::from(self.byte()?);
+                self.big(count)
+            }
+            LARGE_BIG => {
+                let count = self.long()?;
+                self.big(count)
+            }
             ATOM => {
                 let length = u16::from_be_bytes(self.array()?);
                 self.atom(usize::from(length), false)
@@ -324,17 +332,20 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn big(&mut self) -> Result<Term, TermError> {
-        let (count, sign) = (self.byte()?, self.byte()?);
-        if count > 8 {
-            return Err(TermError::TooLarge);
-        }
+    /// An integer of so many bytes. One that is too large for an `i64` becomes the largest, or smallest, one: no integer that this program uses is
+    /// that large, and the rest of the term must be read.
+    fn big(&mut self, count: usize) -> Result<Term, TermError> {
+        let is_negative = self.byte()? != 0;
+        let given = self.take(count)?;
+        let (low, high) = given.split_at(count.min(8));
         let mut bytes = [0u8; 8];
-        bytes[..usize::from(count)].copy_from_slice(self.take(usize::from(count))?);
-        let value = i128::from(u64::from_le_bytes(bytes));
-        i64::try_from(if sign == 0 { value } else { -value })
-            .map(Term::Integer)
-            .map_err(|_| TermError::TooLarge)
+        bytes[..low.len()].copy_from_slice(low);
+        let size = i128::from(u64::from_le_bytes(bytes));
+        let value = if is_negative { -size } else { size };
+        let most = if is_negative { i64::MIN } else { i64::MAX };
+        let fits = high.iter().all(|byte| *byte == 0);
+        let value = i64::try_from(value).ok().filter(|_| fits);
+        Ok(Term::Integer(value.unwrap_or(most)))
     }
 }
 
@@ -365,7 +376,8 @@ mod tests {
         assert_eq!(Term::from_bytes(&hex("836cffffffff")), Err(TermError::Truncated));
         assert_eq!(Term::from_bytes(&hex("8374ffffffff")), Err(TermError::Truncated));
         assert_eq!(Term::from_bytes(&hex("836dffffffff")), Err(TermError::Truncated));
-        assert_eq!(Term::from_bytes(&hex("836eff00")), Err(TermError::TooLarge));
+        assert_eq!(Term::from_bytes(&hex("836eff00")), Err(TermError::Truncated));
+        assert_eq!(Term::from_bytes(&hex("836fffffffff00")), Err(TermError::Truncated));
         let mut deep = vec![VERSION];
         for _ in 0..10_000 {
             deep.extend([SMALL_TUPLE, 1]);
@@ -397,6 +409,19 @@ mod tests {
         assert_eq!(Term::from_base64("g2QACGNvbnRpbnVl="), Err(TermError::NotATerm));
         assert_eq!(Term::from_bytes(&[]), Err(TermError::Truncated));
         assert_eq!(Term::from_bytes(&[130, NIL]), Err(TermError::NotATerm));
+    }
+
+    #[test]
+    fn an_integer_of_any_size_is_read() {
+        let read = |text: &str| Term::from_bytes(&hex(text));
+        assert_eq!(read("836e0800ffffffffffffff7f"), Ok(Term::Integer(i64::MAX)));
+        assert_eq!(read("836e08010000000000000080"), Ok(Term::Integer(i64::MIN)));
+        // 2^63, -2^63 - 1, and 10^30.
+        assert_eq!(read("836e08000000000000000080"), Ok(Term::Integer(i64::MAX)));
+        assert_eq!(read("836e08010100000000000080"), Ok(Term::Integer(i64::MIN)));
+        assert_eq!(read("836e0d00000000407429edc9d09f0c0000"), Ok(Term::Integer(i64::MAX)));
+        assert_eq!(read("836e0901000000000000000001"), Ok(Term::Integer(i64::MIN)));
+        assert_eq!(read("836f00000002000500"), Ok(Term::Integer(5)));
     }
 
     fn any_term() -> impl Strategy<Value = Term> {

@@ -21,6 +21,8 @@ pub struct Filter {
     pub media_id: Option<String>,
     pub call_id: Option<String>,
     pub state: Option<State>,
+    /// The state that the ledger has for it. By the rules of this version, an entry of an earlier one may be in another state.
+    pub noted_as: Option<State>,
     pub account_id: Option<String>,
     pub cause: Option<String>,
     /// Requested before this time.
@@ -109,7 +111,11 @@ impl Search<'_> {
             return Ok(Some(found));
         }
         if self.states.is_empty() {
-            let states = self.filter.state.map_or(STATES.to_vec(), |state| vec![state]);
+            let states = self
+                .filter
+                .state
+                .or(self.filter.noted_as)
+                .map_or(STATES.to_vec(), |state| vec![state]);
             self.states = states.into_iter().map(|state| Rows::of(state, &self.filter)).collect();
         }
         let mut ids = Vec::new();

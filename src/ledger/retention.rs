@@ -201,6 +201,9 @@ mod tests {
         facts.push(What::Announced(Announcement::Outcome(outcome)));
         let (deleted, asked) = expired(&facts, keep).await;
         assert_eq!(deleted, 1);
+        // By the rules of this version the document must still say that the recording failed.
+        facts.push(What::Documented(crate::lifecycle::tests::document()));
+        assert_eq!(expired(&facts, keep).await.0, 1);
         // The entries that began more than a day before.
         assert!(asked.contains("startkey=%5B%22failed%22%2C0%5D"), "{asked}");
         assert!(asked.contains("endkey=%5B%22failed%22%2C1795299862"), "{asked}");

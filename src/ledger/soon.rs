@@ -4,10 +4,14 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::kazoo::time::Moment;
+
+/// A write arrives within this time, as a rule.
+const ON_ITS_WAY: Duration = Duration::from_secs(3);
 
 /// Entries that are remembered: the ones that are due first.
 const MOST: usize = 100_000;
@@ -60,8 +64,10 @@ impl Soon {
         timers.order.first().is_some_and(|(due, _)| *due <= now.unix_micros())
     }
 
-    /// All that was due at that time was found.
+    /// All that the ledger had at that time, and that was due, was found. An entry is noted before its write is answered, so a timer stays
+    /// until its write must have arrived.
     pub fn passed(&self, now: Moment) {
+        let now = now.minus(ON_ITS_WAY);
         let mut timers = self.lock();
         while let Some((due, id)) = timers
             .order
@@ -101,7 +107,9 @@ mod tests {
             !soon.has(at(19)) && soon.has(at(20)),
             "it was written with a later timer"
         );
-        soon.passed(at(20));
+        soon.passed(at(22));
+        assert!(soon.has(at(22)), "its write may be on its way");
+        soon.passed(at(23));
         assert!(!soon.has(at(299)) && soon.has(at(300)));
         soon.note(&json!({"_id": "a"}));
         assert!(!soon.has(at(100_000)), "it waits for an event, or is final");

@@ -91,7 +91,7 @@ pub(crate) fn order() -> Order {
 }
 
 /// The order of Kazoo's own recording, whose file may have another call's audio.
-fn shared() -> Order {
+pub(crate) fn shared() -> Order {
     let adopted = Adopted {
         endpoint_id: None,
         at_bridges: false,
@@ -207,7 +207,7 @@ fn collect(attempt: u32) -> Effect {
     }
 }
 
-fn document() -> Document {
+pub(crate) fn document() -> Document {
     Document {
         id: order().media_id,
         database: "db".into(),

@@ -50,6 +50,9 @@ pub struct Subject<'a> {
     pub controls: Controls,
 }
 
+/// Start, end and length are rounded, each for itself: what differs by this many seconds is no difference.
+const ROUNDED_S: i64 = 2;
+
 /// The action's URL for users who may list recordings: without credentials and without its signature.
 fn public(given: &str) -> String {
     const SECRET: [&str; 5] = [
@@ -101,9 +104,22 @@ impl Subject<'_> {
         self.id.month().clamp(self.ended.at)
     }
 
+    /// When the recording began, in Gregorian seconds. As Kazoo computes it, from the end and the length; but the length lacks the time on
+    /// hold, and the time between two parts.
+    fn start(&self, seconds: i64) -> i64 {
+        let computed = self.ended.at.gregorian_seconds() - seconds;
+        // A start that no event reported has the time of its command. media_mgr never has the start.
+        let told = self
+            .started
+            .filter(|told| told.stamp.is_some() && self.order.adopted.is_none());
+        told.map(|told| told.at.gregorian_seconds())
+            .filter(|told| told + ROUNDED_S < computed)
+            .unwrap_or(computed)
+    }
+
     /// The document without attachments.
     pub fn document(&self) -> Map<String, Value> {
-        let (order, ended) = (self.order, self.ended);
+        let order = self.order;
         let mut doc = Map::new();
         let mut put = |key: &str, value: Value| {
             if !(value.is_null() || value.as_str() == Some("")) {
@@ -126,7 +142,7 @@ impl Subject<'_> {
                 SOURCE_TYPE
             }),
         );
-        put("start", json!(ended.at.gregorian_seconds() - seconds));
+        put("start", json!(self.start(seconds)));
         put("duration", json!(seconds));
         put("duration_ms", json!(length_ms));
         put("call_id", json!(self.call_id()));

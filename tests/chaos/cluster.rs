@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
+use crate::endpoint::{self, Endpoint};
 use crate::evidence::Home;
 use crate::hearing::Hearing;
 use crate::plan::{Account, Plan, SERVERS};
@@ -16,10 +17,13 @@ use crate::simulator::sim::couch::{self, Couch};
 use crate::simulator::sim::wire::Clock;
 use crate::simulator::sim::{Kazoo, KazooOptions};
 use crate::support::Worker;
+use crate::support::object_store::{ObjectStore, Setup};
 use crate::targets::{Book, Target};
 
 const PLAIN: &str = "4ba1f7d5a1c54a0fb0d9c9d3e1a2b3c4";
 const PLANNED: &str = "9c01d2e3f4a5b6c7d8e9f0a1b2c3d4e5";
+
+const STORED: &str = "b7e6d5c4b3a291807f6e5d4c3b2a1908";
 
 /// From here until the plan begins: workers start, queues are declared.
 const PREPARATION: Duration = Duration::from_secs(4);
@@ -60,6 +64,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("LEDGER__LINGER_MS", "300"),
     ("LEDGER__LEASE_S", "5"),
     ("LEDGER__PATIENCE_MS", "2000"),
+    ("WEBHOOKS__TIMEOUT_MS", "1000"),
+    ("WEBHOOKS__RETRY_MS", "200,400,800,1500,1500,1500,1500,1500,1500,1500"),
 ];
 
 pub struct Cluster {
@@ -70,6 +76,8 @@ pub struct Cluster {
     pub third: Couch,
     pub targets: Vec<Target>,
     pub store_proxy: Target,
+    pub objects: ObjectStore,
+    pub endpoint: Endpoint,
     pub book: Book,
     /// Of each worker's place, who is in it now.
     pub workers: Vec<Mutex<Option<Worker>>>,
@@ -99,6 +107,9 @@ impl Cluster {
             media["default"]["proxy_port"] = json!(port);
         };
         couch.edit("system_config", "media", configure).await?;
+        let objects = ObjectStore::start(Setup::default()).await;
+        couch.create("system_data", STORED, &plan_of(&objects.s3())).await?;
+        let endpoint = Endpoint::start().await?;
         let mut targets = Vec::new();
         for n in 0..SERVERS {
             targets.push(Target::server(n, book.clone()).await?);
@@ -119,6 +130,8 @@ impl Cluster {
             ("COUCHDB__DATABASE_PREFIX", prefix.clone()),
             ("KAZOO__RECORDINGS", format!("{}/", recordings.display())),
             ("KZ_RECORD_CALL_TEST_CLOCK_FORWARD_S", clock.offset_secs.to_string()),
+            ("WEBHOOKS__ENDPOINT__ARCHIVE__URL", endpoint.url()),
+            ("WEBHOOKS__ENDPOINT__ARCHIVE__SECRET", endpoint::SECRET.to_owned()),
         ];
         let adopts = plan.adopts.then(|| ("ADOPT__MODE", "store".to_owned()));
         let settings = settings.into_iter().chain(adopts);
@@ -131,6 +144,8 @@ impl Cluster {
             couch,
             targets,
             store_proxy,
+            objects,
+            endpoint,
             book,
             workers: (0..plan.workers).map(|_| Mutex::default()).collect(),
             upgraded: (0..plan.workers).map(|_| AtomicBool::new(old.is_none())).collect(),
@@ -234,6 +249,12 @@ impl Cluster {
         self.couch.edit("system_config", "media", change).await
     }
 
+    /// An operator changes the secret of the plan with the object store.
+    pub async fn set_secret(&self, secret: &str) -> anyhow::Result<()> {
+        let change = |plan: &mut Value| plan["attachments"]["9b1c"]["settings"]["secret"] = json!(secret);
+        self.couch.edit("system_data", STORED, change).await
+    }
+
     /// A database server's address.
     pub fn server(&self, home: Home) -> anyhow::Result<String> {
         match home {
@@ -268,18 +289,27 @@ pub fn account_id(account: Account) -> &'static str {
     match account {
         Account::Plain => PLAIN,
         Account::Planned => PLANNED,
+        Account::Native => STORED,
     }
 }
 
 async fn seed(url: &str, prefix: &str, clock: Clock) -> anyhow::Result<Couch> {
     couch::seed(url, prefix, PLANNED, clock).await?;
+    couch::seed(url, prefix, STORED, clock).await?;
     let couch = couch::seed(url, prefix, PLAIN, clock).await?.couch;
-    let plan = json!({
-        "plan": {"modb": {"types": {"call_recording": {"attachments": {"handler": "9b1c"}}}}},
-        "attachments": {"9b1c": {"handler": "s3", "settings": {"bucket": "b"}}},
-    });
-    couch.create("system_data", PLANNED, &plan).await?;
+    // Without a key it is nothing that a worker can serve itself.
+    couch
+        .create("system_data", PLANNED, &plan_of(&json!({"bucket": "b"})))
+        .await?;
     Ok(couch)
+}
+
+/// A plan with S3.
+fn plan_of(settings: &Value) -> Value {
+    json!({
+        "plan": {"modb": {"types": {"call_recording": {"attachments": {"handler": "9b1c"}}}}},
+        "attachments": {"9b1c": {"handler": "s3", "settings": settings}},
+    })
 }
 
 /// A clock for which the month turns after `wait`.

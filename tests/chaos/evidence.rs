@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use crate::cluster::Cluster;
+use crate::endpoint::Notice;
 use crate::hearing::Told;
 use crate::plan::Account;
 use crate::play::{Played, Verb};
@@ -24,6 +25,9 @@ pub struct Evidence {
     pub endings: Vec<Ending>,
     pub documents: Vec<Document>,
     pub bodies: Vec<Body>,
+    pub objects: Vec<Object>,
+    /// What the endpoint of an operator accepted.
+    pub notices: Vec<Notice>,
     pub stories: Vec<Story>,
     pub held: Vec<Held>,
     pub struck: Vec<Struck>,
@@ -33,6 +37,14 @@ pub struct Evidence {
     pub left_over: Vec<String>,
     /// What was asked of recordings that ran.
     pub turns: Vec<Turn>,
+}
+
+/// An object of the store that a plan names.
+#[derive(Debug, Clone)]
+pub struct Object {
+    pub key: String,
+    pub md5: String,
+    pub length: u64,
 }
 
 /// A start that an action asked for.
@@ -199,6 +211,8 @@ impl Evidence {
             endings: endings(cluster),
             documents,
             bodies,
+            objects: objects(cluster),
+            notices: cluster.endpoint.notices(),
             stories,
             held: databases::held(cluster).await?,
             struck,
@@ -207,6 +221,16 @@ impl Evidence {
             left_over,
         })
     }
+}
+
+fn objects(cluster: &Cluster) -> Vec<Object> {
+    let all = cluster.objects.objects().into_iter();
+    all.map(|(key, stored)| Object {
+        key,
+        md5: stored.digests.md5,
+        length: stored.length,
+    })
+    .collect()
 }
 
 /// What was announced so far: by our own ear, and by the simulated cluster's, for one of them may have been deaf when the broker came back.

@@ -35,6 +35,7 @@ mod promises {
 }
 
 mod cluster;
+mod endpoint;
 mod evidence;
 mod hearing;
 mod odd;

@@ -40,6 +40,7 @@ pub fn judge(evidence: &Evidence) -> Vec<String> {
     }
     places::strangers(evidence, &mut wrong);
     stories(evidence, &mut wrong);
+    notices(evidence, &mut wrong);
     answers(evidence, &mut wrong);
     turns::obeyed(evidence, &mut wrong);
     wrong.extend(evidence.left_over.iter().map(|what| format!("left over: {what}")));
@@ -229,6 +230,40 @@ fn stories(evidence: &Evidence, wrong: &mut Vec<String>) {
 fn has_two_legs(evidence: &Evidence, ending: &Ending) -> bool {
     let mut starts = evidence.starts.iter();
     starts.any(|start| start.label == ending.label && start.kazoos.is_some())
+}
+
+/// The endpoint got the outcome of every recording that is closed, and nothing that was not announced.
+fn notices(evidence: &Evidence, wrong: &mut Vec<String>) {
+    for notice in &evidence.notices {
+        let of = |ending: &&Ending| ending.msg_id == notice.id;
+        let announced = evidence.endings.iter().find(of);
+        let same =
+            announced.is_some_and(|ending| ending.outcome == notice.outcome && ending.media_id == notice.media_id);
+        if let Some(why) = &notice.wrong {
+            wrong.push(format!("the endpoint got a request that is not genuine: {why}"));
+        } else if !same {
+            wrong.push(format!(
+                "the endpoint got {} of {} ({}), and announced was {:?}",
+                notice.outcome, notice.media_id, notice.id, announced
+            ));
+        }
+    }
+    for story in evidence.stories.iter().filter(|story| !story.outcome.is_empty()) {
+        // Of one that was open again the last outcome counts.
+        let mine = evidence
+            .endings
+            .iter()
+            .filter(|ending| ending.key == story.key && ending.is_final());
+        let Some(last) = mine.max_by_key(|ending| ending.at) else {
+            continue;
+        };
+        if !evidence.notices.iter().any(|notice| notice.id == last.msg_id) {
+            wrong.push(format!(
+                "{}: the endpoint never got {} ({})",
+                last.label, last.outcome, last.msg_id
+            ));
+        }
+    }
 }
 
 impl Evidence {

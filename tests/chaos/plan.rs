@@ -18,6 +18,7 @@ pub const SAME_ID: &str = "always-the-same";
 /// What is drawn apart from the rest has this in its seed.
 const ODD: u64 = 0x0dd;
 const KAZOOS: u64 = 0xca200;
+const STORES: u64 = 0x5_704e;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -56,6 +57,8 @@ pub enum Account {
     Plain,
     /// A storage plan takes them through the store proxy.
     Planned,
+    /// A storage plan names an object store, which the workers serve themselves.
+    Native,
 }
 
 /// One recording that is asked for.
@@ -170,6 +173,11 @@ pub enum What {
     UseThirdParty,
     Server(usize, Mood),
     StoreProxy(Mood),
+    ObjectStore(StoreMood),
+    /// The plan of the object store has a wrong secret for that time.
+    WrongPlan,
+    /// The endpoint that gets the outcomes.
+    Endpoint(Mood),
     /// No ecallmgr takes commands for the switch.
     NoEcallmgr,
     /// The next uploads break.
@@ -216,13 +224,26 @@ pub enum Mood {
     Cut(Cut),
 }
 
+/// What an object store does with uploads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreMood {
+    Refuses(u16, &'static str),
+    RefusesEarly(u16, &'static str),
+    ClosesAt(u64),
+    LosesAnswer,
+    StoresLess,
+    Silent,
+}
+
 impl Plan {
     pub fn new(seed: u64, recordings: usize, length: Duration, workers: usize) -> Self {
         let mut random = Rng::with_seed(seed);
         let mut calls = calls::plan(&mut random, recordings, length);
+        calls::into_object_store(&mut Rng::with_seed(seed ^ STORES), &mut calls);
         let mut troubles = troubles::plan(&mut random, length, workers);
         let turn = length.mul_f64(0.4 + random.f64() * 0.2);
         troubles::odd_ones(&mut Rng::with_seed(seed ^ ODD), length, &mut troubles);
+        troubles::of_stores(&mut Rng::with_seed(seed ^ STORES), length, &mut troubles);
         let mut kazoos = Rng::with_seed(seed ^ KAZOOS);
         let adopts = kazoos.bool();
         if adopts {

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use crate::cluster::Cluster;
-use crate::plan::{Trouble, What};
+use crate::plan::{StoreMood, Trouble, What};
 use crate::simulator::sim::UploadFault;
+use crate::support::object_store::{Does, SECRET};
 
 /// Bytes a second of slow uploads.
 const SLOW: u64 = 200_000;
@@ -133,6 +134,21 @@ async fn happen(
             wait().await;
             cluster.store_proxy.set(None);
         }
+        What::ObjectStore(mood) => {
+            cluster.objects.always(Some(does(mood)));
+            wait().await;
+            cluster.objects.always(None);
+        }
+        What::WrongPlan => {
+            set_plan(cluster, "a wrong secret").await;
+            wait().await;
+            set_plan(cluster, SECRET).await;
+        }
+        What::Endpoint(mood) => {
+            cluster.endpoint.set(Some(mood));
+            wait().await;
+            cluster.endpoint.set(None);
+        }
         What::NoEcallmgr => {
             // The broker may be away: then nobody serves the switch anyway.
             let _ = kazoo.serve_switch(false).await;
@@ -159,6 +175,23 @@ async fn happen(
         }),
     }
     Ok(())
+}
+
+fn does(mood: StoreMood) -> Does {
+    match mood {
+        StoreMood::Refuses(status, code) => Does::Refuses(status, code),
+        StoreMood::RefusesEarly(status, code) => Does::RefusesEarly(status, code),
+        StoreMood::ClosesAt(bytes) => Does::ClosesAt(bytes),
+        StoreMood::LosesAnswer => Does::LosesAnswer,
+        StoreMood::StoresLess => Does::StoresLess,
+        StoreMood::Silent => Does::Silent,
+    }
+}
+
+async fn set_plan(cluster: &Cluster, secret: &str) {
+    while cluster.set_secret(secret).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 fn broken(n: u32) -> UploadFault {

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::evidence::{Command, CommandFate, Document, Ending, Evidence, File, Held, Home, Start, Turn};
+use crate::evidence::{Command, CommandFate, Document, Ending, Evidence, File, Held, Home, Object, Start, Turn};
 use crate::oracle::judge;
 use crate::oracle::turns::are_masks_known;
-use crate::plan::What;
+use crate::plan::{Account, What};
 use crate::play::Verb;
 use crate::strike::Struck;
 
@@ -111,8 +111,48 @@ const TAMPERINGS: &[(&str, Tamper)] = &[
         Some(())
     }),
     ("an upload to the store proxy that never arrived", |e| {
-        let label = kept(e, "storage_plan")?.label.clone();
+        let planned = |label: &str| {
+            e.starts
+                .iter()
+                .any(|start| start.label == label && start.account == Account::Planned)
+        };
+        let mut kept = e.endings.iter().filter(|ending| ending.is_kept());
+        let label = kept.find(|ending| planned(&ending.label))?.label.clone();
         e.bodies.retain(|body| body.label != label);
+        Some(())
+    }),
+    ("an object that is not the recording's audio", |e| {
+        let key = object_of(e)?;
+        let object = e.objects.iter_mut().find(|object| object.key == key)?;
+        "other".clone_into(&mut object.md5);
+        Some(())
+    }),
+    ("an object that is gone", |e| {
+        let key = object_of(e)?;
+        e.objects.retain(|object| object.key != key);
+        Some(())
+    }),
+    ("an object of nobody", |e| {
+        e.objects.push(Object {
+            key: "nobody's".into(),
+            md5: "nobody's".into(),
+            length: 7,
+        });
+        Some(())
+    }),
+    ("an outcome that the endpoint never got", |e| {
+        let id = kept(e, "account")?.msg_id.clone();
+        e.notices.retain(|notice| notice.id != id);
+        Some(())
+    }),
+    ("an outcome that the endpoint got, and nobody else", |e| {
+        let mut notice = e.notices.first()?.clone();
+        "another".clone_into(&mut notice.id);
+        e.notices.push(notice);
+        Some(())
+    }),
+    ("a request to the endpoint that somebody forged", |e| {
+        e.notices.first_mut()?.wrong = Some("no good signature".into());
         Some(())
     }),
     ("a file that nobody brought", |e| {
@@ -387,6 +427,17 @@ fn stored(evidence: &Evidence) -> impl Iterator<Item = &Ending> {
 fn kept<'a>(evidence: &'a Evidence, destination: &str) -> Option<&'a Ending> {
     let mut kept = evidence.endings.iter().filter(|ending| ending.is_kept());
     kept.find(|ending| ending.destination == destination)
+}
+
+/// The object of a recording that is kept in the object store.
+fn object_of(evidence: &Evidence) -> Option<String> {
+    let kept = evidence.endings.iter().filter(|ending| ending.is_kept());
+    let ids: Vec<&str> = kept.map(|ending| ending.media_id.as_str()).collect();
+    let of_kept = evidence
+        .documents
+        .iter()
+        .filter(|document| ids.contains(&document.id.as_str()));
+    of_kept.filter_map(|document| document.object.clone()).next()
 }
 
 fn document<'a>(evidence: &'a mut Evidence, id: &str) -> Option<&'a mut Document> {

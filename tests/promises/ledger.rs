@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
+use crate::places::HERE;
 use crate::promises;
 use crate::simulator::sim::{CallOptions, EventFault, Mistreat};
+use crate::support::http::{Reply, Server};
 use crate::support::{Mode, SOON, Services, TestResult, World, machine};
 
 promises![
@@ -28,6 +30,7 @@ promises![
     a_recording_is_taken_up_again_when_its_workers_lease_runs_out,
     what_is_parked_is_listed_explained_and_moved_on,
     what_is_given_up_is_never_asked_for_again,
+    what_an_earlier_version_left_discarded_is_told_in_the_document,
     each_rest_of_a_recording_is_told,
 ];
 
@@ -530,6 +533,59 @@ async fn what_is_given_up_is_never_asked_for_again(services: Arc<Services>) -> T
     let (good, said) = world.command(&["retry", &recording.id]).await?;
     ensure!(!good && said.contains("already"), "{said}");
     ensure!(recording.path.exists(), "nobody asked for the file");
+    world.finish().await
+}
+
+/// A version before this one let the document say that the recording is parked. Its entry is final, and has no timer.
+async fn what_an_earlier_version_left_discarded_is_told_in_the_document(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let settings = [("FLOW__MAX_ATTEMPTS", "1"), HERE];
+    let mut worker = world.worker_with(&settings).await?;
+    let server = Server::always(Reply::Status(500)).await;
+    let call = world.kazoo.new_call(CallOptions::talking());
+    call.execute(json!({"url": server.url("/in")}))
+        .await?
+        .continued(SOON)
+        .await?;
+    let recording = call.wait_recording_started(SOON).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.state(&call.id(), "parked", SOON).await?;
+    let (good, said) = world.command(&["discard", "--yes", &recording.id]).await?;
+    ensure!(good, "{said}");
+    world.state(&call.id(), "discarded", SOON).await?;
+    let modb = world.modb(&recording.id);
+    let is_discarded = |document: &Value| document["pvt_recording"]["state"] == "discarded";
+    let document = world.couch.get(&modb, &recording.id).await?.context("no document")?;
+    ensure!(is_discarded(&document), "{document:#}");
+    ensure!(worker.terminate(SOON).await?.success());
+
+    let entry = world.entry(&call.id()).await?.context("no entry")?;
+    ensure!(entry["due"].is_null(), "{entry:#}");
+    let id = entry["_id"].as_str().context("no id")?;
+    let ledger = format!("kz_record_call-{}", world.month());
+    let is_mark = |fact: &Value| fact["fact"] == "marked" && fact["of"]["n"] == 2;
+    let mut marks = 0;
+    let forget = |entry: &mut Value| {
+        let facts = entry["facts"].as_array_mut().expect("facts");
+        marks = facts.iter().filter(|fact| is_mark(fact)).count();
+        facts.retain(|fact| !is_mark(fact));
+    };
+    world.couch.edit(&ledger, id, forget).await?;
+    ensure!(marks == 1, "{entry:#}");
+    let park = |document: &mut Value| document["pvt_recording"]["state"] = "parked".into();
+    world.couch.edit(&modb, &recording.id, park).await?;
+
+    let begun = Instant::now();
+    let _worker = world.worker_with(&settings).await?;
+    loop {
+        let document = world.couch.get(&modb, &recording.id).await?.context("no document")?;
+        if is_discarded(&document) {
+            break;
+        }
+        ensure!(begun.elapsed() < SOON, "{document:#}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    world.state(&call.id(), "discarded", SOON).await?;
     world.finish().await
 }
 

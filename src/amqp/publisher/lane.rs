@@ -21,7 +21,7 @@ use std::task::{Context, Poll};
 use futures_util::future::poll_fn;
 use lapin::message::BasicReturnMessage;
 use lapin::types::ShortString;
-use lapin::{Channel, Confirmation, PublisherConfirm};
+use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::telemetry::survive;
@@ -51,6 +51,9 @@ pub(super) enum NotHere {
     Broken(AmqpError),
 }
 
+/// Publishes one message, and gets the broker's confirmation.
+type Publishing = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
+
 /// A message in flight.
 struct Sent {
     of: Messages,
@@ -64,8 +67,7 @@ struct Sent {
 
 /// How far a message is.
 enum Step {
-    Writing(Pin<Box<dyn Future<Output = lapin::Result<PublisherConfirm>> + Send>>),
-    Confirming(PublisherConfirm),
+    Publishing(Publishing),
     Done { is_taken: bool },
 }
 
@@ -80,27 +82,19 @@ struct Flying {
 impl Sent {
     /// Goes on as far as possible. `true` when it is complete by that.
     fn advance(&mut self, cx: &mut Context<'_>, returned: &mut Vec<BasicReturnMessage>) -> lapin::Result<bool> {
-        loop {
-            match &mut self.step {
-                Step::Writing(writing) => match writing.as_mut().poll(cx) {
-                    Poll::Ready(confirm) => self.step = Step::Confirming(confirm?),
-                    Poll::Pending => return Ok(false),
-                },
-                Step::Confirming(confirm) => match Pin::new(confirm).poll(cx) {
-                    Poll::Ready(confirmed) => {
-                        let confirmed = confirmed?;
-                        let is_taken = matches!(confirmed, Confirmation::Ack(_));
-                        let message = confirmed.take_message();
-                        self.has_anothers = message.as_ref().is_some_and(|message| !self.is_of(message));
-                        returned.extend(message);
-                        self.step = Step::Done { is_taken };
-                        return Ok(true);
-                    }
-                    Poll::Pending => return Ok(false),
-                },
-                Step::Done { .. } => return Ok(false),
-            }
-        }
+        let Step::Publishing(publishing) = &mut self.step else {
+            return Ok(false);
+        };
+        let Poll::Ready(confirmed) = publishing.as_mut().poll(cx) else {
+            return Ok(false);
+        };
+        let confirmed = confirmed?;
+        let is_taken = matches!(confirmed, Confirmation::Ack(_));
+        let message = confirmed.take_message();
+        self.has_anothers = message.as_ref().is_some_and(|message| !self.is_of(message));
+        returned.extend(message);
+        self.step = Step::Done { is_taken };
+        Ok(true)
     }
 
     fn is_of(&self, message: &BasicReturnMessage) -> bool {
@@ -134,8 +128,8 @@ fn id_of(message: &BasicReturnMessage) -> &str {
 struct Flight(Vec<Flying>);
 
 impl Flight {
-    /// Publishes a bundle: its messages are handed to lapin in their order before this returns.
-    fn begin(&mut self, channel: &Channel, bundle: Bundle) {
+    /// Takes a bundle. The next look hands its messages to lapin in their order.
+    fn begin(&mut self, bundle: Bundle, publish: impl Fn(&Messages, usize) -> Publishing) {
         let Bundle { messages, done } = bundle;
         if done.is_closed() {
             // The caller gave up before anything was published.
@@ -146,16 +140,12 @@ impl Flight {
             let _ = done.send(Err(NotHere::Untaken));
             return;
         }
-        let sent = (0..messages.len()).map(|nth| {
-            let (of, channel) = (Arc::clone(&messages), channel.clone());
-            let writing = async move { of[nth].publish(&channel).await };
-            Sent {
-                of: Arc::clone(&messages),
-                nth,
-                step: Step::Writing(Box::pin(writing)),
-                returned: None,
-                has_anothers: false,
-            }
+        let sent = (0..messages.len()).map(|nth| Sent {
+            of: Arc::clone(&messages),
+            nth,
+            step: Step::Publishing(publish(&messages, nth)),
+            returned: None,
+            has_anothers: false,
         });
         self.0.push(Flying {
             sent: sent.collect(),
@@ -218,7 +208,15 @@ impl Flight {
 }
 
 /// Publishes bundles on a channel with confirms, until the channel breaks, or no publisher is left.
-pub(super) async fn run(channel: Channel, mut bundles: mpsc::Receiver<Bundle>) {
+async fn run(channel: Channel, bundles: mpsc::Receiver<Bundle>) {
+    let publish = |messages: &Messages, nth: usize| -> Publishing {
+        let (messages, channel) = (Arc::clone(messages), channel.clone());
+        Box::pin(async move { messages[nth].publish(&channel).await?.await })
+    };
+    publish_all(bundles, publish).await;
+}
+
+async fn publish_all(mut bundles: mpsc::Receiver<Bundle>, publish: impl Fn(&Messages, usize) -> Publishing) {
     let mut flight = Flight::default();
     let broken = poll_fn(|cx| {
         loop {
@@ -226,7 +224,7 @@ pub(super) async fn run(channel: Channel, mut bundles: mpsc::Receiver<Bundle>) {
                 return Poll::Ready(Some(error));
             }
             match bundles.poll_recv(cx) {
-                Poll::Ready(Some(bundle)) => flight.begin(&channel, bundle),
+                Poll::Ready(Some(bundle)) => flight.begin(bundle, &publish),
                 // Also where the broker confirms no more, and all callers have given up: the channel must not stay open for ever.
                 Poll::Ready(None) if flight.is_given_up(cx) => return Poll::Ready(None),
                 Poll::Ready(None) | Poll::Pending => return Poll::Pending,
@@ -308,3 +306,6 @@ async fn lane(publisher: &Publisher) -> Result<mpsc::Sender<Bundle>, AmqpError> 
     *lane = Some((live.epoch, sender.clone()));
     Ok(sender)
 }
+
+#[cfg(test)]
+mod tests;

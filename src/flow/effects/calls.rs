@@ -1,6 +1,6 @@
 //! Commands to a call's control process, and queries to ecallmgr about channels.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
@@ -13,6 +13,7 @@ use crate::kazoo::call::shown;
 use crate::kazoo::channel::{self, ChannelState, Status, StatusReply};
 use crate::kazoo::dialplan::{self, Control, Trigger};
 use crate::kazoo::outgoing::Outgoing;
+use crate::kazoo::time::Moment;
 use crate::recording::order::Order;
 use crate::telemetry::events::CommandSent;
 use crate::telemetry::trace::{self, Stage};
@@ -111,6 +112,7 @@ impl Calls {
     }
 
     /// Stops, masks or unmasks the recording into `file_name`. Nothing is sent unless `still` says so when the broker is there to take it.
+    /// Returns when the command was sent, by this worker's clock: the switch may obey it before the broker's confirmation arrives.
     ///
     /// # Errors
     /// As `Publisher::publish`.
@@ -121,16 +123,22 @@ impl Calls {
         file_name: &str,
         what: Control,
         still: Still<'_>,
-    ) -> Result<(), PublishError> {
+    ) -> Result<Moment, PublishError> {
         let msg_id = uuid::Uuid::new_v4().simple().to_string();
         let message = dialplan::control(&self.common.sender, to, &msg_id, call_id, file_name, what);
         let _pass = self.keep_pace(to.queue()).await;
         let messages = [&message];
-        let publishing = self.publisher.publish_all_if(&messages, still);
+        let at = Mutex::new(self.common.now());
+        let still = || {
+            *at.lock().unwrap_or_else(PoisonError::into_inner) = self.common.now();
+            still()
+        };
+        let publishing = self.publisher.publish_all_if(&messages, &still);
         let mut results = trace::within(Stage::Command, trace::current(), publishing).await;
         let sent = results.pop().unwrap_or(Err(PublishError::Refused));
         report(call_id, media_id, what.name(), &sent);
-        sent
+        let at = *at.lock().unwrap_or_else(PoisonError::into_inner);
+        sent.map(|()| at)
     }
 
     /// What sets the call's channel to what the order says, unless that is the switch's default. The recording begins whatever becomes

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::entry::Entry;
-use crate::entry::fact::{Route, What};
+use crate::entry::fact::{Fact, Route, What};
 use crate::kazoo::address::Address;
 use crate::kazoo::dialplan::{Control, Trigger};
 use crate::kazoo::time::Moment;
@@ -123,7 +123,8 @@ impl Commands {
             .send_control((&to, &call_id), media_id, file, what, &still)
             .await
         {
-            Ok(()) => Ok(Input::Fact(delivered(n))),
+            // The switch may have obeyed before the confirmation arrived.
+            Ok(at) => Ok(self.heard_at(entry, at, delivered(n))),
             // A stop is repeated anyway, and counted.
             Err(error)
                 if error.is_unroutable() && what != Control::Stop && self.may_be_back(entry, action.as_deref()) =>
@@ -141,6 +142,16 @@ impl Commands {
                 Ok(Input::Due)
             }
         }
+    }
+
+    /// What this worker did at an earlier time.
+    fn heard_at(&self, entry: &Entry, at: Moment, what: What) -> Input {
+        let mut news = Entry::new(entry.key, &entry.call_id);
+        news.add(Fact {
+            at,
+            ..self.common.fact(what)
+        });
+        Input::Known(Box::new(news))
     }
 
     /// A stop command that no queue took: it counts as sent, and not as delivered.

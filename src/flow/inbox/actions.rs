@@ -47,7 +47,7 @@ impl Actions {
     }
 
     async fn act(&self, delivery: Delivery) {
-        let begun = Instant::now();
+        let (begun, read) = (Instant::now(), self.common.now());
         let (reply_to, asked) = match self.reader.read(&delivery).await {
             Ok(read) => read,
             Err(error) => return self.returns.reject(delivery, QUEUE, "", &error.to_string()).await,
@@ -65,6 +65,7 @@ impl Actions {
                     repeated: delivery.redelivered(),
                     waited: false,
                     at,
+                    read,
                 };
                 self.run(&request, &delivery, &asked, begun).await
             }

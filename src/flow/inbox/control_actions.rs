@@ -216,6 +216,7 @@ impl Controls {
 
     async fn resume(&self, delivery: Delivery) {
         const QUEUE: &str = "controls";
+        let read = self.common.now();
         let asked = match self.reader.read(&delivery).await {
             Ok((_, asked)) => asked.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
@@ -239,7 +240,8 @@ impl Controls {
             doubtful: true,
             repeated: true,
             waited: delivery.returns() >= ENOUGH,
-            at: delivery.timestamp().and_then(|at| message_time(at, self.common.now())),
+            at: delivery.timestamp().and_then(|at| message_time(at, read)),
+            read,
         };
         let mut look = self.finder.look(&request).await;
         if !matches!(look, Look::Found(_)) {

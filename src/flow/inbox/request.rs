@@ -37,6 +37,8 @@ pub struct Request<'a> {
     pub waited: bool,
     /// When it was sent, by its sender's clock.
     pub at: Option<Moment>,
+    /// When this worker read it from its queue, by this worker's clock.
+    pub read: Moment,
 }
 
 /// What an action asks for. Its data, of any size, is dropped after it was read.

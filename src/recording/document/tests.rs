@@ -130,6 +130,33 @@ fn a_peer_that_came_after_another_is_not_told_as_the_callee() {
     assert_eq!(of(None), (json!("carol"), Value::Null));
 }
 
+/// The switch leaves the time on hold out of the length. Of several parts, the lengths are added.
+#[test]
+fn the_start_of_what_was_on_hold_or_has_parts_is_the_first_start() {
+    let (order, ended) = (order("a"), told());
+    let computed = ended.at.gregorian_seconds() - 59;
+    let of = |start: i64, stamp: Option<i64>| {
+        let at = Moment::from_gregorian_seconds(computed + start);
+        let started = Told { at, stamp, ..told() };
+        let doc = document_of(&order, Some(&started), &ended, |subject| subject.told_ms = Some(59_000));
+        doc["start"].as_i64().unwrap() - computed
+    };
+    assert_eq!(of(-600, Some(1)), -600);
+    assert_eq!(of(-600, None), 0, "the time of its command");
+    assert_eq!((of(-2, Some(1)), of(1, Some(1))), (0, 0), "rounded");
+    let mut adopted = order.clone();
+    adopted.adopted = crate::lifecycle::tests::shared().adopted;
+    let started = Told {
+        at: Moment::from_gregorian_seconds(computed - 600),
+        stamp: Some(1),
+        ..told()
+    };
+    let doc = document_of(&adopted, Some(&started), &ended, |subject| {
+        subject.told_ms = Some(59_000)
+    });
+    assert_eq!(doc["start"], computed, "as media_mgr computes it");
+}
+
 #[test]
 fn a_presumed_end_is_told_as_presumed() {
     let (order, ended) = (order("a"), told());

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
+use kz_record_call::kazoo::term::Term;
 use md5::{Digest as _, Md5};
 use serde_json::Value;
 
@@ -30,6 +31,8 @@ pub struct Document {
     pub told_md5: Option<String>,
     /// The length of audio that is somewhere else, as it says.
     pub elsewhere: Option<u64>,
+    /// The object of a store that has its audio, as Kazoo reads it from the document.
+    pub object: Option<String>,
     pub state: String,
     pub cause: String,
     /// Masked (`true`) and unmasked, in this order.
@@ -88,6 +91,9 @@ async fn read(
     let elsewhere = document["pvt_attachments"]
         .as_object()
         .and_then(|attachments| attachments.values().next()?["length"].as_u64());
+    let object = document["pvt_attachments"]
+        .as_object()
+        .and_then(|attachments| attachments.values().next()?["handler"]["kz_att_s3"]["S3"].as_str());
     let private = &document["pvt_recording"];
     Ok(Document {
         home,
@@ -97,6 +103,7 @@ async fn read(
         audio,
         told_md5: private["md5"].as_str().map(str::to_owned),
         elsewhere,
+        object: object.map(named).transpose()?,
         state: text(&private["state"]),
         cause: text(&private["cause"]),
         masks: private["masks"].as_array().map_or_else(Vec::new, |masks| {
@@ -105,6 +112,17 @@ async fn read(
         listed: false,
         id,
     })
+}
+
+/// The object's name in the term that Kazoo reads.
+fn named(term: &str) -> anyhow::Result<String> {
+    match Term::from_base64(term)? {
+        Term::Tuple(parts) => match &parts[..] {
+            [Term::Map(_), Term::Binary(key)] => Ok(String::from_utf8(key.clone())?),
+            parts => anyhow::bail!("{parts:?}"),
+        },
+        other => anyhow::bail!("{other:?}"),
+    }
 }
 
 /// Reads an attachment back, every byte.

@@ -15,7 +15,9 @@ const CONFIGURATION: Duration = Duration::from_secs(3);
 pub fn kept(evidence: &Evidence, start: &Start, ending: &Ending, say: &mut impl FnMut(String)) {
     let may = match (start.server, start.account) {
         (Some(_), _) => ending.outcome == "delivered" && ending.destination == "url",
-        (None, Account::Planned) => ending.outcome == "stored" && ending.destination == "storage_plan",
+        (None, Account::Planned | Account::Native) => {
+            ending.outcome == "stored" && ending.destination == "storage_plan"
+        }
         // Which of the two depends on what was configured between its end on the switch and its end.
         (None, Account::Plain) => {
             ending.outcome == "stored"
@@ -58,6 +60,23 @@ pub fn kept(evidence: &Evidence, start: &Start, ending: &Ending, say: &mut impl 
         "account" | "third_party" => {
             if document.audio != whole {
                 say(format!("{} has {:?}, not {whole:?}", document.id, document.audio));
+            }
+        }
+        "storage_plan" if start.account == Account::Native => {
+            let key = document.object.as_deref().unwrap_or_default();
+            let mut objects = evidence.objects.iter().filter(|object| object.key == key);
+            let there = objects.next().map(|object| (object.md5.clone(), object.length));
+            if there != whole {
+                say(format!(
+                    "{} tells of the object {key:?}, which is {there:?}, not {whole:?}",
+                    document.id
+                ));
+            }
+            if document.elsewhere != ending.size || document.audio.is_some() {
+                say(format!(
+                    "{} tells of {:?} bytes, not {:?}",
+                    document.id, document.elsewhere, ending.size
+                ));
             }
         }
         _ => {
@@ -246,6 +265,15 @@ pub fn strangers(evidence: &Evidence, wrong: &mut Vec<String>) {
         let kept = is_kept(&copy.md5) || evidence.starts.iter().any(grew);
         if !kept {
             wrong.push(format!("{} is held, and kept nowhere else", copy.name));
+        }
+    }
+    for object in &evidence.objects {
+        let mine = |start: &&Start| start.account == Account::Native && start.wholes.contains(&object.md5);
+        if !evidence.starts.iter().any(|start| mine(&start)) {
+            wrong.push(format!(
+                "the object {} has {} bytes ({}) that are no recording of a plan's account",
+                object.key, object.length, object.md5
+            ));
         }
     }
     for body in &evidence.bodies {

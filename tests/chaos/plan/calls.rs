@@ -79,6 +79,17 @@ pub(super) fn kazoos(
     calls.collect()
 }
 
+/// Gives a part of the calls without a URL to the account with an object store. Drawn apart, so that the rest stays what it is for a seed.
+pub(super) fn into_object_store(random: &mut Rng, calls: &mut [CallPlan]) {
+    let without_url = |call: &&mut CallPlan| call.starts.iter().all(|start| start.url.is_none());
+    for call in calls.iter_mut().filter(without_url) {
+        let share = if call.account == Account::Planned { 0.4 } else { 0.25 };
+        if random.f64() < share {
+            call.account = Account::Native;
+        }
+    }
+}
+
 struct Maker<'a> {
     random: &'a mut Rng,
     starts: usize,

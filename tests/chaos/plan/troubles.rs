@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::{Cut, Mood, Odd, SERVERS, Trouble, What, millis, pick};
+use super::{Cut, Mood, Odd, SERVERS, StoreMood, Trouble, What, millis, pick};
 
 /// Everything is well until then.
 const QUIET: Duration = Duration::from_millis(1_500);
@@ -22,6 +22,8 @@ enum Target {
     Configuration,
     Server(usize),
     StoreProxy,
+    ObjectStore,
+    Endpoint,
     Switch,
     Uploads,
     Calls,
@@ -111,16 +113,46 @@ pub(super) fn odd_ones(random: &mut Rng, length: Duration, troubles: &mut Vec<Tr
         }
         let Some(what) = deck.pop() else { break };
         let lasts = millis(random, 500, 3_000);
-        let at = free(what, QUIET.max(length.mul_f64(random.f64())), lasts, troubles);
-        if at < length {
-            troubles.push(Trouble {
-                at,
-                length: lasts,
-                what,
-            });
-        }
+        between(random, length, (what, lasts), troubles);
     }
     troubles.sort_by_key(|trouble| trouble.at);
+}
+
+/// The object store, its plan, and the endpoint of webhooks. Drawn apart as well.
+pub(super) fn of_stores(random: &mut Rng, length: Duration, troubles: &mut Vec<Trouble>) {
+    let mut deck = Vec::new();
+    for _ in 0..(length.as_secs() / 4).max(4) {
+        if deck.is_empty() {
+            let at = random.u64(0..60_000);
+            deck.extend([
+                What::ObjectStore(StoreMood::Refuses(503, "SlowDown")),
+                What::ObjectStore(StoreMood::RefusesEarly(403, "AccessDenied")),
+                What::ObjectStore(StoreMood::ClosesAt(at)),
+                What::ObjectStore(StoreMood::LosesAnswer),
+                What::ObjectStore(StoreMood::StoresLess),
+                What::ObjectStore(StoreMood::Silent),
+                What::WrongPlan,
+            ]);
+            deck.extend((0..3).map(|_| What::Endpoint(mood(random))));
+            random.shuffle(&mut deck);
+        }
+        let Some(what) = deck.pop() else { break };
+        let lasts = millis(random, 1_000, 5_000);
+        between(random, length, (what, lasts), troubles);
+    }
+    troubles.sort_by_key(|trouble| trouble.at);
+}
+
+/// Puts a trouble where none strikes the same target.
+fn between(random: &mut Rng, length: Duration, (what, lasts): (What, Duration), troubles: &mut Vec<Trouble>) {
+    let at = free(what, QUIET.max(length.mul_f64(random.f64())), lasts, troubles);
+    if at < length {
+        troubles.push(Trouble {
+            at,
+            length: lasts,
+            what,
+        });
+    }
 }
 
 /// When this trouble can strike, from `at` on: those on the same target are over, and a moment more; the next one is far enough.
@@ -158,6 +190,8 @@ fn target(what: What) -> Target {
         What::UseThirdParty => Target::Configuration,
         What::Server(n, _) => Target::Server(n),
         What::StoreProxy(_) => Target::StoreProxy,
+        What::ObjectStore(_) | What::WrongPlan => Target::ObjectStore,
+        What::Endpoint(_) => Target::Endpoint,
         What::NoEcallmgr => Target::Switch,
         What::Uploads(_) | What::SlowUploads | What::LoseReplies(_) | What::TwoZones => Target::Uploads,
         What::IgnoreStarts(_) | What::Refuse(_) => Target::Calls,

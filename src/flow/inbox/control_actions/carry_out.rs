@@ -233,9 +233,10 @@ impl Carrier {
         let start = known.as_ref().and_then(Entry::newest_start);
         // A worker that knows the recording only by a notice knows of no start. Then the command is repeated rather than taken for obeyed.
         let known_start = Some(known.as_ref().and_then(Entry::newest_start).unwrap_or(BEFORE_ANY_START));
+        let sent_at = sent.as_ref().and_then(|sent| sent.as_ref().ok()).copied();
         let result = match (sent, what) {
-            (Some(Ok(())), Control::Stop) => Some(What::StopSent { n: 1, start }),
-            (Some(Ok(())), Control::Mask | Control::Unmask) => Some(What::Masked {
+            (Some(Ok(_)), Control::Stop) => Some(What::StopSent { n: 1, start }),
+            (Some(Ok(_)), Control::Mask | Control::Unmask) => Some(What::Masked {
                 action: id.clone(),
                 on,
                 n: 0,
@@ -249,13 +250,19 @@ impl Carrier {
             // The driver sends it, and notes what comes of that.
             (Some(Err(_)) | None, _) => None,
         };
-        let asked_at = request
-            .at
-            .filter(|at| what == Control::Stop && at.plus(DELAY) < self.common.now());
+        let now = sent_at.unwrap_or_else(|| self.common.now());
+        let asked_at = request.at.filter(|at| what == Control::Stop && at.plus(DELAY) < now);
         let delayed = asked_at.map(|asked| What::StopDelayed { action: id, asked });
-        let facts: Vec<What> = [asked].into_iter().chain(delayed).chain(result).collect();
+        // The action counts from when this worker got it, and its command from when it was sent: the switch may obey before the broker's
+        // confirmation arrives.
+        let at = |what: What, at: Moment| Fact {
+            at,
+            ..self.common.fact(what)
+        };
+        let (asked, delayed) = (at(asked, request.read), delayed.map(|what| at(what, request.read)));
+        let result = result.map(|what| at(what, now));
         // At once: the end may be on its way already, and its handler starts from what is remembered.
-        let stamped = self.stamped(&facts);
+        let stamped: Vec<Fact> = [asked].into_iter().chain(delayed).chain(result).collect();
         self.memory.hear(open.key, &open.call_id, &stamped);
         stamped
     }
