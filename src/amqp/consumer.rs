@@ -160,7 +160,7 @@ impl Side {
             link.failed();
             return error;
         }
-        for (spec, sender) in &self.specs {
+        for (spec, sender) in own_first(&self.specs) {
             let name = spec.session_name();
             match self.begin(connection, spec, &name, sender, &mut consuming).await {
                 Ok(channel) => channels.extend(channel),
@@ -270,6 +270,15 @@ impl Side {
     }
 }
 
+/// The queues in the order in which a session binds and consumes them: the worker's own ones first. An action that arrives before the queue of
+/// the notices is bound would be carried out without what other workers do meanwhile. After a broker restart a shared queue can need seconds,
+/// and an own one needs milliseconds.
+fn own_first<T>(specs: &[(QueueSpec, T)]) -> impl Iterator<Item = &(QueueSpec, T)> {
+    let is_own = |one: &&(QueueSpec, T)| one.0.kind == QueueKind::Exclusive;
+    let shared = specs.iter().filter(move |one| !is_own(one));
+    specs.iter().filter(is_own).chain(shared)
+}
+
 /// One consumer of a session.
 struct Consumer {
     channel: Channel,
@@ -361,5 +370,33 @@ impl Consumer {
                 let _ = within(LIMIT, "acknowledging", acker.ack(BasicAckOptions::default())).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_action_is_consumed_before_the_notices_of_other_workers() {
+        let spec = |name: &str, kind: QueueKind| QueueSpec {
+            name: name.to_owned(),
+            kind,
+            bindings: Vec::new(),
+            prefetch: 1,
+            gate: None,
+        };
+        let shared = || QueueKind::Shared {
+            max_bytes: 1,
+            dead_letters: "dead".to_owned(),
+        };
+        let specs = [
+            (spec("actions", shared()), ()),
+            (spec("replies", QueueKind::Exclusive), ()),
+            (spec("journal", shared()), ()),
+            (spec("notices", QueueKind::Exclusive), ()),
+        ];
+        let names: Vec<&str> = own_first(&specs).map(|(spec, ())| spec.name.as_str()).collect();
+        assert_eq!(names, ["replies", "notices", "actions", "journal"]);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use aws_lc_rs::hmac;
@@ -29,6 +30,8 @@ pub struct Notice {
     pub id: String,
     pub media_id: String,
     pub outcome: String,
+    pub at: Instant,
+    pub data: Value,
     /// What is wrong with the request.
     pub wrong: Option<String>,
 }
@@ -95,6 +98,8 @@ async fn take(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) 
         id: id.unwrap_or_default().to_owned(),
         media_id: text(&told["data"]["media_id"]),
         outcome: text(&told["type"]).trim_start_matches("recording.").to_owned(),
+        at: Instant::now(),
+        data: told["data"].clone(),
         wrong: genuine(&headers, &body).err().map(|error| format!("{error:#}")),
     });
     StatusCode::NO_CONTENT

@@ -5,14 +5,14 @@ mod databases;
 mod switch;
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::endpoint::Notice;
 use crate::hearing::Told;
-use crate::plan::Account;
+use crate::plan::{Account, What};
 use crate::play::{Played, Verb};
 use crate::strike::Struck;
 use crate::targets::Body;
@@ -160,6 +160,24 @@ impl Ending {
         self.outcome != "parked"
     }
 
+    /// What a webhook tells has the names of the event's fields in another form.
+    fn of_notice(notice: &Notice) -> Self {
+        let data = notice.data.as_object().into_iter().flatten();
+        let named = data.map(|(name, value)| {
+            let words = name.split('_').map(|word| match word {
+                "id" | "md5" => word.to_uppercase(),
+                _ => word[..1].to_uppercase() + &word[1..],
+            });
+            (words.collect::<Vec<_>>().join("-"), value.clone())
+        });
+        let mut body: serde_json::Map<String, Value> = named.collect();
+        body.insert("Msg-ID".to_owned(), notice.id.clone().into());
+        Self::of(&Told {
+            at: notice.at,
+            body: Value::Object(body),
+        })
+    }
+
     fn of(told: &Told) -> Self {
         let text = |key: &str| told.text(key).to_owned();
         Self {
@@ -208,7 +226,7 @@ impl Evidence {
         Ok(Self {
             starts,
             // After the stories: what they tell was announced before.
-            endings: endings(cluster),
+            endings: endings(cluster, &struck),
             documents,
             bodies,
             objects: objects(cluster),
@@ -234,7 +252,7 @@ fn objects(cluster: &Cluster) -> Vec<Object> {
 }
 
 /// What was announced so far: by our own ear, and by the simulated cluster's, for one of them may have been deaf when the broker came back.
-pub fn endings(cluster: &Cluster) -> Vec<Ending> {
+pub fn endings(cluster: &Cluster, struck: &[Struck]) -> Vec<Ending> {
     let tap = cluster.kazoo.tap().messages().into_iter();
     let seen = tap.filter(|m| m.category == "recording").map(|m| Told {
         at: m.at,
@@ -249,7 +267,24 @@ pub fn endings(cluster: &Cluster) -> Vec<Ending> {
             None => all.push(ending),
         }
     }
+    // Both ears are deaf for a moment while the broker comes back. The endpoint gets the same event, by the same id.
+    for notice in cluster.endpoint.notices() {
+        if notice.wrong.is_none()
+            && is_back_lately(struck, notice.at)
+            && !all.iter().any(|known| known.msg_id == notice.id)
+        {
+            all.push(Ending::of_notice(&notice));
+        }
+    }
     all
+}
+
+/// Whether the broker was struck less than a minute before.
+fn is_back_lately(struck: &[Struck], at: Instant) -> bool {
+    let mut broker = struck
+        .iter()
+        .filter(|one| matches!(one.what, What::RestartBroker { .. } | What::CutBroker));
+    broker.any(|one| one.from <= at && at.saturating_duration_since(one.until) < Duration::from_secs(60))
 }
 
 async fn stories(cluster: &Cluster, played: &[Played]) -> anyhow::Result<Vec<Story>> {

@@ -24,7 +24,7 @@ pub async fn settle(cluster: &Cluster, played: &[Played], patience: Duration) ->
     let mut third_party = None;
     let (mut moved_on, mut rested, mut unseen) = (BTreeSet::new(), 0, 0);
     while changed.elapsed() < patience {
-        let told = endings(cluster);
+        let told = endings(cluster, &[]);
         let resting = resting(&told);
         let mut left = left(cluster).await?;
         left.extend(owed(cluster).await?);
@@ -60,7 +60,7 @@ pub async fn settle(cluster: &Cluster, played: &[Played], patience: Duration) ->
         }
         cluster.hearing.more(LOOK).await;
     }
-    let told = endings(cluster);
+    let told = endings(cluster, &[]);
     println!("chaos: nothing changes since {patience:?}: {:?}", open(played, &told));
     Ok(third_party)
 }
