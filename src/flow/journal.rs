@@ -1,11 +1,12 @@
 //! The journal, where a start is written if the ledger does not take it in time. It is a quorum queue of our own, with persistent and
 //! confirmed messages. They are moved into the ledger when the ledger is back.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::amqp::{PublishError, Publisher};
 use crate::entry::Entry;
@@ -24,8 +25,13 @@ pub const WAITING: &str = "starts wait in the journal";
 /// The queue.
 pub const JOURNAL: &str = "kz_record_call.journal";
 
-/// Batch delay of starts. Their calls have their answers already, and only the acknowledgement of the action waits.
-const TOGETHER: Duration = Duration::from_millis(25);
+/// Batch delay of starts. Their calls have their answers already, and only the acknowledgement of the action waits. The same for what is
+/// moved from the journal into the ledger: until it is there, no search finds it.
+pub const TOGETHER: Duration = Duration::from_millis(25);
+
+/// For this long after a move, and after the ledger came back, more may be on its way from the journal into the ledger: all workers move at
+/// the same time, and the queue reports nothing of what a worker has taken out.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
 
 /// How many quarters of the prefetched actions may wait for a slow ledger.
 const QUARTERS: usize = 3;
@@ -43,6 +49,52 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What is on its way from the journal into the ledger. The depth of the queue does not count it.
+#[derive(Debug, Default)]
+pub struct Moves(Mutex<Moving>);
+
+#[derive(Debug, Default)]
+struct Moving {
+    /// Messages that this worker has taken out, and that the ledger does not have yet.
+    taken: usize,
+    /// When the last of them was written, or when all workers began to move.
+    last: Option<Instant>,
+}
+
+/// One message on its way, as long as this value lives.
+pub struct Move<'a>(&'a Moves);
+
+impl Moves {
+    /// This worker has taken a message out of the journal.
+    pub fn begin(&self) -> Move<'_> {
+        self.lock().taken += 1;
+        Move(self)
+    }
+
+    /// The ledger came back: every worker begins to move what waits.
+    pub fn all_begin(&self) {
+        self.lock().last = Some(Instant::now());
+    }
+
+    /// Whether something may be on its way.
+    fn any(&self) -> bool {
+        let moving = self.lock();
+        moving.taken > 0 || moving.last.is_some_and(|last| last.elapsed() < ON_ITS_WAY)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Moving> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Move<'_> {
+    fn drop(&mut self) {
+        let mut moving = self.0.lock();
+        moving.taken = moving.taken.saturating_sub(1);
+        moving.last = Some(Instant::now());
     }
 }
 
@@ -71,10 +123,22 @@ pub struct Journal<Q = Publisher> {
     pub ledger: Ledger,
     pub publisher: Q,
     /// Entries that wait for the ledger.
-    pub waiting: AtomicUsize,
+    waiting: AtomicUsize,
+    moves: Arc<Moves>,
 }
 
 impl<Q: Queues> Journal<Q> {
+    /// A worker's journal, which nothing waits for yet.
+    pub fn new(common: &Arc<Common>, ledger: &Ledger, publisher: Q, moves: &Arc<Moves>) -> Self {
+        Self {
+            common: Arc::clone(common),
+            ledger: ledger.clone(),
+            publisher,
+            waiting: AtomicUsize::new(0),
+            moves: Arc::clone(moves),
+        }
+    }
+
     /// Writes what is known of a recording to durable storage: the ledger, else the journal. `false` when neither took it.
     pub async fn write(&self, entry: &Entry) -> bool {
         if self.ledger.is_up() && self.in_ledger(entry).await {
@@ -120,9 +184,11 @@ impl<Q: Queues> Journal<Q> {
         }
     }
 
-    /// Whether starts wait in the journal that the ledger does not know yet, as far as the broker reports.
+    /// Whether starts wait in the journal that the ledger does not know yet, as far as the broker reports, or are on their way from there.
     pub async fn has_more(&self) -> bool {
-        self.publisher.depth(JOURNAL).await.is_some_and(|depth| depth > 0)
+        let depth = self.publisher.depth(JOURNAL).await;
+        // After the depth: what left the queue meanwhile is on its way.
+        depth.is_some_and(|depth| depth > 0) || self.moves.any()
     }
 }
 
@@ -171,11 +237,92 @@ mod tests {
             "method": "put", "url": "none", "min_sec": 0, "asked_at": 1_795_386_200_000_000_i64, "parties": {},
             "command": {"control": "q", "trigger": "now", "time_limit": 5, "follow_transfer": true, "carry": "AbC-_9"},
         }}]});
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use crate::config::{Config, Layers};
+    use crate::couch::Couch;
+    use crate::flow::common::Tasks;
+    use crate::kazoo::envelope::Sender;
+    use crate::kazoo::time::Clock;
+    use crate::lifecycle::tests::{order, policy};
         change(&mut entry["facts"][0]["of"]);
         read(entry.to_string().as_bytes(), NOW)
     }
 
     #[test]
+    /// A broker whose journal has so many messages ready.
+    struct Broker {
+        ready: u32,
+        enqueued: AtomicUsize,
+    }
+
+    impl Queues for Broker {
+        async fn enqueue(&self, _: &str, _: &str, _: &Value) -> Result<(), PublishError> {
+            self.enqueued.fetch_add(1, Ordering::AcqRel);
+            Ok(())
+        }
+
+        async fn depth(&self, _: &str) -> Option<u32> {
+            Some(self.ready)
+        }
+    }
+
+    /// The journal of a worker whose ledger counts as up, and answers nothing as long as the second value lives.
+    fn journal(ready: u32) -> (Journal<Broker>, impl Future<Output = ()>) {
+        let config = Config::of(Layers::load(None, std::iter::empty()).unwrap()).unwrap();
+        let couch = Couch::new(&config.couchdb).unwrap();
+        let (stop, clock) = (CancellationToken::new(), Clock::fixed(NOW));
+        let (ledger, writing) = Ledger::over(Arc::new(couch), clock.clone(), &policy(), stop.clone());
+        let node = "kz_record_call@test".to_owned();
+        let common = Common {
+            config,
+            sender: Sender { node },
+            clock,
+            policy: policy(),
+            tasks: Tasks::new(TaskTracker::new(), stop),
+        };
+        let enqueued = AtomicUsize::new(0);
+        let journal = Journal::new(&Arc::new(common), &ledger, Broker { ready, enqueued }, &Arc::default());
+        (journal, writing)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_empty_queue_does_not_show_that_the_ledger_has_all_starts() {
+        let (waits, _writing) = journal(1);
+        assert!(waits.has_more().await);
+        let (empty, _writing) = journal(0);
+        assert!(!empty.has_more().await);
+        let moving = empty.moves.begin();
+        assert!(empty.has_more().await, "this worker has not written what it took");
+        drop(moving);
+        assert!(empty.has_more().await, "nor has, perhaps, another worker");
+        tokio::time::advance(ON_ITS_WAY).await;
+        assert!(!empty.has_more().await);
+    }
+
+    /// The queue is empty as soon as a worker has taken all messages out. The ledger has them later.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_worker_took_out_of_the_journal_counts_as_waiting_until_the_ledger_has_it() {
+        let moves = Moves::default();
+        assert!(!moves.any(), "a worker that begins waits for no move");
+        let (one, other) = (moves.begin(), moves.begin());
+        drop(one);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(moves.any(), "the ledger is slow");
+        drop(other);
+        // Another worker took its part at the same time.
+        tokio::time::advance(Duration::from_millis(1900)).await;
+        assert!(moves.any());
+        tokio::time::advance(Duration::from_millis(200)).await;
+        assert!(!moves.any());
+        // This worker may get none of what waits, and another worker all of it.
+        moves.all_begin();
+        assert!(moves.any());
+        tokio::time::advance(ON_ITS_WAY).await;
+        assert!(!moves.any());
+    }
+
     fn an_order_whose_words_would_reach_the_switchs_shell_is_not_taken_from_the_journal() {
         assert_eq!(journalled(|_| {}).map(|entry| entry.facts().count()), Ok(1));
         for (pointer, evil) in [

@@ -26,10 +26,12 @@ const SECOND_OPINION: Duration = Duration::from_millis(250);
 /// How many recordings of a call whose end was missed are skipped, one after the other.
 const STALE: usize = 4;
 
-/// What is taken out of the journal is in the ledger within that, as a rule.
+/// What another worker takes out of the journal is in the ledger within that, as a rule.
 const BEING_WRITTEN: Duration = Duration::from_millis(150);
 
 /// An action that is sent this long before an end may have met it: the clocks of two hosts differ.
+const _: () = assert!(BEING_WRITTEN.as_millis() > 4 * journal::TOGETHER.as_millis());
+
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 /// What an action is for.
