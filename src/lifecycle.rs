@@ -37,14 +37,23 @@ pub fn step(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Next
     // In release builds nothing of this is computed.
     let was = (cfg!(debug_assertions) && !matches!(input, Input::Known(_))).then(|| State::of(&case.entry));
     take(case, input, now, policy);
+    let mut judges = true;
     for _ in 0..MOST_FOLLOW {
-        let Some(what) = follows(case, now, policy) else { break };
+        // Alerts come first, and what else follows does not depend on them.
+        let verdict = judges.then(|| case.entry.unheeded()).flatten();
+        let is_verdict = verdict.is_some();
+        let Some(what) = verdict.or_else(|| follows(case, now, policy)) else {
+            break;
+        };
         if !case.informed && is_from_silence(&what) {
             return Next::Ask;
         }
-        if !add(&mut case.entry, what, now, policy) {
+        let is_news = add(&mut case.entry, what, now, policy);
+        if !is_news && !is_verdict {
             break;
         }
+        // A verdict that is not kept would follow again and again.
+        judges &= is_news;
     }
     if let Some(was) = was {
         let is = State::of(&case.entry);
@@ -149,9 +158,6 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
 /// A fact that follows from the other facts.
 fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
     let entry = &case.entry;
-    if let Some(unheeded) = entry.unheeded() {
-        return Some(unheeded);
-    }
     if entry.outcome().is_some() {
         return None;
     }

@@ -12,7 +12,8 @@ use crate::recording::controls::{Controls, NotObeyed, Why};
 
 use super::Entry;
 use super::controls::CLOCKS_DIFFER;
-use super::fact::{Fact, What};
+use super::fact::{BEFORE_ANY_START, Fact, What};
+use super::union::{KEPT_FIRST, KEPT_LAST};
 
 mod masks;
 
@@ -66,10 +67,14 @@ impl Entry {
         if self.has(is_told) {
             return None;
         }
-        let (asked, action) = self.facts().find_map(|fact| match &fact.what {
-            What::StopAsked { action, .. } => Some((fact.at, action)),
+        let (stop, action) = self.facts().find_map(|fact| match &fact.what {
+            What::StopAsked { action, .. } => Some((fact, action)),
             _ => None,
         })?;
+        let asked = stop.at;
+        if self.may_lack_verdict(asked) {
+            return None;
+        }
         let (newest, began) = (self.newest_start(), self.latest_began());
         // Its sender may not have heard of the start that the command met.
         let of_newest = |fact: &&Fact| match fact.what {
@@ -148,7 +153,7 @@ impl Entry {
             _ => None,
         });
         asked.find_map(|(asked, action, on, at)| {
-            if self.is_refused(action) {
+            if self.is_refused(action) || self.may_lack_verdict(asked.at) {
                 return None;
             }
             let sent = self.sent(action).last();
@@ -188,6 +193,24 @@ impl Entry {
         let (began, end) = (self.latest_began()?, self.over_at());
         let (at, returned) = (order.0, self.is_returned(action));
         if !on && !returned || end.is_some_and(|end| end <= at.max(began).plus(ON_ITS_WAY)) {
+    /// Whether what came of an action is perhaps kept no more, when a worker noted the action then: an entry keeps the first few and the last
+    /// facts of each kind. Only an action after all that are known to be judged is judged then. Otherwise one verdict would displace another,
+    /// which would follow again, for ever.
+    fn may_lack_verdict(&self, asked: Moment) -> bool {
+        let judged = self.facts().filter_map(|fact| match &fact.what {
+            What::NotObeyed { what, action, .. } => Some((what, action)),
+            _ => None,
+        });
+        if judged.clone().count() < KEPT_FIRST + KEPT_LAST {
+            return false;
+        }
+        let asked_at = |(what, action): (&Control, &String)| match what {
+            Control::Stop => self.stop_asked_at(),
+            Control::Mask | Control::Unmask => self.asked(action),
+        };
+        judged.filter_map(asked_at).max().is_some_and(|last| asked <= last)
+    }
+
             return None;
         }
         let later = self.actions().into_iter().filter(|later| later.order > order);

@@ -140,7 +140,9 @@ impl Entry {
         // A later part needs the mask again.
         self.order().filter(|order| !order.may_begin_again())?;
         let is_told = |of: &str| self.has(|what| matches!(what, What::NotObeyed { action, .. } if action == of));
-        let undone = self.masks().undone.into_iter().find(|action| !is_told(action))?;
+        let is_to_be_told =
+            |of: &&str| !is_told(of) && !self.asked(of).is_some_and(|asked| self.may_lack_verdict(asked));
+        let undone = self.masks().undone.into_iter().find(is_to_be_told)?;
         let on = self.actions().into_iter().find(|action| action.id == undone)?.on;
         Some(What::NotObeyed {
             action: undone.to_owned(),
