@@ -112,7 +112,7 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
         Input::Fact(What::Started(told)) if case.entry.is_of_one_before(&told) => return,
         Input::Fact(mut what) => {
             if let What::Delivered(delivery) = &mut what {
-                delivery.again = case.entry.vain_looks();
+                delivery.again = case.entry.last_vain_look();
             }
             let not_now = matches!(what, What::DeliveryFailed { .. } | What::Postponed { .. });
             if not_now && case.hand == Hand::Received {

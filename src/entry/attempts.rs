@@ -88,13 +88,24 @@ impl Entry {
             What::Delivered(delivery) => Some(delivery.again),
             _ => None,
         });
-        // Compared by numbers, because two workers' clocks may differ.
-        self.is_unverified() && brought.max().is_some_and(|again| self.vain_looks() > again)
+        // Compared by numbers, because two workers' clocks may differ. Where an earlier version wrote a count, the recording may be delivered once
+        // more than needed, which is harmless.
+        self.is_unverified() && brought.max().is_some_and(|again| self.last_vain_look() > again)
     }
 
-    /// How many read-backs did not find the delivery.
-    pub fn vain_looks(&self) -> u32 {
-        u32::try_from(self.looks().filter(|there| !there).count()).unwrap_or(u32::MAX)
+    /// The number of the last read-back that did not find the delivery; 0: none. Not how many there were, because the first few and the last of
+    /// many are kept.
+    pub fn last_vain_look(&self) -> u32 {
+        let vain = self.facts().filter_map(|fact| match &fact.what {
+            What::Looked {
+                n,
+                why: Some(_),
+                unanswered: false,
+                ..
+            } => Some(*n),
+            _ => None,
+        });
+        vain.max().unwrap_or(0)
     }
 
     /// Whether a user deleted the recording at its destination.

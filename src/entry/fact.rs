@@ -309,7 +309,8 @@ pub struct Delivery {
     /// What the document says of stops and masks; see `Controls::fingerprint`. Absent if an earlier version wrote this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controls: Option<String>,
-    /// How many read-backs had not found it before this delivery. More than 0: it was delivered again.
+    /// The number of the last read-back that had not found it before this delivery. More than 0: it was delivered again. Earlier versions wrote
+    /// how many such read-backs there were, which is no higher.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub again: u32,
 }
