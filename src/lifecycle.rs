@@ -176,10 +176,7 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
         }
         if entry.panics().count() >= policy.attempts(None) {
             // The audio is kept where it is. A running recording continues, because its end must still be heard.
-            return Some(What::Parked {
-                n: entry.next_rest(),
-                cause: Cause::ProgramFault,
-            });
+            return Some(entry.park(Cause::ProgramFault));
         }
         ended::follows(case, now, policy)
     } else {

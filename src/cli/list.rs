@@ -389,6 +389,7 @@ mod tests {
         let parked = What::Parked {
             n: 1,
             cause: Cause::Refused,
+            ends: None,
         };
         let (outcome, cause) = (Outcome::Discarded, Cause::RetentionOver);
         let now = testing::document(&[parked.clone(), What::Concluded { outcome, cause }], "2-b");

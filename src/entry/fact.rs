@@ -190,7 +190,13 @@ pub enum What {
         deleted: bool,
     },
     /// Attempts are over until an operator retries the recording, or discards it.
-    Parked { n: u32, cause: Cause },
+    Parked {
+        n: u32,
+        cause: Cause,
+        /// With `not_collected`: how many ends the switch had reported. A later report resumes the recording. Earlier versions noted none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ends: Option<u32>,
+    },
     /// The document that came before the audio says that the recording is parked.
     Marked { n: u32 },
     /// An operator retries the recording: attempts start again.

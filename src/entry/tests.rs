@@ -233,6 +233,7 @@ fn retried(failures: u32, skew: i64) -> Entry {
         What::Parked {
             n: 1,
             cause: Cause::NotCollected,
+            ends: None,
         },
     );
     let retried = add(10_200 + skew, parked.retry());

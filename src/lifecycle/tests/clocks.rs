@@ -256,3 +256,63 @@ fn an_unmask_counts_though_the_clock_of_its_worker_is_ahead() {
         assert_eq!(masks(ahead), [true, false], "{ahead}");
     }
 }
+
+/// Worker "x" parked it because the switch does not upload its file. The clock of "x" is an hour ahead of the clock of "y", which hears of an
+/// end. `known`: the ends that were reported before.
+fn parked_ahead(known: u64, of_earlier_version: bool) -> Case {
+    let mut case = started(order());
+    let end = |second: u64| {
+        let mut told = told(1000 * second);
+        (told.at, told.stamp) = (after(second), Some(after(second).unix_micros()));
+        What::Ended(told)
+    };
+    let add = |case: &mut Case, by: &str, second: u64, what| {
+        let (at, by) = (after(second), by.to_owned());
+        case.entry.add(Fact { at, by, what });
+    };
+    for second in 0..known {
+        add(&mut case, "y", 30 + second, end(30 + second));
+    }
+    let parked = match case.entry.park(Cause::NotCollected) {
+        What::Parked { n, cause, .. } if of_earlier_version => What::Parked { n, cause, ends: None },
+        parked => parked,
+    };
+    add(&mut case, "x", 3600, parked);
+    assert_eq!(case.entry.parked(), Some(Cause::NotCollected));
+    step(&mut case, Input::Due);
+    assert_eq!(case.entry.parked(), Some(Cause::NotCollected), "no end came since");
+    add(&mut case, "y", 60, end(60));
+    step(&mut case, Input::Due);
+    case
+}
+
+#[test]
+fn a_late_end_resumes_a_parked_recording_though_clocks_differ() {
+    for known in [0, 1] {
+        let case = parked_ahead(known, false);
+        assert_eq!(case.entry.parked(), None, "{known}");
+    }
+    // An earlier version noted no number: its times decide, as before.
+    assert_eq!(parked_ahead(0, true).entry.parked(), Some(Cause::NotCollected));
+}
+
+/// The clock of the worker that heard of the end is ahead of the clock of the worker that parks.
+#[test]
+fn a_recording_that_is_parked_again_waits_for_another_end() {
+    let mut case = started(order());
+    let mut told = told(5000);
+    (told.at, told.stamp) = (after(60), Some(after(60).unix_micros()));
+    let park = case.entry.park(Cause::NotCollected);
+    step(&mut case, Input::Fact(park));
+    let (at, by) = (after(3600), "y".to_owned());
+    case.entry.add(Fact {
+        at,
+        by,
+        what: What::Ended(told),
+    });
+    next(&mut case, Input::Due, after(61), &policy());
+    assert_eq!(case.entry.parked(), None);
+    let park = case.entry.park(Cause::NotCollected);
+    next(&mut case, Input::Fact(park), after(62), &policy());
+    assert_eq!(case.entry.parked(), Some(Cause::NotCollected));
+}
