@@ -66,8 +66,7 @@ impl Entry {
     pub(super) fn masks(&self) -> Masks<'_> {
         let actions = self.actions();
         // Each later start begins unmasked. The switch can have obeyed a mask of the first part before a worker heard of its start.
-        let starts = self.facts().filter(|fact| matches!(fact.what, What::Started(_)));
-        let starts: Vec<Moment> = starts.skip(1).map(|fact| fact.at).collect();
+        let starts: Vec<Moment> = self.starts_heard().into_iter().skip(1).collect();
         let mut masks = Masks::default();
         for nth in 0..=starts.len() {
             let (from, until) = (nth.checked_sub(1).map(|before| starts[before]), starts.get(nth));
