@@ -373,6 +373,7 @@ impl Entry {
     /// What had no effect, each action once: two workers can have noted different reasons. `undone`: see `Masks`.
     fn not_obeyed(&self, undone: &[&str]) -> Vec<NotObeyed> {
         let is_over = self.told_end().is_some();
+        let is_mask_asked = |what: &What| matches!(what, What::MaskAsked { .. });
         let mut told: Vec<(&str, NotObeyed)> = Vec::new();
         for fact in self.facts() {
             let (action, what, why) = match &fact.what {
@@ -383,7 +384,9 @@ impl Entry {
                     let what = if *on { Control::Mask } else { Control::Unmask };
                     (action.as_str(), what, Why::Unconfirmed)
                 }
-                What::Intended { action, on, .. } if is_over && self.asked(action).is_none() => {
+                What::Intended { action, on, .. }
+                    if is_over && self.asked(action).is_none() && !self.may_lack(fact.at, is_mask_asked) =>
+                {
                     let what = if *on { Control::Mask } else { Control::Unmask };
                     (action.as_str(), what, Why::Unconfirmed)
                 }

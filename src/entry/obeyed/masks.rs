@@ -123,14 +123,15 @@ impl Entry {
 
     /// Whether commands of this action are perhaps kept no more: an entry keeps the first few and the last facts of each kind.
     pub(super) fn may_lack_commands(&self, action: &str) -> bool {
-        let sent = self
-            .facts
-            .iter()
-            .filter(|fact| matches!(fact.what, What::Masked { .. }));
-        let is_full = sent.clone().count() >= KEPT_FIRST + KEPT_LAST;
-        let oldest = sent.map(|fact| fact.at).nth(KEPT_FIRST);
         let asked = self.asked(action);
-        is_full && asked.zip(oldest).is_some_and(|(asked, oldest)| asked <= oldest)
+        asked.is_some_and(|asked| self.may_lack(asked, |what| matches!(what, What::Masked { .. })))
+    }
+
+    /// Whether such a fact of that time is perhaps kept no more.
+    pub(super) fn may_lack(&self, at: Moment, is: impl Fn(&What) -> bool) -> bool {
+        let kept = self.facts().filter(|fact| is(&fact.what)).map(|fact| fact.at);
+        let is_full = kept.clone().count() >= KEPT_FIRST + KEPT_LAST;
+        is_full && kept.clone().nth(KEPT_FIRST).is_some_and(|oldest| at <= oldest)
     }
 
     /// A mask or unmask that an earlier action undid, of a recording that ended before a worker could send it again.
