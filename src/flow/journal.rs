@@ -144,6 +144,18 @@ impl<Q: Queues> Journal<Q> {
         if self.ledger.is_up() && self.in_ledger(entry).await {
             return true;
         }
+        self.in_journal(entry).await
+    }
+
+    /// The same for what cannot wait: a ledger that does not take it within `patience` counts as slow.
+    pub async fn write_soon(&self, entry: &Entry, patience: Duration) -> bool {
+        if self.ledger.is_up() && tokio::time::timeout(patience, self.in_ledger(entry)).await == Ok(true) {
+            return true;
+        }
+        self.in_journal(entry).await
+    }
+
+    async fn in_journal(&self, entry: &Entry) -> bool {
         if is_back(Fault::AcknowledgedEarly) {
             return true;
         }
@@ -225,18 +237,6 @@ pub fn read(body: &[u8], now: Moment) -> Result<Entry, String> {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-
-    use super::*;
-
-    const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
-
-    fn journalled(change: impl FnOnce(&mut Value)) -> Result<Entry, String> {
-        let mut entry = json!({"key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "call_id": "c", "facts": [{"at": 1, "by": "w", "fact": "asked", "of": {
-            "key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "media_id": "202611-a", "call_id": "c", "account_id": null, "zone": "local",
-            "file_name": "5a0f1b2c3d4e5f60718293a4b5c6d7e8.mp3", "media_name": "a b.mp3", "format": "mp3", "origin": "callflow : ${system id}",
-            "method": "put", "url": "none", "min_sec": 0, "asked_at": 1_795_386_200_000_000_i64, "parties": {},
-            "command": {"control": "q", "trigger": "now", "time_limit": 5, "follow_transfer": true, "carry": "AbC-_9"},
-        }}]});
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
 
@@ -246,11 +246,11 @@ mod tests {
     use crate::kazoo::envelope::Sender;
     use crate::kazoo::time::Clock;
     use crate::lifecycle::tests::{order, policy};
-        change(&mut entry["facts"][0]["of"]);
-        read(entry.to_string().as_bytes(), NOW)
-    }
 
-    #[test]
+    use super::*;
+
+    const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
+
     /// A broker whose journal has so many messages ready.
     struct Broker {
         ready: u32,
@@ -285,6 +285,21 @@ mod tests {
         let enqueued = AtomicUsize::new(0);
         let journal = Journal::new(&Arc::new(common), &ledger, Broker { ready, enqueued }, &Arc::default());
         (journal, writing)
+    }
+
+    /// The audio must not stay unmasked for a slow ledger.
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_wait_goes_into_the_journal_while_the_ledger_is_slow() {
+        let (journal, _writing) = journal(0);
+        let entry = Entry::of_order(order(), "w");
+        let begun = Instant::now();
+        let writing = journal.write_soon(&entry, Duration::from_millis(200));
+        let written = tokio::time::timeout(Duration::from_secs(60), writing).await;
+        assert_eq!(written, Ok(true));
+        let enqueued = journal.publisher.enqueued.load(Ordering::Acquire);
+        assert_eq!((begun.elapsed(), enqueued), (Duration::from_millis(200), 1));
+        let waiting = tokio::time::timeout(Duration::from_secs(60), journal.write(&entry)).await;
+        assert!(waiting.is_err(), "a start waits for a ledger that is up");
     }
 
     #[tokio::test(start_paused = true)]
@@ -323,6 +338,18 @@ mod tests {
         assert!(!moves.any());
     }
 
+    fn journalled(change: impl FnOnce(&mut Value)) -> Result<Entry, String> {
+        let mut entry = json!({"key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "call_id": "c", "facts": [{"at": 1, "by": "w", "fact": "asked", "of": {
+            "key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "media_id": "202611-a", "call_id": "c", "account_id": null, "zone": "local",
+            "file_name": "5a0f1b2c3d4e5f60718293a4b5c6d7e8.mp3", "media_name": "a b.mp3", "format": "mp3", "origin": "callflow : ${system id}",
+            "method": "put", "url": "none", "min_sec": 0, "asked_at": 1_795_386_200_000_000_i64, "parties": {},
+            "command": {"control": "q", "trigger": "now", "time_limit": 5, "follow_transfer": true, "carry": "AbC-_9"},
+        }}]});
+        change(&mut entry["facts"][0]["of"]);
+        read(entry.to_string().as_bytes(), NOW)
+    }
+
+    #[test]
     fn an_order_whose_words_would_reach_the_switchs_shell_is_not_taken_from_the_journal() {
         assert_eq!(journalled(|_| {}).map(|entry| entry.facts().count()), Ok(1));
         for (pointer, evil) in [
