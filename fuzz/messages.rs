@@ -224,9 +224,15 @@ fn told(envelope: &Envelope) {
             assert!(!memory.is_open(open.key));
         }
     }
-    if let Some((key, started)) = restart_of(envelope) {
+    if let Some((key, started, open)) = restart_of(envelope, NOW) {
         comes_back(&started);
         memory.began_again(key, started);
+        if let Some(open) = open {
+            comes_back(&open);
+            assert!(names::is_plain(&open.file_name));
+            memory.reopen(open);
+            assert!(memory.is_open(key));
+        }
         consistent(&memory.complete(Entry::new(key, "c")));
     }
 }

@@ -37,14 +37,23 @@ pub fn step(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Next
     // In release builds nothing of this is computed.
     let was = (cfg!(debug_assertions) && !matches!(input, Input::Known(_))).then(|| State::of(&case.entry));
     take(case, input, now, policy);
+    let mut judges = true;
     for _ in 0..MOST_FOLLOW {
-        let Some(what) = follows(case, now, policy) else { break };
+        // Alerts come first, and what else follows does not depend on them.
+        let verdict = judges.then(|| case.entry.unheeded()).flatten();
+        let is_verdict = verdict.is_some();
+        let Some(what) = verdict.or_else(|| follows(case, now, policy)) else {
+            break;
+        };
         if !case.informed && is_from_silence(&what) {
             return Next::Ask;
         }
-        if !add(&mut case.entry, what, now, policy) {
+        let is_news = add(&mut case.entry, what, now, policy);
+        if !is_news && !is_verdict {
             break;
         }
+        // A verdict that is not kept would follow again and again.
+        judges &= is_news;
     }
     if let Some(was) = was {
         let is = State::of(&case.entry);
@@ -113,7 +122,7 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
         Input::Fact(What::Started(told)) if case.entry.is_of_one_before(&told) => return,
         Input::Fact(mut what) => {
             if let What::Delivered(delivery) = &mut what {
-                delivery.again = case.entry.vain_looks();
+                delivery.again = case.entry.last_vain_look();
             }
             let not_now = matches!(what, What::DeliveryFailed { .. } | What::Postponed { .. });
             if not_now && case.hand == Hand::Received {
@@ -163,9 +172,6 @@ fn take(case: &mut Case, input: Input, now: Moment, policy: &Policy) {
 /// A fact that follows from the other facts.
 fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
     let entry = &case.entry;
-    if let Some(unheeded) = entry.unheeded() {
-        return Some(unheeded);
-    }
     if entry.outcome().is_some() {
         return None;
     }
@@ -184,10 +190,7 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
         }
         if entry.panics().count() >= policy.attempts(None) {
             // The audio is kept where it is. A running recording continues, because its end must still be heard.
-            return Some(What::Parked {
-                n: entry.next_rest(),
-                cause: Cause::ProgramFault,
-            });
+            return Some(entry.park(Cause::ProgramFault));
         }
         ended::follows(case, now, policy)
     } else {

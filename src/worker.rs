@@ -23,6 +23,7 @@ use crate::flow::heartbeat::Heartbeat;
 use crate::flow::in_flight::InFlight;
 use crate::flow::inbox::Inbox;
 use crate::flow::inbox::first_looks::FirstLooks;
+use crate::flow::journal::Moves;
 use crate::flow::kazoo_recorder::KazooRecorder;
 use crate::flow::reconcile::Reconcile;
 use crate::flow::retention::Retention;
@@ -171,7 +172,14 @@ impl Worker {
         );
         let policy = Policy::of(&config, name::of_process(&config.kazoo.host));
         let ledger = Ledger::start(couch.clone(), clock.clone(), &policy, (&tasks, &pulses), close.clone());
-        gates.open(&ledger, config.ledger.patience, &tasks, stop.clone());
+        let moves: Arc<Moves> = Arc::default();
+        gates.open(
+            &ledger,
+            Arc::clone(&moves),
+            config.ledger.patience,
+            &tasks,
+            stop.clone(),
+        );
         let common = Arc::new(Common {
             config,
             sender,
@@ -190,6 +198,7 @@ impl Worker {
             http: (users, cluster),
             outcomes,
             stores,
+            moves,
         };
         let flow = build(&common, &outside, &secret, endpoints);
         let watched = Arc::new(Watched {

@@ -470,7 +470,11 @@ fn every_fact() -> Vec<What> {
         all.push(What::Announced(Announcement::Outcome(outcome)));
         for cause in outcome.causes() {
             all.push(if outcome == Outcome::Parked {
-                What::Parked { n: 1, cause: *cause }
+                What::Parked {
+                    n: 1,
+                    cause: *cause,
+                    ends: (*cause == Cause::NotCollected).then_some(2),
+                }
             } else {
                 What::Concluded { outcome, cause: *cause }
             });

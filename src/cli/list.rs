@@ -396,6 +396,7 @@ mod tests {
         let parked = What::Parked {
             n: 1,
             cause: Cause::Refused,
+            ends: None,
         };
         let (outcome, cause) = (Outcome::Discarded, Cause::RetentionOver);
         let now = testing::document(&[parked.clone(), What::Concluded { outcome, cause }], "2-b");
@@ -425,6 +426,7 @@ mod tests {
         let parked = What::Parked {
             n: 1,
             cause: Cause::Refused,
+            ends: None,
         };
         let (outcome, cause) = (Outcome::Stored, Cause::Complete);
         let now = testing::document(&[parked.clone(), What::Concluded { outcome, cause }], "2-b");

@@ -7,6 +7,7 @@ use crate::recording::order::Order;
 
 use super::cause::{Cause, Outcome};
 use super::fact::{Destination, Fact, Since, What};
+use super::union::{KEPT_FIRST, KEPT_LAST};
 use super::{Entry, LOOKS, TIDIES};
 
 impl Entry {
@@ -88,13 +89,24 @@ impl Entry {
             What::Delivered(delivery) => Some(delivery.again),
             _ => None,
         });
-        // Compared by numbers, because two workers' clocks may differ.
-        self.is_unverified() && brought.max().is_some_and(|again| self.vain_looks() > again)
+        // Compared by numbers, because two workers' clocks may differ. Where an earlier version wrote a count, the recording may be delivered once
+        // more than needed, which is harmless.
+        self.is_unverified() && brought.max().is_some_and(|again| self.last_vain_look() > again)
     }
 
-    /// How many read-backs did not find the delivery.
-    pub fn vain_looks(&self) -> u32 {
-        u32::try_from(self.looks().filter(|there| !there).count()).unwrap_or(u32::MAX)
+    /// The number of the last read-back that did not find the delivery; 0: none. Not how many there were, because the first few and the last of
+    /// many are kept.
+    pub fn last_vain_look(&self) -> u32 {
+        let vain = self.facts().filter_map(|fact| match &fact.what {
+            What::Looked {
+                n,
+                why: Some(_),
+                unanswered: false,
+                ..
+            } => Some(*n),
+            _ => None,
+        });
+        vain.max().unwrap_or(0)
     }
 
     /// Whether a user deleted the recording at its destination.
@@ -244,6 +256,39 @@ impl Entry {
         }
     }
 
+    /// The fact that the recording is parked.
+    pub fn park(&self, cause: Cause) -> What {
+        What::Parked {
+            n: self.next_rest(),
+            cause,
+            ends: (cause == Cause::NotCollected).then(|| self.told_ends()),
+        }
+    }
+
+    /// Whether the recording is parked because its file was missing, and the switch has reported an end since. Compared by numbers, because two
+    /// workers' clocks may differ.
+    pub fn is_woken(&self) -> bool {
+        let newest = self.next_number("parked") - 1;
+        let parked = self.facts().filter_map(|fact| match fact.what {
+            What::Parked { n, cause, ends } if n == newest => Some((fact.at, cause, ends)),
+            _ => None,
+        });
+        let Some((since, ..)) = parked.clone().find(|(_, cause, _)| *cause == Cause::NotCollected) else {
+            return false;
+        };
+        // Of two workers that parked it at once, one may have known more.
+        let known = parked.filter_map(|(.., ends)| ends).max();
+        let is_full = self.told_ends() as usize >= KEPT_FIRST + KEPT_LAST;
+        match known.filter(|_| !is_full) {
+            Some(known) => self.told_ends() > known,
+            // An older version wrote it, and noted only the time.
+            None => {
+                let mut ends = self.facts().filter(|fact| matches!(fact.what, What::Ended(_)));
+                ends.any(|end| end.at > since)
+            }
+        }
+    }
+
     /// The failures to collect or deliver since an operator's last retry, by their numbers.
     pub fn failures(&self) -> impl DoubleEndedIterator<Item = &Fact> {
         let retried = self.retried();
@@ -286,7 +331,7 @@ impl Entry {
             return None;
         }
         let rests = self.facts().filter_map(|fact| match fact.what {
-            What::Parked { n, cause } => Some((n, cause)),
+            What::Parked { n, cause, .. } => Some((n, cause)),
             _ => None,
         });
         rests.max_by_key(|(n, _)| *n).map(|(_, cause)| cause)

@@ -13,12 +13,20 @@ const EQUAL: Duration = Duration::from_secs(2);
 impl Entry {
     /// The time of a switch's stamp, in microseconds, by the clock of the workers.
     pub fn by_our_clock(&self, stamp: i64) -> Moment {
-        Moment::from_unix_micros(stamp.saturating_add(self.switch_lag()))
+        Moment::from_unix_micros(stamp.saturating_add(self.switch_lag(|_| true).unwrap_or(0)))
     }
 
-    /// By how much the clock of the recording's switch is behind the workers', in microseconds. An event is stamped by the switch and heard by a
-    /// worker, never before it happened. The event that was heard soonest tells it best. Other legs of the call may be on other switches.
-    fn switch_lag(&self) -> i64 {
+    /// The time of a switch's stamp by the clock of one worker. `None` if that worker heard no event of the switch: the clock of another worker
+    /// says nothing about it.
+    pub fn by_clock_of(&self, worker: &str, stamp: i64) -> Option<Moment> {
+        let lag = self.switch_lag(|by| by == worker)?;
+        Some(Moment::from_unix_micros(stamp.saturating_add(lag)))
+    }
+
+    /// By how much the clock of the recording's switch is behind the clocks of these workers, in microseconds. An event is stamped by the switch
+    /// and heard by a worker, never before it happened. The event that was heard soonest tells it best. Other legs of the call may be on other
+    /// switches.
+    fn switch_lag(&self, of: impl Fn(&str) -> bool) -> Option<i64> {
         let of_recording = |fact: &Fact| match &fact.what {
             What::Started(told) | What::Ended(told) => Some((told.call_id.clone(), told.stamp)),
             _ => None,
@@ -27,19 +35,17 @@ impl Entry {
         if carriers.is_empty() {
             carriers.push(self.call_id.clone());
         }
-        let heard_after = self.facts().filter_map(|fact| {
+        let heard = self.facts().filter(|fact| of(&fact.by));
+        let heard_after = heard.filter_map(|fact| {
             let stamp = match &fact.what {
                 What::Leg(leg) if carriers.contains(&leg.call_id) => leg.stamp,
                 _ => of_recording(fact).and_then(|(_, stamp)| stamp),
             };
             Some(fact.at.unix_micros().saturating_sub(stamp?))
         });
-        let lag = heard_after.min().unwrap_or(0);
-        if u128::from(lag.unsigned_abs()) < EQUAL.as_micros() {
-            0
-        } else {
-            lag
-        }
+        let lag = heard_after.min()?;
+        let is_equal = u128::from(lag.unsigned_abs()) < EQUAL.as_micros();
+        Some(if is_equal { 0 } else { lag })
     }
 }
 
@@ -89,6 +95,14 @@ mod tests {
             let read = entry(behind, &heard_after).by_our_clock(stamp);
             assert_eq!(read.unix_micros() - stamp, lag * 1_000_000, "{behind} {heard_after:?}");
         }
+    }
+
+    #[test]
+    fn the_clock_of_one_worker_says_nothing_about_another_workers() {
+        let stamp = 1_795_386_300_000_000;
+        let entry = entry(30, &[0]);
+        let of = |worker| entry.by_clock_of(worker, stamp).map(|at| at.unix_micros() - stamp);
+        assert_eq!((of("w"), of("v")), (Some(30_000_000), None));
     }
 
     #[test]

@@ -190,7 +190,13 @@ pub enum What {
         deleted: bool,
     },
     /// Attempts are over until an operator retries the recording, or discards it.
-    Parked { n: u32, cause: Cause },
+    Parked {
+        n: u32,
+        cause: Cause,
+        /// With `not_collected`: how many ends the switch had reported. A later report resumes the recording. Earlier versions noted none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ends: Option<u32>,
+    },
     /// The document that came before the audio says that the recording is parked.
     Marked { n: u32 },
     /// An operator retries the recording: attempts start again.
@@ -309,7 +315,8 @@ pub struct Delivery {
     /// What the document says of stops and masks; see `Controls::fingerprint`. Absent if an earlier version wrote this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controls: Option<String>,
-    /// How many read-backs had not found it before this delivery. More than 0: it was delivered again.
+    /// The number of the last read-back that had not found it before this delivery. More than 0: it was delivered again. Earlier versions wrote
+    /// how many such read-backs there were, which is no higher.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub again: u32,
 }

@@ -12,7 +12,8 @@ use crate::recording::controls::{Controls, NotObeyed, Why};
 
 use super::Entry;
 use super::controls::CLOCKS_DIFFER;
-use super::fact::{Fact, What};
+use super::fact::{BEFORE_ANY_START, Fact, What};
+use super::union::{KEPT_FIRST, KEPT_LAST};
 
 mod masks;
 
@@ -66,10 +67,14 @@ impl Entry {
         if self.has(is_told) {
             return None;
         }
-        let (asked, action) = self.facts().find_map(|fact| match &fact.what {
-            What::StopAsked { action, .. } => Some((fact.at, action)),
+        let (stop, action) = self.facts().find_map(|fact| match &fact.what {
+            What::StopAsked { action, .. } => Some((fact, action)),
             _ => None,
         })?;
+        let asked = stop.at;
+        if self.may_lack_verdict(asked) {
+            return None;
+        }
         let (newest, began) = (self.newest_start(), self.latest_began());
         // Its sender may not have heard of the start that the command met.
         let of_newest = |fact: &&Fact| match fact.what {
@@ -87,11 +92,16 @@ impl Entry {
         let why = match arrived.map(|sent| (sent, self.place(sent))) {
             Some((_, Place::Elsewhere(why @ (Why::Moved | Why::PerhapsMoved)))) => why,
             // The recording had been stopped, and began again at the next bridge. The switch's own clock tells for how long.
-            Some((_, Place::Here)) if began.is_some_and(|began| began > asked.plus(CLOCKS_DIFFER)) => {
+            Some((sent, Place::Here))
+                if began.is_some_and(|began| began > asked.plus(CLOCKS_DIFFER)) && !was_sent_at_once(stop, sent) =>
+            {
                 ran_on().then_some(Why::Unconfirmed)?
             }
             Some((sent, Place::Here)) => {
-                // A stop ends a recording at once. Clocks that differ by much more than this are no evidence.
+                // A stop ends a recording at once. Clocks that differ by much more than this are no evidence. By the clock of another worker
+                // than the stop's sender the stop can seem to be early. Then a hang-up alone shows that something else ended the recording.
+                let by_its_clock = end.stamp.and_then(|stamp| self.by_clock_of(&sent.by, stamp));
+                let ended = by_its_clock.or(ended.filter(|_| end.hung_up == Some(true)));
                 let went_on = ended.filter(|ended| *ended > sent.at)?.since(sent.at);
                 (CLOCKS_DIFFER..=LATE_END)
                     .contains(&went_on)
@@ -148,7 +158,7 @@ impl Entry {
             _ => None,
         });
         asked.find_map(|(asked, action, on, at)| {
-            if self.is_refused(action) {
+            if self.is_refused(action) || self.may_lack_verdict(asked.at) {
                 return None;
             }
             let sent = self.sent(action).last();
@@ -181,6 +191,24 @@ impl Entry {
                 },
             })
         })
+    }
+
+    /// Whether what came of an action is perhaps kept no more, when a worker noted the action then: an entry keeps the first few and the last
+    /// facts of each kind. Only an action after all that are known to be judged is judged then. Otherwise one verdict would displace another,
+    /// which would follow again, for ever.
+    fn may_lack_verdict(&self, asked: Moment) -> bool {
+        let judged = self.facts().filter_map(|fact| match &fact.what {
+            What::NotObeyed { what, action, .. } => Some((what, action)),
+            _ => None,
+        });
+        if judged.clone().count() < KEPT_FIRST + KEPT_LAST {
+            return false;
+        }
+        let asked_at = |(what, action): (&Control, &String)| match what {
+            Control::Stop => self.stop_asked_at(),
+            Control::Mask | Control::Unmask => self.asked(action),
+        };
+        judged.filter_map(asked_at).max().is_some_and(|last| asked <= last)
     }
 
     /// Why a mask or unmask came to nothing of which no command was delivered: a later action overtook it, or the recording ended.
@@ -247,7 +275,8 @@ impl Entry {
     /// Where the recording was when a command arrived.
     fn place(&self, command: &Fact) -> Place {
         let at = command.at;
-        if self.began().is_some_and(|began| at < began) {
+        // The clock of a sender that knew a start may be behind.
+        if !knew_start(command) && self.began().is_some_and(|began| at < began) {
             return Place::Before;
         }
         if self.was_over(command) {
@@ -277,7 +306,14 @@ impl Entry {
             let tells = matches!(fact.what, What::Ended(_) | What::Decided { .. } | What::Collected(_));
             tells && fact.by == command.by && fact.at < command.at
         };
-        let stamped = end.stamp.map(|stamp| self.by_our_clock(stamp));
+        // If its sender heard no event of the switch, its clock may be ahead of the clocks of those that did. Audio is not told as masked
+        // because of that: an unmask counts then.
+        let unmasks = matches!(command.what, What::Masked { on: false, .. });
+        let by_its_clock = |stamp| match self.by_clock_of(&command.by, stamp) {
+            None if unmasks => None,
+            known => Some(known.unwrap_or_else(|| self.by_our_clock(stamp))),
+        };
+        let stamped = end.stamp.and_then(by_its_clock);
         begins_once && self.facts().any(knew) || stamped.is_some_and(|end| end.plus(ON_ITS_WAY) < command.at)
     }
 
@@ -337,6 +373,7 @@ impl Entry {
     /// What had no effect, each action once: two workers can have noted different reasons. `undone`: see `Masks`.
     fn not_obeyed(&self, undone: &[&str]) -> Vec<NotObeyed> {
         let is_over = self.told_end().is_some();
+        let is_mask_asked = |what: &What| matches!(what, What::MaskAsked { .. });
         let mut told: Vec<(&str, NotObeyed)> = Vec::new();
         for fact in self.facts() {
             let (action, what, why) = match &fact.what {
@@ -347,7 +384,9 @@ impl Entry {
                     let what = if *on { Control::Mask } else { Control::Unmask };
                     (action.as_str(), what, Why::Unconfirmed)
                 }
-                What::Intended { action, on, .. } if is_over && self.asked(action).is_none() => {
+                What::Intended { action, on, .. }
+                    if is_over && self.asked(action).is_none() && !self.may_lack(fact.at, is_mask_asked) =>
+                {
                     let what = if *on { Control::Mask } else { Control::Unmask };
                     (action.as_str(), what, Why::Unconfirmed)
                 }
@@ -377,4 +416,17 @@ impl Entry {
         not_obeyed.sort_by_key(|one| one.at);
         not_obeyed
     }
+}
+
+/// Whether a stop was sent as soon as it was asked for, by a worker that knew a start. Whatever its clock says, that start was before.
+fn was_sent_at_once(asked: &Fact, sent: &Fact) -> bool {
+    knew_start(sent) && sent.by == asked.by && sent.at <= asked.at.plus(ON_ITS_WAY)
+}
+
+/// Whether the sender of a command knew a start.
+const fn knew_start(command: &Fact) -> bool {
+    matches!(
+        command.what,
+        What::StopSent { start: Some(start), .. } | What::Masked { start: Some(start), .. } if start != BEFORE_ANY_START
+    )
 }

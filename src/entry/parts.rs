@@ -100,9 +100,21 @@ impl Event<'_> {
 const TICK_MS: u64 = 40;
 
 impl Entry {
-    /// Every known part.
-    pub fn parts(&self) -> Vec<Part<'_>> {
-        let (mut starts, ends) = (self.events(start_of), self.events(end_of));
+    /// How many ends the switch reported, as far as is known.
+    pub(super) fn told_ends(&self) -> u32 {
+        u32::try_from(self.events(end_of).len()).unwrap_or(u32::MAX)
+    }
+
+    /// When workers heard of the starts, without those that were only presumed where an event tells more.
+    pub(super) fn starts_heard(&self) -> Vec<Moment> {
+        let starts = self.starts(&self.events(end_of)).into_iter();
+        let mut heard: Vec<Moment> = starts.map(|start| start.heard).collect();
+        heard.sort_unstable();
+        heard
+    }
+
+    fn starts(&self, ends: &[Event<'_>]) -> Vec<Event<'_>> {
+        let mut starts = self.events(start_of);
         // A presumed start says only that the recording did begin. The events say when. A worker can presume a start from its own command,
         // which was sent a second time. That is no second start.
         if starts.iter().any(|start| start.told.stamp.is_some()) {
@@ -110,6 +122,13 @@ impl Entry {
         } else if let Some(first) = ends.iter().filter_map(|end| end.told.stamp).min() {
             starts.retain(|start| start.told.order() <= first);
         }
+        starts
+    }
+
+    /// Every known part.
+    pub fn parts(&self) -> Vec<Part<'_>> {
+        let ends = self.events(end_of);
+        let starts = self.starts(&ends);
         let mut begun: Vec<Vec<Event<'_>>> = vec![Vec::new()];
         for start in starts {
             // No start is known before the first one. An end with its stamp is its own, whatever length was reported.

@@ -233,6 +233,7 @@ fn retried(failures: u32, skew: i64) -> Entry {
         What::Parked {
             n: 1,
             cause: Cause::NotCollected,
+            ends: None,
         },
     );
     let retried = add(10_200 + skew, parked.retry());
@@ -274,6 +275,6 @@ fn a_parking_after_a_mark_has_a_higher_number_than_the_mark() {
     entry.add(fact(2, What::Marked { n: 1 }));
     let (n, cause) = (entry.next_rest(), Cause::NotCollected);
     assert_eq!(n, 2);
-    entry.add(fact(3, What::Parked { n, cause }));
+    entry.add(fact(3, What::Parked { n, cause, ends: None }));
     assert_eq!(entry.owes_mark(), Some((2, cause)));
 }

@@ -178,8 +178,11 @@ impl Entry {
         }
         // Rarely needed.
         if kept.len() > KEPT_FIRST + KEPT_LAST {
+            // Read-backs without an answer displace none that had one.
+            bound(&mut kept, |fact| is_unanswered(&fact.what), |fact| rank(fact));
             for kind in What::KINDS.iter().copied() {
-                bound(&mut kept, |fact| fact.what.kind() == kind, |fact| rank(fact));
+                let is_of_kind = |fact: &SharedFact| fact.what.kind() == kind && !is_unanswered(&fact.what);
+                bound(&mut kept, is_of_kind, |fact| rank(fact));
             }
         }
         self.facts = kept;
@@ -207,6 +210,10 @@ impl Entry {
         }
         self.opaque = kept;
     }
+}
+
+const fn is_unanswered(what: &What) -> bool {
+    matches!(what, What::Looked { unanswered: true, .. })
 }
 
 /// The rank of a fact among those of its kind. A number counts before the time. Two workers see the same fact at different times, and the

@@ -1,11 +1,12 @@
 //! The journal, where a start is written if the ledger does not take it in time. It is a quorum queue of our own, with persistent and
 //! confirmed messages. They are moved into the ledger when the ledger is back.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::amqp::{PublishError, Publisher};
 use crate::entry::Entry;
@@ -24,8 +25,13 @@ pub const WAITING: &str = "starts wait in the journal";
 /// The queue.
 pub const JOURNAL: &str = "kz_record_call.journal";
 
-/// Batch delay of starts. Their calls have their answers already, and only the acknowledgement of the action waits.
-const TOGETHER: Duration = Duration::from_millis(25);
+/// Batch delay of starts. Their calls have their answers already, and only the acknowledgement of the action waits. The same for what is
+/// moved from the journal into the ledger: until it is there, no search finds it.
+pub const TOGETHER: Duration = Duration::from_millis(25);
+
+/// For this long after a move, and after the ledger came back, more may be on its way from the journal into the ledger: all workers move at
+/// the same time, and the queue reports nothing of what a worker has taken out.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
 
 /// How many quarters of the prefetched actions may wait for a slow ledger.
 const QUARTERS: usize = 3;
@@ -43,6 +49,52 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What is on its way from the journal into the ledger. The depth of the queue does not count it.
+#[derive(Debug, Default)]
+pub struct Moves(Mutex<Moving>);
+
+#[derive(Debug, Default)]
+struct Moving {
+    /// Messages that this worker has taken out, and that the ledger does not have yet.
+    taken: usize,
+    /// When the last of them was written, or when all workers began to move.
+    last: Option<Instant>,
+}
+
+/// One message on its way, as long as this value lives.
+pub struct Move<'a>(&'a Moves);
+
+impl Moves {
+    /// This worker has taken a message out of the journal.
+    pub fn begin(&self) -> Move<'_> {
+        self.lock().taken += 1;
+        Move(self)
+    }
+
+    /// The ledger came back: every worker begins to move what waits.
+    pub fn all_begin(&self) {
+        self.lock().last = Some(Instant::now());
+    }
+
+    /// Whether something may be on its way.
+    fn any(&self) -> bool {
+        let moving = self.lock();
+        moving.taken > 0 || moving.last.is_some_and(|last| last.elapsed() < ON_ITS_WAY)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Moving> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Move<'_> {
+    fn drop(&mut self) {
+        let mut moving = self.0.lock();
+        moving.taken = moving.taken.saturating_sub(1);
+        moving.last = Some(Instant::now());
     }
 }
 
@@ -71,15 +123,39 @@ pub struct Journal<Q = Publisher> {
     pub ledger: Ledger,
     pub publisher: Q,
     /// Entries that wait for the ledger.
-    pub waiting: AtomicUsize,
+    waiting: AtomicUsize,
+    moves: Arc<Moves>,
 }
 
 impl<Q: Queues> Journal<Q> {
+    /// A worker's journal, which nothing waits for yet.
+    pub fn new(common: &Arc<Common>, ledger: &Ledger, publisher: Q, moves: &Arc<Moves>) -> Self {
+        Self {
+            common: Arc::clone(common),
+            ledger: ledger.clone(),
+            publisher,
+            waiting: AtomicUsize::new(0),
+            moves: Arc::clone(moves),
+        }
+    }
+
     /// Writes what is known of a recording to durable storage: the ledger, else the journal. `false` when neither took it.
     pub async fn write(&self, entry: &Entry) -> bool {
         if self.ledger.is_up() && self.in_ledger(entry).await {
             return true;
         }
+        self.in_journal(entry).await
+    }
+
+    /// The same for what cannot wait: a ledger that does not take it within `patience` counts as slow.
+    pub async fn write_soon(&self, entry: &Entry, patience: Duration) -> bool {
+        if self.ledger.is_up() && tokio::time::timeout(patience, self.in_ledger(entry)).await == Ok(true) {
+            return true;
+        }
+        self.in_journal(entry).await
+    }
+
+    async fn in_journal(&self, entry: &Entry) -> bool {
         if is_back(Fault::AcknowledgedEarly) {
             return true;
         }
@@ -120,15 +196,18 @@ impl<Q: Queues> Journal<Q> {
         }
     }
 
-    /// Whether the broker reports that starts wait in the journal which the ledger does not know yet. For decisions that can do without: in an
-    /// alarm the broker reports nothing, perhaps for hours.
+    /// Whether starts wait in the journal that the ledger does not know yet, as far as the broker reports, or are on their way from there. For
+    /// decisions that can do without: in an alarm the broker reports nothing, perhaps for hours.
     pub async fn has_more(&self) -> bool {
-        self.publisher.depth(JOURNAL).await.is_some_and(|depth| depth > 0)
+        let depth = self.publisher.depth(JOURNAL).await;
+        // After the depth: what left the queue meanwhile is on its way.
+        depth.is_some_and(|depth| depth > 0) || self.moves.any()
     }
 
     /// Whether such starts may wait there: the broker reports them, or does not report. For decisions that no later start could undo.
     pub async fn may_have_more(&self) -> bool {
-        self.publisher.depth(JOURNAL).await.is_none_or(|depth| depth > 0)
+        let depth = self.publisher.depth(JOURNAL).await;
+        depth.is_none_or(|depth| depth > 0) || self.moves.any()
     }
 }
 
@@ -169,55 +248,123 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use crate::config::{Config, Layers};
+    use crate::couch::Couch;
     use crate::flow::common::Tasks;
     use crate::kazoo::envelope::Sender;
     use crate::kazoo::time::Clock;
-    use crate::ledger::testing::{policy, server, welcome};
+    use crate::lifecycle::tests::{order, policy};
 
     use super::*;
 
-    /// A broker that reports this depth.
-    struct Deep(Option<u32>);
+    const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
 
-    impl Queues for Deep {
+    /// A broker whose journal has so many messages ready. `None`: it does not tell.
+    struct Broker {
+        ready: Option<u32>,
+        enqueued: AtomicUsize,
+    }
+
+    impl Queues for Broker {
         async fn enqueue(&self, _: &str, _: &str, _: &Value) -> Result<(), PublishError> {
+            self.enqueued.fetch_add(1, Ordering::AcqRel);
             Ok(())
         }
 
         async fn depth(&self, _: &str) -> Option<u32> {
-            self.0
+            self.ready
         }
     }
 
-    /// The broker is in an alarm, or its queue elects a leader. The start of the recording that a stop is for may wait there.
-    #[tokio::test]
-    async fn starts_may_wait_in_a_journal_of_which_the_broker_reports_nothing() {
-        let (couch, _) = server(|_, _| welcome()).await;
-        let (clock, stop) = (Clock::system(), CancellationToken::new());
-        let (ledger, _writer) = Ledger::over(Arc::new(couch), clock.clone(), &policy(), stop.clone());
-        let common = Arc::new(Common {
-            config: Config::of(Layers::load(None, std::iter::empty()).unwrap()).unwrap(),
-            sender: Sender { node: "w".into() },
+    /// The journal of a worker whose ledger counts as up, and answers nothing as long as the second value lives.
+    fn journal(ready: impl Into<Option<u32>>) -> (Journal<Broker>, impl Future<Output = ()>) {
+        let config = Config::of(Layers::load(None, std::iter::empty()).unwrap()).unwrap();
+        let couch = Couch::new(&config.couchdb).unwrap();
+        let (stop, clock) = (CancellationToken::new(), Clock::fixed(NOW));
+        let (ledger, writing) = Ledger::over(Arc::new(couch), clock.clone(), &policy(), stop.clone());
+        let node = "kz_record_call@test".to_owned();
+        let common = Common {
+            config,
+            sender: Sender { node },
             clock,
             policy: policy(),
             tasks: Tasks::new(TaskTracker::new(), stop),
-        });
-        for (depth, has, may_have) in [(Some(0), false, false), (Some(1), true, true), (None, false, true)] {
-            let journal = Journal {
-                common: Arc::clone(&common),
-                ledger: ledger.clone(),
-                publisher: Deep(depth),
-                waiting: AtomicUsize::new(0),
-            };
+        };
+        let enqueued = AtomicUsize::new(0);
+        let journal = Journal::new(
+            &Arc::new(common),
+            &ledger,
+            Broker {
+                ready: ready.into(),
+                enqueued,
+            },
+            &Arc::default(),
+        );
+        (journal, writing)
+    }
+
+    /// The audio must not stay unmasked for a slow ledger.
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_wait_goes_into_the_journal_while_the_ledger_is_slow() {
+        let (journal, _writing) = journal(0);
+        let entry = Entry::of_order(order(), "w");
+        let begun = Instant::now();
+        let writing = journal.write_soon(&entry, Duration::from_millis(200));
+        let written = tokio::time::timeout(Duration::from_secs(60), writing).await;
+        assert_eq!(written, Ok(true));
+        let enqueued = journal.publisher.enqueued.load(Ordering::Acquire);
+        assert_eq!((begun.elapsed(), enqueued), (Duration::from_millis(200), 1));
+        let waiting = tokio::time::timeout(Duration::from_secs(60), journal.write(&entry)).await;
+        assert!(waiting.is_err(), "a start waits for a ledger that is up");
+    }
+
+    /// The broker is in an alarm, or its queue elects a leader. The start of the recording that a stop is for may wait there.
+    #[tokio::test(start_paused = true)]
+    async fn starts_may_wait_in_a_journal_of_which_the_broker_reports_nothing() {
+        for (ready, has, may_have) in [(Some(0), false, false), (Some(1), true, true), (None, false, true)] {
+            let (journal, _writing) = journal(ready);
             assert_eq!(
                 (journal.has_more().await, journal.may_have_more().await),
                 (has, may_have),
-                "{depth:?}"
+                "{ready:?}"
             );
         }
     }
 
-    const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
+    #[tokio::test(start_paused = true)]
+    async fn an_empty_queue_does_not_show_that_the_ledger_has_all_starts() {
+        let (waits, _writing) = journal(1);
+        assert!(waits.has_more().await);
+        let (empty, _writing) = journal(0);
+        assert!(!empty.has_more().await);
+        let moving = empty.moves.begin();
+        assert!(empty.has_more().await, "this worker has not written what it took");
+        drop(moving);
+        assert!(empty.has_more().await, "nor has, perhaps, another worker");
+        tokio::time::advance(ON_ITS_WAY).await;
+        assert!(!empty.has_more().await);
+    }
+
+    /// The queue is empty as soon as a worker has taken all messages out. The ledger has them later.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_worker_took_out_of_the_journal_counts_as_waiting_until_the_ledger_has_it() {
+        let moves = Moves::default();
+        assert!(!moves.any(), "a worker that begins waits for no move");
+        let (one, other) = (moves.begin(), moves.begin());
+        drop(one);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(moves.any(), "the ledger is slow");
+        drop(other);
+        // Another worker took its part at the same time.
+        tokio::time::advance(Duration::from_millis(1900)).await;
+        assert!(moves.any());
+        tokio::time::advance(Duration::from_millis(200)).await;
+        assert!(!moves.any());
+        // This worker may get none of what waits, and another worker all of it.
+        moves.all_begin();
+        assert!(moves.any());
+        tokio::time::advance(ON_ITS_WAY).await;
+        assert!(!moves.any());
+    }
 
     fn journalled(change: impl FnOnce(&mut Value)) -> Result<Entry, String> {
         let mut entry = json!({"key": "5a0f1b2c3d4e5f60718293a4b5c6d7e8", "call_id": "c", "facts": [{"at": 1, "by": "w", "fact": "asked", "of": {

@@ -17,6 +17,7 @@ use crate::kazoo::envelope::{Envelope, check_ids};
 use crate::kazoo::names::Exchange;
 use crate::kazoo::outgoing::Outgoing;
 use crate::kazoo::time::Moment;
+use crate::recording::ending::Told;
 use crate::recording::identity::Key;
 use crate::recording::names;
 use crate::telemetry::survive;
@@ -77,7 +78,8 @@ impl PeerNotices {
     /// Notifies the other workers of an end.
     pub fn closed(self: &Arc<Self>, entry: &Entry) {
         if let Some(open) = Open::of(entry) {
-            self.say(News::Closed(open));
+            let ended = entry.ended().map(Told::order);
+            self.say(News::Closed(Open { ended, ..open }));
         }
     }
 
@@ -90,10 +92,16 @@ impl PeerNotices {
         self.send_soon("controlled", body);
     }
 
-    /// Notifies all workers, including this one, that the switch began to record again under a name that it had ended.
-    pub fn began_again(self: &Arc<Self>, key: Key, started: &Fact) {
-        self.tell_family(key, started);
-        self.send_soon("began_again", json!({ "Key": key, "Fact": started }));
+    /// Notifies all workers, including this one, that the switch began to record again under a name that it had ended. Earlier versions do not
+    /// read from it that the recording is open again.
+    pub fn began_again(self: &Arc<Self>, entry: &Entry, started: &Fact) {
+        self.tell_family(entry.key, started);
+        let mut body = json!({ "Key": entry.key, "Fact": started });
+        let open = Open::of(entry).filter(|_| entry.is_open());
+        if let Some(open) = open.and_then(|open| serde_json::to_value(open).ok()) {
+            body["Recording"] = open;
+        }
+        self.send_soon("began_again", body);
     }
 
     /// Passes a start to the task of this worker that has the recording, or one of its continuations, in flight.
@@ -178,9 +186,7 @@ impl News {
         let mut read = Vec::new();
         for news in all.into_iter().flatten() {
             match Self::deserialize(news) {
-                Ok(news) if names::is_plain(&news.open().file_name) && is_recent(news.open().asked_at.month(), now) => {
-                    read.push(news);
-                }
+                Ok(news) if is_plausible(news.open(), now) => read.push(news),
                 Ok(news) => {
                     debug!(event = "peer_news_ignored", key = %news.open().key, "news of an unknown file or month ignored")
                 }
@@ -198,11 +204,21 @@ impl News {
     }
 }
 
-/// What `began_again` contains: the recording's key, and its start.
-pub fn restart_of(envelope: &Envelope) -> Option<(Key, Fact)> {
+/// Whether a recording of today can have this name and this time.
+fn is_plausible(open: &Open, now: Moment) -> bool {
+    names::is_plain(&open.file_name) && is_recent(open.asked_at.month(), now)
+}
+
+/// What `began_again` contains: the recording's key, its start, and the recording, if an action can be for it.
+pub fn restart_of(envelope: &Envelope, now: Moment) -> Option<(Key, Fact, Option<Open>)> {
     let key = Key::deserialize(envelope.body.get("Key")?).ok()?;
     let started = Fact::deserialize(envelope.body.get("Fact")?).ok()?;
-    matches!(started.what, What::Started(_)).then_some((key, started))
+    let open = envelope
+        .body
+        .get("Recording")
+        .and_then(|open| Open::deserialize(open).ok());
+    let open = open.filter(|open| open.key == key && is_plausible(open, now));
+    matches!(started.what, What::Started(_)).then_some((key, started, open))
 }
 
 /// What `controlled` contains: the recording's key and call id, and what was asked and sent.
@@ -302,6 +318,33 @@ mod tests {
     }
 
     #[test]
+    fn a_restart_names_its_recording_if_that_can_be_one_of_ours() {
+        let key = Key::of("call", "action");
+        let open = |key: Key, file_name: &str| json!({"key": key, "call_id": "c", "media_id": "m", "file_name": file_name, "asked_at": 1});
+        let told = Told::presumed("c", Moment::from_unix_seconds(1), "fs", "/tmp/a.mp3");
+        let started = Fact {
+            at: Moment::from_unix_seconds(1),
+            by: "w".into(),
+            what: What::Started(Box::new(told)),
+        };
+        let named = |recording: Value| {
+            let body = json!({"Event-Category": CATEGORY, "Event-Name": "began_again", "Key": key, "Fact": started, "Recording": recording});
+            let read = restart_of(&Envelope::of(body).unwrap(), Moment::from_unix_seconds(1));
+            read.expect("the start itself is read").2.map(|open| open.file_name)
+        };
+        assert_eq!(named(open(key, "a.mp3")), Some("a.mp3".to_owned()));
+        let other = Key::of("call", "other");
+        for wrong in [
+            Value::Null,
+            open(other, "a.mp3"),
+            open(key, "${system id}.mp3"),
+            json!({"key": key}),
+        ] {
+            assert_eq!(named(wrong), None);
+        }
+    }
+
+    #[test]
     fn news_go_out_in_their_order_and_one_sends_for_all() {
         let order = |n: usize| Open {
             key: Key::of("call", &n.to_string()),
@@ -313,6 +356,7 @@ mod tests {
             asked_at: crate::kazoo::time::Moment::from_unix_seconds(1),
             stopping: false,
             stays: false,
+            ended: None,
         };
         let outbox = Outbox::default();
         assert!(outbox.put(News::Opened(order(0))));

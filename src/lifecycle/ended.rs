@@ -23,12 +23,7 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
     let entry = &case.entry;
     let order = entry.order()?;
     let conclude = |outcome, cause| Some(What::Concluded { outcome, cause });
-    let park = |cause| {
-        Some(What::Parked {
-            n: entry.next_rest(),
-            cause,
-        })
-    };
+    let park = |cause| Some(entry.park(cause));
     if entry.account_id().is_none() {
         return park(Cause::NoAccount);
     }
@@ -105,10 +100,7 @@ pub(super) fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What>
         .filter(|(at, _)| ended.is_none_or(|ended| *at >= ended));
     let since = put_off.next().map(|(at, _)| at)?;
     let is_again = put_off.next().is_some();
-    (is_again && now.since(since) >= policy.whole()).then(|| What::Parked {
-        n: entry.next_rest(),
-        cause: worn_out(last()),
-    })
+    (is_again && now.since(since) >= policy.whole()).then(|| entry.park(worn_out(last())))
 }
 
 /// The cause for which this failure parks a recording at once.

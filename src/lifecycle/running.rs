@@ -64,9 +64,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     }
     if exhausted(entry, policy) {
         // Through the whole retry schedule the switch did not upload what it began. A later end event resumes the recording.
-        let cause = Cause::NotCollected;
-        let n = entry.next_rest();
-        return Some(What::Parked { n, cause });
+        return Some(entry.park(Cause::NotCollected));
     }
     if source(entry).is_none() && gone_for_good(entry, policy) {
         // The recording is over, and no event named its switch: there is no switch to ask.

@@ -17,9 +17,7 @@ const LONGEST_CALL: Duration = Duration::from_secs(86_400);
 /// A recording was parked because its file was missing, and its end was only presumed. It resumes when the switch reports its end after
 /// all.
 pub(super) fn woken(entry: &Entry) -> Option<What> {
-    let (since, _) = last_parked(entry).filter(|(_, cause)| *cause == Cause::NotCollected)?;
-    let mut ends = entry.facts().filter(|fact| matches!(fact.what, What::Ended(_)));
-    ends.any(|end| end.at > since).then(|| entry.retry())
+    entry.is_woken().then(|| entry.retry())
 }
 
 /// When the recording was parked last, and why.

@@ -14,6 +14,7 @@ use crate::recording::settings::Method;
 
 use super::*;
 
+mod bounded;
 mod clocks;
 mod controls;
 mod copies;

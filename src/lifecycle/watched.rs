@@ -27,10 +27,7 @@ pub(super) fn follows(entry: &Entry, policy: &Policy) -> Option<What> {
     if entry.watched().is_none() || entry.awaits_kazoo() || is_under_way {
         return None;
     }
-    lost(entry, policy).map(|cause| What::Parked {
-        n: entry.next_rest(),
-        cause,
-    })
+    lost(entry, policy).map(|cause| entry.park(cause))
 }
 
 /// Why the worker does not store the recording in place of Kazoo's own recorder. `None`: the worker does.

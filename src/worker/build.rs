@@ -1,6 +1,6 @@
 //! The composition of the flow: which service gets what.
 
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
@@ -38,7 +38,7 @@ use crate::flow::inbox::record_events::RecordEvents;
 use crate::flow::inbox::request::ActionReader;
 use crate::flow::inbox::starts::Starts;
 use crate::flow::inbox::{Ends, Inbox};
-use crate::flow::journal::Journal;
+use crate::flow::journal::{Journal, Moves};
 use crate::flow::kazoo_recorder::KazooRecorder;
 use crate::flow::memory::{Alerts, CallIds, OpenRecordings, Peers, RateLimit};
 use crate::flow::peer_notices::{Outbox, PeerNotices};
@@ -70,6 +70,8 @@ pub(super) struct Outside {
     pub outcomes: Outcomes,
     /// Uploads to object stores.
     pub stores: Stores,
+    /// What is on its way from the journal into the ledger.
+    pub moves: Arc<Moves>,
 }
 
 /// What this process remembers. It is shared by many services.
@@ -112,12 +114,8 @@ pub(super) struct Flow {
 /// Builds the flow.
 pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8], endpoints: Vec<Endpoint>) -> Flow {
     let (accounts, adopt) = (Accounts::new(outside.couch.clone()), &common.config.adopt);
-    let journal = Arc::new(Journal {
-        common: Arc::clone(common),
-        ledger: outside.ledger.clone(),
-        publisher: outside.publisher.clone(),
-        waiting: AtomicUsize::new(0),
-    });
+    let publisher = outside.publisher.clone();
+    let journal = Arc::new(Journal::new(common, &outside.ledger, publisher, &outside.moves));
     let deliveries = deliveries(common, outside, &accounts, &journal);
     let targets = Arc::clone(&deliveries.deliverer.breakers);
     let shared = Shared {
@@ -359,6 +357,7 @@ fn inbox(common: &Arc<Common>, outside: &Outside, shared: &Shared, services: Ser
         journal: JournalMessages {
             common: Arc::clone(common),
             ledger: outside.ledger.clone(),
+            moves: Arc::clone(&outside.moves),
             returns: Arc::clone(&returns),
             room: Arc::clone(&shared.room),
         },

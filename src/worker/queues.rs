@@ -13,7 +13,8 @@ use tracing::warn;
 use crate::amqp::{Binding, Delivery, QueueKind, QueueSpec};
 use crate::config::Config;
 use crate::flow::inbox::{Inbox, answers, control_actions, dead_letters, kazoo_ends};
-use crate::flow::{journal, peer_notices};
+use crate::flow::journal::{self, Moves};
+use crate::flow::peer_notices;
 use crate::kazoo::change::MEDIA_CONFIG_KEYS;
 use crate::kazoo::leg::LegEvent;
 use crate::kazoo::names::{ACTION_KEY, Exchange};
@@ -50,12 +51,23 @@ impl Default for Gates {
 }
 
 impl Gates {
-    /// Follows the state of the ledger from now on.
-    pub(super) fn open(self, ledger: &Ledger, patience: Duration, tasks: &TaskTracker, stop: CancellationToken) {
+    /// Follows the state of the ledger from now on. `moves`: what is on its way from the journal into the ledger.
+    pub(super) fn open(
+        self,
+        ledger: &Ledger,
+        moves: Arc<Moves>,
+        patience: Duration,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) {
         let mut up = ledger.watch();
         let following = async move {
             loop {
                 let is_up = *up.borrow_and_update();
+                if is_up && !*self.journal.borrow() {
+                    // Before the actions that wait for the ledger: what waits in the journal concerns them.
+                    moves.all_begin();
+                }
                 self.journal.send_replace(is_up);
                 if is_up {
                     self.endings.send_replace(true);

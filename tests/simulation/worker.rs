@@ -85,12 +85,8 @@ impl Worker {
         let common = crate::sweep::common(n, &clock, &policy, &stop);
         let hands = InFlight::default();
         let memory: Arc<OpenRecordings> = Arc::default();
-        let journal = Arc::new(Journal {
-            common: Arc::clone(&common),
-            ledger: ledger.clone(),
-            publisher: Confirming(Arc::clone(world)),
-            waiting: std::sync::atomic::AtomicUsize::new(0),
-        });
+        let confirming = Confirming(Arc::clone(world));
+        let journal = Arc::new(Journal::new(&common, &ledger, confirming, &Arc::default()));
         let collector = crate::collect::collector(world, n, &common, &ledger, &hands);
         let worker = Arc::new(Self {
             world: Arc::clone(world),

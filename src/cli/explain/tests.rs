@@ -148,6 +148,7 @@ fn what_a_target_answered_last_stands_beside_the_cause() {
     let parked = What::Parked {
         n: 1,
         cause: Cause::Unreachable,
+        ends: None,
     };
     let entry = ended(vec![
         failed(1, "answered 500"),

@@ -66,8 +66,7 @@ impl Entry {
     pub(super) fn masks(&self) -> Masks<'_> {
         let actions = self.actions();
         // Each later start begins unmasked. The switch can have obeyed a mask of the first part before a worker heard of its start.
-        let starts = self.facts().filter(|fact| matches!(fact.what, What::Started(_)));
-        let starts: Vec<Moment> = starts.skip(1).map(|fact| fact.at).collect();
+        let starts: Vec<Moment> = self.starts_heard().into_iter().skip(1).collect();
         let mut masks = Masks::default();
         for nth in 0..=starts.len() {
             let (from, until) = (nth.checked_sub(1).map(|before| starts[before]), starts.get(nth));
@@ -124,14 +123,15 @@ impl Entry {
 
     /// Whether commands of this action are perhaps kept no more: an entry keeps the first few and the last facts of each kind.
     pub(super) fn may_lack_commands(&self, action: &str) -> bool {
-        let sent = self
-            .facts
-            .iter()
-            .filter(|fact| matches!(fact.what, What::Masked { .. }));
-        let is_full = sent.clone().count() >= KEPT_FIRST + KEPT_LAST;
-        let oldest = sent.map(|fact| fact.at).nth(KEPT_FIRST);
         let asked = self.asked(action);
-        is_full && asked.zip(oldest).is_some_and(|(asked, oldest)| asked <= oldest)
+        asked.is_some_and(|asked| self.may_lack(asked, |what| matches!(what, What::Masked { .. })))
+    }
+
+    /// Whether such a fact of that time is perhaps kept no more.
+    pub(super) fn may_lack(&self, at: Moment, is: impl Fn(&What) -> bool) -> bool {
+        let kept = self.facts().filter(|fact| is(&fact.what)).map(|fact| fact.at);
+        let is_full = kept.clone().count() >= KEPT_FIRST + KEPT_LAST;
+        is_full && kept.clone().nth(KEPT_FIRST).is_some_and(|oldest| at <= oldest)
     }
 
     /// A mask or unmask that an earlier action undid, of a recording that ended before a worker could send it again.
@@ -140,7 +140,9 @@ impl Entry {
         // A later part needs the mask again.
         self.order().filter(|order| !order.may_begin_again())?;
         let is_told = |of: &str| self.has(|what| matches!(what, What::NotObeyed { action, .. } if action == of));
-        let undone = self.masks().undone.into_iter().find(|action| !is_told(action))?;
+        let is_to_be_told =
+            |of: &&str| !is_told(of) && !self.asked(of).is_some_and(|asked| self.may_lack_verdict(asked));
+        let undone = self.masks().undone.into_iter().find(is_to_be_told)?;
         let on = self.actions().into_iter().find(|action| action.id == undone)?.on;
         Some(What::NotObeyed {
             action: undone.to_owned(),

@@ -157,6 +157,7 @@ pub(super) fn what(kind: usize, n: u32, on: bool) -> What {
         "parked" => What::Parked {
             n,
             cause: Cause::Refused,
+            ends: Some(2),
         },
         "marked" => What::Marked { n },
         "retried" => What::Retried {

@@ -70,10 +70,7 @@ impl Chooser {
             // The file on the switch is released, so the copy in the hold is the only one. Only an operator may discard it.
             // So it may be where no worker wrote the release down.
             Ok(Decision::Discard) if entry.held().is_some() => {
-                return Ok(Input::Fact(What::Parked {
-                    n: entry.next_rest(),
-                    cause: Cause::Undecided,
-                }));
+                return Ok(Input::Fact(entry.park(Cause::Undecided)));
             }
             Ok(Decision::Discard) => {
                 return Ok(Input::Fact(What::Concluded {

@@ -94,6 +94,6 @@ fn note(entry: &mut Entry, host: Host<'_>, why: String) {
     let is_open = || entry.outcome().is_none() && entry.parked().is_none();
     if catch_unwind(AssertUnwindSafe(is_open)).unwrap_or(true) {
         let (n, cause) = (entry.next_rest(), Cause::ProgramFault);
-        entry.add(fact(host, What::Parked { n, cause }));
+        entry.add(fact(host, What::Parked { n, cause, ends: None }));
     }
 }

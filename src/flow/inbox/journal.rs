@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::amqp::{Delivery, Room};
 use crate::flow::common::Common;
-use crate::flow::journal::read;
+use crate::flow::journal::{Moves, TOGETHER, read};
 use crate::ledger::{Ledger, Noted};
 
 use super::dead_letters::Returns;
@@ -13,6 +13,8 @@ use super::dead_letters::Returns;
 pub struct JournalMessages {
     pub common: Arc<Common>,
     pub ledger: Ledger,
+    /// What is on its way into the ledger, which a search of the ledger does not find.
+    pub moves: Arc<Moves>,
     pub returns: Arc<Returns>,
     /// The memory limit for decoding messages.
     pub room: Arc<Room>,
@@ -21,6 +23,7 @@ pub struct JournalMessages {
 impl JournalMessages {
     /// Moves one message of the journal into the ledger.
     pub async fn handle(&self, delivery: Delivery) {
+        let moving = self.moves.begin();
         let room = self.room.of(&delivery).await;
         let entry = read(delivery.body(), self.common.now());
         drop(room);
@@ -29,8 +32,10 @@ impl JournalMessages {
             Err(why) => return self.returns.reject(delivery, "journal", "", &why).await,
         };
         let limits = &self.common.config.ledger;
-        let noted = async { self.ledger.note(&entry, None, limits.budget).await.noted().await };
-        match tokio::time::timeout(limits.patience, noted).await {
+        let noted = async { self.ledger.note(&entry, None, TOGETHER).await.noted().await };
+        let noted = tokio::time::timeout(limits.patience, noted).await;
+        drop(moving);
+        match noted {
             Ok(Noted::Durable) => delivery.ack().await,
             Ok(Noted::TooLarge(why)) => self.returns.reject(delivery, "journal", &entry.call_id, &why).await,
             _ => self.returns.put_back("journal", delivery).await,

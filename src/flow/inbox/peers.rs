@@ -37,8 +37,12 @@ impl PeerMessages {
                 }
             }
             "began_again" => {
-                if let Some((key, started)) = peer_notices::restart_of(&envelope) {
+                let now = self.notices.common.now();
+                if let Some((key, started, open)) = peer_notices::restart_of(&envelope, now) {
                     self.notices.tell_family(key, &started);
+                    if let Some(open) = open {
+                        self.memory.reopen(open);
+                    }
                 }
             }
             "alive" => {
@@ -50,7 +54,7 @@ impl PeerMessages {
                 for news in News::of(&envelope, self.notices.common.now()) {
                     match news {
                         News::Opened(open) => self.memory.open(open),
-                        News::Closed(open) => self.memory.heard_of_end(open.key),
+                        News::Closed(open) => self.memory.heard_of_end(open.key, open.ended),
                     }
                 }
             }

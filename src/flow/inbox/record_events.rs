@@ -106,7 +106,7 @@ impl RecordEvents {
         }
         if again {
             // A task that is about to release the switch's file must know that the switch writes it again.
-            self.notices.began_again(entry.key, &fact);
+            self.notices.began_again(&entry, &fact);
         }
         if !surely {
             // A task that has the recording in flight gets the event in any case.

@@ -36,6 +36,9 @@ pub struct Open {
     /// Its action said that it does not go along with a transfer, and the call's channel was set so.
     #[serde(default)]
     pub stays: bool,
+    /// In the notice of an end: the end, in the switch's order. Earlier versions send none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<i64>,
 }
 
 impl Open {
@@ -57,6 +60,7 @@ impl Open {
             asked_at: order.asked_at,
             stopping: entry.stop_asked_at().is_some(),
             stays: order.command.as_ref().is_some_and(|command| !command.follow_transfer),
+            ended: None,
         })
     }
 }
@@ -80,9 +84,9 @@ struct Memory {
     legs: HashMap<Key, Vec<Fact>>,
     entries: Bounded<Key, Entry>,
     /// Recordings whose end was heard here. A handler that began before that and ends later does not open them again.
-    over: Bounded<Key, ()>,
-    /// Recordings that ended according to another worker. They may begin again.
-    closed: Bounded<Key, ()>,
+    over: Bounded<Key, Option<i64>>,
+    /// Recordings that ended according to another worker, and their end, in the switch's order, if that is known. They may begin again.
+    closed: Bounded<Key, Option<i64>>,
     /// The legs that lead to each recording in `by_leg`.
     linked: HashMap<Key, HashSet<String>>,
     commanded: Bounded<Key, ()>,
@@ -159,15 +163,19 @@ impl OpenRecordings {
 
     /// The recording began again after its end was heard.
     pub fn reopen(&self, open: Open) {
-        self.lock().over.remove(&open.key);
+        let mut memory = self.lock();
+        memory.over.remove(&open.key);
+        memory.closed.remove(&open.key);
+        drop(memory);
         self.open(open);
     }
 
     /// The recording ended.
     pub fn close(&self, key: Key) {
         let mut memory = self.lock();
-        if memory.entries.get(&key).is_some_and(|entry| entry.told_end().is_some()) {
-            memory.over.insert(key, (), KEYS);
+        let end = memory.entries.get(&key).and_then(|entry| entry.told_end());
+        if let Some(end) = end.map(Told::order) {
+            memory.over.insert(key, Some(end), KEYS);
         }
         if let Some(open) = memory.open.remove(&key) {
             memory.unlink(&open);
@@ -175,9 +183,19 @@ impl OpenRecordings {
         memory.entries.remove(&key);
     }
 
-    /// The recording ended, according to another worker.
-    pub fn heard_of_end(&self, key: Key) {
-        self.lock().closed.insert(key, (), KEYS);
+    /// The recording ended, according to another worker or the ledger. `end`: in the switch's order, if that is known.
+    pub fn heard_of_end(&self, key: Key, end: Option<i64>) {
+        let mut memory = self.lock();
+        let restarted = memory.restarts.get(&key).and_then(|fact| match &fact.what {
+            What::Started(told) => Some(told.order()),
+            _ => None,
+        });
+        if restarted.zip(end).is_some_and(|(start, end)| start >= end) {
+            // The notice of the start after it was faster.
+            return;
+        }
+        memory.closed.insert(key, end, KEYS);
+        drop(memory);
         self.close(key);
     }
 
@@ -185,6 +203,17 @@ impl OpenRecordings {
     pub fn was_closed(&self, key: Key) -> bool {
         let memory = self.lock();
         memory.over.get(&key).is_some() || memory.closed.get(&key).is_some()
+    }
+
+    /// Whether an end of the recording was heard that the entry may lack. A start after that end shows that the entry does not lack it.
+    pub fn was_closed_since(&self, entry: &Entry) -> bool {
+        let memory = self.lock();
+        let mut ends = [memory.over.get(&entry.key), memory.closed.get(&entry.key)]
+            .into_iter()
+            .flatten();
+        let start = entry.newest_start();
+        // The switch's stamps tick: an end and the start after it can have the same one.
+        ends.any(|end| end.zip(start).is_none_or(|(end, start)| start < end))
     }
 
     /// Remembers all that is known of an open recording.
@@ -466,6 +495,7 @@ mod tests {
             asked_at: Moment::from_unix_seconds(at),
             stopping: false,
             stays: false,
+            ended: None,
         }
     }
 
@@ -552,6 +582,65 @@ mod tests {
         // A new start opens it again.
         registry.reopen(open("1", 1));
         assert!(registry.newest(None, "call", None).is_some());
+    }
+
+    fn stamped(second: i64) -> Box<Told> {
+        let at = Moment::from_unix_seconds(second);
+        let mut told = Told::presumed("call", at, "fs", "/tmp/a.mp3");
+        told.stamp = Some(at.unix_micros());
+        Box::new(told)
+    }
+
+    fn fact(second: i64, what: What) -> Fact {
+        let (at, by) = (Moment::from_unix_seconds(second), "w".to_owned());
+        Fact { at, by, what }
+    }
+
+    /// Another worker handled its end and its next start. Otherwise a stop here would reach an older recording of the call.
+    #[test]
+    fn a_recording_that_began_again_at_another_worker_is_not_over() {
+        let key = Key::of("call", "1");
+        let end = stamped(20).order();
+        let mut written = Entry::new(key, "call");
+        written.add(fact(10, What::Started(stamped(10))));
+        for own in [false, true] {
+            let registry = OpenRecordings::default();
+            registry.open(open("1", 1));
+            if own {
+                written.add(fact(20, What::Ended(stamped(20))));
+                registry.remember(&written);
+                registry.close(key);
+            } else {
+                registry.heard_of_end(key, Some(end));
+            }
+            assert!(registry.was_closed(key) && registry.newest(None, "call", None).is_none());
+            let running = Entry::new(key, "call");
+            assert!(registry.was_closed_since(&running), "the ledger lacks the end");
+            let mut again = written.clone();
+            again.add(fact(30, What::Started(stamped(30))));
+            assert!(
+                !registry.was_closed_since(&again),
+                "the ledger has what came after the end"
+            );
+            registry.began_again(key, fact(30, What::Started(stamped(30))));
+            registry.reopen(open("1", 1));
+            assert!(!registry.was_closed(key) && registry.newest(None, "call", None).is_some());
+            // The notice of the end before it is late.
+            registry.heard_of_end(key, Some(end));
+            assert!(registry.is_open(key) && !registry.was_closed(key));
+            registry.heard_of_end(key, Some(stamped(40).order()));
+            assert!(!registry.is_open(key) && registry.was_closed_since(&again));
+        }
+    }
+
+    #[test]
+    fn an_end_of_which_no_more_is_known_counts() {
+        let (registry, key) = (OpenRecordings::default(), Key::of("call", "1"));
+        registry.open(open("1", 1));
+        registry.heard_of_end(key, None);
+        let mut written = Entry::new(key, "call");
+        written.add(fact(10, What::Started(stamped(10))));
+        assert!(registry.was_closed_since(&written));
     }
 
     /// The switch would delete what the other call is recorded into.

@@ -1,5 +1,7 @@
 //! Hosts whose clocks differ, workers of other versions, and a program that panics.
 
+use crate::recording::controls::Why;
+
 use super::*;
 
 /// Held, parked because its target refuses it, and retried by a host whose clock differs by so many seconds.
@@ -166,4 +168,151 @@ fn two_workers_whose_clocks_differ_prove_no_end() {
     seen(4, "w", 400 + 900, &mut case);
     next(&mut case, Input::Due, after(400 + 901), &policy());
     assert!(case.entry.ended().is_some());
+}
+
+/// A stop of worker "a", whose clock is behind by so many seconds. It was taken at the tenth second, and the recording ended `after_ms`
+/// later. Worker "b" heard of the start and of the end. Tells what is reported of the stop.
+fn stopped_by_another(behind: u64, after_ms: u64, hung_up: Option<bool>) -> Option<Why> {
+    let mut entry = Entry::of_order(order(), "a");
+    let event = |at: Moment| {
+        let mut told = told(5000);
+        (told.at, told.stamp, told.hung_up) = (at, Some(at.unix_micros()), hung_up);
+        told
+    };
+    let mut add = |by: &str, at: Moment, what| {
+        entry.add(Fact {
+            at,
+            by: by.into(),
+            what,
+        })
+    };
+    add("b", after(100), What::Started(event(after(100))));
+    let (action, start) = ("stop".to_owned(), Some(after(100).unix_micros()));
+    add("a", after(110 - behind), What::StopAsked { action, route: None });
+    add("a", after(110 - behind), What::StopSent { n: 1, start });
+    let ended = after(110).plus(Duration::from_millis(after_ms));
+    add("b", ended, What::Ended(event(ended)));
+    match entry.unheeded()? {
+        What::NotObeyed { why, .. } => Some(why),
+        what => panic!("{what:?}"),
+    }
+}
+
+#[test]
+fn a_stop_that_was_obeyed_is_not_told_because_the_clock_of_its_worker_is_behind() {
+    for behind in [0, 6, 60] {
+        assert_eq!(stopped_by_another(behind, 30, Some(false)), None, "{behind}");
+        assert_eq!(stopped_by_another(behind, 30, None), None, "{behind}");
+    }
+    // A hang-up ended it, and not the stop.
+    for behind in [0, 6] {
+        assert_eq!(
+            stopped_by_another(behind, 20_000, Some(true)),
+            Some(Why::Unconfirmed),
+            "{behind}"
+        );
+    }
+}
+
+/// Told as masked to the end, the audio would be taken for silent where it is not.
+#[test]
+fn an_unmask_counts_though_the_clock_of_its_worker_is_ahead() {
+    let masks = |ahead: u64| {
+        let mut entry = Entry::of_order(order(), "a");
+        let event = |second: u64| {
+            let mut told = told(5000);
+            (told.at, told.stamp) = (after(second), Some(after(second).unix_micros()));
+            told
+        };
+        let mut add = |by: &str, second: u64, what| {
+            let (at, by) = (after(second), by.to_owned());
+            entry.add(Fact { at, by, what })
+        };
+        add("b", 100, What::Started(event(100)));
+        for (by, action, on, second) in [("b", "m", true, 105), ("a", "u", false, 110 + ahead)] {
+            let (route, asked, action) = (None, None, action.to_owned());
+            let masked = What::Masked {
+                action: action.clone(),
+                on,
+                n: 0,
+                start: Some(after(100).unix_micros()),
+                sender: Some(by.into()),
+            };
+            let asked = What::MaskAsked {
+                action,
+                on,
+                asked,
+                route,
+            };
+            add(by, second, asked);
+            add(by, second, masked);
+        }
+        add("b", 112, What::Ended(event(112)));
+        let controls = entry.controls();
+        assert_eq!(controls.not_obeyed, []);
+        controls.masks.iter().map(|mask| mask.on).collect::<Vec<bool>>()
+    };
+    for ahead in [0, 4, 60] {
+        assert_eq!(masks(ahead), [true, false], "{ahead}");
+    }
+}
+
+/// Worker "x" parked it because the switch does not upload its file. The clock of "x" is an hour ahead of the clock of "y", which hears of an
+/// end. `known`: the ends that were reported before.
+fn parked_ahead(known: u64, of_earlier_version: bool) -> Case {
+    let mut case = started(order());
+    let end = |second: u64| {
+        let mut told = told(1000 * second);
+        (told.at, told.stamp) = (after(second), Some(after(second).unix_micros()));
+        What::Ended(told)
+    };
+    let add = |case: &mut Case, by: &str, second: u64, what| {
+        let (at, by) = (after(second), by.to_owned());
+        case.entry.add(Fact { at, by, what });
+    };
+    for second in 0..known {
+        add(&mut case, "y", 30 + second, end(30 + second));
+    }
+    let parked = match case.entry.park(Cause::NotCollected) {
+        What::Parked { n, cause, .. } if of_earlier_version => What::Parked { n, cause, ends: None },
+        parked => parked,
+    };
+    add(&mut case, "x", 3600, parked);
+    assert_eq!(case.entry.parked(), Some(Cause::NotCollected));
+    step(&mut case, Input::Due);
+    assert_eq!(case.entry.parked(), Some(Cause::NotCollected), "no end came since");
+    add(&mut case, "y", 60, end(60));
+    step(&mut case, Input::Due);
+    case
+}
+
+#[test]
+fn a_late_end_resumes_a_parked_recording_though_clocks_differ() {
+    for known in [0, 1] {
+        let case = parked_ahead(known, false);
+        assert_eq!(case.entry.parked(), None, "{known}");
+    }
+    // An earlier version noted no number: its times decide, as before.
+    assert_eq!(parked_ahead(0, true).entry.parked(), Some(Cause::NotCollected));
+}
+
+/// The clock of the worker that heard of the end is ahead of the clock of the worker that parks.
+#[test]
+fn a_recording_that_is_parked_again_waits_for_another_end() {
+    let mut case = started(order());
+    let mut told = told(5000);
+    (told.at, told.stamp) = (after(60), Some(after(60).unix_micros()));
+    let park = case.entry.park(Cause::NotCollected);
+    step(&mut case, Input::Fact(park));
+    let (at, by) = (after(3600), "y".to_owned());
+    case.entry.add(Fact {
+        at,
+        by,
+        what: What::Ended(told),
+    });
+    next(&mut case, Input::Due, after(61), &policy());
+    assert_eq!(case.entry.parked(), None);
+    let park = case.entry.park(Cause::NotCollected);
+    next(&mut case, Input::Fact(park), after(62), &policy());
+    assert_eq!(case.entry.parked(), Some(Cause::NotCollected));
 }

@@ -197,3 +197,42 @@ fn what_was_found_instead_of_brought_is_known_in_full() {
     step(&mut case, Input::Fact(What::Delivered(found)));
     assert_eq!(case.entry.outcome(), Some((Outcome::Stored, Cause::SuspectAudio)));
 }
+
+/// Read-backs that find nothing, each with one more delivery, and so many without an answer before each.
+fn lost_often(times: u32, unanswered_each: u32) -> Case {
+    let mut case = below_quorum_from_the_hold();
+    let (mut n, mut now) = (0, after(10_000));
+    let mut look = |case: &mut Case, now: &mut Moment, why: bool| {
+        n += 1;
+        *now = now.plus(Duration::from_secs(4000));
+        let what = if why {
+            looked(n, Some("not there"))
+        } else {
+            unanswered(n)
+        };
+        next(case, Input::Fact(what), *now, &policy());
+    };
+    for time in 0..times {
+        for _ in 0..unanswered_each {
+            look(&mut case, &mut now, false);
+        }
+        look(&mut case, &mut now, true);
+        assert!(case.entry.is_lost(), "{time}");
+        // So many answers are missing again before it is brought again.
+        for _ in 0..unanswered_each {
+            look(&mut case, &mut now, false);
+        }
+        assert!(case.entry.is_lost(), "{time}: no answer says nothing");
+        now = now.plus(Duration::from_secs(1));
+        let again = below(Destination::ThirdParty, &format!("{}-b", time + 2));
+        next(&mut case, Input::Fact(again), now, &policy());
+        assert!(!case.entry.is_lost(), "{time}: it was brought again");
+    }
+    case
+}
+
+#[test]
+fn what_a_server_loses_more_often_than_facts_are_kept_is_brought_again_each_time() {
+    assert!(lost_often(40, 0).entry.is_unverified());
+    assert!(lost_often(3, 33).entry.is_unverified());
+}

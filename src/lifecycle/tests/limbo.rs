@@ -68,7 +68,11 @@ fn a_retry_never_leaves_a_recording_in_limbo() {
             if held {
                 add(&mut entry, holding());
             }
-            let parked = What::Parked { n: 1, cause: *cause };
+            let parked = What::Parked {
+                n: 1,
+                cause: *cause,
+                ends: None,
+            };
             add(&mut entry, parked);
             add(&mut entry, What::Announced(Announcement::Outcome(Outcome::Parked)));
             let retry = entry.retry();

@@ -355,3 +355,46 @@ fn what_earlier_versions_do_not_write_makes_no_document_to_be_amended() {
     };
     assert_eq!(told(100), told(101));
 }
+
+/// The ledger keeps the first and the last of a kind. Here it keeps notes of actions whose masks it keeps no more.
+#[test]
+fn a_mask_of_which_less_is_kept_is_not_told_as_unconfirmed() {
+    let names: Vec<String> = (0..40).map(|n| format!("a{n:02}")).collect();
+    let mut facts = Vec::new();
+    for (name, n) in names.iter().zip(0..) {
+        let (on, at) = (n % 2 == 0, 100 + 10 * n);
+        // The worker could not note the last two before it sent them.
+        if n < 38 {
+            facts.push(("w", at, intended(name, on)));
+        }
+        facts.push(("w", at, asked(name, on, at)));
+        facts.push(("w", at + 1, sent(name, on, 0)));
+    }
+    facts.push(("w", 1000, end(1000)));
+    assert_eq!(not_obeyed(&noted(facts)), []);
+}
+
+/// A worker presumed the start before the event came. That is one start, whatever its stamp.
+#[test]
+fn a_presumed_start_and_the_real_one_are_one_part_for_masks() {
+    let mut case = super::asked(order());
+    let mut presumed = told(0);
+    presumed.at = after(10);
+    let mut real = told(0);
+    real.stamp = Some(after(9).unix_micros());
+    let facts = [
+        ("w", 600, What::Started(presumed)),
+        ("w", 700, asked("a", true, 700)),
+        ("w", 700, sent("a", true, 0)),
+        ("w", 900, What::Started(real)),
+        ("w", 2000, asked("b", false, 2000)),
+        ("w", 2000, sent("b", false, 0)),
+    ];
+    for (by, at, what) in facts {
+        case.entry.add(fact(by, tenth(at), what));
+    }
+    assert_eq!(
+        masks(&case.entry.controls()),
+        [(tenth(700), true), (tenth(2000), false)]
+    );
+}

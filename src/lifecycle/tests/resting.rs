@@ -289,7 +289,14 @@ fn held_audio_of_a_parked_recording_outlives_its_retention_only_with_an_outcome(
         step(&mut case, Input::Fact(holding()));
         step(&mut case, Input::Answered(Answer::Release));
         let cause = Cause::Unreachable;
-        step(&mut case, Input::Fact(What::Parked { n: 1, cause }));
+        step(
+            &mut case,
+            Input::Fact(What::Parked {
+                n: 1,
+                cause,
+                ends: None,
+            }),
+        );
         if told {
             let announced = What::Announced(Announcement::Outcome(Outcome::Parked));
             step(&mut case, Input::Fact(announced));
@@ -344,7 +351,14 @@ fn a_parked_recording_whose_audio_is_not_in_the_hold_does_not_expire() {
     };
     let mut case = ended_as(order(), Destination::Account);
     let cause = Cause::NotCollected;
-    step(&mut case, Input::Fact(What::Parked { n: 1, cause }));
+    step(
+        &mut case,
+        Input::Fact(What::Parked {
+            n: 1,
+            cause,
+            ends: None,
+        }),
+    );
     let announced = What::Announced(Announcement::Outcome(Outcome::Parked));
     step(&mut case, Input::Fact(announced));
     next(&mut case, Input::Outlived, after(1000 * 86_400), &keeps);

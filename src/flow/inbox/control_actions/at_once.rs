@@ -44,10 +44,11 @@ impl AtOnce {
                 return None;
             }
         }
-        let mine = stop_of(asked)?;
+        // The notice of another worker that the recording is over removes what this worker heard of it.
+        let heard = self.finder.memory.entry(open.key);
         for pause in HEARD_WITHIN {
             tokio::time::sleep(pause).await;
-            let next = self.not_spent(request, open, mine).await?;
+            let next = self.not_spent(request, open, asked, heard.as_ref()).await?;
             if next.key != open.key {
                 return Some(next);
             }
@@ -75,19 +76,18 @@ impl AtOnce {
     }
 
     /// The newest recording of the call, from `open` on, on which no earlier stop was spent, and that was not over; `None`: there is none.
-    async fn not_spent(&self, request: &Request<'_>, open: &Open, mine: (Moment, &str)) -> Option<Open> {
+    /// `heard`: what this worker had heard of `open`.
+    async fn not_spent(&self, request: &Request<'_>, open: &Open, asked: &Fact, heard: Option<&Entry>) -> Option<Open> {
         let memory = &self.finder.memory;
         let mut newest = open.clone();
         for _ in 0..MOST_AT_ONCE {
-            let Some(entry) = self.now_known(&newest).await else {
+            let Some(mut known) = self.now_known(&newest).await else {
                 break;
             };
-            let mut stops = entry.facts().filter_map(stop_of);
-            let collides = stops.any(|(at, action)| action != mine.1 && (at, action) < mine);
-            // The stop itself ends it too: what counts is an end well before.
-            let end = entry.told_end().and_then(|told| Some(entry.by_our_clock(told.stamp?)));
-            let was_over = end.is_some_and(|end| end.plus(WELL_BEFORE) < mine.0);
-            if !collides && !was_over {
+            known
+                .heard
+                .extend(heard.filter(|heard| heard.key == newest.key).cloned());
+            if !known.is_spent(asked) {
                 break;
             }
             memory.stopping(newest.key);
@@ -100,7 +100,7 @@ impl AtOnce {
 
     /// What is known of a recording by now, here and in the ledger. The memory alone does not suffice: what it heard of a recording is dropped
     /// when another worker's notice says that the recording is over, and what comes after that is a part.
-    async fn now_known(&self, open: &Open) -> Option<Entry> {
+    async fn now_known(&self, open: &Open) -> Option<Known> {
         let remembered = self.finder.memory.entry(open.key);
         let address = Address {
             month: open.asked_at.month(),
@@ -109,10 +109,45 @@ impl AtOnce {
         };
         let loading = tokio::time::timeout(KNOWLEDGE, self.finder.ledger.load(&address)).await;
         let written = loading.ok().and_then(Result::ok).flatten().map(|record| record.entry);
-        match (remembered, written) {
-            (Some(remembered), Some(written)) => Some(written.merge(remembered)),
-            (remembered, written) => remembered.or(written),
-        }
+        Known::of(remembered, written)
+    }
+}
+
+/// What is known of a recording.
+struct Known {
+    entry: Entry,
+    /// What this worker itself heard. Of one event that two workers heard, the entry keeps the earlier time alone.
+    heard: Vec<Entry>,
+}
+
+impl Known {
+    fn of(remembered: Option<Entry>, written: Option<Entry>) -> Option<Self> {
+        let entry = match (remembered.clone(), written) {
+            (Some(remembered), Some(written)) => written.merge(remembered),
+            (remembered, written) => remembered.or(written)?,
+        };
+        let heard = remembered.into_iter().collect();
+        Some(Self { entry, heard })
+    }
+
+    /// Whether this stop is for the recording before: an earlier stop was spent on this one, or this one was over.
+    fn is_spent(&self, asked: &Fact) -> bool {
+        let Some(mine) = stop_of(asked) else { return false };
+        let mut stops = self.entry.facts().filter_map(stop_of);
+        let collides = stops.any(|(at, action)| action != mine.1 && (at, action) < mine);
+        collides || self.was_over(asked)
+    }
+
+    /// Whether the recording had ended when this worker took the stop. The stop itself ends it too, so only an end well before counts, and only
+    /// by this worker's own clock: by the clock of another worker that is behind, what this stop ended was over before the stop.
+    fn was_over(&self, asked: &Fact) -> bool {
+        let Some(stamp) = self.entry.told_end().and_then(|told| told.stamp) else {
+            return false;
+        };
+        let own = self.heard.iter().chain([&self.entry]);
+        // The event that was heard soonest tells best how this worker's clock differs from the switch's.
+        let end = own.filter_map(|entry| entry.by_clock_of(&asked.by, stamp)).min();
+        end.is_some_and(|end| end.plus(WELL_BEFORE) < asked.at)
     }
 }
 
@@ -121,5 +156,75 @@ fn stop_of(fact: &Fact) -> Option<(Moment, &str)> {
     match &fact.what {
         What::StopAsked { action, .. } => Some((fact.at, action)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::entry::fact::What;
+    use crate::recording::ending::Told;
+    use crate::recording::identity::Key;
+
+    use super::*;
+
+    const NOW: Moment = Moment::from_unix_seconds(1_795_386_262);
+
+    /// After that many milliseconds.
+    fn after(ms: u64) -> Moment {
+        NOW.plus(Duration::from_millis(ms))
+    }
+
+    fn fact(by: &str, at: Moment, what: What) -> Fact {
+        let by = by.to_owned();
+        Fact { at, by, what }
+    }
+
+    fn told(stamp: Moment) -> Box<Told> {
+        let mut told = Told::presumed("call", stamp, "fs1", "/tmp/a.mp3");
+        told.stamp = Some(stamp.unix_micros());
+        Box::new(told)
+    }
+
+    /// A stop that worker "a" took after a minute, by its own clock that is ahead by so many milliseconds. The recording ended so many
+    /// milliseconds after that minute. "a" or "b" heard of its start.
+    fn stopped(ahead: u64, ended: u64, heard: &str) -> (Known, Fact) {
+        let mut entry = Entry::new(Key::of("call", "2"), "call");
+        let of_a = |by: &str, ms: u64| after(if by == "a" { ms + ahead } else { ms });
+        entry.add(fact(heard, of_a(heard, 20), What::Started(told(after(0)))));
+        let action = "stop".to_owned();
+        let asked = fact("a", of_a("a", 60_000), What::StopAsked { action, route: None });
+        entry.add(asked.clone());
+        entry.add(fact("b", after(ended + 20), What::Ended(told(after(ended)))));
+        (Known::of(None, Some(entry)).unwrap(), asked)
+    }
+
+    /// The stop ended it. Taken for over, it would cost the call's older recording.
+    #[test]
+    fn a_stop_ends_no_older_recording_because_a_workers_clock_is_ahead() {
+        for ahead in [0, 3000, 30_000] {
+            for heard in ["a", "b"] {
+                let (known, asked) = stopped(ahead, 60_030, heard);
+                assert!(!known.is_spent(&asked), "{ahead} {heard}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_recording_that_was_over_before_the_stop_leaves_the_stop_to_an_older_one() {
+        for ahead in [0, 3000, 30_000] {
+            let (known, asked) = stopped(ahead, 50_000, "a");
+            assert!(known.is_spent(&asked), "{ahead}");
+        }
+    }
+
+    /// An entry keeps the earlier of two workers' times of one event, which is that of the clock that is behind.
+    #[test]
+    fn what_this_worker_heard_counts_though_another_worker_heard_it_too() {
+        let (known, asked) = stopped(3000, 50_000, "b");
+        assert!(!known.is_spent(&asked), "this worker heard nothing");
+        let mut heard = Entry::new(known.entry.key, "call");
+        heard.add(fact("a", after(3020), What::Started(told(after(0)))));
+        let known = Known::of(Some(heard), Some(known.entry)).unwrap();
+        assert!(known.is_spent(&asked));
     }
 }

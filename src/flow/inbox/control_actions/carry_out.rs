@@ -30,6 +30,9 @@ const KNOWLEDGE: Duration = Duration::from_secs(1);
 /// Time limit for the note that a mask or unmask is about to be sent: the audio must not stay unmasked for it.
 const INTENT: Duration = Duration::from_millis(500);
 
+/// The part of that time that the ledger has. After it the note goes into the journal.
+const OF_LEDGER: Duration = Duration::from_millis(200);
+
 /// The time of a stop that is carried out later than this after it was sent is noted: the recording may have run on, or have ended by itself.
 const DELAY: Duration = Duration::from_secs(2);
 
@@ -118,7 +121,7 @@ impl Carrier {
         let asked = asked_after(request, Some(&entry));
         let on = what == Control::Mask;
         entry.add(self.common.fact(What::Intended { action, on, asked }));
-        let written = tokio::time::timeout(INTENT, self.journal.write(&entry)).await;
+        let written = tokio::time::timeout(INTENT, self.journal.write_soon(&entry, OF_LEDGER)).await;
         if written != Ok(true) {
             debug!(
                 event = "control_intent_not_noted",

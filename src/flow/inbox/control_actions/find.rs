@@ -9,6 +9,7 @@ use crate::entry::Entry;
 use crate::entry::fact::{Fact, What};
 use crate::kazoo::time::Moment;
 use crate::ledger::{Address, Ledger, LedgerError, Record};
+use crate::recording::ending::Told;
 use crate::recording::identity::Key;
 use crate::recording::names;
 
@@ -26,8 +27,10 @@ const SECOND_OPINION: Duration = Duration::from_millis(250);
 /// How many recordings of a call whose end was missed are skipped, one after the other.
 const STALE: usize = 4;
 
-/// What is taken out of the journal is in the ledger within that, as a rule.
+/// What another worker takes out of the journal is in the ledger within that, as a rule.
 const BEING_WRITTEN: Duration = Duration::from_millis(150);
+
+const _: () = assert!(BEING_WRITTEN.as_millis() > 4 * journal::TOGETHER.as_millis());
 
 /// An action that is sent this long before an end may have met it: the clocks of two hosts differ.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
@@ -82,7 +85,7 @@ impl Finder {
             let (written, is_newest) = tokio::join!(self.written_of(request, open), self.learn_newer(request, open));
             match written {
                 // The notice of its end was lost, and an older recording may run.
-                Written::Over => self.memory.heard_of_end(open.key),
+                Written::Over(end) => self.memory.heard_of_end(open.key, end),
                 // The same for a stop whose worker may be dead. Its end may not be written yet.
                 Written::Stopping => self.memory.stopping(open.key),
                 Written::Nothing if is_newest => break,
@@ -336,7 +339,7 @@ impl Finder {
         };
         let entry = &record.entry;
         if !entry.is_open() {
-            Written::Over
+            Written::Over(entry.ended().map(Told::order))
         } else if entry.stop_asked_at().is_some() && of_action(request, entry).is_empty() {
             Written::Stopping
         } else {
@@ -362,14 +365,15 @@ impl Finder {
         is_newest
     }
 
-    /// Remembers a recording that is open according to the ledger. `None` for one that this worker has heard of.
+    /// Remembers a recording that is open according to the ledger. `None` for one that this worker has heard of, unless it began again since.
     pub(super) fn remember_unheard(&self, entry: &Entry) -> Option<Open> {
         let memory = &self.memory;
-        if !entry.is_open() || memory.is_open(entry.key) || memory.was_closed(entry.key) {
+        if !entry.is_open() || memory.is_open(entry.key) || memory.was_closed_since(entry) {
             return None;
         }
         let unheard = Open::of(entry)?;
-        memory.open(unheard.clone());
+        // It may have begun again.
+        memory.reopen(unheard.clone());
         memory.remember(entry);
         Some(unheard)
     }
@@ -390,7 +394,8 @@ pub(super) fn is_final(request: &Request<'_>, why: &str) -> bool {
 
 /// What the ledger knows of a recording that counts as open in this worker's memory.
 enum Written {
-    Over,
+    /// It is over, since that end, in the switch's order.
+    Over(Option<i64>),
     /// Another action asked for its end.
     Stopping,
     /// Nothing else, or the ledger does not answer in time.

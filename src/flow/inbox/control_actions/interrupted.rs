@@ -14,11 +14,11 @@ impl Finder {
         let record = before.iter().find(|record| record.entry.intended(id).is_some())?;
         let entry = self.memory.completed(record.entry.clone());
         let open = Open::of(&entry)?;
-        if !entry.is_open() || self.memory.was_closed(entry.key) {
+        if !entry.is_open() || self.memory.was_closed_since(&entry) {
             return Some(Found::Over(open));
         }
         // With the note of the worker that was killed.
-        self.memory.open(open.clone());
+        self.memory.reopen(open.clone());
         self.memory.remember(&entry);
         Some(match entry.carried_by().moved {
             true => Found::Moved(open),
@@ -49,7 +49,7 @@ impl Finder {
             return None;
         }
         let open = Open::of(&newest)?;
-        let was_closed = memory.was_closed(newest.key);
+        let was_closed = memory.was_closed_since(&newest);
         if newest.is_open() && !was_closed {
             return Some(Found::Here(open));
         }
