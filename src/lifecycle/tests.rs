@@ -92,7 +92,7 @@ pub(crate) fn order() -> Order {
 }
 
 /// The order of Kazoo's own recording, whose file may have another call's audio.
-pub(crate) fn shared() -> Order {
+fn shared() -> Order {
     let adopted = Adopted {
         endpoint_id: None,
         at_bridges: false,

@@ -4,6 +4,7 @@ use crate::kazoo::dialplan::Trigger;
 use crate::kazoo::envelope::Envelope;
 use crate::kazoo::event::RecordEvent;
 use crate::kazoo::time::Month;
+use crate::recording::adopt::Adopted;
 use crate::recording::digest::Digests;
 use crate::recording::format::Format;
 use crate::recording::identity::Key;
@@ -145,7 +146,13 @@ fn the_start_of_what_was_on_hold_or_has_parts_is_the_first_start() {
     assert_eq!(of(-600, None), 0, "the time of its command");
     assert_eq!((of(-2, Some(1)), of(1, Some(1))), (0, 0), "rounded");
     let mut adopted = order.clone();
-    adopted.adopted = crate::lifecycle::tests::shared().adopted;
+    adopted.adopted = Some(Adopted {
+        endpoint_id: None,
+        at_bridges: false,
+        time_limit: None,
+        shared_name: false,
+        kazoo_4: false,
+    });
     let started = Told {
         at: Moment::from_gregorian_seconds(computed - 600),
         stamp: Some(1),
