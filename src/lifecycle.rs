@@ -26,6 +26,7 @@ pub(crate) mod tests;
 pub use model::{Answer, Case, Effect, Hand, Input, Next};
 pub use schedule::Policy;
 pub use state::{STATES, State};
+pub use watched::unanswered;
 pub use webhooks::{Hook, Hooks, due_at, refused, retried, webhooks_due};
 
 /// The largest number of facts that follow from one input. More of them follow from the next input: a decision must end.

@@ -174,6 +174,10 @@ fn every_fact() -> Vec<What> {
                 time_limit: Some(600),
                 shared_name: true,
                 kazoo_4: true,
+                wanted: Some(true),
+                bowed_out: true,
+                media_db: Some("account/4b/a1/f7d5a1c54a0fb0d9c9d3e1a2b3c4-202611".into()),
+                retry_times: Some(20),
             }),
             ..order()
         })),

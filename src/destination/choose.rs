@@ -1,6 +1,6 @@
 //! Decides where a recording goes. The decision is a pure function of the configuration at the moment when the recording ends.
 //!
-//! The first match decides: the action's `url`; the account's storage plan; nowhere, when `store_recordings` is off; the third party's
+//! The first match decides: nowhere, when a recording of Kazoo's own says so by itself; the action's `url`; the account's storage plan; nowhere, when `store_recordings` is off; the third party's
 //! server; the account's own monthly database. The first, second and last rule are Kazoo's (`kapps_call_recording:should_store_recording`).
 //! The third party's rule is from 3.22 (`wh_media_recording`). The decision waits if it depends on a part of the configuration that is
 //! unreadable now or invalid. A default in its place could discard the recording, or store it in the wrong place.
@@ -40,6 +40,10 @@ pub enum Undecided {
 /// # Errors
 /// What an operator or the database must provide first.
 pub fn choose(order: &Order, media: Option<&Media>, plan: &Plan) -> Result<Decision, Undecided> {
+    let wanted = order.adopted.as_ref().and_then(|adopted| adopted.wanted);
+    if wanted == Some(false) {
+        return Ok(Decision::Discard);
+    }
     match &order.url {
         // A URL that cannot be used is refused when it is tried: its audio is kept by then.
         Url::Given(_) | Url::Lost => return Ok(Decision::To(Destination::Url)),
@@ -51,7 +55,7 @@ pub fn choose(order: &Order, media: Option<&Media>, plan: &Plan) -> Result<Decis
         Plan::None => {}
     }
     let media = media.ok_or(Undecided::Media)?;
-    if !media.store_recordings {
+    if !media.store_recordings && wanted.is_none() {
         return Ok(Decision::Discard);
     }
     match &media.third_party {
@@ -101,6 +105,23 @@ mod tests {
 
     fn media(section: Value) -> Option<Media> {
         Some(Media::read(&json!({ "default": section }), "local"))
+    }
+
+    /// `should_store_recording` of the recording's own settings, which later versions of Kazoo obey.
+    #[test]
+    fn a_recordings_own_settings_come_first() {
+        let of = |wanted: Value, url: Url| {
+            let mut order = order(url);
+            order.adopted = serde_json::from_value(json!({ "wanted": wanted })).ok();
+            let off = media(json!({"store_recordings": false}));
+            choose(&order, off.as_ref(), &Plan::None)
+        };
+        assert_eq!(of(json!(true), Url::None), Ok(Decision::To(Destination::Account)));
+        assert_eq!(
+            of(json!(false), Url::Given("https://h/in".into())),
+            Ok(Decision::Discard)
+        );
+        assert_eq!(of(json!(null), Url::None), Ok(Decision::Discard));
     }
 
     #[test]

@@ -29,15 +29,18 @@ impl Entry {
         })
     }
 
-    /// The postponements since an operator's last retry, in order: when they were, and until when.
+    /// The postponements since an operator's last retry, in order: when they were, and until when. Those of the time in which a worker
+    /// watched Kazoo's own recorder concern the looks, and count no more.
     pub fn postponed(&self) -> impl DoubleEndedIterator<Item = (Moment, Moment)> {
         let retried = self.retried();
+        let given_up = self.given_up_at();
         let mut all: Vec<(u32, Moment, Moment)> = self
             .facts()
             .filter_map(|fact| match fact.what {
                 What::Postponed { n, until, .. } if Self::counts(retried, fact) => Some((n, fact.at, until)),
                 _ => None,
             })
+            .filter(|(_, at, _)| given_up.is_none_or(|given_up| *at >= given_up))
             .collect();
         all.sort_by_key(|(n, ..)| *n);
         all.into_iter().map(|(_, at, until)| (at, until))

@@ -120,11 +120,14 @@ pub struct KazooRecorder {
 }
 
 /// Whether the worker stores the recording in the place of Kazoo's own recorder, and Kazoo's own recorder would still ask for its file if it
-/// had the end.
+/// had the end. It has the end of a recording that a worker watched: an operator's retry changes nothing about that.
 pub fn may_be_asked_for(entry: &Entry, now: Moment) -> bool {
+    if let Some((_, due)) = entry.watched() {
+        return !entry.is_given_up_by_kazoo() && due.plus(CLOCKS_DIFFER) > now;
+    }
     let is_end = |what: &What| matches!(what, What::Ended(_) | What::PresumedEnded(_));
     let heard = entry.facts().rev().find(|fact| is_end(&fact.what));
-    entry.is_adopted() && entry.watched().is_none() && heard.is_some_and(|heard| heard.at.plus(GIVEN_UP) > now)
+    entry.is_adopted() && heard.is_some_and(|heard| heard.at.plus(GIVEN_UP) > now)
 }
 
 impl KazooRecorder {
@@ -302,6 +305,9 @@ impl KazooRecorder {
         if !may_be_asked_for(entry, self.common.now()) {
             return false;
         }
+        if entry.watched().is_some() {
+            return true;
+        }
         let is_end = |what: &What| matches!(what, What::Ended(_) | What::PresumedEnded(_));
         let Some(heard) = entry.facts().rev().find(|fact| is_end(&fact.what)) else {
             return false;
@@ -432,6 +438,31 @@ mod tests {
         assert_eq!(back.missed(Some(arrived)), Some(true));
         assert_eq!(back.missed(Some(second(2))), Some(false));
         assert_eq!(back.missed(Some(second(10))), None);
+    }
+
+    /// media_mgr waits in memory for its next try. It would find no file, and later versions delete the document then.
+    #[test]
+    fn a_retry_of_a_watched_recording_leaves_the_file_to_kazoo() {
+        use crate::entry::fact::{Fact, KazooCopy};
+        let told = crate::lifecycle::tests::told(5000);
+        let (at, due) = (told.at, told.at.plus(Duration::from_secs(3 * 3600)));
+        let mut order = crate::lifecycle::tests::order();
+        order.adopted = serde_json::from_value(serde_json::json!({})).ok();
+        let mut entry = Entry::of_order(order, "w");
+        let mut add = |what| {
+            let by = "w".into();
+            entry.add(Fact { at, by, what });
+            entry.clone()
+        };
+        add(What::Ended(told));
+        let retry = add(What::Watched { due }).retry();
+        let retried = add(retry);
+        for (now, is_asked_for) in [(at, true), (due, true), (due.plus(CLOCKS_DIFFER), false)] {
+            assert_eq!(may_be_asked_for(&retried, now), is_asked_for);
+        }
+        let (found, last) = (KazooCopy::Missing, true);
+        let given_up = add(What::Sought { n: 1, found, last });
+        assert!(!may_be_asked_for(&given_up, due));
     }
 
     /// The worker stored it while the operator switched back. A presumed end counts as well: then Kazoo's own recorder alone got the event.

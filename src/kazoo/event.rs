@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::call::{Parties, bounded_variables, is_account_id, shown};
 use super::envelope::{Envelope, MAX_ID_BYTES, MessageError, check_ids};
-use super::json::{integer_at, owned_text, text, text_or_number};
+use super::json::{boolean_at, integer_at, owned_text, text, text_or_number};
 use super::names::{KAZOO_RECORDER, RECORDER};
 use super::time::Moment;
 
@@ -43,6 +43,8 @@ pub struct RecordEvent {
     pub stamp: Option<i64>,
     pub account_id: Option<String>,
     pub fetch_id: Option<String>,
+    /// Whether the channel is a loopback leg that left the call (`Channel-Is-Loopback`, `Channel-Loopback-Bowout`).
+    pub bowed_out: bool,
     pub parties: Parties,
     /// The channel variables, with limits.
     pub variables: Value,
@@ -75,18 +77,19 @@ impl Recording {
     }
 
     /// The recording of Kazoo 4's recorder that a channel's event is about. Its recorder is a channel variable, and stays for whatever the
-    /// channel records later, such as voicemail. The lists have each name and id that Kazoo started on the channel, in the same order.
+    /// channel records later, such as voicemail. The lists have each name and id that Kazoo started on the channel, in the same order. If a
+    /// callflow gave one name to two of them, nothing tells which one the event is about: it has no id then.
     fn of_channel(variables: &Value, path: &str) -> Option<Self> {
         if text(variables, "Media-Recorder") != Some(KAZOO_RECORDER) {
             return None;
         }
         let name = path.rsplit('/').next()?;
-        let position = listed(variables, "Media-Names")
-            .iter()
-            .position(|known| *known == name)?;
-        let id = *listed(variables, "Media-Recordings").get(position)?;
+        let (names, ids) = (listed(variables, "Media-Names"), listed(variables, "Media-Recordings"));
+        let mut positions = (0..names.len()).filter(|position| names[*position] == name);
+        let id = *ids.get(positions.next()?)?;
+        let is_only_one = positions.all(|position| ids.get(position) == Some(&id));
         Some(Self {
-            id: Some(id.to_owned()),
+            id: is_only_one.then(|| id.to_owned()),
             name: Some(name.to_owned()),
             recorder: Some(KAZOO_RECORDER.to_owned()),
             file_path: Some(path.to_owned()),
@@ -178,6 +181,9 @@ impl RecordEvent {
             stamp: numbered(body).map(Moment::unix_micros),
             account_id: owned_text(variables, "Account-ID").filter(|id| is_account_id(id)),
             fetch_id: owned_text(variables, "Fetch-ID"),
+            bowed_out: ["Channel-Is-Loopback", "Channel-Loopback-Bowout"]
+                .iter()
+                .all(|key| boolean_at(body, key) == Some(true)),
             parties: Parties::of(body),
             variables: bounded_variables(Some(variables)),
         })
@@ -294,6 +300,11 @@ mod tests {
             "no id at its place"
         );
         assert_eq!(of("/tmp/a.mp3", json!({"x": 1}), json!(ids)), None);
+        // A callflow chose the name, for two recordings at once. Either can have ended.
+        let twice = of("/tmp/x.mp3", json!(["x.mp3", "x.mp3"]), json!(["202611-b", "202611-a"])).unwrap();
+        assert_eq!((twice.id, twice.name.as_deref()), (None, Some("x.mp3")));
+        let again = of("/tmp/x.mp3", json!(["x.mp3", "x.mp3"]), json!(["202611-a", "202611-a"])).unwrap();
+        assert_eq!(again.id.as_deref(), Some("202611-a"), "one recording");
     }
 
     #[test]

@@ -99,6 +99,10 @@ fn shared() -> Order {
         time_limit: None,
         shared_name: true,
         kazoo_4: false,
+        wanted: None,
+        bowed_out: false,
+        media_db: None,
+        retry_times: None,
     };
     Order {
         command: None,

@@ -20,6 +20,9 @@ use super::{Effect, Next, Policy};
 /// Minutes after the first look at which a worker looks again. After the last of them it looks every hour.
 const LOOKS_MIN: [u64; 4] = [5, 15, 25, 60];
 
+/// So many looks without an answer are repeated before the last one counts.
+const UNANSWERED: usize = 5;
+
 /// What follows if Kazoo's own recorder has not stored the recording, and tries no more.
 pub(super) fn follows(entry: &Entry, policy: &Policy) -> Option<What> {
     // An operator who retries the recording knows what is wrong with it. A worker that has received the audio goes on.
@@ -42,7 +45,11 @@ fn lost(entry: &Entry, policy: &Policy) -> Option<Cause> {
         return Some(Cause::SharedName);
     }
     let copy = entry.kazoo_copy().unwrap_or(KazooCopy::Missing);
-    if order.url == Url::Lost && copy != KazooCopy::NoAudio {
+    if copy == KazooCopy::Unanswered {
+        // Kazoo's own recorder may have stored it.
+        return Some(Cause::NotStoredByKazoo);
+    }
+    if order.url == Url::Lost && !copy.is_without_url() {
         return Some(Cause::SettingsLost);
     }
     // Kazoo's document waits for audio that goes elsewhere. The worker would write a second document beside it.
@@ -59,6 +66,13 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Option<Next> 
     Some(wait_or(Some(until), now, || {
         Next::Do(Effect::SeekCopy { n, last: due <= now })
     }))
+}
+
+/// What a look without an answer says. `None`: a worker looks again later. An account's plan can name a server that never answers, and a
+/// recording that is looked for without end is reported by no worker.
+pub fn unanswered(entry: &Entry, n: u32, last: bool) -> Option<What> {
+    let found = KazooCopy::Unanswered;
+    (last && entry.postponed().count() >= UNANSWERED).then_some(What::Sought { n, found, last })
 }
 
 /// How long after the first look the next one comes, if there were so many.

@@ -39,6 +39,18 @@ pub struct Adopted {
     /// Kazoo 4 started it: its events name neither its settings nor its URL.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub kazoo_4: bool,
+    /// Its own settings say whether it is stored, which later versions of Kazoo obey.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<bool>,
+    /// It ended on a loopback leg that had left the call. Later versions of Kazoo do not store it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bowed_out: bool,
+    /// The database into which later versions of Kazoo write it, in CouchDB's form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_db: Option<String>,
+    /// The number of rounds in its own settings, which later versions of Kazoo obey.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_times: Option<u32>,
 }
 
 /// Why an event's recording cannot be adopted.
@@ -70,6 +82,12 @@ pub struct Data {
     pub endpoint_id: Option<String>,
     pub at_bridges: bool,
     pub time_limit: Option<u32>,
+    /// As `Adopted::wanted`.
+    pub wanted: Option<bool>,
+    /// As `Adopted::media_db`.
+    pub media_db: Option<String>,
+    /// As `Adopted::retry_times`.
+    pub retry_times: Option<u32>,
 }
 
 /// Longest text of a tenant that is kept, in bytes.
@@ -99,8 +117,11 @@ impl Data {
             },
             origin: object.text("origin"),
             endpoint_id: object.text("endpoint_id").filter(|id| id.len() <= MAX_ID),
-            at_bridges: object.flag("record_on_bridge"),
+            at_bridges: object.flag("record_on_bridge").unwrap_or(false),
             time_limit: object.number("time_limit"),
+            wanted: object.flag("should_store_recording"),
+            media_db: object.text("media_db").and_then(|name| database(&name)),
+            retry_times: object.number("storage_retry_times").filter(|times| *times > 0),
         })
     }
 }
@@ -141,11 +162,16 @@ impl<'a> Object<'a> {
         }
     }
 
-    fn flag(&self, key: &str) -> bool {
-        match self.get(key) {
-            Some(Term::Atom(name)) => name == "true",
-            Some(Term::Binary(bytes)) => bytes == b"true",
-            _ => false,
+    fn flag(&self, key: &str) -> Option<bool> {
+        let text = match self.get(key)? {
+            Term::Atom(name) => name.as_bytes(),
+            Term::Binary(bytes) => bytes,
+            _ => return None,
+        };
+        match text {
+            b"true" => Some(true),
+            b"false" => Some(false),
+            _ => None,
         }
     }
 
@@ -189,6 +215,8 @@ pub fn order(
     };
     let url = match data.url {
         _ if unreadable.is_some() || recording.kazoo_4 => Url::Lost,
+        // Such a recording goes into the database.
+        _ if data.wanted == Some(true) => Url::None,
         Some(url) if url.len() > MAX_URL => Url::Lost,
         Some(url) => Url::Given(url.trim().to_owned()),
         None => Url::None,
@@ -218,6 +246,10 @@ pub fn order(
             time_limit: data.time_limit,
             shared_name: is_chosen && !circumstances.shared_names,
             kazoo_4: recording.kazoo_4,
+            wanted: data.wanted,
+            bowed_out: event.bowed_out,
+            media_db: data.media_db,
+            retry_times: data.retry_times,
         }),
     };
     Ok((order, unreadable))
@@ -229,6 +261,14 @@ pub fn is_random(file_name: &str) -> bool {
     file_name.rsplit_once('.').is_some_and(|(stem, _)| {
         stem.len() == 32 && stem.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
+}
+
+/// A database's name in CouchDB's form, if it can be one. Kazoo has two forms of it.
+fn database(name: &str) -> Option<String> {
+    let name = name.replace("%2F", "/").replace("%2f", "/");
+    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_$()+-/".contains(&b);
+    let is_one = name.len() <= MAX_FILE_NAME && name.starts_with(|first: char| first.is_ascii_lowercase());
+    (is_one && name.bytes().all(is_plain)).then_some(name)
 }
 
 fn is_file_name(name: &str) -> bool {

@@ -110,7 +110,8 @@ impl Accounts {
         own.or(media.storage_retry_times)
     }
 
-    /// For how long Kazoo's own recorder tries to store a recording of this account, or of no known one.
+    /// For how long Kazoo's own recorder tries to store a recording of this account, or of no known one. `own`: the number of rounds in the
+    /// recording's own settings. Later versions of Kazoo prefer it, and others do not know it, so the larger number counts.
     ///
     /// # Errors
     /// When the database does not answer. Kazoo's defaults could be too short.
@@ -118,9 +119,9 @@ impl Accounts {
         &self,
         account_id: Option<&str>,
         media: &Media,
-        zone: &str,
+        own: Option<u32>,
     ) -> Result<Duration, CouchError> {
-        let tries = match self.tries.get(zone) {
+        let tries = match self.tries.get(CALL_COMMAND) {
             Some(tries) => tries,
             None => {
                 let document = self
@@ -128,7 +129,7 @@ impl Accounts {
                     .get(SYSTEM_CONFIG, CALL_COMMAND)
                     .await?
                     .unwrap_or(Value::Null);
-                self.tries.put(zone, Tries::read(&document, zone))
+                self.tries.put(CALL_COMMAND, Tries::read(&document))
             }
         };
         let rounds = match account_id {
@@ -143,7 +144,8 @@ impl Accounts {
                 },
             },
         };
-        Ok(tries.longest(rounds.or(media.storage_retry_times).unwrap_or(ROUNDS)))
+        let rounds = rounds.or(media.storage_retry_times).unwrap_or(ROUNDS);
+        Ok(tries.longest(rounds.max(own.unwrap_or(0))))
     }
 
     async fn read_retries(&self, account_id: &str) -> Result<Option<u32>, CouchError> {
@@ -252,6 +254,18 @@ mod tests {
         assert_eq!(read(json!(-1)), None);
         assert_eq!(read(json!("many")), None);
         assert_eq!(retry_times(&json!({})), None);
+    }
+
+    #[tokio::test]
+    async fn a_recordings_own_number_of_rounds_counts_if_it_is_larger() {
+        let (couch, _) = crate::couch::testing::couch(|_| crate::couch::testing::no_database()).await;
+        let accounts = Accounts::new(couch);
+        accounts.tries.put(CALL_COMMAND, Tries::read(&Value::Null));
+        let media = Media::read(&json!({}), "local");
+        let longest = async |own| accounts.longest_storing(None, &media, own).await.unwrap().as_secs();
+        assert_eq!(longest(None).await, 12_300);
+        assert_eq!(longest(Some(2)).await, 12_300);
+        assert_eq!(longest(Some(20)).await, 21 * (5 * 300 + 4 * 5) + 20 * 600 + 180);
     }
 
     #[tokio::test(start_paused = true)]

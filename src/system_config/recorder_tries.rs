@@ -6,8 +6,6 @@ use serde_json::Value;
 
 use crate::kazoo::json::integer;
 
-use super::media::Sections;
-
 /// Rounds after the first one (`call_recording.storage_retry_times`).
 pub const ROUNDS: u32 = 5;
 
@@ -18,6 +16,13 @@ const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// A message rests so long in Kazoo's queue, and the database may take so long to answer.
 const BEFORE: Duration = Duration::from_secs(60 + 120);
 
+/// The applications that store recordings: of Kazoo 5 media_mgr, of Kazoo 4 the one that runs the flow.
+const APPLICATIONS: [&str; 2] = ["media_mgr", "callflow"];
+
+/// Kazoo's defaults.
+const RETRIES: u32 = 5;
+const SAVE_TIMEOUT_MS: u32 = 300_000;
+
 /// The tries of one round (`system_config/call_command`, `store_file`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tries {
@@ -27,18 +32,21 @@ pub struct Tries {
 }
 
 impl Tries {
-    /// Reads the document's sections. Each application of Kazoo can have values of its own; the longest of them count.
-    pub fn read(document: &Value, zone: &str) -> Self {
-        let sections = Sections::of(document, zone);
-        let applications = sections.find(&["store_file"]).and_then(Value::as_object);
-        let longest = |key: &str| {
-            let all = applications.into_iter().flat_map(|all| all.values());
-            let numbers = all.filter_map(|one| integer(one.get(key)?).and_then(|number| u32::try_from(number).ok()));
-            numbers.max()
+    /// Reads the document. `kz_storage` reads its section `default` alone, whatever the zone. Each application of Kazoo can have values of its
+    /// own, and Kazoo's default applies to one without. The longest of them count.
+    pub fn read(document: &Value) -> Self {
+        let applications = document.pointer("/default/store_file").and_then(Value::as_object);
+        let number = |one: &Value, key: &str| integer(one.get(key)?).and_then(|number| u32::try_from(number).ok());
+        let longest = |key: &str, default: u32| {
+            let present = applications.into_iter().flat_map(|all| all.values());
+            let present = present.filter_map(|one| number(one, key));
+            let of = |name: &str| applications.and_then(|all| number(all.get(name)?, key));
+            let own = APPLICATIONS.iter().map(|name| of(name).unwrap_or(default));
+            present.chain(own).max().unwrap_or(default)
         };
         Self {
-            number: longest("retries").unwrap_or(5).max(1),
-            limit: Duration::from_millis(u64::from(longest("save_timeout_ms").unwrap_or(300_000))),
+            number: longest("retries", RETRIES).max(1),
+            limit: Duration::from_millis(u64::from(longest("save_timeout_ms", SAVE_TIMEOUT_MS))),
         }
     }
 
@@ -58,18 +66,31 @@ mod tests {
 
     #[test]
     fn kazoos_patience_follows_from_its_settings() {
-        let longest = |document: Value, rounds| Tries::read(&document, "west").longest(rounds).as_secs();
+        let longest = |document: Value, rounds| Tries::read(&document).longest(rounds).as_secs();
         assert_eq!(longest(json!({}), ROUNDS), 12_300);
-        let document = json!({
-            "default": {"store_file": {"media_mgr": {"retries": 9}}},
-            "west": {"store_file": {"media_mgr": {"retries": 2, "save_timeout_ms": 10_000}, "callflow": {"retries": "3"}}},
-        });
-        assert_eq!(longest(document, 1), 2 * (3 * 10 + 2 * 5) + 600 + 180);
-        assert_eq!(
-            longest(json!({"default": {"store_file": {"media_mgr": {"retries": 0}}}}), 0),
-            300 + 180
-        );
+        let both = |tries: Value| json!({"default": {"store_file": {"media_mgr": tries, "callflow": {"retries": "3", "save_timeout_ms": 10_000}}}});
+        let short = json!({"retries": 2, "save_timeout_ms": 10_000});
+        assert_eq!(longest(both(short), 1), 2 * (3 * 10 + 2 * 5) + 600 + 180);
+        let none = json!({"retries": 0, "save_timeout_ms": 1});
+        assert_eq!(longest(both(none), 0), 3 * 10 + 2 * 5 + 180);
         let most = json!({"default": {"store_file": {"a": {"retries": u32::MAX, "save_timeout_ms": u32::MAX}}}});
         assert!(longest(most, u32::MAX) > 0, "no overflow");
+    }
+
+    #[test]
+    fn a_section_that_kazoo_does_not_read_says_nothing() {
+        let own = json!({"media_mgr": {"retries": 9}});
+        let zones = json!({"callflow": {"retries": 1}, "media_mgr": {"retries": 1, "save_timeout_ms": 1}});
+        let document = json!({"default": {"store_file": own}, "west": {"store_file": zones}});
+        assert_eq!(Tries::read(&document).number, 9);
+        let zone_alone = json!({"west": {"store_file": zones}});
+        assert_eq!(Tries::read(&zone_alone), Tries::read(&json!({})));
+    }
+
+    /// media_mgr has no value, so it makes as many tries as by default.
+    #[test]
+    fn an_application_without_values_has_kazoos_defaults() {
+        let document = json!({"default": {"store_file": {"callflow": {"retries": 2, "save_timeout_ms": 10}}}});
+        assert_eq!(Tries::read(&document), Tries::read(&json!({})));
     }
 }

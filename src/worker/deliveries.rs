@@ -77,6 +77,7 @@ pub(super) fn deliveries(
             destinations: Arc::clone(&destinations),
             system_config: outside.system_config.clone(),
             accounts: accounts.clone(),
+            turns: KazooCopies::turns(),
         }),
         proof: Arc::new(Proof {
             common: Arc::clone(common),

@@ -24,7 +24,9 @@ promises![
     what_is_there_already_is_not_sent_again,
     other_content_is_replaced_only_under_a_name_of_its_own,
     another_recordings_object_is_never_replaced_or_taken_for_ones_own,
+    a_worker_that_was_frozen_replaces_nothing_that_came_meanwhile,
     a_store_without_conditions_still_stores_under_a_shared_name,
+    a_store_that_does_not_know_conditions_still_replaces_a_recordings_own_object,
     a_fault_of_a_store_does_not_end_conditions_for_its_bucket,
     what_is_no_object_store_is_never_believed,
     an_answer_that_is_lost_is_looked_up,
@@ -282,6 +284,70 @@ async fn another_recordings_object_is_never_replaced_or_taken_for_ones_own(_: Ar
         .err()
         .context("replaced")?;
     ensure!(error.fault() == Fault::Plan && store.asked("PUT") == 0, "{error:?}");
+    Ok(())
+}
+
+/// Another worker stores longer audio of the same recording while this one is within its upload.
+async fn a_worker_that_was_frozen_replaces_nothing_that_came_meanwhile(_: Arc<Couchdb>) -> TestResult {
+    let (short, long) = (Recording::of(3000), Recording::of(9000));
+    for n in [0, 1] {
+        for before in [None, Some(b"older audio")] {
+            let store = ObjectStore::start(Setup::default()).await;
+            if let Some(before) = before {
+                let name = if n == 0 {
+                    KEY
+                } else {
+                    "account/4b/a1/x-202611/202611-7c9e_call recording.mp3"
+                };
+                store.put_other(name, before);
+            }
+            let (settings, endpoint) = store.azure();
+            let patient = config(&[
+                ("STORAGE__AZURE_ENDPOINT", &endpoint),
+                ("DESTINATION__SILENCE_TIMEOUT_MS", "60000"),
+            ]);
+            let (kind, settings) = if n == 0 {
+                ("s3", store.s3())
+            } else {
+                ("azure", settings)
+            };
+            let plan = Plan::of(kind, &settings, &patient, &[])?;
+            store.next(&[Does::HoldsAt(1)]);
+            let frozen = plan.deliver(&short);
+            tokio::pin!(frozen);
+            tokio::select! {
+                ended = &mut frozen => anyhow::bail!("{kind}, {before:?}: {ended:?}"),
+                () = store.held() => {}
+            }
+            let stored = plan.deliver(&long).await?;
+            store.go_on();
+            ensure!(!stored.was_there);
+            let error = frozen.await.err().context("replaced")?;
+            ensure!(error.fault() == Fault::Target, "{error:?}");
+            the_audio(&store, &long)?;
+        }
+    }
+    Ok(())
+}
+
+async fn a_store_that_does_not_know_conditions_still_replaces_a_recordings_own_object(_: Arc<Couchdb>) -> TestResult {
+    let recording = Recording::of(3000);
+    for (status, code) in [(501, "NotImplemented"), (400, "InvalidArgument")] {
+        for n in [0, 1] {
+            let store = ObjectStore::start(Setup::default()).await;
+            let plan = &Plan::both(&store)?[n];
+            plan.deliver(&Recording::of(10)).await?;
+            store.next(&[Does::RefusesEarly(status, code)]);
+            plan.deliver(&recording).await?;
+            let (_, stored) = the_audio(&store, &recording)?;
+            ensure!(!stored.headers.contains_key("if-match"), "{:?}", stored.headers);
+            ensure!(store.asked("PUT") == 3);
+            // That is remembered.
+            plan.deliver_as(&recording, "another", true).await?;
+            ensure!(store.asked("PUT") == 4);
+            ensure!(!store.objects()["another"].headers.contains_key("if-none-match"));
+        }
+    }
     Ok(())
 }
 

@@ -25,6 +25,8 @@ promises![
     whenever_kazoo_stores_after_all_there_is_one_document_with_one_audio,
     a_killed_worker_rescues_nothing_twice,
     nothing_is_reported_of_looks_that_the_database_did_not_answer,
+    looks_that_can_never_be_answered_are_watched_and_end_as_lost,
+    what_later_versions_of_kazoo_leave_on_purpose_is_not_lost,
     a_deleted_document_is_left_deleted_and_its_file_is_not_asked_for,
     a_document_that_kazoo_removed_itself_is_rescued,
     what_kazoo_does_not_want_to_store_is_not_lost,
@@ -455,6 +457,56 @@ async fn nothing_is_reported_of_looks_that_the_database_did_not_answer(services:
     let (_, first) = &calls[0];
     forget_documents(&world, first).await?;
     media_mgr.stop().await?;
+    world.finish().await
+}
+
+/// The account's plan names a connection that it does not describe. So no worker can look there.
+async fn looks_that_can_never_be_answered_are_watched_and_end_as_lost(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let plan = json!({
+        "_id": world.account(), "pvt_type": "storage", "plan": {"modb": {"connection": "c1"}},
+    });
+    world.couch.create("system_data", world.account(), &plan).await?;
+    let worker = watching(&world, "rescue", "3").await?;
+    let (call, recording) = recorded(&world, of_an_endpoint()).await?;
+    call.hangup("NORMAL_CLEARING").await;
+    world.state(&call.id(), "watched", SOON).await?;
+    looked(&worker, "first", "unanswered", 4).await?;
+    let outcome = world.outcome(&recording.id).await?;
+    ensure!(
+        outcome["Outcome"] == "parked" && outcome["Cause"] == "not_stored_by_kazoo",
+        "{outcome:#}"
+    );
+    world.state(&call.id(), "lost", SOON).await?;
+    let (good, story) = world.command(&["explain", &recording.id]).await?;
+    ensure!(good && story.contains("a database did not answer"), "{story}");
+    // Kazoo's own recorder may have stored it.
+    ensure!(!is_fetched(&world, &recording));
+    world.consumed_by("kz_record_call.watch", 1).await?;
+    world.finish().await
+}
+
+/// The call goes on without the loopback leg, and another leg is recorded.
+async fn what_later_versions_of_kazoo_leave_on_purpose_is_not_lost(services: Arc<Services>) -> TestResult {
+    let world = World::new(&services).await?;
+    let worker = watching(&world, "rescue", "3").await?;
+    let stops = vec![EventFault::new("RECORD_STOP", Mistreat::Drop)];
+    world.kazoo.faults(|faults| faults.events = stops);
+    let calls = many(&world, 1).await?;
+    hang_up(&calls).await;
+    let (call, recording) = &calls[0];
+    world.ended(recording).await?;
+    world.kazoo.faults(|faults| faults.events.clear());
+    let mut body = told(&world, call, recording)?;
+    for flag in ["Channel-Is-Loopback", "Channel-Loopback-Bowout"] {
+        body.insert(flag.into(), json!(true));
+    }
+    let key = format!("call.RECORD_STOP.{}", call.id());
+    world.kazoo.publish("callevt", &key, body);
+    looked(&worker, "first", "not_wanted", 1).await?;
+    let entries = world.entries().await?;
+    ensure!(entries.is_empty(), "{entries:#?}");
+    ensure!(!is_fetched(&world, recording));
     world.finish().await
 }
 

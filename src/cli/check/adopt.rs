@@ -53,7 +53,7 @@ pub fn patience(rows: &mut Rows, media: &Media, call_command: &Value, config: &C
     }
     const GIVE_UP: &str = "adopt.give_up_s";
     let rounds = media.storage_retry_times.unwrap_or(ROUNDS);
-    let longest = Tries::read(call_command, &config.kazoo.zone).longest(rounds);
+    let longest = Tries::read(call_command).longest(rounds);
     match config.adopt.give_up {
         Some(given) if given < longest => rows.warn(
             GIVE_UP,

@@ -228,7 +228,7 @@ fn is_kazoos(document: &Value, name: &str, audio: &Audio) -> bool {
         document
             .get("_attachments")
             .and_then(|all| all.as_object())
-            .is_none_or(Map::is_empty)
+            .is_none_or(|all| all.values().all(is_without_bytes))
     };
     let has_this = || attachment(document, name, audio).is_some_and(|stub| is_whole(stub, audio));
     is_foreign && elsewhere.is_none_or(Map::is_empty) && (is_empty() || has_this())
@@ -255,6 +255,11 @@ fn is_whole(stub: &Value, audio: &Audio) -> bool {
     let digest = stub.get("digest").and_then(Value::as_str);
     let length = stub.get("length").and_then(Value::as_u64);
     digest.is_some() && digest == audio.digests.couch().as_deref() && length == Some(audio.size)
+}
+
+/// Kazoo's own recorder can leave such an attachment if its upload broke.
+fn is_without_bytes(stub: &Value) -> bool {
+    stub.get("length").and_then(Value::as_u64) == Some(0)
 }
 
 fn of_stub(stub: &Value) -> String {
@@ -353,6 +358,8 @@ mod tests {
             "taken",
             "other audio is never replaced"
         );
+        let empty = json!({"a.mp3": {"length": 0, "digest": "md5-1B2M2Y8AsgTpgAmY7PhCfg=="}});
+        assert_eq!(with("_attachments", empty), "incomplete false", "an upload broke");
         assert_eq!(with("pvt_attachments", other), "taken", "its audio is elsewhere");
         assert_eq!(with("pvt_deleted", json!(true)), "deleted", "a user deleted it");
         assert_eq!(with("pvt_recording", json!({"key": "other"})), "taken");

@@ -18,6 +18,24 @@ pub enum Look {
     Refused(Reply),
 }
 
+/// A condition of a PUT, as a header.
+pub(super) type Condition = (&'static str, String);
+
+impl Look {
+    /// What must hold for a PUT after this look, so that it replaces nothing else than what the look found. `None`: the look does not tell.
+    pub(super) fn condition(&self) -> Option<Condition> {
+        match self {
+            Self::Absent => Some(("if-none-match", "*".to_owned())),
+            // Servers compare a weak ETag with nothing.
+            Self::There(found) => {
+                let strong = found.etag.as_ref().filter(|etag| !etag.starts_with("W/"));
+                strong.map(|etag| ("if-match", format!("\"{etag}\"")))
+            }
+            Self::Denied | Self::Refused(_) => None,
+        }
+    }
+}
+
 /// An object as the store describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {

@@ -18,7 +18,7 @@ pub struct Learned {
     pub skew_s: i64,
     /// An ETag there was the MD5 of its object.
     pub has_md5_etags: bool,
-    /// The server answered 501 to a conditional PUT.
+    /// The server refused a PUT because of its condition, and took the same PUT without one.
     pub takes_no_conditions: bool,
 }
 

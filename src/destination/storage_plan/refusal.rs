@@ -59,9 +59,27 @@ pub fn is_region(text: &str) -> bool {
     !text.is_empty() && text.len() <= 32 && text.bytes().all(good) && !text.starts_with('-') && !text.ends_with('-')
 }
 
-/// Whether the store refuses a conditional PUT because an object has the name: S3 answers 412, and Azure 409.
-pub fn is_taken(reply: &Reply) -> bool {
-    reply.status == 412 || (reply.status == 409 && code(reply) == "BlobAlreadyExists")
+/// Whether the store refuses a PUT because its condition does not hold: S3 answers 412, and Azure 409 if an object has the name. An object
+/// that is to be replaced and is gone is 404 in S3.
+pub fn is_taken(reply: &Reply, condition: &str) -> bool {
+    match reply.status {
+        412 => true,
+        409 => code(reply) == "BlobAlreadyExists",
+        404 => condition == "if-match" && code(reply) == "NoSuchKey",
+        _ => false,
+    }
+}
+
+/// Whether the store refuses a PUT because of a header that it does not know. Some servers answer 400, which can have other reasons too: it
+/// counts only if no other recording can have the object's name.
+pub fn knows_no_condition(reply: &Reply, is_own: bool) -> bool {
+    let unknown = [
+        "InvalidArgument",
+        "InvalidRequest",
+        "NotImplemented",
+        "UnsupportedHeader",
+    ];
+    reply.status == 501 || (is_own && reply.status == 400 && unknown.contains(&code(reply).as_str()))
 }
 
 /// Whether an answer to a PUT looks like an object store's. A page that answers 200 to each request does not.
@@ -235,6 +253,24 @@ mod tests {
             .headers
             .insert("x-ms-error-code", HeaderValue::from_static("AuthenticationFailed"));
         assert_eq!(code(&azure), "AuthenticationFailed");
+    }
+
+    #[test]
+    fn a_condition_that_does_not_hold_is_told_from_one_that_is_not_known() {
+        let reply = |status, code| reply(status, &format!("<Error><Code>{code}</Code></Error>"));
+        for (status, code, condition) in [
+            (412, "PreconditionFailed", "if-none-match"),
+            (409, "BlobAlreadyExists", "if-none-match"),
+            (404, "NoSuchKey", "if-match"),
+        ] {
+            assert!(is_taken(&reply(status, code), condition), "{status} {code}");
+        }
+        assert!(!is_taken(&reply(404, "NoSuchBucket"), "if-match"));
+        assert!(!is_taken(&reply(409, "OperationAborted"), "if-match"));
+        assert!(knows_no_condition(&reply(501, "NotImplemented"), false));
+        assert!(knows_no_condition(&reply(400, "InvalidArgument"), true));
+        assert!(!knows_no_condition(&reply(400, "InvalidArgument"), false));
+        assert!(!knows_no_condition(&reply(400, "BadDigest"), true));
     }
 
     #[test]

@@ -5,7 +5,15 @@
 //! put    2xx: proof by ETag, checksum or length · refused: that refusal · no answer: a second look
 //! ```
 //!
-//! A plan can give one name to several recordings. Such a PUT is conditional (`If-None-Match: *`), and a name that is taken is never used.
+//! Each PUT is conditional on what the look found: nothing (`If-None-Match: *`), or the object that is replaced (`If-Match`). So a worker that
+//! was frozen within its PUT replaces nothing that another worker stored meanwhile:
+//!
+//! ```text
+//! worker A   look: nothing   PUT of one bridge, half sent ..... frozen ..... the rest   412
+//! worker B                                look: nothing   PUT of both bridges   stored
+//! ```
+//!
+//! A plan can give one name to several recordings. Such a name is never used if an object has it.
 //!
 //! A server that refuses a body early can reset the connection before its answer is read. So the first look finds a refusal before any
 //! audio is sent, and the second look finds an object whose answer was lost.
@@ -24,12 +32,12 @@ use crate::system_config::{Handler, Settings};
 use crate::telemetry::events::{StorageOverwritten, StorageUnproved};
 
 use super::azure::{self, Azure};
-use super::found::Compared;
+use super::found::{Compared, Condition};
 pub use super::found::{Found, Look, Proof, Receipt};
 use super::learned::Memory;
 use super::name::Usual;
 use super::not_ours::NotOurs;
-use super::refusal::{is_stores_answer, is_taken, judged, refused, unanswered};
+use super::refusal::{is_stores_answer, is_taken, judged, knows_no_condition, refused, unanswered};
 use super::s3::{self, S3};
 use super::stub::{self, Form};
 
@@ -55,7 +63,7 @@ pub struct Client<'a> {
 pub struct Object<'a> {
     /// The object's name, as Kazoo builds it.
     pub key: &'a str,
-    /// Whether no other recording can have the name. Only then is an object with other content replaced.
+    /// Whether no other recording can have the name. Only then is an object with other content replaced: the one that the look found.
     pub is_own: bool,
     pub audio: &'a Audio,
     pub source: &'a Source,
@@ -141,7 +149,7 @@ impl Driver {
         }
     }
 
-    /// Puts the audio into the store, unless it is there. Harmless when it is done twice.
+    /// Puts the audio into the store, unless it is there. Harmless when two workers do it at once.
     ///
     /// # Errors
     /// What the store, the plan or our own copy lacks.
@@ -157,9 +165,12 @@ impl Driver {
             Look::Denied if !object.is_own => return Err(self.may_not_look()),
             _ => {}
         }
-        let failure = match self.put(client, object).await {
+        let condition = before.condition();
+        let failure = match self.put(client, object, condition.as_ref()).await {
             Ok(reply) if reply.is_success() => return self.proven(client, object, &reply).await,
-            Ok(reply) if !object.is_own && is_taken(&reply) => return self.who_came_first(client, object).await,
+            Ok(reply) if condition.is_some_and(|(name, _)| is_taken(&reply, name)) => {
+                return self.who_came_first(client, object).await;
+            }
             Ok(reply) => return Err(judged(&self.host(), &reply)),
             Err(failure) => failure,
         };
@@ -190,6 +201,11 @@ impl Driver {
             Look::There(found) if self.compared(client, &found, object.audio) == Compared::Same => {
                 Ok(Receipt::of(&found, Proof::Digest, true))
             }
+            // Another worker stores the recording too. The next attempt looks at the document first, and may choose another one.
+            _ if object.is_own => Err(DeliveryError::Store {
+                why: format!("{}: the object changed during the upload", self.host()),
+                retry_after: None,
+            }),
             _ => Err(self.taken()),
         }
     }
@@ -219,25 +235,36 @@ impl Driver {
         }
     }
 
-    async fn put(&self, client: &Client<'_>, object: &Object<'_>) -> Result<Reply, Failure> {
-        let is_conditional = !object.is_own && !client.memory.of(&self.place()).takes_no_conditions;
-        let reply = self.put_once(client, object, is_conditional).await?;
-        if !is_conditional || reply.status != 501 {
+    async fn put(
+        &self,
+        client: &Client<'_>,
+        object: &Object<'_>,
+        condition: Option<&Condition>,
+    ) -> Result<Reply, Failure> {
+        let condition = condition.filter(|_| !client.memory.of(&self.place()).takes_no_conditions);
+        let reply = self.put_once(client, object, condition).await?;
+        if condition.is_none() || !knows_no_condition(&reply, object.is_own) {
             return Ok(reply);
         }
         // The ledger and the look before are what protects another recording's object there.
-        let reply = self.put_once(client, object, false).await?;
+        let refused = reply.status;
+        let reply = self.put_once(client, object, None).await?;
         // A server that answers the same without the condition has another reason for it.
-        if reply.status != 501 {
+        if reply.status != refused {
             let place = self.place();
             client.memory.learn(&place, |known| known.takes_no_conditions = true);
         }
         Ok(reply)
     }
 
-    async fn put_once(&self, client: &Client<'_>, object: &Object<'_>, is_conditional: bool) -> Result<Reply, Failure> {
-        let none = ("if-none-match".to_owned(), "*".to_owned());
-        let conditions = Some(none).filter(|_| is_conditional).into_iter().collect();
+    async fn put_once(
+        &self,
+        client: &Client<'_>,
+        object: &Object<'_>,
+        condition: Option<&Condition>,
+    ) -> Result<Reply, Failure> {
+        let condition = condition.map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let conditions = condition.into_iter().collect();
         match self {
             Self::S3(s3) => s3.put(client, object, conditions).await,
             Self::Azure(azure) => azure.put(client, object, conditions).await,

@@ -88,7 +88,7 @@ pub(super) fn what(kind: usize, n: u32, on: bool) -> What {
         "watched" => What::Watched { due: at(i64::from(n)) },
         "sought" => What::Sought {
             n,
-            found: KazooCopy::ALL[n as usize % 3],
+            found: KazooCopy::ALL[n as usize % KazooCopy::ALL.len()],
             last: on,
         },
         "ended" => What::Ended(told(n)),

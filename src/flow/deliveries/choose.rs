@@ -37,7 +37,7 @@ impl Chooser {
         let mut order = entry.order().ok_or(Interrupted::Baseless)?.clone();
         let account_id = entry.account_id().unwrap_or_default();
         let n = entry.next_number("retried");
-        if entry.watched().is_some() && entry.kazoo_copy() == Some(KazooCopy::NoAudio) {
+        if entry.watched().is_some() && entry.kazoo_copy().is_some_and(KazooCopy::is_without_url) {
             // Kazoo's document shows that there is no URL.
             order.url = Url::None;
         }

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -12,6 +14,9 @@ use crate::flow::deliveries::{KazooCopies, Seen};
 
 /// Recordings of one batch.
 const MOST: usize = 200;
+
+/// Batches that are looked at, at once.
+const BATCHES: usize = 8;
 
 /// Recordings that wait for a batch. A handler waits for room.
 const WAITING: usize = 256;
@@ -49,23 +54,41 @@ impl FirstLooks {
         seen.await.ok()
     }
 
-    /// Looks until the worker goes down.
+    /// Looks until the worker goes down. A batch does not wait for the one before it, which can have a recording whose server does not answer.
     pub async fn run(self: Arc<Self>) {
         let mut waiting = self.waiting.lock().await;
-        while let Some(first) = waiting.recv().await {
-            let until = Instant::now() + self.batch;
-            let mut batch = vec![first];
-            while batch.len() < MOST
-                && let Ok(Some(next)) = tokio::time::timeout_at(until, waiting.recv()).await
-            {
-                batch.push(next);
-            }
-            let entries: Vec<&Entry> = batch.iter().map(|asked| &*asked.entry).collect();
-            let seen = self.copies.look(&entries).await;
-            for (asked, seen) in batch.into_iter().zip(seen) {
-                // A handler that waits no longer has given its delivery back.
-                let _ = asked.answer.send(seen);
+        let mut looks = FuturesUnordered::new();
+        let (mut batch, mut until) = (Vec::new(), Instant::now());
+        loop {
+            tokio::select! {
+                next = waiting.recv(), if batch.len() < MOST => {
+                    let Some(next) = next else { return };
+                    if batch.is_empty() {
+                        until = Instant::now() + self.batch;
+                    }
+                    batch.push(next);
+                    if batch.len() == MOST {
+                        until = Instant::now();
+                    }
+                }
+                () = tokio::time::sleep_until(until), if !batch.is_empty() && looks.len() < BATCHES => {
+                    looks.push(self.look_at(std::mem::take(&mut batch)));
+                }
+                Some(()) = looks.next(), if !looks.is_empty() => {}
             }
         }
+    }
+
+    async fn look_at(&self, batch: Vec<Asked>) {
+        let of = |asked: Asked| (asked.entry, Some(asked.answer));
+        let (entries, mut answers): (Vec<_>, Vec<_>) = batch.into_iter().map(of).unzip();
+        let entries: Vec<&Entry> = entries.iter().map(|entry| &**entry).collect();
+        let tell = |index: usize, seen| {
+            if let Some(answer) = answers.get_mut(index).and_then(Option::take) {
+                // A handler that waits no longer has given its delivery back.
+                let _ = answer.send(seen);
+            }
+        };
+        self.copies.look(&entries, tell).await;
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::amqp::{Delivery, Room};
 use crate::entry::Entry;
-use crate::entry::fact::What;
+use crate::entry::fact::{KazooCopy, What};
 use crate::flow::common::{AHEAD, Common, OLDEST};
 use crate::flow::crash;
 use crate::flow::deliveries::Seen;
@@ -20,6 +20,12 @@ use crate::telemetry::events::{KazooLook, KazooRecordingDoubtful, KazooRecording
 use super::dead_letters::Returns;
 use super::event_orders::filed_at;
 use super::first_looks::FirstLooks;
+
+/// After so many returns without an answer of the databases the ledger notes a recording, and its schedule repeats the look.
+const RETURNS: u32 = 3;
+
+/// While Kazoo's settings cannot be read: Kazoo's own recorder has given up by then.
+const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// Its queue. It exists while a worker watches.
 pub const WATCH: &str = "kz_record_call.watch";
@@ -64,10 +70,13 @@ impl KazooEnds {
             result: seen.name(),
         }
         .emit();
+        // Ends that come back without limit would take all prefetch slots from the ends of other accounts.
+        let is_late = delivery.returns() >= RETURNS;
         let noted = match &seen {
             Seen::Stored | Seen::Deleted | Seen::NotWanted => true,
-            Seen::Unknown(_) => false,
-            Seen::Lacking(_) => self.note(entry, &seen).await,
+            Seen::Unknown(_) if !is_late => false,
+            Seen::Unknown(_) => self.note(entry, KazooCopy::Unanswered, is_late).await,
+            Seen::Lacking(found) => self.note(entry, *found, is_late).await,
         };
         match noted {
             true => crash::step(delivery.ack()).await,
@@ -112,11 +121,13 @@ impl KazooEnds {
         tokio::time::sleep(whole.saturating_sub(waited)).await;
     }
 
-    /// Notes a recording that is not stored. Whether the note is durable.
-    async fn note(&self, mut entry: Entry, seen: &Seen) -> bool {
-        let Seen::Lacking(found) = *seen else { return true };
+    /// Notes a recording that is not stored, as far as is known. `is_late`: its end must not come back. Whether the note is durable.
+    async fn note(&self, mut entry: Entry, found: KazooCopy, is_late: bool) -> bool {
         let watched = match self.looks.copies.watched(&entry).await {
             Ok(watched) => watched,
+            Err(_) if is_late => What::Watched {
+                due: self.common.now().plus(LONGEST),
+            },
             Err(why) => {
                 tracing::debug!(
                     event = "kazoo_patience_unknown",

@@ -1,6 +1,7 @@
 //! Recordings that Kazoo's own recorder is to store, and that a worker watches.
 
 use crate::entry::fact::KazooCopy;
+use crate::lifecycle::watched::unanswered;
 
 use super::*;
 
@@ -90,6 +91,66 @@ fn a_database_that_does_not_answer_says_nothing_about_a_recording() {
     );
     let then = next(&mut case, Input::Due, until, &rescuing());
     assert_eq!(then, [Effect::SeekCopy { n: 2, last: true }]);
+}
+
+/// For example the plan of an account names a server that no worker may ask.
+#[test]
+fn looks_that_are_never_answered_end_as_lost_and_never_as_a_rescue() {
+    let mut case = waiting(kazoos());
+    for n in 1..=5 {
+        assert_eq!(unanswered(&case.entry, 2, true), None, "{n}");
+        let (until, why) = (after(DUE), "no answer".into());
+        next(
+            &mut case,
+            Input::Fact(What::Postponed { n, until, why }),
+            after(60),
+            &rescuing(),
+        );
+    }
+    assert_eq!(
+        unanswered(&case.entry, 2, false),
+        None,
+        "Kazoo's own recorder still tries"
+    );
+    let what = unanswered(&case.entry, 2, true).unwrap();
+    let then = next(&mut case, Input::Fact(what), after(DUE), &rescuing());
+    assert_eq!(case.entry.parked(), Some(Cause::NotStoredByKazoo));
+    assert_eq!(State::of(&case.entry), State::Lost);
+    assert_eq!(then, [announce(Announcement::Outcome(Outcome::Parked))]);
+}
+
+/// They were looks at Kazoo's database, and not attempts to store.
+#[test]
+fn postponements_of_looks_do_not_park_a_rescue_before_its_first_attempt() {
+    let mut case = waiting(kazoos());
+    let long_ago = after(60);
+    for n in [1, 2] {
+        let (until, why) = (long_ago, "no answer".into());
+        next(
+            &mut case,
+            Input::Fact(What::Postponed { n, until, why }),
+            long_ago,
+            &rescuing(),
+        );
+    }
+    let now = long_ago.plus(rescuing().whole()).plus(Duration::from_secs(86_400));
+    let then = next(&mut case, sought(2, KazooCopy::Missing, true), now, &rescuing());
+    assert_eq!(then, [Effect::Decide]);
+    assert_eq!(case.entry.parked(), None);
+}
+
+/// media_mgr writes into the database of the month of the end, and the worker into the one of the id.
+#[test]
+fn a_document_of_kazoos_in_another_database_is_not_the_one_that_is_announced() {
+    let (mut case, then) = lost(kazoos(), KazooCopy::NoAudioElsewhere);
+    assert_eq!(then, [Effect::Decide]);
+    next(&mut case, decided(Destination::Account), after(DUE), &rescuing());
+    next(&mut case, Input::Received(audio(5000)), after(DUE), &rescuing());
+    let what = delivered(Destination::Account);
+    next(&mut case, Input::Fact(what), after(DUE), &rescuing());
+    let open: Vec<Announcement> = case.entry.open_announcements().collect();
+    let told = [Announcement::DocumentCreated, Announcement::Outcome(Outcome::Stored)];
+    assert_eq!(open, told);
 }
 
 #[test]

@@ -258,6 +258,56 @@ fn an_entry_of_an_older_version_has_no_adopted_order() {
     assert_eq!(serde_json::from_value::<Order>(written).unwrap(), order);
 }
 
+/// Kazoo 5.0 does not know these settings and flags. Later versions obey them.
+#[test]
+fn what_later_versions_of_kazoo_obey_is_read_from_the_event() {
+    let fields = |more: &[(&str, Term)]| {
+        let url = ("url", Term::binary("https://example.com/in"));
+        with_data(&data(&[&[url], more].concat()))
+    };
+    let adopted = |body: Value| {
+        let (order, unreadable) = ordered(body);
+        assert_eq!(unreadable, None);
+        (order.url, order.adopted.unwrap())
+    };
+    let given = Url::Given("https://example.com/in".into());
+    let (url, plain) = adopted(fields(&[]));
+    assert_eq!(url, given);
+    assert_eq!(
+        (plain.wanted, plain.bowed_out, plain.media_db, plain.retry_times),
+        (None, false, None, None)
+    );
+    let (url, wanted) = adopted(fields(&[("should_store_recording", Term::Atom("true".into()))]));
+    assert_eq!((url, wanted.wanted), (Url::None, Some(true)));
+    let (url, unwanted) = adopted(fields(&[("should_store_recording", Term::Atom("false".into()))]));
+    assert_eq!((url, unwanted.wanted), (given, Some(false)));
+    let (_, rounds) = adopted(fields(&[("storage_retry_times", Term::Integer(20))]));
+    assert_eq!(rounds.retry_times, Some(20));
+    for (name, is_one) in [
+        ("account%2F4b%2Fa1%2Fx-202611", true),
+        ("../_users?a", false),
+        ("_users", false),
+    ] {
+        let (_, elsewhere) = adopted(fields(&[("media_db", Term::binary(name))]));
+        assert_eq!(
+            elsewhere.media_db,
+            is_one.then(|| "account/4b/a1/x-202611".into()),
+            "{name}"
+        );
+    }
+    for (flags, bowed_out) in [
+        (json!([true, true]), true),
+        (json!(["true", "true"]), true),
+        (json!([true, false]), false),
+        (json!([null, true]), false),
+    ] {
+        let mut body = fields(&[]);
+        body["Channel-Is-Loopback"] = flags[0].clone();
+        body["Channel-Loopback-Bowout"] = flags[1].clone();
+        assert_eq!(adopted(body).1.bowed_out, bowed_out, "{flags}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_settings_are_read_or_refused(text in ".{0,200}", bytes in prop::collection::vec(any::<u8>(), 0..200)) {

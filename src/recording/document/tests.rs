@@ -4,7 +4,6 @@ use crate::kazoo::dialplan::Trigger;
 use crate::kazoo::envelope::Envelope;
 use crate::kazoo::event::RecordEvent;
 use crate::kazoo::time::Month;
-use crate::recording::adopt::Adopted;
 use crate::recording::digest::Digests;
 use crate::recording::format::Format;
 use crate::recording::identity::Key;
@@ -146,13 +145,7 @@ fn the_start_of_what_was_on_hold_or_has_parts_is_the_first_start() {
     assert_eq!(of(-600, None), 0, "the time of its command");
     assert_eq!((of(-2, Some(1)), of(1, Some(1))), (0, 0), "rounded");
     let mut adopted = order.clone();
-    adopted.adopted = Some(Adopted {
-        endpoint_id: None,
-        at_bridges: false,
-        time_limit: None,
-        shared_name: false,
-        kazoo_4: false,
-    });
+    adopted.adopted = Some(serde_json::from_value(json!({})).unwrap());
     let started = Told {
         at: Moment::from_gregorian_seconds(computed - 600),
         stamp: Some(1),

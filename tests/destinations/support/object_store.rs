@@ -18,6 +18,7 @@ use kz_record_call::kazoo::time::Clock;
 use kz_record_call::recording::digest::{Digests, Hasher};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 pub const KEY: &str = "AKIAIOSFODNN7EXAMPLE";
@@ -51,6 +52,8 @@ pub enum Does {
     ComesSecond,
     /// As `ComesSecond`, and closes the connection in place of an answer. The other object has the same length.
     ComesSecondUnheard,
+    /// Reads so many bytes, and the rest when the test says so (`held`, `go_on`).
+    HoldsAt(u64),
     /// Answers with another `Location`.
     Redirects(u16, &'static str),
 }
@@ -121,7 +124,15 @@ pub struct ObjectStore {
     pub address: SocketAddr,
     setup: Arc<Setup>,
     state: Arc<Mutex<State>>,
+    gate: Arc<Gate>,
     serving: JoinHandle<()>,
+}
+
+/// Where a PUT waits within its body.
+#[derive(Default)]
+struct Gate {
+    held: Notify,
+    go_on: Notify,
 }
 
 impl Drop for ObjectStore {
@@ -135,18 +146,35 @@ impl ObjectStore {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (setup, state) = (Arc::new(setup), Arc::<Mutex<State>>::default());
-        let (for_all, of_all) = (Arc::clone(&setup), Arc::clone(&state));
+        let gate = Arc::<Gate>::default();
+        let (for_all, of_all, at_all) = (Arc::clone(&setup), Arc::clone(&state), Arc::clone(&gate));
         let serving = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&for_all), Arc::clone(&of_all)));
+                tokio::spawn(serve(
+                    stream,
+                    Arc::clone(&for_all),
+                    Arc::clone(&of_all),
+                    Arc::clone(&at_all),
+                ));
             }
         });
         Self {
             address,
             setup,
             state,
+            gate,
             serving,
         }
+    }
+
+    /// Waits until a PUT is held within its body.
+    pub async fn held(&self) {
+        self.gate.held.notified().await;
+    }
+
+    /// Reads the rest of the PUT that is held.
+    pub fn go_on(&self) {
+        self.gate.go_on.notify_one();
     }
 
     /// The next PUTs are treated so, one after the other.
@@ -206,10 +234,10 @@ impl ObjectStore {
     }
 }
 
-async fn serve(stream: TcpStream, setup: Arc<Setup>, state: Arc<Mutex<State>>) {
+async fn serve(stream: TcpStream, setup: Arc<Setup>, state: Arc<Mutex<State>>, gate: Arc<Gate>) {
     let service = hyper::service::service_fn(move |request| {
-        let (setup, state) = (Arc::clone(&setup), Arc::clone(&state));
-        async move { answer(request, &setup, &state).await }
+        let (setup, state, gate) = (Arc::clone(&setup), Arc::clone(&state), Arc::clone(&gate));
+        async move { answer(request, &setup, &state, &gate).await }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
@@ -239,6 +267,7 @@ async fn answer(
     request: Request<Incoming>,
     setup: &Setup,
     state: &Mutex<State>,
+    gate: &Gate,
 ) -> Result<Response<Body>, std::io::Error> {
     let closed = || std::io::Error::other("closed");
     let (parts, body) = request.into_parts();
@@ -352,11 +381,12 @@ async fn answer(
         }
         _ => {}
     }
-    if header("if-none-match") == "*" && setup.refuses_conditions {
+    if (header("if-none-match") == "*" || !header("if-match").is_empty()) && setup.refuses_conditions {
         return Ok(refused(setup, 501, "NotImplemented"));
     }
     let (mut hasher, mut length) = (Hasher::default(), 0u64);
     let mut last = Vec::new();
+    let mut is_held = false;
     let mut pieces = Body::new(body).into_data_stream();
     while let Some(piece) = pieces.next().await {
         let Ok(piece) = piece else { return Err(closed()) };
@@ -365,6 +395,11 @@ async fn answer(
         last = piece.to_vec();
         match does {
             Does::ClosesAt(at) if length >= at => return Err(closed()),
+            Does::HoldsAt(at) if length >= at && !is_held => {
+                is_held = true;
+                gate.held.notify_one();
+                gate.go_on.notified().await;
+            }
             Does::Slow(rate) => tokio::time::sleep(Duration::from_micros(piece.len() as u64 * 1_000_000 / rate)).await,
             _ => {}
         }
@@ -383,6 +418,26 @@ async fn answer(
             (412, "PreconditionFailed")
         };
         return Ok(refused(setup, status, code));
+    }
+    let expected = header("if-match");
+    if !expected.is_empty() && !setup.ignores_conditions {
+        let found = state.lock().unwrap().objects.get(&name).cloned();
+        let is_it = |found: &Stored| described(setup, found, false).headers()["etag"] == expected;
+        match found {
+            Some(found) if is_it(&found) => {}
+            None if !is_azure => return Ok(refused(setup, 404, "NoSuchKey")),
+            _ => {
+                return Ok(refused(
+                    setup,
+                    412,
+                    if is_azure {
+                        "ConditionNotMet"
+                    } else {
+                        "PreconditionFailed"
+                    },
+                ));
+            }
+        }
     }
     match does {
         Does::Silent => return std::future::pending().await,
@@ -565,7 +620,7 @@ fn azure(method: &str, path: &str, headers: &[(String, String)], setup: &Setup) 
         get("content-type"),
         "",
         "",
-        "",
+        get("if-match"),
         get("if-none-match"),
         "",
         "",
