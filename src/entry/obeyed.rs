@@ -100,7 +100,7 @@ impl Entry {
             Some((sent, Place::Here)) => {
                 // A stop ends a recording at once. Clocks that differ by much more than this are no evidence. By the clock of another worker
                 // than the stop's sender the stop can seem to be early. Then a hang-up alone shows that something else ended the recording.
-                let by_its_clock = end.stamp.and_then(|stamp| self.by_clock_of(&sent.by, stamp));
+                let by_its_clock = end.stamp.and_then(|stamp| self.by_senders_clock(sent, stamp));
                 let ended = by_its_clock.or(ended.filter(|_| end.hung_up == Some(true)));
                 let went_on = ended.filter(|ended| *ended > sent.at)?.since(sent.at);
                 (CLOCKS_DIFFER..=LATE_END)
@@ -309,12 +309,19 @@ impl Entry {
         // If its sender heard no event of the switch, its clock may be ahead of the clocks of those that did. Audio is not told as masked
         // because of that: an unmask counts then.
         let unmasks = matches!(command.what, What::Masked { on: false, .. });
-        let by_its_clock = |stamp| match self.by_clock_of(&command.by, stamp) {
+        let by_its_clock = |stamp| match self.by_senders_clock(command, stamp) {
             None if unmasks => None,
             known => Some(known.unwrap_or_else(|| self.by_our_clock(stamp))),
         };
         let stamped = end.stamp.and_then(by_its_clock);
         begins_once && self.facts().any(knew) || stamped.is_some_and(|end| end.plus(ON_ITS_WAY) < command.at)
+    }
+
+    /// The time of a switch's stamp by the clock of a command's sender. `None` if the sender heard no event of the switch. What it heard late makes
+    /// its clock seem to be ahead: if it is much later than by the clocks of all, these decide.
+    fn by_senders_clock(&self, command: &Fact, stamp: i64) -> Option<Moment> {
+        let (its, ours) = (self.by_clock_of(&command.by, stamp)?, self.by_our_clock(stamp));
+        Some(if its > ours.plus(CLOCKS_DIFFER) { ours } else { its })
     }
 
     /// When the recording began, by the switch's own stamp: a command can reach the switch before a worker hears of the start.

@@ -316,3 +316,62 @@ fn a_recording_that_is_parked_again_waits_for_another_end() {
     next(&mut case, Input::Fact(park), after(62), &policy());
     assert_eq!(case.entry.parked(), Some(Cause::NotCollected));
 }
+
+/// A recording whose start a worker heard at once.
+fn begun() -> Case {
+    let mut case = asked(order());
+    let mut told = told(0);
+    told.stamp = Some(after(0).unix_micros());
+    step(&mut case, Input::Fact(What::Commanded));
+    step(&mut case, Input::Fact(What::Started(told)));
+    case
+}
+
+/// The facts of a recording that worker "w" heard begin. Worker "x" did `did` at a second, and heard later of an end that was earlier or later.
+fn controlled_by_late_hearer(did: &[What], at: u64, end: u64, heard: u64) -> Case {
+    let mut case = begun();
+    let mut told = told(1000 * end);
+    (told.at, told.stamp) = (after(end), Some(after(end).unix_micros()));
+    let did = did.iter().map(|what| (at, what.clone()));
+    for (second, what) in did.chain([(heard, What::Ended(told))]) {
+        let (at, by) = (after(second), "x".to_owned());
+        case.entry.add(Fact { at, by, what });
+    }
+    case
+}
+
+/// All workers were away: the end waited in its queue, and a mask that was asked for before was sent after it.
+#[test]
+fn a_mask_that_came_after_the_end_is_told_though_its_worker_heard_of_the_end_late() {
+    let start = begun().entry.newest_start();
+    let (action, on) = ("a".to_owned(), true);
+    let did = [
+        What::MaskAsked {
+            action: action.clone(),
+            on,
+            asked: Some(after(60)),
+            route: None,
+        },
+        What::Masked {
+            action,
+            on,
+            n: 0,
+            start,
+            sender: Some("x".into()),
+        },
+    ];
+    let case = controlled_by_late_hearer(&did, 100, 80, 101);
+    let controls = case.entry.controls();
+    assert!(controls.masks.is_empty(), "{controls:?}");
+    assert!(case.entry.unheeded().is_some());
+}
+
+/// The ends wait in their queue while the ledger is away.
+#[test]
+fn a_stop_that_was_obeyed_is_not_told_because_its_worker_heard_of_the_end_late() {
+    let start = begun().entry.newest_start();
+    let action = "a".to_owned();
+    let did = [What::StopAsked { action, route: None }, What::StopSent { n: 1, start }];
+    let case = controlled_by_late_hearer(&did, 100, 101, 120);
+    assert_eq!(case.entry.unheeded(), None);
+}
