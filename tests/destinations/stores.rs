@@ -25,6 +25,7 @@ promises![
     other_content_is_replaced_only_under_a_name_of_its_own,
     another_recordings_object_is_never_replaced_or_taken_for_ones_own,
     a_worker_that_was_frozen_replaces_nothing_that_came_meanwhile,
+    a_store_that_finds_every_object_changed_still_gets_longer_audio,
     a_store_without_conditions_still_stores_under_a_shared_name,
     a_store_that_does_not_know_conditions_still_replaces_a_recordings_own_object,
     a_fault_of_a_store_does_not_end_conditions_for_its_bucket,
@@ -347,6 +348,24 @@ async fn a_store_that_does_not_know_conditions_still_replaces_a_recordings_own_o
             ensure!(store.asked("PUT") == 4);
             ensure!(!store.objects()["another"].headers.contains_key("if-none-match"));
         }
+    }
+    Ok(())
+}
+
+/// As Ceph's gateway, which compares the ETag with its quotes.
+async fn a_store_that_finds_every_object_changed_still_gets_longer_audio(_: Arc<Couchdb>) -> TestResult {
+    let recording = Recording::of(3000);
+    for n in [0, 1] {
+        let store = ObjectStore::start(Setup {
+            matches_nothing: true,
+            ..Setup::default()
+        })
+        .await;
+        let plan = &Plan::both(&store)?[n];
+        plan.deliver(&Recording::of(10)).await?;
+        plan.deliver(&recording).await?;
+        the_audio(&store, &recording)?;
+        ensure!(store.asked("PUT") == 3);
     }
     Ok(())
 }

@@ -78,6 +78,8 @@ pub struct Setup {
     pub refuses_conditions: bool,
     /// It stores whatever the condition is.
     pub ignores_conditions: bool,
+    /// No ETag of a PUT's condition is that of its object.
+    pub matches_nothing: bool,
     /// Its answers have neither an ETag nor a request's id.
     pub answers_bare: bool,
 }
@@ -94,6 +96,7 @@ impl Default for Setup {
             is_portal: false,
             refuses_conditions: false,
             ignores_conditions: false,
+            matches_nothing: false,
             answers_bare: false,
         }
     }
@@ -424,7 +427,7 @@ async fn answer(
         let found = state.lock().unwrap().objects.get(&name).cloned();
         let is_it = |found: &Stored| described(setup, found, false).headers()["etag"] == expected;
         match found {
-            Some(found) if is_it(&found) => {}
+            Some(found) if is_it(&found) && !setup.matches_nothing => {}
             None if !is_azure => return Ok(refused(setup, 404, "NoSuchKey")),
             _ => {
                 return Ok(refused(
