@@ -90,6 +90,16 @@ impl Moves {
     }
 }
 
+impl Move<'_> {
+    /// The message has no start that the ledger lacks.
+    pub fn is_none(self) {
+        let mut moving = self.0.lock();
+        moving.taken = moving.taken.saturating_sub(1);
+        drop(moving);
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Move<'_> {
     fn drop(&mut self) {
         let mut moving = self.0.lock();
@@ -336,6 +346,8 @@ mod tests {
         assert!(waits.has_more().await);
         let (empty, _writing) = journal(0);
         assert!(!empty.has_more().await);
+        empty.moves.begin().is_none();
+        assert!(!empty.has_more().await, "the note of a mask is no start");
         let moving = empty.moves.begin();
         assert!(empty.has_more().await, "this worker has not written what it took");
         drop(moving);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::amqp::{Delivery, Room};
+use crate::entry::fact::What;
 use crate::flow::common::Common;
 use crate::flow::journal::{Moves, TOGETHER, read};
 use crate::ledger::{Ledger, Noted};
@@ -23,7 +24,7 @@ pub struct JournalMessages {
 impl JournalMessages {
     /// Moves one message of the journal into the ledger.
     pub async fn handle(&self, delivery: Delivery) {
-        let moving = self.moves.begin();
+        let mut moving = Some(self.moves.begin());
         let room = self.room.of(&delivery).await;
         let entry = read(delivery.body(), self.common.now());
         drop(room);
@@ -31,6 +32,12 @@ impl JournalMessages {
             Ok(entry) => entry,
             Err(why) => return self.returns.reject(delivery, "journal", "", &why).await,
         };
+        // A mask or unmask is noted of a recording that the ledger knows.
+        if entry.facts().any(|fact| matches!(fact.what, What::Intended { .. }))
+            && let Some(moving) = moving.take()
+        {
+            moving.is_none();
+        }
         let limits = &self.common.config.ledger;
         let noted = async { self.ledger.note(&entry, None, TOGETHER).await.noted().await };
         let noted = tokio::time::timeout(limits.patience, noted).await;
