@@ -13,6 +13,7 @@ use crate::flow::peer_notices::{self, News, PeerNotices};
 use crate::kazoo::call::clip;
 use crate::kazoo::json::boolean_at;
 use crate::lifecycle::Input;
+use crate::recording::ending::Told;
 use crate::recording::identity::Key;
 
 /// Takes in the notices of other workers.
@@ -40,7 +41,11 @@ impl PeerMessages {
                 let now = self.notices.common.now();
                 if let Some((key, started, open)) = peer_notices::restart_of(&envelope, now) {
                     self.notices.tell_family(key, &started);
-                    if let Some(open) = open {
+                    // The worker that heard the start may have been slow.
+                    let is_over = |start: &Told| self.memory.ended_after(key, start.order());
+                    if let Some(open) = open
+                        && !matches!(&started.what, What::Started(start) if is_over(start))
+                    {
                         self.memory.reopen(open);
                     }
                 }

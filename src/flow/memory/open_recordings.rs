@@ -216,6 +216,13 @@ impl OpenRecordings {
         ends.any(|end| end.zip(start).is_none_or(|(end, start)| start < end))
     }
 
+    /// Whether an end of the recording was heard that came after this start, in the switch's order.
+    pub fn ended_after(&self, key: Key, start: i64) -> bool {
+        let memory = self.lock();
+        let ends = [memory.over.get(&key), memory.closed.get(&key)];
+        ends.into_iter().flatten().any(|end| end.is_some_and(|end| end > start))
+    }
+
     /// Remembers all that is known of an open recording.
     pub fn remember(&self, entry: &Entry) {
         let mut memory = self.lock();
