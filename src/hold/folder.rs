@@ -169,18 +169,41 @@ async fn write(
 ) -> Result<(), HoldError> {
     let mut part = path.as_os_str().to_owned();
     part.push(format!("{PART}{}", uuid::Uuid::new_v4().simple()));
-    let mut open = fs::File::create(&part).await?;
+    let mut part = Part {
+        path: part.into(),
+        is_whole: false,
+    };
+    let mut open = fs::File::create(&part.path).await?;
     let written = async {
         content(&mut open).await?;
         open.flush().await?;
         open.sync_all().await?;
-        Ok(fs::rename(&part, path).await?)
+        Ok(fs::rename(&part.path, path).await?)
     };
     let written: Result<(), HoldError> = written.await;
     if written.is_err() {
-        let _ = fs::remove_file(&part).await;
+        let _ = fs::remove_file(&part.path).await;
     }
+    part.is_whole = written.is_ok();
     written
+}
+
+/// A file that is being written. It is removed if its writer is given up.
+struct Part {
+    path: PathBuf,
+    is_whole: bool,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let path = std::mem::take(&mut self.path);
+        if !self.is_whole
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            // The file system may hang.
+            runtime.spawn_blocking(move || std::fs::remove_file(path));
+        }
+    }
 }
 
 /// Writes the directory entries to the disk. Otherwise a power failure may undo a rename.
@@ -280,5 +303,32 @@ mod tests {
         }
         drop(hangs);
         assert!(folder.path().await.is_ok(), "it answers again");
+    }
+    /// The hold has a limit for each recording. What a late one leaves would fill the disk, and no measurement counts it.
+    #[tokio::test]
+    async fn what_a_late_recording_has_written_is_removed() {
+        let folder = std::env::temp_dir().join(format!("kz-record-call-part-{}", uuid::Uuid::new_v4()));
+        fs::create_dir(&folder).await.unwrap();
+        let path = folder.join("copy");
+        let mut late = Box::pin(write(&path, async |file: &mut fs::File| {
+            file.write_all(b"half").await?;
+            std::future::pending().await
+        }));
+        let names = || std::fs::read_dir(&folder).unwrap().count();
+        while names() == 0 {
+            let _ = timeout(Duration::from_millis(10), &mut late).await;
+        }
+        drop(late);
+        let removed = async {
+            while names() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(60), removed).await.unwrap();
+        write(&path, async |file: &mut fs::File| Ok(file.write_all(b"whole").await?))
+            .await
+            .unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }
