@@ -17,7 +17,7 @@ pub fn accounts_for(evidence: &Evidence, start: &Start, file: &File, ending: &En
         ("discarded", "too_short") => file.millis < start.min_ms,
         ("failed", "file_gone") | ("parked", "not_collected") => file.lost,
         // Its events went with a broker, its file with whoever cleans the folder: nobody has anything of it.
-        ("failed", "never_started") => file.lost && struck(evidence, takes_events),
+        ("failed", "never_started" | "call_gone") => file.lost && struck(evidence, takes_events),
         _ => false,
     }
 }
