@@ -23,6 +23,7 @@ mod webhooks;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use evidence::is_left_open;
 pub use model::{Answer, Case, Effect, Hand, Input, Next};
 pub use schedule::Policy;
 pub use state::{STATES, State};
@@ -46,7 +47,7 @@ pub fn step(case: &mut Case, input: Input, now: Moment, policy: &Policy) -> Next
         let Some(what) = verdict.or_else(|| follows(case, now, policy)) else {
             break;
         };
-        if !case.informed && is_from_silence(&what) {
+        if !case.informed && is_from_silence(&case.entry, &what) {
             return Next::Ask;
         }
         let is_news = add(&mut case.entry, what, now, policy);
@@ -106,8 +107,12 @@ pub fn is_outlived(entry: &Entry, now: Moment, policy: &Policy) -> bool {
     settled::outlived(&case, now, policy).is_some()
 }
 
-fn is_from_silence(what: &What) -> bool {
-    matches!(what, What::Concluded { cause, .. } if cause.is_silence())
+fn is_from_silence(entry: &Entry, what: &What) -> bool {
+    match what {
+        What::Concluded { cause, .. } => cause.is_silence(),
+        What::Parked { .. } => entry.started().is_none() && entry.ended().is_none(),
+        _ => false,
+    }
 }
 
 fn add(entry: &mut Entry, what: What, now: Moment, policy: &Policy) -> bool {

@@ -59,6 +59,11 @@ impl Entry {
         gone.map(|(_, fact, _)| (fact.by.as_str(), fact.at)).collect()
     }
 
+    /// How many of the last channel queries found the channel gone.
+    pub fn seen_gone(&self) -> usize {
+        self.gone_looks().len()
+    }
+
     /// Since when every channel query of this worker found the channel gone.
     pub fn gone_since_by(&self, worker: &str) -> Option<Moment> {
         let own = self.gone_looks().into_iter().filter(|(by, _)| *by == worker);

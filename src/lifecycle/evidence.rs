@@ -33,6 +33,11 @@ pub(super) fn gone_for_good(entry: &Entry, policy: &Policy) -> bool {
     entry.gone_for() >= policy.grace
 }
 
+/// Whether the channel has been gone for so long that a file which was not closed counts as left by its switch.
+pub fn is_left_open(entry: &Entry, policy: &Policy) -> bool {
+    entry.gone_for() >= (policy.grace * OPEN_RESTS).mul_f64(0.9)
+}
+
 /// Whether its time limit has passed. That proves nothing, because the limit does not run while the recorded leg is on hold.
 pub(super) fn is_over_limit(entry: &Entry, now: Moment, policy: &Policy) -> bool {
     limit(entry, policy).is_some_and(|at| at <= now)

@@ -20,7 +20,8 @@ const STARTS_WITHIN: Duration = Duration::from_secs(1);
 pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<What> {
     let conclude = |outcome, cause| Some(What::Concluded { outcome, cause });
     if entry.started().is_none() {
-        let looked = missing(entry) > 0 || guess(entry).is_none() || exhausted(entry, policy);
+        let answered = missing(entry) > 0 || guess(entry).is_none();
+        let looked = answered || exhausted(entry, policy);
         if let Some(cause) = came_to_nothing(entry, now, policy)
             && !is_call_unknown(entry)
             && (looked || !may_have_come_twice(entry, cause))
@@ -38,7 +39,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
         }
         let overdue = entry.is_commanded() && confirm_by(entry, policy).is_some_and(|by| by <= now);
         let gone = gone_for_good(entry, policy);
-        return match trigger(entry) {
+        let unstarted = match trigger(entry) {
             // The answer or bridge may come as long as the call is alive.
             // A late command that came just before the call's end says nothing of the time before it. The call may have been answered, and
             // was not recorded.
@@ -61,6 +62,14 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
             _ if !entry.is_commanded() && gone && looked => conclude(Outcome::Failed, Cause::CallGone),
             _ => None,
         };
+        // A switch that said nothing through the whole retry schedule may have a file. A late event, or an operator, resumes the recording.
+        return unstarted.map(|what| {
+            if answered {
+                what
+            } else {
+                entry.park(Cause::NotCollected)
+            }
+        });
     }
     if exhausted(entry, policy) {
         // Through the whole retry schedule the switch did not upload what it began. A later end event resumes the recording.

@@ -6,6 +6,7 @@ use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
 use crate::entry::fact::What;
 use crate::kazoo::time::Moment;
+use crate::recording::order::Order;
 
 use super::ended::answer;
 use super::schedule::{paused, wait_or};
@@ -143,6 +144,9 @@ fn read_back(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     })
 }
 
+/// Channel queries that found the call gone before the switch is asked for a file that should be gone. One more follows each vain request.
+const LOOKS_BEFORE: usize = 2;
+
 /// The file should be gone from its switch, and may still be there.
 fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     if let Some(first) = await_end_of_call(entry, now, policy) {
@@ -152,6 +156,13 @@ fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     let rested = entry.tidied().next_back().map(|at| at.plus(policy.pause(tried, None)));
     let put_off = entry.postponed().next_back().map(|(_, until)| until);
     wait_or(rested.into_iter().chain(put_off).max(), now, || {
+        let begins_again = entry.order().is_some_and(Order::may_begin_again);
+        if begins_again && entry.seen_gone() < LOOKS_BEFORE + tried {
+            // How long its call has been gone decides whether a file may go that was not closed.
+            return Next::Do(Effect::LookForChannel {
+                n: entry.next_number("channel_seen"),
+            });
+        }
         let (node, path) = source(entry).unwrap_or_default();
         Next::Do(Effect::Tidy {
             n: entry.next_number("tidied"),

@@ -51,7 +51,7 @@ const NEXT: [(State, &[State]); 14] = [
     (Ended, &[Recording, Held, Parked, Lost, Announcing]),
     (Held, &[Recording, Ended, Parked, Announcing]),
     // An operator, or a late event, resumes it.
-    (Parked, &[Recording, Ended, Held, Announcing]),
+    (Parked, &[Asked, Recording, Ended, Held, Announcing]),
     (Watched, &[Ended, Lost, Announcing]),
     (Lost, &[Ended, Held, Parked, Announcing]),
     // A copy that is lost is delivered again.

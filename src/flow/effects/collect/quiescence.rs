@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout};
 use crate::entry::Entry;
 use crate::faults::{Fault, is_back};
 use crate::kazoo::channel::ChannelState;
+use crate::lifecycle::is_left_open;
 use crate::recording::audio::Audio;
 use crate::recording::order::Order;
 
@@ -129,7 +130,8 @@ impl<C: Channels> Quiescence<C> {
     }
 
     /// Whether nothing can have been appended to the file since `look`. A file that its writer did not close is being written as long as
-    /// its call is alive. It need not grow, because it does not grow while the recorded leg is on hold.
+    /// its call is alive, and may be until the call has been gone for long. It need not grow, because it does not grow while the recorded leg
+    /// is on hold.
     pub(super) async fn is_still(&self, entry: &Entry, look: &Look, audio: &Audio) -> bool {
         if look.awaits(entry, audio) {
             return false;
@@ -138,8 +140,9 @@ impl<C: Channels> Quiescence<C> {
             (None, _) | (_, None) => true,
             // `look` was one answer, a while ago. An ecallmgr that has just started says so of calls that it has not learned of yet.
             (Some(CallState::Over), Some(order)) => {
+                let open = audio.seems_open(order.format) && !is_back(Fault::OpenFilesReleased);
                 self.channels.call(order).await == CallState::Over
-                    && !(audio.seems_open(order.format) && self.lives_elsewhere(entry).await)
+                    && !(open && (!is_left_open(entry, &self.common.policy) || self.lives_elsewhere(entry).await))
             }
             (Some(CallState::Bridged), _) => false,
             (Some(CallState::Apart), Some(order)) => {

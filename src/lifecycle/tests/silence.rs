@@ -1,0 +1,152 @@
+//! Silence proves little: a switch that does not answer may have a file, and an ecallmgr that has just started knows no call.
+
+use super::*;
+
+fn armed() -> Order {
+    let mut order = order();
+    if let Some(command) = &mut order.command {
+        command.trigger = Trigger::Bridge;
+    }
+    order
+}
+
+fn not_reached(attempt: u32, failure: CollectFailure) -> What {
+    What::CollectFailed {
+        attempt,
+        failure,
+        why: "x".into(),
+    }
+}
+
+#[test]
+fn a_start_of_which_nothing_was_heard_and_whose_switch_never_answers_is_not_settled() {
+    for (failure, settled) in [
+        (CollectFailure::Unreachable, None),
+        (CollectFailure::Broken, None),
+        (
+            CollectFailure::Missing,
+            Some((Outcome::Discarded, Cause::NeverTriggered)),
+        ),
+    ] {
+        let mut case = asked(armed());
+        step(&mut case, Input::Fact(What::Commanded));
+        let mut now = after(40);
+        for _ in 0..80 {
+            if case.entry.outcome().is_some() || case.entry.parked().is_some() {
+                break;
+            }
+            let what = match next(&mut case, Input::Due, now, &policy()).first() {
+                Some(Next::Do(Effect::LookForChannel { n })) => What::ChannelSeen { n: *n, alive: false },
+                Some(Next::Do(Effect::Probe { attempt, .. })) => not_reached(*attempt, failure),
+                Some(Next::Wait(until)) => {
+                    now = *until;
+                    continue;
+                }
+                other => panic!("{other:?}"),
+            };
+            next(&mut case, Input::Fact(what), now, &policy());
+        }
+        assert_eq!(case.entry.outcome(), settled, "{failure:?}");
+        let parked = settled.is_none().then_some(Cause::NotCollected);
+        assert_eq!(case.entry.parked(), parked, "{failure:?}");
+    }
+}
+
+#[test]
+fn a_parked_start_goes_on_when_its_end_is_told_or_an_operator_retries() {
+    let parked = || {
+        let mut case = asked(armed());
+        step(&mut case, Input::Fact(What::Commanded));
+        let parked = case.entry.park(Cause::NotCollected);
+        next(&mut case, Input::Fact(parked), after(4000), &policy());
+        assert_eq!(State::of(&case.entry).name(), "parked");
+        case
+    };
+    let mut case = parked();
+    let told = next(&mut case, Input::Fact(What::Ended(told(5000))), after(4100), &policy());
+    assert_eq!(told, [Effect::Decide]);
+    let mut case = parked();
+    let retry = case.entry.retry();
+    let looks = next(&mut case, Input::Fact(retry), after(4100), &policy());
+    assert_eq!(looks, [Effect::LookForChannel { n: 1 }]);
+}
+
+#[test]
+fn the_call_is_looked_for_again_before_each_further_request_for_a_file_that_stayed() {
+    let mut case = ended_as(armed(), Destination::ThirdParty);
+    step(&mut case, Input::Received(audio(5000)));
+    step(&mut case, Input::Fact(delivered(Destination::ThirdParty)));
+    step(&mut case, Input::Answered(Answer::Keep));
+    step(
+        &mut case,
+        Input::Fact(What::Announced(Announcement::Outcome(Outcome::Stored))),
+    );
+    let mut now = after(10);
+    let mut asked = Vec::new();
+    while asked.iter().filter(|what| **what == "file").count() < 3 {
+        let what = match next(&mut case, Input::Due, now, &policy()).first() {
+            Some(Next::Do(Effect::LookForChannel { n })) => {
+                asked.push("call");
+                What::ChannelSeen { n: *n, alive: false }
+            }
+            Some(Next::Do(Effect::Tidy { n, .. })) => {
+                asked.push("file");
+                What::Tidied {
+                    n: *n,
+                    left: Some("the switch may be recording into it".into()),
+                    missing: false,
+                }
+            }
+            Some(Next::Wait(until)) => {
+                now = *until;
+                continue;
+            }
+            other => panic!("{other:?}"),
+        };
+        next(&mut case, Input::Fact(what), now, &policy());
+    }
+    assert_eq!(asked, ["call", "call", "file", "call", "file", "call", "file"]);
+    assert!(case.entry.gone_for() > policy().grace);
+}
+
+#[test]
+fn a_file_that_was_not_closed_counts_as_left_only_when_its_call_was_gone_for_long() {
+    let seen = |gone: &[u64]| {
+        let mut case = ended_as(armed(), Destination::ThirdParty);
+        for (n, second) in (1..).zip(gone) {
+            let what = What::ChannelSeen { n, alive: false };
+            next(&mut case, Input::Fact(what), after(*second), &policy());
+        }
+        is_left_open(&case.entry, &policy())
+    };
+    assert!(!seen(&[]));
+    assert!(!seen(&[10, 72]), "an ecallmgr that has just started says so too");
+    assert!(!seen(&[10, 72, 600]));
+    assert!(seen(&[10, 72, 600, 910]));
+}
+
+#[test]
+fn the_file_of_a_stored_recording_is_asked_for_whichever_workers_clock_is_ahead() {
+    let mut case = ended_as(armed(), Destination::ThirdParty);
+    let audio_of = |md5: &str| Audio {
+        digests: Digests {
+            md5: md5.into(),
+            sha256: md5.into(),
+        },
+        ..audio(5000)
+    };
+    let add = |case: &mut Case, by: &str, second: u64, what: What| {
+        let (at, by) = (after(second), by.to_owned());
+        case.entry.add(Fact { at, by, what });
+    };
+    // The worker that received the shorter audio first is an hour ahead.
+    add(&mut case, "x", 3600, What::Collected(audio_of("short")));
+    add(&mut case, "w", 60, What::Collected(audio_of("whole")));
+    let What::Delivered(mut delivery) = delivered(Destination::ThirdParty) else {
+        unreachable!()
+    };
+    delivery.sha256 = Some("whole".into());
+    add(&mut case, "w", 61, What::Delivered(delivery));
+    assert!(case.entry.owes_release());
+    assert!(!case.entry.is_closed());
+}
