@@ -20,8 +20,10 @@ pub enum Fault {
     OthersUnreadable,
     /// The union of two versions lacks one kind of fact.
     MergeDropsHeld,
-    /// A sweep that does not get a recording drops what it was told meanwhile.
+    /// A sweep that does not get a recording drops what it was told meanwhile, and leaves a lease that it may have written.
     MailboxDropped,
+    /// A recording that waits for a slot of its switch counts as busy.
+    WaitersBusy,
     /// A lease of another worker is ignored.
     LeasesIgnored,
     /// The switch may always delete its file.

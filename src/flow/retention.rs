@@ -21,7 +21,7 @@ use crate::telemetry::events::{DeadLettersExpired, RetentionPutOff};
 use super::common::{Common, Interrupted};
 use super::drivers::Drivers;
 use super::inbox::dead_letters::DEAD_LETTERS;
-use super::sweep::{IN_FLIGHT, Sweep};
+use super::sweep::Sweep;
 
 /// Interval at which old months are examined.
 const RETENTION: Duration = Duration::from_secs(6 * 3600);
@@ -168,7 +168,7 @@ impl Retention {
             let ours = entries.filter(|entry| entry.order().is_some_and(|order| order.zone == *zone));
             let over = ours.filter(|entry| fits(entry, now));
             let wanted: Vec<_> = over.map(|entry| (ledger::address(&entry), Some(entry))).collect();
-            while self.sweep.in_flight.busy() >= IN_FLIGHT {
+            while self.sweep.in_flight.busy() >= self.sweep.limits.in_flight {
                 if let Err(Interrupted::ShuttingDown) = self.common.rest().await {
                     return Ok(());
                 }

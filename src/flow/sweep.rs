@@ -19,8 +19,20 @@ use crate::lifecycle::Input;
 
 /// The largest number of recordings that one sweep takes, and that a worker has in flight before it takes no more. Recordings that wait for
 /// a slot of their switch do not count. One switch that uploads nothing must not stop the sweep for all other switches.
-const TAKE: usize = 64;
-pub(super) const IN_FLIGHT: usize = 512;
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub take: usize,
+    pub in_flight: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            take: 64,
+            in_flight: 512,
+        }
+    }
+}
 
 /// Delay before the next sweep where the last one did not take all that was due.
 const NEXT: Duration = Duration::from_millis(100);
@@ -60,6 +72,7 @@ pub struct Sweep<D> {
     /// The other workers, according to their heartbeats.
     pub peers: Arc<Peers>,
     pub drivers: Arc<D>,
+    pub limits: Limits,
 }
 
 impl<D: Resume> Sweep<D> {
@@ -88,7 +101,7 @@ impl<D: Resume> Sweep<D> {
             }
             was_up = is_up;
             let in_flight = self.in_flight.busy();
-            let is_full = in_flight >= IN_FLIGHT;
+            let is_full = in_flight >= self.limits.in_flight;
             if is_full {
                 let first = !was_full;
                 SweepFull { in_flight, first }.emit();
@@ -112,11 +125,14 @@ impl<D: Resume> Sweep<D> {
                 self.ledger.update_views().await;
                 updated = Instant::now();
             }
-            let due = self.ledger.due(&self.common.config.kazoo.zone, TAKE * 2).await;
+            let due = self
+                .ledger
+                .due(&self.common.config.kazoo.zone, self.limits.take * 2)
+                .await;
             took = begun.elapsed();
             match due {
                 Ok(due) => {
-                    let (count, room) = (due.len(), TAKE.min(IN_FLIGHT - in_flight));
+                    let (count, room) = (due.len(), self.limits.take.min(self.limits.in_flight - in_flight));
                     let taken = self.take_some(due, room, behind).await;
                     has_more = count > room && taken > 0;
                     SweepEnded { due: count, taken }.emit();
@@ -128,7 +144,10 @@ impl<D: Resume> Sweep<D> {
     }
 
     async fn take_over_some(self: &Arc<Self>) {
-        let room = TAKE.min(IN_FLIGHT.saturating_sub(self.in_flight.busy()));
+        let room = self
+            .limits
+            .take
+            .min(self.limits.in_flight.saturating_sub(self.in_flight.busy()));
         self.take_over(room).await;
     }
 
@@ -136,7 +155,7 @@ impl<D: Resume> Sweep<D> {
     async fn take_over(self: &Arc<Self>, room: usize) {
         for worker in self.peers.gone() {
             let (zone, lease) = (&self.common.config.kazoo.zone, self.common.config.ledger.lease);
-            match self.ledger.leased_by(&worker, zone, lease, TAKE * 2).await {
+            match self.ledger.leased_by(&worker, zone, lease, self.limits.take * 2).await {
                 Ok(leased) if leased.is_empty() => self.peers.forget(&worker),
                 Ok(leased) => {
                     let recordings = leased.len();
@@ -206,6 +225,9 @@ impl<D: Resume> Sweep<D> {
 
     /// The lease may be written although its answer was lost. Then no worker would have the recording in flight until the lease expires.
     fn give_back(self: &Arc<Self>, entry: Entry) {
+        if is_back(Fault::MailboxDropped) {
+            return;
+        }
         let sweep = Arc::clone(self);
         let giving = async move {
             let lease = Some(sweep.ledger.no_lease());

@@ -45,7 +45,7 @@ use crate::flow::peer_notices::{Outbox, PeerNotices};
 use crate::flow::reconcile::Reconcile;
 use crate::flow::retention::Retention;
 use crate::flow::slots::Slots;
-use crate::flow::sweep::Sweep;
+use crate::flow::sweep::{Limits, Sweep};
 use crate::flow::webhooks::{Endpoint, Outcomes, Webhook};
 use crate::hold::Hold;
 use crate::ingest::Ingest;
@@ -255,6 +255,7 @@ fn background(
         in_flight: shared.in_flight.clone(),
         peers: Arc::clone(&shared.peers),
         drivers: Arc::clone(drivers),
+        limits: Limits::default(),
     });
     Background {
         reconcile: Arc::new(Reconcile {

@@ -204,6 +204,18 @@ impl World {
         self.send(message, self.between(1, long));
     }
 
+    /// A message that is in its queue within milliseconds.
+    pub fn publish_at_once(&self, queue: Queue, body: Body) {
+        let (redelivered, returns) = (false, 0);
+        let message = Message {
+            queue,
+            body,
+            redelivered,
+            returns,
+        };
+        self.send(message, self.between(1, 15));
+    }
+
     fn send(&self, message: Message, pause: Duration) {
         self.broker.inner.lock().unwrap().coming += 1;
         let world = self.me();

@@ -8,9 +8,13 @@ use kz_record_call::kazoo::time::Moment;
 use kz_record_call::recording::ending::Told;
 use kz_record_call::recording::identity::Key;
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use crate::broker::{Body, Queue};
 use crate::world::{WORLD, World};
+
+/// By then a worker has looked whether an open recording's call lives.
+const LOOKED_AT: Duration = Duration::from_secs(400);
 
 impl World {
     /// Publishes a start, or the end of a part of this length.
@@ -51,7 +55,10 @@ impl World {
             None => Body::Started(told, key),
             Some(_) => Body::Ended(told, key),
         };
-        self.publish(Queue::Events, body);
+        match asked.surprises {
+            true => self.publish_at_once(Queue::Events, body),
+            false => self.publish(Queue::Events, body),
+        }
     }
 
     /// One call, from its first action to its end.
@@ -82,6 +89,15 @@ impl World {
             if bridge + 1 < asked.bridges {
                 self.end(key);
             }
+        }
+        if asked.surprises {
+            let looked_at = Arc::new(Notify::new());
+            self.surprises
+                .lock()
+                .unwrap()
+                .insert(key.to_string(), Arc::clone(&looked_at));
+            let _ = tokio::time::timeout(LOOKED_AT, looked_at.notified()).await;
+            self.surprises.lock().unwrap().remove(&key.to_string());
         }
         self.set(key, |call| (call.alive, call.other_alive) = (false, false));
         self.end(key);

@@ -31,7 +31,7 @@ use crate::switch::Upload;
 use crate::world::World;
 
 /// Uploads at once, of one switch.
-const SLOTS: usize = 2;
+pub const SLOTS: usize = 2;
 
 /// An upload in flight.
 pub type Hand = InHand<Upload>;

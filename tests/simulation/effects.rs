@@ -17,9 +17,14 @@ use kz_record_call::recording::identity::{Key, MediaId};
 use crate::broker::Unconfirmed;
 use crate::collect::Hand;
 use crate::faults::{Fault, is_back};
+use crate::plan::Beside;
 use crate::switch::Content;
 use crate::worker::Worker;
 use crate::world::BEGIN;
+
+/// How long a slow server takes, and how long a switch waits for one.
+const SLOW: Duration = Duration::from_secs(120);
+const SWITCH_WAITS: Duration = Duration::from_secs(15);
 
 pub struct Services(pub Arc<Worker>);
 
@@ -68,7 +73,7 @@ impl Effects for Services {
                     Input::Fact(What::Documented(document(entry.key)))
                 }
             }
-            Effect::Deliver { attempt, destination } => self.deliver(entry, attempt, destination, hand.as_ref()).await,
+            Effect::Deliver { attempt, destination } => self.deliver(case, attempt, destination, hand.as_ref()).await,
             Effect::Complete { attempt, destination } => {
                 if world.trouble().target_down {
                     failed(attempt, destination, DeliveryFailure::Target)
@@ -209,14 +214,24 @@ impl Services {
         })
     }
 
-    async fn deliver(&self, entry: &Entry, attempt: u32, destination: Destination, hand: Option<&Hand>) -> Input {
-        let world = &self.0.world;
+    async fn deliver(&self, case: &Case, attempt: u32, destination: Destination, hand: Option<&Hand>) -> Input {
+        let (entry, world) = (&case.entry, &self.0.world);
         let held = || {
             let name = &entry.held()?.name;
             world.places.lock().unwrap().held.get(name).cloned()
         };
         let Some(content) = hand.map(|hand| hand.upload.content.clone()).or_else(held) else {
             return failed(attempt, destination, DeliveryFailure::Source);
+        };
+        let host = if destination == Destination::Url { "h" } else { "couch" };
+        let share = self.0.shares.of_switch(case, destination, host, hand.is_some());
+        let share = if is_back(Fault::SlotKept) {
+            Some(Vec::new())
+        } else {
+            share.await
+        };
+        let Some(_share) = share else {
+            return self.postponed(entry, Duration::from_secs(1));
         };
         tokio::time::sleep(world.between(20, 1500)).await;
         if world.asked[&world.root(entry.key)].refused {
@@ -225,8 +240,13 @@ impl Services {
         if world.trouble().target_down {
             return failed(attempt, destination, DeliveryFailure::Target);
         }
+        if world.beside == Beside::Firewall && attempt == 1 && !world.asked[&world.root(entry.key)].crowd {
+            // Its next attempt needs the sweep.
+            return failed(attempt, destination, DeliveryFailure::Target);
+        }
         if world.trouble().target_slow && destination == Destination::Url {
-            tokio::time::sleep(Duration::from_secs(120)).await;
+            let waits = hand.is_some() && !is_back(Fault::SlotKept);
+            tokio::time::sleep(if waits { SWITCH_WAITS } else { SLOW }).await;
             return failed(attempt, destination, DeliveryFailure::Target);
         }
         if world.mishap(40) {
@@ -278,7 +298,17 @@ impl Services {
     fn read_back(&self, entry: &Entry, n: u32) -> Input {
         let world = &self.0.world;
         let unanswered = world.trouble().target_down;
-        let there = world.places.lock().unwrap().found(entry.key, world.now()).is_some();
+        // The audio that was delivered last. A copy of other audio, as an earlier delivery left it, proves nothing.
+        let sha256 = entry.delivery().and_then(|delivery| delivery.sha256.clone());
+        let there = {
+            let places = world.places.lock().unwrap();
+            let is_it = |content: &Content| {
+                sha256
+                    .as_ref()
+                    .is_none_or(|sha256| content.audio().digests.sha256 == *sha256)
+            };
+            places.found_as(entry.key, world.now(), is_it).is_some()
+        };
         let why = (unanswered || !there).then(|| "not there".to_owned());
         Input::Fact(What::Looked {
             n,

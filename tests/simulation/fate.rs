@@ -12,11 +12,15 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::couch::{Client, NODES};
+use crate::plan::{Beside, CROWD_BEGINS};
 use crate::worker::{Worker, policy};
 use crate::world::{NEXT_VERSION, OPERATOR, Trouble, WORKERS, World};
 
 /// A file that cannot be opened for so long counts as gone: the first delays of the workers' schedule.
 const GONE_AFTER: Duration = Duration::from_secs(5 + 30 + 120);
+
+/// How long a bad neighbour is one.
+const CROWD_LASTS: Duration = Duration::from_secs(600);
 
 /// How long things go wrong.
 const ROUGH: Duration = Duration::from_secs(4200);
@@ -32,10 +36,7 @@ impl World {
         }
         tokio::spawn(Arc::clone(self).replicate());
         if self.calm {
-            self.change(|trouble| {
-                trouble.couch_slow = self.seed.is_multiple_of(8);
-            });
-            return tokio::time::sleep(ROUGH).await;
+            return self.live_calmly().await;
         }
         let agents = [
             tokio::spawn(Arc::clone(self).operate(None)),
@@ -48,6 +49,21 @@ impl World {
         }
         agents.iter().for_each(tokio::task::JoinHandle::abort);
         self.heal();
+    }
+
+    /// A life of delays alone, and of a bad neighbour.
+    async fn live_calmly(&self) {
+        self.change(|trouble| trouble.couch_slow = self.beside == Beside::SlowCouch);
+        if self.beside.has_crowd() {
+            self.change(|trouble| match self.beside {
+                Beside::Firewall => trouble.no_uploads[0] = true,
+                _ => trouble.target_slow = true,
+            });
+            // Before attempts run out.
+            tokio::time::sleep(CROWD_BEGINS + CROWD_LASTS).await;
+            self.change(|trouble| (trouble.no_uploads[0], trouble.target_slow) = (false, false));
+        }
+        tokio::time::sleep(ROUGH).await;
     }
 
     /// The faults end.

@@ -16,6 +16,8 @@ pub enum Fault {
     HoldOverwrites,
     /// A mask counts as sent whether the broker took it or not.
     MaskPresumed,
+    /// A switch waits as long as a user's server takes.
+    SlotKept,
     /// A stop that finds no ledger is known to memories alone.
     StopInMemory,
 }
@@ -88,6 +90,16 @@ pub const ALL: &[(&str, &str, Any)] = &[
         Any::World(Fault::HoldOverwrites),
     ),
     (
+        "B2",
+        "recordings that wait for one switch stop the sweep",
+        Any::Of(Product::WaitersBusy),
+    ),
+    (
+        "B3",
+        "a user's slow server keeps the slots of a switch",
+        Any::World(Fault::SlotKept),
+    ),
+    (
         "B5",
         "a mask that was not delivered is documented",
         Any::World(Fault::MaskPresumed),
@@ -105,7 +117,7 @@ pub const ALL: &[(&str, &str, Any)] = &[
     ),
     (
         "B12",
-        "a sweep drops what it was told meanwhile",
+        "a sweep drops what it was told meanwhile, and leaves a lease",
         Any::Of(Product::MailboxDropped),
     ),
     (

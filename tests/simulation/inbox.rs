@@ -39,6 +39,9 @@ pub async fn handle(worker: Arc<Worker>, delivery: Delivery) {
             _ => None,
         };
         worker.world.acknowledged.lock().unwrap().extend(control);
+        if let Body::Start(key) = delivery.message.body {
+            worker.world.started.lock().unwrap().insert(key);
+        }
         worker.world.broker.ack(&delivery);
     } else if delivery.message.queue == Queue::Actions {
         worker.world.undone(&delivery);

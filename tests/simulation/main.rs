@@ -40,6 +40,8 @@ use world::World;
 pub struct Lived {
     pub verdict: Result<(), String>,
     pub timeline: Vec<String>,
+    /// What the ledger has in the end.
+    pub ledger: Vec<String>,
     pub counts: BTreeMap<&'static str, u32>,
 }
 
@@ -80,6 +82,7 @@ pub fn live(seed: u64, fault: Option<Any>) -> Lived {
         Lived {
             verdict,
             timeline: world.timeline(),
+            ledger: world.ledger(),
             counts,
         }
     });
@@ -142,6 +145,7 @@ fn no_life_of_a_recording_loses_it() {
     let (counts, failed) = live_all(seeds, None);
     if let Some((seed, lived)) = failed {
         eprintln!("{}", lived.timeline.join("\n"));
+        eprintln!("{}", lived.ledger.join("\n"));
         panic!(
             "seed {seed}: {}; run it again: SIMULATION_SEED={seed} cargo test --test simulation",
             lived.verdict.unwrap_err()

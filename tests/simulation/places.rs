@@ -46,7 +46,17 @@ pub struct Places {
 impl Places {
     /// The audio of a recording that a reader finds now.
     pub fn found(&self, key: Key, now: Moment) -> Option<&Stored> {
-        let mut all = self.stored.get(&key).into_iter().flatten();
+        self.found_as(key, now, |_| true)
+    }
+
+    /// The same for audio that `is_it`.
+    pub fn found_as(&self, key: Key, now: Moment, is_it: impl Fn(&Content) -> bool) -> Option<&Stored> {
+        let mut all = self
+            .stored
+            .get(&key)
+            .into_iter()
+            .flatten()
+            .filter(|stored| is_it(&stored.content));
         let is_there = |stored: &&Stored| match stored.copy {
             Copy::Safe => true,
             Copy::Away(until) => until <= now,

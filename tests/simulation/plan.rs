@@ -32,7 +32,44 @@ pub struct Asked {
     pub bridges: u32,
     pub moves: bool,
     pub holds: bool,
+    /// One of many that wait for a bad neighbour.
+    pub crowd: bool,
+    /// Its call ends at the moment when a worker looks whether it does.
+    pub surprises: bool,
 }
+
+/// What a calm life has beside delays. None of it may delay other recordings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    Nothing,
+    SlowCouch,
+    /// One switch reaches no worker.
+    Firewall,
+    /// One user's server is slow.
+    SlowServer,
+    /// A call ends while a worker looks at it, and that worker's next request fails.
+    Surprises,
+}
+
+impl Beside {
+    pub fn of(seed: u64) -> Self {
+        match seed % 64 {
+            _ if seed.is_multiple_of(8) => Self::SlowCouch,
+            4 => Self::Firewall,
+            12 => Self::SlowServer,
+            20 | 52 => Self::Surprises,
+            _ => Self::Nothing,
+        }
+    }
+
+    pub fn has_crowd(self) -> bool {
+        matches!(self, Self::Firewall | Self::SlowServer)
+    }
+}
+
+/// When the calls of a crowd begin, and how many they are.
+pub const CROWD_BEGINS: Duration = Duration::from_secs(300);
+const CROWD: u64 = 60;
 
 impl Asked {
     /// The leg that a transfer moves its recording to.
@@ -40,12 +77,40 @@ impl Asked {
         format!("{}, leg b", self.order.call_id)
     }
 
-    pub fn all(rng: &mut fastrand::Rng, calm: bool) -> BTreeMap<Key, Self> {
+    pub fn all(rng: &mut fastrand::Rng, calm: bool, beside: Beside) -> BTreeMap<Key, Self> {
         let count = if rng.u8(..20) == 0 { 10 } else { 4 };
-        (0..count)
-            .map(|n| Self::one(n, rng, calm))
-            .map(|asked| (asked.order.key, asked))
-            .collect()
+        let mut all: Vec<Self> = (0..count).map(|n| Self::one(n, rng, calm)).collect();
+        for asked in &mut all {
+            asked.surprises = beside == Beside::Surprises;
+        }
+        if beside.has_crowd() {
+            let crowd = (100..100 + CROWD).map(|n| Self {
+                crowd: true,
+                ..Self::one(n, rng, calm)
+            });
+            all.extend(crowd);
+            for asked in &mut all {
+                asked.meet(beside, rng);
+            }
+        }
+        all.into_iter().map(|asked| (asked.order.key, asked)).collect()
+    }
+
+    /// Makes it a short call, at the time of the crowd, on the bad neighbour's switch or on the other one.
+    fn meet(&mut self, beside: Beside, rng: &mut fastrand::Rng) {
+        let of_neighbour = self.crowd || beside == Beside::SlowServer;
+        self.switch = usize::from(!of_neighbour);
+        (self.destination, self.order.url) = match beside {
+            Beside::SlowServer if self.crowd => (Destination::Url, Url::Given("https://h/".into())),
+            _ => (Destination::Account, Url::None),
+        };
+        if let Some(command) = &mut self.order.command {
+            (command.node, command.trigger) = (Some(node(self.switch)), Trigger::Now);
+        }
+        (self.stopped, self.masked, self.moves, self.holds) = (false, false, false, false);
+        self.bridges = 1;
+        let later = if self.crowd { 0..5_000 } else { 90_000..150_000 };
+        self.begins = CROWD_BEGINS + Duration::from_millis(rng.u64(later));
     }
 
     fn one(n: u64, rng: &mut fastrand::Rng, calm: bool) -> Self {
@@ -86,6 +151,8 @@ impl Asked {
             bridges,
             moves: moves && bridges == 1,
             holds,
+            crowd: false,
+            surprises: false,
         }
     }
 }

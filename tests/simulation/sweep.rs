@@ -7,16 +7,20 @@ use kz_record_call::config::{Config, Layers};
 use kz_record_call::entry::Entry;
 use kz_record_call::flow::common::{Common, Tasks};
 use kz_record_call::flow::in_flight::Mailbox;
-use kz_record_call::flow::sweep::{Resume, Sweep};
+use kz_record_call::flow::sweep::{Limits, Resume, Sweep};
 use kz_record_call::kazoo::envelope::Sender;
 use kz_record_call::kazoo::time::Clock;
 use kz_record_call::lifecycle::{Input, Policy};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::collect::SLOTS;
 use crate::worker::{LEASE, Worker};
 
 pub const ZONE: &str = "local";
+
+/// So few that the recordings of a life reach them.
+const LIMITS: Limits = Limits { take: 8, in_flight: 4 };
 
 static CONFIG: LazyLock<Config> = LazyLock::new(|| {
     let environment = [("KZ_RECORD_CALL__COUCHDB__URL".to_owned(), "http://h:1".to_owned())];
@@ -24,6 +28,7 @@ static CONFIG: LazyLock<Config> = LazyLock::new(|| {
     config.ledger.poll = Duration::from_secs(40);
     config.ledger.lease = LEASE;
     config.kazoo.zone = ZONE.to_owned();
+    config.ingest.per_switch = SLOTS;
     config
 });
 
@@ -57,6 +62,7 @@ pub fn begin(worker: &Arc<Worker>) {
         in_flight: worker.hands.clone(),
         peers: Arc::clone(&worker.peers),
         drivers: Arc::clone(worker),
+        limits: LIMITS,
     });
     worker.spawn(Arc::clone(&sweep).run());
     worker.spawn(reconcile(Arc::clone(worker), sweep));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kz_record_call::entry::Entry;
 use kz_record_call::entry::fact::{Fact, What};
 use kz_record_call::flow::common::Common;
+use kz_record_call::flow::deliveries::Shares;
 use kz_record_call::flow::driver::{Host, survive};
 use kz_record_call::flow::effects::segments::Segments;
 use kz_record_call::flow::in_flight::{InFlight, Mailbox};
@@ -63,6 +64,7 @@ pub struct Worker {
     pub common: Arc<Common>,
     pub collector: Collects,
     pub journal: Arc<Journal<Confirming>>,
+    pub shares: Shares,
     pub segments: Segments<Confirming>,
     pub memory: Arc<OpenRecordings>,
     pub peers: Arc<Peers>,
@@ -97,6 +99,7 @@ impl Worker {
             ledger,
             stop,
             collector,
+            shares: Shares::new(&common.config),
             segments: Segments {
                 common: Arc::clone(&common),
                 journal: Arc::clone(&journal),

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use kz_record_call::kazoo::time::{Clock, Moment};
 use kz_record_call::recording::identity::Key;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::broker::Broker;
 use crate::couch::Cluster;
 use crate::places::Places;
-use crate::plan::Asked;
+use crate::plan::{Asked, Beside};
 use crate::switch::Switch;
 use crate::worker::Worker;
 
@@ -57,9 +58,9 @@ pub struct Trouble {
 
 pub struct World {
     pub myself: Weak<Self>,
-    pub seed: u64,
     /// Nothing goes wrong but delays.
     pub calm: bool,
+    pub beside: Beside,
     rng: Mutex<fastrand::Rng>,
     begun: Instant,
     log: Mutex<Vec<(Moment, usize, String)>>,
@@ -84,12 +85,18 @@ pub struct World {
     pub unfound: Mutex<BTreeSet<(Key, bool)>>,
     /// Stops, and masks (`false`), that a worker acknowledged.
     pub acknowledged: Mutex<BTreeSet<(Key, bool)>>,
+    /// Recordings whose start a worker acknowledged.
+    pub started: Mutex<BTreeSet<Key>>,
     /// Whether each switch ever could open no file, and for longer than a worker asks before a file counts as gone: see docs/limits.md.
     pub unopened: Mutex<[(bool, bool); 2]>,
     /// Recordings whose first events were all lost: a worker knows them by their action alone.
     pub unheard: Mutex<BTreeSet<Key>>,
     /// When the switch last ended each recording.
     pub ended: Mutex<BTreeMap<Key, Moment>>,
+    /// Calls that end when a worker looks at them, by recording.
+    pub surprises: Mutex<BTreeMap<String, Arc<Notify>>>,
+    /// Hosts whose next write fails.
+    pub fails_next: Mutex<BTreeSet<usize>>,
 }
 
 thread_local! {
@@ -133,12 +140,13 @@ impl World {
                 .map(|(clock, skew)| (clock, *skew, begun))
                 .collect();
         });
-        let asked = Asked::all(&mut rng, calm);
+        let beside = Beside::of(seed);
+        let asked = Asked::all(&mut rng, calm, beside);
         let switch = Switch::of(&asked, &mut rng);
         Arc::new_cyclic(|myself| Self {
             myself: Weak::clone(myself),
-            seed,
             calm,
+            beside,
             begun,
             log: Mutex::default(),
             trouble: Mutex::new(Trouble {
@@ -160,9 +168,12 @@ impl World {
             discarded: Mutex::default(),
             unfound: Mutex::default(),
             acknowledged: Mutex::default(),
+            started: Mutex::default(),
             unopened: Mutex::default(),
             unheard: Mutex::default(),
             ended: Mutex::default(),
+            surprises: Mutex::default(),
+            fails_next: Mutex::default(),
             rng: Mutex::new(rng),
         })
     }
@@ -227,6 +238,16 @@ impl World {
             there.map(|node| node.knows).collect()
         };
         self.pick(&there)
+    }
+
+    /// A host reads the entry of a recording. If its call waits for that, it ends, and the next write of that host fails.
+    pub fn looked_at(&self, host: usize, id: &str) {
+        let mut surprises = self.surprises.lock().unwrap();
+        let key = surprises.keys().find(|key| id.ends_with(*key)).cloned();
+        if let Some(ends) = key.and_then(|key| surprises.remove(&key)) {
+            self.fails_next.lock().unwrap().insert(host);
+            ends.notify_one();
+        }
     }
 
     pub fn side(&self, host: usize) -> u8 {

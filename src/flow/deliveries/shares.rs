@@ -40,7 +40,7 @@ impl Shares {
     }
 
     /// Takes the shares of a switch's slots that a delivery needs while the switch waits; `None` when other deliveries have them.
-    pub(super) async fn of_switch(
+    pub async fn of_switch(
         &self,
         case: &Case,
         destination: Destination,

@@ -100,6 +100,10 @@ impl Client {
 
     /// One document on each copy, one copy after the other.
     async fn write(&self, database: &str, edits: Vec<(String, Edit)>) -> Asked<Vec<Row>> {
+        if self.world.fails_next.lock().unwrap().remove(&self.host) {
+            tokio::time::sleep(self.world.between(20, 60)).await;
+            return no_answer("the connection breaks");
+        }
         let (_, copies) = self.ask(database).await?;
         let (world, name) = (Arc::clone(&self.world), database.to_owned());
         // The cluster carries it out whether the client lives or not.
@@ -287,6 +291,7 @@ impl Documents for Client {
         Box::pin(async move {
             let mut found = Vec::new();
             for id in ids {
+                self.world.looked_at(self.host, id);
                 found.push(self.get(database, id).await?);
             }
             self.fits(&found)?;
