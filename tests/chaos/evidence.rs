@@ -289,7 +289,13 @@ fn is_back_lately(struck: &[Struck], at: Instant) -> bool {
 
 async fn stories(cluster: &Cluster, played: &[Played]) -> anyhow::Result<Vec<Story>> {
     use futures_util::StreamExt as _;
-    let calls = futures_util::stream::iter(played.iter().map(|played| story(cluster, &played.first_id)));
+    // A recording that Kazoo began by itself is known by the leg that its end told of.
+    let legs = played.iter().flat_map(|played| {
+        let moved = Some(played.call.id()).filter(|id| *id != played.first_id);
+        moved.into_iter().chain([played.first_id.clone()])
+    });
+    let legs = legs.map(|leg| async move { story(cluster, &leg).await });
+    let calls = futures_util::stream::iter(legs);
     let told: Vec<anyhow::Result<Vec<Story>>> = calls.buffer_unordered(3).collect().await;
     let mut by_key = BTreeMap::new();
     for stories in told {

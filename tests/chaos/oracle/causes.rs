@@ -132,11 +132,12 @@ fn struck(evidence: &Evidence, is: impl Fn(What) -> bool) -> bool {
     evidence.struck.iter().any(|struck| is(struck.what))
 }
 
-/// Whether a broker went, with all that it had of Kazoo's, at that time or a moment later.
+/// Whether a broker went, with all that it had of Kazoo's, at that time or a moment later, or was back a moment before. Kazoo's exchanges are not
+/// durable, so that the workers' bindings are gone until the workers are back.
 pub fn broker_was_away(evidence: &Evidence, at: Instant) -> bool {
     let mut restarts = evidence
         .struck
         .iter()
         .filter(|struck| matches!(struck.what, What::RestartBroker { .. }));
-    restarts.any(|restart| at + ON_THEIR_WAY >= restart.from && at <= restart.until)
+    restarts.any(|restart| at + ON_THEIR_WAY >= restart.from && at <= restart.until + ON_THEIR_WAY)
 }

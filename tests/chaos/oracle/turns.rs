@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::causes::{hindered, ledger_failed};
-use crate::evidence::{Document, Ending, Evidence, Start, Turn};
+use crate::evidence::{CommandFate, Document, Ending, Evidence, Start, Turn};
 use crate::play::Verb;
 
 /// Of a command this close to the end of its call it is told that it was perhaps not obeyed: the leg that is gone may have handed the recording on.
@@ -16,11 +16,28 @@ pub fn obeyed(evidence: &Evidence, wrong: &mut Vec<String>) {
         let is_late = *verb == Verb::Stop && is_second_at_once(evidence, turn);
         let is_unknown =
             turn.over_at <= turn.asked_at + HEARD_WITHIN && ledger_failed(evidence, turn.asked_at, turn.over_at);
-        let is_excused = is_late || is_unknown || hindered(evidence, turn.asked_at, turn.over_at);
+        let is_excused =
+            is_late || is_unknown || has_newer_one(evidence, turn) || hindered(evidence, turn.asked_at, turn.over_at);
         if turn.commands == 0 && !turn.ended_before && !is_excused {
             wrong.push(format!("{label}: its {} was never sent to the switch", verb.name()));
         }
     }
+}
+
+/// Whether it came after another start of its call, which the switch ignored: then it was meant for that one, as far as any worker knows.
+fn has_newer_one(evidence: &Evidence, turn: &Turn) -> bool {
+    let call = |label: &str| label.split("-start").next().map(str::to_owned);
+    let mut newer = evidence.starts.iter().filter(|start| {
+        let is_another = start.label != turn.label && call(&start.label) == call(&turn.label);
+        is_another && start.asked_at.is_some_and(|at| at <= turn.asked_at)
+    });
+    newer.any(|start| {
+        start.files.is_empty()
+            && start
+                .commands
+                .iter()
+                .any(|command| command.fate == CommandFate::Ignored)
+    })
 }
 
 /// Of two stops of a call that come at once to two workers, both may meet its newest recording; the later one is for the one before as soon as its worker
