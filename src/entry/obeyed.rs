@@ -306,12 +306,14 @@ impl Entry {
             let tells = matches!(fact.what, What::Ended(_) | What::Decided { .. } | What::Collected(_));
             tells && fact.by == command.by && fact.at < command.at
         };
-        // If its sender heard no event of the switch, its clock may be ahead of the clocks of those that did. Audio is not told as masked
-        // because of that: an unmask counts then.
-        let unmasks = matches!(command.what, What::Masked { on: false, .. });
-        let by_its_clock = |stamp| match self.by_senders_clock(command, stamp) {
-            None if unmasks => None,
-            known => Some(known.unwrap_or_else(|| self.by_our_clock(stamp))),
+        // If its sender heard no event of the switch, or one that seems late, its clock may be ahead of the clocks of other workers. Audio is not
+        // told as masked because of that: an unmask counts then. At worst it is told of a time after the end.
+        let by_its_clock = |stamp| match command.what {
+            What::Masked { on: false, .. } => self.by_clock_of(&command.by, stamp),
+            _ => Some(
+                self.by_senders_clock(command, stamp)
+                    .unwrap_or_else(|| self.by_our_clock(stamp)),
+            ),
         };
         let stamped = end.stamp.and_then(by_its_clock);
         begins_once && self.facts().any(knew) || stamped.is_some_and(|end| end.plus(ON_ITS_WAY) < command.at)
