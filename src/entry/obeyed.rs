@@ -175,6 +175,8 @@ impl Entry {
                     why
                 }
                 Place::Before | Place::Here if sent.is_none() => self.unsent(action, on, (at, asked.at))?,
+                // The switch ignored it, as far as is known, and no worker could send it once more before the end.
+                Place::Before if on && self.ran_on_without(action) => Why::Unconfirmed,
                 Place::Before | Place::Here => return None,
             };
             // Sent again, because its sender knew of no start, and too late by then. The first command had met the recording.
@@ -191,6 +193,13 @@ impl Entry {
                 },
             })
         })
+    }
+
+    /// Whether the recording went on for a while, and has ended, without a mask that is in force still.
+    fn ran_on_without(&self, action: &str) -> bool {
+        let ran = self.latest_began().zip(self.over_at());
+        let is_long = ran.is_some_and(|(began, end)| end > began.plus(ON_ITS_WAY));
+        is_long && self.is_wanted(action) && !self.may_lack_commands(action)
     }
 
     /// Whether what came of an action is perhaps kept no more, when a worker noted the action then: an entry keeps the first few and the last
@@ -276,7 +285,8 @@ impl Entry {
     fn place(&self, command: &Fact) -> Place {
         let at = command.at;
         // The clock of a sender that knew a start may be behind.
-        if !knew_start(command) && self.began().is_some_and(|began| at < began) {
+        let is_before = |began| at < began || self.was_asked_before(began, command);
+        if !knew_start(command) && self.began().is_some_and(is_before) {
             return Place::Before;
         }
         if self.was_over(command) {

@@ -25,6 +25,7 @@ mod limbo;
 mod masks;
 mod resting;
 mod running;
+mod skews;
 mod stops;
 mod watched;
 

@@ -1,0 +1,84 @@
+//! What follows where the clocks of workers, or of the switch, differ by much.
+
+use crate::entry::fact::BEFORE_ANY_START;
+use crate::recording::controls::Why;
+
+use super::*;
+
+/// What a worker noted at a second of its own clock.
+fn add(case: &mut Case, by: &str, second: u64, what: What) {
+    let (at, by) = (after(second), by.to_owned());
+    case.entry.add(Fact { at, by, what });
+}
+
+/// What the switch reports, with its stamp.
+fn event(second: u64) -> Box<Told> {
+    let mut told = told(5000);
+    (told.at, told.stamp) = (after(second), Some(after(second).unix_micros()));
+    told
+}
+
+fn due_at(case: &mut Case, second: u64) -> Vec<Next> {
+    next(case, Input::Due, after(second), &policy())
+}
+
+fn control(what: Control, n: u32) -> Effect {
+    Effect::Control { what, n }
+}
+
+/// A mask that worker "x" sent at second `at` of its clock, knowing no start. Worker "w" heard of the start at the tenth second. `asked`: when the
+/// callflow sent the action.
+fn masked_before_start(at: u64, asked: Option<u64>) -> Case {
+    let mut case = asked_and_commanded();
+    let action = "m".to_owned();
+    let what = What::MaskAsked {
+        action: action.clone(),
+        on: true,
+        asked: asked.map(after),
+        route: None,
+    };
+    add(&mut case, "x", at, what);
+    let what = What::Masked {
+        action,
+        on: true,
+        n: 0,
+        start: Some(BEFORE_ANY_START),
+        sender: Some("x".into()),
+    };
+    add(&mut case, "x", at, what);
+    add(&mut case, "w", 10, What::Started(event(10)));
+    case
+}
+
+fn asked_and_commanded() -> Case {
+    let mut case = asked(order());
+    step(&mut case, Input::Fact(What::Commanded));
+    case
+}
+
+/// The switch ignores a mask of a recording that has not begun.
+#[test]
+fn a_mask_from_before_the_start_is_sent_again_though_the_clock_of_its_sender_is_ahead() {
+    for asked in [None, Some(5)] {
+        let mut case = masked_before_start(60, asked);
+        assert_eq!(case.entry.mask_to_send(), Some(("m", Control::Mask, 1)), "{asked:?}");
+        assert_eq!(due_at(&mut case, 11), [control(Control::Mask, 1)]);
+    }
+    // The clocks of the callflow, of both workers and of the switch agree that it came after the start.
+    assert_eq!(masked_before_start(60, Some(60)).entry.mask_to_send(), None);
+}
+
+#[test]
+fn a_mask_that_came_before_the_start_by_the_callflows_clock_is_not_told_as_obeyed() {
+    let told = |asked| {
+        let mut case = masked_before_start(60, Some(asked));
+        add(&mut case, "w", 500, What::Ended(event(500)));
+        due_at(&mut case, 501);
+        let controls = case.entry.controls();
+        let masks: Vec<bool> = controls.masks.iter().map(|mask| mask.on).collect();
+        let why: Vec<Why> = controls.not_obeyed.iter().map(|one| one.why).collect();
+        (masks, why)
+    };
+    assert_eq!(told(5), (vec![], vec![Why::Unconfirmed]));
+    assert_eq!(told(60), (vec![true], vec![]));
+}
