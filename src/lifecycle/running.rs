@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
-use crate::entry::fact::{CollectFailure, What};
+use crate::entry::fact::{CollectFailure, Fact, What};
 use crate::kazoo::dialplan::{Control, Trigger};
 use crate::kazoo::time::Moment;
 use crate::recording::ending::Told;
@@ -74,7 +74,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     if let Some(end) = presumed_end(entry, now, policy) {
         return Some(What::PresumedEnded(Box::new(end)));
     }
-    let asked = entry.stop_asked_at()?;
+    let asked = stop_asked(entry, policy)?;
     let alarmed = entry.facts().any(|fact| fact.what == What::StopUnconfirmed);
     (!alarmed && asked.plus(policy.stop_alarm) <= now).then_some(What::StopUnconfirmed)
 }
@@ -137,14 +137,15 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
         };
     }
     let mut moments = Vec::new();
-    let stop = entry.stop_asked_at().and_then(|asked| next_stop(entry, asked, policy));
+    let asked = stop_asked(entry, policy);
+    let stop = asked.and_then(|_| next_stop(entry, now, policy));
     // A mask that met no queue does not delay the stop that came after it.
     if let Some((action, what, n)) = entry.mask_to_send()
         && !(stop.is_some() && entry.is_returned(action))
     {
         return Next::Do(Effect::Control { what, n });
     }
-    if let Some(asked) = entry.stop_asked_at() {
+    if let Some(asked) = asked {
         match stop {
             Some((n, at)) if at <= now => return Next::Do(Effect::Control { what: Control::Stop, n }),
             Some((_, at)) => moments.push(Some(at)),
@@ -293,15 +294,24 @@ fn confirm_by(entry: &Entry, policy: &Policy) -> Option<Moment> {
     Some(commanded.at.plus(policy.start_timeout))
 }
 
+/// When a stop was asked for, as far as this worker's clock tells: before the first stop that this worker sent. The clock of the worker that
+/// noted the action may be ahead.
+fn stop_asked(entry: &Entry, policy: &Policy) -> Option<Moment> {
+    let asked = entry.stop_asked_at()?;
+    let is_own = |fact: &&Fact| fact.by == policy.worker && matches!(fact.what, What::StopSent { .. });
+    let own = entry.facts().find(is_own);
+    Some(own.map_or(asked, |own| own.at.min(asked)))
+}
+
 /// The next stop command: its number, and its due time.
-fn next_stop(entry: &Entry, asked: Moment, policy: &Policy) -> Option<(u32, Moment)> {
+fn next_stop(entry: &Entry, now: Moment, policy: &Policy) -> Option<(u32, Moment)> {
     let (sent, last) = entry.stops_sent();
     // The start came after the stop: the stop applies to it at once.
-    match last.filter(|_| entry.is_newest_start_stopped()) {
-        None => Some((sent + 1, asked)),
-        Some(at) => {
-            let pause = policy.stop_repeats.get(usize::try_from(sent).ok()?.checked_sub(1)?)?;
-            Some((sent + 1, at.plus(*pause)))
-        }
-    }
+    let Some(last) = last.filter(|_| entry.is_newest_start_stopped()) else {
+        return Some((sent + 1, now));
+    };
+    let pause = policy.stop_repeats.get(usize::try_from(sent).ok()?.checked_sub(1)?)?;
+    // By a clock that is ahead, nothing tells when its worker sent it, nor that the recording had begun then.
+    let is_ahead = last.by != policy.worker && last.at > now.plus(CLOCKS_DIFFER);
+    Some((sent + 1, if is_ahead { now } else { last.at.plus(*pause) }))
 }

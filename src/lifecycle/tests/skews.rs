@@ -82,3 +82,55 @@ fn a_mask_that_came_before_the_start_by_the_callflows_clock_is_not_told_as_obeye
     assert_eq!(told(5), (vec![], vec![Why::Unconfirmed]));
     assert_eq!(told(60), (vec![true], vec![]));
 }
+
+/// Worker "x" sent a stop while the call rang, and its clock is an hour ahead. The switch ignored the stop. Worker "w" heard of the start.
+fn stopped_before_start() -> Case {
+    let mut case = asked_and_commanded();
+    let action = "s".to_owned();
+    add(&mut case, "w", 10, What::Started(event(10)));
+    add(&mut case, "x", 3600, What::StopAsked { action, route: None });
+    add(&mut case, "x", 3600, What::StopSent { n: 1, start: None });
+    case
+}
+
+#[test]
+fn a_stop_is_repeated_and_its_alarm_comes_though_the_clock_of_its_sender_is_ahead() {
+    let mut case = stopped_before_start();
+    let mut now = 11;
+    for (n, pause) in [(2, 5), (3, 15)] {
+        assert_eq!(due_at(&mut case, now), [control(Control::Stop, n)]);
+        let start = case.entry.newest_start();
+        let sent = Input::Fact(What::StopSent { n, start });
+        let then = next(&mut case, sent, after(now), &policy());
+        now += pause;
+        assert_eq!(then, [Next::Wait(after(now))], "as often as with clocks that agree");
+    }
+    assert_eq!(due_at(&mut case, now), [control(Control::Stop, 4)]);
+    let alarmed = |case: &Case| case.entry.facts().any(|fact| fact.what == What::StopUnconfirmed);
+    assert!(!alarmed(&case));
+    due_at(&mut case, 11 + 30);
+    assert!(alarmed(&case));
+}
+
+/// Its worker could not send it.
+#[test]
+fn a_stop_that_was_not_sent_is_sent_at_once_though_the_clock_of_its_worker_is_ahead() {
+    let mut case = asked_and_commanded();
+    let action = "s".to_owned();
+    add(&mut case, "w", 10, What::Started(event(10)));
+    add(&mut case, "x", 3600, What::StopAsked { action, route: None });
+    assert_eq!(due_at(&mut case, 11), [control(Control::Stop, 1)]);
+}
+
+/// No worker sent the stop once more. The callflow's clock tells that the recording ran on after it.
+#[test]
+fn a_stop_from_before_the_start_is_told_though_the_clock_of_its_sender_is_ahead() {
+    let mut case = stopped_before_start();
+    let action = "s".to_owned();
+    let asked = after(5);
+    add(&mut case, "x", 3600, What::StopDelayed { action, asked });
+    add(&mut case, "w", 500, What::Ended(event(500)));
+    due_at(&mut case, 501);
+    let told: Vec<Why> = case.entry.controls().not_obeyed.iter().map(|one| one.why).collect();
+    assert_eq!(told, [Why::Ended]);
+}
