@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::Moment;
 use crate::recording::controls::{Controls, NotObeyed, Why};
+use crate::recording::order::Order;
 
 use super::Entry;
 use super::controls::CLOCKS_DIFFER;
@@ -232,9 +233,14 @@ impl Entry {
         match self.may_have_met(action) {
             _ if overtaken.is_none() && end.is_none() => None,
             true => Some(Why::Unconfirmed),
-            false if returned || overtaken.is_some() => Some(Why::Undelivered),
+            false if overtaken.is_some() || returned && !self.may_need_again() => Some(Why::Undelivered),
             false => Some(Why::Ended),
         }
+    }
+
+    /// Whether a mask may be sent to a later part of the recording. One that no queue ever takes is not sent again.
+    fn may_need_again(&self) -> bool {
+        self.order().is_some_and(Order::may_begin_again)
     }
 
     /// Whether the broker returned a command of this mask or unmask.
@@ -275,6 +281,8 @@ impl Entry {
                 .started()
                 .zip(self.told_end())
                 .is_some_and(|(start, end)| start.call_id == end.call_id),
+            // The recording began again: what came too late for one part is to be sent to the next one.
+            Why::Unconfirmed | Why::Ended if self.told_end().is_none() && self.is_wanted(action) => true,
             Why::Undelivered | Why::Unconfirmed | Why::Ended => {
                 self.sent(action).any(|sent| self.met_the_latest_part(sent))
             }

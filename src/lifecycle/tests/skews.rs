@@ -134,3 +134,39 @@ fn a_stop_from_before_the_start_is_told_though_the_clock_of_its_sender_is_ahead(
     let told: Vec<Why> = case.entry.controls().not_obeyed.iter().map(|one| one.why).collect();
     assert_eq!(told, [Why::Ended]);
 }
+
+/// A recording that begins at each bridge. A mask was asked for at the end of its first part, and no worker could send it in time.
+#[test]
+fn a_mask_that_came_too_late_for_one_part_is_sent_to_the_next_one() {
+    for (intended, returned) in [(false, false), (true, false), (false, true)] {
+        let mut order = order();
+        order.command.as_mut().unwrap().trigger = Trigger::Bridge;
+        let mut case = asked(order);
+        step(&mut case, Input::Fact(What::Commanded));
+        add(&mut case, "w", 1, What::Started(event(1)));
+        let (action, on, asked) = ("m".to_owned(), true, Some(after(36)));
+        if intended {
+            let action = action.clone();
+            add(&mut case, "x", 37, What::Intended { action, on, asked });
+        }
+        add(&mut case, "w", 40, What::Ended(event(40)));
+        let mask = What::MaskAsked {
+            action,
+            on,
+            asked,
+            route: None,
+        };
+        let noted = if returned { 37 } else { 45 };
+        add(&mut case, "w", noted, mask);
+        if returned {
+            let (what, action) = (Control::Mask, "m".to_owned());
+            add(&mut case, "w", noted, What::Returned { what, action, n: 0 });
+        }
+        due_at(&mut case, 45);
+        let why = if intended { Why::Unconfirmed } else { Why::Ended };
+        let told: Vec<Why> = case.entry.controls().not_obeyed.iter().map(|one| one.why).collect();
+        assert_eq!(told, [why]);
+        let then = next(&mut case, Input::Fact(What::Started(event(60))), after(60), &policy());
+        assert_eq!(then, [control(Control::Mask, 0)], "{why:?} {returned}");
+    }
+}
