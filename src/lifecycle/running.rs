@@ -160,7 +160,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
         return probe(entry, now, policy);
     }
     // The channel is queried at intervals, and again once it has been gone for long enough.
-    let started = entry.latest_start().map_or(order.asked_at, |told| told.at);
+    let started = entry.latest_began_by(&policy.worker).unwrap_or(order.asked_at);
     let next_look = match looked {
         Some((at, true)) => at.plus(policy.check_interval),
         // This worker's own queries alone show how long the channel has been gone, because two workers' clocks may differ.

@@ -170,3 +170,57 @@ fn a_mask_that_came_too_late_for_one_part_is_sent_to_the_next_one() {
         assert_eq!(then, [control(Control::Mask, 0)], "{why:?} {returned}");
     }
 }
+
+fn probed(n: u32, md5: &str) -> What {
+    What::Probed {
+        n,
+        size: 4096,
+        md5: md5.into(),
+        open: false,
+    }
+}
+
+/// A recording whose switch's clock differs from the workers'. Worker "w" heard of its start at second 4000.
+fn on_a_switch_that_says(second: u64) -> Case {
+    let mut case = asked_and_commanded();
+    add(&mut case, "w", 4000, What::Started(event(second)));
+    case
+}
+
+#[test]
+fn a_lost_end_is_presumed_though_the_clock_of_the_switch_is_ahead() {
+    let mut case = on_a_switch_that_says(4000 + 3600);
+    for (n, second) in [(1, 4300), (2, 4390)] {
+        add(&mut case, "w", second, What::ChannelSeen { n, alive: false });
+    }
+    for (n, second) in [(1, 4400), (2, 4470)] {
+        add(&mut case, "w", second, probed(n, "1"));
+    }
+    due_at(&mut case, 4471);
+    assert!(case.entry.ended().is_some());
+}
+
+#[test]
+fn the_channel_is_queried_in_time_though_the_clock_of_the_switch_is_ahead() {
+    let mut case = on_a_switch_that_says(4000 + 3600);
+    let until = after(4000).plus(policy().check_interval);
+    assert_eq!(due_at(&mut case, 4001), [Next::Wait(until)]);
+}
+
+/// Its leg is on hold, or its file's format shows no writer.
+#[test]
+fn no_end_is_presumed_within_the_limit_because_the_clock_of_the_switch_is_behind() {
+    let mut case = on_a_switch_that_says(4000 - 3600);
+    add(&mut case, "w", 4300, What::ChannelSeen { n: 1, alive: true });
+    for (n, second) in [(1, 4310), (2, 4380)] {
+        add(&mut case, "w", second, probed(n, "1"));
+    }
+    due_at(&mut case, 4390);
+    assert!(case.entry.ended().is_none());
+    // Beyond it the end counts as lost.
+    for (n, second) in [(3, 4700), (4, 4770)] {
+        add(&mut case, "w", second, probed(n, "1"));
+    }
+    due_at(&mut case, 4771);
+    assert!(case.entry.ended().is_some());
+}
