@@ -188,11 +188,23 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
 /// Why a start that was commanded was never reported, and left no file.
 fn unstarted(entry: &Entry) -> Cause {
     let commanded = entry.facts().find(|fact| fact.what == What::Commanded);
-    let gone = entry.gone_at(&entry.call_id);
     // The time at which the call ended decides. A call that lasted and was not recorded is a fault that must be reported.
-    match commanded.zip(gone) {
-        Some((commanded, gone)) if gone <= commanded.at.plus(STARTS_WITHIN) => Cause::CallGone,
+    match commanded {
+        Some(commanded) if was_over_at_once(entry, commanded) => Cause::CallGone,
         _ => Cause::NeverStarted,
+    }
+}
+
+/// Whether the call was over within a moment of the command, by the clock of the worker that sent the command. If that clock is not known, it may
+/// be ahead: a call that seems to have ended well before its command may have lasted.
+fn was_over_at_once(entry: &Entry, commanded: &Fact) -> bool {
+    let latest = commanded.at.plus(STARTS_WITHIN);
+    match entry.gone_at_by(&entry.call_id, &commanded.by) {
+        Some(gone) => gone <= latest,
+        None => {
+            let gone = entry.gone_at(&entry.call_id);
+            gone.is_some_and(|gone| gone <= latest && gone.plus(CLOCKS_DIFFER) >= commanded.at)
+        }
     }
 }
 
@@ -202,7 +214,8 @@ fn was_late(entry: &Entry) -> bool {
     let Some((commanded, order)) = commanded.zip(entry.order()) else {
         return false;
     };
-    let is_all_but_over = match entry.gone_at(&entry.call_id) {
+    let gone = entry.gone_at_by(&entry.call_id, &commanded.by);
+    let is_all_but_over = match gone.or(entry.gone_at(&entry.call_id)) {
         Some(gone) => gone <= commanded.at.plus(STARTS_WITHIN),
         // No event reported the end: no look saw the call alive after the command.
         None => !entry

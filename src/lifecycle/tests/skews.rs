@@ -1,6 +1,8 @@
 //! What follows where the clocks of workers, or of the switch, differ by much.
 
 use crate::entry::fact::BEFORE_ANY_START;
+use crate::entry::legs::Leg;
+use crate::kazoo::leg::LegEvent;
 use crate::recording::controls::Why;
 
 use super::*;
@@ -223,4 +225,44 @@ fn no_end_is_presumed_within_the_limit_because_the_clock_of_the_switch_is_behind
     }
     due_at(&mut case, 4771);
     assert!(case.entry.ended().is_some());
+}
+
+/// The start command of worker "x", at second `commanded` of its clock, came to nothing. The call ended at the sixtieth second, as worker `hears`
+/// heard at second `heard` of its own clock.
+fn unstarted(commanded: u64, hears: &str, heard: u64) -> Option<Cause> {
+    let mut case = asked(order());
+    add(&mut case, "x", commanded, What::Commanded);
+    let gone = What::Leg(Box::new(Leg {
+        call_id: "call".into(),
+        event: LegEvent::Gone,
+        other: None,
+        control: None,
+        was_answered: None,
+        stamp: Some(after(60).unix_micros()),
+    }));
+    add(&mut case, hears, heard, gone);
+    for (n, second) in [(1, 200), (2, 261)] {
+        add(&mut case, "w", second, What::ChannelSeen { n, alive: false });
+    }
+    let missing = What::CollectFailed {
+        attempt: 1,
+        failure: CollectFailure::Missing,
+        why: "no file".into(),
+    };
+    add(&mut case, "w", 262, missing);
+    due_at(&mut case, 263);
+    case.entry.outcome().map(|(_, cause)| cause)
+}
+
+/// `never_started` alerts operators, and `call_gone` does not.
+#[test]
+fn a_start_that_came_to_nothing_is_told_though_the_clock_of_its_commander_is_ahead() {
+    // The call lasted for twenty seconds after the command.
+    assert_eq!(unstarted(40, "w", 60), Some(Cause::NeverStarted));
+    assert_eq!(unstarted(40 + 80, "w", 60), Some(Cause::NeverStarted));
+    assert_eq!(unstarted(40 + 80, "x", 60 + 80), Some(Cause::NeverStarted));
+    // The caller hung up at once.
+    assert_eq!(unstarted(60, "w", 60), Some(Cause::CallGone));
+    assert_eq!(unstarted(60, "x", 60), Some(Cause::CallGone));
+    assert_eq!(unstarted(60 + 80, "x", 60 + 80), Some(Cause::CallGone));
 }
