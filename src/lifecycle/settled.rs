@@ -150,8 +150,7 @@ fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     }
     let tried = entry.tidied().count();
     let rested = entry.tidied().next_back().map(|at| at.plus(policy.pause(tried, None)));
-    let put_off = entry.postponed().next_back().map(|(_, until)| until);
-    wait_or(rested.into_iter().chain(put_off).max(), now, || {
+    wait_or(rested.into_iter().chain(entry.postponed_until()).max(), now, || {
         let (node, path) = source(entry).unwrap_or_default();
         Next::Do(Effect::Tidy {
             n: entry.next_number("tidied"),

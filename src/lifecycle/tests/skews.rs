@@ -266,3 +266,28 @@ fn a_start_that_came_to_nothing_is_told_though_the_clock_of_its_commander_is_ahe
     assert_eq!(unstarted(60, "x", 60), Some(Cause::CallGone));
     assert_eq!(unstarted(60 + 80, "x", 60 + 80), Some(Cause::CallGone));
 }
+
+/// Worker "x", whose clock is an hour ahead, made the last look. The driver of worker "w" is to wait.
+#[test]
+fn a_rescue_is_postponed_though_the_clock_of_the_worker_that_looked_last_is_ahead() {
+    let rescuing = Policy {
+        rescue: true,
+        ..policy()
+    };
+    let mut case = watched::waiting(watched::kazoos());
+    let last = What::Sought {
+        n: 2,
+        found: crate::entry::fact::KazooCopy::Missing,
+        last: true,
+    };
+    add(&mut case, "x", 3600, last);
+    next(&mut case, decided(Destination::Account), after(100), &rescuing);
+    let postponed = What::Postponed {
+        n: 1,
+        until: after(200),
+        why: "busy".into(),
+    };
+    let then = next(&mut case, Input::Fact(postponed), after(100), &rescuing);
+    assert_eq!(then, [Next::Wait(after(200))]);
+    assert_eq!(next(&mut case, Input::Due, after(200), &rescuing), [collect(1)]);
+}
