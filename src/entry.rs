@@ -186,12 +186,12 @@ impl Entry {
         })
     }
 
-    /// How many stop commands were sent, and when the last one was.
-    pub fn stops_sent(&self) -> (u32, Option<Moment>) {
-        let mut sent = self.facts().filter(|fact| matches!(fact.what, What::StopSent { .. }));
+    /// How many stop commands were sent, and the last one by its number: two workers' clocks may differ.
+    pub fn stops_sent(&self) -> (u32, Option<&Fact>) {
+        let sent = self.facts().filter(|fact| matches!(fact.what, What::StopSent { .. }));
         (
             u32::try_from(sent.clone().count()).unwrap_or(u32::MAX),
-            sent.next_back().map(|fact| fact.at),
+            sent.max_by_key(|fact| fact.what.number()),
         )
     }
 

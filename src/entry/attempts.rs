@@ -46,6 +46,17 @@ impl Entry {
         all.into_iter().map(|(_, at, until)| (at, until))
     }
 
+    /// Until when nothing is attempted, according to the last postponement since an operator's last retry. One from the time in which a worker watched
+    /// Kazoo's own recorder counts too: two workers' clocks may differ, and a recording that is not postponed is attempted without a pause.
+    pub fn postponed_until(&self) -> Option<Moment> {
+        let retried = self.retried();
+        let postponed = self.facts().filter_map(|fact| match fact.what {
+            What::Postponed { n, until, .. } if Self::counts(retried, fact) => Some((n, until)),
+            _ => None,
+        });
+        postponed.max_by_key(|(n, _)| *n).map(|(_, until)| until)
+    }
+
     /// When a worker last heard, or presumed, that the recording is over.
     pub fn last_end_at(&self) -> Option<Moment> {
         self.at_of_last(|what| matches!(what, What::Ended(_) | What::PresumedEnded(_)))

@@ -23,6 +23,14 @@ impl Entry {
         Some(Moment::from_unix_micros(stamp.saturating_add(lag)))
     }
 
+    /// When the latest part began, by the clock of one worker as far as its facts tell that clock. The start's own time is by the switch's clock.
+    pub fn latest_began_by(&self, worker: &str) -> Option<Moment> {
+        let start = self.latest_start()?;
+        let Some(stamp) = start.stamp else { return Some(start.at) };
+        let by_its_clock = self.by_clock_of(worker, stamp);
+        Some(by_its_clock.unwrap_or_else(|| self.by_our_clock(stamp)))
+    }
+
     /// By how much the clock of the recording's switch is behind the clocks of these workers, in microseconds. An event is stamped by the switch
     /// and heard by a worker, never before it happened. The event that was heard soonest tells it best. Other legs of the call may be on other
     /// switches.

@@ -87,24 +87,24 @@ impl Entry {
             self.facts().filter_map(|fact| match &fact.what {
                 What::Masked {
                     action: of, n, start, ..
-                } if of == action => Some((fact.at, *n, *start)),
+                } if of == action => Some((fact, *n, *start)),
                 _ => None,
             })
         };
         // The switch ignores a command that arrives before the recording begins, and each start begins unmasked. The sender of a command
         // notes which start it knew; earlier versions did not.
         let newest = self.newest_start();
-        let reached = |(at, _, start): (Moment, u32, Option<i64>)| match start {
+        let reached = |(fact, _, start): (&Fact, u32, Option<i64>)| match start {
             // The sender knew no start, but another worker may have heard of one before. A command well after the start met the recording.
-            Some(BEFORE_ANY_START) => at >= begun.plus(CLOCKS_DIFFER),
+            Some(BEFORE_ANY_START) => self.came_after_start(fact, action),
             Some(_) => start >= newest,
-            None => at >= begun,
+            None => fact.at >= begun,
         };
         // Each part begins unmasked, and so does a continuation.
         let is_new = self.order().is_some_and(|order| order.continues.is_some());
         let is_undone = || {
             // A command of an earlier action, which another task or worker was about to send, came after this one.
-            let last = sent().map(|(at, ..)| at).max();
+            let last = sent().map(|(fact, ..)| fact.at).max();
             let wanted_at = self.wanted_at(action);
             let is_later = |fact: &Fact| match &fact.what {
                 What::Masked { action, on: other, .. } => {
@@ -117,6 +117,57 @@ impl Entry {
         let due = sent().next().is_none() && (on || !is_new) || on && !sent().any(reached) || is_undone();
         let n = sent().map(|(_, n, _)| n.saturating_add(1)).max().unwrap_or(0);
         due.then_some((action, if on { Control::Mask } else { Control::Unmask }, n))
+    }
+
+    /// Whether the command of a mask whose sender knew no start came well after the newest start. The clock of the sender tells that, if the sender
+    /// heard events of the switch. Otherwise the clocks of the callflow, of both workers and of the switch must agree.
+    fn came_after_start(&self, sent: &Fact, action: &str) -> bool {
+        let starts = self.facts().filter_map(|fact| match &fact.what {
+            What::Started(told) => Some((fact, told)),
+            _ => None,
+        });
+        let Some((heard, told)) = starts.max_by_key(|(_, told)| told.order()) else {
+            return false;
+        };
+        let by_its_clock = told.stamp.and_then(|stamp| self.by_clock_of(&sent.by, stamp));
+        match by_its_clock.or((heard.by == sent.by).then_some(heard.at)) {
+            Some(began) => sent.at >= began.plus(CLOCKS_DIFFER),
+            None => {
+                let began = heard.at.max(told.at).plus(CLOCKS_DIFFER);
+                sent.at >= began && self.asked_by_callflow(action).is_some_and(|asked| asked >= began)
+            }
+        }
+    }
+
+    /// Whether a mask whose sender knew no start was asked for before this start, by the callflow's clock, and the sender's clock does not tell that the
+    /// command came later.
+    pub(super) fn was_asked_before(&self, began: Moment, command: &Fact) -> bool {
+        let What::Masked {
+            action,
+            on: true,
+            start: Some(BEFORE_ANY_START),
+            ..
+        } = &command.what
+        else {
+            return false;
+        };
+        let stamp = self.started().and_then(|told| told.stamp);
+        let by_its_clock = stamp.and_then(|stamp| self.by_clock_of(&command.by, stamp));
+        by_its_clock.is_none_or(|began| command.at < began)
+            && self.asked_by_callflow(action).is_some_and(|asked| asked < began)
+    }
+
+    /// When the callflow sent the action of a mask or unmask, by its own clock.
+    fn asked_by_callflow(&self, of: &str) -> Option<Moment> {
+        self.facts().find_map(|fact| match &fact.what {
+            What::MaskAsked { action, asked, .. } if action == of => *asked,
+            _ => None,
+        })
+    }
+
+    /// Whether this is the last mask or unmask that an action asked for.
+    pub(super) fn is_wanted(&self, action: &str) -> bool {
+        self.wanted().is_some_and(|wanted| wanted.action == action)
     }
 
     /// The commands of a mask or unmask that the broker had.

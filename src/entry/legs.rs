@@ -156,6 +156,17 @@ impl Entry {
             .map(|(heard, leg)| leg.stamp.map_or(heard, |stamp| self.by_our_clock(stamp)))
     }
 
+    /// When the switch destroyed a leg, by the clock of one worker. `None`: that worker's facts do not tell its clock.
+    pub fn gone_at_by(&self, call_id: &str, worker: &str) -> Option<Moment> {
+        self.facts().find_map(|fact| match &fact.what {
+            What::Leg(leg) if leg.event == LegEvent::Gone && leg.call_id == call_id => match leg.stamp {
+                Some(stamp) => self.by_clock_of(worker, stamp),
+                None => (fact.by == worker).then_some(fact.at),
+            },
+            _ => None,
+        })
+    }
+
     /// The leg that the recording is on now, as far as is known.
     pub fn carried_by(&self) -> Carrier {
         let began = self.started().map_or(self.call_id.as_str(), |told| &told.call_id);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::Moment;
 use crate::recording::controls::{Controls, NotObeyed, Why};
+use crate::recording::order::Order;
 
 use super::Entry;
 use super::controls::CLOCKS_DIFFER;
@@ -175,6 +176,8 @@ impl Entry {
                     why
                 }
                 Place::Before | Place::Here if sent.is_none() => self.unsent(action, on, (at, asked.at))?,
+                // The switch ignored it, as far as is known, and no worker could send it once more before the end.
+                Place::Before if on && self.ran_on_without(action) => Why::Unconfirmed,
                 Place::Before | Place::Here => return None,
             };
             // Sent again, because its sender knew of no start, and too late by then. The first command had met the recording.
@@ -191,6 +194,13 @@ impl Entry {
                 },
             })
         })
+    }
+
+    /// Whether the recording went on for a while, and has ended, without a mask that is in force still.
+    fn ran_on_without(&self, action: &str) -> bool {
+        let ran = self.latest_began().zip(self.over_at());
+        let is_long = ran.is_some_and(|(began, end)| end > began.plus(ON_ITS_WAY));
+        is_long && self.is_wanted(action) && !self.may_lack_commands(action)
     }
 
     /// Whether what came of an action is perhaps kept no more, when a worker noted the action then: an entry keeps the first few and the last
@@ -223,9 +233,14 @@ impl Entry {
         match self.may_have_met(action) {
             _ if overtaken.is_none() && end.is_none() => None,
             true => Some(Why::Unconfirmed),
-            false if returned || overtaken.is_some() => Some(Why::Undelivered),
+            false if overtaken.is_some() || returned && !self.may_need_again() => Some(Why::Undelivered),
             false => Some(Why::Ended),
         }
+    }
+
+    /// Whether a mask may be sent to a later part of the recording. One that no queue ever takes is not sent again.
+    fn may_need_again(&self) -> bool {
+        self.order().is_some_and(Order::may_begin_again)
     }
 
     /// Whether the broker returned a command of this mask or unmask.
@@ -266,6 +281,8 @@ impl Entry {
                 .started()
                 .zip(self.told_end())
                 .is_some_and(|(start, end)| start.call_id == end.call_id),
+            // The recording began again: what came too late for one part is to be sent to the next one.
+            Why::Unconfirmed | Why::Ended if self.told_end().is_none() && self.is_wanted(action) => true,
             Why::Undelivered | Why::Unconfirmed | Why::Ended => {
                 self.sent(action).any(|sent| self.met_the_latest_part(sent))
             }
@@ -276,7 +293,8 @@ impl Entry {
     fn place(&self, command: &Fact) -> Place {
         let at = command.at;
         // The clock of a sender that knew a start may be behind.
-        if !knew_start(command) && self.began().is_some_and(|began| at < began) {
+        let is_before = |began| at < began || self.was_asked_before(began, command);
+        if !knew_start(command) && self.began().is_some_and(is_before) {
             return Place::Before;
         }
         if self.was_over(command) {
@@ -306,12 +324,14 @@ impl Entry {
             let tells = matches!(fact.what, What::Ended(_) | What::Decided { .. } | What::Collected(_));
             tells && fact.by == command.by && fact.at < command.at
         };
-        // If its sender heard no event of the switch, its clock may be ahead of the clocks of those that did. Audio is not told as masked
-        // because of that: an unmask counts then.
-        let unmasks = matches!(command.what, What::Masked { on: false, .. });
-        let by_its_clock = |stamp| match self.by_senders_clock(command, stamp) {
-            None if unmasks => None,
-            known => Some(known.unwrap_or_else(|| self.by_our_clock(stamp))),
+        // If its sender heard no event of the switch, or one that seems late, its clock may be ahead of the clocks of other workers. Audio is not
+        // told as masked because of that: an unmask counts then. At worst it is told of a time after the end.
+        let by_its_clock = |stamp| match command.what {
+            What::Masked { on: false, .. } => self.by_clock_of(&command.by, stamp),
+            _ => Some(
+                self.by_senders_clock(command, stamp)
+                    .unwrap_or_else(|| self.by_our_clock(stamp)),
+            ),
         };
         let stamped = end.stamp.and_then(by_its_clock);
         begins_once && self.facts().any(knew) || stamped.is_some_and(|end| end.plus(ON_ITS_WAY) < command.at)

@@ -19,13 +19,8 @@ const OPEN_GAP: u32 = 5;
 /// When the time limit, and the grace after it, have passed.
 pub(super) fn limit(entry: &Entry, policy: &Policy) -> Option<Moment> {
     let seconds = entry.order()?.time_limit().unwrap_or(10_800);
-    Some(
-        entry
-            .latest_start()?
-            .at
-            .plus(Duration::from_secs(u64::from(seconds)))
-            .plus(policy.grace),
-    )
+    let began = entry.latest_began_by(&policy.worker)?;
+    Some(began.plus(Duration::from_secs(u64::from(seconds))).plus(policy.grace))
 }
 
 /// Whether the channel has been gone for the grace time, according to at least two channel queries.
@@ -93,7 +88,9 @@ pub(super) fn probe(entry: &Entry, now: Moment, policy: &Policy) -> Next {
 /// | gone for the grace | grows, or changes | nothing is presumed |
 pub(super) fn presumed_end(entry: &Entry, now: Moment, policy: &Policy) -> Option<Told> {
     let started = entry.latest_start()?;
-    let probes: Vec<Probe<'_>> = entry.probes().take_while(|probe| probe.at >= started.at).collect();
+    // The switch's clock may differ from those of workers.
+    let is_of_part = |probe: &Probe<'_>| entry.latest_began_by(probe.by).is_none_or(|began| probe.at >= began);
+    let probes: Vec<Probe<'_>> = entry.probes().take_while(is_of_part).collect();
     let (last, before) = (probes.first()?, probes.get(1)?);
     let same: Vec<&Probe<'_>> = probes.iter().take_while(|probe| probe.saw_same_as(last)).collect();
     let first = same.last()?;

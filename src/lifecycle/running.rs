@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::entry::Entry;
 use crate::entry::cause::{Cause, Outcome};
-use crate::entry::fact::{CollectFailure, What};
+use crate::entry::fact::{CollectFailure, Fact, What};
 use crate::kazoo::dialplan::{Control, Trigger};
 use crate::kazoo::time::Moment;
 use crate::recording::ending::Told;
@@ -83,7 +83,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     if let Some(end) = presumed_end(entry, now, policy) {
         return Some(What::PresumedEnded(Box::new(end)));
     }
-    let asked = entry.stop_asked_at()?;
+    let asked = stop_asked(entry, policy)?;
     let alarmed = entry.facts().any(|fact| fact.what == What::StopUnconfirmed);
     (!alarmed && asked.plus(policy.stop_alarm) <= now).then_some(What::StopUnconfirmed)
 }
@@ -146,14 +146,15 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
         };
     }
     let mut moments = Vec::new();
-    let stop = entry.stop_asked_at().and_then(|asked| next_stop(entry, asked, policy));
+    let asked = stop_asked(entry, policy);
+    let stop = asked.and_then(|_| next_stop(entry, now, policy));
     // A mask that met no queue does not delay the stop that came after it.
     if let Some((action, what, n)) = entry.mask_to_send()
         && !(stop.is_some() && entry.is_returned(action))
     {
         return Next::Do(Effect::Control { what, n });
     }
-    if let Some(asked) = entry.stop_asked_at() {
+    if let Some(asked) = asked {
         match stop {
             Some((n, at)) if at <= now => return Next::Do(Effect::Control { what: Control::Stop, n }),
             Some((_, at)) => moments.push(Some(at)),
@@ -168,7 +169,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
         return probe(entry, now, policy);
     }
     // The channel is queried at intervals, and again once it has been gone for long enough.
-    let started = entry.latest_start().map_or(order.asked_at, |told| told.at);
+    let started = entry.latest_began_by(&policy.worker).unwrap_or(order.asked_at);
     let next_look = match looked {
         Some((at, true)) => at.plus(policy.check_interval),
         // This worker's own queries alone show how long the channel has been gone, because two workers' clocks may differ.
@@ -196,11 +197,23 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
 /// Why a start that was commanded was never reported, and left no file.
 fn unstarted(entry: &Entry) -> Cause {
     let commanded = entry.facts().find(|fact| fact.what == What::Commanded);
-    let gone = entry.gone_at(&entry.call_id);
     // The time at which the call ended decides. A call that lasted and was not recorded is a fault that must be reported.
-    match commanded.zip(gone) {
-        Some((commanded, gone)) if gone <= commanded.at.plus(STARTS_WITHIN) => Cause::CallGone,
+    match commanded {
+        Some(commanded) if was_over_at_once(entry, commanded) => Cause::CallGone,
         _ => Cause::NeverStarted,
+    }
+}
+
+/// Whether the call was over within a moment of the command, by the clock of the worker that sent the command. If that clock is not known, it may
+/// be ahead: a call that seems to have ended well before its command may have lasted.
+fn was_over_at_once(entry: &Entry, commanded: &Fact) -> bool {
+    let latest = commanded.at.plus(STARTS_WITHIN);
+    match entry.gone_at_by(&entry.call_id, &commanded.by) {
+        Some(gone) => gone <= latest,
+        None => {
+            let gone = entry.gone_at(&entry.call_id);
+            gone.is_some_and(|gone| gone <= latest && gone.plus(CLOCKS_DIFFER) >= commanded.at)
+        }
     }
 }
 
@@ -210,7 +223,8 @@ fn was_late(entry: &Entry) -> bool {
     let Some((commanded, order)) = commanded.zip(entry.order()) else {
         return false;
     };
-    let is_all_but_over = match entry.gone_at(&entry.call_id) {
+    let gone = entry.gone_at_by(&entry.call_id, &commanded.by);
+    let is_all_but_over = match gone.or(entry.gone_at(&entry.call_id)) {
         Some(gone) => gone <= commanded.at.plus(STARTS_WITHIN),
         // No event reported the end: no look saw the call alive after the command.
         None => !entry
@@ -302,15 +316,24 @@ fn confirm_by(entry: &Entry, policy: &Policy) -> Option<Moment> {
     Some(commanded.at.plus(policy.start_timeout))
 }
 
+/// When a stop was asked for, as far as this worker's clock tells: before the first stop that this worker sent. The clock of the worker that
+/// noted the action may be ahead.
+fn stop_asked(entry: &Entry, policy: &Policy) -> Option<Moment> {
+    let asked = entry.stop_asked_at()?;
+    let is_own = |fact: &&Fact| fact.by == policy.worker && matches!(fact.what, What::StopSent { .. });
+    let own = entry.facts().find(is_own);
+    Some(own.map_or(asked, |own| own.at.min(asked)))
+}
+
 /// The next stop command: its number, and its due time.
-fn next_stop(entry: &Entry, asked: Moment, policy: &Policy) -> Option<(u32, Moment)> {
+fn next_stop(entry: &Entry, now: Moment, policy: &Policy) -> Option<(u32, Moment)> {
     let (sent, last) = entry.stops_sent();
     // The start came after the stop: the stop applies to it at once.
-    match last.filter(|_| entry.is_newest_start_stopped()) {
-        None => Some((sent + 1, asked)),
-        Some(at) => {
-            let pause = policy.stop_repeats.get(usize::try_from(sent).ok()?.checked_sub(1)?)?;
-            Some((sent + 1, at.plus(*pause)))
-        }
-    }
+    let Some(last) = last.filter(|_| entry.is_newest_start_stopped()) else {
+        return Some((sent + 1, now));
+    };
+    let pause = policy.stop_repeats.get(usize::try_from(sent).ok()?.checked_sub(1)?)?;
+    // By a clock that is ahead, nothing tells when its worker sent it, nor that the recording had begun then.
+    let is_ahead = last.by != policy.worker && last.at > now.plus(CLOCKS_DIFFER);
+    Some((sent + 1, if is_ahead { now } else { last.at.plus(*pause) }))
 }

@@ -50,8 +50,7 @@ pub struct Policy {
 /// Until when the last failure, or the last postponement, delays the recording. The recording's key varies the delay, so that a thousand
 /// recordings that failed together do not resume together.
 pub(super) fn paused(entry: &Entry, policy: &Policy) -> Option<Moment> {
-    let postponed = entry.postponed().next_back().map(|(_, until)| until);
-    failed(entry, policy).into_iter().chain(postponed).max()
+    failed(entry, policy).into_iter().chain(entry.postponed_until()).max()
 }
 
 /// Until when the last failure delays the recording.

@@ -154,8 +154,7 @@ fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     }
     let tried = entry.tidied().count();
     let rested = entry.tidied().next_back().map(|at| at.plus(policy.pause(tried, None)));
-    let put_off = entry.postponed().next_back().map(|(_, until)| until);
-    wait_or(rested.into_iter().chain(put_off).max(), now, || {
+    wait_or(rested.into_iter().chain(entry.postponed_until()).max(), now, || {
         let begins_again = entry.order().is_some_and(Order::may_begin_again);
         if begins_again && entry.seen_gone() < LOOKS_BEFORE + tried {
             // How long its call has been gone decides whether a file may go that was not closed.

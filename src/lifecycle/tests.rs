@@ -26,6 +26,7 @@ mod masks;
 mod resting;
 mod running;
 mod silence;
+mod skews;
 mod stops;
 mod watched;
 

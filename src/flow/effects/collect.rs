@@ -43,11 +43,15 @@ enum Whole<U> {
 
 /// Whether the end was presumed because the file was unchanged, and the file has other bytes now.
 fn is_other_than_probed(entry: &Entry, audio: &Audio) -> bool {
-    let since = entry.latest_start().map(|told| told.at);
-    let probe = entry
-        .probes()
-        .next()
-        .filter(|probe| since.is_none_or(|since| probe.at >= since));
+    let probe = entry.probes().next().filter(|probe| {
+        // The switch's clock may be ahead of the worker's. A start that was heard late seems to have been late.
+        let began = [
+            entry.latest_start().map(|told| told.at),
+            entry.latest_began_by(probe.by),
+        ];
+        let since = began.into_iter().flatten().min();
+        since.is_none_or(|since| probe.at >= since)
+    });
     entry.told_end().is_none() && probe.is_some_and(|probe| probe.md5 != audio.written().md5)
 }
 
@@ -372,5 +376,39 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
             // release it.
             Answer::Keep
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::entry::fact::Fact;
+    use crate::kazoo::time::Moment;
+    use crate::lifecycle::tests::{audio, order, told};
+
+    use super::*;
+
+    /// The end was presumed because the file was unchanged. Its last part has grown since.
+    #[test]
+    fn a_file_that_grew_is_kept_though_the_clock_of_the_switch_is_ahead() {
+        let mut entry = Entry::of_order(order(), "w");
+        let asked_at = order().asked_at;
+        let mut started = told(0);
+        started.at = asked_at.plus(Duration::from_secs(3600));
+        started.stamp = Some(started.at.unix_micros());
+        let probed = What::Probed {
+            n: 1,
+            size: 6,
+            md5: "before".into(),
+            open: false,
+        };
+        for (second, what) in [
+            (0, What::Started(started.clone())),
+            (400, probed),
+            (470, What::PresumedEnded(started)),
+        ] {
+            let (at, by): (Moment, _) = (asked_at.plus(Duration::from_secs(second)), "w".to_owned());
+            entry.add(Fact { at, by, what });
+        }
+        assert!(is_other_than_probed(&entry, &audio(5000)));
     }
 }

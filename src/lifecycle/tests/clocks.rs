@@ -217,7 +217,7 @@ fn a_stop_that_was_obeyed_is_not_told_because_the_clock_of_its_worker_is_behind(
 /// Told as masked to the end, the audio would be taken for silent where it is not.
 #[test]
 fn an_unmask_counts_though_the_clock_of_its_worker_is_ahead() {
-    let masks = |ahead: u64| {
+    let masks = |ahead: u64, hears_end: &str| {
         let mut entry = Entry::of_order(order(), "a");
         let event = |second: u64| {
             let mut told = told(5000);
@@ -247,13 +247,16 @@ fn an_unmask_counts_though_the_clock_of_its_worker_is_ahead() {
             add(by, second, asked);
             add(by, second, masked);
         }
-        add("b", 112, What::Ended(event(112)));
+        let heard = if hears_end == "a" { 112 + ahead } else { 112 };
+        add(hears_end, heard, What::Ended(event(112)));
         let controls = entry.controls();
         assert_eq!(controls.not_obeyed, []);
         controls.masks.iter().map(|mask| mask.on).collect::<Vec<bool>>()
     };
     for ahead in [0, 4, 60] {
-        assert_eq!(masks(ahead), [true, false], "{ahead}");
+        for hears_end in ["a", "b"] {
+            assert_eq!(masks(ahead, hears_end), [true, false], "{ahead} {hears_end}");
+        }
     }
 }
 
