@@ -112,6 +112,9 @@ pub async fn find(couch: &Couch, database: &str, id: &MediaId, key: Key, name: &
 /// Whether Kazoo's own recorder has stored a recording: its document has an attachment of that name, here or where a storage plan or a URL
 /// puts it. A document that a user deleted counts too: the audio was there.
 ///
+/// Of a recording that begins again at each bridge the document has the audio of one stretch only. `stretch`: the length of the wanted one in
+/// milliseconds, which Kazoo's recorder takes from the same event.
+///
 /// # Errors
 /// When the database does not answer. A missing database has no document.
 pub async fn is_stored_by_kazoo(
@@ -119,17 +122,23 @@ pub async fn is_stored_by_kazoo(
     database: &str,
     id: &MediaId,
     name: &str,
+    stretch: Option<u64>,
 ) -> Result<bool, DeliveryError> {
     let document = match couch.present(database, id.as_str()).await? {
         Present::Document(document) => document,
         Present::Missing | Present::NoDatabase => return Ok(false),
     };
+    Ok(is_kazoos_own(&document, name, stretch))
+}
+
+fn is_kazoos_own(document: &Value, name: &str, stretch: Option<u64>) -> bool {
     let length = |all: &str| document.get(all)?.get(name)?.get("length")?.as_u64();
     let has_audio = ["_attachments", "pvt_attachments"]
         .iter()
         .any(|all| length(all).is_some_and(|length| length > 0));
+    let is_wanted = stretch.is_none_or(|stretch| document.get("duration_ms").and_then(Value::as_u64) == Some(stretch));
     // What this worker or another one wrote has its key.
-    Ok(document.get("pvt_recording").is_none() && (has_audio || is_deleted(&document)))
+    document.get("pvt_recording").is_none() && is_wanted && (has_audio || is_deleted(document))
 }
 
 fn kept(document: &Value, name: &str) -> Kept {
@@ -326,6 +335,22 @@ mod tests {
             Found::Taken => "taken".into(),
             Found::Incomplete { whole, .. } => format!("incomplete {whole}"),
         }
+    }
+
+    #[test]
+    fn what_kazoos_recorder_stored_of_one_bridge_says_nothing_of_another() {
+        let stored = json!({"_id": "x", "duration_ms": 10_000, "_attachments": {"a.mp3": {"length": 9}}});
+        let deleted = json!({"_id": "x", "duration_ms": 10_000, "pvt_deleted": true});
+        for document in [&stored, &deleted] {
+            assert!(is_kazoos_own(document, "a.mp3", Some(10_000)));
+            assert!(!is_kazoos_own(document, "a.mp3", Some(7_000)), "{document}");
+            assert!(is_kazoos_own(document, "a.mp3", None), "it is recorded once");
+        }
+        let without = json!({"_id": "x", "_attachments": {"a.mp3": {"length": 9}}});
+        assert!(
+            !is_kazoos_own(&without, "a.mp3", Some(10_000)),
+            "which stretch it has is unknown"
+        );
     }
 
     #[test]

@@ -57,6 +57,11 @@ impl Proof {
         let order = entry
             .order()
             .filter(|order| order.adopted.is_some() && order.continues.is_none())?;
+        // An end that no event told has no length. Then only a comparison of the audio tells.
+        let stretch = match order.may_begin_again() {
+            true => Some(entry.ended()?.length_ms?),
+            false => None,
+        };
         let couch = self.destinations.of_document(entry).documents(entry).await.ok()?;
         // Kazoo stores in the month of the end, by the clock of its host's time zone.
         let ended = Month::around(entry.ended_at().unwrap_or(order.asked_at), TIME_ZONES);
@@ -68,7 +73,8 @@ impl Proof {
             }
             seen.push(month);
             let database = names::modb(entry.account_id()?, month);
-            let stored = couchdb_write::is_stored_by_kazoo(&couch, &database, &order.media_id, &order.media_name).await;
+            let (id, name) = (&order.media_id, &order.media_name);
+            let stored = couchdb_write::is_stored_by_kazoo(&couch, &database, id, name, stretch).await;
             if stored.unwrap_or(false) {
                 return Some(Input::Fact(What::Concluded {
                     outcome: Outcome::Discarded,
