@@ -202,28 +202,40 @@ impl Driver {
         object: &Object<'_>,
         before: &Look,
     ) -> Result<Receipt, DeliveryError> {
-        let is_unchanged = |found: &Found| match before {
-            Look::There(before) => before.etag.is_some() && before.etag == found.etag,
-            _ => false,
+        let unchanged = |found: &Found| match before {
+            Look::There(before) if before.etag == found.etag => before.etag.clone(),
+            _ => None,
         };
         match self.look(client, object).await? {
             Look::There(found) if self.compared(client, &found, object.audio) == Compared::Same => {
                 Ok(Receipt::of(&found, Proof::Digest, true))
             }
-            // Ceph's gateway compares the quotes of a PUT's ETag with its own, which has none, and so finds every object changed.
-            Look::There(found) if object.is_own && is_unchanged(&found) => {
-                match self.put_once(client, object, None).await {
-                    Ok(reply) if reply.is_success() => self.proven(client, object, &reply).await,
-                    Ok(reply) => Err(judged(&self.host(), &reply)),
-                    Err(failure) => Err(unanswered(&self.host(), failure)),
-                }
-            }
+            Look::There(found) if object.is_own => match unchanged(&found) {
+                Some(etag) => self.put_bare(client, object, etag).await,
+                None => Err(self.changed()),
+            },
             // Another worker stores the recording too. The next attempt looks at the document first, and may choose another one.
-            _ if object.is_own => Err(DeliveryError::Store {
-                why: format!("{}: the object changed during the upload", self.host()),
-                retry_after: None,
-            }),
+            _ if object.is_own => Err(self.changed()),
             _ => Err(self.taken()),
+        }
+    }
+
+    /// Ceph's gateway compares the quotes of a PUT's ETag with its own, which has none, and so finds every object changed. It gets the ETag
+    /// without quotes: another worker's object must not be replaced there either.
+    async fn put_bare(&self, client: &Client<'_>, object: &Object<'_>, etag: String) -> Result<Receipt, DeliveryError> {
+        let bare: Condition = ("if-match", etag);
+        match self.put_once(client, object, Some(&bare)).await {
+            Ok(reply) if reply.is_success() => self.proven(client, object, &reply).await,
+            Ok(reply) if is_taken(&reply, bare.0) => Err(self.changed()),
+            Ok(reply) => Err(judged(&self.host(), &reply)),
+            Err(failure) => Err(unanswered(&self.host(), failure)),
+        }
+    }
+
+    fn changed(&self) -> DeliveryError {
+        DeliveryError::Store {
+            why: format!("{}: the object changed during the upload", self.host()),
+            retry_after: None,
         }
     }
 

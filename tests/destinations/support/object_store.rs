@@ -78,8 +78,8 @@ pub struct Setup {
     pub refuses_conditions: bool,
     /// It stores whatever the condition is.
     pub ignores_conditions: bool,
-    /// No ETag of a PUT's condition is that of its object.
-    pub matches_nothing: bool,
+    /// The ETag of a PUT's condition must have no quotes.
+    pub matches_bare: bool,
     /// Its answers have neither an ETag nor a request's id.
     pub answers_bare: bool,
 }
@@ -96,7 +96,7 @@ impl Default for Setup {
             is_portal: false,
             refuses_conditions: false,
             ignores_conditions: false,
-            matches_nothing: false,
+            matches_bare: false,
             answers_bare: false,
         }
     }
@@ -425,9 +425,20 @@ async fn answer(
     let expected = header("if-match");
     if !expected.is_empty() && !setup.ignores_conditions {
         let found = state.lock().unwrap().objects.get(&name).cloned();
-        let is_it = |found: &Stored| described(setup, found, false).headers()["etag"] == expected;
+        let is_it = |found: &Stored| {
+            let etag = described(setup, found, false).headers()["etag"]
+                .to_str()
+                .unwrap()
+                .to_owned();
+            let etag = if setup.matches_bare {
+                etag.trim_matches('"')
+            } else {
+                &etag
+            };
+            etag == expected
+        };
         match found {
-            Some(found) if is_it(&found) && !setup.matches_nothing => {}
+            Some(found) if is_it(&found) => {}
             None if !is_azure => return Ok(refused(setup, 404, "NoSuchKey")),
             _ => {
                 return Ok(refused(
