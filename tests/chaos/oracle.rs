@@ -21,7 +21,7 @@ pub fn judge(evidence: &Evidence) -> Vec<String> {
         let mut say = |sentence: String| wrong.push(format!("{}: {sentence}", start.label));
         once(evidence, start, &endings, &mut say);
         missing(evidence, start, &endings, &mut say);
-        invented(start, &endings, &mut say);
+        invented(evidence, start, &endings, &mut say);
         for ending in &endings {
             if ending.is_kept() {
                 places::kept(evidence, start, ending, &mut say);
@@ -76,7 +76,7 @@ fn once(evidence: &Evidence, start: &Start, endings: &[&Ending], say: &mut impl 
             .collect();
         match ended.len() {
             1 => {}
-            2.. if grew_between(start, told) => {}
+            2.. if grew_between(start, told) || were_settings_changed(evidence, told) => {}
             // A file that the switch does not bring any more rests for an operator: `causes` judges whether it was lost.
             0 if told.iter().any(|ending| rests(ending, told)) => {}
             0 => say(format!("recording {key} is parked, and nothing else was told of it")),
@@ -92,6 +92,12 @@ fn once(evidence: &Evidence, start: &Start, endings: &[&Ending], say: &mut impl 
             say(format!("recording {key} goes on from {id}, of which nothing was told"));
         }
     }
+}
+
+/// Several workers heard its end in the moment in which an operator changed where it goes, and each has the settings of its own last look.
+fn were_settings_changed(evidence: &Evidence, told: &[&Ending]) -> bool {
+    let places: BTreeSet<&str> = told.iter().map(|ending| ending.destination.as_str()).collect();
+    places.len() > 1 && told.iter().any(|ending| causes::settings_changed(evidence, ending.at))
 }
 
 /// Two workers that did not hear of each other kept its file, and the switch had recorded the next part in between. Each told of its own document.
@@ -145,7 +151,7 @@ fn missing(evidence: &Evidence, start: &Start, endings: &[&Ending], say: &mut im
 }
 
 /// What is kept is the audio of this start, whole, and no audio is kept twice. One document can be told of twice: see docs/limits.md.
-fn invented(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
+fn invented(evidence: &Evidence, start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
     let mut seen = BTreeSet::new();
     for ending in endings.iter().filter(|ending| ending.is_kept()) {
         if !start.wholes.contains(&ending.md5) {
@@ -165,7 +171,13 @@ fn invented(start: &Start, endings: &[&Ending], say: &mut impl FnMut(String)) {
             say(format!("{} is said to be suspect, and is not", ending.media_id));
         }
         let document = (&ending.media_id, &ending.md5);
-        if !seen.contains(&document) && seen.iter().any(|(_, md5)| *md5 == &ending.md5) {
+        let is_again = !seen.contains(&document) && seen.iter().any(|(_, md5)| *md5 == &ending.md5);
+        // Of parts of one file, two workers that do not hear of each other can each keep what both have.
+        let parted = start.wholes.len() > 1
+            && start.asked_at.is_some_and(|from| {
+                causes::ledger_failed(evidence, from, ending.at) || causes::hindered(evidence, from, ending.at)
+            });
+        if is_again && !parted && !were_settings_changed(evidence, endings) {
             say(format!("the same audio is kept twice: {}", summary(endings)));
         }
         seen.insert(document);
@@ -239,8 +251,12 @@ fn notices(evidence: &Evidence, wrong: &mut Vec<String>) {
     for notice in &evidence.notices {
         let of = |ending: &&Ending| ending.msg_id == notice.id;
         let announced = evidence.endings.iter().find(of);
-        let same =
-            announced.is_some_and(|ending| ending.outcome == notice.outcome && ending.media_id == notice.media_id);
+        // A notice tells what is known when it is sent: of a recording that two workers delivered, perhaps the other one's document.
+        let is_its = |ending: &Ending| {
+            let mut all = evidence.endings.iter().filter(|other| other.key == ending.key);
+            ending.outcome == notice.outcome && all.any(|other| other.media_id == notice.media_id)
+        };
+        let same = announced.is_some_and(is_its);
         if let Some(why) = &notice.wrong {
             wrong.push(format!("the endpoint got a request that is not genuine: {why}"));
         } else if !same {

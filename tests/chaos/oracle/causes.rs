@@ -8,6 +8,9 @@ use crate::plan::What;
 /// Messages that are on their way when a broker goes may go with it: as long as publishing has, and more on a busy machine.
 const ON_THEIR_WAY: Duration = Duration::from_secs(5);
 
+/// After so long every worker has the new settings, and what it decided before is delivered.
+const SETTINGS_TAKE: Duration = Duration::from_secs(5);
+
 /// How long after the call's end something may be told as if it had been before.
 const AFTERWARDS: Duration = Duration::from_millis(500);
 
@@ -121,6 +124,19 @@ pub fn ledger_failed(evidence: &Evidence, from: Instant, until: Instant) -> bool
     };
     let mut struck = evidence.struck.iter().filter(|struck| fails(struck.what));
     struck.any(|struck| struck.from <= until && from <= struck.until + ON_THEIR_WAY)
+}
+
+/// Whether an operator changed where recordings go, at that time or a moment before: a worker looks at the settings at intervals.
+pub fn settings_changed(evidence: &Evidence, at: Instant) -> bool {
+    let mut changes = evidence
+        .struck
+        .iter()
+        .filter(|struck| matches!(struck.what, What::UseThirdParty));
+    changes.any(|change| {
+        [change.from, change.until]
+            .into_iter()
+            .any(|then| then <= at && at <= then + SETTINGS_TAKE)
+    })
 }
 
 /// Whether events may have gone with it.
