@@ -26,7 +26,9 @@ impl Entry {
     /// When the latest part began, by the clock of one worker as far as its facts tell that clock. The start's own time is by the switch's clock.
     pub fn latest_began_by(&self, worker: &str) -> Option<Moment> {
         let start = self.latest_start()?;
-        let Some(stamp) = start.stamp else { return Some(start.at) };
+        let Some(stamp) = start.stamp else {
+            return Some(start.at);
+        };
         let by_its_clock = self.by_clock_of(worker, stamp);
         Some(by_its_clock.unwrap_or_else(|| self.by_our_clock(stamp)))
     }
