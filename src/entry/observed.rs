@@ -27,12 +27,15 @@ impl Probe<'_> {
 }
 
 impl Entry {
-    /// The last channel query: when it was, and whether the channel was alive.
+    /// The last channel query by its number, because two workers' clocks may differ: when it was, and whether the channel was alive.
     pub fn channel_seen(&self) -> Option<(Moment, bool)> {
-        self.facts().rev().find_map(|fact| match fact.what {
-            What::ChannelSeen { alive, .. } => Some((fact.at, alive)),
+        let looks = self.facts().filter_map(|fact| match fact.what {
+            What::ChannelSeen { n, alive } => Some((n, fact.at, alive)),
             _ => None,
-        })
+        });
+        looks
+            .max_by_key(|(n, at, _)| (*n, *at))
+            .map(|(_, at, alive)| (at, alive))
     }
 
     /// Since when every channel query found the channel gone.

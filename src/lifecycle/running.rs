@@ -23,7 +23,7 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
         let answered = missing(entry) > 0 || guess(entry).is_none();
         let looked = answered || exhausted(entry, policy);
         if let Some(cause) = came_to_nothing(entry, now, policy)
-            && !is_call_unknown(entry)
+            && !is_call_unknown(entry, now)
             && (looked || !may_have_come_twice(entry, cause))
         {
             return conclude(Outcome::Failed, cause);
@@ -98,7 +98,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     };
     let looked = entry.channel_seen();
     if entry.started().is_none() {
-        if is_call_unknown(entry) {
+        if is_call_unknown(entry, now) {
             return look();
         }
         if !entry.is_commanded() {
@@ -110,19 +110,19 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
             if came_to_nothing(entry, now, policy).is_some() || gone_for_good(entry, policy) {
                 return probe(entry, now, policy);
             }
-            if let Some(lost) = lost(entry) {
+            if let Some(lost) = lost(entry, now) {
                 if entry.stop_asked_at().is_some() {
                     // It is not to begin any more.
                     return Next::Wait(lost.plus(policy.grace));
                 }
                 // Its control process may be back in a moment, or the call over by now.
-                let is_old = looked.is_none_or(|(at, _)| now.since(at) > LOOK_AGAIN);
+                let is_old = looked.is_none_or(|(at, _)| !is_within(LOOK_AGAIN, at, now));
                 return if is_old { look() } else { Next::Do(Effect::Command) };
             }
             // One that is to be stopped already is not begun any more: perhaps it was begun and stopped, and no event reported it yet.
             let wanted = entry.stop_asked_at().is_none();
             return match looked {
-                Some((at, true)) if wanted && now.since(at) <= policy.start_timeout => Next::Do(Effect::Command),
+                Some((at, true)) if wanted && is_within(policy.start_timeout, at, now) => Next::Do(Effect::Command),
                 Some((at, true)) if !wanted => wait_or(Some(at.plus(policy.check_interval)), now, look),
                 Some((at, false)) => wait_or(Some(at.plus(policy.grace)), now, look),
                 _ => look(),
@@ -238,13 +238,16 @@ fn was_late(entry: &Entry) -> bool {
 fn came_to_nothing(entry: &Entry, now: Moment, policy: &Policy) -> Option<Cause> {
     entry.facts().find_map(|fact| match fact.what {
         // It was sent once more, and taken.
-        What::CommandLost { .. } if commanded_after(entry, fact.at) => None,
+        What::CommandLost { .. } if commanded_after(entry, lost_at(entry, fact, now)) => None,
         // The control process was gone, or only its queue: an ecallmgr that lost its connection declares its queues again when it is back.
-        What::CommandLost { .. } => match seen_since(entry, fact.at) {
-            Some(true) if entry.is_commanded() || fact.at.plus(policy.grace) <= now => Some(Cause::NeverStarted),
-            Some(true) => None,
-            Some(false) | None => Some(Cause::CallGone),
-        },
+        What::CommandLost { .. } => {
+            let lost = lost_at(entry, fact, now);
+            match seen_since(entry, lost) {
+                Some(true) if entry.is_commanded() || lost.plus(policy.grace) <= now => Some(Cause::NeverStarted),
+                Some(true) => None,
+                Some(false) | None => Some(Cause::CallGone),
+            }
+        }
         What::CommandRefused { .. } => Some(Cause::StartRefused),
         _ => None,
     })
@@ -263,10 +266,27 @@ fn seen_since(entry: &Entry, since: Moment) -> Option<bool> {
 }
 
 /// When a start command met no queue, if no later one was taken.
-fn lost(entry: &Entry) -> Option<Moment> {
+fn lost(entry: &Entry, now: Moment) -> Option<Moment> {
     let mut facts = entry.facts();
     let lost = facts.find(|fact| matches!(fact.what, What::CommandLost { .. }))?;
-    (!commanded_after(entry, lost.at)).then_some(lost.at)
+    let lost = lost_at(entry, lost, now);
+    (!commanded_after(entry, lost)).then_some(lost)
+}
+
+/// When a start command met no queue. By a clock that is ahead, nothing tells more than that it was after the action.
+fn lost_at(entry: &Entry, lost: &Fact, now: Moment) -> Moment {
+    let asked = entry.order().map_or(now, |order| order.asked_at.min(now));
+    if is_ahead(lost.at, now) { asked } else { lost.at }
+}
+
+/// Whether a fact's time is still ahead: the clock of its worker is.
+fn is_ahead(at: Moment, now: Moment) -> bool {
+    at > now.plus(CLOCKS_DIFFER)
+}
+
+/// Whether a fact is so old at most. By a clock that is ahead, nothing tells how old it is.
+fn is_within(age: Duration, at: Moment, now: Moment) -> bool {
+    !is_ahead(at, now) && now.since(at) <= age
 }
 
 fn commanded_after(entry: &Entry, lost: Moment) -> bool {
@@ -275,8 +295,8 @@ fn commanded_after(entry: &Entry, lost: Moment) -> bool {
 }
 
 /// The start command met no queue, and no worker looked for the call since.
-fn is_call_unknown(entry: &Entry) -> bool {
-    lost(entry).is_some_and(|lost| seen_since(entry, lost).is_none())
+fn is_call_unknown(entry: &Entry, now: Moment) -> bool {
+    lost(entry, now).is_some_and(|lost| seen_since(entry, lost).is_none())
 }
 
 /// Two workers may have sent the command, for example if an action is delivered twice. The failure of one command says nothing about the
@@ -334,6 +354,6 @@ fn next_stop(entry: &Entry, now: Moment, policy: &Policy) -> Option<(u32, Moment
     };
     let pause = policy.stop_repeats.get(usize::try_from(sent).ok()?.checked_sub(1)?)?;
     // By a clock that is ahead, nothing tells when its worker sent it, nor that the recording had begun then.
-    let is_ahead = last.by != policy.worker && last.at > now.plus(CLOCKS_DIFFER);
+    let is_ahead = last.by != policy.worker && is_ahead(last.at, now);
     Some((sent + 1, if is_ahead { now } else { last.at.plus(*pause) }))
 }

@@ -291,3 +291,40 @@ fn a_rescue_is_postponed_though_the_clock_of_the_worker_that_looked_last_is_ahea
     assert_eq!(then, [Next::Wait(after(200))]);
     assert_eq!(next(&mut case, Input::Due, after(200), &rescuing), [collect(1)]);
 }
+
+/// An order whose command met no queue. Worker "x", whose clock is an hour ahead, noted that, and worker "w" goes on.
+fn command_lost() -> Case {
+    let mut case = asked(order());
+    let why = "no queue".to_owned();
+    add(&mut case, "x", 3600, What::CommandLost { why });
+    case
+}
+
+const LOOK: Effect = Effect::LookForChannel { n: 1 };
+
+#[test]
+fn a_lost_command_is_followed_by_one_look_though_the_clock_of_its_worker_is_ahead() {
+    let mut case = command_lost();
+    assert_eq!(due_at(&mut case, 10), [LOOK]);
+    let seen = Input::Fact(What::ChannelSeen { n: 1, alive: true });
+    let then = next(&mut case, seen, after(10), &policy());
+    assert_eq!(then, [Effect::Command], "the call lives");
+    // A queue takes the command, and the switch has its time to confirm the start.
+    let then = next(&mut case, Input::Fact(What::Commanded), after(11), &policy());
+    assert_eq!(then, [Next::Wait(after(11).plus(policy().start_timeout))]);
+}
+
+/// A command to a call that is gone disturbs other calls.
+#[test]
+fn no_command_follows_a_look_of_a_worker_whose_clock_is_ahead() {
+    let mut case = asked(order());
+    add(&mut case, "x", 3600, What::ChannelSeen { n: 1, alive: true });
+    assert_eq!(due_at(&mut case, 600), [Effect::LookForChannel { n: 2 }]);
+    let seen = Input::Fact(What::ChannelSeen { n: 2, alive: false });
+    let then = next(&mut case, seen, after(600), &policy());
+    assert_eq!(
+        then,
+        [Next::Wait(after(600).plus(policy().grace))],
+        "its own look counts"
+    );
+}
