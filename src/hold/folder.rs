@@ -44,15 +44,21 @@ const ANSWERED_FOR: Duration = Duration::from_secs(1);
 /// The folder. Touches no file outside of it.
 pub struct Folder {
     path: PathBuf,
+    /// It must be on another file system than `/`.
+    mounted: bool,
     /// When its file system answered last. Locked while it is asked: a network file system that hangs blocks each thread that asks it, for
     /// ever, and the spool needs these threads too.
     answered: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Folder {
-    pub fn new(path: PathBuf) -> Self {
+    pub fn new(path: PathBuf, mounted: bool) -> Self {
         let answered = Arc::default();
-        Self { path, answered }
+        Self {
+            path,
+            mounted,
+            answered,
+        }
     }
 
     /// The folder, if its file system answers.
@@ -60,21 +66,33 @@ impl Folder {
         let look = async {
             let mut answered = Arc::clone(&self.answered).lock_owned().await;
             if answered.is_some_and(|at| at.elapsed() < ANSWERED_FOR) {
-                return;
+                return Ok(());
             }
-            let path = self.path.clone();
+            let (path, mounted) = (self.path.clone(), self.mounted);
             let look = move || {
                 // Whatever it answers: the operation itself reports what is wrong. The file system is asked each time, whereas what is
                 // known of files may be remembered by this host.
                 let _ = rustix::fs::statvfs(&path);
+                if mounted && !is_mounted(&path)? {
+                    let why = "no file system is mounted there, and hold.mounted is true";
+                    return Err(std::io::Error::new(ErrorKind::NotFound, why));
+                }
                 *answered = Some(Instant::now());
+                Ok(())
             };
-            let _ = tokio::task::spawn_blocking(look).await;
+            tokio::task::spawn_blocking(look).await.unwrap_or(Ok(()))
         };
         let late = |_| std::io::Error::new(ErrorKind::TimedOut, format!("no answer within {PATIENCE:?}"));
-        timeout(PATIENCE, look).await.map_err(late)?;
+        timeout(PATIENCE, look).await.map_err(late)??;
         Ok(&self.path)
     }
+}
+
+/// Whether a folder is on another file system than `/`.
+pub fn is_mounted(folder: &Path) -> std::io::Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev());
+    Ok(device(folder)? != device(Path::new("/"))?)
 }
 
 impl Store for Folder {
@@ -294,7 +312,7 @@ mod tests {
     /// Each look would block a thread of its own: after some hundred of them the worker could not even use its spool.
     #[tokio::test(start_paused = true)]
     async fn a_folder_that_hangs_is_asked_by_one_thread_at_a_time() {
-        let folder = Folder::new(std::env::temp_dir());
+        let folder = Folder::new(std::env::temp_dir(), false);
         let hangs = Arc::clone(&folder.answered).lock_owned().await;
         for _ in 0..3 {
             let error = folder.bytes().await.unwrap_err();
@@ -304,6 +322,24 @@ mod tests {
         drop(hangs);
         assert!(folder.path().await.is_ok(), "it answers again");
     }
+
+    /// Audio that is held in an empty mount point is lost to the other workers, and to this one once the file system is mounted.
+    #[tokio::test]
+    async fn a_folder_that_is_not_mounted_holds_nothing() {
+        let path = std::env::temp_dir().join(format!("kz-record-call-mount-{}", uuid::Uuid::new_v4()));
+        fs::create_dir(&path).await.unwrap();
+        // The folder of temporary files may be on a file system of its own.
+        let mounted = is_mounted(&path).unwrap();
+        assert_eq!(Folder::new(path.clone(), true).path().await.is_ok(), mounted);
+        assert!(Folder::new(path.clone(), false).path().await.is_ok());
+        fs::remove_dir(&path).await.unwrap();
+        let gone = Folder::new(path.clone(), true).path().await.map(drop).unwrap_err();
+        assert!(gone.to_string().starts_with("the hold's folder: "), "{gone}");
+        assert!(Folder::new("/proc".into(), true).path().await.is_ok());
+        let error = Folder::new("/".into(), true).path().await.map(drop).unwrap_err();
+        assert!(error.to_string().contains("no file system is mounted there"), "{error}");
+    }
+
     /// The hold has a limit for each recording. What a late one leaves would fill the disk, and no measurement counts it.
     #[tokio::test]
     async fn what_a_late_recording_has_written_is_removed() {

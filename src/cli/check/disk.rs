@@ -8,6 +8,7 @@ use secrecy::ExposeSecret as _;
 
 use crate::config::{Config, HoldKind};
 use crate::couch::{Couch, Server};
+use crate::hold::is_mounted;
 use crate::ingest::Spool;
 
 use super::report::Rows;
@@ -106,11 +107,23 @@ async fn hold(rows: &mut Rows, config: &Config) {
         (HoldKind::Folder, _) => {
             let dir = &config.hold.folder;
             let shown = dir.display();
-            if dir.is_dir() && may_write(dir) {
+            if dir.is_dir() && config.hold.mounted && !is_mounted(dir).unwrap_or(false) {
+                rows.fail(
+                    "hold",
+                    format!("no file system is mounted at {shown}, and hold.mounted is true"),
+                    "mount the file system that all workers share; until then this worker holds nothing, and files stay on their switches",
+                );
+            } else if dir.is_dir() && may_write(dir) {
                 rows.good(
                     "hold",
                     format!("the folder {shown}, at most {most} MiB; all workers must share it"),
                 );
+                if !config.hold.mounted && is_mounted(dir).unwrap_or(false) {
+                    rows.note(
+                        "hold",
+                        format!("{shown} is mounted: with hold.mounted = true nothing is held where it is not"),
+                    );
+                }
             } else {
                 rows.fail(
                     "hold",
