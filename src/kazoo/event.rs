@@ -15,6 +15,9 @@ pub enum EventName {
     RecordStop,
 }
 
+/// No call has more recordings of one name. Each of them costs a look into a database.
+const MOST_CANDIDATES: usize = 16;
+
 /// Longest possible path of a file (`PATH_MAX` of Linux), in bytes.
 const MAX_PATH: usize = 4096;
 
@@ -68,6 +71,8 @@ pub struct Recording {
     pub completion_cause: Option<String>,
     /// Kazoo 4 started it. Its events have no `Recording`; see `of_channel`.
     pub kazoo_4: bool,
+    /// The ids of which one is its, if nothing tells which.
+    pub candidates: Vec<String>,
 }
 
 impl Recording {
@@ -78,18 +83,30 @@ impl Recording {
 
     /// The recording of Kazoo 4's recorder that a channel's event is about. Its recorder is a channel variable, and stays for whatever the
     /// channel records later, such as voicemail. The lists have each name and id that Kazoo started on the channel, in the same order. If a
-    /// callflow gave one name to two of them, nothing tells which one the event is about: it has no id then.
+    /// callflow gave one name to two of them, nothing tells which one the event is about: it has candidates then, and no id.
     fn of_channel(variables: &Value, path: &str) -> Option<Self> {
         if text(variables, "Media-Recorder") != Some(KAZOO_RECORDER) {
             return None;
         }
         let name = path.rsplit('/').next()?;
         let (names, ids) = (listed(variables, "Media-Names"), listed(variables, "Media-Recordings"));
-        let mut positions = (0..names.len()).filter(|position| names[*position] == name);
-        let id = *ids.get(positions.next()?)?;
-        let is_only_one = positions.all(|position| ids.get(position) == Some(&id));
+        let positions = (0..names.len()).filter(|position| names[*position] == name);
+        let mut candidates: Vec<String> = positions
+            .filter_map(|position| Some((*ids.get(position)?).to_owned()))
+            .collect();
+        candidates.sort();
+        candidates.dedup();
+        if candidates.len() > MOST_CANDIDATES {
+            return None;
+        }
+        let id = match candidates.len() {
+            0 => return None,
+            1 => candidates.pop(),
+            _ => None,
+        };
         Some(Self {
-            id: is_only_one.then(|| id.to_owned()),
+            id,
+            candidates,
             name: Some(name.to_owned()),
             recorder: Some(KAZOO_RECORDER.to_owned()),
             file_path: Some(path.to_owned()),
@@ -129,6 +146,9 @@ impl RecordEvent {
             ("Media-Recordings", id),
             ("Media-Names", event.recording.name.as_deref()),
         ])?;
+        for id in &event.recording.candidates {
+            check_ids(&[("Media-Recordings", Some(id))])?;
+        }
         Ok(Some(event).filter(|event| event.recording.is_kazoos()))
     }
 
@@ -173,6 +193,7 @@ impl RecordEvent {
                     .filter(|path| path.len() <= MAX_PATH),
                 completion_cause: text(recording, "Completion-Cause").map(|cause| shown(cause).to_owned()),
                 kazoo_4: false,
+                candidates: Vec::new(),
             },
             switch_node: owned_text(body, "Switch-Nodename"),
             length_ms: length.and_then(|ms| u64::try_from(ms).ok()),
@@ -303,6 +324,13 @@ mod tests {
         // A callflow chose the name, for two recordings at once. Either can have ended.
         let twice = of("/tmp/x.mp3", json!(["x.mp3", "x.mp3"]), json!(["202611-b", "202611-a"])).unwrap();
         assert_eq!((twice.id, twice.name.as_deref()), (None, Some("x.mp3")));
+        assert_eq!(twice.candidates, ["202611-a", "202611-b"]);
+        let many: Vec<String> = (0..17).map(|n| format!("202611-{n}")).collect();
+        assert_eq!(
+            of("/tmp/x.mp3", json!(vec!["x.mp3"; 17]), json!(many)),
+            None,
+            "that is no call"
+        );
         let again = of("/tmp/x.mp3", json!(["x.mp3", "x.mp3"]), json!(["202611-a", "202611-a"])).unwrap();
         assert_eq!(again.id.as_deref(), Some("202611-a"), "one recording");
     }

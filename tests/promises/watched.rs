@@ -699,6 +699,18 @@ async fn a_recording_of_kazoo_4_is_watched_by_the_place_of_its_name(services: Ar
         world.kazoo.publish("callevt", &key, body);
     }
     looked(&worker, "first", "stored", 1).await?;
+    // A callflow gave its name to a later recording too, which is stored as well.
+    let later = format!("{}-later", stored.id);
+    let document = json!({
+        "_id": later, "pvt_type": "call_recording", "source_type": "kzc_recording", "name": stored.name,
+        "_attachments": {stored.name.clone(): {"content_type": "audio/mpeg", "data": "b3RoZXI="}},
+    });
+    world.couch.create(&modb, &later, &document).await?;
+    let (call, _) = &calls[0];
+    let body = in_the_form_of_4(&told(&world, call, stored)?, &[(&stored.name, &later)]);
+    let key = format!("call.RECORD_STOP.{}", call.id());
+    world.kazoo.publish("callevt", &key, body);
+    looked(&worker, "first", "stored", 2).await?;
     let outcome = world.outcome(&bare.id).await?;
     ensure!(outcome["Outcome"] == "stored", "{outcome:#}");
     is_whole(&world, bare).await?;

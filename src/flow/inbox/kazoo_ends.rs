@@ -40,6 +40,19 @@ pub struct KazooEnds {
     pub room: Arc<Room>,
 }
 
+/// The end with its id. Of Kazoo 4 several recordings can have one name on a channel: then with the id of each of them.
+fn possible(event: RecordEvent) -> Vec<RecordEvent> {
+    if event.recording.candidates.is_empty() {
+        return vec![event];
+    }
+    let with = |id: &String| {
+        let mut event = event.clone();
+        event.recording.id = Some(id.clone());
+        event
+    };
+    event.recording.candidates.iter().map(with).collect()
+}
+
 impl KazooEnds {
     /// Handles one delivery of the watch queue.
     pub async fn handle(&self, delivery: Delivery) {
@@ -54,16 +67,14 @@ impl KazooEnds {
         let Some(event) = event else {
             return delivery.ack().await;
         };
-        let entry = match self.entry(&event) {
-            Ok(entry) => entry,
+        let entries: Result<Vec<Entry>, String> =
+            possible(event.clone()).iter().map(|event| self.entry(event)).collect();
+        let entries = match entries {
+            Ok(entries) => entries,
             Err(why) => return self.returns.reject(delivery, "watch", &event.call_id, &why).await,
         };
-        if self.common.unless_stopped(self.matured(&entry)).await.is_err() {
+        let Some((entry, seen)) = self.first_lacking(entries).await else {
             return delivery.give_back().await;
-        }
-        let seen = match self.common.unless_stopped(self.looks.look(&entry)).await {
-            Ok(Some(seen)) => seen,
-            _ => return delivery.give_back().await,
         };
         KazooLook {
             first: true,
@@ -82,6 +93,21 @@ impl KazooEnds {
             true => crash::step(delivery.ack()).await,
             false => self.returns.put_back("watch", delivery).await,
         }
+    }
+
+    /// Looks for each recording that the end may be of, until one is not stored. `None`: the worker shuts down.
+    async fn first_lacking(&self, entries: Vec<Entry>) -> Option<(Entry, Seen)> {
+        let mut last = None;
+        for entry in entries {
+            self.common.unless_stopped(self.matured(&entry)).await.ok()?;
+            let seen = self.common.unless_stopped(self.looks.look(&entry)).await.ok()??;
+            let is_settled = matches!(seen, Seen::Stored | Seen::Deleted | Seen::NotWanted);
+            last = Some((entry, seen));
+            if !is_settled {
+                break;
+            }
+        }
+        last
     }
 
     /// The recording, as if it were the worker's own.
