@@ -148,7 +148,7 @@ impl Entry {
     pub fn owes_release(&self) -> bool {
         // What was discarded leaves the hold in any case. That does not settle the file. Which audio a worker received last is uncertain if
         // the workers' clocks differ, and the answer to the switch compares the audio in any case.
-        let safe = self.is_unwanted() || self.audio_is_safe() || self.outcome().is_some() && self.delivery().is_some();
+        let safe = self.is_unwanted() || self.audio_is_safe() || self.delivery().is_some() && !self.is_unverified();
         let collected = self.has(|what| matches!(what, What::Collected(_)));
         let owes = !self.is_let_go() || self.owes_last_look();
         safe && collected && owes && self.tidied().count() < TIDIES
@@ -185,6 +185,15 @@ impl Entry {
     pub fn may_let_go(&self, there: &Digests) -> bool {
         let is_known = || self.has(|what| matches!(what, What::Collected(audio) if audio.digests == *there));
         self.is_safe(there) || self.is_unwanted() && is_known()
+    }
+
+    /// Whether a worker has received or delivered these bytes, so that they show no part of which no event told.
+    pub fn has_had(&self, there: &Digests) -> bool {
+        self.has(|what| match what {
+            What::Collected(audio) => audio.digests == *there,
+            What::Delivered(delivery) => delivery.sha256.as_ref() == Some(&there.sha256),
+            _ => false,
+        })
     }
 
     /// Whether its audio turned out to be in the recording that this one continues.

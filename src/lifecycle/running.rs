@@ -238,7 +238,7 @@ fn was_late(entry: &Entry) -> bool {
 fn came_to_nothing(entry: &Entry, now: Moment, policy: &Policy) -> Option<Cause> {
     entry.facts().find_map(|fact| match fact.what {
         // It was sent once more, and taken.
-        What::CommandLost { .. } if commanded_after(entry, lost_at(entry, fact, now)) => None,
+        What::CommandLost { .. } if commanded_since(entry, fact, now) => None,
         // The control process was gone, or only its queue: an ecallmgr that lost its connection declares its queues again when it is back.
         What::CommandLost { .. } => {
             let lost = lost_at(entry, fact, now);
@@ -269,8 +269,7 @@ fn seen_since(entry: &Entry, since: Moment) -> Option<bool> {
 fn lost(entry: &Entry, now: Moment) -> Option<Moment> {
     let mut facts = entry.facts();
     let lost = facts.find(|fact| matches!(fact.what, What::CommandLost { .. }))?;
-    let lost = lost_at(entry, lost, now);
-    (!commanded_after(entry, lost)).then_some(lost)
+    (!commanded_since(entry, lost, now)).then(|| lost_at(entry, lost, now))
 }
 
 /// When a start command met no queue. By a clock that is ahead, nothing tells more than that it was after the action.
@@ -289,9 +288,12 @@ fn is_within(age: Duration, at: Moment, now: Moment) -> bool {
     !is_ahead(at, now) && now.since(at) <= age
 }
 
-fn commanded_after(entry: &Entry, lost: Moment) -> bool {
+/// Whether a queue took a start command after one that met none. A command of another worker counts in any case: the clocks of two workers
+/// do not tell which one came first, and a recording that was commanded is judged by what is heard of it.
+fn commanded_since(entry: &Entry, lost: &Fact, now: Moment) -> bool {
+    let since = lost_at(entry, lost, now);
     let mut facts = entry.facts();
-    facts.any(|fact| fact.what == What::Commanded && fact.at > lost)
+    facts.any(|fact| fact.what == What::Commanded && (fact.by != lost.by || fact.at > since))
 }
 
 /// The start command met no queue, and no worker looked for the call since.

@@ -155,8 +155,9 @@ fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     let tried = entry.tidied().count();
     let rested = entry.tidied().next_back().map(|at| at.plus(policy.pause(tried, None)));
     wait_or(rested.into_iter().chain(entry.postponed_until()).max(), now, || {
-        let begins_again = entry.order().is_some_and(Order::may_begin_again);
-        if begins_again && entry.seen_gone() < LOOKS_BEFORE + tried {
+        let may_go_on = entry.order().is_some_and(Order::may_begin_again)
+            && entry.ended_at().is_some_and(|at| at.plus(LONGEST_CALL) > now);
+        if may_go_on && entry.seen_gone() < LOOKS_BEFORE + tried {
             // How long its call has been gone decides whether a file may go that was not closed.
             return Next::Do(Effect::LookForChannel {
                 n: entry.next_number("channel_seen"),

@@ -150,3 +150,56 @@ fn the_file_of_a_stored_recording_is_asked_for_whichever_workers_clock_is_ahead(
     assert!(case.entry.owes_release());
     assert!(!case.entry.is_closed());
 }
+
+/// A channel that ecallmgr never forgets must not keep a worker busy.
+#[test]
+fn a_day_after_the_end_the_file_is_asked_for_whatever_ecallmgrs_say() {
+    let mut case = ended_as(armed(), Destination::ThirdParty);
+    step(&mut case, Input::Received(audio(5000)));
+    step(&mut case, Input::Fact(delivered(Destination::ThirdParty)));
+    step(&mut case, Input::Answered(Answer::Keep));
+    step(
+        &mut case,
+        Input::Fact(What::Announced(Announcement::Outcome(Outcome::Stored))),
+    );
+    let mut now = after(10);
+    let mut looks = 0;
+    loop {
+        match next(&mut case, Input::Due, now, &policy()).first() {
+            Some(Next::Do(Effect::LookForChannel { n })) => {
+                looks += 1;
+                let alive = What::ChannelSeen { n: *n, alive: true };
+                next(&mut case, Input::Fact(alive), now, &policy());
+            }
+            Some(Next::Wait(until)) => {
+                assert!(*until > now);
+                now = *until;
+            }
+            Some(Next::Do(Effect::Tidy { n: 1, .. })) => break,
+            other => panic!("{other:?}"),
+        }
+        assert!(looks < 400, "it looks for the channel without a pause");
+    }
+    assert!(now >= after(86_000));
+}
+
+/// What a server with too few copies took is no reason to delete the switch's file, nor to ask for it.
+#[test]
+fn the_file_of_an_unverified_delivery_is_not_asked_for() {
+    let mut case = ended_as(armed(), Destination::Account);
+    step(&mut case, Input::Received(audio(5000)));
+    let What::Delivered(mut delivery) = delivered(Destination::Account) else {
+        unreachable!()
+    };
+    delivery.below_quorum = true;
+    step(&mut case, Input::Fact(What::Delivered(delivery)));
+    step(&mut case, Input::HoldRefused);
+    step(&mut case, Input::Answered(Answer::Keep));
+    assert!(!case.entry.owes_release());
+    step(&mut case, Input::Fact(looked(1, None)));
+    assert!(case.entry.owes_release());
+    assert!(
+        case.entry.has_had(&audio(5000).digests),
+        "they show no part that no event told of"
+    );
+}

@@ -328,3 +328,71 @@ fn no_command_follows_a_look_of_a_worker_whose_clock_is_ahead() {
         "its own look counts"
     );
 }
+
+#[test]
+fn a_command_that_a_queue_took_stays_taken_when_the_other_workers_clock_has_been_reached() {
+    let mut delayed = order();
+    if let Some(command) = &mut delayed.command {
+        command.trigger = Trigger::Bridge;
+    }
+    let mut case = asked(delayed);
+    let add = |case: &mut Case, by: &str, second: u64, what: What| {
+        let (at, by) = (after(second), by.to_owned());
+        case.entry.add(Fact { at, by, what });
+    };
+    add(&mut case, "x", 60, What::CommandLost { why: "no queue".into() });
+    add(&mut case, "w", 5, What::ChannelSeen { n: 1, alive: true });
+    add(&mut case, "w", 6, What::Commanded);
+    let mut now = after(305);
+    for n in 2..5 {
+        let first = next(&mut case, Input::Due, now, &policy());
+        match first.first() {
+            Some(Next::Do(Effect::LookForChannel { .. })) => {
+                next(
+                    &mut case,
+                    Input::Fact(What::ChannelSeen { n, alive: true }),
+                    now,
+                    &policy(),
+                );
+            }
+            Some(Next::Wait(until)) => now = *until,
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(case.entry.outcome(), None, "its call waits for the bridge");
+    }
+}
+
+/// A continuation's file begins with the audio before, and its events can come from a worker whose clock is an hour behind.
+#[test]
+fn a_part_that_the_length_of_the_audio_excludes_is_a_recording_of_its_own_whatever_the_clocks_say() {
+    let followed = |counted: u64| {
+        let mut order = order().continuation();
+        order.continues.as_mut().unwrap().before_ms = Some(77_796);
+        let mut case = asked(order);
+        let add = |case: &mut Case, by: &str, second: u64, what: What| {
+            let (at, by) = (after(second), by.to_owned());
+            case.entry.add(Fact { at, by, what });
+        };
+        for (second, length_ms) in [(100, None), (250, Some(149_462)), (260, None), (360, Some(99_880))] {
+            let mut told = told(0);
+            (told.at, told.stamp, told.length_ms) = (after(second), Some(after(second).unix_micros()), length_ms);
+            let what = if length_ms.is_some() {
+                What::Ended(told)
+            } else {
+                What::Started(told)
+            };
+            add(&mut case, "behind", 400, what);
+        }
+        let audio = Audio {
+            duration_ms: Some(counted),
+            ..audio(5000)
+        };
+        add(&mut case, "w", 3_850, What::Collected(audio));
+        add(&mut case, "w", 3_851, delivered(Destination::Account));
+        case.entry.is_to_be_continued()
+    };
+    assert!(followed(77_796 + 149_462), "the second of its parts is not there");
+    assert!(followed(149_462), "nor if the file was begun anew");
+    assert!(!followed(77_796 + 149_462 + 99_880));
+    assert!(!followed(149_462 + 99_880));
+}
