@@ -99,6 +99,9 @@ impl Event<'_> {
 /// The stamps of a switch's events count in steps of 20 ms. This includes a tolerance.
 const TICK_MS: u64 = 40;
 
+/// Milliseconds by which counted audio differs from what the switch reports: the frames of an encoder.
+const FITS: u64 = 300;
+
 impl Entry {
     /// How many ends the switch reported, as far as is known.
     pub(super) fn told_ends(&self) -> u32 {
@@ -247,7 +250,11 @@ impl Entry {
     pub fn continuation(&self, now: Moment, by: &str) -> Option<(Self, u32)> {
         let left_over = self.left_over();
         let told = u32::try_from(left_over.len()).ok().filter(|told| *told > 0)?;
-        let mut entry = Self::of_order(self.order()?.continuation(), by);
+        let mut order = self.order()?.continuation();
+        if let Some(continues) = &mut order.continues {
+            continues.before_ms = self.audio().and_then(|audio| audio.duration_ms);
+        }
+        let mut entry = Self::of_order(order, by);
         // Stop and mask are states: they also apply to what the switch begins by itself later.
         let is_masked = self.is_masked();
         let controls = self.facts().filter_map(|fact| match &fact.what {
@@ -313,6 +320,9 @@ impl Entry {
             return parts.len();
         };
         let counted = self.audio().and_then(|audio| audio.duration_ms);
+        if let Some(covered) = counted.and_then(|counted| self.covered_by_length(parts, counted)) {
+            return covered;
+        }
         // A continuation's file may begin with what its recording had before. Then its length says nothing about later parts.
         let begins_with_it = self.order().is_none_or(|order| order.continues.is_none());
         let mut before = begins_with_it.then_some(0u64);
@@ -338,6 +348,25 @@ impl Entry {
             heard_before || reached == Some(true) || self.is_presumed_over(part, sealed.at)
         });
         in_it.count().max(1)
+    }
+
+    /// How many parts of a continuation its audio has by its length, whether the file begins with the audio of the recording before or not.
+    /// `None` if several numbers fit, or none.
+    fn covered_by_length(&self, parts: &[Part<'_>], counted: u64) -> Option<usize> {
+        let before = self.order()?.continues.as_ref()?.before_ms?;
+        let mut own = 0u64;
+        let mut fit = Vec::new();
+        for (part, n) in parts.iter().zip(1..) {
+            own = own.saturating_add(part.ended.filter(|_| !part.has_lost_ends())?.length_ms?);
+            let fits = |told: u64| counted.abs_diff(told) <= FITS.max(told / 100);
+            if fits(own) || fits(own.saturating_add(before)) {
+                fit.push(n);
+            }
+        }
+        match fit[..] {
+            [only] => Some(only),
+            _ => None,
+        }
     }
 
     /// Whether no event reported this part's end, and the end was proved before the audio was made safe.

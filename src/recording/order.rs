@@ -71,6 +71,9 @@ pub struct Continues {
     pub media_id: MediaId,
     /// The number of this recording within its action. The first is 1.
     pub part: u32,
+    /// Milliseconds of the audio of the recording before, as far as they were counted. The file may begin with that audio.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before_ms: Option<u64>,
 }
 
 /// The user's URL.
@@ -248,6 +251,7 @@ impl Order {
                 key: self.key,
                 media_id: self.media_id.clone(),
                 part,
+                before_ms: None,
             }),
             ..self.clone()
         }
