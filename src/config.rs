@@ -185,8 +185,8 @@ pub struct Hold {
     /// A server outside the cluster, with credentials.
     pub url: Option<SecretString>,
     pub folder: PathBuf,
-    /// The folder is only valid where a file system of its own is mounted.
-    pub mounted: bool,
+    /// The folder is the hold only where it has the marker.
+    pub marked: bool,
     pub max_bytes: u64,
     /// How long a recording waits after the hold refused it.
     pub pause: Duration,
@@ -337,7 +337,7 @@ impl Config {
                     .optional_url("hold.url")
                     .map(|url| SecretString::from(url.to_string())),
                 folder: PathBuf::from(r.text("hold.folder")),
-                mounted: r.flag("hold.mounted"),
+                marked: r.flag("hold.marked"),
                 max_bytes: r.number("hold.max_bytes", 0, u64::MAX / 4),
                 pause: r.millis("hold.pause_ms", 1, 3_600_000),
                 retention: Some(r.days("hold.retention_days", 0, 36_500)).filter(|days| !days.is_zero()),

@@ -23,7 +23,7 @@ mod folder;
 mod nowhere;
 mod room;
 
-pub use folder::is_mounted;
+pub use folder::{MARKER, is_marked};
 
 /// Why the hold failed.
 #[derive(Debug, Error)]
@@ -146,7 +146,7 @@ impl Hold {
     pub fn new(config: &config::Hold, couchdb: &config::Couchdb, cluster: &Couch) -> Result<Self, CouchError> {
         let store: Arc<dyn Store> = match (config.kind, &config.url) {
             (HoldKind::None, _) => Arc::new(nowhere::Nowhere),
-            (HoldKind::Folder, _) => Arc::new(folder::Folder::new(config.folder.clone(), config.mounted)),
+            (HoldKind::Folder, _) => Arc::new(folder::Folder::new(config.folder.clone(), config.marked)),
             (HoldKind::Couchdb, None) => Arc::new(couch::Databases::new(cluster.clone())),
             (HoldKind::Couchdb, Some(url)) => {
                 let server = Server::parse(url.expose_secret(), 5984)

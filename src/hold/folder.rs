@@ -26,6 +26,9 @@ use super::{HoldError, Item, Mark, Old, Page, Store};
 /// Bytes per read from the disk.
 const CHUNK: usize = 256 << 10;
 
+/// A file by which a worker knows that the folder is the one that all workers share.
+pub const MARKER: &str = ".kz-record-call-hold";
+
 /// Suffix of files that are being written.
 const PART: &str = ".part-";
 
@@ -44,21 +47,17 @@ const ANSWERED_FOR: Duration = Duration::from_secs(1);
 /// The folder. Touches no file outside of it.
 pub struct Folder {
     path: PathBuf,
-    /// It must be on another file system than `/`.
-    mounted: bool,
+    /// It must have a file of the name `MARKER`.
+    marked: bool,
     /// When its file system answered last. Locked while it is asked: a network file system that hangs blocks each thread that asks it, for
     /// ever, and the spool needs these threads too.
     answered: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Folder {
-    pub fn new(path: PathBuf, mounted: bool) -> Self {
+    pub fn new(path: PathBuf, marked: bool) -> Self {
         let answered = Arc::default();
-        Self {
-            path,
-            mounted,
-            answered,
-        }
+        Self { path, marked, answered }
     }
 
     /// The folder, if its file system answers.
@@ -68,13 +67,14 @@ impl Folder {
             if answered.is_some_and(|at| at.elapsed() < ANSWERED_FOR) {
                 return Ok(());
             }
-            let (path, mounted) = (self.path.clone(), self.mounted);
+            let (path, marked) = (self.path.clone(), self.marked);
             let look = move || {
                 // Whatever it answers: the operation itself reports what is wrong. The file system is asked each time, whereas what is
                 // known of files may be remembered by this host.
                 let _ = rustix::fs::statvfs(&path);
-                if mounted && !is_mounted(&path)? {
-                    let why = "no file system is mounted there, and hold.mounted is true";
+                if marked && !is_marked(&path) {
+                    let why =
+                        format!("no {MARKER} is there, and hold.marked is true: its file system may not be mounted");
                     return Err(std::io::Error::new(ErrorKind::NotFound, why));
                 }
                 *answered = Some(Instant::now());
@@ -88,11 +88,9 @@ impl Folder {
     }
 }
 
-/// Whether a folder is on another file system than `/`.
-pub fn is_mounted(folder: &Path) -> std::io::Result<bool> {
-    use std::os::unix::fs::MetadataExt as _;
-    let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev());
-    Ok(device(folder)? != device(Path::new("/"))?)
+/// Whether an operator has marked a folder as the hold. A mount point without its file system has no marker.
+pub fn is_marked(folder: &Path) -> bool {
+    std::fs::metadata(folder.join(MARKER)).is_ok_and(|marker| marker.is_file())
 }
 
 impl Store for Folder {
@@ -325,19 +323,32 @@ mod tests {
 
     /// Audio that is held in an empty mount point is lost to the other workers, and to this one once the file system is mounted.
     #[tokio::test]
-    async fn a_folder_that_is_not_mounted_holds_nothing() {
-        let path = std::env::temp_dir().join(format!("kz-record-call-mount-{}", uuid::Uuid::new_v4()));
+    async fn a_folder_without_its_marker_holds_nothing() {
+        let path = std::env::temp_dir().join(format!("kz-record-call-marked-{}", uuid::Uuid::new_v4()));
         fs::create_dir(&path).await.unwrap();
-        // The folder of temporary files may be on a file system of its own.
-        let mounted = is_mounted(&path).unwrap();
-        assert_eq!(Folder::new(path.clone(), true).path().await.is_ok(), mounted);
         assert!(Folder::new(path.clone(), false).path().await.is_ok());
-        fs::remove_dir(&path).await.unwrap();
-        let gone = Folder::new(path.clone(), true).path().await.map(drop).unwrap_err();
-        assert!(gone.to_string().starts_with("the hold's folder: "), "{gone}");
-        assert!(Folder::new("/proc".into(), true).path().await.is_ok());
-        let error = Folder::new("/".into(), true).path().await.map(drop).unwrap_err();
-        assert!(error.to_string().contains("no file system is mounted there"), "{error}");
+        let error = Folder::new(path.clone(), true).path().await.map(drop).unwrap_err();
+        assert!(
+            error.to_string().contains("no .kz-record-call-hold is there"),
+            "{error}"
+        );
+        fs::write(path.join(MARKER), b"").await.unwrap();
+        let folder = Folder::new(path.clone(), true);
+        assert!(folder.path().await.is_ok());
+        assert_eq!(folder.bytes().await.unwrap(), 0, "the marker is no audio");
+        assert!(
+            folder
+                .older(Moment::from_unix_seconds(1_900_000_000), None)
+                .await
+                .unwrap()
+                .0
+                .is_empty()
+        );
+        folder.tidy(Moment::from_unix_seconds(1_900_000_000)).await.unwrap();
+        assert!(is_marked(&path));
+        // As if the file system were gone.
+        fs::remove_dir_all(&path).await.unwrap();
+        assert!(Folder::new(path, true).path().await.is_err());
     }
 
     /// The hold has a limit for each recording. What a late one leaves would fill the disk, and no measurement counts it.

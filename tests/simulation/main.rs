@@ -137,7 +137,7 @@ fn no_life_of_a_recording_loses_it() {
         Some(seed) => seed..seed + 1,
         None => {
             let first = number("SIMULATION_FIRST").unwrap_or(0);
-            first..first + number("SIMULATION_SEEDS").unwrap_or(450)
+            first..first + number("SIMULATION_SEEDS").unwrap_or(1000)
         }
     };
     let count = seeds.end - seeds.start;

@@ -8,7 +8,7 @@ use secrecy::ExposeSecret as _;
 
 use crate::config::{Config, HoldKind};
 use crate::couch::{Couch, Server};
-use crate::hold::is_mounted;
+use crate::hold::{MARKER, is_marked};
 use crate::ingest::Spool;
 
 use super::report::Rows;
@@ -107,21 +107,21 @@ async fn hold(rows: &mut Rows, config: &Config) {
         (HoldKind::Folder, _) => {
             let dir = &config.hold.folder;
             let shown = dir.display();
-            if dir.is_dir() && config.hold.mounted && !is_mounted(dir).unwrap_or(false) {
+            if dir.is_dir() && config.hold.marked && !is_marked(dir) {
                 rows.fail(
                     "hold",
-                    format!("no file system is mounted at {shown}, and hold.mounted is true"),
-                    "mount the file system that all workers share; until then this worker holds nothing, and files stay on their switches",
+                    format!("the folder {shown} has no file {MARKER}, and hold.marked is true: nothing is held"),
+                    "mount the file system that all workers share, and create the file there once",
                 );
             } else if dir.is_dir() && may_write(dir) {
                 rows.good(
                     "hold",
                     format!("the folder {shown}, at most {most} MiB; all workers must share it"),
                 );
-                if !config.hold.mounted && is_mounted(dir).unwrap_or(false) {
+                if !config.hold.marked {
                     rows.note(
                         "hold",
-                        format!("{shown} is mounted: with hold.mounted = true nothing is held where it is not"),
+                        format!("on a network file system: create {MARKER} in {shown}, and set hold.marked = true, so that nothing is held where it is not mounted"),
                     );
                 }
             } else {
