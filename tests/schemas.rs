@@ -90,7 +90,12 @@ fn order() -> Order {
         min_sec: 3,
         asked_at: at(0),
         parties: told().parties,
-        continues: Some(Continues { key, media_id, part: 2 }),
+        continues: Some(Continues {
+            key,
+            media_id,
+            part: 2,
+            before_ms: None,
+        }),
         trace: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
         adopted: None,
         command: Some(Command {

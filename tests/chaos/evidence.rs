@@ -4,7 +4,7 @@
 mod databases;
 mod switch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -222,7 +222,12 @@ impl Evidence {
         }
         let bodies = cluster.book.lock().unwrap().clone();
         let documents = databases::documents(cluster).await?;
-        let stories = stories(cluster, played).await?;
+        // A recording that Kazoo began by itself is known by the leg that its end told of.
+        let told: BTreeSet<String> = endings(cluster, &struck)
+            .into_iter()
+            .map(|ending| ending.call_id)
+            .collect();
+        let stories = stories(cluster, played, told).await?;
         Ok(Self {
             starts,
             // After the stories: what they tell was announced before.
@@ -287,14 +292,10 @@ fn is_back_lately(struck: &[Struck], at: Instant) -> bool {
     broker.any(|one| one.from <= at && at.saturating_duration_since(one.until) < Duration::from_secs(60))
 }
 
-async fn stories(cluster: &Cluster, played: &[Played]) -> anyhow::Result<Vec<Story>> {
+async fn stories(cluster: &Cluster, played: &[Played], mut legs: BTreeSet<String>) -> anyhow::Result<Vec<Story>> {
     use futures_util::StreamExt as _;
-    // A recording that Kazoo began by itself is known by the leg that its end told of.
-    let legs = played.iter().flat_map(|played| {
-        let moved = Some(played.call.id()).filter(|id| *id != played.first_id);
-        moved.into_iter().chain([played.first_id.clone()])
-    });
-    let legs = legs.map(|leg| async move { story(cluster, &leg).await });
+    legs.extend(played.iter().map(|played| played.first_id.clone()));
+    let legs = legs.into_iter().map(|leg| async move { story(cluster, &leg).await });
     let calls = futures_util::stream::iter(legs);
     let told: Vec<anyhow::Result<Vec<Story>>> = calls.buffer_unordered(3).collect().await;
     let mut by_key = BTreeMap::new();
