@@ -330,7 +330,12 @@ fn with_methods(code: &str) -> impl Iterator<Item = String> {
                 Some(generic) => generic.split_once("> ")?.1,
                 None => block.strip_prefix(' ')?,
             };
-            let name: String = name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let path: String = name
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || "_:".contains(*c))
+                .collect();
+            // The type, also where it is named by its path.
+            let name = path.trim_end_matches(':').rsplit("::").next()?.to_owned();
             (!name.is_empty()).then_some(name)
         })
     })

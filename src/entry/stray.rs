@@ -6,6 +6,7 @@
 //! continuation gets the fact of that delivery.
 
 use crate::kazoo::time::Moment;
+use crate::recording::identity::Key;
 
 use super::Entry;
 use super::fact::{Fact, Holding, What};
@@ -58,6 +59,15 @@ impl Entry {
     pub fn stray(&self) -> Option<&Holding> {
         let mut strays = self.strays();
         strays.find(|holding| !self.has(|what| matches!(what, What::Separated { name } if *name == holding.name)))
+    }
+
+    /// The recordings that misattributed copies became.
+    pub fn apart(&self) -> Vec<Key> {
+        let is_apart =
+            |holding: &&Holding| self.has(|what| matches!(what, What::Separated { name } if *name == holding.name));
+        let strays = self.strays().filter(is_apart);
+        let key = |holding: &Holding| Some(self.order()?.of_audio(&holding.digests.sha256).key);
+        strays.filter_map(key).collect()
     }
 
     /// The recording of its own that a misattributed copy becomes; `None` if the copy is this recording's.

@@ -91,6 +91,19 @@ fn compare(before: &Entry, after: &Entry) -> Kept {
     }
 }
 
+/// Whether audio that was split off from `before` has the reported audio of `after` too: the file that a worker received later. Which end it
+/// belongs to is not certain, so that its length alone counts.
+fn has_both(apart: &Entry, before: &Entry, after: &Entry) -> bool {
+    let counted = |entry: &Entry| entry.audio().and_then(|audio| audio.duration_ms);
+    let (Some(all), Some(first), Some(told)) = (counted(apart), counted(before), after.told_ms()) else {
+        return false;
+    };
+    let end = |entry: &Entry| entry.told_end().map(Told::order);
+    // Otherwise the file was received before that end, and may have another part.
+    let is_later = end(apart).zip(end(after)).is_some_and(|(apart, after)| apart >= after);
+    told > 0 && is_later && apart.audio_is_safe() && all + PATIENCE_MS.min(told / 2) >= first + told
+}
+
 /// Whether the reported end of `after` is the end of the part that `before` has the beginning of: its end was presumed too early.
 fn is_same_stretch(before: &Entry, after: &Entry) -> bool {
     let end = |entry: &Entry| entry.told_end().map(Told::order);
@@ -107,17 +120,42 @@ pub struct Predecessors {
 }
 
 impl Predecessors {
-    /// Whether exactly this audio is safe in one of the recordings that this one continues.
+    /// Whether exactly this audio is safe in one of the recordings that this one continues, or in one that was split off from them.
     pub(super) async fn is_kept_before(&self, case: &Case, digests: &Digests) -> bool {
         let ancestors = self.ancestors(&case.entry).await;
         ancestors.iter().any(|before| before.is_safe(digests))
+            || self
+                .apart(&case.entry, &ancestors)
+                .await
+                .iter()
+                .any(|other| other.is_safe(digests))
     }
 
     /// Where the reported audio is, as far as is known, if the switch has no file of it.
     pub(super) async fn kept_before(&self, case: &Case) -> Kept {
         let ancestors = self.ancestors(&case.entry).await;
         let kept = ancestors.iter().find(|before| !before.is_already_kept());
-        kept.map_or(Kept::Unknown, |before| compare(before, &case.entry))
+        let kept = kept.map_or(Kept::Unknown, |before| compare(before, &case.entry));
+        let nearest = ancestors.first();
+        let has_it = |other: &Entry| nearest.is_some_and(|nearest| has_both(other, nearest, &case.entry));
+        if kept != Kept::All && self.apart(&case.entry, &ancestors).await.iter().any(has_it) {
+            return Kept::All;
+        }
+        kept
+    }
+
+    /// The recordings that were split off from these: another worker received the file when it had the next part too.
+    async fn apart(&self, entry: &Entry, ancestors: &[Entry]) -> Vec<Entry> {
+        let keys = ancestors.iter().flat_map(Entry::apart).filter(|key| *key != entry.key);
+        let mut found = Vec::new();
+        for key in keys.take(MOST_PARTS) {
+            let mut address = address(entry);
+            address.key = key;
+            if let Ok(Ok(Some(record))) = tokio::time::timeout(KNOWLEDGE, self.ledger.load(&address)).await {
+                found.push(record.entry);
+            }
+        }
+        found
     }
 
     /// Nearest first.
@@ -252,6 +290,29 @@ mod tests {
         );
         assert_eq!(compare(&before(10_100), &told_all), Kept::Unknown);
         assert_eq!(compare(&before(10_100), &unheard), Kept::Unknown);
+    }
+
+    #[test]
+    fn a_stretch_that_is_in_audio_that_was_split_off_is_kept() {
+        let ended = |second, ms| What::Ended(told(second, Some(ms)));
+        let stored = |counted, end: What| {
+            let mut facts = presumed(counted);
+            facts.retain(|(_, what)| !matches!(what.kind(), "presumed_ended" | "started"));
+            entry(facts.into_iter().chain([(12, end)]))
+        };
+        let before = stored(10_000, ended(11, 10_000));
+        let after = entry([(21, What::Started(told(20, None))), (26, ended(25, 5_000))]);
+        assert!(has_both(&stored(15_100, ended(25, 5_000)), &before, &after));
+        assert!(
+            !has_both(&stored(15_100, ended(11, 10_000)), &before, &after),
+            "received before that end: it has another part"
+        );
+        assert!(
+            !has_both(&stored(10_100, ended(25, 5_000)), &before, &after),
+            "it has the first part only"
+        );
+        let held = entry([(12, ended(25, 5_000))]);
+        assert!(!has_both(&held, &before, &after), "it is not safe");
     }
 
     #[test]
