@@ -219,9 +219,14 @@ impl Calls {
     }
 
     pub async fn close(self) {
-        let _ = self.sending.close(200, "done".into()).await;
-        let _ = self.hearing.close(200, "done".into()).await;
+        close(&self.sending).await;
+        close(&self.hearing).await;
     }
+}
+
+/// Closes a connection. The library sometimes waits for ever for the broker's answer.
+pub async fn close(connection: &Connection) {
+    let _ = tokio::time::timeout(Duration::from_secs(5), connection.close(200, "done".into())).await;
 }
 
 fn answered(waiting: &Waiting, body: &[u8]) {

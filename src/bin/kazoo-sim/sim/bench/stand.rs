@@ -23,7 +23,7 @@ use super::{
         wire::{Clock, Object, hex},
     },
     BenchOptions,
-    calls::{Calls, CallsOptions, connect},
+    calls::{Calls, CallsOptions, close, connect},
     process::{self, Meter},
 };
 
@@ -166,7 +166,7 @@ impl<'a> Stand<'a> {
                 .await;
             waiting += declared.map_or(0, |queue| queue.message_count());
         }
-        let _ = connection.close(200, "done".into()).await;
+        close(&connection).await;
         Ok(waiting)
     }
 
@@ -242,7 +242,7 @@ async fn delete_queues(uri: &str) -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
-    let _ = connection.close(200, "done".into()).await;
+    close(&connection).await;
     Ok(())
 }
 

@@ -22,7 +22,7 @@ use super::{
         report::say,
         wire::{encode, hex, pid},
     },
-    calls::{self, Length, switch_node},
+    calls::{self, Length, close, switch_node},
 };
 
 /// The file that each recording of a run has.
@@ -167,7 +167,7 @@ impl Switch {
     /// next switches.
     pub async fn close(self) {
         for connection in self.connections {
-            let _ = connection.close(200, "done".into()).await;
+            close(&connection).await;
         }
     }
 
