@@ -187,13 +187,12 @@ impl Entry {
         self.is_safe(there) || self.is_unwanted() && is_known()
     }
 
-    /// Whether a worker has received or delivered these bytes, so that they show no part of which no event told.
+    /// Whether these bytes are this recording's own audio, verified or not, so that they show no part of which no event told.
     pub fn has_had(&self, there: &Digests) -> bool {
-        self.has(|what| match what {
-            What::Collected(audio) => audio.digests == *there,
-            What::Delivered(delivery) => delivery.sha256.as_ref() == Some(&there.sha256),
-            _ => false,
-        })
+        self.audio().is_some_and(|own| own.digests == *there)
+            || self.has(
+                |what| matches!(what, What::Delivered(delivery) if delivery.sha256.as_ref() == Some(&there.sha256)),
+            )
     }
 
     /// Whether its audio turned out to be in the recording that this one continues.

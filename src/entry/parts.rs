@@ -222,6 +222,20 @@ impl Entry {
         })
     }
 
+    /// The same, if the start leads to a part of its own: otherwise nothing would follow from it, and the file would be asked for without a
+    /// pause.
+    pub fn untold_part(&self) -> Option<Told> {
+        let told = self.untold_start()?;
+        let mut with = self.clone();
+        let (at, by) = (self.facts().map(|fact| fact.at).max()?, String::new());
+        with.add(Fact {
+            at,
+            by,
+            what: What::Started(Box::new(told.clone())),
+        });
+        (with.goes_on() && !self.is_of_one_before(&told)).then_some(told)
+    }
+
     /// Whether events are known that belong to this recording's continuation, and were not handed on yet.
     pub fn is_to_be_continued(&self) -> bool {
         let told = u32::try_from(self.left_over().len()).unwrap_or(u32::MAX);
@@ -320,7 +334,11 @@ impl Entry {
             return parts.len();
         };
         let counted = self.audio().and_then(|audio| audio.duration_ms);
-        if let Some(covered) = counted.and_then(|counted| self.covered_by_length(parts, counted)) {
+        // One worker knows whether it heard an end before it collected the file.
+        let is_uncertain = |part: &Part<'_>| part.end_heard.is_some_and(|heard| heard.is_by(sealed).is_none());
+        if parts.iter().any(is_uncertain)
+            && let Some(covered) = counted.and_then(|counted| self.covered_by_length(parts, counted))
+        {
             return covered;
         }
         // A continuation's file may begin with what its recording had before. Then its length says nothing about later parts.
@@ -357,7 +375,9 @@ impl Entry {
         let mut own = 0u64;
         let mut fit = Vec::new();
         for (part, n) in parts.iter().zip(1..) {
-            own = own.saturating_add(part.ended.filter(|_| !part.has_lost_ends())?.length_ms?);
+            // A part that still runs changes nothing of what the parts before it have.
+            let Some(end) = part.ended else { break };
+            own = own.saturating_add(Some(end).filter(|_| !part.has_lost_ends())?.length_ms?);
             let fits = |told: u64| counted.abs_diff(told) <= FITS.max(told / 100);
             if fits(own) || fits(own.saturating_add(before)) {
                 fit.push(n);

@@ -1,5 +1,7 @@
 //! Call events (`kapi_call:event`), which ecallmgr publishes on `callevt` for the switch.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::call::{Parties, bounded_variables, is_account_id, shown};
@@ -71,7 +73,7 @@ pub struct Recording {
     pub completion_cause: Option<String>,
     /// Kazoo 4 started it. Its events have no `Recording`; see `of_channel`.
     pub kazoo_4: bool,
-    /// The ids of which one is its, if nothing tells which.
+    /// The ids of which one is its, if nothing tells which. The newest comes first.
     pub candidates: Vec<String>,
 }
 
@@ -94,8 +96,8 @@ impl Recording {
         let mut candidates: Vec<String> = positions
             .filter_map(|position| Some((*ids.get(position)?).to_owned()))
             .collect();
-        candidates.sort();
-        candidates.dedup();
+        let mut known = BTreeSet::new();
+        candidates.retain(|id| known.insert(id.clone()));
         if candidates.len() > MOST_CANDIDATES {
             return None;
         }
@@ -324,7 +326,7 @@ mod tests {
         // A callflow chose the name, for two recordings at once. Either can have ended.
         let twice = of("/tmp/x.mp3", json!(["x.mp3", "x.mp3"]), json!(["202611-b", "202611-a"])).unwrap();
         assert_eq!((twice.id, twice.name.as_deref()), (None, Some("x.mp3")));
-        assert_eq!(twice.candidates, ["202611-a", "202611-b"]);
+        assert_eq!(twice.candidates, ["202611-b", "202611-a"], "the newest first");
         let many: Vec<String> = (0..17).map(|n| format!("202611-{n}")).collect();
         assert_eq!(
             of("/tmp/x.mp3", json!(vec!["x.mp3"; 17]), json!(many)),

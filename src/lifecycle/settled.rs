@@ -155,8 +155,10 @@ fn tidy(entry: &Entry, now: Moment, policy: &Policy) -> Next {
     let tried = entry.tidied().count();
     let rested = entry.tidied().next_back().map(|at| at.plus(policy.pause(tried, None)));
     wait_or(rested.into_iter().chain(entry.postponed_until()).max(), now, || {
+        // A day after the end, a channel that an ecallmgr never forgets decides nothing any more.
+        let is_forgotten = entry.channel_seen().is_none_or(|(_, alive)| !alive);
         let may_go_on = entry.order().is_some_and(Order::may_begin_again)
-            && entry.ended_at().is_some_and(|at| at.plus(LONGEST_CALL) > now);
+            && (is_forgotten || entry.ended_at().is_some_and(|at| at.plus(LONGEST_CALL) > now));
         if may_go_on && entry.seen_gone() < LOOKS_BEFORE + tried {
             // How long its call has been gone decides whether a file may go that was not closed.
             return Next::Do(Effect::LookForChannel {

@@ -331,7 +331,7 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
             Ok(upload) => {
                 let is_known = case.entry.has_had(&upload.audio().digests);
                 upload.answer(Answer::Keep);
-                if let Some(told) = case.entry.untold_start().filter(|_| !is_known) {
+                if let Some(told) = case.entry.untold_part().filter(|_| !is_known) {
                     // The switch recorded into the file again, and no event reported it. That becomes a recording of its own.
                     return Ok(Input::Fact(What::Started(Box::new(told))));
                 }

@@ -203,3 +203,95 @@ fn the_file_of_an_unverified_delivery_is_not_asked_for() {
         "they show no part that no event told of"
     );
 }
+
+/// The queries find the channel gone only after that day, for example because the destination was down.
+#[test]
+fn a_day_after_the_end_the_channel_is_looked_for_before_each_request_unless_it_is_alive() {
+    let mut case = ended_as(armed(), Destination::ThirdParty);
+    step(&mut case, Input::Received(audio(5000)));
+    step(&mut case, Input::Fact(delivered(Destination::ThirdParty)));
+    step(&mut case, Input::Answered(Answer::Keep));
+    step(
+        &mut case,
+        Input::Fact(What::Announced(Announcement::Outcome(Outcome::Stored))),
+    );
+    let (mut now, mut requests) = (after(90_000), 0);
+    while requests < 11 {
+        let what = match next(&mut case, Input::Due, now, &policy()).first() {
+            Some(Next::Do(Effect::LookForChannel { n })) => What::ChannelSeen { n: *n, alive: false },
+            Some(Next::Do(Effect::Tidy { n, .. })) => {
+                requests += 1;
+                let left = Some("the switch may be recording into it".into());
+                What::Tidied {
+                    n: *n,
+                    left,
+                    missing: false,
+                }
+            }
+            Some(Next::Wait(until)) => {
+                now = *until;
+                continue;
+            }
+            other => panic!("{other:?}"),
+        };
+        next(&mut case, Input::Fact(what), now, &policy());
+    }
+    assert_eq!(case.entry.seen_gone(), 2 + 10, "one before each further request");
+}
+
+#[test]
+fn bytes_that_were_received_and_stored_nowhere_may_be_a_part_that_no_event_told_of() {
+    let mut case = ended_as(armed(), Destination::ThirdParty);
+    let audio_of = |sha256: &str, ms: u64| Audio {
+        digests: Digests {
+            md5: sha256.into(),
+            sha256: sha256.into(),
+        },
+        ..audio(ms)
+    };
+    let What::Delivered(mut delivery) = delivered(Destination::ThirdParty) else {
+        unreachable!()
+    };
+    delivery.sha256 = Some("own".into());
+    for what in [
+        What::Collected(audio_of("own", 5000)),
+        What::Collected(audio_of("longer", 9000)),
+        What::Delivered(delivery),
+    ] {
+        step(&mut case, Input::Fact(what));
+    }
+    assert!(case.entry.has_had(&audio_of("own", 5000).digests));
+    assert!(!case.entry.has_had(&audio_of("longer", 9000).digests));
+}
+
+/// Otherwise the file would be asked for without a pause.
+#[test]
+fn a_start_that_no_event_told_is_noted_only_if_a_part_follows_from_it() {
+    let mut case = asked(armed());
+    let add = |case: &mut Case, second: u64, what: What| {
+        let (at, by) = (after(second), "w".to_owned());
+        case.entry.add(Fact { at, by, what });
+    };
+    let at = |second: u64, length_ms: Option<u64>| {
+        let mut told = told(0);
+        (told.at, told.stamp, told.length_ms) = (after(second), Some(after(second).unix_micros()), length_ms);
+        told
+    };
+    add(&mut case, 10, What::Started(at(10, None)));
+    add(&mut case, 30, What::Ended(at(30, Some(20_000))));
+    let mut one = case.clone();
+    add(&mut one, 31, What::Collected(audio(20_000)));
+    add(&mut one, 32, delivered(Destination::ThirdParty));
+    assert!(
+        one.entry.untold_part().is_some(),
+        "a later bridge of which no event told"
+    );
+    add(&mut case, 40, What::Started(at(40, None)));
+    add(&mut case, 300, What::PresumedEnded(at(40, None)));
+    add(&mut case, 310, What::Collected(audio(25_000)));
+    add(&mut case, 311, delivered(Destination::ThirdParty));
+    if let Some(told) = case.entry.untold_part() {
+        add(&mut case, 320, What::Started(Box::new(told)));
+        assert!(case.entry.goes_on());
+    }
+}

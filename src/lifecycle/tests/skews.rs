@@ -389,6 +389,14 @@ fn a_part_that_the_length_of_the_audio_excludes_is_a_recording_of_its_own_whatev
         };
         add(&mut case, "w", 3_850, What::Collected(audio));
         add(&mut case, "w", 3_851, delivered(Destination::Account));
+        if !case.entry.is_to_be_continued() {
+            return false;
+        }
+        // What was handed on says nothing of a part that begins later.
+        add(&mut case, "w", 3_860, What::Continued { told: 2 });
+        let mut third = told(0);
+        (third.at, third.stamp, third.length_ms) = (after(3_870), Some(after(3_870).unix_micros()), None);
+        add(&mut case, "w", 3_871, What::Started(third));
         case.entry.is_to_be_continued()
     };
     assert!(followed(77_796 + 149_462), "the second of its parts is not there");
