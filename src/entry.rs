@@ -31,6 +31,7 @@ mod places;
 mod shared;
 mod stray;
 mod union;
+mod untold;
 mod watched;
 pub mod webhooks;
 
