@@ -80,7 +80,9 @@ impl Folder {
                 *answered = Some(Instant::now());
                 Ok(())
             };
-            tokio::task::spawn_blocking(look).await.unwrap_or(Ok(()))
+            tokio::task::spawn_blocking(look)
+                .await
+                .unwrap_or_else(|error| Err(std::io::Error::other(error)))
         };
         let late = |_| std::io::Error::new(ErrorKind::TimedOut, format!("no answer within {PATIENCE:?}"));
         timeout(PATIENCE, look).await.map_err(late)??;
