@@ -74,16 +74,39 @@ impl Store {
             return Ok(Vec::new());
         }
         let rows = self.couch.bulk_docs(&database(month), &documents).await?;
-        let written = mine
-            .into_iter()
-            .zip(rows)
-            .filter_map(|((n, mut record), row)| match row {
-                Row::Saved { rev, .. } => {
-                    record.rev = Some(rev);
-                    Some((n, record))
-                }
-                _ => None,
-            });
-        Ok(written.collect())
+        let (mut written, mut refused) = (Vec::new(), Vec::new());
+        for ((n, mut record), row) in mine.into_iter().zip(rows) {
+            if let Row::Saved { rev, .. } = row {
+                record.rev = Some(rev);
+                written.push((n, record));
+            } else {
+                refused.push(n);
+            }
+        }
+        let refused = wanted.iter().filter(|(n, _)| refused.contains(n));
+        written.extend(self.taken_nevertheless(month, refused.cloned().collect(), lease).await);
+        Ok(written)
+    }
+
+    /// A cluster answers with a conflict if one copy took the lease, and sent it to the others before they were asked. Such a lease would
+    /// keep every worker from the entry until it expires.
+    async fn taken_nevertheless(
+        &self,
+        month: Month,
+        refused: Vec<(usize, String)>,
+        lease: &Lease,
+    ) -> Vec<(usize, Record)> {
+        if refused.is_empty() {
+            return Vec::new();
+        }
+        let ids: Vec<String> = refused.iter().map(|(_, id)| id.clone()).collect();
+        // Without an answer the lease, if there is one, expires.
+        let mut found = self.load_many(month, &ids).await.unwrap_or_default();
+        let is_mine = |record: &Record| record.lease.as_ref() == Some(lease);
+        let taken = refused.into_iter().filter_map(|(n, id)| {
+            let record = found.remove(&id)?.record().filter(is_mine)?;
+            Some((n, record))
+        });
+        taken.collect()
     }
 }

@@ -1,3 +1,4 @@
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::couch::Couch;
@@ -187,6 +188,36 @@ async fn a_lease_of_a_worker_that_is_gone_is_taken_over() {
     }
 }
 
+/// One copy took the lease, and passed it on before the other copies were asked: they refused it.
+#[tokio::test]
+async fn a_lease_that_a_cluster_refuses_and_has_nevertheless_is_taken() {
+    for (by, taken) in [("w", true), ("w2", false)] {
+        let lease = |by: &str| Lease {
+            by: by.into(),
+            until: NOW.plus(Duration::from_secs(300)),
+            stamped: NOW,
+        };
+        let free = document(&[What::Commanded], "1-a");
+        let mut held = document(&[What::Commanded], "2-b");
+        held["lease"] = serde_json::to_value(lease(by)).unwrap();
+        let is_written = std::sync::atomic::AtomicBool::new(false);
+        let (couch, _) = server(move |first, _| match first {
+            _ if first.contains("_all_docs") && is_written.load(Ordering::SeqCst) => found(&held),
+            _ if first.contains("_all_docs") => found(&free),
+            _ if first.contains("_bulk_docs") => {
+                is_written.store(true, Ordering::SeqCst);
+                let conflict = json!({"id": "x", "error": "conflict", "reason": "Document update conflict."});
+                ("201 Created", json!([conflict]))
+            }
+            _ => welcome(),
+        })
+        .await;
+        let got = store(couch).take(&[here()], &lease("w"), &|_| false).await;
+        let rev = got[0].as_ref().unwrap().as_ref().map(|record| record.rev.clone());
+        assert_eq!(rev, taken.then(|| Some("2-b".to_owned())), "{by}");
+    }
+}
+
 /// The versions of both sides are merged without a lookup of the entry. A union that the server did not write is tried again at the next run,
 /// although nothing changed since.
 #[tokio::test]
@@ -250,7 +281,7 @@ async fn merged_after(refusals: u32) {
 }
 
 #[tokio::test]
-async fn many_leases_are_taken_with_one_read_and_one_write() {
+async fn many_leases_are_taken_with_two_reads_and_one_write() {
     // The first entry is free. The second one has a live worker's lease. The third one is missing. The fourth one was written meanwhile.
     let mut leased = document(&[What::Commanded], "2-b");
     leased["lease"] = json!({"by": "another", "until": NOW.plus(Duration::from_secs(60)), "stamped": NOW});
@@ -291,7 +322,8 @@ async fn many_leases_are_taken_with_one_read_and_one_write() {
     assert_eq!(taken, [true, false, false, false]);
     let log = log.lock().unwrap();
     let requests = |what: &str| log.iter().filter(|(first, _)| first.contains(what)).count();
-    assert_eq!((requests("_all_docs"), requests("_bulk_docs")), (1, 1));
+    // The entry that was refused is read once more.
+    assert_eq!((requests("_all_docs"), requests("_bulk_docs")), (2, 1));
     let written = log.iter().find(|(first, _)| first.contains("_bulk_docs")).unwrap();
     let written: Value = serde_json::from_str(&written.1).unwrap();
     assert_eq!(written["docs"].as_array().unwrap().len(), 2, "{written}");
