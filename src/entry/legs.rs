@@ -63,6 +63,16 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// Whether an event reported that the leg on which the switch ended the recording was hung up. The answer of an ecallmgr that does not
+    /// know the call is no such report: an ecallmgr that has just started knows no call.
+    pub fn has_hung_up(&self) -> bool {
+        let Some(end) = self.told_end() else { return false };
+        let is_gone = |leg: &Leg| leg.event == LegEvent::Gone && leg.call_id == end.call_id;
+        end.hung_up == Some(true) || self.has(|what| matches!(what, What::Leg(leg) if is_gone(leg)))
+    }
+}
+
 impl From<LegNews> for Leg {
     fn from(news: LegNews) -> Self {
         Self {

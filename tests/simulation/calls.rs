@@ -25,11 +25,18 @@ impl World {
             if length.is_none() && parts == 1 {
                 self.unheard.lock().unwrap().insert(key);
             }
+            if length.is_some() {
+                self.end_unheard.lock().unwrap().insert(key);
+            }
             return self.note(WORLD, || format!("no event of that reaches a queue: {key}"));
         }
         self.unheard.lock().unwrap().remove(&key);
+        if length.is_some() {
+            self.end_unheard.lock().unwrap().remove(&key);
+        }
         let asked = &self.asked[&key];
-        let moved = self.switch.lock().unwrap().calls[&key].moved;
+        let call = self.switch.lock().unwrap().calls[&key].clone();
+        let moved = call.moved;
         let skew = self.switch.lock().unwrap().skews[asked.switch];
         let at = self.now().unix_micros() + skew;
         let told = Box::new(Told {
@@ -45,7 +52,7 @@ impl World {
             path: asked.order.command.as_ref().map(|command| command.path.clone()),
             length_ms: length,
             completion_cause: length.map(|_| "success-silence-none".into()),
-            hung_up: None,
+            hung_up: length.map(|_| !call.alive && !call.other_alive),
             account_id: None,
             other_leg_call_id: None,
             parties: Parties::default(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kz_record_call::entry::TIDIES;
+use kz_record_call::kazoo::time::Moment;
 use kz_record_call::recording::identity::Key;
 use serde_json::Value;
 
@@ -20,6 +21,9 @@ const SOON: u64 = 240;
 const NEXT_TO_A_FIREWALL: u64 = 80;
 /// The same for a recording that may wait for a lease that was left: one of bridges, or one whose ledger is slow. A lease lasts 300 s.
 const AFTER_A_LEASE: u64 = 480;
+
+/// Within this time after the end, a mask and the end have no certain order.
+const JUST_AFTER: Duration = Duration::from_secs(1);
 
 /// By then everything must have come to rest.
 const REST: u64 = 16 * 3600;
@@ -286,12 +290,20 @@ impl World {
         self.judge_mask(key, root)
     }
 
-    /// A document must not say that audio is masked which is not.
+    /// A document must not say that audio is masked which is not. It may say so of a mask that came just after the end, and of one that did
+    /// not find its recording when no event reported the end. See docs/limits.md.
     fn judge_mask(&self, key: Key, root: Key) -> Result<(), String> {
         let says = self.places.lock().unwrap().masked.get(&key).copied().unwrap_or(false);
         let switch = self.switch.lock().unwrap();
-        let was_masked = switch.files.get(&root).is_some_and(|file| !file.masks.is_empty());
-        if says && !was_masked {
+        let file = switch.files.get(&root);
+        let was_masked = file.is_some_and(|file| !file.masks.is_empty());
+        let ended = self.ended.lock().unwrap().get(&root).copied();
+        let is_excused = |missed: &Moment| {
+            let just_after = ended.is_some_and(|ended| missed.since(ended) <= JUST_AFTER);
+            just_after || self.end_unheard.lock().unwrap().contains(&root)
+        };
+        let is_excused = file.is_some_and(|file| file.missed_masks.iter().any(is_excused));
+        if says && !was_masked && !is_excused {
             return Err(format!("the document of {key} says that it is masked, and it is not"));
         }
         Ok(())

@@ -71,6 +71,8 @@ pub struct File {
     /// The switch was told to delete it, and did not.
     pub undeleted: bool,
     pub masks: Vec<(Moment, bool)>,
+    /// When masks arrived that did not find the recording.
+    pub missed_masks: Vec<Moment>,
 }
 
 impl File {
@@ -207,6 +209,7 @@ impl World {
                 killed: false,
                 undeleted: false,
                 masks: Vec::new(),
+                missed_masks: Vec::new(),
             });
             if file.running {
                 return;
@@ -363,12 +366,16 @@ impl World {
     pub fn obey(&self, key: Key, stop: bool) {
         let now = self.now();
         let mut switch = self.switch.lock().unwrap();
-        if switch.calls[&key].moved {
-            return;
-        }
-        let Some(file) = switch.files.get_mut(&key).filter(|file| file.running) else {
+        let moved = switch.calls[&key].moved;
+        let Some(file) = switch.files.get_mut(&key) else {
             return;
         };
+        if moved || !file.running {
+            if !stop {
+                file.missed_masks.push(now);
+            }
+            return;
+        }
         if !stop {
             file.masks.push((now, true));
         }

@@ -91,6 +91,8 @@ pub struct World {
     pub unopened: Mutex<[(bool, bool); 2]>,
     /// Recordings whose first events were all lost: a worker knows them by their action alone.
     pub unheard: Mutex<BTreeSet<Key>>,
+    /// Recordings of whose last end no event reached a queue.
+    pub end_unheard: Mutex<BTreeSet<Key>>,
     /// When the switch last ended each recording.
     pub ended: Mutex<BTreeMap<Key, Moment>>,
     /// Calls that end when a worker looks at them, by recording.
@@ -171,6 +173,7 @@ impl World {
             started: Mutex::default(),
             unopened: Mutex::default(),
             unheard: Mutex::default(),
+            end_unheard: Mutex::default(),
             ended: Mutex::default(),
             surprises: Mutex::default(),
             fails_next: Mutex::default(),

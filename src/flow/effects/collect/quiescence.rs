@@ -138,11 +138,13 @@ impl<C: Channels> Quiescence<C> {
         }
         match (look.call, entry.order()) {
             (None, _) | (_, None) => true,
-            // `look` was one answer, a while ago. An ecallmgr that has just started says so of calls that it has not learned of yet.
+            // An ecallmgr that has just started says so of every call.
             (Some(CallState::Over), Some(order)) => {
                 let open = audio.seems_open(order.format) && !is_back(Fault::OpenFilesReleased);
-                self.channels.call(order).await == CallState::Over
-                    && !(open && (!is_left_open(entry, &self.common.policy) || self.lives_elsewhere(entry).await))
+                let left_open = is_left_open(entry, &self.common.policy);
+                (entry.has_hung_up() || left_open)
+                    && self.channels.call(order).await == CallState::Over
+                    && !(open && (!left_open || self.lives_elsewhere(entry).await))
             }
             (Some(CallState::Bridged), _) => false,
             (Some(CallState::Apart), Some(order)) => {
@@ -180,7 +182,77 @@ fn judged(known: Option<ChannelState>, gone: bool) -> CallState {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use crate::config::{Config, Layers};
+    use crate::entry::fact::{Fact, What};
+    use crate::flow::common::Tasks;
+    use crate::kazoo::dialplan::Trigger;
+    use crate::kazoo::envelope::Sender;
+    use crate::kazoo::time::{Clock, Moment};
+    use crate::lifecycle::Policy;
+    use crate::lifecycle::tests::{audio, order, told};
+
     use super::*;
+
+    /// An ecallmgr that says of each call that it does not exist.
+    struct Ignorant;
+
+    impl Channels for Ignorant {
+        async fn call(&self, _: &Order) -> CallState {
+            CallState::Over
+        }
+
+        async fn is_gone(&self, _: &str) -> bool {
+            true
+        }
+    }
+
+    /// An ecallmgr that has just started says that of calls that are alive, and at the next bridge the switch records into the file again.
+    #[tokio::test]
+    async fn a_file_of_bridges_may_go_only_after_a_hang_up_or_a_long_time() {
+        let config = Config::of(Layers::load(None, std::iter::empty()).unwrap()).unwrap();
+        let policy = Policy::of(&config, "w".into());
+        let tasks = Tasks::new(TaskTracker::new(), CancellationToken::new());
+        let quiescence = Quiescence {
+            common: Arc::new(Common {
+                sender: Sender { node: "n".into() },
+                clock: Clock::default(),
+                policy: policy.clone(),
+                config,
+                tasks,
+            }),
+            channels: Ignorant,
+        };
+        let grace = policy.grace.as_secs();
+        for (hung_up, gone_for, may_go) in [
+            (Some(true), 0, true),
+            (Some(false), 0, false),
+            (None, 0, false),
+            (None, 2 * grace, false),
+            (None, 16 * grace, true),
+        ] {
+            let mut order = order();
+            order.command.as_mut().unwrap().trigger = Trigger::Bridge;
+            let began = order.asked_at;
+            let mut entry = Entry::of_order(order, "w");
+            let mut end = told(5000);
+            end.hung_up = hung_up;
+            let looks = [(1, 0), (2, gone_for)];
+            let looks = looks.map(|(n, second)| (20 + second, What::ChannelSeen { n, alive: false }));
+            for (second, what) in [(1, What::Started(told(0))), (6, What::Ended(end))]
+                .into_iter()
+                .chain(looks)
+            {
+                let (at, by): (Moment, _) = (began.plus(Duration::from_secs(second)), "w".to_owned());
+                entry.add(Fact { at, by, what });
+            }
+            let look = quiescence.look_at_call(&entry).await;
+            let still = quiescence.is_still(&entry, &look, &audio(5000)).await;
+            assert_eq!(still, may_go, "hung up: {hung_up:?}, gone for {gone_for} s");
+        }
+    }
 
     #[test]
     fn a_call_of_which_no_ecallmgr_tells_is_not_over() {
