@@ -121,7 +121,10 @@ fn was_third_party_throughout(evidence: &Evidence, start: &Start, ending: &Endin
         .filter_map(|used| used.set)
         .any(|(since, until)| {
             let unread = configuration_was_unreadable(evidence, since, since + CONFIGURATION);
-            !unread && since + CONFIGURATION <= ended_at && ending.at <= until
+            // A change that the database took late overlaps with the next one, and takes it back.
+            let mut others = third_parties(evidence).filter_map(|used| used.set);
+            let undone = others.any(|(_, end)| since < end && end < until && end <= ending.at);
+            !unread && !undone && since + CONFIGURATION <= ended_at && ending.at <= until
         })
 }
 
