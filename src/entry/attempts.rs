@@ -6,7 +6,7 @@ use crate::recording::digest::Digests;
 use crate::recording::order::Order;
 
 use super::cause::{Cause, Outcome};
-use super::fact::{Destination, Fact, Since, What};
+use super::fact::{Delivery, Destination, Fact, Since, What};
 use super::union::{KEPT_FIRST, KEPT_LAST};
 use super::{Entry, LOOKS, TIDIES};
 
@@ -221,8 +221,29 @@ impl Entry {
         let is = |sha256: &Option<String>| sha256.as_ref() == Some(&digests.sha256);
         held || self.has(|what| match what {
             What::Uploaded { sha256, .. } => is(sha256),
-            What::Delivered(delivery) => is(&delivery.sha256) && (!delivery.below_quorum || !self.is_unverified()),
+            What::Delivered(delivery) => {
+                is(&delivery.sha256) && (!delivery.below_quorum || self.has_verified(delivery))
+            }
             _ => false,
+        })
+    }
+
+    /// Whether a read-back found this delivery. Read-backs are of the first delivery, and of the same audio alone.
+    fn has_verified(&self, delivery: &Delivery) -> bool {
+        let is_own = self.delivery().is_some_and(|own| own.sha256 == delivery.sha256);
+        is_own && !self.is_unverified()
+    }
+
+    /// Whether a worker found that the audio is in the recording that this one continues. Then nothing is left to be brought.
+    pub fn was_found_kept(&self) -> bool {
+        self.has(|what| {
+            matches!(
+                what,
+                What::Concluded {
+                    cause: Cause::AlreadyKept,
+                    ..
+                }
+            )
         })
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::Moment;
+use crate::recording::controls::Why;
 
 use super::Entry;
 use super::fact::{BEFORE_ANY_START, Fact, Route, What};
@@ -80,7 +81,7 @@ impl Entry {
     pub fn mask_to_send(&self) -> Option<(&str, Control, u32)> {
         let Wanted { action, on } = self.wanted()?;
         let begun = self.heard_of_start()?;
-        if !self.is_open() || self.is_refused(action) {
+        if !self.is_open() || self.is_refused(action) || self.was_given_up(action, begun) {
             return None;
         }
         let sent = || {
@@ -182,6 +183,16 @@ impl Entry {
             What::NotObeyed { action, why, .. } => action == of && !self.is_void(action, *why),
             _ => false,
         })
+    }
+
+    /// Whether no queue took the command of this mask or unmask for so long that a worker gave it up, after the latest start. An earlier command
+    /// of the action may have met the recording all the same.
+    fn was_given_up(&self, of: &str, begun: Moment) -> bool {
+        let is_it = |what: &What| match what {
+            What::NotObeyed { action, why, .. } => action == of && *why == Why::Undelivered,
+            _ => false,
+        };
+        self.facts().any(|fact| fact.at >= begun && is_it(&fact.what))
     }
 
     /// When a worker heard of the latest start.

@@ -25,11 +25,16 @@ impl Entry {
         })
     }
 
-    /// Whether the recording was delivered, and with other audio than this.
+    /// Whether the recording was delivered, and with other audio than this. Other audio than that of the first delivery counts as delivered only
+    /// if enough copies took it: read-backs are of the first delivery.
     pub(super) fn is_strange(&self, holding: &Holding) -> bool {
+        let own = self.delivery().and_then(|delivery| delivery.sha256.as_deref());
         let mut delivered = self.facts().filter_map(|fact| match &fact.what {
             What::Uploaded { sha256, .. } => Some(sha256.as_deref()),
-            What::Delivered(delivery) => Some(delivery.sha256.as_deref()),
+            What::Delivered(delivery) => {
+                let sha256 = delivery.sha256.as_deref();
+                (!delivery.below_quorum || sha256 == own).then_some(sha256)
+            }
             _ => None,
         });
         let all = |sha256: Option<&str>| sha256.is_some_and(|sha256| sha256 != holding.digests.sha256);
@@ -39,8 +44,11 @@ impl Entry {
     /// What was delivered in addition to this recording's own audio, as facts for the continuation.
     pub(super) fn delivered_beside(&self) -> Vec<What> {
         let own = self.delivery().and_then(|delivery| delivery.sha256.as_deref());
+        // Of one that too few copies took, nothing is certain: the continuation delivers that audio itself.
         let other = self.facts().find_map(|fact| match &fact.what {
-            What::Delivered(delivery) => delivery.sha256.as_deref().filter(|sha256| Some(*sha256) != own),
+            What::Delivered(delivery) if !delivery.below_quorum => {
+                delivery.sha256.as_deref().filter(|sha256| Some(*sha256) != own)
+            }
             _ => None,
         });
         let Some((other, _)) = other.zip(own) else {

@@ -151,6 +151,7 @@ async fn drive<E: Effects, L: EntryStore>(
         left,
     };
     let mut hand: Option<E::Upload> = None;
+    let mut last: Option<(Effect, usize)> = None;
     let mut next = driver.step(input).await;
     loop {
         while let Some(input) = mailbox.take_next() {
@@ -176,6 +177,12 @@ async fn drive<E: Effects, L: EntryStore>(
                 }
             },
             Next::Do(effect) => {
+                // What came of an effect must change something. Otherwise it would be performed again at once, and without end.
+                let about = (effect.clone(), driver.case.entry.facts().count());
+                if last.replace(about.clone()) == Some(about) && driver.host.rest().await.is_err() {
+                    driver.give_back().await;
+                    return;
+                }
                 if is_bad_news(&driver.case.entry, &effect) {
                     match driver.learn().await {
                         Ok(Next::Do(news)) if news == effect => {}

@@ -83,9 +83,15 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     if let Some(end) = presumed_end(entry, now, policy) {
         return Some(What::PresumedEnded(Box::new(end)));
     }
-    let asked = stop_asked(entry, policy)?;
+    let alarm = stop_alarm(entry, stop_asked(entry, policy)?, policy);
     let alarmed = entry.facts().any(|fact| fact.what == What::StopUnconfirmed);
-    (!alarmed && asked.plus(policy.stop_alarm) <= now).then_some(What::StopUnconfirmed)
+    (!alarmed && alarm <= now).then_some(What::StopUnconfirmed)
+}
+
+/// When a stop that is not confirmed alerts an operator. A recording that began again after its stop is stopped anew.
+fn stop_alarm(entry: &Entry, asked: Moment, policy: &Policy) -> Moment {
+    let began = entry.latest_began_by(&policy.worker);
+    began.map_or(asked, |began| began.max(asked)).plus(policy.stop_alarm)
 }
 
 /// What must be done while no event has reported an end.
@@ -160,7 +166,7 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
             Some((_, at)) => moments.push(Some(at)),
             None => {}
         }
-        let alarm = asked.plus(policy.stop_alarm);
+        let alarm = stop_alarm(entry, asked, policy);
         if alarm > now {
             moments.push(Some(alarm));
         }

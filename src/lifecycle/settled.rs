@@ -111,7 +111,7 @@ fn bring_again(case: &Case, now: Moment, policy: &Policy) -> Option<Effect> {
         if case.hand == Hand::Received || held && case.hand == Hand::Empty {
             return Some(Effect::Deliver { attempt, destination });
         }
-        if case.hand == Hand::Empty && !entry.is_let_go() {
+        if case.hand == Hand::Empty && !entry.is_let_go() && !entry.was_found_kept() {
             let (node, path) = source(entry)?;
             return Some(Effect::Collect {
                 attempt,

@@ -222,6 +222,11 @@ impl World {
         state.is_some_and(|state| states.contains(&state))
     }
 
+    /// Whether no read-back found the delivery of a recording, according to the ledger.
+    fn is_unverified(&self, key: Key) -> bool {
+        self.is_known_as(key, &["unverified"])
+    }
+
     /// Whether no event told of a recording, and its switch could not open files: a worker asks once for the file of a recording of which it
     /// heard nothing. See docs/limits.md.
     fn may_be_given_up(&self, root: Key) -> bool {
@@ -259,7 +264,8 @@ impl World {
         let word = self.last_word(key);
         match word {
             None => return Err(format!("no outcome of {key} was published")),
-            Some("stored" | "delivered") if !(is_there || key != root && family_has) => {
+            // Another recording of its family has the audio: see docs/limits.md.
+            Some("stored" | "delivered") if !(is_there || family_has && (key != root || self.is_unverified(key))) => {
                 return Err(format!("{key} is announced as stored, and is not there"));
             }
             Some("failed") if was_recorded && key == root && !self.may_be_given_up(root) => {
@@ -276,6 +282,8 @@ impl World {
             // Each side of a partition announces what it knows, and their words come in any order.
             Some("parked") if is_there && self.is_known_as(key, &["stored", "delivered"]) => {}
             Some("parked") if asked.order.min_sec > 0 && self.is_known_as(key, &["discarded"]) => {}
+            // Two sides of a partition: on one of them it was parked still.
+            Some("parked") if self.discarded.lock().unwrap().contains(&root) => {}
             Some("parked") if key == root && was_recorded && !asked.refused && !asked.poisoned => {
                 return Err(format!("{key} is parked, though nothing is wrong any more"));
             }

@@ -236,3 +236,79 @@ fn what_a_server_loses_more_often_than_facts_are_kept_is_brought_again_each_time
     assert!(lost_often(40, 0).entry.is_unverified());
     assert!(lost_often(3, 33).entry.is_unverified());
 }
+
+/// While the cluster was parted, one side delivered the first part. The other side received the file when it had both parts, and one node
+/// took that.
+#[test]
+fn the_first_delivery_does_not_vouch_for_other_audio_that_too_few_copies_took() {
+    let mut bridges = order();
+    bridges.command.as_mut().unwrap().trigger = Trigger::Bridge;
+    let event = |second: u64, length_ms: u64| {
+        let mut told = told(length_ms);
+        (told.at, told.stamp) = (after(second), Some(after(second).unix_micros()));
+        told
+    };
+    let both = Audio {
+        digests: Digests {
+            md5: "both".into(),
+            sha256: "both".into(),
+        },
+        ..audio(20_000)
+    };
+    let What::Delivered(mut below) = below(Destination::Account, "1-b") else {
+        unreachable!()
+    };
+    below.sha256 = Some("both".into());
+    let What::Held { holding, .. } = holding() else {
+        unreachable!()
+    };
+    let held = Holding {
+        name: "both".into(),
+        digests: both.digests.clone(),
+        ..holding
+    };
+    for in_hold in [true, false] {
+        let mut case = asked(bridges.clone());
+        let mut news = Entry::new(case.entry.key, "call");
+        let decided = What::Decided {
+            n: 1,
+            destination: Destination::Account,
+            attempts: None,
+        };
+        let mut facts = vec![
+            ("x", 0, What::Commanded),
+            ("x", 1, What::Started(event(1, 0))),
+            ("x", 11, What::Ended(event(11, 10_000))),
+            ("x", 11, decided),
+            ("x", 12, What::Collected(audio(10_000))),
+            ("x", 13, delivered(Destination::Account)),
+            ("y", 20, What::Started(event(20, 0))),
+            ("y", 30, What::Ended(event(30, 10_000))),
+            ("y", 31, What::Collected(both.clone())),
+            ("y", 32, What::Delivered(below.clone())),
+        ];
+        if in_hold {
+            let (n, holding) = (1, held.clone());
+            facts.push(("y", 33, What::Held { n, holding }));
+        }
+        for (by, second, what) in facts {
+            let (at, by) = (after(second), by.to_owned());
+            news.add(Fact { at, by, what });
+        }
+        let owed = next(&mut case, Input::Known(Box::new(news)), after(40), &policy());
+        assert!(!owed.contains(&Next::Do(Effect::Unhold)), "{owed:?}");
+        assert!(
+            owed.contains(&Next::Do(Effect::Continue)),
+            "the second part is delivered on its own: {owed:?}"
+        );
+        let entry = &case.entry;
+        assert_eq!(entry.is_safe(&both.digests), in_hold);
+        assert_eq!(entry.may_let_go(&both.digests), in_hold);
+        assert_eq!(
+            entry.stray().map(|stray| stray.name.as_str()),
+            in_hold.then_some("both")
+        );
+        let (continuation, _) = entry.continuation(after(40), "y").unwrap();
+        assert!(continuation.delivery().is_none(), "too few copies took that");
+    }
+}

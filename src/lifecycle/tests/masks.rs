@@ -1,5 +1,6 @@
 //! Masks, unmasks and stops that came to nothing, came twice, or in another order than they were asked for.
 
+use crate::entry::fact::BEFORE_ANY_START;
 use crate::entry::legs::Leg;
 use crate::kazoo::leg::LegEvent;
 use crate::recording::controls::{Controls, Why};
@@ -397,4 +398,37 @@ fn a_presumed_start_and_the_real_one_are_one_part_for_masks() {
         masks(&case.entry.controls()),
         [(tenth(700), true), (tenth(2000), false)]
     );
+}
+
+/// Another worker knew no start when it sent the mask, so it is sent again. Meanwhile the control process of the call has lost its queue for good.
+#[test]
+fn a_mask_that_no_queue_takes_any_more_keeps_no_worker_from_looking_for_the_end() {
+    let mut case = started(order());
+    let first = What::Masked {
+        action: "m".into(),
+        on: true,
+        n: 0,
+        start: Some(BEFORE_ANY_START),
+        sender: Some("v".into()),
+    };
+    let mut news = Entry::new(case.entry.key, "call");
+    news.add(fact("v", tenth(10), asked("m", true, 10)));
+    news.add(fact("v", tenth(10), first));
+    step(&mut case, Input::Known(Box::new(news)));
+    let again = Effect::Control {
+        what: Control::Mask,
+        n: 1,
+    };
+    assert_eq!(next(&mut case, Input::Due, after(400), &policy())[0], again);
+    let undelivered = What::NotObeyed {
+        action: "m".into(),
+        what: Control::Mask,
+        why: Why::Undelivered,
+    };
+    let given_up = next(&mut case, Input::Fact(undelivered), after(400), &policy());
+    assert!(
+        matches!(given_up[0], Next::Do(Effect::LookForChannel { .. })),
+        "{given_up:?}"
+    );
+    assert_eq!(not_obeyed(&case), [], "the first command had met the recording");
 }

@@ -44,6 +44,36 @@ fn a_recording_that_began_again_after_its_stop_is_told() {
     assert_eq!(told, [Why::Unconfirmed]);
 }
 
+/// Its audio is still on its switch, so the next part is its own.
+#[test]
+fn a_stop_that_was_obeyed_is_no_fault_when_the_recording_begins_again_much_later() {
+    let mut order = order();
+    order.command.as_mut().unwrap().trigger = Trigger::Bridge;
+    let mut case = started(order);
+    let stamped = |millis: u64| {
+        let (mut told, moment) = (told(5000), NOW.plus(Duration::from_millis(millis)));
+        (told.at, told.stamp) = (moment, Some(moment.unix_micros()));
+        told
+    };
+    let action = "stop".to_owned();
+    at(&mut case, 10, Input::Fact(What::StopAsked { action, route: None }));
+    let start = case.entry.newest_start();
+    at(&mut case, 10, Input::Fact(What::StopSent { n: 1, start }));
+    at(&mut case, 10, Input::Fact(What::Ended(stamped(10_000))));
+    let begun = at(&mut case, 60, Input::Fact(What::Started(stamped(60_000))));
+    let again = Effect::Control {
+        what: Control::Stop,
+        n: 2,
+    };
+    assert_eq!(begun[0], again);
+    let start = case.entry.newest_start();
+    at(&mut case, 60, Input::Fact(What::StopSent { n: 2, start }));
+    at(&mut case, 60, Input::Fact(What::Ended(stamped(60_050))));
+    assert_eq!(case.entry.controls().not_obeyed, []);
+    // The second stop was not obeyed: that is told.
+    assert!(!case.entry.facts().any(|fact| fact.what == What::StopUnconfirmed));
+}
+
 /// No worker could carry it out earlier, as the ledger was away: the recording went on, and ended by itself.
 #[test]
 fn a_stop_that_is_carried_out_after_the_end_is_told_if_it_had_been_sent_well_before() {
