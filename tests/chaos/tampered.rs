@@ -291,7 +291,11 @@ const IN_PEACE: &[(&str, Tamper)] = &[
     ("a mask that was never sent", |e| ignored(e, Verb::Mask)),
     ("an unmask that was never sent", |e| ignored(e, Verb::Unmask)),
     ("a mask that the document tells, and the switch did not do", |e| {
-        let id = kept(e, "account")?.media_id.clone();
+        let is_certain = |ending: &&Ending| {
+            let start = e.starts.iter().find(|start| start.label == ending.label);
+            start.is_some_and(|start| start.masks == 0 && are_masks_known(e, start, ending))
+        };
+        let id = stored(e).find(is_certain)?.media_id.clone();
         document(e, &id)?.masks = vec![true];
         Some(())
     }),
