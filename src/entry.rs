@@ -35,6 +35,7 @@ mod untold;
 mod watched;
 pub mod webhooks;
 
+pub use attempts::NOTICE_REFUSED;
 pub use observed::{Probe, longest};
 
 use cause::{Cause, Outcome};

@@ -10,7 +10,18 @@ use super::fact::{Delivery, Destination, Fact, Since, What};
 use super::union::{KEPT_FIRST, KEPT_LAST};
 use super::{Entry, LOOKS, TIDIES};
 
+/// Why a notice waits: of the queues that it is routed to, one refuses it.
+pub const NOTICE_REFUSED: &str = "a queue refuses the event";
+
 impl Entry {
+    /// Until when notices that a queue refuses are not published again, the last delay last.
+    pub fn notices_refused(&self) -> impl DoubleEndedIterator<Item = Moment> {
+        self.facts().filter_map(|fact| match &fact.what {
+            What::Postponed { until, why, .. } if why == NOTICE_REFUSED => Some(*until),
+            _ => None,
+        })
+    }
+
     /// Where the audio goes, as decided when the recording ended, or when an operator last retried it.
     pub fn destination(&self) -> Option<Destination> {
         self.decided().map(|(destination, _)| destination)

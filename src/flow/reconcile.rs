@@ -48,11 +48,23 @@ impl Reconcile {
                 () = tokio::time::sleep(calm) => {}
                 () = self.common.stop().cancelled() => return,
             }
+            let mut was_away = false;
             let mut open = loop {
                 match self.ledger.open(&self.common.config.kazoo.zone).await {
-                    Ok(open) => break open,
+                    Ok(open) if !was_away => break open,
+                    Ok(_) => {
+                        // The events that came while the ledger was away wait in their queue. Without them a recording that is over seems not to
+                        // have begun, and would be begun again.
+                        was_away = false;
+                        let behind = tokio::time::sleep(self.common.config.flow.start_timeout);
+                        if self.common.unless_stopped(behind).await.is_err() {
+                            return;
+                        }
+                        continue;
+                    }
                     Err(error) => debug!(event = "reconcile_waits", %error, "open recordings not read, retrying"),
                 }
+                was_away = true;
                 if self.common.rest().await.is_err() {
                     return;
                 }

@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use serde_json::Value;
 use tracing::debug;
 
-use crate::couch::CouchError;
+use crate::couch::{CouchError, Documents};
 use crate::kazoo::time::Month;
 
 use super::database;
@@ -118,5 +120,28 @@ impl Store {
             }
         }
         Ok(looked_at)
+    }
+}
+
+/// After so many server errors in a row a revision counts as damaged.
+const FAILURES_OF_A_REVISION: usize = 3;
+const BETWEEN_FAILURES: Duration = Duration::from_millis(100);
+
+/// One revision. The server can answer each request for a damaged one with an error. That must not keep other entries from their workers.
+pub(super) async fn revision(
+    couch: &dyn Documents,
+    name: &str,
+    id: &str,
+    rev: &str,
+) -> Result<Option<Value>, CouchError> {
+    for _ in 1..FAILURES_OF_A_REVISION {
+        match couch.get_revision(name, id, rev).await {
+            Err(CouchError::Failed { .. }) => tokio::time::sleep(BETWEEN_FAILURES).await,
+            answer => return answer,
+        }
+    }
+    match couch.get_revision(name, id, rev).await {
+        Err(CouchError::Failed { .. }) => Ok(None),
+        answer => answer,
     }
 }

@@ -14,7 +14,7 @@ use crate::faults::{Fault, is_back};
 use crate::kazoo::time::{Clock, Moment, Month};
 use crate::lifecycle::Policy;
 
-use super::branches::Seen;
+use super::branches::{Seen, revision};
 use super::database;
 use super::due::{Timers, timers};
 use super::months::Known;
@@ -192,8 +192,8 @@ impl Store {
         let losers = document.get("_conflicts").and_then(Value::as_array);
         let mut merged = Vec::new();
         for rev in losers.into_iter().flatten().filter_map(Value::as_str) {
-            let loser = self.couch.get_revision(name, id, rev).await?;
-            // The revision is missing while copies differ, or is unreadable. Its facts are unknown here, so it must stay.
+            let loser = revision(self.couch.as_ref(), name, id, rev).await?;
+            // The revision is missing while copies differ, or is unreadable, or damaged. Its facts are unknown here, so it must stay.
             let Some(other) = loser.as_ref().and_then(Record::read) else {
                 warn!(
                     event = "ledger_conflict_unread",

@@ -76,7 +76,9 @@ pub(super) fn owed(case: &Case, now: Moment, policy: &Policy) -> Vec<Next> {
         };
         owed.push(Next::Do(Effect::Answer(answer)));
     }
-    owed.extend(entry.open_announcements().map(|one| Next::Do(Effect::Announce(one))));
+    let refused_until = entry.notices_refused().next_back();
+    let announce = |one| wait_or(refused_until, now, || Next::Do(Effect::Announce(one)));
+    owed.extend(entry.open_announcements().map(announce));
     if entry.is_to_be_continued() {
         owed.push(Next::Do(Effect::Continue));
     }

@@ -128,6 +128,10 @@ pub const METRICS: &[(&str, &str)] = &[
         "kz_record_call_delivery_seconds",
         "Duration of successful deliveries, by destination.",
     ),
+    (
+        "kz_record_call_announcements_refused_total",
+        "Notices that a queue refused until the worker gave them up, by kind.",
+    ),
     ("kz_record_call_announcements_total", "Notices published, by kind."),
     (
         "kz_record_call_webhooks_total",

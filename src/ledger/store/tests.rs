@@ -167,6 +167,26 @@ async fn what_cannot_be_read_does_not_stand_before_what_is_due() {
     );
 }
 
+/// CouchDB answers each request for a damaged revision with an error. The entry's other facts, and all other entries, stay readable.
+#[tokio::test]
+async fn a_damaged_revision_is_left_in_place_and_keeps_no_entry_from_its_worker() {
+    let damaged = (
+        "500 Internal Server Error",
+        json!({"error": "unknown_error", "reason": "function_clause"}),
+    );
+    let (loaded, log) = in_conflict(damaged, saved(), welcome()).await;
+    assert!(loaded.unwrap().unwrap().entry.is_commanded());
+    assert_eq!(deletions(&log), 0, "what it has is unknown");
+    // A server that does not answer is another case.
+    let (loaded, _) = in_conflict(
+        ("401 Unauthorized", json!({"error": "unauthorized", "reason": "x"})),
+        saved(),
+        welcome(),
+    )
+    .await;
+    assert!(loaded.is_err());
+}
+
 #[tokio::test]
 async fn a_lease_of_a_worker_that_is_gone_is_taken_over() {
     for (gone, taken) in [("w2", true), ("another", false)] {

@@ -364,3 +364,25 @@ fn a_parked_recording_whose_audio_is_not_in_the_hold_does_not_expire() {
     next(&mut case, Input::Outlived, after(1000 * 86_400), &keeps);
     assert_eq!(case.entry.outcome(), None);
 }
+
+/// A queue that an operator bound to the events is full, and refuses them. The broker gives each of them to all other queues again.
+#[test]
+fn an_event_that_a_queue_refuses_waits_for_the_retry_schedule() {
+    let mut case = ended_as(order(), Destination::Account);
+    step(&mut case, Input::Received(audio(5000)));
+    let stored = step(&mut case, Input::Fact(delivered(Destination::Account)));
+    assert_eq!(stored[0], Effect::Answer(Answer::Release));
+    let announced = step(&mut case, Input::Answered(Answer::Release));
+    assert!(matches!(announced[0], Next::Do(Effect::Announce(_))), "{announced:?}");
+    let until = after(100);
+    let refused = What::Postponed {
+        n: 1,
+        until,
+        why: crate::entry::NOTICE_REFUSED.into(),
+    };
+    let waits = next(&mut case, Input::Fact(refused), after(40), &policy());
+    assert_eq!(waits, [Next::Wait(until)]);
+    assert_eq!(due(&case.entry, after(40), &policy()), Some(until));
+    let again = next(&mut case, Input::Due, until, &policy());
+    assert!(matches!(again[0], Next::Do(Effect::Announce(_))), "{again:?}");
+}

@@ -284,6 +284,26 @@ impl Announced<'_> {
     }
 }
 
+/// A queue that an event is routed to refuses the event for good. The other queues have it.
+pub struct NoticeGivenUp<'a> {
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+    pub kind: &'static str,
+}
+
+impl NoticeGivenUp<'_> {
+    pub fn emit(self) {
+        warn!(
+            event = "notification_given_up",
+            call_id = self.call_id,
+            media_id = self.media_id,
+            kind = self.kind,
+            "notification refused by a queue, given up"
+        );
+        counter!("kz_record_call_announcements_refused_total", "kind" => self.kind).increment(1);
+    }
+}
+
 /// Attempts are over: the recording is parked, and its audio is kept. An operator must retry or discard it.
 pub struct RecordingParked<'a> {
     pub call_id: &'a str,

@@ -75,6 +75,7 @@ pub fn begin_at_zero(labels: &Labels<'_>) {
     counter!("kz_record_call_storage_unproved_total").absolute(0);
     for kind in labels.announcements.iter().copied() {
         counter!("kz_record_call_announcements_total", "kind" => kind).absolute(0);
+        counter!("kz_record_call_announcements_refused_total", "kind" => kind).absolute(0);
     }
     for queue in QUEUES {
         counter!("kz_record_call_messages_rejected_total", "queue" => queue).absolute(0);
