@@ -88,8 +88,8 @@ impl Store {
         Ok(written)
     }
 
-    /// A cluster answers with a conflict if one copy took the lease, and sent it to the others before they were asked. Such a lease would
-    /// keep every worker from the entry until it expires.
+    /// A cluster answers with a conflict if one copy took the lease, and sent it to the other copies before the cluster asked them. Such a
+    /// lease would keep every worker from the entry until the lease expires.
     async fn taken_nevertheless(
         &self,
         month: Month,
@@ -100,7 +100,7 @@ impl Store {
             return Vec::new();
         }
         let ids: Vec<String> = refused.iter().map(|(_, id)| id.clone()).collect();
-        // Without an answer the lease, if there is one, expires.
+        // If the database does not answer, the lease expires.
         let mut found = self.load_many(month, &ids).await.unwrap_or_default();
         let is_mine = |record: &Record| record.lease.as_ref() == Some(lease);
         let taken = refused.into_iter().filter_map(|(n, id)| {

@@ -17,8 +17,11 @@ use crate::world::World;
 /// The seconds after its end within which a recording must be at its destination, if nothing goes wrong.
 const SOON: u64 = 240;
 /// The same for a short recording whose first delivery fails, while other recordings wait for a switch that no upload leaves. A sweep takes it up:
-/// its delay is 6 s, the sweep's at most 50 s, and the attempts have the rest.
-const NEXT_TO_A_FIREWALL: u64 = 80;
+/// its delay is 6 s, the sweep's at most 50 s, and two attempts have the rest.
+const NEXT_TO_A_FIREWALL: u64 = 65;
+/// The same for a recording on the switch of a crowd that goes to a slow server. The server never has the last slot of a worker. There each of the 60
+/// recordings takes 3 s at most, and the crowd's calls end within 120 s: 60 s of work are left then.
+const NEXT_TO_A_SLOW_SERVER: u64 = 60;
 /// The same for a recording that may wait for a lease that was left: one of bridges, or one whose ledger is slow. A lease lasts 300 s.
 const AFTER_A_LEASE: u64 = 480;
 
@@ -120,6 +123,7 @@ impl World {
             let may_wait = self.trouble().couch_slow;
             let limit = match self.beside {
                 Beside::Firewall => NEXT_TO_A_FIREWALL,
+                Beside::SlowServer => NEXT_TO_A_SLOW_SERVER,
                 _ if may_wait => AFTER_A_LEASE,
                 _ => SOON,
             };

@@ -208,7 +208,7 @@ async fn a_lease_of_a_worker_that_is_gone_is_taken_over() {
     }
 }
 
-/// One copy took the lease, and passed it on before the other copies were asked: they refused it.
+/// One copy took the lease, and sent it to the other copies before the cluster asked them. So the other copies refused the lease.
 #[tokio::test]
 async fn a_lease_that_a_cluster_refuses_and_has_nevertheless_is_taken() {
     for (by, taken) in [("w", true), ("w2", false)] {
