@@ -27,7 +27,7 @@ pub use consumer::{Consumers, SessionState};
 pub use delivery::{Delivery, Spare};
 pub use erase::{Letter, Removed, remove_from};
 pub use probe::{Form, Load, Mailbox, Probe, Sent};
-pub use publisher::{PublishError, Publisher, Still};
+pub use publisher::{PublishError, Publisher, Still, Unseen};
 pub use requests::{Pending, Requests};
 pub use room::{Room, Taken};
 pub use topology::{Binding, QueueKind, QueueSpec};

@@ -192,6 +192,9 @@ impl Side {
         tokio::pin!(dead_letters);
         loop {
             tokio::select! {
+                // First, because the consumers end by this too. The connection must stay for the acknowledgements.
+                biased;
+                () = self.stop.consuming.cancelled() => break,
                 ended = consuming.join_next() => {
                     return AmqpError::Ended(ended.and_then(Result::ok).unwrap_or("a consumer stopped"));
                 }
@@ -200,7 +203,6 @@ impl Side {
                 _ = tick.tick() => if !connection.status().connected() {
                     return AmqpError::Ended("the connection is gone");
                 },
-                () = self.stop.consuming.cancelled() => break,
             }
         }
         self.state.send_modify(|state| state.consuming = false);
@@ -258,6 +260,7 @@ impl Side {
             sender: sender.clone(),
             by_hand: spec.kind != QueueKind::Exclusive,
             gate: spec.gate.clone(),
+            stop: self.stop.consuming.clone(),
         };
         // The consumer starts before the session counts as ready, unless the gate is closed.
         let stream = if consumer.is_open() {
@@ -288,12 +291,34 @@ struct Consumer {
     /// Whether handlers acknowledge each delivery themselves, once its result is durable.
     by_hand: bool,
     gate: Option<watch::Receiver<bool>>,
+    /// The worker receives no new deliveries.
+    stop: CancellationToken,
 }
 
 /// Why a consumer stopped.
 enum Stopped {
     Gate,
+    Worker,
     Session(&'static str),
+}
+
+/// The task that opens and closes a gate has ended.
+const GATE_GONE: &str = "a gate is gone";
+
+/// The worker shuts down.
+const WORKER_STOPS: &str = "the worker stops";
+
+/// Waits until a gate is open, or is not. A queue without a gate is always open. `None`: the gate is gone, and its last state says nothing.
+async fn turned(gate: Option<&mut watch::Receiver<bool>>, open: bool) -> Option<()> {
+    let Some(gate) = gate else {
+        return match open {
+            true => Some(()),
+            false => std::future::pending().await,
+        };
+    };
+    // `wait_for` looks at the last value first.
+    gate.has_changed().ok()?;
+    gate.wait_for(|is_open| *is_open == open).await.ok().map(drop)
 }
 
 impl Consumer {
@@ -314,10 +339,13 @@ impl Consumer {
     async fn run(mut self, mut stream: Option<lapin::Consumer>) -> &'static str {
         loop {
             if stream.is_none() {
-                if let Some(gate) = &mut self.gate
-                    && gate.wait_for(|open| *open).await.is_err()
-                {
-                    return "a gate is gone";
+                let opened = tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return WORKER_STOPS,
+                    opened = turned(self.gate.as_mut(), true) => opened,
+                };
+                if opened.is_none() {
+                    return GATE_GONE;
                 }
                 stream = match self.consume().await {
                     Ok(stream) => Some(stream),
@@ -328,29 +356,43 @@ impl Consumer {
             match self.forward(&mut consuming).await {
                 Stopped::Session(why) => return why,
                 Stopped::Gate => {
-                    let cancel = self
-                        .channel
-                        .basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
-                    if within(LIMIT, "cancelling a consumer", cancel).await.is_err() {
+                    if !self.cancel(consuming).await {
                         return "a consumer could not be cancelled";
                     }
-                    // Deliveries that are already in flight must be returned, or they would stay unacknowledged on this channel.
-                    while let Some(Ok(delivery)) = consuming.next().await {
-                        Delivery::new(delivery, true).give_back().await;
-                    }
+                }
+                Stopped::Worker => {
+                    self.cancel(consuming).await;
+                    return WORKER_STOPS;
                 }
             }
         }
     }
 
+    /// Cancels the consumer, and returns what was delivered meanwhile. Otherwise such deliveries would stay unacknowledged on this channel. What
+    /// is returned before RabbitMQ has cancelled the consumer would come again at once. Whether RabbitMQ has cancelled the consumer.
+    async fn cancel(&self, mut stream: lapin::Consumer) -> bool {
+        let cancel = self
+            .channel
+            .basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
+        if within(LIMIT, "cancelling a consumer", cancel).await.is_err() {
+            return false;
+        }
+        while let Some(Ok(delivery)) = stream.next().await {
+            Delivery::new(delivery, true).give_back().await;
+        }
+        true
+    }
+
     async fn forward(&mut self, stream: &mut lapin::Consumer) -> Stopped {
         loop {
-            let next = match &mut self.gate {
-                None => stream.next().await,
-                Some(gate) => tokio::select! {
-                    next = stream.next() => next,
-                    _ = gate.wait_for(|open| !*open) => return Stopped::Gate,
+            let next = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Stopped::Worker,
+                closed = turned(self.gate.as_mut(), false) => return match closed {
+                    Some(()) => Stopped::Gate,
+                    None => Stopped::Session(GATE_GONE),
                 },
+                next = stream.next() => next,
             };
             let delivery = match next {
                 Some(Ok(delivery)) => delivery,
@@ -375,7 +417,35 @@ impl Consumer {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
+
+    #[test]
+    fn a_queue_whose_gate_is_gone_is_neither_consumed_nor_cancelled_again_and_again() {
+        for last in [true, false] {
+            let (keeper, mut gate) = watch::channel(last);
+            drop(keeper);
+            for open in [true, false] {
+                let turned = turned(Some(&mut gate), open).now_or_never();
+                assert_eq!(turned, Some(None), "{last} {open}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_queue_is_consumed_while_its_gate_is_open() {
+        let (keeper, mut gate) = watch::channel(true);
+        for is_open in [true, false, true] {
+            keeper.send_replace(is_open);
+            for open in [true, false] {
+                let turned = turned(Some(&mut gate), open).now_or_never();
+                assert_eq!(turned, (open == is_open).then_some(Some(())), "{is_open} {open}");
+            }
+        }
+        assert_eq!(turned(None, true).now_or_never(), Some(Some(())), "no gate");
+        assert_eq!(turned(None, false).now_or_never(), None, "no gate");
+    }
 
     #[test]
     fn no_action_is_consumed_before_the_notices_of_other_workers() {

@@ -43,6 +43,7 @@ mod session;
 use encoded::Encoded;
 use lane::Bundle;
 use looks::Looks;
+pub use looks::Unseen;
 use session::Live;
 
 /// Why a message was not published, or may not have been.
@@ -265,16 +266,19 @@ impl Publisher {
 
     /// Number of ready messages in another client's queue. `None` when the number is unavailable.
     pub async fn depth(&self, queue: &str) -> Option<u32> {
-        Some(self.load(queue).await?.messages)
+        self.load(queue).await.ok().map(|load| load.messages)
     }
 
-    /// Number of ready messages and of consumers of another client's queue. `None` when the numbers are unavailable.
-    pub async fn load(&self, queue: &str) -> Option<Load> {
+    /// Number of ready messages and of consumers of another client's queue.
+    ///
+    /// # Errors
+    /// When the numbers are unavailable: for this user, or now.
+    pub async fn load(&self, queue: &str) -> Result<Load, Unseen> {
         if self.alarm().is_some() {
-            return None;
+            return Err(Unseen::Unanswered);
         }
-        let name = short(queue).ok()?;
-        let live = self.0.connection.borrow().clone()?;
+        let name = short(queue).map_err(|_| Unseen::Refused)?;
+        let live = self.0.connection.borrow().clone().ok_or(Unseen::Unanswered)?;
         self.0.looks.load(&live, name).await
     }
 

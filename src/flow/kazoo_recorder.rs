@@ -23,13 +23,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::amqp::Publisher;
+use crate::amqp::{Publisher, Unseen};
 use crate::config::AdoptMode;
 use crate::entry::Entry;
 use crate::entry::fact::What;
 use crate::kazoo::names::{KAZOO_4_RECORDER_QUEUE, KAZOO_RECORDER_QUEUE};
 use crate::kazoo::time::Moment;
-use crate::telemetry::events::{Adopting, KazooRecorderAbsent, KazooRecorderSeen};
+use crate::telemetry::events::{Adopting, KazooRecorderAbsent, KazooRecorderSeen, KazooRecorderUnseen};
 
 use super::common::Common;
 
@@ -42,13 +42,13 @@ const WHILE_ADOPTING: Duration = Duration::from_secs(10);
 /// The shortest time between two looks, however many events wait for one.
 const GAP: Duration = Duration::from_millis(200);
 
-/// After this many looks without an answer, over a connection that works, RabbitMQ counts as refusing them.
-const UNANSWERED: u32 = 10;
+/// Looks that get no answer for this time, over a connection that works, are reported.
+const UNSEEN_FOR: Duration = Duration::from_secs(20);
 
 /// Kazoo's own recorder stores a recording within half a second of its end.
 const STORED_WITHIN: Duration = Duration::from_secs(5);
 
-/// The worker logs this often that it leaves the recordings to Kazoo.
+/// The worker logs this often that it leaves the recordings to Kazoo, or that looks get no answer.
 const TOLD_AGAIN: Duration = Duration::from_secs(60);
 
 /// Time limit for a look that an event waits for.
@@ -73,8 +73,52 @@ enum Storer {
     Unknown,
     Kazoo,
     Worker,
-    /// RabbitMQ does not say how many consumers the queue has.
+    /// RabbitMQ refuses to say how many consumers the queue has.
     Untold,
+}
+
+impl Storer {
+    /// Who stores after a look that found nothing out. `None`: what was known before counts.
+    fn after(self, unseen: Unseen) -> Option<Self> {
+        match (self, unseen) {
+            // A worker that stores continues: nothing says that Kazoo's own recorder runs, and a recording that both store is stored.
+            (Self::Worker, _) => None,
+            // A broker under load answers late. To leave an end to Kazoo without an answer can mean that no program stores the recording.
+            (_, Unseen::Unanswered) => None,
+            (_, Unseen::Refused) => Some(Self::Untold),
+        }
+    }
+}
+
+/// Looks in sequence that found nothing out.
+#[derive(Debug, Clone, Copy, Default)]
+struct Blind {
+    since: Option<Instant>,
+    told: Option<Instant>,
+}
+
+impl Blind {
+    /// A look found nothing out. Whether this is to be reported now.
+    fn failed(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let is_long = now.saturating_duration_since(since) >= UNSEEN_FOR;
+        let is_due = |told: Instant| now.saturating_duration_since(told) >= TOLD_AGAIN;
+        let tells = is_long && self.told.is_none_or(is_due);
+        if tells {
+            self.told = Some(now);
+        }
+        tells
+    }
+
+    /// Without a connection no look can succeed.
+    fn unconnected(&mut self) {
+        self.since = self.told.and(self.since);
+    }
+
+    /// A look got an answer. Whether it was reported that looks got none.
+    fn ended(&mut self) -> bool {
+        std::mem::take(self).told.is_some()
+    }
 }
 
 /// The result of the last look.
@@ -150,36 +194,23 @@ impl KazooRecorder {
 
     /// Looks until the worker goes down.
     pub async fn run(self: Arc<Self>) {
-        let mut unanswered = 0;
+        let mut blind = Blind::default();
         if !self.watches() {
             Adopting { by_worker: None }.emit();
         }
+        KazooRecorderUnseen::begin();
         while !self.common.stop().is_cancelled() {
             let begun = Instant::now();
-            match self.publisher.load(KAZOO_RECORDER_QUEUE).await {
-                Some(load) => {
-                    unanswered = 0;
-                    KazooRecorderSeen {
-                        consumers: load.consumers,
-                        messages: load.messages,
+            match self.look().await {
+                Ok((storer, consumers)) => {
+                    if blind.ended() {
+                        KazooRecorderUnseen { why: None }.emit();
                     }
-                    .emit();
-                    let storer = if load.consumers > 0 || self.is_kazoo_4().await {
-                        Storer::Kazoo
-                    } else {
-                        Storer::Worker
-                    };
-                    self.found(storer, begun, load.consumers);
+                    self.found(storer, begun, consumers);
                 }
                 // Without a connection no look says anything, and no event arrives either.
-                None if !self.publisher.is_connected() || self.publisher.alarm().is_some() => unanswered = 0,
-                None => {
-                    unanswered += 1;
-                    // A worker that stores goes on: nothing says that Kazoo's own recorder runs, and a recording that both store is stored.
-                    if unanswered >= UNANSWERED && self.last.borrow().storer != Storer::Worker {
-                        self.found(Storer::Untold, begun, 0);
-                    }
-                }
+                Err(_) if !self.publisher.is_connected() || self.publisher.alarm().is_some() => blind.unconnected(),
+                Err(unseen) => self.unseen(unseen, begun, &mut blind),
             }
             self.rest(begun).await;
         }
@@ -190,14 +221,51 @@ impl KazooRecorder {
         self.common.config.adopt.mode.watches()
     }
 
+    /// Who stores now, and the number of consumers of Kazoo's queue.
+    async fn look(&self) -> Result<(Storer, u32), Unseen> {
+        let load = self.publisher.load(KAZOO_RECORDER_QUEUE).await?;
+        KazooRecorderSeen {
+            consumers: load.consumers,
+            messages: load.messages,
+        }
+        .emit();
+        let storer = match load.consumers > 0 || self.is_kazoo_4().await? {
+            true => Storer::Kazoo,
+            false => Storer::Worker,
+        };
+        Ok((storer, load.consumers))
+    }
+
     /// Whether Kazoo 4's recorder runs, which a worker can watch and not replace.
-    async fn is_kazoo_4(&self) -> bool {
-        self.common.config.adopt.mode != AdoptMode::Store
-            && self
-                .publisher
-                .load(KAZOO_4_RECORDER_QUEUE)
-                .await
-                .is_some_and(|load| load.consumers > 0)
+    async fn is_kazoo_4(&self) -> Result<bool, Unseen> {
+        if self.common.config.adopt.mode == AdoptMode::Store {
+            return Ok(false);
+        }
+        match self.publisher.load(KAZOO_4_RECORDER_QUEUE).await {
+            Ok(load) => Ok(load.consumers > 0),
+            // A user with a permission on the queue of Kazoo 5 alone is of a Kazoo 5.
+            Err(Unseen::Refused) => Ok(false),
+            Err(Unseen::Unanswered) => Err(Unseen::Unanswered),
+        }
+    }
+
+    /// A look found nothing out.
+    fn unseen(&self, unseen: Unseen, begun: Instant, blind: &mut Blind) {
+        let before = self.last.borrow().storer;
+        let after = before.after(unseen);
+        if let Some(storer) = after {
+            self.found(storer, begun, 0);
+        }
+        // What such a worker does then has a log line of its own.
+        let is_told = after.is_some() && !self.watches();
+        if !is_told && blind.failed(Instant::now()) {
+            let why = match unseen {
+                Unseen::Refused => "refuses to report",
+                Unseen::Unanswered => "does not report",
+            };
+            let why = format!("RabbitMQ {why} whether the queue {KAZOO_RECORDER_QUEUE} has consumers");
+            KazooRecorderUnseen { why: Some(&why) }.emit();
+        }
     }
 
     async fn rest(&self, begun: Instant) {
@@ -229,7 +297,7 @@ impl KazooRecorder {
                 "the queue {KAZOO_RECORDER_QUEUE} has {consumers} consumers: Kazoo's own recorder runs"
             )),
             Storer::Untold => Some(format!(
-                "RabbitMQ does not say whether the queue {KAZOO_RECORDER_QUEUE} has consumers"
+                "RabbitMQ refuses to report whether the queue {KAZOO_RECORDER_QUEUE} has consumers"
             )),
             Storer::Worker | Storer::Unknown => None,
         };
@@ -421,6 +489,34 @@ mod tests {
         assert!(!is_released(&[]).await, "RabbitMQ does not answer");
         assert!(is_released(&[(1, Storer::Worker)]).await);
         assert!(!is_released(&[(1, Storer::Untold)]).await);
+    }
+
+    /// A broker under load answers no look of a worker that has just started. An end that is left to Kazoo is acknowledged.
+    #[test]
+    fn a_broker_that_answers_late_leaves_no_end_to_kazoo() {
+        for storer in [Storer::Unknown, Storer::Kazoo, Storer::Worker, Storer::Untold] {
+            assert_eq!(storer.after(Unseen::Unanswered), None, "{storer:?}");
+        }
+        for storer in [Storer::Unknown, Storer::Kazoo, Storer::Untold] {
+            assert_eq!(storer.after(Unseen::Refused), Some(Storer::Untold), "{storer:?}");
+        }
+        assert_eq!(Storer::Worker.after(Unseen::Refused), None);
+        assert_eq!(verdict(Storer::Unknown), Verdict::Unknown);
+    }
+
+    #[test]
+    fn looks_that_get_no_answer_are_reported_each_minute_until_one_does() {
+        let (mut blind, begun) = (Blind::default(), Instant::now());
+        let second = |n| begun + Duration::from_secs(n);
+        let told: Vec<u64> = (0..200).filter(|n| blind.failed(second(*n))).collect();
+        assert_eq!(told, [20, 80, 140]);
+        blind.unconnected();
+        assert!(blind.failed(second(200)), "a new connection changes nothing about that");
+        assert!(blind.ended() && !blind.ended());
+        assert!(!blind.failed(second(201)));
+        blind.unconnected();
+        assert!(!blind.failed(second(230)), "a connection of a moment ago");
+        assert!(!blind.ended());
     }
 
     #[tokio::test(start_paused = true)]

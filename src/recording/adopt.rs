@@ -203,7 +203,16 @@ pub fn order(
     let given: Option<MediaId> = recording.id.as_deref().and_then(|id| id.parse().ok());
     let given = given.filter(|id| circumstances.months.contains(&id.month()));
     let key = match &given {
-        Some(id) => Key::of(KAZOO_RECORDER, id.as_str()),
+        Some(id) if is_drawn(id) => Key::of(KAZOO_RECORDER, id.as_str()),
+        Some(id) => {
+            // The switch appends all calls to a file whose name a callflow chose.
+            let by = if is_random(file_name) {
+                KAZOO_RECORDER
+            } else {
+                &event.call_id
+            };
+            Key::of(by, &format!("{id}/{file_name}"))
+        }
         None => Key::of(&event.call_id, path.unwrap_or(file_name)),
     };
     let media_id = given.unwrap_or_else(|| MediaId::derived(key, circumstances.at));
@@ -258,9 +267,18 @@ pub fn order(
 /// Whether a name has the form of the names that Kazoo draws at random. Any other name comes from a callflow, and can be the name of
 /// recordings of several calls at once.
 pub fn is_random(file_name: &str) -> bool {
-    file_name.rsplit_once('.').is_some_and(|(stem, _)| {
-        stem.len() == 32 && stem.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    })
+    file_name.rsplit_once('.').is_some_and(|(stem, _)| is_hex(stem))
+}
+
+/// Whether an id has the form of the ids that Kazoo draws at random. A callflow of later versions of Kazoo can choose the id (`media_id`), and
+/// can choose one id for all its calls.
+fn is_drawn(id: &MediaId) -> bool {
+    id.as_str().split_once('-').is_some_and(|(_, drawn)| is_hex(drawn))
+}
+
+/// 16 random bytes, as Kazoo writes them (`kz_binary:rand_hex`).
+fn is_hex(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// A database's name in CouchDB's form, if it can be one. Kazoo has two forms of it.

@@ -124,42 +124,52 @@ impl Accounts {
         let tries = match self.tries.get(CALL_COMMAND) {
             Some(tries) => tries,
             None => {
-                let document = self
-                    .couch
-                    .get(SYSTEM_CONFIG, CALL_COMMAND)
-                    .await?
-                    .unwrap_or(Value::Null);
-                self.tries.put(CALL_COMMAND, Tries::read(&document))
+                // Every cluster has this database. A server without it says nothing about Kazoo's settings.
+                let document = self.couch.get_surely(SYSTEM_CONFIG, CALL_COMMAND).await?;
+                self.tries
+                    .put(CALL_COMMAND, Tries::read(&document.unwrap_or(Value::Null)))
             }
         };
         let rounds = match account_id {
             None => None,
             Some(account_id) => match self.retries.get(account_id) {
                 Some(own) => own,
-                None => match self.read_retries(account_id).await {
-                    Ok(own) => self.retries.put(account_id, own),
-                    // A cluster without resellers has no such database.
-                    Err(CouchError::DatabaseMissing(_)) => None,
-                    Err(error) => return Err(error),
-                },
+                None => {
+                    let own = self.read_retries(account_id).await?;
+                    self.retries.put(account_id, own)
+                }
             },
         };
         let rounds = rounds.or(media.storage_retry_times).unwrap_or(ROUNDS);
         Ok(tries.longest(rounds.max(own.unwrap_or(0))))
     }
 
+    /// The number of the account, or of its reseller. For how long Kazoo tries is written into the ledger, and is never computed again: so one
+    /// node's answer that a document is missing does not count.
     async fn read_retries(&self, account_id: &str) -> Result<Option<u32>, CouchError> {
-        if let Some(own) = self.couch.get(&account_db(account_id), CONFIG).await? {
+        if let Some(own) = self.read_surely(&account_db(account_id), CONFIG).await? {
             return Ok(retry_times(&own));
         }
-        let services = self.couch.get(SERVICES, account_id).await?;
+        let services = self.read_surely(SERVICES, account_id).await?;
         let reseller = services.and_then(|services| owned_text(&services, "pvt_reseller_id"));
         match reseller.filter(|reseller| reseller != account_id) {
             Some(reseller) => {
-                let theirs = self.couch.get(&account_db(&reseller), CONFIG).await?;
+                let theirs = self.read_surely(&account_db(&reseller), CONFIG).await?;
                 Ok(theirs.as_ref().and_then(retry_times))
             }
             None => Ok(None),
+        }
+    }
+
+    /// A document as most of its nodes know it. A database that the cluster does not have has none: a cluster without resellers has no
+    /// database of services.
+    async fn read_surely(&self, database: &str, id: &str) -> Result<Option<Value>, CouchError> {
+        match self.couch.get_surely(database, id).await {
+            Err(CouchError::DatabaseMissing(_)) => {
+                self.couch.knows_databases().await?;
+                Ok(None)
+            }
+            found => found,
         }
     }
 
@@ -266,6 +276,83 @@ mod tests {
         assert_eq!(longest(None).await, 12_300);
         assert_eq!(longest(Some(2)).await, 12_300);
         assert_eq!(longest(Some(20)).await, 21 * (5 * 300 + 4 * 5) + 20 * 600 + 180);
+    }
+
+    const ACCOUNT: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const RESELLER: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    /// The documents that say for how long Kazoo's own recorder tries, in the order of the reads.
+    const READ: [&str; 4] = ["call_command", "own", "services", "reseller's"];
+
+    fn read_at(path: &str) -> Option<&'static str> {
+        let is = |part: &str| path.contains(part);
+        match () {
+            () if is("call_command") => Some(READ[0]),
+            () if is("configs_media") && is("bb%2Fbb") => Some(READ[3]),
+            () if is("configs_media") => Some(READ[1]),
+            () if is("services/") => Some(READ[2]),
+            () => None,
+        }
+    }
+
+    /// A node that was rebuilt lacks documents that the other nodes have. The time is written into the ledger, and is never computed again.
+    #[tokio::test]
+    async fn one_node_that_misses_kazoos_settings_does_not_say_for_how_long_kazoo_tries() {
+        use crate::couch::testing;
+        for (lost, is_alone) in READ.into_iter().flat_map(|lost| [(lost, true), (lost, false)]) {
+            let (couch, _) = testing::couch(move |asked| {
+                let read = read_at(&asked.path);
+                let is_shards = asked.path.contains("_shards");
+                match read {
+                    None => {
+                        let cluster = json!(["a", "b", "c"]);
+                        (200, json!({"all_nodes": ["a"], "cluster_nodes": cluster}))
+                    }
+                    Some(read) if is_shards => {
+                        let nodes = if is_alone && read == lost {
+                            json!(["a", "b", "c"])
+                        } else {
+                            json!(["a"])
+                        };
+                        (200, json!({"range": "00000000-ffffffff", "nodes": nodes}))
+                    }
+                    // Its reseller's counts only without it.
+                    Some(read) if read == lost || read == READ[1] => {
+                        (404, json!({"error": "not_found", "reason": "missing"}))
+                    }
+                    Some("services") => (200, json!({"pvt_reseller_id": RESELLER})),
+                    Some("reseller's") => (200, json!({"call_recording": {"storage_retry_times": 20}})),
+                    Some(_) => (200, json!({})),
+                }
+            })
+            .await;
+            let accounts = Accounts::new(couch);
+            let media = Media::read(&json!({}), "local");
+            let longest = accounts.longest_storing(Some(ACCOUNT), &media, None).await;
+            assert_eq!(longest.is_err(), is_alone, "{lost}: {longest:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_knows_no_databases_does_not_say_for_how_long_kazoo_tries() {
+        use crate::couch::testing;
+        for (lost, knows) in [("own", false), ("own", true), ("services", false), ("services", true)] {
+            let (couch, _) = testing::couch(move |asked| match read_at(&asked.path) {
+                Some("own") if lost == "services" => (404, json!({"error": "not_found", "reason": "missing"})),
+                Some(read) if read == lost => testing::no_database(),
+                Some(_) => (200, json!({})),
+                None if asked.path.contains("_membership") => {
+                    (200, json!({"all_nodes": ["a"], "cluster_nodes": ["a"]}))
+                }
+                None if knows => (200, json!({})),
+                None => testing::no_database(),
+            })
+            .await;
+            let accounts = Accounts::new(couch);
+            let media = Media::read(&json!({}), "local");
+            let longest = accounts.longest_storing(Some(ACCOUNT), &media, None).await;
+            assert_eq!(longest.is_ok(), knows, "{lost}: {longest:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

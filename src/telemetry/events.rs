@@ -81,6 +81,10 @@ pub const METRICS: &[(&str, &str)] = &[
         "1 while no process consumes the queue of Kazoo's own recorder. Present with adopt.mode watch and rescue.",
     ),
     (
+        "kz_record_call_kazoo_recorder_unseen",
+        "1 while RabbitMQ does not report the consumers of the queue of Kazoo's own recorder. Absent with adopt.mode off.",
+    ),
+    (
         "kz_record_call_kazoo_looks_total",
         "Looks whether Kazoo's own recorder has stored a recording, by look (first, later) and result: stored, deleted, not_wanted, missing, no_audio, unanswered, unreadable.",
     ),

@@ -17,7 +17,7 @@ use crate::amqp::{Delivery, QueueKind, QueueSpec};
 use crate::flow::common::Common;
 use crate::flow::journal::{self, Journal};
 use crate::kazoo::dialplan::Control;
-use crate::kazoo::time::message_time;
+use crate::kazoo::time::{Moment, message_time};
 use crate::recording::controls::Why;
 use crate::recording::plan::Plan;
 use crate::telemetry::events::ControlWaits;
@@ -50,9 +50,11 @@ const LOOKS: [u64; 4] = [100, 200, 400, 800];
 /// The same if another recorder records the call, and the action is most likely for that recording: a mask must not come late.
 const NAMED_LOOKS: &[u64] = &[100, 200];
 
-/// How often an action that waited for the ledger is searched for before it counts that there is no recording. In the same time a recording
-/// that only the journal knew is moved into the ledger.
+/// How often an action that waited for the ledger is searched for before it counts that there is no recording, and for how long at least. In
+/// this time a recording that only the journal knew is moved into the ledger. A worker that shuts down returns the action without a delay, so
+/// the number alone says nothing about the time.
 const ENOUGH: u32 = 5;
+const LONG_ENOUGH: Duration = Duration::from_secs(15);
 
 /// For this long after its start a worker does not believe that a call has no recording. It heard no notice of earlier recordings, and a
 /// CouchDB node that was started with it may lag behind the others. The action is searched for again for some seconds, also by other workers.
@@ -73,6 +75,12 @@ pub fn controls(gate: tokio::sync::watch::Receiver<bool>, dead_letters: &str) ->
         prefetch: PREFETCH,
         gate: Some(gate),
     }
+}
+
+/// Whether an action was searched for often and long enough. `at`: when it was sent. A time after `now` is not believed.
+fn is_searched(returns: u32, at: Option<Moment>, now: Moment) -> bool {
+    let at = at.filter(|at| *at <= now);
+    returns >= ENOUGH && at.is_none_or(|at| now.since(at) >= LONG_ENOUGH)
 }
 
 /// Stops, masks and unmasks recordings.
@@ -233,14 +241,15 @@ impl Controls {
             },
             Err(why) => return self.returns.reject(delivery, QUEUE, "", &why).await,
         };
+        let at = delivery.timestamp().and_then(|at| message_time(at, read));
         let request = Request {
             action: &action,
             delivery: &delivery,
             reply_to: None,
             doubtful: true,
             repeated: true,
-            waited: delivery.returns() >= ENOUGH,
-            at: delivery.timestamp().and_then(|at| message_time(at, read)),
+            waited: is_searched(delivery.returns(), at, read),
+            at,
             read,
         };
         let mut look = self.finder.look(&request).await;
@@ -249,7 +258,7 @@ impl Controls {
         }
         let done = match look {
             Look::Found(found) => Box::pin(self.carry_out(&request, *found, what)).await.1,
-            Look::None if delivery.returns() >= ENOUGH && !self.journal.may_have_more().await => {
+            Look::None if request.waited && !self.journal.may_have_more().await => {
                 self.none_of_ours(&request, what).await.is_ok()
             }
             Look::None | Look::Untold(_) => false,
@@ -268,5 +277,26 @@ impl Controls {
                 .carry_out(request, found, what, self.answers.result_of_request(request.reply_to)),
         )
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn returns_of_workers_that_shut_down_do_not_end_the_search_for_a_recording() {
+        let now = Moment::from_unix_seconds(1_795_947_400);
+        let ago = |seconds| Some(now.minus(Duration::from_secs(seconds)));
+        for (returns, at, is_enough) in [
+            (ENOUGH, ago(1), false),
+            (200, ago(14), false),
+            (ENOUGH, ago(15), true),
+            (ENOUGH - 1, ago(3600), false),
+            (ENOUGH, None, true),
+            (ENOUGH, Some(now.plus(Duration::from_secs(60))), true),
+        ] {
+            assert_eq!(is_searched(returns, at, now), is_enough, "{returns} {at:?}");
+        }
     }
 }

@@ -213,6 +213,46 @@ fn an_id_that_can_be_no_recordings_of_today_is_not_believed() {
     }
 }
 
+/// A flow of a later version of Kazoo can choose the id (`media_id`), and give one id to all its calls.
+#[test]
+fn an_id_that_a_callflow_chose_joins_no_two_recordings() {
+    let of = |name: &str, id: &str, call_id: &str, path: &str| {
+        let mut body = fixture(&format!("workers1-account_inbound-p5c-{name}"));
+        body["Call-ID"] = json!(call_id);
+        body["Recording"]["ID"] = json!(id);
+        body["Recording"]["File-Path"] = json!(path);
+        ordered(body).0
+    };
+    let random = ["0", "1"].map(|digit| format!("/tmp/{}.mp3", digit.repeat(32)));
+    for id in ["202611-support", &format!("202611-{}", "A".repeat(32))] {
+        for paths in [random.each_ref().map(String::as_str), ["/tmp/support.mp3"; 2]] {
+            let [one, other] = [("a", paths[0]), ("b", paths[1])].map(|(call_id, path)| {
+                let [start, stop] = ["RECORD_START", "RECORD_STOP"].map(|name| of(name, id, call_id, path));
+                assert_eq!(start.key, stop.key, "{id} {path}");
+                stop
+            });
+            assert_ne!(one.key, other.key, "{id} {paths:?}");
+            // Kazoo's document has the id.
+            assert_eq!((one.media_id.as_str(), other.media_id.as_str()), (id, id));
+        }
+    }
+    // The file tells which recording it is, wherever the call goes.
+    let moved = ["a", "b"].map(|call_id| of("RECORD_STOP", "202611-support", call_id, &random[0]).key);
+    assert_eq!(moved[0], moved[1]);
+}
+
+/// A recording that runs while its worker is upgraded keeps its entry.
+#[test]
+fn an_id_that_kazoo_drew_is_the_key_alone() {
+    for kind in KINDS {
+        for name in ["RECORD_START", "RECORD_STOP"] {
+            let body = fixture(&format!("workers1-{kind}-{name}"));
+            let id = body["Recording"]["ID"].as_str().unwrap().to_owned();
+            assert_eq!(ordered(body).0.key, Key::of(KAZOO_RECORDER, &id));
+        }
+    }
+}
+
 #[test]
 fn only_a_file_of_audio_is_asked_for_and_only_by_its_own_name() {
     let with_path = |path: &str| {

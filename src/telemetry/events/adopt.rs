@@ -158,6 +158,32 @@ impl KazooRecorderAbsent<'_> {
     }
 }
 
+/// Looks at the queue of Kazoo's own recorder give no answer, and why; or they do again.
+pub struct KazooRecorderUnseen<'a> {
+    pub why: Option<&'a str>,
+}
+
+impl KazooRecorderUnseen<'_> {
+    /// The worker has begun to look.
+    pub fn begin() {
+        gauge!("kz_record_call_kazoo_recorder_unseen").set(0.0);
+    }
+
+    pub fn emit(self) {
+        match self.why {
+            Some(why) => error!(
+                event = "kazoo_recorder_unseen",
+                why, "whether Kazoo's own recorder runs is unknown, the last known state counts"
+            ),
+            None => info!(
+                event = "kazoo_recorder_seen",
+                "whether Kazoo's own recorder runs is known again"
+            ),
+        }
+        gauge!("kz_record_call_kazoo_recorder_unseen").set(if self.why.is_some() { 1.0 } else { 0.0 });
+    }
+}
+
 /// The settings of Kazoo's own recording cannot be read, so its URL is unknown.
 pub struct AdoptedDataUnreadable<'a> {
     pub call_id: &'a str,

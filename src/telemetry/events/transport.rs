@@ -91,19 +91,25 @@ impl AmqpAlarm<'_> {
     }
 }
 
-/// The broker refuses to report the length of Kazoo's queues on this connection. RabbitMQ 4.2.6 and later require a permission for that.
+/// The broker refuses to report on Kazoo's queues on this connection. RabbitMQ 4.2.6 and later require a permission for that.
 pub struct LooksRefused<'a> {
     pub queue: &'a str,
+    /// It is a queue of Kazoo's own recorder, whose consumers the worker counts.
+    pub of_recorder: bool,
     pub why: &'a str,
 }
 
 impl LooksRefused<'_> {
     pub fn emit(self) {
+        let means = match self.of_recorder {
+            true => "queue of Kazoo's own recorder unreadable",
+            false => "queue depth unreadable, fixed rate limit in force",
+        };
         warn!(
             event = "queue_look_refused",
             queue = self.queue,
             why = self.why,
-            "queue depth unreadable, fixed rate limit in force"
+            "{means}"
         );
     }
 }
