@@ -48,7 +48,7 @@ impl Entry {
         let mut all: Vec<(u32, Moment, Moment)> = self
             .facts()
             .filter_map(|fact| match fact.what {
-                What::Postponed { n, until, .. } if Self::counts(retried, fact) => Some((n, fact.at, until)),
+                What::Postponed { n, until, .. } if Self::delays_attempts(retried, fact) => Some((n, fact.at, until)),
                 _ => None,
             })
             .filter(|(_, at, _)| given_up.is_none_or(|given_up| *at >= given_up))
@@ -62,10 +62,16 @@ impl Entry {
     pub fn postponed_until(&self) -> Option<Moment> {
         let retried = self.retried();
         let postponed = self.facts().filter_map(|fact| match fact.what {
-            What::Postponed { n, until, .. } if Self::counts(retried, fact) => Some((n, until)),
+            What::Postponed { n, until, .. } if Self::delays_attempts(retried, fact) => Some((n, until)),
             _ => None,
         });
         postponed.max_by_key(|(n, _)| *n).map(|(_, until)| until)
+    }
+
+    /// Whether this postponement delays attempts. A queue that refuses a notice delays that notice alone.
+    fn delays_attempts(retried: Option<&Fact>, fact: &Fact) -> bool {
+        let is_of_notice = matches!(&fact.what, What::Postponed { why, .. } if why == NOTICE_REFUSED);
+        !is_of_notice && Self::counts(retried, fact)
     }
 
     /// When a worker last heard, or presumed, that the recording is over.

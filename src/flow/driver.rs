@@ -10,8 +10,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::entry::Entry;
-use crate::entry::fact::Announcement;
+use crate::entry::fact::{Announcement, Fact, What};
 use crate::faults::{Fault, is_back};
+use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::{Clock, Moment};
 use crate::ledger::{Address, Lease, Noted, Receipt, address};
 use crate::lifecycle::{Answer, Case, Effect, Hand, Input, Next, Policy, step};
@@ -21,10 +22,8 @@ use crate::recording::ending::Told;
 use super::common::Interrupted;
 use super::in_flight::Mailbox;
 
-mod knowledge;
 mod survive;
 
-use knowledge::{Learned, awaits_command, is_bad_news, perhaps_carried_out};
 pub use survive::survive;
 
 /// What a driver does to the world. Every effect is harmless when it is performed twice.
@@ -51,34 +50,12 @@ pub trait Effects: Sync {
 
     /// Since when this worker receives actions without a break, by its own clock. `None`: it does not now.
     fn receives_since(&self) -> Option<Moment>;
-
-    /// Whether a worker that was alive is gone.
-    fn is_gone(&self, worker: &str) -> bool;
-}
-
-/// Whether a worker may carry out a recording's action.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Taken {
-    /// It has the lease, and no other worker gets one until that ends.
-    Mine(Entry, Lease),
-    /// Another live worker has the lease.
-    Others(Entry),
-    /// The ledger does not have the recording.
-    Unknown,
 }
 
 /// Where a driver notes what it knows.
 pub trait EntryStore: Sync {
     /// The entry as all workers know it. `None`: the ledger does not answer in time.
     fn known(&self, address: &Address) -> impl Future<Output = Option<Option<Entry>>> + Send;
-
-    /// Takes the recording for this worker, unless another live worker has it. `None`: the ledger does not answer in time.
-    fn take(
-        &self,
-        address: &Address,
-        duration: Duration,
-        is_gone: &(dyn Fn(&str) -> bool + Sync),
-    ) -> impl Future<Output = Option<Taken>> + Send;
 
     /// Notes an entry. It is written within `linger`, together with the other notes that arrive meanwhile.
     fn note(&self, entry: &Entry, lease: Option<Lease>, linger: Duration) -> impl Future<Output = Receipt> + Send;
@@ -183,7 +160,7 @@ async fn drive<E: Effects, L: EntryStore>(
                     driver.give_back().await;
                     return;
                 }
-                if is_bad_news(&driver.case.entry, &effect) {
+                if driver.is_bad_news(&effect) {
                     match driver.learn().await {
                         Ok(Next::Do(news)) if news == effect => {}
                         Ok(news) => {
@@ -199,18 +176,18 @@ async fn drive<E: Effects, L: EntryStore>(
                 if let Some(is_ours) = driver.perhaps_carried_out(&effect) {
                     // The action was perhaps handled before, and what it asks for was undone by a later one: another worker may have stopped
                     // what it began, or unmasked.
-                    match driver.may_carry_out(&effect).await {
-                        Learned::Next(Next::Do(news)) if news == effect => {}
-                        Learned::Next(news) => {
+                    match driver.learn_now().await {
+                        Some(Next::Do(news)) if news == effect => {}
+                        Some(news) => {
                             next = news;
                             continue;
                         }
-                        Learned::Nothing if is_ours => {}
-                        Learned::Nothing | Learned::OthersTurn if driver.host.rest().await.is_ok() => {
+                        None if is_ours => {}
+                        None if driver.host.rest().await.is_ok() => {
                             next = driver.step(Input::Due).await;
                             continue;
                         }
-                        Learned::Nothing | Learned::OthersTurn => {
+                        None => {
                             driver.give_back().await;
                             return;
                         }
@@ -245,8 +222,22 @@ async fn drive<E: Effects, L: EntryStore>(
     }
 }
 
+/// RabbitMQ gives the actions of a worker that it does not hear of to another worker after twenty seconds or more. So a worker whose ledger does not
+/// answer either is still the only one that has an action, if it got the action less than this long ago. If the connection was closed since,
+/// RabbitMQ has given the action to another worker at once.
+const SURELY_OURS: Duration = Duration::from_secs(15);
+
+/// The clocks of the nodes of a cluster differ by less than this, as a rule.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
+
 /// Time limit for the ledger to confirm. After that the switch gets the answer to keep its file.
 const NO_RETURN: Duration = Duration::from_secs(5);
+
+/// Whether a start command is to be sent, as far as is known.
+fn awaits_command(entry: &Entry) -> bool {
+    let has_command = entry.order().is_some_and(|order| order.command.is_some());
+    has_command && !entry.is_commanded() && entry.started().is_none()
+}
 
 struct Driver<'a, E, L> {
     effects: &'a E,
@@ -273,12 +264,13 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
             .lease
             .as_ref()
             .is_some_and(|lease| lease.until.since(now) > host.lease / 2);
-        // Until this worker may send the start, a lease of its own would take the place of the lease of the worker that is about to send it.
-        let waits = self.lease.is_none() && awaits_command(entry);
-        if *entry != before || !held && !waits {
-            self.lease = (!waits).then(|| self.ledger.lease(host.lease));
+        if *entry != before || !held {
+            self.lease = Some(self.ledger.lease(host.lease));
+            // A sweep of another worker must not find a start whose command is about to go out, or has just gone out.
+            let is_start = awaits_command(&before) || awaits_command(entry);
+            let linger = if is_start { Duration::ZERO } else { host.linger };
             // This write is not awaited: `rest` notes everything that counts once more.
-            drop(self.ledger.note(entry, self.lease.clone(), host.linger).await);
+            drop(self.ledger.note(entry, self.lease.clone(), linger).await);
         }
         next
     }
@@ -292,9 +284,48 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
         left.taking = taking;
     }
 
+    /// Whether the effect says that audio is not at its destination, or that more audio must exist. Another worker may have delivered the
+    /// audio without this worker knowing.
+    fn is_bad_news(&self, effect: &Effect) -> bool {
+        match effect {
+            _ if is_back(Fault::BadNewsUnasked) => false,
+            Effect::Announce(Announcement::Outcome(_)) => self.case.entry.delivery().is_none(),
+            Effect::Continue => true,
+            _ => false,
+        }
+    }
+
+    /// Whether this worker is surely the only one that has the action which this command carries out. `None`: the command does no harm when
+    /// another worker has sent it, and more, meanwhile.
     fn perhaps_carried_out(&self, effect: &Effect) -> Option<bool> {
-        let (worker, since) = (&self.host.policy.worker, self.effects.receives_since());
-        perhaps_carried_out(&self.case.entry, effect, worker, self.host.now(), since)
+        let is_it = |what: &What| match effect {
+            Effect::Command => matches!(what, What::Asked(_)),
+            Effect::Control {
+                what: Control::Stop, ..
+            } => false,
+            Effect::Control { .. } => matches!(what, What::MaskAsked { .. }),
+            _ => false,
+        };
+        let mut facts = self.case.entry.facts().rev();
+        let asked = facts.find(|fact| is_it(&fact.what))?;
+        // Another worker's stamp is of another clock, and says that this worker did not get the action first.
+        let is_its_own = |fact: &Fact| fact.by == self.host.policy.worker;
+        // A start that this worker just heard of shows that RabbitMQ hears this worker, and tells it what other workers do. A mask that was
+        // asked for earlier is sent again for this start.
+        let begun = self.case.entry.facts().filter(|fact| {
+            matches!(fact.what, What::Started { .. }) && !matches!(effect, Effect::Command) && is_its_own(fact)
+        });
+        let heard = begun.map(|fact| fact.at).max();
+        let is_new = heard
+            .max(Some(asked.at))
+            .is_some_and(|at| at.plus(SURELY_OURS) > self.host.now());
+        // The action that begins a recording has the time of its callflow node.
+        let differ = match effect {
+            Effect::Command => CLOCKS_DIFFER,
+            _ => Duration::ZERO,
+        };
+        let is_held = |since: Moment| since.plus(differ) <= asked.at && asked.at <= self.host.now().plus(differ);
+        Some(is_its_own(asked) && is_new && self.effects.receives_since().is_some_and(is_held))
     }
 
     /// Merges what the ledger knows, unless the worker is shutting down.
@@ -314,38 +345,10 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
             Some(entry) => Input::Known(Box::new(entry)),
             None => Input::Due,
         };
-        Some(self.informed(input).await)
-    }
-
-    /// Applies what the ledger knows.
-    async fn informed(&mut self, input: Input) -> Next {
         let before = std::mem::replace(&mut self.case.informed, true);
         let next = self.step(input).await;
         self.case.informed = before;
-        next
-    }
-
-    /// What the ledger knows, before a command that another worker perhaps carried out. A start that was sent twice records again what a stop
-    /// ended in between, so only one worker at a time may send it.
-    async fn may_carry_out(&mut self, effect: &Effect) -> Learned {
-        let nothing = |next: Option<Next>| next.map_or(Learned::Nothing, Learned::Next);
-        if *effect != Effect::Command {
-            return nothing(self.learn_now().await);
-        }
-        let (effects, address) = (self.effects, address(&self.case.entry));
-        let is_gone = |worker: &str| effects.is_gone(worker);
-        match self.ledger.take(&address, self.host.lease, &is_gone).await {
-            None => Learned::Nothing,
-            Some(Taken::Unknown) => Learned::Next(self.informed(Input::Due).await),
-            Some(Taken::Mine(entry, lease)) => {
-                self.lease = Some(lease);
-                Learned::Next(self.informed(Input::Known(Box::new(entry))).await)
-            }
-            Some(Taken::Others(entry)) => match self.informed(Input::Known(Box::new(entry))).await {
-                Next::Do(Effect::Command) => Learned::OthersTurn,
-                next => Learned::Next(next),
-            },
-        }
+        Some(next)
     }
 
     /// The end that is known now, by its position among the events.
@@ -395,7 +398,7 @@ impl<E: Effects, L: EntryStore> Driver<'_, E, L> {
             tokio::select! {
                 biased;
                 input = &mut performed => return input,
-                () = tokio::time::sleep(lease / 3), if self.lease.is_some() => {
+                () = tokio::time::sleep(lease / 3) => {
                     let lease = Some(self.ledger.lease(lease));
                     drop(self.ledger.note(&self.case.entry, lease, linger).await);
                 }

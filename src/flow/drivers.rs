@@ -16,12 +16,12 @@ use crate::telemetry::events::{
 use crate::telemetry::trace::{self, Stage, Trace};
 
 use super::common::{Common, Interrupted};
-use super::driver::{self, Effects, EntryStore, Host, Taken};
+use super::driver::{self, Effects, EntryStore, Host};
 use super::effects::Performer;
 use super::effects::collect::InHand;
 use super::in_flight::{InFlight, Mailbox};
 use super::memory::alerts::Kind;
-use super::memory::{Alerts, OpenRecordings, Peers};
+use super::memory::{Alerts, OpenRecordings};
 use super::webhooks::Outcomes;
 use crate::lifecycle::{Answer, Case, Effect, Input};
 
@@ -36,20 +36,7 @@ pub struct Drivers {
     pub alerts: Alerts,
     /// Passes outcomes to endpoints of operators.
     pub outcomes: Outcomes,
-    pub presence: Presence,
-}
-
-/// What a worker knows of its own reception, and of other workers.
-pub struct Presence {
-    consumers: Consumers,
-    peers: Arc<Peers>,
-}
-
-impl Presence {
-    pub fn new(consumers: &Consumers, peers: &Arc<Peers>) -> Self {
-        let (consumers, peers) = (consumers.clone(), Arc::clone(peers));
-        Self { consumers, peers }
-    }
+    pub consumers: Consumers,
 }
 
 impl Drivers {
@@ -221,12 +208,8 @@ impl Effects for Drivers {
     }
 
     fn receives_since(&self) -> Option<Moment> {
-        let since = self.presence.consumers.state().since?;
+        let since = self.consumers.state().since?;
         Some(self.common.now().minus(since.elapsed()))
-    }
-
-    fn is_gone(&self, worker: &str) -> bool {
-        self.presence.peers.is_gone(worker)
     }
 }
 
@@ -237,25 +220,6 @@ impl EntryStore for Ledger {
     async fn known(&self, address: &Address) -> Option<Option<Entry>> {
         let known = tokio::time::timeout(KNOWLEDGE, self.load(address)).await;
         Some(known.ok()?.ok()?.map(|record| record.entry))
-    }
-
-    async fn take(
-        &self,
-        address: &Address,
-        duration: Duration,
-        is_gone: &(dyn Fn(&str) -> bool + Sync),
-    ) -> Option<Taken> {
-        let taking = async {
-            let taken = Self::take(self, std::slice::from_ref(address), duration, is_gone).await;
-            match taken.into_iter().next()?.ok()? {
-                Some(record) => Some(Taken::Mine(record.entry, record.lease?)),
-                None => match self.load(address).await.ok()? {
-                    Some(record) => Some(Taken::Others(record.entry)),
-                    None => Some(Taken::Unknown),
-                },
-            }
-        };
-        tokio::time::timeout(KNOWLEDGE, taking).await.ok().flatten()
     }
 
     async fn note(&self, entry: &Entry, lease: Option<Lease>, linger: Duration) -> Receipt {

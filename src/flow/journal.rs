@@ -14,7 +14,7 @@ use crate::entry::fact::What;
 use crate::faults::{Fault, is_back};
 use crate::kazoo::envelope::{MAX_BODY_BYTES, MessageError, check_ids};
 use crate::kazoo::time::Moment;
-use crate::ledger::{Ledger, address};
+use crate::ledger::{Lease, Ledger, address};
 use crate::telemetry::events::Journalled;
 
 use super::common::{Common, is_recent};
@@ -151,7 +151,12 @@ impl<Q: Queues> Journal<Q> {
 
     /// Writes what is known of a recording to durable storage: the ledger, else the journal. `false` when neither took it.
     pub async fn write(&self, entry: &Entry) -> bool {
-        if self.ledger.is_up() && self.in_ledger(entry).await {
+        self.write_leased(entry, None).await
+    }
+
+    /// The same, with a lease, so that no sweep takes the recording before the task that drives it has noted its own lease.
+    pub async fn write_leased(&self, entry: &Entry, lease: Option<Lease>) -> bool {
+        if self.ledger.is_up() && self.in_ledger(entry, lease).await {
             return true;
         }
         self.in_journal(entry).await
@@ -159,7 +164,7 @@ impl<Q: Queues> Journal<Q> {
 
     /// The same for what cannot wait: a ledger that does not take it within `patience` counts as slow.
     pub async fn write_soon(&self, entry: &Entry, patience: Duration) -> bool {
-        if self.ledger.is_up() && tokio::time::timeout(patience, self.in_ledger(entry)).await == Ok(true) {
+        if self.ledger.is_up() && tokio::time::timeout(patience, self.in_ledger(entry, None)).await == Ok(true) {
             return true;
         }
         self.in_journal(entry).await
@@ -187,12 +192,12 @@ impl<Q: Queues> Journal<Q> {
     /// Writes the entry into the ledger. `false` when the ledger is down, or slow while too many entries wait for it already: those that
     /// wait take the room of new actions. As long as there is room, a second copy in the journal would only be more work for a host that
     /// has too much of it.
-    async fn in_ledger(&self, entry: &Entry) -> bool {
+    async fn in_ledger(&self, entry: &Entry, lease: Option<Lease>) -> bool {
         let _waiting = Waiting::new(&self.waiting);
         let budget = self.common.config.ledger.budget;
         let most = usize::from(self.common.config.amqp.prefetch_actions) * QUARTERS / 4;
         let mut up = self.ledger.watch();
-        let noting = async { self.ledger.note(entry, None, TOGETHER).await.durable().await };
+        let noting = async { self.ledger.note(entry, lease, TOGETHER).await.durable().await };
         tokio::pin!(noting);
         loop {
             tokio::select! {

@@ -12,7 +12,7 @@ use crate::destination::storage_plan::native::Stores;
 use crate::destination::url::{Uploads, http::Http};
 use crate::flow::common::Common;
 use crate::flow::deliveries::Deliveries;
-use crate::flow::drivers::{Drivers, Presence};
+use crate::flow::drivers::Drivers;
 use crate::flow::effects::Performer;
 use crate::flow::effects::announce::Announcer;
 use crate::flow::effects::calls::Calls;
@@ -153,7 +153,7 @@ pub(super) fn build(common: &Arc<Common>, outside: &Outside, secret: &[u8], endp
         in_flight: shared.in_flight.clone(),
         memory: Arc::clone(&shared.memory),
         outcomes: outside.outcomes.clone(),
-        presence: Presence::new(&outside.consumers, &shared.peers),
+        consumers: outside.consumers.clone(),
         alerts: Alerts::new(
             common.config.kazoo.system_alerts,
             &outside.publisher,

@@ -138,10 +138,6 @@ impl Effects for Services {
     fn receives_since(&self) -> Option<Moment> {
         Some(Moment::from_unix_seconds(0))
     }
-
-    fn is_gone(&self, worker: &str) -> bool {
-        self.0.peers.is_gone(worker)
-    }
 }
 
 impl Services {

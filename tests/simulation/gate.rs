@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kz_record_call::entry::Entry;
 use kz_record_call::flow::common::Interrupted;
-use kz_record_call::flow::driver::{Effects, EntryStore, Taken};
+use kz_record_call::flow::driver::{Effects, EntryStore};
 use kz_record_call::kazoo::time::Moment;
 use kz_record_call::ledger::{Address, Lease, Receipt};
 use kz_record_call::lifecycle::{Case, Effect, Input};
@@ -76,10 +76,6 @@ impl<E: Effects> Effects for Gate<E> {
     fn receives_since(&self) -> Option<Moment> {
         self.inner.receives_since()
     }
-
-    fn is_gone(&self, worker: &str) -> bool {
-        self.inner.is_gone(worker)
-    }
 }
 
 impl<L: EntryStore> EntryStore for Gate<L> {
@@ -88,18 +84,6 @@ impl<L: EntryStore> EntryStore for Gate<L> {
         let known = self.inner.known(address).await;
         self.point("after it asked the ledger").await;
         known
-    }
-
-    async fn take(
-        &self,
-        address: &Address,
-        duration: Duration,
-        is_gone: &(dyn Fn(&str) -> bool + Sync),
-    ) -> Option<Taken> {
-        self.point("before it takes a recording").await;
-        let taken = self.inner.take(address, duration, is_gone).await;
-        self.point("after it took a recording").await;
-        taken
     }
 
     async fn note(&self, entry: &Entry, lease: Option<Lease>, linger: Duration) -> Receipt {

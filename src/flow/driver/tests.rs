@@ -11,7 +11,8 @@ use crate::lifecycle::tests::{audio, order, policy, told};
 
 use super::*;
 
-mod carried_out;
+mod in_vain;
+mod starts;
 
 /// A ledger that notes what it gets, and makes nothing durable before it may.
 struct SlowLedger {
@@ -21,10 +22,6 @@ struct SlowLedger {
 impl EntryStore for SlowLedger {
     async fn known(&self, _: &Address) -> Option<Option<Entry>> {
         Some(None)
-    }
-
-    async fn take(&self, _: &Address, _: Duration, _: &(dyn Fn(&str) -> bool + Sync)) -> Option<Taken> {
-        Some(Taken::Unknown)
     }
 
     async fn note(&self, _: &Entry, _: Option<Lease>, _: Duration) -> Receipt {
@@ -77,10 +74,6 @@ impl Effects for Hold {
 
     fn receives_since(&self) -> Option<Moment> {
         None
-    }
-
-    fn is_gone(&self, _: &str) -> bool {
-        false
     }
 }
 
@@ -169,10 +162,6 @@ impl EntryStore for Notes {
         Some(None)
     }
 
-    async fn take(&self, _: &Address, _: Duration, _: &(dyn Fn(&str) -> bool + Sync)) -> Option<Taken> {
-        Some(Taken::Unknown)
-    }
-
     async fn note(&self, entry: &Entry, _: Option<Lease>, _: Duration) -> Receipt {
         *self.0.lock().unwrap() = Some(entry.clone());
         let (promise, receipt): (Promise, Receipt) = Receipt::promised();
@@ -217,10 +206,6 @@ impl Effects for PanicsAtTheOutcome {
     fn receives_since(&self) -> Option<Moment> {
         None
     }
-
-    fn is_gone(&self, _: &str) -> bool {
-        false
-    }
 }
 
 fn is_outcome(what: &What) -> bool {
@@ -259,11 +244,6 @@ impl EntryStore for BackAgain {
     async fn known(&self, _: &Address) -> Option<Option<Entry>> {
         let away = self.away.swap(false, Ordering::SeqCst);
         (!away).then(|| Some(self.known.clone()))
-    }
-
-    async fn take(&self, _: &Address, _: Duration, _: &(dyn Fn(&str) -> bool + Sync)) -> Option<Taken> {
-        let away = self.away.swap(false, Ordering::SeqCst);
-        (!away).then(|| Taken::Others(self.known.clone()))
     }
 
     async fn note(&self, _: &Entry, _: Option<Lease>, _: Duration) -> Receipt {
@@ -308,10 +288,6 @@ impl Effects for First {
 
     fn receives_since(&self) -> Option<Moment> {
         self.receives_since
-    }
-
-    fn is_gone(&self, _: &str) -> bool {
-        false
     }
 }
 
@@ -381,49 +357,73 @@ fn fact(n: i64, by: &str, what: What) -> Fact {
     }
 }
 
-/// Performs, and nothing comes of it.
-#[derive(Default)]
-struct InVain(std::sync::atomic::AtomicU32);
-
-impl Effects for InVain {
-    type Upload = ();
-
-    async fn perform(&self, _: &Case, _: Effect, _: &mut Option<()>) -> Result<Input, Interrupted> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        Ok(Input::Due)
-    }
-
-    fn keep(&self, (): ()) {}
-
-    fn panicked(&self, _: &Entry, why: &str) {
-        panic!("{why}");
-    }
-
-    fn stepped(&self, _: &Entry, _: &Entry) {}
-
-    fn receives_since(&self) -> Option<Moment> {
-        None
-    }
-
-    fn is_gone(&self, _: &str) -> bool {
-        false
-    }
+/// A start that this worker is to send again, five seconds after its action. Another worker sent it meanwhile, as the ledger says when it is
+/// back.
+async fn start_with_the_ledger_away(by: &str, since: Option<i64>) -> Option<Effect> {
+    let mut entry = Entry::of_order(order(), by);
+    entry.add(fact(4, "w", What::ChannelSeen { n: 1, alive: true }));
+    let mut known = entry.clone();
+    known.add(fact(4, "v", What::Commanded));
+    with_the_ledger_away(entry, known, since, 5).await
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_effect_that_changes_nothing_is_not_performed_again_without_a_pause() {
-    let (in_vain, ledger) = (InVain::default(), Notes::default());
-    let mailbox = InFlight::default().take(delivered().key).unwrap();
-    let (policy, clock) = (policy(), Clock::fixed(order().asked_at.plus(Duration::from_secs(60))));
-    let host = Host {
-        policy: &policy,
-        clock: &clock,
-        stop: &CancellationToken::new(),
-        lease: Duration::from_secs(300),
-        linger: Duration::from_millis(50),
+async fn an_action_that_another_worker_noted_waits_for_the_ledger() {
+    assert_eq!(start_with_the_ledger_away("w", Some(-10)).await, Some(Effect::Command));
+    assert_eq!(start_with_the_ledger_away("v", Some(-10)).await, None);
+}
+
+/// RabbitMQ gives what a closed connection did not acknowledge to another worker at once. The time of a start is that of its callflow node, whose
+/// clock may be ahead.
+#[tokio::test(start_paused = true)]
+async fn an_action_of_an_earlier_connection_waits_for_the_ledger() {
+    for since in [Some(2), Some(-3), None] {
+        assert_eq!(start_with_the_ledger_away("w", since).await, None, "{since:?}");
+    }
+}
+
+/// A mask that was asked for while the call rang. The recording began at second 25, after another worker had unmasked.
+async fn mask_with_the_ledger_away(heard_by: &str, since: i64) -> Option<Effect> {
+    let mut entry = Entry::of_order(order(), "w");
+    entry.add(fact(0, "w", What::Commanded));
+    note_a_mask(&mut entry, (1, "w"), true);
+    let mut known = entry.clone();
+    let started = Told {
+        at: second(25),
+        ..*told(0)
     };
-    let driving = survive((&in_vain, &ledger, host), delivered(), Input::Due, mailbox);
-    assert!(tokio::time::timeout(Duration::from_secs(60), driving).await.is_err());
-    let performed = in_vain.0.load(Ordering::SeqCst);
-    assert!((2..=61).contains(&performed), "{performed}");
+    entry.add(fact(25, heard_by, What::Started(Box::new(started))));
+    note_a_mask(&mut known, (20, "v"), false);
+    with_the_ledger_away(entry, known, Some(since), 26).await
+}
+
+fn note_a_mask(entry: &mut Entry, (n, by): (i64, &str), on: bool) {
+    let (action, asked) = (format!("{on}"), Some(second(n)));
+    let asked = What::MaskAsked {
+        action: action.clone(),
+        on,
+        asked,
+        route: None,
+    };
+    let sent = What::Masked {
+        action,
+        on,
+        n: 0,
+        start: Some(BEFORE_ANY_START),
+        sender: Some(by.to_owned()),
+    };
+    entry.add(fact(n, by, asked));
+    entry.add(fact(n, by, sent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mask_is_sent_again_for_a_start_that_was_heard_while_the_ledger_is_away() {
+    let again = Effect::Control {
+        what: Control::Mask,
+        n: 1,
+    };
+    assert_eq!(mask_with_the_ledger_away("w", -10).await, Some(again.clone()));
+    // Another worker heard of it, or the connection was closed since the action.
+    assert_ne!(mask_with_the_ledger_away("v", -10).await, Some(again.clone()));
+    assert_ne!(mask_with_the_ledger_away("w", 20).await, Some(again.clone()));
 }

@@ -16,7 +16,7 @@ use crate::flow::journal::Journal;
 use crate::flow::memory::{Open, OpenRecordings};
 use crate::flow::peer_notices::PeerNotices;
 use crate::kazoo::dialplan::Trigger;
-use crate::ledger::{Ledger, address};
+use crate::ledger::{Lease, Ledger, address};
 use crate::lifecycle::Input;
 use crate::recording::order::Order;
 use crate::telemetry::trace;
@@ -26,6 +26,9 @@ use super::request::Request;
 
 /// Time limit for the ledger's answer to what it knows of a repeated action.
 const KNOWLEDGE: Duration = Duration::from_secs(2);
+
+/// Until then the task that drives the start has noted its own lease.
+const AT_FIRST: Duration = Duration::from_secs(10);
 
 /// Starts recordings.
 pub struct Starts {
@@ -88,7 +91,7 @@ impl Starts {
             Err(_) => {}
         }
         self.memory.remember(&entry);
-        let durable = crash::step(self.journal.write(&entry)).await;
+        let durable = crash::step(self.journal.write_leased(&entry, self.lease_of(&entry))).await;
         if !entry.is_commanded() {
             self.drivers.go_on(entry, Input::Due);
         } else if trigger != Trigger::Now {
@@ -120,11 +123,12 @@ impl Starts {
                 true => record.entry,
                 false => record.entry.merge(entry),
             };
+            let lease = self.lease_of(&known);
             if let Some(open) = Open::of(&known).filter(|_| known.is_open()) {
                 self.memory.open(open);
             }
             self.memory.remember(&known);
-            let durable = is_whole || self.journal.write(&known).await;
+            let durable = is_whole || self.journal.write_leased(&known, lease).await;
             if !known.is_commanded() {
                 self.drivers.go_on(known, Input::Due);
             }
@@ -138,10 +142,16 @@ impl Starts {
         if let Some(open) = Open::of(&entry) {
             self.memory.open(open);
         }
-        let durable = self.journal.write(&entry).await;
+        let durable = self.journal.write_leased(&entry, self.lease_of(&entry)).await;
         self.notices.opened(&entry);
         // The entry is uncommanded, so its call is queried first.
         self.drivers.go_on(entry, Input::Due);
         durable
+    }
+
+    /// A lease for a start that this worker is about to drive. The action may be old, and its recording due at once for every sweep: two commands
+    /// with a stop between them would record twice.
+    fn lease_of(&self, entry: &Entry) -> Option<Lease> {
+        (!entry.is_commanded()).then(|| self.ledger.lease(AT_FIRST))
     }
 }

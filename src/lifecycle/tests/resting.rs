@@ -385,4 +385,5 @@ fn an_event_that_a_queue_refuses_waits_for_the_retry_schedule() {
     assert_eq!(due(&case.entry, after(40), &policy()), Some(until));
     let again = next(&mut case, Input::Due, until, &policy());
     assert!(matches!(again[0], Next::Do(Effect::Announce(_))), "{again:?}");
+    assert_eq!(case.entry.postponed_until(), None, "the recording itself does not wait");
 }
