@@ -64,7 +64,11 @@ struct Event<'a> {
     told: &'a Told,
 }
 
-impl Event<'_> {
+impl<'a> Event<'a> {
+    fn seen(&self) -> Seen<'a> {
+        let (at, by) = (self.heard, self.by);
+        Seen { at, by }
+    }
     /// The switch's stamps decide, if both events have one. Without stamps, neither the seconds nor the order of arrival alone is trusted.
     fn is_after(&self, other: &Event<'_>) -> bool {
         match self.told.stamp.zip(other.told.stamp) {
@@ -128,11 +132,22 @@ impl Entry {
         starts
     }
 
+    /// The ends that were presumed, each by the place of its start among the events.
+    fn presumed_ends(&self) -> Vec<i64> {
+        let presumed = self.facts().filter_map(|fact| match &fact.what {
+            What::PresumedEnded(told) => Some(told.order()),
+            _ => None,
+        });
+        presumed.collect()
+    }
+
     /// Every known part.
     pub fn parts(&self) -> Vec<Part<'_>> {
         let ends = self.events(end_of);
         let starts = self.starts(&ends);
         let mut begun: Vec<Vec<Event<'_>>> = vec![Vec::new()];
+        let presumed = self.presumed_ends();
+        let sealed = self.sealed().filter(|_| !presumed.is_empty());
         for start in starts {
             // No start is known before the first one. An end with its stamp is its own, whatever length was reported.
             let has_earlier = begun.len() > 1;
@@ -145,6 +160,14 @@ impl Entry {
             });
             // A start after an end whose own start was not heard.
             let unheard = begun.len() == 1 && begun[0].is_empty() && ends.iter().any(|end| start.is_after(end));
+            // No event reported the end before. It was presumed, the audio made safe, and then the switch began again.
+            let is_after_seal = sealed.is_some_and(|sealed| start.seen().is_by(sealed) != Some(true));
+            let resumed = is_after_seal
+                && begun.last().and_then(|part| part.first()).is_some_and(|first| {
+                    let of_part = first.told.order()..start.told.order();
+                    presumed.iter().any(|end| of_part.contains(end))
+                });
+            let restarted = restarted || resumed;
             match begun.last_mut() {
                 Some(part) if !restarted || (part.is_empty() && !unheard) => part.push(start),
                 _ => begun.push(vec![start]),

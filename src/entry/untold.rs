@@ -14,7 +14,8 @@ impl Entry {
             return None;
         }
         let ends = self.parts().into_iter().filter_map(|part| part.ended);
-        let last = ends.max_by_key(|told| told.order())?;
+        // The only end may be presumed.
+        let last = ends.max_by_key(|told| told.order()).or(self.ended())?;
         let just_after = |micros: i64| micros.saturating_add(1);
         Some(Told {
             at: Moment::from_unix_micros(just_after(last.at.unix_micros())),

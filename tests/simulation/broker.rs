@@ -116,6 +116,8 @@ impl Broker {
                 return delivery;
             }
             changed.await;
+            // RabbitMQ shares the messages out. Otherwise the worker that was woken first would get almost all of them.
+            tokio::time::sleep(world.between(0, 5)).await;
         }
     }
 

@@ -406,3 +406,24 @@ fn what_was_found_at_its_destination_has_only_the_parts_that_it_is_long_enough_f
     all.extend([(36, What::PresumedEnded(told(36, 0))), (38, found(10_000))]);
     assert!(entry(&all).is_to_be_continued(), "the file may have more");
 }
+
+/// The end of the first part was lost, and presumed while its call was alive. Then the call was bridged again.
+#[test]
+fn a_start_after_an_end_that_was_presumed_begins_another_part() {
+    let presumed = [
+        (1, start(1)),
+        (400, What::PresumedEnded(told(1, 0))),
+        (401, collected(10_000)),
+        (402, delivered()),
+    ];
+    let with = |more: &[(i64, What)]| entry(&[&presumed[..], more].concat());
+    for more in [vec![(900, start(900))], vec![(900, start(900)), (905, end(905, 5_000))]] {
+        let story = with(&more);
+        assert!(story.is_to_be_continued(), "{more:?}");
+        assert_eq!(story.left_over().len(), more.len());
+        assert!(story.ended().is_some(), "the first part is over");
+    }
+    // A second report of the same start, and an end that comes late, are of the first part.
+    assert!(!with(&[(900, start(1))]).is_to_be_continued());
+    assert!(!with(&[(900, end(12, 10_200))]).is_to_be_continued());
+}

@@ -313,7 +313,13 @@ impl<F: Files, C: Channels, P: Proofs> Collector<F, C, P> {
         let mut missing = false;
         let left = match result {
             Ok(upload) if !self.quiescence.is_still(&case.entry, &look, upload.audio()).await => {
+                let seems_over = self.quiescence.seems_over(&case.entry, &look, upload.audio()).await;
+                let is_known = case.entry.has_had(&upload.audio().digests);
                 upload.answer(Answer::Keep);
+                if let Some(told) = case.entry.untold_part().filter(|_| seems_over && !is_known) {
+                    // A copy of what the switch recorded since is made at once. Whether the file may go is another question.
+                    return Ok(Input::Fact(What::Started(Box::new(told))));
+                }
                 Some("the switch may be recording into it".to_owned())
             }
             Ok(upload) if self.files.is_shared(&case.entry, upload.audio()).await => {

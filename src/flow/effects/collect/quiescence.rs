@@ -153,6 +153,15 @@ impl<C: Channels> Quiescence<C> {
         }
     }
 
+    /// Whether ecallmgrs say twice that the call is over, and the file was closed. That is no proof that the file may go, but enough to take a
+    /// copy of it.
+    pub(super) async fn seems_over(&self, entry: &Entry, look: &Look, audio: &Audio) -> bool {
+        let Some(order) = entry.order() else { return false };
+        look.call == Some(CallState::Over)
+            && !audio.seems_open(order.format)
+            && self.channels.call(order).await == CallState::Over
+    }
+
     /// Whether another leg is alive that the recording may be on.
     async fn lives_elsewhere(&self, entry: &Entry) -> bool {
         for leg in entry.living_legs() {
