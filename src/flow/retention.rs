@@ -11,12 +11,13 @@ use tracing::debug;
 use crate::amqp::{self, Letter, Removed};
 use crate::couch::{Couch, CouchError};
 use crate::entry::Entry;
+use crate::entry::fact::What;
 use crate::hold::{Hold, HoldError};
 use crate::kazoo::names::APP_NAME;
 use crate::kazoo::time::{Clock, Moment};
 use crate::ledger::{self, Address, Filter, Ledger, LedgerError, retention};
 use crate::lifecycle::{self, Input, State};
-use crate::telemetry::events::{DeadLettersExpired, RetentionPutOff};
+use crate::telemetry::events::{DeadLettersExpired, HeldCopyFound, RetentionPutOff};
 
 use super::common::{Common, Interrupted};
 use super::drivers::Drivers;
@@ -177,12 +178,18 @@ impl<D: Resume> Retention<D> {
             let ours = entries.filter(|entry| entry.order().is_some_and(|order| order.zone == *zone));
             let over = ours.filter(|entry| fits(entry, now));
             let wanted: Vec<_> = over.map(|entry| (ledger::address(&entry), Some(entry))).collect();
-            while self.sweep.in_flight.busy() >= self.sweep.limits.in_flight {
-                if let Err(Interrupted::ShuttingDown) = self.common.rest().await {
-                    return Ok(());
-                }
+            if self.wait_for_room().await.is_err() {
+                return Ok(());
             }
             self.sweep.take(wanted, input, false).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until this worker has fewer recordings in flight than its limit.
+    async fn wait_for_room(&self) -> Result<(), Interrupted> {
+        while self.sweep.in_flight.busy() >= self.sweep.limits.in_flight {
+            self.common.rest().await?;
         }
         Ok(())
     }
@@ -239,14 +246,19 @@ impl<D: Resume> Retention<D> {
             .map(|record| record.entry)
     }
 
-    /// Removes copies of closed recordings from the hold: two workers that did not see each other may have put a recording there twice.
+    /// Removes copies of closed recordings from the hold: two workers that did not see each other may have put a recording there twice. Notes
+    /// copies that an entry lacks.
     async fn tidy_hold(&self) -> Result<(), HoldError> {
         let mut after = None;
         loop {
             let (older, more) = self.hold.older(self.common.now(), after).await?;
             for (address, place, name) in older {
-                if !self.is_needed(&address, &name).await {
-                    self.hold.remove_named(&place, &name).await?;
+                let entry = self.needs_hold(&address).await;
+                let is_lacking = |entry: &Entry| lacks(entry, &name, &self.common.config.kazoo.zone);
+                match entry {
+                    Some(entry) if is_lacking(&entry) => self.note_copy(entry, place, name).await,
+                    entry if self.is_needed(entry.as_ref(), &name).await => {}
+                    _ => self.hold.remove_named(&place, &name).await?,
                 }
             }
             match more {
@@ -256,18 +268,54 @@ impl<D: Resume> Retention<D> {
         }
     }
 
-    async fn is_needed(&self, address: &Address, name: &str) -> bool {
-        let needed = self.needs_hold(address).await;
-        let separated = needed.as_ref().and_then(|entry| {
-            let separated = entry.separated(name, self.common.now(), &self.common.policy.worker)?;
-            Some(crate::ledger::address(&separated))
-        });
-        let entry = match separated {
-            Some(separated) => self.needs_hold(&separated).await,
-            None => needed,
-        };
-        entry.is_none_or(|entry| !entry.is_closed())
+    /// Whether a copy must stay. `entry`: what the ledger has of its recording.
+    async fn is_needed(&self, entry: Option<&Entry>, name: &str) -> bool {
+        let separated = entry.and_then(|entry| entry.separated(name, self.common.now(), &self.common.policy.worker));
+        match separated {
+            Some(separated) => {
+                let entry = self.needs_hold(&ledger::address(&separated)).await;
+                entry.is_none_or(|entry| !entry.is_closed())
+            }
+            None => entry.is_none_or(|entry| !entry.is_closed()),
+        }
     }
+
+    /// Resumes a recording with a copy of its audio that its entry lacks. A damaged copy stays as it is.
+    async fn note_copy(&self, entry: Entry, place: String, name: String) {
+        let holding = match self.hold.read(place, name).await {
+            Ok(holding) => holding,
+            Err(error) => {
+                debug!(event = "hold_retention_failed", call_id = entry.call_id, %error, "unknown copy in the hold not read");
+                return;
+            }
+        };
+        if self.wait_for_room().await.is_err() {
+            return;
+        }
+        HeldCopyFound {
+            call_id: &entry.call_id,
+            media_id: entry.order().map_or("", |order| order.media_id.as_str()),
+            place: &holding.place,
+            name: &holding.name,
+        }
+        .emit();
+        let n = entry.next_hold();
+        let input = Input::Fact(What::Held { n, holding });
+        self.sweep
+            .take(vec![(ledger::address(&entry), Some(entry))], &input, false)
+            .await;
+    }
+}
+
+/// Whether an entry of this zone has no audio anywhere, and does not know of this copy: the worker that made it was killed before it noted
+/// the copy, or the answer of the hold was lost. The switch may have deleted its file since.
+fn lacks(entry: &Entry, name: &str, zone: &str) -> bool {
+    let knows = |what: &What| matches!(what, What::Held { holding, .. } if holding.name == name);
+    matches!(State::of(entry), State::Ended | State::Parked | State::Lost)
+        && entry.held().is_none()
+        && entry.uploaded().is_none()
+        && entry.order().is_some_and(|order| order.zone == zone)
+        && !entry.facts().any(|fact| knows(&fact.what))
 }
 
 /// Why the age of nothing can be told now. A host can boot with a clock that is months ahead: by that clock the only copy of each parked

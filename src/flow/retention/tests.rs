@@ -8,6 +8,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Couchdb, HoldKind, Layers};
+use crate::entry::cause::{Cause, Outcome};
+use crate::entry::fact::{Fact, Holding};
 use crate::flow::common::Tasks;
 use crate::flow::in_flight::{InFlight, Mailbox};
 use crate::flow::memory::Peers;
@@ -16,6 +18,8 @@ use crate::kazoo::envelope::Sender;
 use crate::kazoo::time::Moment;
 use crate::ledger::Record;
 use crate::ledger::testing::{self, Log};
+use crate::lifecycle::{Case, Hand};
+use crate::recording::digest::{Digests, Hasher};
 
 use super::*;
 
@@ -178,5 +182,104 @@ async fn the_hold_is_not_tidied_by_a_clock_that_the_database_server_does_not_sha
         let worker = Worker::of(None, None, date).await;
         worker.retention.examine(&Clock::fixed(clock)).await;
         assert_eq!(worker.asked_of_hold() > 0, may, "{date} {clock:?}");
+    }
+}
+
+/// An entry of a recording that ended, with these facts too.
+fn ended(more: &[What]) -> Entry {
+    let mut entry = Entry::of_order(lifecycle::tests::order(), "w");
+    let told = lifecycle::tests::told(5000);
+    for what in [What::Commanded, What::Ended(told)].iter().chain(more) {
+        entry.add(Fact {
+            at: NOON.minus(Duration::from_secs(86_400)),
+            by: "w".into(),
+            what: what.clone(),
+        });
+    }
+    entry
+}
+
+/// Puts a copy of an entry's audio into a folder, as a worker does that is killed after it. Returns the copy's name.
+fn leave(folder: &Path, entry: &Entry, named_for: &[u8], bytes: &[u8]) -> String {
+    let mut hasher = Hasher::default();
+    hasher.update(named_for);
+    let (address, digits) = (ledger::address(entry), hasher.finish().sha256);
+    let name = format!("{}-{}.audio", address.key, &digits[..16]);
+    let owner = json!({
+        "call_id": address.call_id, "month": address.month.to_string(), "key": address.key, "day": "2026-11-20",
+        "held_at": "2026-11-20T10:00:00Z",
+    });
+    std::fs::write(folder.join(&name), bytes).unwrap();
+    std::fs::write(folder.join(format!("{name}.owner")), owner.to_string()).unwrap();
+    name
+}
+
+/// The worker was killed between the copy and the note. The switch has no file any more.
+#[tokio::test]
+async fn a_copy_in_the_hold_that_the_ledger_does_not_know_is_noted() {
+    let parked = What::Parked {
+        n: 1,
+        cause: Cause::NotCollected,
+        ends: Some(1),
+    };
+    let known = |name: String| What::Held {
+        n: 1,
+        holding: Holding {
+            place: "folder".into(),
+            name,
+            size: 5,
+            digests: Digests {
+                md5: "m".into(),
+                sha256: "s".into(),
+            },
+        },
+    };
+    let discarded = What::Concluded {
+        outcome: Outcome::Discarded,
+        cause: Cause::DiscardedByOperator,
+    };
+    for (case, more, bytes, is_known, noted) in [
+        ("parked", vec![parked.clone()], &b"audio"[..], false, true),
+        ("not collected yet", vec![], b"audio", false, true),
+        ("damaged", vec![parked.clone()], b"audit", false, false),
+        ("discarded", vec![parked.clone(), discarded], b"audio", false, false),
+        ("known", vec![parked.clone()], b"audio", true, false),
+        (
+            "known and removed",
+            vec![parked, What::Unheld { n: 1 }],
+            b"audio",
+            true,
+            false,
+        ),
+    ] {
+        let folder = std::env::temp_dir().join(format!("kz-record-call-noted-{}", uuid::Uuid::new_v4().simple()));
+        std::fs::create_dir(&folder).unwrap();
+        let mut entry = ended(&more);
+        let name = leave(&folder, &entry, b"audio", bytes);
+        if is_known {
+            entry.add(Fact {
+                at: NOON,
+                by: "w".into(),
+                what: known(name.clone()),
+            });
+        }
+        let worker = Worker::of(Some(&entry), Some(&folder), "").await;
+        worker.retention.tidy_hold().await.unwrap();
+        let resumed = std::mem::take(&mut *worker.retention.sweep.drivers.0.lock().unwrap());
+        assert_eq!(resumed.len(), usize::from(noted), "{case}");
+        for (entry, input) in resumed {
+            let mut case = Case {
+                entry,
+                hand: Hand::Empty,
+                informed: false,
+            };
+            lifecycle::step(&mut case, input, NOON, &testing::policy());
+            let held = case.entry.held().unwrap();
+            let mut hasher = Hasher::default();
+            hasher.update(b"audio");
+            assert_eq!((&held.name, held.size, &held.digests), (&name, 5, &hasher.finish()));
+        }
+        assert!(folder.join(&name).exists(), "{case}");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }
