@@ -400,6 +400,41 @@ mod tests {
         assert!(log.iter().any(|asked| asked.path.contains(&day)));
     }
 
+    /// The second try finds the document of the first. The node that took the first can be the only one.
+    #[tokio::test]
+    async fn a_hold_on_a_server_that_hides_its_nodes_has_audio_only_after_a_201() {
+        let (of, now, audio, spooled) = to_be_held();
+        let stub = json!({"audio": {"length": audio.size, "digest": audio.digests.couch()}});
+        let document = json!({"_id": "x", "_rev": "1-a", "_attachments": stub});
+        for (again, is_held) in [(202, false), (201, true)] {
+            let (there, tries) = (document.clone(), std::sync::atomic::AtomicUsize::new(0));
+            let (couch, _) = testing::couch(move |asked| match asked.method.as_str() {
+                _ if asked.path.contains("_membership") => (
+                    401,
+                    json!({"error": "unauthorized", "reason": "You are not a server admin."}),
+                ),
+                _ if asked.path.contains("_all_dbs") => (200, json!([])),
+                "PUT" if asked.body.starts_with('{') => (again, json!({"ok": true, "id": "x", "rev": "2-b"})),
+                "PUT" => match tries.fetch_add(1, std::sync::atomic::Ordering::AcqRel) {
+                    0 => (202, json!({"ok": true, "id": "x", "rev": "1-a"})),
+                    _ => (409, json!({"error": "conflict", "reason": "Document update conflict."})),
+                },
+                _ => (200, there.clone()),
+            })
+            .await;
+            let hold = Hold {
+                store: Arc::new(couch::Databases::new(couch)),
+                max_bytes: 20_500,
+                patience: PATIENCE,
+                room: Arc::default(),
+            };
+            let first = hold.put(&of, now, &audio, &spooled.file).await;
+            assert!(matches!(first, Err(HoldError::FewCopies)), "{first:?}");
+            let second = hold.put(&of, now, &audio, &spooled.file).await;
+            assert_eq!(second.is_ok(), is_held, "{again} {second:?}");
+        }
+    }
+
     struct Spooled {
         file: SpoolFile,
         dir: std::path::PathBuf,

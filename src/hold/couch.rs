@@ -78,7 +78,7 @@ impl Databases {
                         }
                         checked => checked?,
                     }
-                    if !self.couch.has_quorum(day, name).await? {
+                    if !self.couch.keeps(day, name).await? {
                         return Err(HoldError::FewCopies);
                     }
                     break;
