@@ -10,13 +10,35 @@ use serde_json::Value;
 use super::{Couch, CouchError};
 
 impl Couch {
-    /// Whether enough of the nodes that hold a document's shard are up. A server that does not list nodes counts as a single node.
+    /// Whether enough of the nodes that hold a document's shard are up. A server that does not list nodes counts as a single node: after a
+    /// 202, `keeps` asks more.
     ///
     /// # Errors
     /// When the server does not answer.
     pub async fn has_quorum(&self, database: &str, id: &str) -> Result<bool, CouchError> {
+        Ok(self.are_enough_there(database, id).await?.unwrap_or(true))
+    }
+
+    /// Whether enough nodes have a document that may have been taken with a 202. A server that does not list its nodes must take the document
+    /// once more, unchanged, with a 201: a read gets the same answer from the only node that is left. A node without the document's
+    /// attachments does not take it.
+    ///
+    /// # Errors
+    /// When the server does not answer, or the document is changed meanwhile.
+    pub async fn keeps(&self, database: &str, id: &str) -> Result<bool, CouchError> {
+        if let Some(are_enough) = self.are_enough_there(database, id).await? {
+            return Ok(are_enough);
+        }
+        match self.get(database, id).await? {
+            Some(document) => Ok(!self.put_document(database, id, &document).await?.below_quorum),
+            None => Ok(false),
+        }
+    }
+
+    /// As `has_quorum`. `None` when the server does not list nodes.
+    async fn are_enough_there(&self, database: &str, id: &str) -> Result<Option<bool>, CouchError> {
         let Some(nodes) = self.membership().await? else {
-            return Ok(true);
+            return Ok(None);
         };
         let there = names(&nodes, "all_nodes");
         let placed = self
@@ -36,7 +58,7 @@ impl Couch {
             }
             Err(error) => return Err(error),
         };
-        Ok(wanted.intersection(&there).count() >= quorum)
+        Ok(Some(wanted.intersection(&there).count() >= quorum))
     }
 
     /// A document as most of the nodes with its shard know it. A single node that lost its disk may report the document missing, while the

@@ -198,9 +198,14 @@ impl Place<'_> {
     }
 
     /// The existing-document check found the recording, but this request did not write it. The result counts as safe when enough nodes
-    /// confirm it.
-    async fn found(&self, rev: String, deleted: bool) -> Result<Put, DeliveryError> {
-        let counts = deleted || self.couch.has_quorum(self.database, self.id.as_str()).await?;
+    /// confirm it. `below_quorum`: a step of this attempt was answered with 202.
+    async fn found(&self, rev: String, deleted: bool, below_quorum: bool) -> Result<Put, DeliveryError> {
+        let (database, id) = (self.database, self.id.as_str());
+        let counts = match below_quorum {
+            _ if deleted => true,
+            true => self.couch.keeps(database, id).await?,
+            false => self.couch.has_quorum(database, id).await?,
+        };
         Ok(Put::Stored {
             rev,
             below_quorum: !counts,
@@ -243,7 +248,67 @@ impl Place<'_> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use crate::config;
+    use crate::couch::testing;
+    use crate::entry::fact::Holding;
+    use crate::hold::Hold;
+    use crate::recording::digest::Hasher;
+
     use super::*;
+
+    /// Kazoo's own document got its audio from this attempt, or another worker wrote the document meanwhile.
+    #[tokio::test]
+    async fn a_found_document_is_below_the_quorum_after_a_202_of_a_server_that_hides_its_nodes() {
+        let order = crate::lifecycle::tests::order();
+        for (answered, again, below) in [(true, 202, true), (true, 201, false), (false, 202, false)] {
+            let (couch, _) = testing::couch(move |asked| match asked.method.as_str() {
+                _ if asked.path.contains("_membership") => (404, json!({"error": "not_found", "reason": "missing"})),
+                "PUT" => (again, json!({"ok": true, "id": "x", "rev": "3-c"})),
+                _ => (200, json!({"_id": "x", "_rev": "2-b"})),
+            })
+            .await;
+            let config = config::Config::of(config::Layers::load(None, std::iter::empty()).unwrap()).unwrap();
+            let hold = config::Hold {
+                kind: config::HoldKind::None,
+                ..config.hold
+            };
+            let hold = Hold::new(&hold, &config.couchdb, &couch).unwrap();
+            let audio = Audio {
+                size: 0,
+                digests: Hasher::default().finish(),
+                duration_ms: None,
+                findings: Vec::new(),
+                as_written: None,
+            };
+            let holding = Holding {
+                place: "p".into(),
+                name: "n".into(),
+                size: 0,
+                digests: audio.digests.clone(),
+            };
+            let place = Place {
+                couch: &couch,
+                database: "db",
+                id: &order.media_id,
+                key: order.key,
+                adopted: true,
+                untouched: true,
+                document: &Map::new(),
+                name: "a.mp3",
+                content_type: "audio/mpeg",
+                audio: &audio,
+                source: &Source::held(hold, holding),
+                failures: 0,
+            };
+            let found = place.found("2-b".into(), false, answered).await.unwrap();
+            let Put::Stored { below_quorum, .. } = found else {
+                panic!("taken")
+            };
+            assert_eq!(below_quorum, below, "{answered} {again}");
+        }
+    }
 
     #[test]
     fn old_servers_and_repeated_failures_take_the_second_road() {

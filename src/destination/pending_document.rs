@@ -415,12 +415,13 @@ async fn edit(
     Err(failed.into())
 }
 
-/// Makes sure that enough nodes are there to keep the document: a server answers 202 when fewer took it.
+/// Makes sure that enough nodes are there to keep the document: a server answers 202 when fewer took it. Where the server does not list its
+/// nodes, the document is saved once more, unchanged.
 ///
 /// # Errors
 /// When they are not. Only the document has to be written again.
 pub async fn is_safe(couch: &Couch, placed: &Placed) -> Result<(), DeliveryError> {
-    if placed.is_deleted() || couch.has_quorum(&placed.database, placed.id.as_str()).await? {
+    if placed.is_deleted() || couch.keeps(&placed.database, placed.id.as_str()).await? {
         return Ok(());
     }
     let why = "fewer of the document's nodes than the quorum are there";
@@ -449,6 +450,25 @@ mod tests {
     use crate::entry::Entry;
 
     use super::*;
+
+    /// Otherwise the document that says where the audio is could be on one node alone.
+    #[tokio::test]
+    async fn a_document_on_a_server_that_hides_its_nodes_is_safe_only_after_a_201() {
+        let order = crate::lifecycle::tests::order();
+        let document =
+            json!({"_id": "x", "_rev": "2-b", "pvt_created": 63_962_610_332_i64, "pvt_recording": {"key": order.key}});
+        for (again, is_it) in [(202, false), (201, true)] {
+            let there = document.clone();
+            let (couch, _) = testing::couch(move |asked| match asked.method.as_str() {
+                _ if asked.path.contains("_membership") => (404, json!({"error": "not_found", "reason": "missing"})),
+                "PUT" => (again, json!({"ok": true, "id": "x", "rev": "3-c"})),
+                _ => (200, there.clone()),
+            })
+            .await;
+            let placed = find(&couch, "db", &order.media_id, order.key).await.unwrap().unwrap();
+            assert_eq!(is_safe(&couch, &placed).await.is_ok(), is_it, "{again}");
+        }
+    }
 
     /// The action chose an id of a month without a database, so the document has the recording's own id.
     #[tokio::test]

@@ -11,17 +11,18 @@ use tracing::debug;
 use crate::amqp::{self, Letter, Removed};
 use crate::couch::{Couch, CouchError};
 use crate::entry::Entry;
+use crate::entry::fact::What;
 use crate::hold::{Hold, HoldError};
 use crate::kazoo::names::APP_NAME;
 use crate::kazoo::time::{Clock, Moment};
 use crate::ledger::{self, Address, Filter, Ledger, LedgerError, retention};
 use crate::lifecycle::{self, Input, State};
-use crate::telemetry::events::{DeadLettersExpired, RetentionPutOff};
+use crate::telemetry::events::{DeadLettersExpired, HeldCopyFound, RetentionPutOff};
 
 use super::common::{Common, Interrupted};
 use super::drivers::Drivers;
 use super::inbox::dead_letters::DEAD_LETTERS;
-use super::sweep::Sweep;
+use super::sweep::{Resume, Sweep};
 
 /// Interval at which old months are examined.
 const RETENTION: Duration = Duration::from_secs(6 * 3600);
@@ -39,15 +40,15 @@ const MEND: Duration = Duration::from_secs(60);
 const CLOCKS_AGREE: Duration = Duration::from_secs(3600);
 
 /// Keeps ledger and hold tidy.
-pub struct Retention {
+pub struct Retention<D = Drivers> {
     pub common: Arc<Common>,
     pub couch: Couch,
     pub ledger: Ledger,
     pub hold: Hold,
-    pub sweep: Arc<Sweep<Drivers>>,
+    pub sweep: Arc<Sweep<D>>,
 }
 
-impl Retention {
+impl<D: Resume> Retention<D> {
     /// Merges what a partitioned cluster wrote twice, every minute.
     pub async fn mend(self: Arc<Self>) {
         loop {
@@ -73,23 +74,7 @@ impl Retention {
     pub async fn retain(self: Arc<Self>) {
         loop {
             // The host's own clock, also where a test puts the worker's clock forward: that stands for time that has passed everywhere.
-            match clock_fault(&self.couch, &Clock::system()).await {
-                Ok(None) => self.remove_old().await,
-                Ok(Some(why)) => RetentionPutOff { why: &why }.emit(),
-                Err(error) => debug!(event = "retention_failed", %error, "clock of the database server not read"),
-            }
-            if let Err(error) = self.finish().await {
-                debug!(event = "retention_failed", %error, "final entries of earlier versions not read");
-            }
-            match tokio::time::timeout(TIDYING, self.tidy_hold()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(event = "hold_retention_failed", %error, "old days of the hold not examined"),
-                Err(_) => debug!(
-                    event = "hold_retention_failed",
-                    "old days of the hold not examined within an hour"
-                ),
-            }
-            self.prepare().await;
+            self.examine(&Clock::system()).await;
             debug!(event = "retention_done", "ledger, hold and dead letters examined");
             tokio::select! {
                 // Not all workers at the same moment, also where all were started together.
@@ -97,6 +82,31 @@ impl Retention {
                 () = self.common.stop().cancelled() => return,
             }
         }
+    }
+
+    /// One round. `clock` is the host's own.
+    async fn examine(self: &Arc<Self>, clock: &Clock) {
+        if let Err(error) = self.finish().await {
+            debug!(event = "retention_failed", %error, "final entries of earlier versions not read");
+        }
+        match clock_fault(&self.couch, clock).await {
+            Ok(None) => {}
+            Ok(Some(why)) => return RetentionPutOff { why: &why }.emit(),
+            Err(error) => {
+                debug!(event = "retention_failed", %error, "clock of the database server not read");
+                return;
+            }
+        }
+        self.remove_old().await;
+        match tokio::time::timeout(TIDYING, self.tidy_hold()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(event = "hold_retention_failed", %error, "old days of the hold not examined"),
+            Err(_) => debug!(
+                event = "hold_retention_failed",
+                "old days of the hold not examined within an hour"
+            ),
+        }
+        self.prepare().await;
     }
 
     /// Removes what is older than the configuration keeps it.
@@ -168,12 +178,18 @@ impl Retention {
             let ours = entries.filter(|entry| entry.order().is_some_and(|order| order.zone == *zone));
             let over = ours.filter(|entry| fits(entry, now));
             let wanted: Vec<_> = over.map(|entry| (ledger::address(&entry), Some(entry))).collect();
-            while self.sweep.in_flight.busy() >= self.sweep.limits.in_flight {
-                if let Err(Interrupted::ShuttingDown) = self.common.rest().await {
-                    return Ok(());
-                }
+            if self.wait_for_room().await.is_err() {
+                return Ok(());
             }
             self.sweep.take(wanted, input, false).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until this worker has fewer recordings in flight than its limit.
+    async fn wait_for_room(&self) -> Result<(), Interrupted> {
+        while self.sweep.in_flight.busy() >= self.sweep.limits.in_flight {
+            self.common.rest().await?;
         }
         Ok(())
     }
@@ -230,14 +246,19 @@ impl Retention {
             .map(|record| record.entry)
     }
 
-    /// Removes copies of closed recordings from the hold: two workers that did not see each other may have put a recording there twice.
+    /// Removes copies of closed recordings from the hold: two workers that did not see each other may have put a recording there twice. Notes
+    /// copies that an entry lacks.
     async fn tidy_hold(&self) -> Result<(), HoldError> {
         let mut after = None;
         loop {
             let (older, more) = self.hold.older(self.common.now(), after).await?;
             for (address, place, name) in older {
-                if !self.is_needed(&address, &name).await {
-                    self.hold.remove_named(&place, &name).await?;
+                let entry = self.needs_hold(&address).await;
+                let is_lacking = |entry: &Entry| lacks(entry, &name, &self.common.config.kazoo.zone);
+                match entry {
+                    Some(entry) if is_lacking(&entry) => self.note_copy(entry, place, name).await,
+                    entry if self.is_needed(entry.as_ref(), &name).await => {}
+                    _ => self.hold.remove_named(&place, &name).await?,
                 }
             }
             match more {
@@ -247,22 +268,58 @@ impl Retention {
         }
     }
 
-    async fn is_needed(&self, address: &Address, name: &str) -> bool {
-        let needed = self.needs_hold(address).await;
-        let separated = needed.as_ref().and_then(|entry| {
-            let separated = entry.separated(name, self.common.now(), &self.common.policy.worker)?;
-            Some(crate::ledger::address(&separated))
-        });
-        let entry = match separated {
-            Some(separated) => self.needs_hold(&separated).await,
-            None => needed,
+    /// Whether a copy must stay. `entry`: what the ledger has of its recording.
+    async fn is_needed(&self, entry: Option<&Entry>, name: &str) -> bool {
+        let separated = entry.and_then(|entry| entry.separated(name, self.common.now(), &self.common.policy.worker));
+        match separated {
+            Some(separated) => {
+                let entry = self.needs_hold(&ledger::address(&separated)).await;
+                entry.is_none_or(|entry| !entry.is_closed())
+            }
+            None => entry.is_none_or(|entry| !entry.is_closed()),
+        }
+    }
+
+    /// Resumes a recording with a copy of its audio that its entry lacks. A damaged copy stays as it is.
+    async fn note_copy(&self, entry: Entry, place: String, name: String) {
+        let holding = match self.hold.read(place, name).await {
+            Ok(holding) => holding,
+            Err(error) => {
+                debug!(event = "hold_retention_failed", call_id = entry.call_id, %error, "unknown copy in the hold not read");
+                return;
+            }
         };
-        entry.is_none_or(|entry| !entry.is_closed())
+        if self.wait_for_room().await.is_err() {
+            return;
+        }
+        HeldCopyFound {
+            call_id: &entry.call_id,
+            media_id: entry.order().map_or("", |order| order.media_id.as_str()),
+            place: &holding.place,
+            name: &holding.name,
+        }
+        .emit();
+        let n = entry.next_hold();
+        let input = Input::Fact(What::Held { n, holding });
+        self.sweep
+            .take(vec![(ledger::address(&entry), Some(entry))], &input, false)
+            .await;
     }
 }
 
+/// Whether an entry of this zone has no audio anywhere, and does not know of this copy: the worker that made it was killed before it noted
+/// the copy, or the answer of the hold was lost. The switch may have deleted its file since.
+fn lacks(entry: &Entry, name: &str, zone: &str) -> bool {
+    let knows = |what: &What| matches!(what, What::Held { holding, .. } if holding.name == name);
+    matches!(State::of(entry), State::Ended | State::Parked | State::Lost)
+        && entry.held().is_none()
+        && entry.uploaded().is_none()
+        && entry.order().is_some_and(|order| order.zone == zone)
+        && !entry.facts().any(|fact| knows(&fact.what))
+}
+
 /// Why the age of nothing can be told now. A host can boot with a clock that is months ahead: by that clock the only copy of each parked
-/// recording would be too old.
+/// recording would be too old, and today's database of the hold, into which other workers put audio, a past day's.
 async fn clock_fault(couch: &Couch, clock: &Clock) -> Result<Option<String>, CouchError> {
     let Some(ahead) = couch.welcome(clock).await?.ahead_ms else {
         return Ok(Some("the database server does not tell its time".into()));
@@ -275,56 +332,4 @@ async fn clock_fault(couch: &Couch, clock: &Clock) -> Result<Option<String>, Cou
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
-
-    use crate::config::{Config, Couchdb, Layers};
-    use crate::kazoo::time::Moment;
-
-    use super::*;
-
-    /// What a host finds whose clock is so many seconds ahead of a server with this `Date`.
-    async fn found(ahead: i64, date: &'static str) -> Option<String> {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let config = Config::of(Layers::load(None, std::iter::empty()).unwrap()).unwrap();
-        let couch = Couch::new(&Couchdb {
-            url: format!("http://{}", listener.local_addr().unwrap()).parse().unwrap(),
-            ..config.couchdb
-        });
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let _ = stream.read(&mut [0; 4096]).await;
-                let body = r#"{"couchdb":"Welcome","version":"3.5.0"}"#;
-                let head = format!(
-                    "HTTP/1.1 200 OK\r\n{date}Content-Length: {}\r\nConnection: close",
-                    body.len()
-                );
-                let _ = stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await;
-            }
-        });
-        // What `date` says, in seconds.
-        let server = 1_795_386_262;
-        let clock = Clock::fixed(Moment::from_unix_seconds(server + ahead));
-        clock_fault(&couch.unwrap(), &clock).await.unwrap()
-    }
-
-    /// The audio of all parked recordings would be dropped otherwise, within seconds of a start.
-    #[tokio::test]
-    async fn nothing_is_taken_for_old_by_a_clock_that_the_database_server_does_not_share() {
-        const DATE: &str = "Date: Sun, 22 Nov 2026 22:24:22 GMT\r\n";
-        for ahead in [0, 5, -5, 3500, -3500] {
-            assert_eq!(found(ahead, DATE).await, None, "{ahead}");
-        }
-        let day = 86_400;
-        let ahead = found(400 * day, DATE).await.unwrap();
-        assert_eq!(
-            ahead,
-            "this host's clock is 34559999 s ahead of the database server's clock"
-        );
-        assert!(found(-day, DATE).await.unwrap().contains("behind"));
-        let silent = found(0, "").await;
-        assert_eq!(silent.as_deref(), Some("the database server does not tell its time"));
-    }
-}
+mod tests;

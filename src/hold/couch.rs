@@ -13,7 +13,7 @@ use crate::entry::fact::Holding;
 use crate::kazoo::time::{Moment, Month};
 use crate::ledger::Address;
 
-use super::{HoldError, Item, Mark, Page, Store};
+use super::{HoldError, Item, Mark, NAMED_BY, Page, Store};
 
 /// Prefix of the hold's databases. The day follows.
 const PREFIX: &str = "kz_record_call_hold-";
@@ -50,7 +50,7 @@ impl Databases {
     async fn store(&self, item: &Item<'_>) -> Result<Holding, HoldError> {
         let (key, digests) = (item.of.key, &item.audio.digests);
         let day = format!("{PREFIX}{}", item.now.day());
-        let name = format!("{key}-{}", digests.sha256.get(..16).unwrap_or_default());
+        let name = format!("{key}-{}", digests.sha256.get(..NAMED_BY).unwrap_or_default());
         let holding = item.holding(day, name);
         let (day, name) = (&holding.place, &holding.name);
         let mut is_replaced = false;
@@ -78,7 +78,7 @@ impl Databases {
                         }
                         checked => checked?,
                     }
-                    if !self.couch.has_quorum(day, name).await? {
+                    if !self.couch.keeps(day, name).await? {
                         return Err(HoldError::FewCopies);
                     }
                     break;

@@ -21,7 +21,7 @@ use crate::kazoo::time::{Moment, Month};
 use crate::ledger::Address;
 use crate::recording::digest::Hasher;
 
-use super::{HoldError, Item, Mark, Old, Page, Store};
+use super::{HoldError, Item, Mark, NAMED_BY, Old, Page, Store};
 
 /// Bytes per read from the disk.
 const CHUNK: usize = 256 << 10;
@@ -130,7 +130,7 @@ impl Store for Folder {
 
 /// The file name of audio.
 fn name(of: &Address, sha256: &str) -> String {
-    format!("{}-{}.audio", of.key, sha256.get(..16).unwrap_or_default())
+    format!("{}-{}.audio", of.key, sha256.get(..NAMED_BY).unwrap_or_default())
 }
 
 /// The path of a file name. Names come from the ledger, and must not lead out of the folder.

@@ -23,7 +23,7 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
         let mut shows_it = false;
         let step = match place.look_up().await? {
             Found::Taken => return Ok(Put::Taken),
-            Found::Ours { rev, deleted } if !has_shown => return place.found(rev, deleted).await,
+            Found::Ours { rev, deleted } if !has_shown => return place.found(rev, deleted, below_quorum).await,
             Found::Ours { rev, deleted } => {
                 return Ok(Put::Stored {
                     rev,
@@ -40,7 +40,9 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
                 rev,
                 present,
                 ..
-            } if place.untouched && !present.contains_key("pvt_recording") => return place.found(rev, false).await,
+            } if place.untouched && !present.contains_key("pvt_recording") => {
+                return place.found(rev, false, below_quorum).await;
+            }
             Found::Incomplete {
                 whole: true, present, ..
             } => {

@@ -61,7 +61,8 @@ pub enum Kept {
     Damaged(String),
 }
 
-/// Reads a stored recording back. This is required after a `202`. `untouched`: the document can be Kazoo's own, with the audio added.
+/// Reads a stored recording back. This is required after a `202`. Where the server does not list its nodes, the document is saved once more,
+/// unchanged. `untouched`: the document can be Kazoo's own, with the audio added.
 ///
 /// # Errors
 /// When the database does not answer. A server that does not know the database says nothing about the document.
@@ -90,7 +91,7 @@ pub async fn read_back(
 
 async fn whole(couch: &Couch, database: &str, id: &MediaId, rev: String) -> Result<ReadBack, DeliveryError> {
     // A copy on the only remaining node proves no more than the 202 did.
-    if !couch.has_quorum(database, id.as_str()).await? {
+    if !couch.keeps(database, id.as_str()).await? {
         let why = "fewer of the document's nodes than the quorum are there";
         return Err(DeliveryError::Target(why.into()));
     }
@@ -310,6 +311,7 @@ pub(in crate::destination) fn rev(document: &Value) -> String {
 mod tests {
     use serde_json::json;
 
+    use crate::couch::testing;
     use crate::recording::digest::Hasher;
 
     use super::*;
@@ -323,6 +325,51 @@ mod tests {
             duration_ms: None,
             findings: vec![],
             as_written: None,
+        }
+    }
+
+    /// The document can be on the only node that has not failed. `_membership` is for admins, and the proxy of a third party hides it.
+    #[tokio::test]
+    async fn a_read_back_counts_only_when_nodes_are_known_or_a_write_has_enough_copies() {
+        const HIDES: (u16, &str, &str) = (404, "not_found", "missing");
+        const REFUSES: (u16, &str, &str) = (401, "unauthorized", "You are not a server admin.");
+        let key = Key::of("call", "action");
+        let stub = json!({"stub": true, "length": 3, "digest": "md5-kAFQmDzST7DWlj99KOF/cg=="});
+        let document = json!({
+            "_id": "x", "_rev": "2-a", "pvt_type": "call_recording", "pvt_recording": {"key": key},
+            "_attachments": {"a.mp3": stub}
+        });
+        let id: MediaId = "202611-x".to_owned().try_into().unwrap();
+        for (hidden, again, counts) in [
+            (HIDES, 202, false),
+            (REFUSES, 202, false),
+            (HIDES, 201, true),
+            (REFUSES, 201, true),
+        ] {
+            let there = document.clone();
+            let (couch, log) = testing::couch(move |asked| match asked.method.as_str() {
+                _ if asked.path.contains("_membership") => (hidden.0, json!({"error": hidden.1, "reason": hidden.2})),
+                "PUT" => (again, json!({"ok": true, "id": "x", "rev": "3-b"})),
+                _ => (200, there.clone()),
+            })
+            .await;
+            let read = read_back(&couch, "db", &id, (key, false), ("a.mp3", &audio())).await;
+            assert_eq!(
+                read.is_ok_and(|read| matches!(read, ReadBack::Whole { .. })),
+                counts,
+                "{hidden:?} {again}"
+            );
+            let log = log.lock().unwrap();
+            let saved: Vec<_> = log.iter().filter(|asked| asked.method == "PUT").collect();
+            let saved: Vec<Value> = saved
+                .iter()
+                .map(|asked| serde_json::from_str(&asked.body).unwrap())
+                .collect();
+            assert_eq!(
+                saved,
+                std::slice::from_ref(&document),
+                "unchanged, with the stub of its audio"
+            );
         }
     }
 

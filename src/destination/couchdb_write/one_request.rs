@@ -52,7 +52,7 @@ pub(super) async fn put(place: &Place<'_>) -> Result<Put, DeliveryError> {
             road: Some(Road::First),
             deleted,
         }),
-        Found::Ours { rev, deleted } => place.found(rev, deleted).await,
+        Found::Ours { rev, deleted } => place.found(rev, deleted, below_quorum).await,
         Found::Taken => Ok(Put::Taken),
         Found::Deleted(why) => Err(DeliveryError::Recording(why)),
         Found::Nothing => match failed {

@@ -35,66 +35,150 @@ pub enum Usual {
 /// Nested deeper than this, a group is Kazoo's.
 const DEEPEST: usize = 8;
 
+/// A part of a name.
+enum Piece {
+    /// The same in the name of each recording.
+    Fixed(String),
+    Text(Option<Argument>, String),
+}
+
+/// What tells recordings apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Argument {
+    Id,
+    Database,
+    Account,
+    Attachment,
+}
+
 /// The name.
 ///
 /// # Errors
 /// When the settings have a form whose result in Kazoo is not certain.
 pub fn name(settings: &Settings, usual: Usual, subject: &Subject<'_>) -> Result<String, NotOurs> {
-    if settings.get("file").is_some() {
-        return Err(NotOurs::Setting("file"));
-    }
-    let separator = match settings.get("field_separator") {
-        None => "/",
-        Some(Value::String(separator)) => separator,
-        Some(_) => return Err(NotOurs::Setting("field_separator")),
-    };
-    let joined = match settings.get("field_list") {
-        None => usually(usual, subject),
-        Some(Value::Array(fields)) => joined(fields, separator, subject, DEEPEST)?,
-        Some(_) => return Err(NotOurs::Setting("field_list")),
-    };
+    let pieces = pieces(settings, usual, subject)?;
+    let joined: String = pieces.iter().map(Piece::text).collect();
     Ok(match prefix(settings)? {
         None => joined,
         Some(prefix) => format!("{}/{joined}", prefix.trim_end_matches('/')),
     })
 }
 
-/// Whether no other recording can have this name: it has the recording's key, or it depends on the document's id and on the database or the
-/// account. A callflow can choose one id in many accounts. The id begins with the month, which with the account determines the database.
+/// Whether no other recording can have this name: it has the recording's key, or the document's id and the database or the account can be
+/// told from it. A callflow can choose one id in many accounts. The id begins with the month, which with the account determines the database.
+///
+/// ```text
+/// id 202611-a     attachment b_c.mp3     202611-a_b_c.mp3
+/// id 202611-a_b   attachment c.mp3       202611-a_b_c.mp3
+/// ```
 pub fn is_own(name: &str, settings: &Settings, usual: Usual, subject: &Subject<'_>, key: &str) -> bool {
-    let depends = |other: &Subject<'_>| self::name(settings, usual, other).is_ok_and(|other| other != name);
-    let no_database = Subject {
-        database: "",
-        ..*subject
+    if name.contains(key) {
+        return true;
+    }
+    let Ok(pieces) = pieces(settings, usual, subject) else {
+        return false;
     };
-    let no_id = Subject { id: "", ..*subject };
-    let no_account = Subject {
-        account_id: "",
-        ..*subject
+    let optional = optional_fields(settings);
+    let texts = || pieces.iter().filter(|piece| matches!(piece, Piece::Text(..)));
+    // Such a character is fixed in each name that is equal to this one: as many of them come from the fixed pieces of the other.
+    let is_fixed = |c: char| match optional {
+        0 => !texts().any(|piece| piece.text().contains(c)),
+        _ => c != '%' && encoded(&c.to_string()) != c.to_string(),
     };
-    name.contains(key) || (depends(&no_id) && (depends(&no_database) || depends(&no_account)))
+    // A recording without the field has a name with fewer of them. Two fields could stand for each other.
+    if optional > 1 || (optional == 1 && !separator(settings).is_ok_and(|separator| separator.contains(is_fixed))) {
+        return false;
+    }
+    let is_told = |wanted: Argument| {
+        let places = pieces
+            .iter()
+            .enumerate()
+            .filter(|(_, piece)| matches!(piece, Piece::Text(Some(argument), _) if *argument == wanted));
+        places.map(|(n, _)| n).any(|n| {
+            let (before, after) = (pieces.iter().take(n).rev(), pieces.iter().skip(n + 1));
+            is_bounded(before, is_fixed) && is_bounded(after, is_fixed)
+        })
+    };
+    is_told(Argument::Id) && (is_told(Argument::Database) || is_told(Argument::Account))
 }
 
-fn usually(usual: Usual, subject: &Subject<'_>) -> String {
-    let own = format!("{}_{}", encoded(subject.id), encoded(subject.attachment));
-    match usual {
-        Usual::S3 => format!("{}/{own}", encoded(subject.database)),
-        Usual::Azure => own,
+/// Whether a fixed character, or the end of the name, comes before the next text.
+fn is_bounded<'a>(mut pieces: impl Iterator<Item = &'a Piece>, is_fixed: impl Fn(char) -> bool + Copy) -> bool {
+    let decides = |piece: &&Piece| match piece {
+        Piece::Text(..) => true,
+        Piece::Fixed(text) => text.contains(is_fixed),
+    };
+    pieces
+        .find(decides)
+        .is_none_or(|piece| matches!(piece, Piece::Fixed(_)))
+}
+
+/// The number of fields that are left out, with a separator, where a document has no value.
+fn optional_fields(settings: &Settings) -> usize {
+    let fields = settings.get("field_list").and_then(Value::as_array);
+    fields.map_or(0, |fields| {
+        fields.iter().filter(|field| field.get("field").is_some()).count()
+    })
+}
+
+impl Piece {
+    fn text(&self) -> &str {
+        match self {
+            Self::Fixed(text) | Self::Text(_, text) => text,
+        }
     }
 }
 
-fn joined(fields: &[Value], separator: &str, subject: &Subject<'_>, depth: usize) -> Result<String, NotOurs> {
-    let texts = fields
+fn separator(settings: &Settings) -> Result<&str, NotOurs> {
+    match settings.get("field_separator") {
+        None => Ok("/"),
+        Some(Value::String(separator)) => Ok(separator),
+        Some(_) => Err(NotOurs::Setting("field_separator")),
+    }
+}
+
+fn pieces(settings: &Settings, usual: Usual, subject: &Subject<'_>) -> Result<Vec<Piece>, NotOurs> {
+    if settings.get("file").is_some() {
+        return Err(NotOurs::Setting("file"));
+    }
+    let separator = separator(settings)?;
+    match settings.get("field_list") {
+        None => Ok(usually(usual, subject)),
+        Some(Value::Array(fields)) => joined(fields, separator, subject, DEEPEST),
+        Some(_) => Err(NotOurs::Setting("field_list")),
+    }
+}
+
+fn usually(usual: Usual, subject: &Subject<'_>) -> Vec<Piece> {
+    let text = |argument: Argument| Piece::Text(Some(argument), encoded(argument.of(subject)));
+    let fixed = |text: &str| Piece::Fixed(text.to_owned());
+    let own = [text(Argument::Id), fixed("_"), text(Argument::Attachment)];
+    match usual {
+        Usual::S3 => [text(Argument::Database), fixed("/")].into_iter().chain(own).collect(),
+        Usual::Azure => own.into(),
+    }
+}
+
+fn joined(fields: &[Value], separator: &str, subject: &Subject<'_>, depth: usize) -> Result<Vec<Piece>, NotOurs> {
+    let mut all = Vec::new();
+    let rendered = fields
         .iter()
         .filter_map(|field| rendered(field, subject, depth).transpose());
-    Ok(texts.collect::<Result<Vec<_>, _>>()?.join(separator))
+    for (n, pieces) in rendered.enumerate() {
+        if n > 0 {
+            all.push(Piece::Fixed(separator.to_owned()));
+        }
+        all.extend(pieces?);
+    }
+    Ok(all)
 }
 
 /// `None`: the field gives nothing, and its separator is left out.
-fn rendered(field: &Value, subject: &Subject<'_>, depth: usize) -> Result<Option<String>, NotOurs> {
+fn rendered(field: &Value, subject: &Subject<'_>, depth: usize) -> Result<Option<Vec<Piece>>, NotOurs> {
     const ODD: NotOurs = NotOurs::Setting("field_list");
+    let fixed = |text: &str| Ok(Some(vec![Piece::Fixed(text.to_owned())]));
     let object = match field {
-        Value::String(constant) => return Ok(Some(constant.clone())),
+        Value::String(constant) => return fixed(constant),
         Value::Object(object) => object,
         _ => return Err(ODD),
     };
@@ -103,21 +187,38 @@ fn rendered(field: &Value, subject: &Subject<'_>, depth: usize) -> Result<Option
         return Err(ODD);
     };
     match (key.as_str(), value) {
-        ("arg", Value::String(name)) => Ok(argument(name, subject).map(encoded)),
-        ("field", path) => public_field(path, subject.document),
-        ("const", Value::String(constant)) => Ok(Some(constant.clone())),
+        ("arg", Value::String(name)) => {
+            let text = |argument: Argument| vec![Piece::Text(Some(argument), encoded(argument.of(subject)))];
+            Ok(Argument::named(name).map(text))
+        }
+        ("field", path) => {
+            let text = public_field(path, subject.document)?;
+            Ok(text.map(|text| vec![Piece::Text(None, text)]))
+        }
+        ("const", Value::String(constant)) => fixed(constant),
         ("group", Value::Array(fields)) if depth > 0 => joined(fields, "", subject, depth - 1).map(Some),
         _ => Err(ODD),
     }
 }
 
-fn argument<'a>(name: &str, subject: &Subject<'a>) -> Option<&'a str> {
-    match name {
-        "account_id" => Some(subject.account_id),
-        "db" => Some(subject.database),
-        "id" => Some(subject.id),
-        "attachment" => Some(subject.attachment),
-        _ => None,
+impl Argument {
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "account_id" => Some(Self::Account),
+            "db" => Some(Self::Database),
+            "id" => Some(Self::Id),
+            "attachment" => Some(Self::Attachment),
+            _ => None,
+        }
+    }
+
+    const fn of<'a>(self, subject: &Subject<'a>) -> &'a str {
+        match self {
+            Self::Account => subject.account_id,
+            Self::Database => subject.database,
+            Self::Id => subject.id,
+            Self::Attachment => subject.attachment,
+        }
     }
 }
 
@@ -288,6 +389,83 @@ mod tests {
             (json!([{"arg": "account_id"}, {"field": "call_id"}]), false),
         ] {
             assert_eq!(is_own(list.clone(), Usual::S3, "202611-announcement"), own, "{list}");
+        }
+    }
+
+    /// The PUT of the one recording would replace the audio of the other.
+    #[test]
+    fn a_name_that_two_recordings_get_is_not_the_own_of_both() {
+        const KEY: &str = "7c9e0f1a2b3c4d5e6f708192a3b4c5d6";
+        let named = |given: &Value, (account_id, id, attachment): (&str, &str, &str), fields: &[(&str, &str)]| {
+            let mut document = document();
+            document.extend(fields.iter().map(|(key, value)| ((*key).to_owned(), json!(value))));
+            let (settings, document) = (settings(given), &document);
+            let database = &format!("account/{account_id}-202611");
+            let subject = Subject {
+                account_id,
+                database,
+                id,
+                attachment,
+                document,
+            };
+            let name = name(&settings, Usual::S3, &subject).unwrap();
+            let is_own = super::is_own(&name, &settings, Usual::S3, &subject, KEY);
+            (name, is_own)
+        };
+        let (a, b) = (("4ba1", "202611-a", "b_c.mp3"), ("4ba1", "202611-a_b", "c.mp3"));
+        let list = |list: Value| json!({ "field_list": list });
+        let (db, id, attachment) = (json!({"arg": "db"}), json!({"arg": "id"}), json!({"arg": "attachment"}));
+        let optional = json!([{"field": "x"}, id, {"field": "y"}, db]);
+        for (given, one, other) in [
+            (json!({}), (a, &[][..]), (b, &[][..])),
+            (json!({"folder_path": "rec"}), (a, &[]), (b, &[])),
+            (
+                json!({"field_list": [db, id, attachment], "field_separator": "_"}),
+                (a, &[]),
+                (b, &[]),
+            ),
+            (
+                json!({"field_list": [db, id, attachment], "field_separator": "--"}),
+                (("4ba1", "202611-a", "b--c.mp3"), &[]),
+                (("4ba1", "202611-a--b", "c.mp3"), &[]),
+            ),
+            (list(json!([db, {"group": [id, "_", attachment]}])), (a, &[]), (b, &[])),
+            (
+                list(json!([db, {"group": [id, attachment]}])),
+                (("4ba1", "202611-a", "bc.mp3"), &[]),
+                (("4ba1", "202611-ab", "c.mp3"), &[]),
+            ),
+            (
+                list(json!([{"group": [{"arg": "account_id"}, "-", id]}])),
+                (("4ba1", "202611-202611-a", "c.mp3"), &[]),
+                (("4ba1-202611", "202611-a", "c.mp3"), &[]),
+            ),
+            (
+                list(optional),
+                (("4ba1", "202611-a", "c.mp3"), &[("y", "202611-b")]),
+                (("4ba1", "202611-b", "c.mp3"), &[("x", "202611-a")]),
+            ),
+            (
+                json!({"field_list": [db, {"field": "x"}, id], "field_separator": "_"}),
+                (("4ba1", "202611-a_b", "c.mp3"), &[]),
+                (("4ba1", "b", "c.mp3"), &[("x", "202611-a")]),
+            ),
+        ] {
+            let ((one, own), (other, others)) = (named(&given, one.0, one.1), named(&given, other.0, other.1));
+            assert_eq!(one, other, "{given}");
+            assert!(!own && !others, "{given}");
+        }
+        // What nothing else can be split into.
+        for given in [
+            json!({}),
+            json!({"field_list": [db, id], "field_separator": "_"}),
+            list(json!([{"group": [id, "/", db, "/", attachment]}])),
+            list(json!([{"arg": "account_id"}, {"field": "owner_id"}, id, attachment])),
+            list(
+                json!(["a_b", {"group": ["x", db]}, {"group": [id, ".mp3"]}, {"group": [{"field": "x"}, attachment]}]),
+            ),
+        ] {
+            assert!(named(&given, ("4ba1", "202611-a", "b.mp3"), &[]).1, "{given}");
         }
     }
 

@@ -40,3 +40,24 @@ impl RetentionPutOff<'_> {
         );
     }
 }
+
+/// The hold has audio of a recording whose entry has none.
+pub struct HeldCopyFound<'a> {
+    pub call_id: &'a str,
+    pub media_id: &'a str,
+    pub place: &'a str,
+    pub name: &'a str,
+}
+
+impl HeldCopyFound<'_> {
+    pub fn emit(self) {
+        info!(
+            event = "held_copy_found",
+            call_id = self.call_id,
+            media_id = self.media_id,
+            place = self.place,
+            name = self.name,
+            "copy in the hold that the ledger did not know"
+        );
+    }
+}
