@@ -185,7 +185,7 @@ fn follows(case: &Case, now: Moment, policy: &Policy) -> Option<What> {
         return None;
     }
     if entry.parked().is_some() {
-        return settled::woken(entry);
+        return settled::follows(entry, now, policy);
     }
     if entry.awaits_kazoo() {
         return None;

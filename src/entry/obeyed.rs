@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::kazoo::dialplan::Control;
 use crate::kazoo::time::Moment;
 use crate::recording::controls::{Controls, NotObeyed, Why};
+use crate::recording::ending::Told;
 use crate::recording::order::Order;
 
 use super::Entry;
@@ -115,14 +116,26 @@ impl Entry {
             }
             Some(_) => return None,
             None if sent.count() > 0 => ran_on().then_some(Why::Undelivered)?,
-            // No worker could send it before the end.
-            None => (!self.has(|what| matches!(what, What::StopSent { .. })) && ran_on()).then_some(Why::Ended)?,
+            // No worker could send it before the end, other than to an earlier part.
+            None => (self.is_latest_part_unstopped() && ran_on()).then_some(Why::Ended)?,
         };
         Some(What::NotObeyed {
             action: action.clone(),
             what: Control::Stop,
             why,
         })
+    }
+
+    /// Whether no stop was sent to the latest part: the sender of each one knew no later start than that of an earlier part, and sent it before
+    /// the latest part began. Starts of a continuation do not count.
+    fn is_latest_part_unstopped(&self) -> bool {
+        let latest = self.latest_start().map(Told::order);
+        let began = self.latest_began();
+        let mut sent = self.facts().filter_map(|fact| match fact.what {
+            What::StopSent { start, .. } => Some((fact, start)),
+            _ => None,
+        });
+        sent.all(|(sent, start)| knew_start(sent) && start < latest && began.is_some_and(|began| sent.at < began))
     }
 
     /// When the first stop had been sent, by its sender's clock, if a worker carried it out a while later.

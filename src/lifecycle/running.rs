@@ -83,6 +83,11 @@ pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<Wha
     if let Some(end) = presumed_end(entry, now, policy) {
         return Some(What::PresumedEnded(Box::new(end)));
     }
+    unconfirmed(entry, now, policy)
+}
+
+/// What follows when a recording that runs was not stopped in time.
+pub(super) fn unconfirmed(entry: &Entry, now: Moment, policy: &Policy) -> Option<What> {
     let alarm = stop_alarm(entry, stop_asked(entry, policy)?, policy);
     let alarmed = entry.facts().any(|fact| fact.what == What::StopUnconfirmed);
     (!alarmed && alarm <= now).then_some(What::StopUnconfirmed)
@@ -152,23 +157,10 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
         };
     }
     let mut moments = Vec::new();
-    let asked = stop_asked(entry, policy);
-    let stop = asked.and_then(|_| next_stop(entry, now, policy));
-    // A mask that met no queue does not delay the stop that came after it.
-    if let Some((action, what, n)) = entry.mask_to_send()
-        && !(stop.is_some() && entry.is_returned(action))
-    {
-        return Next::Do(Effect::Control { what, n });
-    }
-    if let Some(asked) = asked {
-        match stop {
-            Some((n, at)) if at <= now => return Next::Do(Effect::Control { what: Control::Stop, n }),
-            Some((_, at)) => moments.push(Some(at)),
-            None => {}
-        }
-        let alarm = stop_alarm(entry, asked, policy);
-        if alarm > now {
-            moments.push(Some(alarm));
+    for control in controls(entry, now, policy) {
+        match control {
+            Next::Wait(until) => moments.push(Some(until)),
+            first => return first,
         }
     }
     if gone_for_good(entry, policy) {
@@ -198,6 +190,31 @@ pub(super) fn next(entry: &Entry, now: Moment, policy: &Policy) -> Next {
         moments.push(limit(entry, policy));
     }
     earliest(moments, now)
+}
+
+/// What must be done about the stop and the mask of a recording that runs: a command now, or the times at which something is due.
+pub(super) fn controls(entry: &Entry, now: Moment, policy: &Policy) -> Vec<Next> {
+    let asked = stop_asked(entry, policy);
+    let stop = asked.and_then(|_| next_stop(entry, now, policy));
+    // A mask that met no queue does not delay the stop that came after it.
+    if let Some((action, what, n)) = entry.mask_to_send()
+        && !(stop.is_some() && entry.is_returned(action))
+    {
+        return vec![Next::Do(Effect::Control { what, n })];
+    }
+    let Some(asked) = asked else { return Vec::new() };
+    let mut moments = Vec::new();
+    match stop {
+        Some((n, at)) if at <= now => {
+            let what = Control::Stop;
+            return vec![Next::Do(Effect::Control { what, n })];
+        }
+        Some((_, at)) => moments.push(at),
+        None => {}
+    }
+    moments.push(stop_alarm(entry, asked, policy));
+    moments.retain(|at| *at > now);
+    moments.into_iter().map(Next::Wait).collect()
 }
 
 /// Why a start that was commanded was never reported, and left no file.

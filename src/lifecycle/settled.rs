@@ -10,14 +10,25 @@ use crate::recording::order::Order;
 
 use super::ended::answer;
 use super::schedule::{paused, wait_or};
-use super::{Answer, Case, Effect, Hand, Next, Policy, evidence, source};
+use super::{Answer, Case, Effect, Hand, Next, Policy, evidence, running, source};
 
 /// No recording waits longer than this for the end of its call, whatever ecallmgrs answer.
 const LONGEST_CALL: Duration = Duration::from_secs(86_400);
 
+/// What follows while a recording is parked.
+pub(super) fn follows(entry: &Entry, now: Moment, policy: &Policy) -> Option<What> {
+    woken(entry).or_else(|| runs(entry).then(|| running::unconfirmed(entry, now, policy)).flatten())
+}
+
+/// Whether the switch records into the file of this recording. A recording that begins at bridges can be parked after its first part, with its
+/// audio on its switch alone: then the next part is its own, and what actions asked for applies to that part too.
+fn runs(entry: &Entry) -> bool {
+    entry.started().is_some() && entry.is_open()
+}
+
 /// A recording was parked because its file was missing, and its end was only presumed. It resumes when the switch reports its end after
 /// all.
-pub(super) fn woken(entry: &Entry) -> Option<What> {
+fn woken(entry: &Entry) -> Option<What> {
     entry.is_woken().then(|| entry.retry())
 }
 
@@ -75,6 +86,9 @@ pub(super) fn owed(case: &Case, now: Moment, policy: &Policy) -> Vec<Next> {
             answer(entry)
         };
         owed.push(Next::Do(Effect::Answer(answer)));
+    }
+    if runs(entry) {
+        owed.extend(running::controls(entry, now, policy));
     }
     let refused_until = entry.notices_refused().next_back();
     let announce = |one| wait_or(refused_until, now, || Next::Do(Effect::Announce(one)));
