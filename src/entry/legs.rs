@@ -64,12 +64,13 @@ impl Entry {
 }
 
 impl Entry {
-    /// Whether an event reported that the leg on which the switch ended the recording was hung up. The answer of an ecallmgr that does not
-    /// know the call is no such report: an ecallmgr that has just started knows no call.
+    /// Whether events reported that nothing more can come into the recording's file: the leg on which the switch ended the recording was hung up,
+    /// or the ordered leg is gone, and no other leg is known that may have the recording. The answer of an ecallmgr that does not know the
+    /// call is no such report: an ecallmgr that has just started knows no call.
     pub fn has_hung_up(&self) -> bool {
-        let Some(end) = self.told_end() else { return false };
-        let is_gone = |leg: &Leg| leg.event == LegEvent::Gone && leg.call_id == end.call_id;
-        end.hung_up == Some(true) || self.has(|what| matches!(what, What::Leg(leg) if is_gone(leg)))
+        let end = self.told_end();
+        end.is_some_and(|end| end.hung_up == Some(true) || self.is_gone(&end.call_id))
+            || self.is_gone(&self.call_id) && self.living_legs().is_empty()
     }
 }
 

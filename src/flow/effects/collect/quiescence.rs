@@ -196,9 +196,11 @@ mod tests {
 
     use crate::config::{Config, Layers};
     use crate::entry::fact::{Fact, What};
+    use crate::entry::legs::Leg;
     use crate::flow::common::Tasks;
     use crate::kazoo::dialplan::Trigger;
     use crate::kazoo::envelope::Sender;
+    use crate::kazoo::leg::LegEvent;
     use crate::kazoo::time::{Clock, Moment};
     use crate::lifecycle::Policy;
     use crate::lifecycle::tests::{audio, order, told};
@@ -260,6 +262,40 @@ mod tests {
             let look = quiescence.look_at_call(&entry).await;
             let still = quiescence.is_still(&entry, &look, &audio(5000)).await;
             assert_eq!(still, may_go, "hung up: {hung_up:?}, gone for {gone_for} s");
+        }
+    }
+
+    /// The end was lost, and presumed. The events of the legs' ends arrived.
+    #[test]
+    fn a_call_whose_legs_are_all_gone_has_hung_up() {
+        let gone = |call_id: &str| {
+            What::Leg(Box::new(Leg {
+                call_id: call_id.into(),
+                event: LegEvent::Gone,
+                other: None,
+                control: None,
+                was_answered: None,
+                stamp: None,
+            }))
+        };
+        let mut start = told(0);
+        start.other_leg_call_id = Some("other".into());
+        for (legs, hung_up) in [
+            (vec![], false),
+            (vec!["call"], false),
+            (vec!["other"], false),
+            (vec!["other", "call"], true),
+        ] {
+            let mut entry = Entry::of_order(order(), "w");
+            let legs = legs.iter().map(|leg| gone(leg));
+            for what in [What::Started(start.clone()), What::PresumedEnded(start.clone())]
+                .into_iter()
+                .chain(legs)
+            {
+                let (at, by) = (order().asked_at, "w".to_owned());
+                entry.add(Fact { at, by, what });
+            }
+            assert_eq!(entry.has_hung_up(), hung_up);
         }
     }
 
